@@ -1,0 +1,53 @@
+# The two commands of a newcomer are `make chat` and `make test`; CONTRIBUTING.md explains the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/* kernels/src/simd/*)
+SANITIZED := build/sanitize
+# Building everything at once can freeze a small machine.
+export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+
+.PHONY: chat setup packages test test-all sanitize lint clean
+
+chat: $(VENV)/.runtime
+	@$(BIN)/edge chat smollm2-135m
+
+setup: $(VENV)/.development
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The runtime and the demo model, without torch.
+$(VENV)/.runtime: pyproject.toml $(NATIVE) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
+	@touch $@
+
+# torch comes first and by exact version: a range could pull a CUDA build.
+$(VENV)/.development: pyproject.toml $(NATIVE) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.runtime
+
+# Debian packages that some tests use; the script says which and why.
+packages:
+	@scripts/install-test-packages
+
+test: setup packages sanitize
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup packages sanitize
+	$(BIN)/pytest
+
+# The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	@scripts/sanitize $(BIN) $(SANITIZED)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,1 @@
+"""The bundle: the folder that the runtime maps into memory. See `manifest`, `writer` and `reader`."""

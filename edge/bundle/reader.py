@@ -1,0 +1,216 @@
+"""Opens a bundle for the runtime: checks it, then maps its weights into memory.
+
+Checksums of the files are computed on the first load and with `verify=True`. A load that found them right
+leaves a stamp in the user's cache folder; later loads check sizes, modification times and headers only, so
+that a start stays fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.atomic import write_file
+from edge.bundle.manifest import (
+    CHAT_TEMPLATE,
+    GENERATION_CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    BundleTensor,
+    Manifest,
+)
+from edge.config import ModelConfig
+from edge.errors import BundleError, CheckpointError, ConfigError
+from edge.paths import cache_folder
+from edge.safetensors_file import SafetensorsFile
+from edge.tensors import expected_tensors
+
+_NOT_TOKENIZER = (WEIGHTS, CHAT_TEMPLATE, GENERATION_CONFIG)
+
+
+class Bundle:
+    """An open bundle. Make one with `Bundle.open`.
+
+    path: its folder. manifest: everything it says. config: the network. tensors: name -> BundleTensor.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._weights = weights
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = False) -> Bundle:
+        """Check and map the bundle in folder `path`; verify recomputes every checksum.
+
+        Raises BundleError, with one sentence, for a folder that is no bundle and for one that is truncated,
+        altered, newer than this program, or contradicts its own config.
+        """
+        path = Path(path)
+        try:
+            text = (path / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            raise BundleError(
+                f"'{path}' is not a bundle: it has no {MANIFEST}; convert the model again or name another."
+            ) from None
+        except OSError as error:
+            raise BundleError(f"Cannot read '{path / MANIFEST}': {error.strerror or error}.") from None
+        manifest = Manifest.parse(text, str(path / MANIFEST))
+        _check_files(path, manifest, verify)
+        try:
+            weights = SafetensorsFile(path / WEIGHTS)
+        except CheckpointError as error:
+            raise BundleError(str(error)) from None
+        _check_tensors(path, manifest, weights)
+        return cls(path, manifest, weights)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self.manifest.config
+
+    @property
+    def tensors(self) -> dict[str, BundleTensor]:
+        """Every tensor by name, in the order of the file."""
+        return dict(self.manifest.tensors)
+
+    @property
+    def content_hash(self) -> str:
+        """Hex digest of what the bundle computes: config, tensors and every file."""
+        return self.manifest.content_hash
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The packed bytes of a tensor, mapped and read-only: uint8 [tensor.bytes], aligned to 64 bytes."""
+        if name not in self.manifest.tensors:
+            raise BundleError(f"'{self.path}' has no tensor '{name}'.")
+        return self._weights.array(name)
+
+    def file(self, name: str) -> Path:
+        """The path of one of the bundle's files."""
+        if name not in self.manifest.files:
+            raise BundleError(f"'{self.path}' has no file '{name}'.")
+        return self.path / name
+
+    def file_bytes(self, name: str) -> bytes:
+        """The contents of one of the bundle's files."""
+        try:
+            return self.file(name).read_bytes()
+        except OSError as error:
+            raise BundleError(f"Cannot read '{self.path / name}': {error.strerror or error}.") from None
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name, empty if the checkpoint had none."""
+        return {name: self.file_bytes(name) for name in self.manifest.files if name not in _NOT_TOKENIZER}
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, or None."""
+        return self.file_bytes(CHAT_TEMPLATE).decode() if CHAT_TEMPLATE in self.manifest.files else None
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The model's own sampling settings, or an empty dict."""
+        if GENERATION_CONFIG not in self.manifest.files:
+            return {}
+        data: dict[str, Any] = json.loads(self.file_bytes(GENERATION_CONFIG))
+        return data
+
+
+def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
+    """Sizes always; checksums where no stamp says that this very file was found right before."""
+    if WEIGHTS not in manifest.files:
+        raise BundleError(f"'{path}' has no {WEIGHTS} in its manifest; convert the model again.")
+    stamps = _Stamps(path)
+    for name, entry in manifest.files.items():
+        file = path / name
+        try:
+            status = file.stat()
+            if status.st_size != entry.bytes:
+                raise BundleError(
+                    f"'{file}' has {status.st_size} bytes instead of {entry.bytes}: it is truncated "
+                    "or was replaced; convert or copy the model again."
+                )
+            stamp = [status.st_size, status.st_mtime_ns, entry.sha256]
+            if not verify and stamps.known.get(name) == stamp:
+                continue
+            if _sha256(file) != entry.sha256:
+                raise BundleError(
+                    f"'{file}' was altered or damaged (its checksum does not match); "
+                    "convert or copy the model again."
+                )
+        except FileNotFoundError:
+            raise BundleError(
+                f"'{file}' is missing from the bundle; convert or copy the model again."
+            ) from None
+        except OSError as error:
+            raise BundleError(f"Cannot read '{file}': {error.strerror or error}.") from None
+        stamps.add(name, stamp)
+    stamps.save()
+
+
+def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
+    advice = "convert the model again."
+    try:
+        expected = expected_tensors(manifest.config)
+    except ConfigError as error:
+        raise BundleError(f"'{path}' needs a newer version, update minicpm-edge: {error}") from None
+    for name, shape in expected.items():
+        tensor = manifest.tensors.get(name)
+        if tensor is None:
+            raise BundleError(f"'{path}' lacks the tensor '{name}', which its config asks for; {advice}")
+        if tensor.shape != shape:
+            raise BundleError(
+                f"Tensor '{name}' of '{path}' has shape {list(tensor.shape)}, but its config asks for "
+                f"{list(shape)}; {advice}"
+            )
+        stored = weights.tensors.get(name)
+        if stored is None or stored.dtype != "U8" or stored.shape != (tensor.bytes,):
+            raise BundleError(
+                f"Tensor '{name}' of '{path}' is not stored as {tensor.bytes} bytes of layout "
+                f"{tensor.scheme.layout}; {advice}"
+            )
+    for name in manifest.tensors:
+        if name not in expected:
+            raise BundleError(f"'{path}' has a tensor '{name}' that its config does not know; {advice}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Stamps:
+    """Which files of one bundle were found right: name -> [size, mtime in ns, sha256], kept per folder."""
+
+    def __init__(self, path: Path) -> None:
+        key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+        self._file = cache_folder() / "stamps" / f"{key}.json"
+        self._changed = False
+        try:
+            self.known: dict[str, list[Any]] = dict(json.loads(self._file.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            self.known = {}
+
+    def add(self, name: str, stamp: list[Any]) -> None:
+        self._changed = self._changed or self.known.get(name) != stamp
+        self.known[name] = stamp
+
+    def save(self) -> None:
+        """Best effort: without a writable cache folder every load computes the checksums."""
+        if not self._changed:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._file, json.dumps(self.known).encode())
+        except OSError:
+            return

@@ -1,0 +1,63 @@
+"""What a source of weights offers to the converter, whatever its file format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.config import ModelConfig
+from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint under its Hugging Face name, known without reading its values.
+
+    shape: (rows, columns), or (n,) for a norm. source_type: what the file calls its type, for `edge inspect`.
+    scheme: how it is stored when that has an exact counterpart here, or f16/f32 for floats.
+    exact: False when reading must round it (GGUF Q5_K and Q6_K become int8).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    source_type: str
+    scheme: QuantScheme
+    exact: bool = True
+
+
+class Checkpoint(Protocol):
+    """A model in somebody's file format, read tensor by tensor.
+
+    Names and row order are those of Hugging Face's Llama (GGUF's interleaved q/k rows are put back).
+    """
+
+    @property
+    def source(self) -> str:
+        """A human-readable name of where it came from."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network it belongs to."""
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor that the network needs, checked against the config's shapes."""
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix:
+        """One tensor: floats, or a matrix in the scheme that its TensorInfo names."""
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """`tokenizer.json` or `tokenizer.model` with the small files beside it, by file name."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, if it has one."""
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The contents of `generation_config.json`, or an empty dict."""

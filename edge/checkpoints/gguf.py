@@ -1,0 +1,247 @@
+"""GGUF files (llama.cpp's format) as a Checkpoint: names, row order, types and metadata.
+
+Reads through the `gguf` package, which maps the file into memory. The block formats themselves are in
+`gguf_blocks`; configuration and tokenizer metadata are understood by `edge.config` and `edge.tokenizer`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.checkpoints import gguf_blocks
+from edge.checkpoints.base import TensorInfo
+from edge.config import ModelConfig
+from edge.errors import CheckpointError
+from edge.quantize import quantize
+from edge.scheme import QuantizedMatrix, QuantScheme
+from edge.tensors import check_tensors, expected_tensors
+
+MAGIC = b"GGUF"
+_FLOATS = ("F32", "F16", "BF16")
+_KNOWN = (*_FLOATS, *gguf_blocks.SCHEMES, *gguf_blocks.ROUNDED)
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output.weight": "lm_head.weight",
+    "output_norm.weight": "model.norm.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+_SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+_DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
+
+
+class GGUFCheckpoint:
+    """A GGUF file of the `llama` or `minicpm` architecture.
+
+    Both architectures store the rows of q and k interleaved (llama.cpp rotates neighbouring pairs), whatever
+    the type; they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
+    counterpart exists; Q4_K keeps its codes with scales rounded to float16, Q5_K and Q6_K become int8
+    (`TensorInfo.exact`). Raises CheckpointError for a file that is truncated, foreign, incomplete or of
+    unsupported types, ConfigError for metadata that it does not understand.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        reader = _open(self._path)
+        self._metadata = _metadata(reader, self._path)
+        self._raw = {tensor.name: tensor for tensor in reader.tensors}
+        short, long = self._rope_factors()
+        self._config = ModelConfig.from_gguf(
+            self._metadata,
+            tie_word_embeddings="output.weight" not in self._raw,
+            short_factor=short,
+            long_factor=long,
+        )
+        self._source_names = {_canonical(name): name for name in self._raw if name not in _ROPE_TENSORS}
+        found = {
+            name: tuple(int(n) for n in reversed(self._raw[raw].shape))
+            for name, raw in self._source_names.items()
+        }
+        check_tensors(self._config, found, str(self._path))
+        self._tensors = [
+            _describe(name, shape, self._raw[self._source_names[name]].tensor_type.name, self._where(name))
+            for name, shape in expected_tensors(self._config).items()
+        ]
+
+    @property
+    def source(self) -> str:
+        """The file's path."""
+        return str(self._path)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network that the metadata describes."""
+        return self._config
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor that the network needs, checked against the config's shapes."""
+        return self._tensors
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer in the metadata, rewritten as Hugging Face's files."""
+        from edge.tokenizer import tokenizer_files_from_gguf
+
+        return tokenizer_files_from_gguf(self._metadata)
+
+    @property
+    def chat_template(self) -> str | None:
+        """`tokenizer.chat_template`, if the file has one."""
+        return self._metadata.get("tokenizer.chat_template")
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """Sampling defaults that newer files carry (`general.sampling.*`), in Hugging Face's names."""
+        found = {
+            ours: self._metadata[theirs] for theirs, ours in _SAMPLING.items() if theirs in self._metadata
+        }
+        if "temperature" in found:
+            found["do_sample"] = found["temperature"] > 0
+        return found
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
+        """One tensor by its Hugging Face name: float32 for float types, else codes and scales."""
+        source_name = self._source_names[name]
+        tensor = self._raw[source_name]
+        kind = tensor.tensor_type.name
+        if kind in _FLOATS:
+            return self._rows(name, self._floats(source_name))
+        raw = self._rows(name, tensor.data)
+        if kind in gguf_blocks.ROUNDED:
+            return self._round(name, raw, tensor.tensor_type)
+        matrix = gguf_blocks.unpack_blocks(raw, kind)
+        if matrix.scheme.kind == "ternary" and matrix.codes.max() > 2:
+            raise CheckpointError(
+                f"{self._where(name)} has codes that are not ternary; download the file again."
+            )
+        return matrix
+
+    def _round(self, name: str, raw: npt.NDArray[np.uint8], tensor_type: Any) -> QuantizedMatrix:
+        """Dequantize and round to int8, some rows at a time: a large head's floats never exist at once."""
+        from gguf.quants import dequantize
+
+        scheme = gguf_blocks.ROUNDED[tensor_type.name]
+        step = max(1, (1 << 22) // raw.shape[1])
+        parts = [
+            quantize(dequantize(raw[at : at + step], tensor_type), scheme, name)
+            for at in range(0, raw.shape[0], step)
+        ]
+        codes, scales = (
+            np.concatenate([getattr(part, field) for part in parts]) for field in ("codes", "scales")
+        )
+        return QuantizedMatrix(scheme, codes, scales)
+
+    def _floats(self, source_name: str) -> npt.NDArray[np.float32]:
+        tensor = self._raw[source_name]
+        kind = tensor.tensor_type.name
+        if kind not in _FLOATS:
+            raise CheckpointError(
+                f"Tensor {source_name} of '{self._path}' should be of a float type, not {kind}."
+            )
+        if kind == "BF16":
+            words = np.ascontiguousarray(tensor.data).view("<u2")
+            return (words.astype(np.uint32) << 16).view(np.float32)
+        return tensor.data.astype(np.float32)
+
+    def _rows(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows in Hugging Face's order; rows are whole, so this holds for floats and blocks alike."""
+        heads = {"q_proj": self._config.num_attention_heads, "k_proj": self._config.num_key_value_heads}
+        count = heads.get(name.split(".")[-2])
+        if count is None:
+            return rows
+        return rows.reshape(count, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+    def _rope_factors(self) -> tuple[list[float], list[float]]:
+        """LongRoPE's short and long factors; `rope_freqs` (one list for every length) counts as both."""
+        one, short, long = (
+            self._floats(name).reshape(-1).tolist() if name in self._raw else [] for name in _ROPE_TENSORS
+        )
+        return (one, one) if one else (short, long)
+
+    def _where(self, name: str) -> str:
+        return f"Tensor {self._source_names[name]} of '{self._path}'"
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts with GGUF's magic bytes."""
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC
+
+
+def _open(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        if not is_gguf(path):
+            raise CheckpointError(f"'{path}' is not a GGUF file (it does not start with 'GGUF').")
+        reader = GGUFReader(path)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"'{path}' is truncated or damaged ({_first_line(error)}); download it again."
+        ) from None
+    if reader.byte_order == "S":
+        raise CheckpointError(
+            f"'{path}' is a big-endian GGUF file, which is not supported; get the usual one."
+        )
+    return reader
+
+
+def _metadata(reader: Any, path: Path) -> dict[str, Any]:
+    try:
+        return {key: field.contents() for key, field in reader.fields.items()}
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"The metadata of '{path}' is damaged ({_first_line(error)}); download it again."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _canonical(source_name: str) -> str:
+    """Hugging Face's name of a tensor; what has no place in a Llama keeps its own name (refused later)."""
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", source_name)
+    if layer and layer[2] in _LAYER_NAMES:
+        return f"model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.weight"
+    return _NAMES.get(source_name, source_name)
+
+
+def _describe(name: str, shape: tuple[int, ...], kind: str, where: str) -> TensorInfo:
+    if kind not in _KNOWN:
+        raise CheckpointError(
+            f"{where} is of type {kind}, which is not supported; supported are {', '.join(_KNOWN)}."
+        )
+    if len(shape) == 1:
+        if kind not in _FLOATS:
+            raise CheckpointError(f"{where} should be of a float type, not {kind}.")
+        return TensorInfo(name, shape, kind, QuantScheme("f32"))
+    if kind in _FLOATS:
+        return TensorInfo(name, shape, kind, QuantScheme("f16"))
+    scheme = gguf_blocks.SCHEMES.get(kind) or gguf_blocks.ROUNDED[kind]
+    return TensorInfo(name, shape, kind, scheme, exact=kind in gguf_blocks.SCHEMES and kind != "Q4_K")

@@ -1,0 +1,261 @@
+"""Random weights of a known shape, made straight in the packed layout: what to profile before having weights.
+
+The float model never exists, so an 8B network takes its 4-bit size and a few seconds. The numbers are chosen so
+that activations and logits keep a sane size; the text is noise. The tokenizer belongs to nobody: it is a
+byte-level one with made-up words, so that every id decodes to something and any text can be encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.checkpoints.base import TensorInfo
+from edge.config import ModelConfig
+from edge.errors import CheckpointError
+from edge.packing import pack, unpack
+from edge.presets import preset
+from edge.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
+from edge.tensors import EMBEDDING, HEAD, expected_tensors
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML, which MiniCPM models use."""
+MINIMUM_VOCABULARY = 261
+"""3 special tokens, 256 bytes, <|im_end|> and <|im_start|>."""
+_IM_END = 73440  # in MiniCPM4's vocabulary; <|im_start|> follows
+_LOGIT_STD = 2.0
+_CHUNK = 1 << 23  # 64-bit words drawn at once
+
+
+class RandomCheckpoint:
+    """A checkpoint of random weights; the same arguments give the same bytes.
+
+    shape: a preset's name (`edge.presets`) or any dense config. scheme: of every matrix, one of
+    `QuantScheme.from_name` or with a minimum. head: of the embedding and the LM head, by default the same, int4
+    in groups of 32 for ternary ones.
+    """
+
+    def __init__(
+        self, shape: str | ModelConfig, scheme: QuantScheme, head: QuantScheme | None = None, seed: int = 0
+    ) -> None:
+        self._name = shape if isinstance(shape, str) else shape.model_type
+        self._config = preset(shape) if isinstance(shape, str) else shape
+        if self._config.vocab_size < MINIMUM_VOCABULARY:
+            raise CheckpointError(
+                f"A random model needs a vocabulary of at least {MINIMUM_VOCABULARY} tokens, not {self._config.vocab_size}."
+            )
+        if head is None:
+            head = QuantScheme("int4", 32) if scheme.kind == "ternary" else scheme
+        self._seed = seed
+        self._tensors = []
+        for name, dimensions in expected_tensors(self._config).items():
+            matrix_scheme = head if name in (EMBEDDING, HEAD) else scheme
+            chosen = QuantScheme("f32") if len(dimensions) == 1 else matrix_scheme
+            self._tensors.append(TensorInfo(name, dimensions, "random", chosen))
+        self._infos = {info.name: info for info in self._tensors}
+
+    @property
+    def source(self) -> str:
+        """`random:` and the preset's name."""
+        return f"random:{self._name}"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's shape."""
+        return self._config
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor of the network."""
+        return self._tensors
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | PackedMatrix:
+        """One tensor: norms are ones, matrices random."""
+        info = self._infos[name]
+        if len(info.shape) == 1:
+            return np.ones(info.shape, np.float32)
+        rows, columns = info.shape
+        rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
+        return random_matrix(rng, rows, columns, info.scheme, self._std(name, columns))
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """A synthetic byte-level tokenizer with as many tokens as the network has."""
+        return _tokenizer_files(self._config)
+
+    @property
+    def chat_template(self) -> str:
+        """ChatML."""
+        return CHAT_TEMPLATE
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """Empty: there is nothing to tune."""
+        return {}
+
+    def _std(self, name: str, columns: int) -> float:
+        """Standard deviation of a matrix: outputs as large as inputs, and logits of a few units."""
+        if name == HEAD or (name == EMBEDDING and self._config.tie_word_embeddings):
+            return _LOGIT_STD / (self._config.logit_scale * columns**0.5)
+        if name == EMBEDDING:
+            return 1 / self._config.embedding_scale
+        return columns**-0.5
+
+
+def random_matrix(
+    rng: np.random.Generator, rows: int, columns: int, scheme: QuantScheme, std: float
+) -> PackedMatrix:
+    """A packed matrix of about standard deviation `std` and mean 0, drawn as bytes."""
+    size = scheme.packed_bytes(rows, columns)
+    data = _random_bytes(rng, size)
+    if scheme.kind == "f16":
+        words = data.view("<u2")
+        np.take(_normal_table(rng, std), words, out=words)
+    else:
+        if scheme.kind == "ternary":
+            np.take(_TERNARY_BYTES, data, out=data)
+        elif scheme.kind == "int8":
+            np.maximum(data, 1, out=data)  # 0 would be code -128
+        _write_scales(rng, data, rows, columns, scheme, std)
+    if rows % TILE_ROWS or columns % PAD_COLUMNS or size % 64:
+        data = pack(unpack(data, scheme, rows, columns), scheme)  # padding must be weights of zero
+    return PackedMatrix(scheme, (rows, columns), data)
+
+
+def _write_scales(
+    rng: np.random.Generator, data: npt.NDArray[np.uint8], rows: int, columns: int, scheme: QuantScheme, std: float
+) -> None:
+    """Overwrite the places of scales and minimums in random bytes.
+
+    Magnitudes spread over a factor of two. Signs alternate at random where the codes' mean is not zero (int4's
+    is -0.5): otherwise every matrix would amplify the direction of all ones, layer after layer.
+    """
+    padded = -(-columns // PAD_COLUMNS) * PAD_COLUMNS
+    group = min(scheme.group or padded, padded)
+    tiles, tails = -(-rows // TILE_ROWS), 2 if scheme.minimum else 1
+    group_bytes = TILE_ROWS * (group * scheme.bits // 8 + 2 * tails)
+    whole, rest = divmod(padded, group)
+    tile_bytes = whole * group_bytes + (TILE_ROWS * (rest * scheme.bits // 8 + 2 * tails) if rest else 0)
+    stream = data[: tiles * tile_bytes].reshape(tiles, tile_bytes)
+    for start, count, width in ((0, whole, group), (whole * group_bytes, min(rest, 1), rest)):
+        if not count:
+            continue
+        code_bytes = TILE_ROWS * width * scheme.bits // 8
+        stop = start + count * (code_bytes + 2 * TILE_ROWS * tails)
+        part = stream[:, start:stop].reshape(tiles, count, -1)  # a view: only the last axis is split
+        scales = rng.uniform(0.65, 1.3, (tiles, count, TILE_ROWS)).astype(np.float32)
+        scales *= std / _CODE_RMS[scheme.kind]
+        if scheme.kind == "int4":
+            scales *= rng.integers(0, 2, scales.shape, np.int8) * 2 - 1
+        part[:, :, code_bytes : code_bytes + 2 * TILE_ROWS] = scales.astype("<f2").view(np.uint8)
+        if scheme.minimum:
+            minimums = (scales * -7.5).astype("<f2")
+            part[:, :, code_bytes + 2 * TILE_ROWS :] = minimums.view(np.uint8)
+
+
+# Root mean square of the codes around zero, and of the scales' spread (0.65..1.3), which is 1.
+_CODE_RMS = {"int4": 4.637, "int8": 73.9, "ternary": 0.8165}
+
+
+def _ternary_bytes() -> npt.NDArray[np.uint8]:
+    """Maps a random byte to four 2-bit codes of 0..2; the 13 bytes left over become zeros (0x55)."""
+    numbers = np.arange(81)
+    fields = [numbers // 3**place % 3 << 2 * place for place in range(4)]
+    table = np.full(256, 0x55, np.uint8)
+    table[:243] = np.tile(np.sum(fields, axis=0), 3)
+    return table
+
+
+_TERNARY_BYTES = _ternary_bytes()
+
+
+def _normal_table(rng: np.random.Generator, std: float) -> npt.NDArray[np.uint16]:
+    """65536 normal float16 values, as bits; a random word picks one."""
+    values = rng.standard_normal(65536, np.float32) * std
+    return values.astype("<f2").view("<u2")
+
+
+def _random_bytes(rng: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
+    words = np.empty(size // 8, np.uint64)
+    for start in range(0, words.size, _CHUNK):
+        stop = min(start + _CHUNK, words.size)
+        words[start:stop] = rng.integers(0, 1 << 64, stop - start, np.uint64)
+    return words.view(np.uint8)
+
+
+def _tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
+    """`tokenizer.json` (byte-level BPE without merges) and its configuration.
+
+    Ids: <unk> 0, <s> 1, </s> 2, the 256 bytes, made-up words; <|im_end|> and <|im_start|> have MiniCPM4's ids
+    when the vocabulary reaches that far, else the last two.
+    """
+    size = config.vocab_size
+    im_end = _IM_END if _IM_END + 1 < size else size - 2
+    special = {0: "<unk>", 1: "<s>", 2: "</s>", im_end: "<|im_end|>", im_end + 1: "<|im_start|>"}
+    spellings = iter(_byte_alphabet())
+    vocabulary: dict[str, int] = {}
+    words = 0
+    for token_id in range(size):
+        text = special.get(token_id) or next(spellings, None)
+        if text is None:
+            text, words = "Ġ" + _word(words), words + 1
+        vocabulary[text] = token_id
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token_id, "content": text, **flags} for token_id, text in sorted(special.items())],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocabulary,
+            "merges": [],
+        },
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<unk>",
+    }
+    return {
+        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+
+
+def _byte_alphabet() -> list[str]:
+    """GPT-2's printable character for every byte: itself if visible, else one from U+0100 on."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+
+
+def _word(index: int) -> str:
+    """A different word for every index: syllables of a consonant and a vowel."""
+    word = ""
+    index += 1
+    while index:
+        index, syllable = divmod(index - 1, 90)
+        word = "bcdfghjklmnprstvwz"[syllable // 5] + "aeiou"[syllable % 5] + word
+    return word

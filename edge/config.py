@@ -1,0 +1,267 @@
+"""The shape of a network: one frozen description read from `config.json` or GGUF metadata.
+
+Field names follow Hugging Face's config keys. Sources: MiniCPM4 technical report; MiniCPM (muP scales).
+`edge.config_sources` knows the foreign formats; this file owns the fields, their limits and the JSON form.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from edge.errors import ConfigError
+
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope"]
+KVType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: its type and the parameters of that type (`edge.rope` turns them into frequencies).
+
+    factor: linear, dynamic (NTK-aware) and yarn. original_max_position_embeddings: yarn, dynamic, longrope.
+    short_factor, long_factor: longrope, head_dim / 2 values each. attention_factor: overrides the factor by
+    which cos and sin are multiplied (yarn and longrope). beta_fast, beta_slow, truncate: yarn's ramp.
+    """
+
+    type: RopeType = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.type not in get_args(RopeType):
+            raise ConfigError(
+                f"Unknown rope_type '{self.type}'; supported are {', '.join(get_args(RopeType))}, "
+                "and running with another one would give wrong text."
+            )
+        _positive(self, "theta", "factor", "beta_fast", "beta_slow")
+        for name in ("original_max_position_embeddings", "attention_factor"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.type in ("yarn", "longrope") and self.original_max_position_embeddings is None:
+            raise ConfigError(f"rope_type {self.type} needs the field 'original_max_position_embeddings'.")
+        if self.type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                values = getattr(self, name)
+                if not values:
+                    raise ConfigError(f"rope_type longrope needs the field '{name}'.")
+                if not all(math.isfinite(value) and value > 0 for value in values):
+                    raise ConfigError(f"The values of '{name}' must be positive numbers.")
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """InfLLM-V2 block-sparse attention (`sparse_config`), lengths in tokens; dense_len -1: always sparse."""
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    block_size: int = 64
+    window_size: int = 2048
+    topk: int = 64
+    dense_len: int = 8192
+    use_nope: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything the decoder needs to know about a network.
+
+    scale_emb, scale_depth, dim_model_base: MiniCPM's muP scales; None means a plain Llama (scale 1).
+    num_experts: 0 for a dense network.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None = None
+    scale_emb: float | None = None
+    scale_depth: float | None = None
+    dim_model_base: float | None = None
+    sparse: SparseConfig | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(
+            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
+        )
+        _positive(self, "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
+        for name in ("scale_emb", "scale_depth", "dim_model_base"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})."
+            )
+        if self.head_dim % 16:
+            raise ConfigError(f"head_dim is {self.head_dim}, but attention is built for multiples of 16.")
+        if self.num_experts and not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "
+                f"({self.num_experts})."
+            )
+        if self.rope.type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                count = len(getattr(self.rope, name))
+                if count != self.head_dim // 2:
+                    raise ConfigError(
+                        f"'{name}' has {count} values; head_dim {self.head_dim} needs {self.head_dim // 2}."
+                    )
+        ids = {"bos_token_id": (self.bos_token_id,), "pad_token_id": (self.pad_token_id,)}
+        for name, values in {**ids, "eos_token_ids": self.eos_token_ids}.items():
+            for value in values:
+                if value is not None and not 0 <= value < self.vocab_size:
+                    raise ConfigError(
+                        f"{name} {value} lies outside the vocabulary of {self.vocab_size} tokens."
+                    )
+
+    @property
+    def embedding_scale(self) -> float:
+        """muP, place 1: factor on the embeddings."""
+        return 1.0 if self.scale_emb is None else self.scale_emb
+
+    @property
+    def residual_scale(self) -> float:
+        """muP, place 2: factor on every sub-layer output before it is added to the residual stream."""
+        return 1.0 if self.scale_depth is None else self.scale_depth / self.num_hidden_layers**0.5
+
+    @property
+    def logit_scale(self) -> float:
+        """muP, place 3: factor on the final normed hidden state before the LM head."""
+        return 1.0 if self.dim_model_base is None else self.dim_model_base / self.hidden_size
+
+    def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
+        """Bytes that one token takes in the KV cache, all layers together."""
+        size = {"float16": 2, "float32": 4}[kv_type]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * size
+
+    @classmethod
+    def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Read the contents of a Hugging Face `config.json`; ConfigError names what is wrong."""
+        from edge.config_sources import config_from_hf
+
+        return config_from_hf(data)
+
+    @classmethod
+    def from_gguf(
+        cls,
+        metadata: Mapping[str, Any],
+        *,
+        tie_word_embeddings: bool = False,
+        short_factor: Sequence[float] = (),
+        long_factor: Sequence[float] = (),
+    ) -> ModelConfig:
+        """Read GGUF metadata, a mapping from key to plain Python value; ConfigError names what is wrong.
+
+        What GGUF keeps in tensors comes beside it: tie_word_embeddings (the file has no `output.weight`) and
+        the rotary factors (`rope_factors_short.weight`, `rope_factors_long.weight`; for a `rope_freqs.weight`
+        pass it as both).
+        """
+        from edge.config_sources import config_from_gguf
+
+        return config_from_gguf(
+            metadata,
+            tie_word_embeddings=tie_word_embeddings,
+            short_factor=short_factor,
+            long_factor=long_factor,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's form: plain JSON values, every field present."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
+        known = _exact_fields(cls, data, "config")
+        known["rope"] = RopeConfig(**_tuples(_exact_fields(RopeConfig, known["rope"], "config.rope")))
+        if known["sparse"] is not None:
+            known["sparse"] = SparseConfig(**_exact_fields(SparseConfig, known["sparse"], "config.sparse"))
+        return cls(**_tuples(known))
+
+    def with_rope_override(self, override: str | Mapping[str, Any]) -> ModelConfig:
+        """A config whose rotary embedding is changed on purpose, for prompts beyond the trained context.
+
+        override: a JSON object (or its text) with the keys of a Hugging Face `rope_scaling` entry, plus
+        `rope_theta` and `max_position_embeddings` (the new context). Keys that it leaves out keep their value
+        when the type stays the same. Examples:
+
+        * `{"rope_type": "yarn", "factor": 4}` on a plain Llama of 32768 tokens: 131072 tokens;
+        * `{"long_factor": [...], "max_position_embeddings": 131072}` on MiniCPM4: replaces both factor lists,
+          and leaves the factor on cos and sin as it was trained;
+        * `{"max_position_embeddings": 131072}`: extrapolates with unchanged frequencies.
+
+        Raises ConfigError for anything it does not understand.
+        """
+        from edge.config_sources import override_rope
+
+        if isinstance(override, str):
+            try:
+                override = json.loads(override)
+            except ValueError as error:
+                raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
+        if not isinstance(override, Mapping):
+            raise ConfigError(
+                'The RoPE override must be a JSON object such as {"rope_type": "yarn", "factor": 4}.'
+            )
+        rope, max_positions = override_rope(self, override)
+        return replace(self, rope=rope, max_position_embeddings=max_positions)
+
+
+def _positive(instance: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(instance, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not (math.isfinite(value) and value > 0)
+        ):
+            raise ConfigError(f"{name} must be a positive number, not {value!r}.")
+
+
+def _exact_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"'{where}' must be an object, not {type(data).__name__}.")
+    names = {field.name for field in fields(cls)}
+    for name in data:
+        if name not in names:
+            raise ConfigError(
+                f"Unknown field '{where}.{name}'; update minicpm-edge or convert the model again."
+            )
+    for name in names:
+        if name not in data:
+            raise ConfigError(f"The field '{where}.{name}' is missing; convert the model again.")
+    return dict(data)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

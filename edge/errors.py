@@ -1,0 +1,29 @@
+"""The errors that a user can mend; every message is one sentence that names what is wrong and what to do."""
+
+
+class EdgeError(Exception):
+    """Base of all errors raised on purpose; command-line tools print it without a traceback."""
+
+
+class ConfigError(EdgeError):
+    """A model configuration has a missing, contradictory or unsupported field."""
+
+
+class CheckpointError(EdgeError):
+    """A source checkpoint cannot be read, or its tensors contradict its configuration."""
+
+
+class BundleError(EdgeError):
+    """A bundle is truncated, altered, newer than this program, or not a bundle at all."""
+
+
+class TokenizerError(EdgeError):
+    """A tokenizer is missing or unsupported, or a text or token id is outside what it knows."""
+
+
+class NativeError(EdgeError):
+    """The native library is missing or refused a call."""
+
+
+class ContextError(EdgeError):
+    """A prompt or a conversation does not fit the context window."""

@@ -1,0 +1,1 @@
+"""The executors and the protocol that they share."""

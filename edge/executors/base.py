@@ -1,0 +1,106 @@
+"""The executor protocol: the one seam between a model's arithmetic and everything written above it.
+
+Sampling, sessions, speculation, chat and the profiler use this protocol and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.config import ModelConfig
+
+FloatArray = npt.NDArray[np.float32]
+Logits = Literal["none", "last", "all"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an executor can do beyond plain decoding."""
+
+    trees: bool = False
+    max_tree: int = 0
+    hidden_states: bool = False
+    sparse_attention: bool = False
+    kv_types: tuple[str, ...] = ("float16",)
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What one forward pass was asked to return; arrays are owned by the caller.
+
+    logits: float32 [1 or n, vocab_size], hidden: float32 [n, hidden_size] (after the final norm, before the
+    logit scale), taps: one float32 [n, hidden_size] per requested layer (the residual stream after it).
+    """
+
+    logits: FloatArray | None = None
+    hidden: FloatArray | None = None
+    taps: tuple[FloatArray, ...] = ()
+
+
+class KVCache(Protocol):
+    """The keys and values of one sequence."""
+
+    @property
+    def length(self) -> int:
+        """Rows in use."""
+
+    @property
+    def capacity(self) -> int:
+        """Rows it can grow to: the executor's context."""
+
+
+class Executor(Protocol):
+    """Runs the transformer. Calls on one executor are serialized by it; caches are independent."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network that this executor runs."""
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens, fixed when the executor was made (RoPE depends on it)."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most tokens that one call of `forward` takes."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+
+    def new_cache(self) -> KVCache:
+        """An empty cache; memory is committed as it fills."""
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int] | npt.NDArray[np.int32],
+        *,
+        positions: npt.NDArray[np.int32] | None = None,
+        tree: npt.NDArray[np.uint64] | None = None,
+        want_logits: Logits = "last",
+        want_hidden: bool = False,
+        taps: Sequence[int] = (),
+    ) -> ForwardResult:
+        """Append n tokens to the cache and run them.
+
+        positions: int32 [n], RoPE positions; by default they continue the cache.
+        tree: uint64 [n], n <= 64; bit j of row i says that token i sees token j of this call (its own bit
+        included). By default token i sees tokens 0..i. All tokens see the whole cache before this call.
+        Raises ContextError past the context, TokenizerError for an id outside the vocabulary, NativeError
+        for logits that are not finite.
+        """
+
+    def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
+        """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
+
+    def truncate(self, cache: KVCache, n: int) -> None:
+        """Drop all rows of the cache after the first n."""
+
+    def close(self) -> None:
+        """Free the weights and threads; the executor and its caches can't be used afterwards."""

@@ -1,0 +1,301 @@
+"""The native executor: the whole transformer in one call of libedge per step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.bundle.reader import Bundle
+from edge.config import ModelConfig
+from edge.errors import EdgeError, NativeError
+from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.native import library as native
+from edge.rope import rope_parameters
+
+TIER_VARIABLE = "EDGE_CPU"
+"""Environment variable that forces a kernel tier, for example `avx2`."""
+
+_ROLES = {
+    "model.embed_tokens.weight": 0,
+    "lm_head.weight": 1,
+    "model.norm.weight": 2,
+    "input_layernorm.weight": 3,
+    "self_attn.q_proj.weight": 4,
+    "self_attn.k_proj.weight": 5,
+    "self_attn.v_proj.weight": 6,
+    "self_attn.o_proj.weight": 7,
+    "post_attention_layernorm.weight": 8,
+    "mlp.gate_proj.weight": 9,
+    "mlp.up_proj.weight": 10,
+    "mlp.down_proj.weight": 11,
+}
+_LAYER_PREFIX = "model.layers."
+
+
+class ThreadPool:
+    """Threads of libedge, shared by every model that is given this pool."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        lib, handle = native.library(), ctypes.c_void_p()
+        native.check(lib.edge_pool_create(threads or 0, ctypes.byref(handle)))
+        self.parallel = lib.edge_pool_parallel(handle)
+        self._finalizer = weakref.finalize(self, lib.edge_pool_destroy, handle)
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that work, the caller's included."""
+        return int(self.parallel.workers)
+
+
+class NativeCache:
+    """A KV cache of the native decoder; memory is committed as it fills."""
+
+    def __init__(self, executor: NativeExecutor) -> None:
+        lib, handle = native.library(), ctypes.c_void_p()
+        native.check(lib.edge_cache_create(executor.handle, ctypes.byref(handle)))
+        self.handle = handle
+        self._capacity = executor.context
+        self._finalizer = weakref.finalize(self, lib.edge_cache_destroy, handle)
+
+    @property
+    def length(self) -> int:
+        """Rows in use."""
+        return int(native.library().edge_cache_length(self.handle))
+
+    @property
+    def capacity(self) -> int:
+        """Rows it can grow to."""
+        return self._capacity
+
+
+class NativeExecutor:
+    """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        activations: str = "int8",
+        kv_type: str = "float16",
+        tier: str | None = None,
+        max_batch: int = 256,
+    ) -> None:
+        """An executor for `bundle`, whose weights stay mapped.
+
+        context: longest sequence in tokens, by default the trained one. threads: by default the performance
+        cores. activations: `int8` (quantized on the fly) or `float32` (exact). kv_type: `float16` or
+        `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or the best. max_batch: most tokens
+        of one forward call.
+        """
+        config = bundle.config
+        if config.num_experts:
+            raise NativeError(
+                "num_experts: the native executor runs dense models only, not mixtures of experts."
+            )
+        self._config = config
+        self._context = context or config.max_position_embeddings
+        self._max_batch = min(max_batch, self._context)
+        self._lock = threading.Lock()
+        self._pool = ThreadPool(threads)
+        self.activations, self.kv_type = activations, kv_type
+        # The model borrows this memory.
+        self._weights = {name: bundle.data(name) for name in bundle.tensors}
+        frequency, rope_scale = rope_parameters(
+            config.rope, config.head_dim, self._context, config.max_position_embeddings
+        )
+        frequency = np.ascontiguousarray(frequency, np.float32)
+        c_config = native.Config(
+            size=ctypes.sizeof(native.Config),
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            context=self._context,
+            max_batch=self._max_batch,
+            activations=_choice(native.ACTIVATIONS, activations, "activations"),
+            kv_type=_choice(native.KV_TYPE, kv_type, "KV type"),
+            rms_norm_eps=config.rms_norm_eps,
+            embedding_scale=config.embedding_scale,
+            residual_scale=config.residual_scale,
+            logit_scale=config.logit_scale,
+            rope_scale=rope_scale,
+            inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+        )
+        weights = (native.Weight * len(self._weights))(
+            *(self._weight(bundle, name) for name in self._weights)
+        )
+        lib, handle = native.library(), ctypes.c_void_p()
+        tier = tier or os.environ.get(TIER_VARIABLE) or None
+        native.check(
+            lib.edge_model_create(
+                ctypes.byref(c_config),
+                weights,
+                len(weights),
+                ctypes.byref(self._pool.parallel),
+                tier.encode() if tier else None,
+                ctypes.byref(handle),
+            )
+        )
+        self.handle = handle
+        self._finalizer = weakref.finalize(self, lib.edge_model_destroy, handle)
+
+    def _weight(self, bundle: Bundle, name: str) -> native.Weight:
+        info, data = bundle.tensors[name], self._weights[name]
+        layer, role = 0, name
+        if name.startswith(_LAYER_PREFIX):
+            number, role = name[len(_LAYER_PREFIX) :].split(".", 1)
+            layer = int(number)
+        if role not in _ROLES:
+            raise NativeError(f"The native executor has no place for the tensor '{name}'.")
+        rows, columns = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        matrix = native.Matrix(
+            kind=native.KIND[info.scheme.kind],
+            group=info.scheme.group,
+            minimum=int(info.scheme.minimum),
+            rows=rows,
+            columns=columns,
+            data=data.ctypes.data,
+            bytes=data.nbytes,
+        )
+        return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self._config
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return self._context
+
+    @property
+    def max_batch(self) -> int:
+        """Most tokens of one forward call."""
+        return self._max_batch
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on a step."""
+        return self._pool.threads
+
+    @property
+    def tier(self) -> str:
+        """The kernel tier in use, for example `avx512vnni`."""
+        return str(native.library().edge_model_tier(self.handle).decode())
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory, KV caches and weights not counted."""
+        return int(native.library().edge_model_workspace_bytes(self.handle))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Dense attention and trees."""
+        return Capabilities(
+            trees=True, max_tree=native.MAX_TREE, hidden_states=True, kv_types=tuple(native.KV_TYPE)
+        )
+
+    def new_cache(self) -> NativeCache:
+        """An empty cache; memory is committed as it fills."""
+        self._check_open()
+        return NativeCache(self)
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int] | npt.NDArray[np.int32],
+        *,
+        positions: npt.NDArray[np.int32] | None = None,
+        tree: npt.NDArray[np.uint64] | None = None,
+        want_logits: Logits = "last",
+        want_hidden: bool = False,
+        taps: Sequence[int] = (),
+    ) -> ForwardResult:
+        """See `edge.executors.base.Executor.forward`."""
+        ids = np.ascontiguousarray(tokens, np.int32)
+        n = ids.size
+        places = _per_token(positions, np.int32, n, "positions")
+        masks = _per_token(tree, np.uint64, n, "tree")
+        rows = {"none": 0, "last": 1, "all": n}[want_logits]
+        logits = np.empty((rows, self._config.vocab_size), np.float32) if rows else None
+        hidden = np.empty((n, self._config.hidden_size), np.float32) if want_hidden else None
+        tap_layers = np.ascontiguousarray(taps, np.int32)
+        tapped = (
+            np.empty((len(tap_layers), n, self._config.hidden_size), np.float32) if len(tap_layers) else None
+        )
+        batch = native.Batch(
+            size=ctypes.sizeof(native.Batch),
+            n=n,
+            tokens=ids.ctypes.data,
+            positions=_address(places),
+            tree=_address(masks),
+            logits_rows=rows,
+            taps=tap_layers.size,
+            tap_layers=tap_layers.ctypes.data,
+            logits=_address(logits),
+            hidden=_address(hidden),
+            tap_outputs=_address(tapped),
+        )
+        with self._lock:
+            self._check_open()
+            native.check(native.library().edge_forward(self.handle, _handle(cache), ctypes.byref(batch)))
+        return ForwardResult(logits, hidden, () if tapped is None else tuple(tapped))
+
+    def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
+        """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
+        kept = np.ascontiguousarray(rows, np.int32)
+        with self._lock:
+            native.check(native.library().edge_cache_keep(_handle(cache), n, kept.ctypes.data, kept.size))
+
+    def truncate(self, cache: KVCache, n: int) -> None:
+        """Drop all rows of the cache after the first n."""
+        with self._lock:
+            native.check(native.library().edge_cache_truncate(_handle(cache), n))
+
+    def close(self) -> None:
+        """Free the native model; later calls raise NativeError."""
+        with self._lock:
+            self._finalizer()
+            self._weights.clear()
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise NativeError("The model is closed; load it again.")
+
+
+def _choice(table: dict[str, int], name: str, what: str) -> int:
+    if name not in table:
+        raise NativeError(f"Unknown {what} '{name}'; choose one of {', '.join(table)}.")
+    return table[name]
+
+
+def _handle(cache: KVCache) -> ctypes.c_void_p:
+    if not isinstance(cache, NativeCache):
+        raise NativeError("This cache belongs to another executor.")
+    return cache.handle
+
+
+def _address(array: npt.NDArray[np.generic] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _per_token(
+    array: npt.NDArray[np.generic] | None, dtype: type[np.generic], n: int, what: str
+) -> npt.NDArray[np.generic] | None:
+    if array is None:
+        return None
+    if np.shape(array) != (n,):
+        raise EdgeError(f"{what} must have one entry per token ({n}), got shape {np.shape(array)}.")
+    return np.ascontiguousarray(array, dtype)

@@ -1,0 +1,1 @@
+"""The native library: found, opened and typed."""

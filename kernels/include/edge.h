@@ -1,0 +1,202 @@
+/* libedge: the C interface of the CPU kernels and the native decoder.
+ *
+ * Every function that can fail returns an edge_status and leaves one sentence for edge_last_error() of the
+ * same thread. Nothing throws or aborts across this border; shapes and sizes are checked here.
+ * Matrices are in the canonical layout of edge/packing.py. All pointers are borrowed unless said otherwise.
+ */
+#ifndef EDGE_H
+#define EDGE_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define EDGE_API __declspec(dllexport)
+#else
+#define EDGE_API __attribute__((visibility("default")))
+#endif
+
+#define EDGE_ABI_VERSION 1
+#define EDGE_MAX_TREE 64
+
+typedef enum {
+    EDGE_OK = 0,
+    EDGE_INVALID = 1,     /* an argument, shape or size is wrong */
+    EDGE_NO_MEMORY = 2,   /* an allocation failed */
+    EDGE_CONTEXT = 3,     /* the cache has no room for the tokens */
+    EDGE_NOT_FINITE = 4,  /* NaN or infinity in the result: damaged weights */
+    EDGE_VOCABULARY = 5,  /* a token id outside the vocabulary */
+    EDGE_UNSUPPORTED = 6  /* this CPU or build lacks what was asked for */
+} edge_status;
+
+EDGE_API int32_t edge_abi_version(void);
+EDGE_API const char *edge_last_error(void);
+
+/* ---- Running in parallel ------------------------------------------------------------------------- */
+
+/* One piece of a parallel loop: indices [begin, end), called on worker `worker` (0 .. workers - 1). */
+typedef void (*edge_task)(void *argument, int64_t begin, int64_t end, int32_t worker);
+
+/* A loop runner of a host runtime or of our own pool. run() calls `task` over [0, count) in pieces of at most
+ * `grain` indices, on at most `workers` threads, and returns when all are done. */
+typedef struct {
+    void *context;
+    int32_t workers;
+    void (*run)(void *context, int64_t count, int64_t grain, edge_task task, void *argument);
+} edge_parallel;
+
+/* Our own persistent threads. threads = 0: the performance cores within the cgroup quota. */
+typedef struct edge_pool edge_pool;
+EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
+EDGE_API void edge_pool_destroy(edge_pool *pool);
+EDGE_API edge_parallel edge_pool_parallel(edge_pool *pool);
+EDGE_API int32_t edge_default_threads(void);
+
+/* ---- CPU tiers ------------------------------------------------------------------------------------ */
+
+/* Names of the tiers this CPU can run, best first, as a comma-separated list; "portable" is always there. */
+EDGE_API const char *edge_cpu_tiers(void);
+
+/* ---- Weights -------------------------------------------------------------------------------------- */
+
+typedef enum { EDGE_F32 = 0, EDGE_F16 = 1, EDGE_INT8 = 2, EDGE_INT4 = 3, EDGE_TERNARY = 4 } edge_kind;
+
+typedef struct {
+    int32_t kind;    /* edge_kind */
+    int32_t group;   /* columns per scale, 0 = one per row */
+    int32_t minimum; /* 1: int4 with a per-group minimum */
+    int32_t reserved;
+    int64_t rows, columns;
+    const void *data;
+    uint64_t bytes;
+} edge_matrix;
+
+/* How a linear operator treats its activations. */
+typedef enum {
+    EDGE_ACTIVATIONS_INT8 = 0, /* quantized per token and group on the fly, integer dot products */
+    EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
+} edge_activations;
+
+/* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
+
+/* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */
+EDGE_API edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w,
+                                 int32_t activations, const float *x, int64_t n, float *y);
+
+/* out[columns] = row `row` of w in float32. */
+EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
+
+/* out[n][size] = x / rms(x) * weight * scale */
+EDGE_API edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale,
+                                   int64_t n, int64_t size, float *out);
+
+/* ---- The decoder ---------------------------------------------------------------------------------- */
+
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1 } edge_kv_type;
+
+typedef struct {
+    uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */
+    int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
+    int32_t context;      /* longest sequence in tokens */
+    int32_t max_batch;    /* most tokens of one edge_forward call */
+    int32_t activations;  /* edge_activations */
+    int32_t kv_type;      /* edge_kv_type */
+    float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
+    float rope_scale;               /* factor on cos and sin */
+    const float *inverse_frequency; /* [head_dim / 2], copied */
+} edge_config;
+
+typedef enum {
+    EDGE_EMBEDDING = 0,
+    EDGE_HEAD = 1, /* absent: tied to the embedding */
+    EDGE_FINAL_NORM = 2,
+    EDGE_ATTENTION_NORM = 3,
+    EDGE_Q = 4,
+    EDGE_K = 5,
+    EDGE_V = 6,
+    EDGE_O = 7,
+    EDGE_MLP_NORM = 8,
+    EDGE_GATE = 9,
+    EDGE_UP = 10,
+    EDGE_DOWN = 11
+} edge_role;
+
+typedef struct {
+    int32_t role;  /* edge_role */
+    int32_t layer; /* 0 for those outside the layers */
+    edge_matrix matrix;
+} edge_weight;
+
+typedef struct edge_model edge_model; /* not thread-safe: one call at a time */
+typedef struct edge_cache edge_cache;
+
+/* The weights' memory must outlive the model; the pool's threads are borrowed through `parallel`. */
+EDGE_API edge_status edge_model_create(const edge_config *config, const edge_weight *weights, int64_t count,
+                                       const edge_parallel *parallel, const char *tier, edge_model **model);
+EDGE_API void edge_model_destroy(edge_model *model);
+EDGE_API const char *edge_model_tier(const edge_model *model);
+EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
+
+EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
+EDGE_API void edge_cache_destroy(edge_cache *cache);
+EDGE_API int32_t edge_cache_length(const edge_cache *cache);
+EDGE_API uint64_t edge_cache_bytes_per_token(const edge_cache *cache);
+EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int32_t length);
+/* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
+EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count);
+
+typedef struct {
+    uint32_t size;            /* sizeof(edge_batch) */
+    int32_t n;                /* tokens */
+    const int32_t *tokens;    /* [n] */
+    const int32_t *positions; /* [n] RoPE positions, or NULL: continue the cache */
+    const uint64_t *tree;     /* [n] masks over this batch, or NULL: causal */
+    int32_t logits_rows;      /* 0 none, 1 the last token, n all */
+    int32_t taps;             /* number of tapped layers */
+    const int32_t *tap_layers;
+    float *logits;      /* [logits_rows][vocab_size] */
+    float *hidden;      /* [n][hidden_size] or NULL */
+    float *tap_outputs; /* [taps][n][hidden_size] or NULL */
+} edge_batch;
+
+/* Appends the batch to the cache and runs it; on failure the cache keeps its old length. */
+EDGE_API edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch *batch);
+
+/* ---- Sampling ------------------------------------------------------------------------------------- */
+
+/* In the order applied: bias, penalties, temperature, top-k, typical, top-p, min-p, draw. */
+typedef struct {
+    uint32_t size;         /* sizeof(edge_sampling) */
+    float temperature;     /* 0: the most likely token */
+    int32_t top_k;         /* 0: off */
+    float top_p;           /* 1: off */
+    float min_p;           /* 0: off */
+    float typical_p;       /* 1: off */
+    float repetition_penalty; /* 1: off; divides positive and multiplies negative logits of seen tokens */
+    float frequency_penalty;  /* 0: off; subtracted once per occurrence */
+    float presence_penalty;   /* 0: off; subtracted once */
+    int32_t logprobs;      /* number of top tokens to report, 0 .. 64 */
+} edge_sampling;
+
+typedef struct {
+    int32_t token;
+    float logprob;            /* of the token under the unmodified distribution (temperature 1) */
+    int32_t top_tokens[64];   /* most likely first, unmodified distribution */
+    float top_logprobs[64];
+} edge_sample_result;
+
+/* logits [vocab_size] are left unchanged. history: tokens that the penalties count. random: one number in
+ * [0, 1) from the caller's generator. want_logprob 0 saves the pass over the vocabulary that logprob needs. */
+EDGE_API edge_status edge_sample(const float *logits, int32_t vocab_size, const edge_sampling *sampling,
+                                 const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
+                                 const float *bias_values, int32_t bias_count, double random,
+                                 int32_t want_logprob, edge_sample_result *result);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,181 @@
+// The C border: checks every argument and lets no exception out.
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "decoder.h"
+#include "error.h"
+#include "kernels.h"
+#include "linear.h"
+#include "matrix.h"
+
+using edge::Kernels;
+using edge::Matrix;
+using edge::fail;
+
+namespace {
+
+template <class Body>
+edge_status guarded(const Body &body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        return fail(EDGE_NO_MEMORY, "Out of memory; lower the context or the batch size.");
+    } catch (const std::exception &error) {
+        return fail(EDGE_INVALID, "%s.", error.what());
+    }
+}
+
+edge_status pick_kernels(const char *tier, const Kernels **kernels) {
+    *kernels = edge::find_kernels(tier);
+    if (*kernels != nullptr) return EDGE_OK;
+    return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "", edge_cpu_tiers());
+}
+
+edge_status check_config(const edge_config &c) {
+    struct Field {
+        const char *name;
+        int64_t value;
+    };
+    const Field positive[] = {{"vocab_size", c.vocab_size},   {"hidden_size", c.hidden_size},
+                              {"intermediate_size", c.intermediate_size}, {"layers", c.layers},
+                              {"heads", c.heads},             {"kv_heads", c.kv_heads},
+                              {"head_dim", c.head_dim},       {"context", c.context},
+                              {"max_batch", c.max_batch}};
+    constexpr int64_t limit = 1 << 24;
+    for (const Field &field : positive) {
+        if (field.value <= 0 || field.value > limit) {
+            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name, (long long)field.value,
+                        (long long)limit);
+        }
+    }
+    if (c.heads % c.kv_heads != 0) {
+        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
+    }
+    if (c.head_dim % 16 != 0) return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
+    if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
+        return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
+    }
+    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32) return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
+    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
+    for (const float value : {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
+        if (!std::isfinite(value)) return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
+    }
+    return EDGE_OK;
+}
+
+bool parallel_is_usable(const edge_parallel *parallel) {
+    return parallel != nullptr && parallel->workers >= 1 && (parallel->workers == 1 || parallel->run != nullptr);
+}
+
+}  // namespace
+
+int32_t edge_abi_version(void) { return EDGE_ABI_VERSION; }
+
+// ---- Operators --------------------------------------------------------------------------------------
+
+edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w, int32_t activations,
+                        const float *x, int64_t n, float *y) {
+    return guarded([&]() -> edge_status {
+        if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0) {
+            return fail(EDGE_INVALID, "edge_linear: an argument is missing.");
+        }
+        if (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32) {
+            return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
+        }
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+        Matrix matrix;
+        if (const edge_status status = edge::check_matrix(*w, "The matrix", &matrix)) return status;
+        if (matrix.kind == EDGE_F32) return fail(EDGE_INVALID, "Matrices can't be float32; use float16.");
+        std::vector<float> padded(size_t(n * matrix.padded));
+        edge::LinearInput input{edge_activations(activations)};
+        input.plan(matrix, n);
+        input.prepare(*parallel, *kernels, padded.data(), matrix.padded, n, {&matrix}, [&](int64_t token) {
+            std::memcpy(&padded[size_t(token * matrix.padded)], x + token * matrix.columns,
+                        size_t(matrix.columns) * sizeof(float));
+        });
+        const edge::LinearJob job{&matrix, y, matrix.rows};
+        run_linear(*parallel, *kernels, input, n, &job, 1);
+        return EDGE_OK;
+    });
+}
+
+edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
+    return guarded([&]() -> edge_status {
+        if (!w || !out) return fail(EDGE_INVALID, "edge_dequantize_row: an argument is missing.");
+        Matrix matrix;
+        if (const edge_status status = edge::check_matrix(*w, "The matrix", &matrix)) return status;
+        if (row < 0 || row >= matrix.rows) return fail(EDGE_INVALID, "Row %lld does not exist.", (long long)row);
+        edge::dequantize_row(matrix, row, out);
+        return EDGE_OK;
+    });
+}
+
+edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale, int64_t n,
+                          int64_t size, float *out) {
+    return guarded([&]() -> edge_status {
+        if (!x || !weight || !out || n <= 0 || size <= 0) return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing.");
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+        const int64_t padded = edge::round_up(size, 16);
+        std::vector<float> row(padded, 0.0f), weights(row), result(row);
+        std::memcpy(weights.data(), weight, size_t(size) * sizeof(float));
+        for (int64_t i = 0; i < n; ++i) {
+            std::memcpy(row.data(), x + i * size, size_t(size) * sizeof(float));
+            kernels->rms_norm(row.data(), weights.data(), eps, scale, size, padded, result.data());
+            std::memcpy(out + i * size, result.data(), size_t(size) * sizeof(float));
+        }
+        return EDGE_OK;
+    });
+}
+
+// ---- The decoder ------------------------------------------------------------------------------------
+
+edge_status edge_model_create(const edge_config *config, const edge_weight *weights, int64_t count,
+                              const edge_parallel *parallel, const char *tier, edge_model **model) {
+    return guarded([&]() -> edge_status {
+        if (!config || config->size != sizeof(edge_config)) {
+            return fail(EDGE_INVALID, "edge_config has another size here: the library and its caller differ in version.");
+        }
+        if (!weights || count <= 0 || !parallel_is_usable(parallel) || !model) {
+            return fail(EDGE_INVALID, "edge_model_create: an argument is missing.");
+        }
+        if (const edge_status status = check_config(*config)) return status;
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+        auto loaded = std::make_unique<edge_model>(*config, *parallel, *kernels);
+        if (const edge_status status = loaded->load(weights, count)) return status;
+        *model = loaded.release();
+        return EDGE_OK;
+    });
+}
+
+void edge_model_destroy(edge_model *model) { delete model; }
+
+const char *edge_model_tier(const edge_model *model) { return model ? model->kernels.name : ""; }
+
+uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? model->workspace_bytes() : 0; }
+
+edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
+    return guarded([&]() -> edge_status {
+        if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");
+        auto fresh = std::make_unique<edge_cache>(model->cache_shape());
+        if (const edge_status status = fresh->reserve()) return status;
+        *cache = fresh.release();
+        return EDGE_OK;
+    });
+}
+
+edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch *batch) {
+    return guarded([&]() -> edge_status {
+        if (!model || !cache || !batch) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
+        if (batch->size != sizeof(edge_batch)) {
+            return fail(EDGE_INVALID, "edge_batch has another size here: the library and its caller differ in version.");
+        }
+        return model->forward(*cache, *batch);
+    });
+}

@@ -1,0 +1,41 @@
+// Dense and tree-masked attention of a batch over the KV cache.
+//
+// The sequence is cut into chunks of 256 positions at fixed places. Each chunk gives an unnormalised softmax
+// part, and parts are merged in order: the result is the same whether one thread walks along the chunks (prefill)
+// or many threads take one each (decode at long context).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace edge {
+
+class Attention {
+   public:
+    Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);
+
+    // out[n][heads * head_dim] for queries of the same shape, whose keys and values are rows past .. past + n of
+    // the cache. tree: [n] masks over those rows, or NULL for causal order. Both strides in floats.
+    void run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache, int64_t layer,
+             const float *queries, float *out, int64_t stride, int64_t n, int64_t past, const uint64_t *tree);
+
+    uint64_t bytes() const;
+
+   private:
+    struct Rows;  // the query rows of one task
+
+    AttentionState scratch_state(int32_t worker, int which);
+
+    const int64_t heads, kv_heads, head_dim, group;
+    const int64_t worker_floats, all_worker_floats;
+    std::unique_ptr<float[]> worker_scratch;
+    const int64_t split_floats;
+    std::unique_ptr<float[]> split_scratch;  // touched only as far as the context reaches
+};
+
+}  // namespace edge

@@ -1,0 +1,11 @@
+// The last error of this thread, as one sentence.
+#pragma once
+
+#include "edge.h"
+
+namespace edge {
+
+// Records the formatted sentence for edge_last_error() and returns `status`.
+__attribute__((format(printf, 2, 3))) edge_status fail(edge_status status, const char *format, ...);
+
+}  // namespace edge

@@ -1,0 +1,81 @@
+// Linear operators over many tokens: prepares the activations in the form each matrix wants, and splits tiles
+// over threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace edge {
+
+// The left operands of linear operators, in every form that the planned matrices need. One object serves all
+// operators of a decoder, one input at a time.
+class LinearInput {
+   public:
+    explicit LinearInput(edge_activations mode) : mode_(mode) {}
+
+    // Reserves room for `tokens` inputs of `matrix`; call for every matrix before the first prepare().
+    void plan(const Matrix &matrix, int64_t tokens);
+
+    // Takes n rows of `values` as the input of `matrices`. `values` is zero beyond the columns up to `stride`, a
+    // multiple of 32. `before(token)` runs first on the thread that prepares the token's row.
+    template <class Before>
+    void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                 const std::vector<const Matrix *> &matrices, const Before &before) {
+        select(values, stride, matrices);
+        constexpr int64_t tokens_per_piece = 4;
+        parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t token = begin; token < end; ++token) {
+                before(token);
+                convert(kernels, token);
+            }
+        });
+    }
+
+    // The prepared input in the form that `matrix` wants.
+    Activations form(const Matrix &matrix) const;
+
+    uint64_t bytes() const;
+
+   private:
+    static constexpr int form_count = max_block / pad_columns;
+
+    struct Form {
+        bool active = false;
+        std::vector<int8_t> codes;
+        std::vector<float> scales;  // exact mode: the sums of the values
+        std::vector<int32_t> sums;
+    };
+
+    static int form_index(const Matrix &matrix) { return int(matrix.block / pad_columns) - 1; }
+    int64_t blocks(int index) const { return (columns_ + (index + 1) * pad_columns - 1) / ((index + 1) * pad_columns); }
+    bool needs_form(const Matrix &matrix) const;
+    void select(const float *values, int64_t stride, const std::vector<const Matrix *> &matrices);
+    void convert(const Kernels &kernels, int64_t token);
+
+    const edge_activations mode_;
+    const float *values_ = nullptr;
+    int64_t stride_ = 0, columns_ = 0;
+    Form forms_[form_count];
+};
+
+// out[n][rows] = input x matrix^T, or out += scale * that.
+struct LinearJob {
+    const Matrix *matrix;
+    float *out;
+    int64_t stride;
+    bool accumulate = false;
+    float scale = 1.0f;
+};
+
+// Runs several operators on the same prepared input as one parallel region.
+void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const LinearJob *jobs, int count);
+
+// out[n][rows] = silu(gate x) * (up x)
+void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const Matrix &gate, const Matrix &up, float *out, int64_t stride);
+
+}  // namespace edge

@@ -1,0 +1,149 @@
+// The bodies of the sampler's passes. sampler_passes.h includes this file once for every instruction set, with
+// EDGE_LANES floats to a vector; the vector types are those of GCC and Clang.
+//
+// Weights and sums of blocks are padded to whole blocks, logits are not.
+
+constexpr int kLanes = EDGE_LANES;
+typedef float Floats __attribute__((vector_size(EDGE_LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(EDGE_LANES * 4)));
+
+inline Floats load(const float *x) {
+    Floats v;
+    std::memcpy(&v, x, sizeof v);
+    return v;
+}
+
+inline Floats splat(float x) { return x - Floats{}; }
+
+inline float sum(Floats v) {
+    float total = 0;
+    for (int j = 0; j < kLanes; ++j) total += v[j];
+    return total;
+}
+
+// Block b of x, in `tail` padded with -infinity where x ends inside it.
+inline const float *block_of(const float *x, int64_t n, int64_t b, float *tail) {
+    const int64_t rest = n - b * kBlock;
+    if (rest >= kBlock) return x + b * kBlock;
+    for (int64_t i = 0; i < kBlock; ++i) tail[i] = i < rest ? x[b * kBlock + i] : -kInfinity;
+    return tail;
+}
+
+// The largest logit of every block; true if there is NaN or +infinity anywhere.
+inline bool max(const float *x, int64_t n, float *peaks) {
+    float tail[kBlock];
+    Ints finite = ~Ints{};
+    for (int64_t b = 0; b < block_count(n); ++b) {
+        const float *block = block_of(x, n, b, tail);
+        Floats m = splat(-kInfinity);
+        for (int64_t i = 0; i < kBlock; i += kLanes) {
+            const Floats v = load(block + i);
+            finite &= v < splat(kInfinity);
+            m = m < v ? v : m;
+        }
+        float peak = m[0];
+        for (int j = 1; j < kLanes; ++j) peak = peak < m[j] ? m[j] : peak;
+        peaks[b] = peak;
+    }
+    bool bad = false;
+    for (int j = 0; j < kLanes; ++j) bad |= finite[j] == 0;
+    return bad;
+}
+
+// exp(x) for x <= 0, 0 below -87; relative error about 1e-7 (Cephes' polynomial).
+inline Floats exp_negative(Floats x) {
+    const Ints tiny = x < splat(-87.0f);
+    x = tiny ? splat(-87.0f) : x;
+    const Floats shifted = x * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    Ints bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;  // the integer sits in the low bits of `shifted`
+    Floats scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return tiny ? splat(0.0f) : p * scale;
+}
+
+// weights = exp((x - max) * inverse_temperature), with the sum of every block; returns the whole sum.
+inline double weigh(const float *x, int64_t n, float max, float inverse_temperature, float *weights,
+                         float *sums) {
+    float tail[kBlock];
+    double total = 0;
+    for (int64_t b = 0; b < block_count(n); ++b) {
+        const float *block = block_of(x, n, b, tail);
+        Floats s = splat(0.0f);
+        for (int64_t i = 0; i < kBlock; i += kLanes) {
+            const Floats w = exp_negative((load(block + i) - max) * inverse_temperature);
+            std::memcpy(weights + b * kBlock + i, &w, sizeof w);
+            s += w;
+        }
+        sums[b] = sum(s);
+        total += sums[b];
+    }
+    return total;
+}
+
+// Sum and number of the weights >= t; counts: the number in every block.
+inline Mass mass(const float *weights, int64_t n, float t, int32_t *counts) {
+    Mass result = {0, 0};
+    for (int64_t b = 0; b < block_count(n); ++b) {
+        Floats s = splat(0.0f);
+        Ints c = {};
+        for (int64_t i = 0; i < kBlock; i += kLanes) {
+            const Floats w = load(weights + b * kBlock + i);
+            const Ints kept = w >= splat(t);
+            s += kept ? w : splat(0.0f);
+            c -= kept;  // a true lane is -1
+        }
+        int32_t count = 0;
+        for (int j = 0; j < kLanes; ++j) count += c[j];
+        counts[b] = count;
+        result.count += count;
+        result.sum += sum(s);
+    }
+    return result;
+}
+
+// Sets the weights < t to 0; sums of every block, returns the whole sum.
+inline double keep(float *weights, int64_t n, float t, float *sums) {
+    double total = 0;
+    for (int64_t b = 0; b < block_count(n); ++b) {
+        Floats s = splat(0.0f);
+        for (int64_t i = 0; i < kBlock; i += kLanes) {
+            Floats w = load(weights + b * kBlock + i);
+            w = w >= splat(t) ? w : splat(0.0f);
+            std::memcpy(weights + b * kBlock + i, &w, sizeof w);
+            s += w;
+        }
+        sums[b] = sum(s);
+        total += sums[b];
+    }
+    return total;
+}
+
+// Sum of weight * (x - max) over the tokens with weight, so that -infinity is harmless.
+inline double moment(const float *x, int64_t n, float max, const float *weights) {
+    float tail[kBlock];
+    double total = 0;
+    for (int64_t b = 0; b < block_count(n); ++b) {
+        const float *block = block_of(x, n, b, tail);
+        Floats s = splat(0.0f);
+        for (int64_t i = 0; i < kBlock; i += kLanes) {
+            const Floats w = load(weights + b * kBlock + i);
+            const Floats term = w * (load(block + i) - max);
+            s += w > splat(0.0f) ? term : splat(0.0f);
+        }
+        total += sum(s);
+    }
+    return total;
+}
+
+inline const Passes passes = {max, weigh, mass, keep, moment};

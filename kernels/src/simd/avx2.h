@@ -1,0 +1,133 @@
+// Sixteen lanes in two AVX2 registers.
+
+constexpr int max_tokens = 4;
+// Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
+constexpr int biased_offset = 128;
+
+struct Floats {
+    __m256 lo, hi;
+};
+struct Ints {
+    __m256i lo, hi;
+};
+struct Bytes {
+    __m256i lo, hi;
+};
+
+inline Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Floats zero() { return set(0.0f); }
+inline Floats load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float *p, Floats x) {
+    _mm256_storeu_ps(p, x.lo);
+    _mm256_storeu_ps(p + 8, x.hi);
+}
+inline Floats load_half(const uint16_t *p) {
+    const __m128i *halves = reinterpret_cast<const __m128i *>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+inline void store_half(uint16_t *p, Floats x) {
+    __m128i *halves = reinterpret_cast<__m128i *>(p);
+    _mm_storeu_si128(halves, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Floats add(Floats a, Floats b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline Floats sub(Floats a, Floats b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline Floats mul(Floats a, Floats b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline Floats divide(Floats a, Floats b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline Floats fma(Floats a, Floats b, Floats c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline Floats max(Floats a, Floats b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline Floats absolute(Floats a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline Floats round_even(Floats a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
+}
+inline __m256 power_of_two(__m256 n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline Floats scale_by_power(Floats x, Floats n) { return mul(x, {power_of_two(n.lo), power_of_two(n.hi)}); }
+inline float reduce_add(Floats x) {
+    const __m256 eight = _mm256_add_ps(x.lo, x.hi);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float reduce_max(Floats x) {
+    const __m256 eight = _mm256_max_ps(x.lo, x.hi);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+inline __m256 reduce_eight(const Floats *rows) {
+    __m256 sums[8];
+    for (int i = 0; i < 8; ++i) sums[i] = _mm256_add_ps(rows[i].lo, rows[i].hi);
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
+    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+inline Floats reduce_rows(const Floats *rows) { return {reduce_eight(rows), reduce_eight(rows + 8)}; }
+
+inline void store_int8(int8_t *p, Floats x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
+                     _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
+    const int64_t lanes = limit - first;
+    const __m256i count = _mm256_set1_epi32(lanes <= 0 ? 0 : lanes >= 16 ? 16 : int(lanes));
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i low = _mm256_cmpgt_epi32(count, index);
+    const __m256i high = _mm256_cmpgt_epi32(count, _mm256_add_epi32(index, _mm256_set1_epi32(8)));
+    return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(low)),
+            _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(high))};
+}
+
+inline Ints set_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
+
+inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+inline Bytes load_bytes(const uint8_t *p) {
+    const __m256i *halves = reinterpret_cast<const __m256i *>(p);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+template <int bits>
+inline Bytes fields(Bytes x, int field) {
+    const __m256i mask = _mm256_set1_epi8((1 << bits) - 1);
+    return {_mm256_and_si256(_mm256_srli_epi16(x.lo, field * bits), mask),
+            _mm256_and_si256(_mm256_srli_epi16(x.hi, field * bits), mask)};
+}
+template <>
+inline Bytes fields<8>(Bytes x, int) {
+    return x;
+}
+inline Floats column(Bytes x, int byte) {
+    const __m256i mask = _mm256_set1_epi32(255);
+    return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.lo, 8 * byte), mask)),
+            _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.hi, 8 * byte), mask))};
+}
+inline __m256i broadcast4(const int8_t *a) {
+    int32_t word;
+    memcpy(&word, a, 4);
+    return _mm256_set1_epi32(word);
+}
+inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
+    const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
+    const __m256i x = broadcast4(a);
+    return {dot8(acc.lo, w.lo, x), dot8(acc.hi, w.hi, x)};
+}
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) {
+    const __m256i x = broadcast4(a), bias = _mm256_set1_epi8(-128);
+    const __m256i lo = _mm256_xor_si256(w.lo, bias), hi = _mm256_xor_si256(w.hi, bias);
+    return {dot8(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(x, lo)),
+            dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(x, hi))};
+}

@@ -1,0 +1,92 @@
+// Sixteen lanes in one AVX-512 register, with VNNI dot products.
+
+constexpr int max_tokens = 8;
+constexpr int biased_offset = 0;
+
+struct Floats {
+    __m512 v;
+};
+struct Ints {
+    __m512i v;
+};
+struct Bytes {
+    __m512i v;
+};
+
+inline Floats set(float x) { return {_mm512_set1_ps(x)}; }
+inline Floats zero() { return {_mm512_setzero_ps()}; }
+inline Floats load(const float *p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float *p, Floats x) { _mm512_storeu_ps(p, x.v); }
+inline Floats load_half(const uint16_t *p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
+}
+inline void store_half(uint16_t *p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline Floats add(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Floats sub(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Floats mul(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Floats divide(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Floats absolute(Floats a) { return {_mm512_abs_ps(a.v)}; }
+inline Floats round_even(Floats a) {
+    return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Floats scale_by_power(Floats x, Floats n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+inline float reduce_add(Floats x) { return _mm512_reduce_add_ps(x.v); }
+inline float reduce_max(Floats x) { return _mm512_reduce_max_ps(x.v); }
+
+// A transposing tree: each step halves the number of registers and doubles how many rows one holds.
+inline Floats reduce_rows(const Floats *rows) {
+    __m512 pairs[8], quads[4];
+    for (int i = 0; i < 8; ++i) {
+        const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+        quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    // quads[i] holds rows 4i .. 4i+3 in each of its four 128-bit parts: add up the parts.
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x44),
+                                    _mm512_shuffle_f32x4(quads[0], quads[1], 0xEE));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x44),
+                                    _mm512_shuffle_f32x4(quads[2], quads[3], 0xEE));
+    return {_mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD))};
+}
+
+inline void store_int8(int8_t *p, Floats x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
+    const int64_t lanes = limit - first;
+    const __mmask16 mask = lanes <= 0 ? 0 : lanes >= 16 ? 0xFFFF : __mmask16((1u << lanes) - 1);
+    return {_mm512_mask_blend_ps(mask, b.v, a.v)};
+}
+
+inline Ints set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+
+inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+template <int bits>
+inline Bytes fields(Bytes x, int field) {
+    return {_mm512_and_si512(_mm512_srli_epi16(x.v, unsigned(field * bits)), _mm512_set1_epi8((1 << bits) - 1))};
+}
+template <>
+inline Bytes fields<8>(Bytes x, int) {
+    return x;
+}
+inline Floats column(Bytes x, int byte) {
+    return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(x.v, unsigned(8 * byte)), _mm512_set1_epi32(255)))};
+}
+inline __m512i broadcast4(const int8_t *a) {
+    int32_t word;
+    memcpy(&word, a, 4);
+    return _mm512_set1_epi32(word);
+}
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) { return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))}; }
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }

@@ -1,0 +1,168 @@
+// Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
+
+constexpr int max_tokens = 4;
+constexpr int biased_offset = 128;  // the dot products are signed x signed
+
+struct Floats {
+    float32x4_t v[4];
+};
+struct Ints {
+    int32x4_t v[4];
+};
+struct Bytes {
+    uint8x16_t v[4];
+};
+
+#define EDGE_QUARTERS for (int i = 0; i < 4; ++i)
+
+inline Floats set(float x) {
+    const float32x4_t q = vdupq_n_f32(x);
+    return {{q, q, q, q}};
+}
+inline Floats zero() { return set(0.0f); }
+inline Floats load(const float *p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+inline void store(float *p, Floats x) { EDGE_QUARTERS vst1q_f32(p + 4 * i, x.v[i]); }
+inline Floats load_half(const uint16_t *p) {
+    Floats r;
+    EDGE_QUARTERS r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+    return r;
+}
+inline void store_half(uint16_t *p, Floats x) {
+    EDGE_QUARTERS vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
+}
+
+inline Floats add(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vaddq_f32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats sub(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vsubq_f32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats mul(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vmulq_f32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats divide(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vdivq_f32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats fma(Floats a, Floats b, Floats c) {
+    EDGE_QUARTERS c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+    return c;
+}
+inline Floats max(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vmaxq_f32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats absolute(Floats a) {
+    EDGE_QUARTERS a.v[i] = vabsq_f32(a.v[i]);
+    return a;
+}
+inline Floats round_even(Floats a) {
+    EDGE_QUARTERS a.v[i] = vrndnq_f32(a.v[i]);
+    return a;
+}
+inline Floats scale_by_power(Floats x, Floats n) {
+    EDGE_QUARTERS {
+        const int32x4_t exponent = vaddq_s32(vcvtnq_s32_f32(n.v[i]), vdupq_n_s32(127));
+        x.v[i] = vmulq_f32(x.v[i], vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+    }
+    return x;
+}
+inline float reduce_add(Floats x) {
+    return vaddvq_f32(vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3])));
+}
+inline float reduce_max(Floats x) {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3])));
+}
+inline float32x4_t fold(Floats x) { return vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3])); }
+inline Floats reduce_rows(const Floats *rows) {
+    Floats r;
+    EDGE_QUARTERS {
+        const float32x4_t low = vpaddq_f32(fold(rows[4 * i]), fold(rows[4 * i + 1]));
+        const float32x4_t high = vpaddq_f32(fold(rows[4 * i + 2]), fold(rows[4 * i + 3]));
+        r.v[i] = vpaddq_f32(low, high);
+    }
+    return r;
+}
+
+inline void store_int8(int8_t *p, Floats x) {
+    int16x8_t words[2];
+    for (int i = 0; i < 2; ++i) {
+        words[i] = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i])), vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i + 1])));
+    }
+    vst1q_s8(p, vcombine_s8(vqmovn_s16(words[0]), vqmovn_s16(words[1])));
+}
+inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
+    const int64_t lanes = limit - first;
+    const int32_t count = lanes <= 0 ? 0 : lanes >= 16 ? 16 : int32_t(lanes);
+    const int32_t start[4] = {0, 1, 2, 3};
+    const int32x4_t index = vld1q_s32(start);
+    EDGE_QUARTERS {
+        const uint32x4_t below = vcltq_s32(vaddq_s32(index, vdupq_n_s32(4 * i)), vdupq_n_s32(count));
+        a.v[i] = vbslq_f32(below, a.v[i], b.v[i]);
+    }
+    return a;
+}
+
+inline Ints set_int(int32_t x) {
+    const int32x4_t q = vdupq_n_s32(x);
+    return {{q, q, q, q}};
+}
+inline Ints add(Ints a, Ints b) {
+    EDGE_QUARTERS a.v[i] = vaddq_s32(a.v[i], b.v[i]);
+    return a;
+}
+inline Floats to_float(Ints x) {
+    Floats r;
+    EDGE_QUARTERS r.v[i] = vcvtq_f32_s32(x.v[i]);
+    return r;
+}
+
+inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
+inline Bytes load_bytes(const uint8_t *p) { return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}}; }
+template <int bits>
+inline Bytes fields(Bytes x, int field) {
+    const int8x16_t shift = vdupq_n_s8(int8_t(-field * bits));
+    const uint8x16_t mask = vdupq_n_u8((1 << bits) - 1);
+    EDGE_QUARTERS x.v[i] = vandq_u8(vshlq_u8(x.v[i], shift), mask);
+    return x;
+}
+template <>
+inline Bytes fields<8>(Bytes x, int) {
+    return x;
+}
+inline Floats column(Bytes x, int byte) {
+    const int32x4_t shift = vdupq_n_s32(-8 * byte);
+    const uint32x4_t mask = vdupq_n_u32(255);
+    Floats r;
+    EDGE_QUARTERS r.v[i] = vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_u8(x.v[i]), shift), mask));
+    return r;
+}
+inline int32x4_t dot4(int32x4_t acc, int8x16_t w, int8x16_t a) {
+#if defined(EDGE_NEON_DOTPROD)
+    return vdotq_s32(acc, w, a);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(a));
+    const int16x8_t high = vmull_high_s8(w, a);
+    return vpadalq_s16(acc, vpaddq_s16(low, high));
+#endif
+}
+inline int8x16_t broadcast4(const int8_t *a) {
+    int32_t word;
+    memcpy(&word, a, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
+    const int8x16_t x = broadcast4(a);
+    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x);
+    return acc;
+}
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) {
+    const int8x16_t x = broadcast4(a);
+    const uint8x16_t bias = vdupq_n_u8(128);
+    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), x);
+    return acc;
+}
+#undef EDGE_QUARTERS

@@ -1,0 +1,162 @@
+// Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
+
+constexpr int max_tokens = 4;
+constexpr int biased_offset = 0;
+
+struct Floats {
+    float v[16];
+};
+struct Ints {
+    int32_t v[16];
+};
+struct Bytes {
+    uint8_t v[64];
+};
+
+#define EDGE_LANES for (int i = 0; i < 16; ++i)
+
+inline Floats set(float x) {
+    Floats r;
+    EDGE_LANES r.v[i] = x;
+    return r;
+}
+inline Floats zero() { return set(0.0f); }
+inline Floats load(const float *p) {
+    Floats r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+}
+inline void store(float *p, Floats x) { memcpy(p, x.v, sizeof x.v); }
+
+inline float half_to_float(uint16_t half) {
+    const uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
+    float value = float(mantissa) * 5.9604644775390625e-08f;  // zero and subnormals
+    if (exponent != 0) {
+        const uint32_t bits = exponent == 31 ? 0x7F800000u | mantissa << 13 : (exponent + 112) << 23 | mantissa << 13;
+        memcpy(&value, &bits, 4);
+    }
+    return half & 0x8000 ? -value : value;
+}
+inline uint16_t float_to_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+    bits &= 0x7FFFFFFF;
+    if (bits > 0x7F800000) return sign | 0x7E00;
+    if (bits >= 0x477FF000) return sign | 0x7C00;  // rounds to infinity from 65520 on
+    if (bits < 0x38800000) {                       // subnormal: let the FPU round at the right place
+        float magnitude;
+        memcpy(&magnitude, &bits, 4);
+        magnitude += 0.5f;
+        memcpy(&bits, &magnitude, 4);
+        return sign | uint16_t(bits - 0x3F000000);
+    }
+    return sign | uint16_t((bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13);
+}
+inline Floats load_half(const uint16_t *p) {
+    Floats r;
+    EDGE_LANES r.v[i] = half_to_float(p[i]);
+    return r;
+}
+inline void store_half(uint16_t *p, Floats x) { EDGE_LANES p[i] = float_to_half(x.v[i]); }
+
+inline Floats add(Floats a, Floats b) {
+    EDGE_LANES a.v[i] += b.v[i];
+    return a;
+}
+inline Floats sub(Floats a, Floats b) {
+    EDGE_LANES a.v[i] -= b.v[i];
+    return a;
+}
+inline Floats mul(Floats a, Floats b) {
+    EDGE_LANES a.v[i] *= b.v[i];
+    return a;
+}
+inline Floats fma(Floats a, Floats b, Floats c) {
+    EDGE_LANES c.v[i] = a.v[i] * b.v[i] + c.v[i];
+    return c;
+}
+inline Floats max(Floats a, Floats b) {
+    EDGE_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+inline Floats absolute(Floats a) {
+    EDGE_LANES a.v[i] = fabsf(a.v[i]);
+    return a;
+}
+inline Floats divide(Floats a, Floats b) {
+    EDGE_LANES a.v[i] /= b.v[i];
+    return a;
+}
+inline Floats round_even(Floats a) {
+    EDGE_LANES a.v[i] = nearbyintf(a.v[i]);
+    return a;
+}
+inline Floats scale_by_power(Floats x, Floats n) {
+    EDGE_LANES {
+        const uint32_t bits = uint32_t(int32_t(n.v[i]) + 127) << 23;
+        float power;
+        memcpy(&power, &bits, 4);
+        x.v[i] *= power;
+    }
+    return x;
+}
+inline float reduce_add(Floats x) {
+    for (int step = 8; step; step /= 2) {
+        for (int i = 0; i < step; ++i) x.v[i] += x.v[i + step];
+    }
+    return x.v[0];
+}
+inline float reduce_max(Floats x) {
+    float r = x.v[0];
+    EDGE_LANES r = x.v[i] > r ? x.v[i] : r;
+    return r;
+}
+inline Floats reduce_rows(const Floats *rows) {
+    Floats r;
+    EDGE_LANES r.v[i] = reduce_add(rows[i]);
+    return r;
+}
+inline void store_int8(int8_t *p, Floats x) { EDGE_LANES p[i] = int8_t(nearbyintf(x.v[i])); }
+inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
+    EDGE_LANES a.v[i] = first + i < limit ? a.v[i] : b.v[i];
+    return a;
+}
+
+inline Ints set_int(int32_t x) {
+    Ints r;
+    EDGE_LANES r.v[i] = x;
+    return r;
+}
+inline Ints add(Ints a, Ints b) {
+    EDGE_LANES a.v[i] += b.v[i];
+    return a;
+}
+inline Floats to_float(Ints x) {
+    Floats r;
+    EDGE_LANES r.v[i] = float(x.v[i]);
+    return r;
+}
+
+inline void prefetch(const uint8_t *) {}
+inline Bytes load_bytes(const uint8_t *p) {
+    Bytes r;
+    memcpy(r.v, p, 64);
+    return r;
+}
+template <int bits>
+inline Bytes fields(Bytes x, int field) {
+    for (int i = 0; i < 64; ++i) x.v[i] = x.v[i] >> (field * bits) & ((1 << bits) - 1);
+    return x;
+}
+inline Floats column(Bytes x, int byte) {
+    Floats r;
+    EDGE_LANES r.v[i] = float(x.v[4 * i + byte]);
+    return r;
+}
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
+    EDGE_LANES for (int b = 0; b < 4; ++b) acc.v[i] += int32_t(w.v[4 * i + b]) * a[b];
+    return acc;
+}
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
+#undef EDGE_LANES

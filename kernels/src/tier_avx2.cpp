@@ -1,0 +1,21 @@
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EDGE_TIER_NAME "avx2"
+#define EDGE_MAX_TOKENS 4
+
+namespace edge {
+namespace {
+
+#include "simd/avx2.h"
+#include "tier.h"
+
+}  // namespace
+
+extern const Kernels kernels_avx2 = table;
+
+}  // namespace edge

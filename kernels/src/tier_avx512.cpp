@@ -1,0 +1,21 @@
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EDGE_TIER_NAME "avx512vnni"
+#define EDGE_MAX_TOKENS 8
+
+namespace edge {
+namespace {
+
+#include "simd/avx512.h"
+#include "tier.h"
+
+}  // namespace
+
+extern const Kernels kernels_avx512 = table;
+
+}  // namespace edge

@@ -1,0 +1,21 @@
+#include <arm_neon.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EDGE_TIER_NAME "neon"
+#define EDGE_MAX_TOKENS 4
+
+namespace edge {
+namespace {
+
+#include "simd/neon.h"
+#include "tier.h"
+
+}  // namespace
+
+extern const Kernels kernels_neon = table;
+
+}  // namespace edge

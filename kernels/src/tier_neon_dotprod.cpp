@@ -1,0 +1,22 @@
+#include <arm_neon.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EDGE_TIER_NAME "neon-dotprod"
+#define EDGE_MAX_TOKENS 4
+#define EDGE_NEON_DOTPROD
+
+namespace edge {
+namespace {
+
+#include "simd/neon.h"
+#include "tier.h"
+
+}  // namespace
+
+extern const Kernels kernels_neon_dotprod = table;
+
+}  // namespace edge

@@ -1,0 +1,20 @@
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define EDGE_TIER_NAME "portable"
+#define EDGE_MAX_TOKENS 4
+
+namespace edge {
+namespace {
+
+#include "simd/portable.h"
+#include "tier.h"
+
+}  // namespace
+
+extern const Kernels kernels_portable = table;
+
+}  // namespace edge

@@ -1,0 +1,175 @@
+"""The KV cache: how a sequence got into it must not matter.
+
+The native decoder computes every token in the same order alone or in a batch, so these are bit for bit equal;
+trees, whose rows lie elsewhere in the cache, are compared within the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from edge.scheme import QuantScheme
+
+INT4 = QuantScheme("int4", 32)
+MODES = [("float32", "float32"), ("int8", "float16")]
+TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
+
+
+@pytest.fixture
+def bundle(minicpm, make_bundle):
+    return make_bundle(minicpm(num_attention_heads=16), INT4)
+
+
+@pytest.fixture(params=MODES, ids="-".join)
+def executor(request, open_native, bundle):
+    activations, kv_type = request.param
+    return open_native(bundle, activations=activations, kv_type=kv_type, max_batch=320)
+
+
+@pytest.mark.parametrize("chunks", [(1,), (7,), (16,), (64,), (255, 2), (1, 2, 3, 100), (320,)], ids=str)
+def test_any_chunking_equals_token_by_token(executor, run_all, tokens_of, chunks: Sequence[int]):
+    tokens = tokens_of(executor.config, 300)
+    whole = run_all(executor, executor.new_cache(), tokens, (1,))
+    np.testing.assert_array_equal(run_all(executor, executor.new_cache(), tokens, chunks), whole)
+
+
+def test_last_logits_are_those_of_all(executor, tokens_of):
+    tokens = tokens_of(executor.config, 37)
+    every = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
+    last = executor.forward(executor.new_cache(), tokens, want_logits="last").logits
+    np.testing.assert_array_equal(last, every[-1:])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+def test_thread_count_does_not_matter(open_native, bundle, run_all, tokens_of, threads: int, mode):
+    activations, kv_type = mode
+    options = {"activations": activations, "kv_type": kv_type}
+    tokens = tokens_of(bundle.config, 90)
+    one = open_native(bundle, threads=1, **options)
+    many = open_native(bundle, threads=threads, **options)
+    wanted = run_all(one, one.new_cache(), tokens, (50, 1, 1, 17))
+    np.testing.assert_array_equal(run_all(many, many.new_cache(), tokens, (50, 1, 1, 17)), wanted)
+
+
+@pytest.mark.parametrize("shared", [1, 63, 64, 256, 299])
+def test_prompt_reuse_equals_cold_start(executor, run_all, tokens_of, shared: int):
+    """A cache cut back to a shared prefix goes on like a cache that never held anything else."""
+    first, second = tokens_of(executor.config, 300, seed=1), tokens_of(executor.config, 300, seed=2)
+    second[:shared] = first[:shared]
+    used = executor.new_cache()
+    run_all(executor, used, first)
+    executor.truncate(used, shared)
+    assert used.length == shared
+    cold = run_all(executor, executor.new_cache(), second)
+    np.testing.assert_array_equal(run_all(executor, used, second[shared:], (41,)), cold[shared:])
+
+
+def test_caches_are_independent(executor, run_all, tokens_of):
+    """Two sequences in turn give what each gives alone."""
+    texts = [tokens_of(executor.config, 40, seed=seed) for seed in (1, 2)]
+    alone = [run_all(executor, executor.new_cache(), text) for text in texts]
+    caches = [executor.new_cache(), executor.new_cache()]
+    parts: list[list[np.ndarray]] = [[], []]
+    for start in range(0, 40, 8):
+        for index, text in enumerate(texts):
+            parts[index].append(run_all(executor, caches[index], text[start : start + 8]))
+    for index in range(2):
+        np.testing.assert_array_equal(np.concatenate(parts[index]), alone[index])
+
+
+def paths(parents: Sequence[int]) -> list[list[int]]:
+    """For every row of a tree, the rows from the root to it."""
+    found: list[list[int]] = []
+    for row, parent in enumerate(parents):
+        found.append([*(found[parent] if parent >= 0 else []), row])
+    return found
+
+
+def tree_masks(parents: Sequence[int]) -> np.ndarray:
+    return np.array([sum(1 << row for row in path) for path in paths(parents)], np.uint64)
+
+
+def random_parents(rows: int) -> list[int]:
+    generator = np.random.default_rng(5)
+    return [-1, *(int(generator.integers(max(0, row - 9), row)) for row in range(1, rows))]
+
+
+@pytest.mark.parametrize(
+    "parents", [TREE, random_parents(64), list(range(-1, 63))], ids=["small", "64", "chain"]
+)
+@pytest.mark.parametrize("prefix", [0, 5, 250])
+def test_tree_equals_each_path(executor, run_all, tokens_of, assert_close, prefix: int, parents: list[int]):
+    before = tokens_of(executor.config, prefix)
+    tree = tokens_of(executor.config, len(parents), seed=3)
+    cache = executor.new_cache()
+    if prefix:
+        run_all(executor, cache, before)
+    positions = np.array([prefix + len(path) - 1 for path in paths(parents)], np.int32)
+    found = executor.forward(
+        cache, tree, positions=positions, tree=tree_masks(parents), want_logits="all"
+    ).logits
+    assert cache.length == prefix + len(parents)
+    for row, path in list(enumerate(paths(parents)))[:: max(1, len(parents) // 12)]:
+        alone = executor.new_cache()
+        wanted = run_all(executor, alone, np.concatenate([before, tree[path]]))[-1]
+        assert_close(found[row], wanted)
+
+
+def test_causal_tree_equals_no_tree(executor, tokens_of):
+    tokens = tokens_of(executor.config, 64)
+    chain = tree_masks(range(-1, 63))
+    plain = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
+    tree = executor.forward(executor.new_cache(), tokens, tree=chain, want_logits="all").logits
+    np.testing.assert_array_equal(tree, plain)
+
+
+@pytest.mark.parametrize("prefix", [1, 130])
+def test_keep_an_accepted_path(executor, run_all, tokens_of, assert_close, prefix: int):
+    """After a tree, keeping one path and going on equals having fed that path."""
+    path = paths(TREE)[5]
+    before, tree = tokens_of(executor.config, prefix), tokens_of(executor.config, len(TREE), seed=3)
+    after = tokens_of(executor.config, 20, seed=4)
+    cache = executor.new_cache()
+    run_all(executor, cache, before)
+    positions = np.array([prefix + len(p) - 1 for p in paths(TREE)], np.int32)
+    executor.forward(cache, tree, positions=positions, tree=tree_masks(TREE), want_logits="none")
+    executor.keep(cache, prefix, [prefix + row for row in path])
+    assert cache.length == prefix + len(path)
+    found = run_all(executor, cache, after)
+    wanted = run_all(executor, executor.new_cache(), np.concatenate([before, tree[path], after]))[-20:]
+    assert_close(found, wanted)
+
+
+def test_keep_nothing_is_truncate(executor, run_all, tokens_of):
+    tokens = tokens_of(executor.config, 30)
+    kept, cut = executor.new_cache(), executor.new_cache()
+    for cache in (kept, cut):
+        run_all(executor, cache, tokens)
+    executor.keep(kept, 12, [])
+    executor.truncate(cut, 12)
+    assert kept.length == cut.length == 12
+    np.testing.assert_array_equal(run_all(executor, kept, tokens), run_all(executor, cut, tokens))
+
+
+def test_tree_against_the_reference(bundle, open_native, reference, run_all, tokens_of, assert_close):
+    """The same tree as a mask in PyTorch, prefix included."""
+    executor = open_native(bundle)
+    prefix, n = 11, len(TREE)
+    tokens = tokens_of(executor.config, prefix + n)
+    mask = torch.ones(prefix + n, prefix + n, dtype=torch.bool).tril()
+    mask[prefix:, prefix:] = False
+    for row, path in enumerate(paths(TREE)):
+        mask[prefix + row, [prefix + seen for seen in path]] = True
+    positions = np.array([*range(prefix), *(prefix + len(path) - 1 for path in paths(TREE))], np.int32)
+    wanted = reference(bundle)(torch.from_numpy(tokens).long(), torch.from_numpy(positions), mask)
+    cache = executor.new_cache()
+    run_all(executor, cache, tokens[:prefix])
+    found = executor.forward(
+        cache, tokens[prefix:], positions=positions[prefix:], tree=tree_masks(TREE), want_logits="all"
+    ).logits
+    assert_close(found, wanted[prefix:])

@@ -1,0 +1,80 @@
+"""Fixtures for the runtime's tests: a tiny network and a checkpoint made of plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.checkpoints.base import TensorInfo
+from edge.config import ModelConfig
+from edge.quantize import quantize
+from edge.scheme import QuantScheme
+from edge.tensors import expected_tensors
+
+
+@dataclass
+class ArrayCheckpoint:
+    """A checkpoint in memory; `tensors` follows `weights`, so a test can change either."""
+
+    config: ModelConfig
+    weights: dict[str, Any]
+    source: str = "arrays"
+    tokenizer_files: dict[str, bytes] = field(default_factory=lambda: {"tokenizer.json": b"{}"})
+    chat_template: str | None = "{{ messages[0].content }}"
+    generation_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.8})
+
+    @property
+    def tensors(self) -> list[TensorInfo]:
+        plain = QuantScheme("f16")
+        return [
+            TensorInfo(name, weight.shape, "F32", getattr(weight, "scheme", plain))
+            for name, weight in self.weights.items()
+        ]
+
+    def read(self, name: str) -> Any:
+        return self.weights[name]
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    """A MiniCPM of two layers with odd sizes: 40 columns are no multiple of 32, 77 tokens none of 16."""
+    return ModelConfig.from_hf(
+        {
+            "model_type": "minicpm",
+            "architectures": ["MiniCPMForCausalLM"],
+            "bos_token_id": 1,
+            "eos_token_id": [2, 3],
+            "hidden_size": 40,
+            "intermediate_size": 100,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_hidden_layers": 2,
+            "rms_norm_eps": 1e-5,
+            "vocab_size": 77,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 16,
+            "tie_word_embeddings": False,
+        }
+    )
+
+
+@pytest.fixture
+def array_checkpoint() -> Callable[..., ArrayCheckpoint]:
+    """Makes a checkpoint of random float32 weights, or of weights quantized in `scheme`."""
+
+    def make(config: ModelConfig, scheme: QuantScheme | None = None, seed: int = 0) -> ArrayCheckpoint:
+        random = np.random.default_rng(seed)
+        weights: dict[str, Any] = {}
+        for name, shape in expected_tensors(config).items():
+            values = random.standard_normal(shape, dtype=np.float32)
+            weights[name] = values if scheme is None or len(shape) == 1 else quantize(values, scheme)
+        return ArrayCheckpoint(config, weights)
+
+    return make
