@@ -28,7 +28,7 @@ from edge.tensors import EMBEDDING, HEAD, check_tensors, expected_tensors
 Progress = Callable[[int, int, str], None]
 """Called with bytes written so far, bytes in total, and the name of the tensor."""
 
-_BLOCK_WEIGHTS = 1 << 40  # 16 MB of float32
+_BLOCK_WEIGHTS = 1 << 22  # 16 MB of float32
 _BLOCK_ROWS = 32  # two tiles: their packed size is a multiple of 64 bytes in every scheme, so blocks join
 
 

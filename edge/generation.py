@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from edge.errors import EdgeError
 from edge.sampling import Sampled, Sampler
 from edge.session import Session
 from edge.settings import GenerationSettings
@@ -88,69 +89,53 @@ class StopMatcher:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
-class _Clock:
-    """Adds up the time between resume() and pause()."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._since = perf_counter()
-
-    def pause(self) -> None:
-        self.seconds += perf_counter() - self._since
-
-    def resume(self) -> None:
-        self._since = perf_counter()
-
-
 def generate(
     session: Session,
     prompt: Sequence[int],
     settings: GenerationSettings,
     tokenizer: Tokenizer,
     cancelled: Callable[[], bool] = lambda: False,
+    continues: bool = False,
 ) -> Generator[Chunk, None, Completion]:
     """Answer `prompt`, yielding chunks and returning the Completion.
 
     The prompt is what the session's cache shall hold before the answer; shared tokens are not computed again.
-    `cancelled` is asked before every call of the executor. Raises ContextError if the prompt does not fit.
+    `cancelled` is asked before every call of the executor. continues: the text goes on with the prompt's, so
+    that a leading space stays. Raises ContextError if the prompt does not fit.
     """
     sampler = Sampler(settings.sampling)
-    eos = tokenizer.eos_ids if settings.eos_token_ids is None else settings.eos_token_ids
-    ends = frozenset() if settings.ignore_eos else frozenset(eos)
-    decoder, matcher = tokenizer.stream(), StopMatcher(settings.stop)
-    count_prompt = settings.sampling.repetition_penalty != 1
-    tokens: list[int] = []
+    ends = _end_tokens(settings, tokenizer)
+    decoder, matcher = tokenizer.stream(continues=continues), StopMatcher(settings.stop)
+    # A repetition penalty counts the prompt too, see SamplingParams.
+    counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(prompt)
     sampled: list[Sampled] = []
     pieces: list[str] = []
-    ttft = prefill_seconds = None
-    reused_before, computed_before = session.reused_tokens, session.computed_tokens
+    ttft: float | None = None
+    decoding = 0.0  # seconds
+    reused, computed = session.reused_tokens, session.computed_tokens
 
-    clock = _Clock()
+    since = perf_counter()
     logits = session.prefill(prompt, cancelled)
-    reused = session.reused_tokens - reused_before
-    computed = session.computed_tokens - computed_before
-    prefill_seconds = perf_counter() - clock._since
+    prefill = perf_counter() - since
+    reused, computed = session.reused_tokens - reused, session.computed_tokens - computed
     reason: StopReason = "cancelled"
     while logits is not None:
-        history = session.tokens if count_prompt else session.tokens[len(prompt) :]
-        choice = sampler.sample(logits, history)
+        choice = sampler.sample(logits, session.tokens[counted_from:])
         if ttft is None:
-            ttft = perf_counter() - clock._since
-            clock = _Clock()
+            ttft = perf_counter() - since
+        else:
+            decoding += perf_counter() - since
         if choice.token in ends:
             reason = "eos"
             break
-        tokens.append(choice.token)
         sampled.append(choice)
-        text = matcher.push(decoder.push(choice.token))
-        pieces.append(text)
-        clock.pause()
-        yield Chunk(text, choice.token, choice.logprob, choice.top)
-        clock.resume()
+        pieces.append(matcher.push(decoder.push(choice.token)))
+        yield Chunk(pieces[-1], choice.token, choice.logprob, choice.top)
+        since = perf_counter()
         if matcher.stopped:
             reason = "stop"
             break
-        if len(tokens) == settings.max_new_tokens:
+        if len(sampled) == settings.max_new_tokens:
             reason = "length"
             break
         if session.length >= session.context:
@@ -159,20 +144,79 @@ def generate(
         if cancelled():
             break
         logits = session.step(choice.token)
-    clock.pause()
     left = matcher.push(decoder.flush()) + matcher.flush()
     if left:
         pieces.append(left)
         yield Chunk(left)
-    steps = len(tokens) - (reason != "eos")
+    steps = len(sampled) - (reason != "eos")  # the end token took a step as well
     return Completion(
         text="".join(pieces),
-        tokens=tuple(tokens),
+        tokens=tuple(choice.token for choice in sampled),
         prompt_tokens=len(prompt),
         reused_tokens=reused,
         ttft_seconds=ttft,
-        prefill_tokens_per_second=computed / prefill_seconds if prefill_seconds > 0 else 0.0,
-        tokens_per_second=steps / clock.seconds if steps > 0 and clock.seconds > 0 else 0.0,
+        prefill_tokens_per_second=computed / prefill if prefill > 0 else 0.0,
+        tokens_per_second=steps / decoding if steps > 0 and decoding > 0 else 0.0,
         stop_reason=reason,
         logprobs=tuple(sampled) if settings.sampling.logprobs is not None else None,
     )
+
+
+def _end_tokens(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+    if settings.ignore_eos:
+        return frozenset()
+    return tokenizer.eos_ids if settings.eos_token_ids is None else frozenset(settings.eos_token_ids)
+
+
+class Stream:
+    """An answer in the making: iterate over it for its chunks, then read `result`.
+
+    The work is done in the iterating thread; `cancel` may be called from any thread. Leaving a `with` block,
+    or `close`, cancels what is not finished.
+    """
+
+    def __init__(self, start: Callable[[Callable[[], bool]], Generator[Chunk, None, Completion]]) -> None:
+        """start: makes the generator, given the function that tells whether to cancel."""
+        self._cancel = threading.Event()
+        self._chunks = start(self._cancel.is_set)
+        self._result: Completion | None = None
+        self._error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            return next(self._chunks)
+        except StopIteration as end:
+            if end.value is not None:
+                self._result = end.value
+            raise StopIteration from None
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def cancel(self) -> None:
+        """Ask the answer to end before the next call of the executor; it then has stop reason `cancelled`."""
+        self._cancel.set()
+
+    def close(self) -> None:
+        """Cancel, and wait until the answer has ended."""
+        self.cancel()
+        for _ in self:
+            pass
+
+    @property
+    def result(self) -> Completion:
+        """The finished answer; computes the rest of it first. Raises what made the answer fail, if it did."""
+        for _ in self:
+            pass
+        if self._result is None:
+            raise self._error or EdgeError("The answer was never finished.")
+        return self._result
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -16,10 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.native.library import EdgeSampleResult, EdgeSampling, check, library
-
-MAX_LOGPROBS = 64
-"""Most alternatives that can be reported per token."""
+from edge.native.library import MAX_LOGPROBS, SampleResult, Sampling, check, library
 
 _EMPTY = np.empty(0, np.int32)
 
@@ -106,8 +103,8 @@ class Sampler:
         self.params = params
         self.seed = random.SystemRandom().getrandbits(63) if params.seed is None else params.seed
         self._random = random.Random(self.seed)
-        self._options = EdgeSampling(
-            size=ctypes.sizeof(EdgeSampling),
+        self._options = Sampling(
+            size=ctypes.sizeof(Sampling),
             temperature=params.temperature,
             top_k=min(params.top_k, 2**31 - 1),
             top_p=params.top_p,
@@ -118,7 +115,8 @@ class Sampler:
             presence_penalty=params.presence_penalty,
             logprobs=params.logprobs or 0,
         )
-        self._result = EdgeSampleResult()
+        self._result = SampleResult()
+        self._sample = library().edge_sample
         self._bias_tokens = np.fromiter(params.logit_bias.keys(), np.int32, len(params.logit_bias))
         self._bias_values = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
 
@@ -139,18 +137,11 @@ class Sampler:
         if plain.ndim != 1:
             raise EdgeError(f"A sampler takes the logits of one token, got an array of shape {plain.shape}.")
         check(
-            library().edge_sample(
-                _pointer(plain, ctypes.c_float),
-                plain.size,
-                ctypes.byref(self._options),
-                _pointer(seen, ctypes.c_int32),
-                seen.size,
-                _pointer(self._bias_tokens, ctypes.c_int32),
-                _pointer(self._bias_values, ctypes.c_float),
-                self._bias_tokens.size,
-                self._random.random(),
-                params.logprobs is not None,
-                ctypes.byref(self._result),
+            self._sample(
+                *(plain.ctypes.data, plain.size, self._options),
+                *(seen.ctypes.data, seen.size),
+                *(self._bias_tokens.ctypes.data, self._bias_values.ctypes.data, self._bias_tokens.size),
+                *(self._random.random(), params.logprobs is not None, self._result),
             )
         )
         result = self._result
@@ -158,8 +149,6 @@ class Sampler:
             return Sampled(result.token)
         count = min(params.logprobs, plain.size)
         top = zip(result.top_tokens[:count], result.top_logprobs[:count], strict=True)
-        return Sampled(result.token, result.logprob, tuple((token, value) for token, value in top if token >= 0))
-
-
-def _pointer(array: npt.NDArray[np.generic], kind: type[ctypes._SimpleCData[float]]) -> object:
-    return array.ctypes.data_as(ctypes.POINTER(kind))
+        return Sampled(
+            result.token, result.logprob, tuple((token, value) for token, value in top if token >= 0)
+        )

@@ -81,7 +81,9 @@ def _max_new_tokens(value: Any) -> int | None:
 
 def _stop(value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Iterable) or not all(isinstance(s, str) and s for s in (strings := tuple(strings))):
+    if not isinstance(strings, Iterable) or not all(
+        isinstance(s, str) and s for s in (strings := tuple(strings))
+    ):
         raise EdgeError(f"stop must be a non-empty string or a list of them, got {value!r}.")
     return strings
 

@@ -1,7 +1,8 @@
 """Text to token ids and back: SentencePiece and byte-level BPE behind one protocol.
 
-`base` holds the protocol and the streaming decoder, `segments` what both kinds share, `sentencepiece_model` and
-`tokenizers_json` the two kinds, `settings` the small JSON files beside them, `from_gguf` the way in from GGUF.
+`base` holds the protocol and the streaming decoder, `segments` what both kinds share, `sentencepiece_model`
+and `tokenizers_json` the two kinds, `settings` the small JSON files beside them, `from_gguf` the way in from
+GGUF.
 """
 
 from edge.tokenizer.base import StreamDecoder, Tokenizer

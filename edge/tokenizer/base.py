@@ -10,9 +10,10 @@ from typing import Protocol
 class StreamDecoder:
     """Decodes token by token; what it returns, joined, equals decoding all ids at once.
 
-    A character whose bytes are spread over several tokens appears with its last byte, never in halves. Bytes that
-    can't become UTF-8 any more turn into U+FFFD as soon as that is certain (one per maximal invalid part, as
-    Unicode recommends and Python's and Rust's decoders do; SentencePiece's own decoder writes one per byte).
+    A character whose bytes are spread over several tokens appears with its last byte, never in halves. Bytes
+    that can't become UTF-8 any more turn into U+FFFD as soon as that is certain (one per maximal invalid
+    part, as Unicode recommends and Python's and Rust's decoders do; SentencePiece's own decoder writes one
+    per byte).
     """
 
     def __init__(
@@ -58,19 +59,33 @@ class Tokenizer(Protocol):
     def special_tokens(self) -> Mapping[str, int]:
         """Control tokens by their text; ordinary text never encodes to them."""
 
-    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Texts of the tokens with a role (`bos_token`, `eos_token`, ...), which chat templates may use."""
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = False,
+        continues: bool = False,
+    ) -> list[int]:
         """Token ids of a text.
 
-        add_bos: put the BOS token in front; None does what the tokenizer's files say. It is never doubled.
-        parse_special: let the text of a control token stand for that token, as rendered chat templates need.
-        Without it such text is spelled out in ordinary tokens. Lone surrogates (undecodable bytes read with
+        add_bos: put the BOS token in front; None does what the tokenizer's files say. A BOS that a template
+        has written (parse_special) is not doubled. parse_special: let the text of a control token stand for
+        that token, as rendered chat templates need; without it such text is spelled out in ordinary tokens.
+        continues: the text follows earlier tokens, so it gets no BOS unless asked for, and not the space that
+        some tokenizers put in front of a text. Lone surrogates (undecodable bytes read with
         `surrogateescape`, broken JSON) become U+FFFD; surrogate pairs become their character.
         """
 
     def protect(self, text: str) -> str:
-        """Mark control tokens in untrusted text as literal, so that `encode(parse_special=True)` spells them out.
+        """Mark the control tokens in foreign text, so that `encode(parse_special=True)` spells them out.
 
-        For messages that go through a chat template. The mark is the noncharacter U+FDD0, which `encode` removes.
+        For messages that go through a chat template. The mark is the noncharacter U+FDD0, which `encode`
+        removes.
         """
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from edge.errors import TokenizerError
 from edge.tokenizer.base import StreamDecoder
 
+SPACE_SYMBOL = "▁"
+"""How SentencePiece writes a space inside a token."""
 LITERAL_MARK = "\ufdd0"
 """Stands inside the text of a control token that must stay text. A noncharacter: no real text contains it."""
 _SPACES = re.compile(r"\s*")
@@ -22,7 +24,8 @@ _SPACES = re.compile(r"\s*")
 class AddedToken:
     """A token that is matched as a whole before the text is encoded.
 
-    special: a control token, matched only on request. lstrip, rstrip: it swallows the whitespace on that side.
+    special: a control token, matched only on request. lstrip, rstrip: it swallows the whitespace on that
+    side.
     """
 
     id: int
@@ -36,16 +39,19 @@ class AddedToken:
 class Vocabulary:
     """What the files and the model's configuration say about ids.
 
-    added: control tokens, and those ordinary tokens that this package must match by itself. add_bos: default of
-    `encode`. unk_id: may come out of ordinary text, unlike other control tokens. strip_leading_space: encoding
-    puts a space in front of the text, so decoding takes it away.
+    size: of the model's vocabulary. pieces: how many tokens the tokenizer file itself has. added: control
+    tokens, and those ordinary tokens that this package must match by itself. add_bos: default of `encode`.
+    unk_id: may come out of ordinary text, unlike other control tokens. named: texts of tokens by role.
+    strip_leading_space: encoding puts a space in front of the text, so decoding takes it away.
     """
 
     size: int
+    pieces: int
     added: tuple[AddedToken, ...]
     bos_id: int | None
     eos_ids: frozenset[int]
     unk_id: int | None
+    named: Mapping[str, str]
     add_bos: bool
     strip_leading_space: bool
 
@@ -53,22 +59,25 @@ class Vocabulary:
 class SegmentTokenizer(ABC):
     """Implements the `Tokenizer` protocol over plain-text encoding and a table of token bytes."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        highest = max(vocabulary.added, key=lambda token: token.id, default=None)
-        if highest is not None and highest.id >= vocabulary.size:
+    def __init__(self, vocabulary: Vocabulary, match_ordinary: bool) -> None:
+        """match_ordinary: ordinary added tokens are matched here, not by `_encode_plain`."""
+        highest = max([vocabulary.pieces - 1, *(token.id for token in vocabulary.added)])
+        if highest >= vocabulary.size:
             raise TokenizerError(
-                f"The tokenizer's token '{highest.text}' has id {highest.id}, but the model's vocabulary has only "
-                f"{vocabulary.size} tokens; use the tokenizer files that belong to this model."
+                f"The tokenizer has ids up to {highest}, but the model's vocabulary only {vocabulary.size} "
+                "tokens; use the tokenizer files that belong to this model."
             )
+        self._pieces = vocabulary.pieces
         self._vocabulary = vocabulary
         self._added = {token.text: token for token in vocabulary.added if token.text}
         self._added_bytes = {token.id: token.text.encode() for token in vocabulary.added}
         self._special = {token.text: token.id for token in vocabulary.added if token.special}
         self._special_ids = frozenset(self._special.values())
         self._control_ids = self._special_ids - {vocabulary.unk_id}
-        self._match_all = _pattern(self._added)
+        ordinary = [text for text in self._added if match_ordinary and text not in self._special]
+        self._match_all = _pattern([*self._special, *ordinary])
         self._match_special = _pattern(self._special)
-        self._match_ordinary = _pattern(text for text in self._added if text not in self._special)
+        self._match_ordinary = _pattern(ordinary)
         self._bytes: dict[int, bytes] = {}
 
     @abstractmethod
@@ -99,11 +108,22 @@ class SegmentTokenizer(ABC):
     def special_tokens(self) -> Mapping[str, int]:
         return self._special
 
-    def encode(self, text: str, *, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    @property
+    def named_tokens(self) -> Mapping[str, str]:
+        return self._vocabulary.named
+
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        parse_special: bool = False,
+        continues: bool = False,
+    ) -> list[int]:
         text = _without_surrogates(text)
         pattern = self._match_all if parse_special else self._match_ordinary
         ids: list[int] = []
-        at_start = True
+        at_start = not continues
         for segment, token in self._split(text, pattern):
             if parse_special:
                 segment = segment.replace(LITERAL_MARK, "")
@@ -113,7 +133,7 @@ class SegmentTokenizer(ABC):
                 ids.append(token.id)
             at_start = False
         bos = self._vocabulary.bos_id
-        wanted = self._vocabulary.add_bos if add_bos is None else add_bos
+        wanted = self._vocabulary.add_bos and not continues if add_bos is None else add_bos
         if wanted and bos is not None and not (parse_special and ids[:1] == [bos]):
             ids.insert(0, bos)
         return ids
@@ -147,9 +167,7 @@ class SegmentTokenizer(ABC):
             self._bytes[token_id] = found
         return found
 
-    def _split(
-        self, text: str, pattern: re.Pattern[str] | None
-    ) -> Iterator[tuple[str, AddedToken | None]]:
+    def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterator[tuple[str, AddedToken | None]]:
         """Pieces of plain text, each with the added token that follows it (None for the last piece)."""
         start = 0
         while pattern is not None and (match := pattern.search(text, start)):

@@ -1,48 +1,72 @@
-"""The small JSON files beside a tokenizer: which tokens are special, BOS, EOS, and Llama's prefix-space flags."""
+"""The small JSON files beside a tokenizer: special tokens, BOS and EOS, and Llama's prefix-space flags."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edge.config import ModelConfig
 from edge.errors import TokenizerError
 from edge.tokenizer.segments import AddedToken
 
-_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token", "eot_token")
+_ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+    "eot_token",
+)
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and `generation_config.json` say.
+    """What `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
+    `generation_config.json` say.
 
-    added: every token they list with an id. special_texts: tokens that play a special role, with or without id.
-    eos: texts of end tokens; eos_ids: their ids where generation_config.json names ids. add_bos, add_prefix_space:
-    None where the files are silent. legacy: each piece of text between special tokens gets the prefix space that
-    the first one gets (Hugging Face's `legacy`, true when absent, as it was when such files were written).
+    added: every token they list with an id. special_texts: tokens that play a special role, with or without
+    id. named: texts by role (`bos_token`, ...). eos_ids: what generation_config.json names. add_bos,
+    add_prefix_space: None where the files are silent. legacy: each piece of text between special tokens gets
+    the prefix space that the first one gets (Hugging Face's `legacy`, true when absent, as it was when such
+    files were written).
     """
 
     added: tuple[AddedToken, ...]
     special_texts: frozenset[str]
-    bos: str | None
-    unk: str | None
-    eos: tuple[str, ...]
+    named: Mapping[str, str]
     eos_ids: tuple[int, ...]
     add_bos: bool | None
     add_prefix_space: bool | None
     legacy: bool
 
+    def boundaries(
+        self, find: Callable[[str], int | None], config: ModelConfig
+    ) -> tuple[int | None, frozenset[int]]:
+        """The BOS id and all end tokens: these files' and the config's. find: a token's id by its text."""
+        bos = find(self.named["bos_token"]) if "bos_token" in self.named else None
+        ends = {find(self.named[role]) for role in ("eos_token", "eot_token") if role in self.named}
+        found = {*config.eos_token_ids, *self.eos_ids, *(end for end in ends if end is not None)}
+        return config.bos_token_id if bos is None else bos, frozenset(found)
+
     def merged(self, known: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
         """All added tokens by ascending id: these files' own and the ones that the tokenizer already `known`.
 
-        Where both have a token, the tokenizer's own matching rules win; a special role always makes it special.
+        Where both have a token, the tokenizer's own matching rules win; a special role always makes it
+        special.
         """
         tokens = {token.id: token for token in (*self.added, *known)}
         return tuple(
             AddedToken(
-                token.id, token.text, token.special or token.text in self.special_texts, token.lstrip, token.rstrip
+                token.id,
+                token.text,
+                token.special or token.text in self.special_texts,
+                token.lstrip,
+                token.rstrip,
             )
             for _, token in sorted(tokens.items())
         )
@@ -72,14 +96,13 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
         eos_ids = tuple(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TokenizerError(
-            f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's files again."
+            f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's "
+            "files again."
         ) from None
     return TokenizerSettings(
         added=tuple(added.values()),
         special_texts=special_texts,
-        bos=texts["bos_token"],
-        unk=texts["unk_token"],
-        eos=tuple(text for text in (texts["eos_token"], texts["eot_token"]) if text),
+        named={role: text for role, text in texts.items() if text},
         eos_ids=eos_ids,
         add_bos=_flag(config, "add_bos_token"),
         add_prefix_space=_flag(config, "add_prefix_space"),

@@ -60,6 +60,9 @@ EDGE_API int32_t edge_default_threads(void);
 /* Names of the tiers this CPU can run, best first, as a comma-separated list; "portable" is always there. */
 EDGE_API const char *edge_cpu_tiers(void);
 
+/* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that differs. */
+EDGE_API edge_status edge_self_test(const char *tier);
+
 /* ---- Weights -------------------------------------------------------------------------------------- */
 
 typedef enum { EDGE_F32 = 0, EDGE_F16 = 1, EDGE_INT8 = 2, EDGE_INT4 = 3, EDGE_TERNARY = 4 } edge_kind;

@@ -20,8 +20,10 @@ namespace {
 using namespace edge::sampler;
 
 constexpr int kMaxLogprobs = 64;
-// A top-p boundary with at most this many tokens around it is sorted, a wider one is narrowed first.
-constexpr int64_t kSortLimit = 512;
+// A filter's boundary with at most this many tokens around it is ordered, a wider one is narrowed first.
+constexpr int64_t kGatherLimit = 2048;
+// exp(-reach) is the least weight that counts.
+constexpr double kLargestReach = 87;
 
 struct Candidate {
     float value;
@@ -36,20 +38,25 @@ bool better(const Candidate &a, const Candidate &b) {
 
 struct Scratch {
     std::vector<float> adjusted;       // logits after bias and penalties
-    std::vector<float> compact;        // logits of the tokens that a filter has left ...
-    std::vector<int32_t> ids;          // ... and their ids, ascending
+    std::vector<float> few;            // logits of the tokens that a filter has left ...
+    std::vector<int32_t> few_ids;      // ... and their ids, ascending
     std::vector<float> peaks, order;   // per block
-    std::vector<float> weights, sums;  // exp(logit / temperature); per block
-    std::vector<int32_t> counts;       // per block
+    std::vector<float> weights, sums;  // exp((logit - peak) / temperature); per block
     std::vector<Candidate> candidates;
     std::vector<int32_t> seen, seen_ids;  // occurrences by token id; zero between calls
 };
 
-// What is left of the vocabulary: n logits and, unless they are all of it, their ids.
+// What is left of the vocabulary: n logits and, unless they are all of it, their ids. s.peaks, s.weights and
+// s.sums belong to it; tokens without weight are no longer there.
 struct Remaining {
     const float *logits;
     int64_t n;
     const int32_t *ids;  // NULL: position = id
+    float peak;
+    float inverse_temperature;
+    double total;       // of the weights
+    float largest = 1;  // weight
+
     int32_t id(int64_t i) const { return ids ? ids[i] : static_cast<int32_t>(i); }
 };
 
@@ -67,8 +74,8 @@ double weigh(const Passes &pass, Scratch &s, const float *x, int64_t n, float pe
     return pass.weigh(x, n, peak, inverse_temperature, s.weights.data(), s.sums.data());
 }
 
-// Fills s.candidates with the k best, in no order (fewer where the rest is -infinity). Needs s.peaks of x: the k-th
-// largest block maximum is a lower bound of the k-th largest logit, which leaves few tokens to look at.
+// Fills s.candidates with the k best logits, in no order (fewer where the rest is -infinity). Needs s.peaks of x:
+// the k-th largest block maximum is a lower bound of the k-th largest logit, which leaves few tokens to look at.
 void find_best(Scratch &s, const float *x, int64_t n, int64_t k) {
     const int64_t blocks = block_count(n);
     float bound = -kInfinity;
@@ -91,8 +98,8 @@ void find_best(Scratch &s, const float *x, int64_t n, int64_t k) {
     }
 }
 
-// Reduces `left` to the tokens in s.candidates (their index counts within `left`).
-void compact(Scratch &s, Remaining &left) {
+// Reduces `left` to the tokens in s.candidates, whose indices count within `left`.
+void narrow(const Passes &pass, Scratch &s, Remaining &left) {
     std::sort(s.candidates.begin(), s.candidates.end(),
               [](const Candidate &a, const Candidate &b) { return a.index < b.index; });
     const size_t n = s.candidates.size();
@@ -102,100 +109,130 @@ void compact(Scratch &s, Remaining &left) {
         logits[i] = left.logits[s.candidates[i].index];
         ids[i] = left.id(s.candidates[i].index);
     }
-    s.compact.swap(logits);
-    s.ids.swap(ids);
-    left = {s.compact.data(), static_cast<int64_t>(n), s.ids.data()};
+    s.few.swap(logits);
+    s.few_ids.swap(ids);
+    left.logits = s.few.data();
+    left.ids = s.few_ids.data();
+    left.n = static_cast<int64_t>(n);
+    left.largest = 1;
+    left.peak = find_peak(pass, s, left.logits, left.n);
+    left.total = weigh(pass, s, left.logits, left.n, left.peak, left.inverse_temperature);
 }
 
-// Gathers the tokens with low <= weight < high, ascending. Needs s.counts of a mass pass at `low`.
-void gather(Scratch &s, int64_t n, float low, float high) {
+struct Band {
+    float low, high;  // weights in [low, high)
+    bool contains(float w) const { return w >= low && w < high; }
+};
+
+// Fills s.candidates with the tokens in `outer` but not in `inner`, ascending; false if they are more than `limit`.
+bool gather(Scratch &s, const Remaining &left, Band outer, Band inner, int64_t limit) {
     s.candidates.clear();
-    for (int64_t b = 0; b < block_count(n); ++b) {
-        if (!s.counts[b]) continue;
-        const int64_t end = std::min(n, (b + 1) * kBlock);
+    // Blocks whose peak has less weight are skipped; the slack is far above what rounding does to a weight.
+    const float bound =
+        outer.low > 0 ? left.peak + (std::log(outer.low) - 0.01f) / left.inverse_temperature : -kInfinity;
+    for (int64_t b = 0; b < block_count(left.n); ++b) {
+        if (s.peaks[b] < bound) continue;
+        const int64_t end = std::min(left.n, (b + 1) * kBlock);
         for (int64_t i = b * kBlock; i < end; ++i) {
             const float w = s.weights[i];
-            if (w >= low && w < high) s.candidates.push_back({w, static_cast<int32_t>(i)});
+            if (outer.contains(w) && !inner.contains(w)) s.candidates.push_back({w, static_cast<int32_t>(i)});
         }
+        if (static_cast<int64_t>(s.candidates.size()) > limit) return false;
     }
+    return true;
 }
 
-// Top-p. Returns the smallest weight that is kept; of its ties, those with higher ids lose their weight here.
-float nucleus(const Passes &pass, Scratch &s, int64_t n, float top_p, double total) {
-    const double target = top_p * total;
-    s.counts.resize(block_count(n));
-    // All tokens below (1 - p) / n of the mass have together less than 1 - p of it, so none of them is needed.
-    float low = static_cast<float>((1.0 - top_p) * total / static_cast<double>(n));
-    low = std::min(std::max(low, std::numeric_limits<float>::min()), 1.0f);  // the largest weight is 1
-    float high = kInfinity;
-    Mass at_low = pass.mass(s.weights.data(), n, low, s.counts.data());
-    Mass at_high = {0, 0};
-    for (int step = 0; step < 32 && at_low.count - at_high.count > kSortLimit; ++step) {
-        const float middle = std::sqrt(low * std::min(high, 1.0f));
-        if (!(middle > low && middle < high)) break;
-        const Mass at_middle = pass.mass(s.weights.data(), n, middle, s.counts.data());
-        if (at_middle.sum >= target) {
-            low = middle;
-            at_low = at_middle;
-        } else {
-            high = middle;
-            at_high = at_middle;
+// Keeps the best tokens that hold `share` of the mass, at least one.
+//
+// band_of(reach) is a band of weights that grows with `reach`, from empty at 0; band_of(reach) of the argument
+// holds enough. score(weight, index) orders the tokens inside a band, a wider band's new ones being worse.
+template <class BandOf, class Score>
+void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, double reach, BandOf band_of,
+                Score score) {
+    const double target = share * left.total;
+    double sure = 0;  // all tokens within this reach are kept
+    Mass inside = {0, 0};
+    if (!gather(s, left, band_of(reach), band_of(sure), kGatherLimit)) {
+        Mass around = pass.mass(s.weights.data(), left.n, band_of(reach).low, band_of(reach).high);
+        for (int step = 0; step < 48 && around.count - inside.count > kGatherLimit; ++step) {
+            const double middle = (sure + reach) / 2;
+            const Band band = band_of(middle);
+            const Mass mass = pass.mass(s.weights.data(), left.n, band.low, band.high);
+            if (mass.count > 0 && mass.sum >= target) {
+                reach = middle;
+                around = mass;
+            } else {
+                sure = middle;
+                inside = mass;
+            }
         }
+        gather(s, left, band_of(reach), band_of(sure), left.n);
     }
-    pass.mass(s.weights.data(), n, low, s.counts.data());
-    gather(s, n, low, high);
-    if (!std::is_sorted(s.candidates.begin(), s.candidates.end(), better))
-        std::sort(s.candidates.begin(), s.candidates.end(), better);
-    double mass = at_high.sum;
-    size_t kept = 0;
-    while (kept < s.candidates.size() && (mass < target || (kept == 0 && at_high.count == 0)))
-        mass += s.candidates[kept++].value;
-    if (kept == 0) return high;
-    const float cut = s.candidates[kept - 1].value;
-    for (size_t i = kept; i < s.candidates.size() && s.candidates[i].value == cut; ++i)
-        s.weights[s.candidates[i].index] = 0.0f;
-    return cut;
-}
-
-// Locally typical sampling (Meister et al. 2022): leaves the tokens whose surprise is nearest to the entropy.
-void keep_typical(const Passes &pass, Scratch &s, Remaining &left, float peak, float inverse_temperature,
-                  float typical_p, double total) {
-    const double log_total = std::log(total);
-    const double moment = pass.moment(left.logits, left.n, peak, s.weights.data()) * inverse_temperature;
-    const double entropy = log_total - moment / total;
-    // As for top-p, the unlikeliest tokens are not needed, provided that they are also the least typical.
-    const double rest = (1.0 - typical_p) / static_cast<double>(left.n);
-    float low = std::numeric_limits<float>::min();
-    if (2 * entropy - log_total <= -std::log(rest)) low = std::max(low, static_cast<float>(rest * total));
-    s.counts.resize(block_count(left.n));
-    pass.mass(s.weights.data(), left.n, low, s.counts.data());
-    gather(s, left.n, low, kInfinity);
-    for (Candidate &c : s.candidates) {
-        const double surprise =
-            log_total - static_cast<double>(left.logits[c.index] - peak) * inverse_temperature;
-        c.value = -static_cast<float>(std::fabs(surprise - entropy));
-    }
+    for (Candidate &c : s.candidates) c.value = score(c.value, c.index);
     // Halve towards the boundary: all before `begin` is kept, all from `end` on is dropped.
-    const double target = typical_p * total;
-    double mass = 0;
-    size_t begin = 0, end = s.candidates.size();
+    double mass = inside.sum;
+    const auto first = s.candidates.begin();
+    int64_t begin = 0, end = static_cast<int64_t>(s.candidates.size());
     while (end - begin > kBlock) {
-        const size_t middle = begin + (end - begin) / 2;
-        std::nth_element(s.candidates.begin() + begin, s.candidates.begin() + middle,
-                         s.candidates.begin() + end, better);
-        double part = 0;
-        for (size_t i = begin; i < middle; ++i) part += s.weights[s.candidates[i].index];
-        if (mass + part >= target) {
+        const int64_t middle = begin + (end - begin) / 2;
+        std::nth_element(first + begin, first + middle, first + end, better);
+        double half = 0;
+        for (int64_t i = begin; i < middle; ++i) half += s.weights[s.candidates[i].index];
+        if (mass + half >= target) {
             end = middle;
         } else {
-            mass += part;
+            mass += half;
             begin = middle;
         }
     }
-    std::sort(s.candidates.begin() + begin, s.candidates.begin() + end, better);
-    while (begin < end && (mass < target || begin == 0)) mass += s.weights[s.candidates[begin++].index];
-    s.candidates.resize(begin);
-    compact(s, left);
+    std::sort(first + begin, first + end, better);
+    while (begin < end && (mass < target || begin + inside.count == 0))
+        mass += s.weights[s.candidates[begin++].index];
+    if (inside.count == 0) {
+        s.candidates.resize(begin);
+        narrow(pass, s, left);
+        return;
+    }
+    for (size_t i = begin; i < s.candidates.size(); ++i) s.weights[s.candidates[i].index] = 0.0f;
+    const Band band = band_of(reach);
+    left.total = pass.keep(s.weights.data(), left.n, band.low, band.high, s.sums.data());
+    s.order.resize(block_count(left.n));
+    pass.max(s.weights.data(), left.n, s.order.data());
+    left.largest = *std::max_element(s.order.begin(), s.order.end());
+}
+
+void keep_top_p(const Passes &pass, Scratch &s, Remaining &left, double top_p) {
+    // All tokens below (1 - p) / n of the mass have together less than 1 - p of it, so none of them is needed.
+    const double least = (1.0 - top_p) * left.total / static_cast<double>(left.n);
+    const double reach = std::min(kLargestReach, std::max(0.1, 0.1 - std::log(least)));
+    keep_share(
+        pass, s, left, top_p, reach,
+        [](double r) { return Band{r > 0 ? static_cast<float>(std::exp(0.05 - r)) : 2.0f, 2.0f}; },
+        [](float weight, int32_t) { return weight; });
+}
+
+// Locally typical sampling (Meister et al. 2022): the tokens whose surprise is nearest to the entropy.
+void keep_typical(const Passes &pass, Scratch &s, Remaining &left, double typical_p) {
+    const double inverse_temperature = left.inverse_temperature, log_total = std::log(left.total);
+    const double moment = pass.moment(left.logits, left.n, left.peak, s.weights.data()) * inverse_temperature;
+    const double entropy = log_total - moment / left.total;
+    // As for top-p, what is unlikely is not needed, once the band holds all that is likely.
+    const double least = (1.0 - typical_p) / static_cast<double>(left.n);
+    const double reach =
+        0.1 + std::max(entropy - log_total, std::min(kLargestReach, -std::log(least)) - entropy);
+    const float *logits = left.logits;
+    const float peak = left.peak;
+    keep_share(
+        pass, s, left, typical_p, reach,
+        [=](double r) {
+            const double middle = log_total - entropy;
+            const double low = std::max(std::exp(middle - r), std::exp(-kLargestReach));
+            return Band{static_cast<float>(low), static_cast<float>(std::exp(middle + r))};
+        },
+        [=](float, int32_t i) {
+            const double surprise = log_total - static_cast<double>(logits[i] - peak) * inverse_temperature;
+            return -static_cast<float>(std::fabs(surprise - entropy));
+        });
 }
 
 // Position of the token in which `random` of the total mass falls, in the order of ids. Where rounding lets the
@@ -303,24 +340,30 @@ edge_status check_arguments(const float *logits, int32_t vocab_size, const edge_
 // Applies temperature and filters, and draws; `peak` and s.peaks belong to x.
 int32_t choose(const Passes &pass, Scratch &s, const float *x, int32_t vocab_size, float peak,
                const edge_sampling &options, double random) {
-    if (options.temperature == 0) return static_cast<int32_t>(std::find(x, x + vocab_size, peak) - x);
-    Remaining left = {x, vocab_size, nullptr};
+    if (options.temperature == 0) {
+        const int64_t block = std::find(s.peaks.begin(), s.peaks.end(), peak) - s.peaks.begin();
+        return static_cast<int32_t>(std::find(x + block * kBlock, x + vocab_size, peak) - x);
+    }
+    // Smaller temperatures than this would only overflow.
+    const float inverse_temperature = 1.0f / std::max(options.temperature, 1e-6f);
+    Remaining left = {x, vocab_size, nullptr, peak, inverse_temperature, 0, 1};
     if (options.top_k > 0 && options.top_k < vocab_size) {
         find_best(s, x, vocab_size, options.top_k);
-        compact(s, left);
+        narrow(pass, s, left);
+    } else {
+        left.total = weigh(pass, s, x, vocab_size, peak, inverse_temperature);
     }
-    // Smaller temperatures than this only differ by overflow.
-    const float inverse_temperature = 1.0f / std::max(options.temperature, 1e-6f);
-    double total = weigh(pass, s, left.logits, left.n, peak, inverse_temperature);
-    if (options.typical_p < 1) {
-        keep_typical(pass, s, left, peak, inverse_temperature, options.typical_p, total);
-        peak = find_peak(pass, s, left.logits, left.n);
-        total = weigh(pass, s, left.logits, left.n, peak, inverse_temperature);
+    if (options.typical_p < 1) keep_typical(pass, s, left, options.typical_p);
+    if (options.top_p < 1) keep_top_p(pass, s, left, options.top_p);
+    if (options.min_p > 0) {
+        const float least = options.min_p * left.largest;
+        if (gather(s, left, {least, kInfinity}, {0, 0}, kGatherLimit)) {
+            narrow(pass, s, left);
+        } else {
+            left.total = pass.keep(s.weights.data(), left.n, least, kInfinity, s.sums.data());
+        }
     }
-    float cut = options.min_p;  // the largest weight is 1
-    if (options.top_p < 1) cut = std::max(cut, nucleus(pass, s, left.n, options.top_p, total));
-    if (cut > 0) total = pass.keep(s.weights.data(), left.n, cut, s.sums.data());
-    return left.id(draw(s, left.n, total, random));
+    return left.id(draw(s, left.n, left.total, random));
 }
 
 edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling &options,

@@ -19,9 +19,10 @@ struct Mass {
 
 struct Passes {
     bool (*max)(const float *x, int64_t n, float *peaks);
-    double (*weigh)(const float *x, int64_t n, float max, float inverse_temperature, float *weights, float *sums);
-    Mass (*mass)(const float *weights, int64_t n, float t, int32_t *counts);
-    double (*keep)(float *weights, int64_t n, float t, float *sums);
+    double (*weigh)(const float *x, int64_t n, float max, float inverse_temperature, float *weights,
+                    float *sums);
+    Mass (*mass)(const float *weights, int64_t n, float low, float high);
+    double (*keep)(float *weights, int64_t n, float low, float high, float *sums);
     double (*moment)(const float *x, int64_t n, float max, const float *weights);
 };
 

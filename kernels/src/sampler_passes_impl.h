@@ -74,7 +74,7 @@ inline Floats exp_negative(Floats x) {
 
 // weights = exp((x - max) * inverse_temperature), with the sum of every block; returns the whole sum.
 inline double weigh(const float *x, int64_t n, float max, float inverse_temperature, float *weights,
-                         float *sums) {
+                    float *sums) {
     float tail[kBlock];
     double total = 0;
     for (int64_t b = 0; b < block_count(n); ++b) {
@@ -91,35 +91,37 @@ inline double weigh(const float *x, int64_t n, float max, float inverse_temperat
     return total;
 }
 
-// Sum and number of the weights >= t; counts: the number in every block.
-inline Mass mass(const float *weights, int64_t n, float t, int32_t *counts) {
+// Sum and number of the weights in [low, high).
+inline Mass mass(const float *weights, int64_t n, float low, float high) {
     Mass result = {0, 0};
-    for (int64_t b = 0; b < block_count(n); ++b) {
+    const Floats floor = splat(low), ceiling = splat(high);
+    for (int64_t b = 0; b < block_count(n);) {
         Floats s = splat(0.0f);
         Ints c = {};
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
-            const Floats w = load(weights + b * kBlock + i);
-            const Ints kept = w >= splat(t);
-            s += kept ? w : splat(0.0f);
-            c -= kept;  // a true lane is -1
+        // Single precision is good enough for the sum of a few blocks.
+        for (const int64_t end = b + 8 < block_count(n) ? b + 8 : block_count(n); b < end; ++b) {
+            for (int64_t i = 0; i < kBlock; i += kLanes) {
+                const Floats w = load(weights + b * kBlock + i);
+                const Ints inside = (w >= floor) & (w < ceiling);
+                s += inside ? w : splat(0.0f);
+                c -= inside;  // a true lane is -1
+            }
         }
-        int32_t count = 0;
-        for (int j = 0; j < kLanes; ++j) count += c[j];
-        counts[b] = count;
-        result.count += count;
+        for (int j = 0; j < kLanes; ++j) result.count += c[j];
         result.sum += sum(s);
     }
     return result;
 }
 
-// Sets the weights < t to 0; sums of every block, returns the whole sum.
-inline double keep(float *weights, int64_t n, float t, float *sums) {
+// Sets the weights outside [low, high) to 0; sums of every block, returns the whole sum.
+inline double keep(float *weights, int64_t n, float low, float high, float *sums) {
     double total = 0;
+    const Floats floor = splat(low), ceiling = splat(high);
     for (int64_t b = 0; b < block_count(n); ++b) {
         Floats s = splat(0.0f);
         for (int64_t i = 0; i < kBlock; i += kLanes) {
             Floats w = load(weights + b * kBlock + i);
-            w = w >= splat(t) ? w : splat(0.0f);
+            w = (w >= floor) & (w < ceiling) ? w : splat(0.0f);
             std::memcpy(weights + b * kBlock + i, &w, sizeof w);
             s += w;
         }

@@ -91,7 +91,7 @@ def test_rope_types(minicpm, make_bundle, check, rope: RopeConfig):
 
 
 def test_far_positions(minicpm, make_bundle, open_native, reference, assert_close, tokens_of):
-    """Positions of 100,000 tokens: angles are not computed in float32."""
+    """Angles of 100,000 radians, where every rounding on the way to them would show."""
     config = minicpm(max_position_embeddings=131072)
     bundle = make_bundle(config)
     executor = open_native(bundle)

@@ -67,7 +67,9 @@ def test_values_are_those_of_the_quantizer(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make, name: str
 ) -> None:
     """Blocks of rows change nothing: the same bytes as the whole matrix at once."""
-    config = replace(tiny_config, vocab_size=3001, hidden_size=1504)  # several blocks, the last one odd
+    config = replace(
+        tiny_config, vocab_size=3001, hidden_size=1568
+    )  # several blocks, odd numbers of odd tiles
     checkpoint = array_checkpoint(config)
     convert(checkpoint, tmp_path / "b", quantize=name)
     bundle = Bundle.open(tmp_path / "b")
@@ -220,7 +222,7 @@ def test_progress(tmp_path: Path, tiny_config: Any, array_checkpoint: Make) -> N
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ru_maxrss in kilobytes")
 def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
-    """Ten tensors of 64 MB of float32 go through a process that never grows by three of them."""
+    """Four tensors of 64 MB of float32 go through a process that never grows by two of them."""
     code = """
         import resource, sys
         import numpy as np
@@ -234,7 +236,7 @@ def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
             source, tokenizer_files, chat_template, generation_config = "zeros", {}, None, {}
             config = ModelConfig.from_hf(dict(
                 model_type="llama", vocab_size=8192, hidden_size=2048, intermediate_size=8192,
-                num_attention_heads=16, num_key_value_heads=2, num_hidden_layers=3, rms_norm_eps=1e-5,
+                num_attention_heads=16, num_key_value_heads=2, num_hidden_layers=1, rms_norm_eps=1e-5,
                 max_position_embeddings=64, tie_word_embeddings=True))
             tensors = [TensorInfo(name, shape, "F32", QuantScheme("f16"))
                        for name, shape in expected_tensors(config).items()]
@@ -249,4 +251,4 @@ def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
     for name in ("int4", "f16"):
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / name), name]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-        assert float(result.stdout) < 3 * 64
+        assert float(result.stdout) < 2 * 64

@@ -243,7 +243,9 @@ def test_the_penalty_window_counts_the_last_tokens():
     params = SamplingParams(temperature=0, presence_penalty=1, penalty_window=2)
     assert Sampler(params).sample(x, [0, 1, 2]).token == 0
     assert Sampler(params).sample(x, np.array([1, 2, 0], np.int32)).token == 1
-    assert Sampler(SamplingParams(temperature=0, presence_penalty=1, penalty_window=0)).sample(x, [0]).token == 0
+    assert (
+        Sampler(SamplingParams(temperature=0, presence_penalty=1, penalty_window=0)).sample(x, [0]).token == 0
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -311,5 +313,7 @@ def test_extreme_logits():
     for scale in (1e30, 1e-30, 3e38):
         x = np.array([1.0, -1.0, 0.5, 0.25], np.float32) * np.float32(scale)
         for params, typical in itertools.product(({}, {"top_p": 0.5}, {"top_k": 2}), (1.0, 0.5)):
-            token = Sampler(SamplingParams(temperature=1.0, typical_p=typical, seed=3, **params)).sample(x).token
+            token = (
+                Sampler(SamplingParams(temperature=1.0, typical_p=typical, seed=3, **params)).sample(x).token
+            )
             assert 0 <= token < 4 and (scale < 1 or token == 0)

@@ -30,12 +30,14 @@ inline void store(float *p, Floats x) { memcpy(p, x.v, sizeof x.v); }
 
 inline float half_to_float(uint16_t half) {
     const uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
-    float value = float(mantissa) * 5.9604644775390625e-08f;  // zero and subnormals
-    if (exponent != 0) {
-        const uint32_t bits = exponent == 31 ? 0x7F800000u | mantissa << 13 : (exponent + 112) << 23 | mantissa << 13;
-        memcpy(&value, &bits, 4);
-    }
-    return half & 0x8000 ? -value : value;
+    const float magnitude = float(mantissa) * 5.9604644775390625e-08f;  // zero and subnormals
+    uint32_t bits;
+    memcpy(&bits, &magnitude, 4);
+    if (exponent != 0) bits = (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+    bits |= uint32_t(half & 0x8000) << 16;
+    float value = 0.0f;
+    memcpy(&value, &bits, 4);
+    return value;
 }
 inline uint16_t float_to_half(float value) {
     uint32_t bits;

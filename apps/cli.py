@@ -1,0 +1,53 @@
+"""The program `edge`: its commands, and what all of them share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from apps import cache_command, chat_command, eval_command, inspect_command
+from apps.errors import run_safely
+from apps.options import debugging, set_debug
+
+app = typer.Typer(
+    name="edge",
+    help="Run MiniCPM4 and Llama-shaped small models on this machine.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("chat")(chat_command.chat)
+app.command("inspect")(inspect_command.inspect)
+app.add_typer(eval_command.app, name="eval")
+app.add_typer(cache_command.app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"edge {version('minicpm-edge')}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _edge(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> int:
+    """Entry point of the script `edge`; returns the exit code."""
+    return run_safely(lambda: app(standalone_mode=False, prog_name="edge"), debugging)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

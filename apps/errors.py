@@ -1,0 +1,66 @@
+"""The one place where an error becomes a sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from edge.errors import EdgeError
+
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
+    """Run `program` and return the process's exit code: its own if it is a number, else 0.
+
+    An EdgeError or a usage error is one sentence on stderr. So is any other error, unless debug() is true:
+    then its traceback is printed.
+    """
+    try:
+        code = program()
+        # Here and not at the interpreter's exit, where a closed pipe would print a traceback.
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            say("Interrupted.")
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away, as `| head` does: nobody is left to tell.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug():
+            traceback.print_exc()
+        say(_sentence(error))
+        return int(getattr(error, "exit_code", FAILED))
+
+
+def say(sentence: str) -> None:
+    """Print an error on stderr, on one line."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text("Error: ", style="bold red").append(" ".join(sentence.split()), style="not bold default")
+    with suppress(OSError):
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, EdgeError):
+        return str(error)
+    if hasattr(error, "format_message"):  # typer's usage errors
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "edge"
+        return f"{str(error.format_message()).rstrip('.')}; `{command} --help` lists what is possible."
+    if isinstance(error, MemoryError):
+        return "The memory is exhausted; choose a smaller model, a shorter context or a smaller quantization."
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"Something unexpected went wrong ({what}); run the same command with --debug and report the traceback."

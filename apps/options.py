@@ -1,0 +1,248 @@
+"""Command-line options that several commands share, each defined once.
+
+A command takes a whole group as one parameter (`model: ModelOptions`); `expand` shows typer its fields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+DEFAULT_MODEL = "smollm2-135m"
+MODEL_HELP = (
+    "smollm2-135m, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
+    "or random weights of a known shape (random:minicpm4-0.5b)."
+)
+
+_MODEL = "Model"
+_SAMPLING = "Sampling"
+_state = {"debug": False}
+
+
+def set_debug(wanted: bool) -> None:
+    """Typer's callback of `--debug`, which may stand before or after the command."""
+    _state["debug"] = _state["debug"] or wanted
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks."""
+    return _state["debug"]
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on the last line.")]
+_Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")]
+
+
+class Quantization(str, Enum):
+    """Names of `--quantize` and `--head`."""
+
+    int4 = "int4"
+    int8 = "int8"
+    ternary = "ternary"
+    f16 = "f16"
+
+
+class Activations(str, Enum):
+    """Names of `--activations`."""
+
+    int8 = "int8"
+    float32 = "float32"
+
+
+class KVType(str, Enum):
+    """Names of `--kv`."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class ExecutorName(str, Enum):
+    """Names of `--executor`."""
+
+    native = "native"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which weights to open, and how to quantize them."""
+
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(help="Quantize to this; by default what the file has, int4 for float files.", rich_help_panel=_MODEL),
+    ] = None
+    group: Annotated[
+        int | None,
+        typer.Option(min=0, help="Columns that share a scale, 0 for one per row.", rich_help_panel=_MODEL),
+    ] = None
+    head: Annotated[
+        Quantization | None,
+        typer.Option(help="Quantization of embedding and output head.", rich_help_panel=_MODEL),
+    ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=_MODEL),
+    ] = None
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Never use the network.", rich_help_panel=_MODEL),
+    ] = False
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Recompute the checksums of the converted model.", rich_help_panel=_MODEL),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `edge.resolve.open_model` and `edge.load`."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a model."""
+
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest conversation in tokens; by default the trained one.", rich_help_panel=_MODEL),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads; by default the performance cores.", rich_help_panel=_MODEL),
+    ] = None
+    activations: Annotated[
+        Activations,
+        typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower.", rich_help_panel=_MODEL),
+    ] = Activations.int8
+    kv: Annotated[
+        KVType,
+        typer.Option(help="Number type of the KV cache.", rich_help_panel=_MODEL),
+    ] = KVType.float16
+    rope_override: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help='Go beyond the trained context knowingly, e.g. \'{"rope_type": "yarn", "factor": 4}\'.',
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    executor: Annotated[
+        ExecutorName,
+        typer.Option(help="What runs the network.", rich_help_panel=_MODEL),
+    ] = ExecutorName.native
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen; what is not given comes from the model's generation_config, then from defaults."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the k likeliest tokens, 0 for all.", rich_help_panel=_SAMPLING)
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Keep the likeliest tokens up to this total probability.", rich_help_panel=_SAMPLING),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens below this share of the best one's probability.", rich_help_panel=_SAMPLING),
+    ] = None
+    typical: Annotated[
+        float | None,
+        typer.Option(help="Locally typical sampling up to this total probability.", rich_help_panel=_SAMPLING),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(help="Above 1 discourages every token seen before.", rich_help_panel=_SAMPLING),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        typer.Option(help="Subtracted per earlier occurrence.", rich_help_panel=_SAMPLING),
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        typer.Option(help="Subtracted once from tokens that occurred.", rich_help_panel=_SAMPLING),
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID=VALUE", help="Add VALUE to the logit of a token; repeatable.", rich_help_panel=_SAMPLING),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same answer.", rich_help_panel=_SAMPLING)
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="Report log-probabilities of this many best tokens (with --json).", rich_help_panel=_SAMPLING),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End the answer at this text; repeatable.", rich_help_panel=_SAMPLING),
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer in tokens.", rich_help_panel=_SAMPLING)
+    ] = None
+
+    def flags(self) -> dict[str, Any]:
+        """The settings that were given, under their names in `edge.settings`."""
+        renamed = {"typical": "typical_p", "max_tokens": "max_new_tokens"}
+        values = {renamed.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
+        values["logit_bias"] = _logit_bias(self.logit_bias or [])
+        return {name: value for name, value in values.items() if value not in (None, [], {})}
+
+
+def expand(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let typer see the fields of parameters that are dataclasses as options of their own, and add `--debug`."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            inner = get_type_hints(hints[name], include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=inner[field.name]
+                )
+                for field in fields(hints[name])
+            ]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    parameters.append(
+        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
+    )
+
+    @wraps(command)
+    def run(debug: bool, **values: Any) -> Any:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    del run.__wrapped__  # typer would follow it to the signature that it should not see
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _logit_bias(given: list[str]) -> dict[int, float]:
+    bias = {}
+    for item in given:
+        token, _, value = item.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="--logit-bias") from None
+    return bias

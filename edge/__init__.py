@@ -1,0 +1,61 @@
+"""MiniCPM Edge: run MiniCPM4 and Llama-shaped small models on laptops, phones and Jetsons.
+
+    import edge
+
+    with edge.load("smollm2-135m") as model:
+        chat = model.chat(system="You are brief.")
+        print(chat.send("What is a mortgage?").text)
+        for chunk in chat.stream("And in five words?"):
+            print(chunk.text, end="", flush=True)
+
+Names are imported when they are first used, so that `import edge` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge.chat import Chat
+    from edge.errors import EdgeError
+    from edge.generation import Chunk, Completion, Stream
+    from edge.runtime import Model, load
+    from edge.sampling import SamplingParams
+    from edge.session import Session
+
+__version__ = "0.1.0"
+__all__ = [
+    "Chat",
+    "Chunk",
+    "Completion",
+    "EdgeError",
+    "Model",
+    "SamplingParams",
+    "Session",
+    "Stream",
+    "__version__",
+    "load",
+]
+
+_HOME = {
+    "Chat": "edge.chat",
+    "Chunk": "edge.generation",
+    "Completion": "edge.generation",
+    "EdgeError": "edge.errors",
+    "Model": "edge.runtime",
+    "SamplingParams": "edge.sampling",
+    "Session": "edge.session",
+    "Stream": "edge.generation",
+    "load": "edge.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edge' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,254 @@
+"""`edge.load` and `Model`: the Python API, from a model's name to text.
+
+Thread safety: a Model may be shared by threads; its executor takes one step at a time, so several sessions,
+chats and streams make progress side by side. One session, chat or stream belongs to one thread at a time,
+except for `Stream.cancel`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.chat import Chat, ContextPolicy
+from edge.config import ModelConfig
+from edge.errors import CheckpointError, ConfigError, ContextError, EdgeError
+from edge.executors.base import Executor
+from edge.generation import Chunk, Completion, Stream, generate
+from edge.memory import MemoryPlan, available_memory, check_memory, memory_plan
+from edge.prompting import PromptEncoder
+from edge.session import Session
+from edge.settings import merge_settings
+from edge.tokenizer.base import Tokenizer
+
+if TYPE_CHECKING:
+    from edge.bundle.reader import Bundle
+    from edge.chat_template import ChatTemplate
+
+EXECUTORS = ("native",)
+"""Names that `load` knows; any other Executor can be given to `Model` directly."""
+
+
+def load(
+    model: str | Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    quantize: str | None = None,
+    group: int | None = None,
+    head: str | None = None,
+    activations: str = "int8",
+    kv_type: str = "float16",
+    executor: str = "native",
+    tier: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    verify: bool = False,
+    rope_override: str | Path | Mapping[str, Any] | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> Model:
+    """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id or `random:PRESET`.
+
+    context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
+    used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
+    progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
+    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best.
+    rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
+    `ModelConfig.with_rope_override`).
+    Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
+    """
+    if executor not in EXECUTORS:
+        raise EdgeError(f"Unknown executor '{executor}'; choose one of {', '.join(EXECUTORS)}.")
+    for name, value in (("context", context), ("threads", threads)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
+    from edge.executors.native import NativeExecutor
+    from edge.resolve import open_model
+
+    bundle = open_model(
+        model,
+        quantize=quantize,
+        group=group,
+        head=head,
+        revision=revision,
+        offline=offline,
+        verify=verify,
+        progress=progress,
+    )
+    if rope_override is not None:
+        bundle = _with_config(bundle, bundle.config.with_rope_override(_override(rope_override)))
+    tokens = _context(bundle.config, context)
+    check_memory(memory_plan(bundle, tokens, kv_type), available_memory())
+    runner = NativeExecutor(
+        bundle, context=tokens, threads=threads, activations=activations, kv_type=kv_type, tier=tier
+    )
+    return Model(bundle, runner, name=str(model), kv_type=kv_type)
+
+
+class Model:
+    """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
+
+    def __init__(self, bundle: Bundle, executor: Executor, name: str = "", kv_type: str = "float16") -> None:
+        self.bundle = bundle
+        self.executor = executor
+        self.name = name
+        self._kv_type = kv_type
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self.executor.config
+
+    @property
+    def context(self) -> int:
+        """Longest conversation in tokens."""
+        return self.executor.context
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings that the model's authors recommend, or an empty dict."""
+        return self.bundle.generation_config
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """What one conversation that fills the context takes."""
+        return memory_plan(self.bundle, self.context, self._kv_type, self.executor.max_batch)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back. Raises TokenizerError if the model came without one."""
+        from edge.tokenizer.load import load_tokenizer
+
+        return load_tokenizer(self.bundle.tokenizer_files, self.config)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template. Raises CheckpointError if it came without one."""
+        from edge.chat_template import ChatTemplate
+
+        if self.bundle.chat_template is None:
+            raise CheckpointError(
+                f"The model '{self.name}' has no chat template, so it can't chat; complete a text instead, or use "
+                "a model that is tuned for conversations."
+            )
+        return ChatTemplate(self.bundle.chat_template, **self._template_tokens())
+
+    def session(self) -> Session:
+        """A new, empty KV cache with its tokens."""
+        return Session(self.executor)
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        context_policy: ContextPolicy = "stop",
+        thinking: bool | None = None,
+        **settings: Any,
+    ) -> Chat:
+        """A new conversation.
+
+        system: the system prompt, None leaves it to the template. context_policy, thinking: see `Chat`.
+        settings: names of `edge.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
+        """
+        return Chat(
+            self.session(),
+            self.tokenizer,
+            PromptEncoder(self.chat_template, self.tokenizer),
+            generation_config=self.generation_config,
+            model_name=self.name,
+            system=system,
+            context_policy=context_policy,
+            thinking=thinking,
+            settings=settings,
+        )
+
+    def complete(self, prompt: str | Sequence[int], **options: Any) -> Completion:
+        """Continue a text and wait for the whole of it; parameters as for `stream`."""
+        return self.stream(prompt, **options).result
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        session: Session | None = None,
+        parse_special: bool = False,
+        **settings: Any,
+    ) -> Stream:
+        """Continue a text, without any chat template; returns the continuation in the making.
+
+        prompt: a text, or token ids. session: one to reuse, so that what its cache shares with the prompt is
+        not computed again. parse_special: let control tokens written in the text count as such.
+        """
+        chosen = merge_settings(self.generation_config, flags=settings)
+        used = session or self.session()
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, parse_special=parse_special)
+        else:
+            tokens = list(prompt)
+        if not tokens:
+            raise EdgeError("The prompt is empty: give at least one word.")
+        if len(tokens) > used.context:
+            raise ContextError(
+                f"The prompt takes {len(tokens)} tokens and the context holds {used.context}: "
+                "shorten it or open the model with a longer context."
+            )
+
+        def start(cancelled: Callable[[], bool]) -> Generator[Chunk, None, Completion]:
+            return generate(used, tokens, chosen, self.tokenizer, cancelled, continues=True)
+
+        return Stream(start)
+
+    def close(self) -> None:
+        """Free the weights; the model, its sessions and chats can't be used afterwards."""
+        self.executor.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _template_tokens(self) -> dict[str, str]:
+        """`bos_token` and `eos_token` as templates expect them."""
+        config, tokenizer = self.config, self.tokenizer
+        ids = {"bos_token": tokenizer.bos_id, "eos_token": next(iter(config.eos_token_ids), None)}
+        return {
+            name: tokenizer.token_bytes(i).decode("utf-8", "replace")
+            for name, i in ids.items()
+            if i is not None
+        }
+
+
+def _with_config(bundle: Bundle, config: ModelConfig) -> Bundle:
+    """The same weights read as another network."""
+    changed = copy.copy(bundle)
+    changed.manifest = replace(bundle.manifest, config=config)
+    return changed
+
+
+def _override(given: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return given
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The RoPE override '{given}' is neither a JSON object nor a file that can be read "
+            f"({error.strerror or error})."
+        ) from None
+
+
+def _context(config: ModelConfig, wanted: int | None) -> int:
+    trained = config.max_position_embeddings
+    if wanted is not None and wanted > trained:
+        raise ContextError(
+            f"A context of {wanted} tokens is beyond the {trained} that the model was made for: ask for less, or "
+            'extend it knowingly with a RoPE override such as {"rope_type": "yarn", "factor": 4}.'
+        )
+    return trained if wanted is None else wanted

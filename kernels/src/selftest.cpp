@@ -1,0 +1,270 @@
+// Holds every kernel of a tier against the portable one: odd sizes, random and adversarial values.
+// A kernel that builds but computes garbage on some CPU is found here before a user finds it in the text.
+#include <algorithm>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "error.h"
+#include "kernels.h"
+
+namespace edge {
+namespace {
+
+constexpr float float_tolerance = 2e-5f;  // relative to the largest value: tiers round sums differently
+
+class SelfTest {
+   public:
+    SelfTest(const Kernels &tested, const Kernels &reference) : tested_(tested), reference_(reference) {}
+
+    edge_status run() {
+        for (const int32_t kind : {EDGE_F16, EDGE_INT8, EDGE_INT4, EDGE_TERNARY}) {
+            for (const int32_t group : {0, 32, 96, 128, 256}) {
+                if (kind == EDGE_F16 && group != 0) continue;
+                for (const int64_t columns : {5, 32, 160, 576}) {
+                    linear(kind, group, false, 17, columns);
+                    if (kind == EDGE_INT4) linear(kind, group, true, 40, columns);
+                }
+            }
+        }
+        for (const int64_t size : {16, 48, 576}) elementwise(size);
+        for (const int64_t head_dim : {16, 64, 80, 128}) {
+            for (const bool half : {false, true}) attention(head_dim, half);
+        }
+        if (failure_.empty()) return EDGE_OK;
+        return fail(EDGE_UNSUPPORTED, "The %s kernels compute wrong values on this CPU (%s); set EDGE_CPU=portable.",
+                    tested_.name, failure_.c_str());
+    }
+
+   private:
+    enum Values { random_values, all_equal, all_zero, one_hot, tiny };
+
+    std::vector<float> make(int64_t count, Values values) {
+        std::vector<float> x(size_t(count), values == all_equal ? -3.0f : 0.0f);
+        if (values == random_values || values == tiny) {
+            std::normal_distribution<float> normal(0.0f, values == tiny ? 1e-39f : 1.0f);
+            for (float &v : x) v = normal(random_);
+        }
+        if (values == one_hot) x[x.size() / 2] = 1e4f;
+        return x;
+    }
+
+    template <class T>
+    void bytes(std::vector<T> *out) {
+        for (T &v : *out) v = T(random_());
+    }
+
+    __attribute__((format(printf, 2, 3))) void failed(const char *format, ...) {
+        char text[160];
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(text, sizeof text, format, arguments);
+        va_end(arguments);
+        if (failure_.empty()) failure_ = text;
+    }
+
+    void compare(const char *what, const std::vector<float> &got, const std::vector<float> &wanted) {
+        float largest = 0.0f;
+        for (const float v : wanted) largest = std::max(largest, std::fabs(v));
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            const bool same = got[i] == wanted[i] || std::fabs(got[i] - wanted[i]) <= float_tolerance * largest;
+            if (!same) return failed("%s: %g instead of %g at %zu", what, got[i], wanted[i], i);
+        }
+    }
+
+    // Random codes in the canonical layout, with scales and minimums that are finite halves.
+    std::vector<uint8_t> packed(const edge_matrix &matrix, int bits, int64_t padded, int64_t group) {
+        std::vector<uint8_t> data(matrix.bytes);
+        bytes(&data);
+        uint8_t *at = data.data();
+        for (int64_t tile = 0; tile < (matrix.rows + 15) / 16; ++tile) {
+            for (int64_t start = 0; start < padded; start += group) {
+                const int64_t codes = std::min(group, padded - start) * 2 * bits;
+                if (matrix.kind == EDGE_TERNARY) {
+                    for (int64_t i = 0; i < codes; ++i) at[i] &= uint8_t(~((at[i] >> 1 & 0x55) & at[i]));  // no code 3
+                }
+                at += codes;
+                for (int half = 0; half < (matrix.minimum ? 32 : 16); ++half, at += 2) at[1] = (at[1] & 0x83) | 0x2C;
+            }
+        }
+        return data;
+    }
+
+    void linear(int32_t kind, int32_t group, bool minimum, int64_t rows, int64_t columns) {
+        const int bits = kind == EDGE_F16 ? 16 : kind == EDGE_INT8 ? 8 : kind == EDGE_INT4 ? 4 : 2;
+        const int64_t padded = round_up(columns, pad_columns), real_group = group ? group : padded;
+        const int64_t tiles = (rows + 15) / 16, groups = kind == EDGE_F16 ? 0 : (padded + real_group - 1) / real_group;
+        edge_matrix raw{kind, group, minimum, 0, rows, columns, nullptr, 0};
+        raw.bytes = uint64_t(round_up(tiles * (padded * 2 * bits + groups * (minimum ? 64 : 32)), 64));
+        std::vector<uint8_t> data;
+        if (kind == EDGE_F16) {
+            data.resize(raw.bytes);
+            const std::vector<float> values = make(int64_t(raw.bytes) / 2, random_values);
+            reference_.to_half(values.data(), int64_t(values.size()), reinterpret_cast<uint16_t *>(data.data()));
+        } else {
+            data = packed(raw, bits, padded, real_group);
+        }
+        raw.data = data.data();
+        Matrix matrix;
+        if (check_matrix(raw, "self-test", &matrix) != EDGE_OK) return failed("%s", edge_last_error());
+
+        for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
+            const int64_t n = tested_.max_tokens;
+            const std::vector<float> x = make(n * padded, values);
+            const int64_t block = matrix.block ? matrix.block : padded, blocks = (padded + block - 1) / block;
+            std::vector<int8_t> codes(static_cast<size_t>(n * padded));
+            std::vector<float> scales(static_cast<size_t>(n * blocks)), block_sums(scales);
+            std::vector<int32_t> sums(scales.size());
+            for (int64_t t = 0; t < n; ++t) {
+                reference_.quantize(&x[t * padded], padded, block, &codes[t * padded], &scales[t * blocks],
+                                    &sums[t * blocks]);
+                reference_.sum_blocks(&x[t * padded], padded, block, &block_sums[t * blocks]);
+            }
+            Activations exact;
+            exact.values = x.data();
+            exact.stride = padded;
+            exact.blocks = blocks;
+            exact.float_sums = block_sums.data();
+            Activations quantized = exact;
+            quantized.codes = codes.data();
+            quantized.scales = scales.data();
+            quantized.sums = sums.data();
+            for (const Activations *activations : {&exact, &quantized}) {
+                for (int count = 1; count <= n; ++count) compare_linear(matrix, *activations, count);
+            }
+        }
+    }
+
+    void compare_linear(const Matrix &matrix, const Activations &activations, int count) {
+        std::vector<float> got(size_t(count) * 16), wanted(got);
+        for (int64_t tile = 0; tile < matrix.tiles; ++tile) {
+            tested_.linear(matrix, tile, activations, 0, count, got.data());
+            for (int t = 0; t < count; ++t) reference_.linear(matrix, tile, activations, t, 1, &wanted[size_t(t) * 16]);
+            char what[96];
+            std::snprintf(what, sizeof what, "linear kind %d group %d%s columns %d tokens %d %s", matrix.kind,
+                          int(matrix.group), matrix.minimum ? " min" : "", int(matrix.columns), count,
+                          activations.codes ? "int8" : "exact");
+            compare(what, got, wanted);
+        }
+    }
+
+    void elementwise(int64_t size) {
+        for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
+            const std::vector<float> x = make(size, values), y = make(size, random_values);
+            std::vector<float> got(x), wanted(x);
+            tested_.rms_norm(x.data(), y.data(), 1e-5f, 0.5f, size, size, got.data());
+            reference_.rms_norm(x.data(), y.data(), 1e-5f, 0.5f, size, size, wanted.data());
+            compare("rms_norm", got, wanted);
+            tested_.swiglu(x.data(), y.data(), size, got.data());
+            reference_.swiglu(x.data(), y.data(), size, wanted.data());
+            compare("swiglu", got, wanted);
+            got = wanted = x;
+            tested_.rope(got.data(), y.data(), y.data() + size / 2, size / 2);
+            reference_.rope(wanted.data(), y.data(), y.data() + size / 2, size / 2);
+            compare("rope", got, wanted);
+            quantized(x, size);
+
+            std::vector<uint16_t> got_half(x.size()), wanted_half(x.size());
+            tested_.to_half(x.data(), size, got_half.data());
+            reference_.to_half(x.data(), size, wanted_half.data());
+            if (got_half != wanted_half) failed("to_half: another rounding");
+        }
+        std::vector<float> x = make(size, random_values);
+        if (!tested_.all_finite(x.data(), size)) failed("all_finite: false for finite values");
+        for (const float bad : {INFINITY, -INFINITY, NAN}) {
+            x[x.size() - 1] = bad;
+            if (tested_.all_finite(x.data(), size)) failed("all_finite: true for %g", bad);
+        }
+    }
+
+    void quantized(const std::vector<float> &x, int64_t size) {
+        std::vector<int8_t> codes[2] = {std::vector<int8_t>(x.size()), std::vector<int8_t>(x.size())};
+        float scales[2][64];
+        int32_t sums[2][64];
+        tested_.quantize(x.data(), size, 32, codes[0].data(), scales[0], sums[0]);
+        reference_.quantize(x.data(), size, 32, codes[1].data(), scales[1], sums[1]);
+        if (codes[0] != codes[1]) failed("quantize: other codes");
+        for (int64_t block = 0; block < (size + 31) / 32; ++block) {
+            if (scales[0][block] != scales[1][block] || sums[0][block] != sums[1][block]) {
+                failed("quantize: other scale or sum");
+            }
+        }
+    }
+
+    // Two chunks, the second one ragged with a tree at its end, merged.
+    void attention(int64_t head_dim, bool half) {
+        constexpr int rows = 5;
+        constexpr int64_t positions = attention_chunk + 37, tree_start = positions - rows;
+        const std::vector<float> keys = make(positions * head_dim, random_values);
+        const std::vector<float> values = make(positions * head_dim, random_values);
+        const std::vector<float> queries = make(rows * head_dim, random_values);
+        std::vector<uint16_t> half_keys(keys.size()), half_values(keys.size());
+        reference_.to_half(keys.data(), int64_t(keys.size()), half_keys.data());
+        reference_.to_half(values.data(), int64_t(keys.size()), half_values.data());
+        const float *query_rows[rows];
+        int64_t limits[rows];
+        uint64_t masks[rows];
+        for (int r = 0; r < rows; ++r) {
+            query_rows[r] = &queries[r * head_dim];
+            masks[r] = uint64_t(1) << r | 1;
+        }
+        for (const bool tree : {false, true}) {
+            for (int r = 0; r < rows; ++r) limits[r] = tree ? positions : 3 + 70 * r;
+            std::vector<float> results[2];
+            for (int which = 0; which < 2; ++which) {
+                const Kernels &kernels = which ? reference_ : tested_;
+                std::vector<float> key_scratch(attention_chunk * head_dim), scores(rows * attention_chunk);
+                std::vector<float> state(rows * (head_dim + 2), 0.0f), part(state);
+                std::fill_n(state.begin(), rows, -INFINITY);
+                const auto view = [](std::vector<float> &all) {
+                    return AttentionState{all.data(), all.data() + rows, all.data() + 2 * rows};
+                };
+                for (int64_t begin = 0; begin < positions; begin += attention_chunk) {
+                    AttentionChunk c;
+                    c.keys = half ? static_cast<const void *>(half_keys.data()) : keys.data();
+                    c.values = half ? static_cast<const void *>(half_values.data()) : values.data();
+                    c.half = half;
+                    c.head_dim = head_dim;
+                    c.begin = begin;
+                    c.end = std::min(begin + attention_chunk, positions);
+                    c.scale = 0.125f;
+                    c.rows = rows;
+                    c.queries = query_rows;
+                    c.limits = limits;
+                    c.masks = tree ? masks : nullptr;
+                    c.tree_start = tree_start;
+                    c.key_scratch = key_scratch.data();
+                    c.score_scratch = scores.data();
+                    kernels.attend(c, view(part));
+                    kernels.merge(view(part), rows, head_dim, view(state));
+                }
+                results[which] = state;
+            }
+            compare("attention", results[0], results[1]);
+        }
+    }
+
+    const Kernels &tested_, &reference_;
+    std::mt19937 random_{1};
+    std::string failure_;
+};
+
+}  // namespace
+}  // namespace edge
+
+edge_status edge_self_test(const char *tier) {
+    const edge::Kernels *tested = edge::find_kernels(tier), *reference = edge::find_kernels("portable");
+    if (tested == nullptr) {
+        return edge::fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
+                          edge_cpu_tiers());
+    }
+    try {
+        return edge::SelfTest(*tested, *reference).run();
+    } catch (const std::exception &error) {
+        return edge::fail(EDGE_NO_MEMORY, "The self-test could not run: %s.", error.what());
+    }
+}

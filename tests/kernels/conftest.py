@@ -1,0 +1,94 @@
+"""Calls libedge's operators with numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edge import packing
+from edge.executors.native import ThreadPool
+from edge.native import library as native
+from edge.scheme import QuantizedMatrix, QuantScheme
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Operators:
+    """The C operators on two threads."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPool(2)
+
+    @staticmethod
+    def matrix(data: npt.NDArray[np.uint8], scheme: QuantScheme, rows: int, columns: int) -> native.Matrix:
+        return native.Matrix(
+            kind=native.KIND[scheme.kind],
+            group=scheme.group,
+            minimum=int(scheme.minimum),
+            rows=rows,
+            columns=columns,
+            data=data.ctypes.data,
+            bytes=data.nbytes,
+        )
+
+    def linear(self, matrix: native.Matrix, x: FloatArray, activations: str, tier: str) -> FloatArray:
+        x = np.ascontiguousarray(x, np.float32)
+        y = np.full((len(x), matrix.rows), np.nan, np.float32)
+        status = native.library().edge_linear(
+            ctypes.byref(self.pool.parallel),
+            tier.encode(),
+            ctypes.byref(matrix),
+            native.ACTIVATIONS[activations],
+            x.ctypes.data,
+            len(x),
+            y.ctypes.data,
+        )
+        native.check(status)
+        return y
+
+    @staticmethod
+    def dequantize_row(matrix: native.Matrix, row: int) -> FloatArray:
+        out = np.full(matrix.columns, np.nan, np.float32)
+        native.check(native.library().edge_dequantize_row(ctypes.byref(matrix), row, out.ctypes.data))
+        return out
+
+    @staticmethod
+    def rms_norm(x: FloatArray, weight: FloatArray, eps: float, scale: float, tier: str) -> FloatArray:
+        out = np.full_like(x, np.nan)
+        status = native.library().edge_rms_norm(
+            tier.encode(), x.ctypes.data, weight.ctypes.data, eps, scale, *x.shape, out.ctypes.data
+        )
+        native.check(status)
+        return out
+
+
+@pytest.fixture(scope="session")
+def operators() -> Operators:
+    return Operators()
+
+
+@pytest.fixture(params=native.cpu_tiers())
+def tier(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def random_matrix() -> Callable[[QuantScheme, int, int], npt.NDArray[np.uint8]]:
+    """Packed bytes of a random matrix whose codes take every value of the scheme."""
+
+    def make(scheme: QuantScheme, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+        rng = np.random.default_rng(rows * 1000 + columns)
+        if scheme.is_float:
+            return packing.pack(rng.standard_normal((rows, columns)).astype(np.float32), scheme)
+        low, high = {"int8": (-127, 128), "int4": (0, 16), "ternary": (0, 3)}[scheme.kind]
+        codes = rng.integers(low, high, (rows, columns)).astype(np.int8 if scheme.kind == "int8" else np.uint8)
+        shape = (rows, scheme.groups(columns))
+        scales = rng.uniform(0.001, 0.02, shape).astype(np.float16)
+        minimums = rng.normal(0, 0.05, shape).astype(np.float16) if scheme.minimum else None
+        return packing.pack(QuantizedMatrix(scheme, codes, scales, minimums), scheme)
+
+    return make

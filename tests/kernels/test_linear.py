@@ -1,0 +1,149 @@
+"""Linear kernels of every tier against float64 products with the dequantized weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge import packing
+from edge.errors import NativeError
+from edge.scheme import QuantScheme
+
+SCHEMES = [
+    QuantScheme("f16"),
+    *(QuantScheme("int8", group) for group in (0, 32, 128)),
+    *(QuantScheme("int4", group) for group in (0, 32, 96, 128, 256)),
+    *(QuantScheme("int4", group, minimum=True) for group in (32, 256)),
+    *(QuantScheme("ternary", group) for group in (0, 32, 256)),
+]
+SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
+COUNTS = [1, 2, 3, 4, 5, 8, 9, 17]
+EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
+# Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound, exactly.
+
+
+def activations(kind: str, n: int, columns: int) -> np.ndarray:
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    if kind == "equal":
+        x[:] = -3.0
+    elif kind == "zero":
+        x[:] = 0.0
+    elif kind == "one hot":
+        x[:] = 0.0
+        x[:, columns // 2] = 1e4
+    elif kind == "denormal":
+        x *= np.float32(1e-40)
+    return x
+
+
+def rounding_bound(x: np.ndarray, weights: np.ndarray, block: int) -> np.ndarray:
+    """Largest error that int8 activations with one scale per block can cause."""
+    bound = np.zeros((len(x), len(weights)))
+    for start in range(0, x.shape[1], block):
+        part = x[:, start : start + block]
+        half_step = np.abs(part).max(axis=1) / 127 / 2
+        bound += half_step[:, None] * np.abs(weights[:, start : start + block]).sum(axis=1)[None]
+    return bound
+
+
+def activation_block(scheme: QuantScheme, columns: int) -> int:
+    group = scheme.group or -(-columns // 32) * 32
+    return group if group <= 128 else next(block for block in (128, 64, 32) if group % block == 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_linear(operators, tier, random_matrix, scheme, shape):
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
+    matrix = operators.matrix(data, scheme, *shape)
+    for n in COUNTS:
+        x = activations("random", n, shape[1])
+        wanted = x.astype(np.float64) @ weights.T
+        scale = np.sqrt((wanted**2).mean())
+        exact = operators.linear(matrix, x, "float32", tier)
+        assert np.abs(exact - wanted).max() <= EXACT_TOLERANCE * scale
+        rounded = operators.linear(matrix, x, "int8", tier)
+        bound = EXACT_TOLERANCE * scale
+        if not scheme.is_float:
+            bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]))
+        assert (np.abs(rounded - wanted) <= bound).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("kind", ["equal", "zero", "one hot", "denormal"])
+def test_adversarial_activations(operators, tier, random_matrix, scheme, kind):
+    shape = (33, 300)
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
+    matrix = operators.matrix(data, scheme, *shape)
+    x = activations(kind, 3, shape[1])
+    wanted = x.astype(np.float64) @ weights.T
+    slack = EXACT_TOLERANCE * np.abs(x).astype(np.float64).max() * np.abs(weights).sum(axis=1).max()
+    assert np.abs(operators.linear(matrix, x, "float32", tier) - wanted).max() <= slack + 1e-37
+    bound = slack + 1e-37
+    if not scheme.is_float:
+        bound = bound + 2 * rounding_bound(x, weights, activation_block(scheme, shape[1]))
+    assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("mode", ["int8", "float32"])
+def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matrix, scheme, mode):
+    shape = (40, 576)
+    data = random_matrix(scheme, *shape)
+    matrix = operators.matrix(data, scheme, *shape)
+    x = activations("random", 17, shape[1])
+    together = operators.linear(matrix, x, mode, tier)
+    for n in COUNTS:
+        assert np.array_equal(operators.linear(matrix, x[:n], mode, tier), together[:n])
+
+
+@pytest.mark.parametrize("scheme", [QuantScheme("f32"), *SCHEMES], ids=str)
+def test_dequantize_row(operators, random_matrix, scheme):
+    shape = (33, 300)
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape)
+    matrix = operators.matrix(data, scheme, *shape)
+    for row in (0, 15, 16, 32):
+        assert np.array_equal(operators.dequantize_row(matrix, row), weights[row])
+
+
+def test_rms_norm(operators, tier):
+    rng = np.random.default_rng(0)
+    for size in (1, 15, 16, 576, 1000):
+        x = rng.standard_normal((3, size)).astype(np.float32)
+        weight = rng.standard_normal(size).astype(np.float32)
+        wanted = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + 1e-5) * weight * 0.25
+        got = operators.rms_norm(x, weight, 1e-5, 0.25, tier)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bytes": 64}, "takes"),
+        ({"rows": 0}, "impossible shape"),
+        ({"columns": -1}, "impossible shape"),
+        ({"kind": 9}, "unknown kind"),
+        ({"group": 33}, "multiple of 32"),
+        ({"kind": 2, "minimum": 1}, "only int4"),
+        ({"data": None}, "takes"),
+    ],
+)
+def test_wrong_matrices_are_refused(operators, tier, random_matrix, change, message):
+    scheme = QuantScheme("int4", 32)
+    data = random_matrix(scheme, 17, 96)
+    matrix = operators.matrix(data, scheme, 17, 96)
+    for name, value in change.items():
+        setattr(matrix, name, value)
+    with pytest.raises(NativeError, match=message):
+        operators.linear(matrix, np.zeros((1, 96), np.float32), "int8", tier)
+
+
+def test_unknown_tier_is_refused(operators, random_matrix):
+    scheme = QuantScheme("int4", 32)
+    data = random_matrix(scheme, 17, 96)
+    with pytest.raises(NativeError, match="no kernels called 'mmx'"):
+        operators.linear(operators.matrix(data, scheme, 17, 96), np.zeros((1, 96), np.float32), "int8", "mmx")
