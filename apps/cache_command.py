@@ -11,7 +11,9 @@ import typer
 from apps.options import Json, expand
 from apps.terminal import format_bytes, output_console
 
-app = typer.Typer(help="Models that were converted before and are kept for a fast start.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models that were converted before and are kept for a fast start.", no_args_is_help=True
+)
 
 
 @app.command("list")
@@ -25,7 +27,9 @@ def list_models(as_json: Json = False) -> None:
 
     entries = cached_models()
     if as_json:
-        typer.echo(json.dumps({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]}))
+        typer.echo(
+            json.dumps({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]})
+        )
         return
     console = output_console()
     if not entries:
@@ -47,7 +51,9 @@ def list_models(as_json: Json = False) -> None:
 @app.command("remove")
 @expand
 def remove_models(
-    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Its key, or the beginning of it.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="[KEY]", help="Its key, or the beginning of it.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all of them.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +69,7 @@ def remove_models(
     for entry in removed:
         typer.echo(f"Removed {entry.name} ({format_bytes(entry.bytes)}).")
     if not removed:
-        typer.echo("The cache was empty.")
+        typer.echo("There is nothing to remove.")
 
 
 def _facts(entry: Any) -> dict[str, Any]:

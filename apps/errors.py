@@ -39,7 +39,8 @@ def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
     except Exception as error:
         if debug():
             traceback.print_exc()
-        say(_sentence(error))
+        if sentence := _sentence(error):
+            say(sentence)
         return int(getattr(error, "exit_code", FAILED))
 
 
@@ -59,8 +60,11 @@ def _sentence(error: Exception) -> str:
     if hasattr(error, "format_message"):  # typer's usage errors
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edge"
-        return f"{str(error.format_message()).rstrip('.')}; `{command} --help` lists what is possible."
+        message = str(error.format_message()).rstrip(".")
+        return (
+            message and f"{message} (see `{command} --help`)."
+        )  # without a message the help is on the screen
     if isinstance(error, MemoryError):
         return "The memory is exhausted; choose a smaller model, a shorter context or a smaller quantization."
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"Something unexpected went wrong ({what}); run the same command with --debug and report the traceback."
+    return f"Something unexpected went wrong ({what}); run this again with --debug and report the traceback."

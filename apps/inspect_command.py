@@ -50,19 +50,21 @@ def _print(facts: ModelFacts, console: Console) -> None:
         "Bundle": facts.path,
         "Architecture": config.model_type + _scales(facts),
         "Parameters": f"{format_count(facts.parameters)} in {format_bytes(facts.memory.weights)}",
-        "Layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size}, MLP {config.intermediate_size}",
+        "Layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size}, "
+        f"MLP {config.intermediate_size}",
         "Attention": f"{config.num_attention_heads} heads of {config.head_dim}, "
         f"{config.num_key_value_heads} for keys and values",
         "Context": f"{config.max_position_embeddings} tokens, {_rope(config.rope)}",
         "Tokenizer": f"{facts.tokenizer.kind or 'none'}, {facts.tokenizer.vocab_size} tokens",
         "Chat template": ("yes, with thinking" if facts.thinking else "yes") if facts.chat_template else "no",
-        "Own settings": ", ".join(f"{name}={value}" for name, value in facts.generation_config.items()) or "none",
+        "Own settings": ", ".join(f"{name}={value}" for name, value in facts.generation_config.items())
+        or "none",
     }
     for name, value in rows.items():
         summary.add_row(name, value)
     console.print(summary)
 
-    console.print("\n[bold]Weights[/bold]")
+    console.print("\nWeights", style="bold")
     weights = _table("Part", "Tensors>", "Parameters>", "Stored as", "From", "Bits/weight>", "Size>")
     for group in facts.groups:
         weights.add_row(
@@ -76,16 +78,25 @@ def _print(facts: ModelFacts, console: Console) -> None:
         )
     console.print(weights)
     for change in sorted({f"{group.source_type} -> {group.scheme}" for group in facts.rounded}):
-        console.print(f"Not exact: {change} (the values were rounded when the model was converted)", style="yellow")
+        console.print(
+            f"Not exact: {change} (the values were rounded when the model was converted)", style="yellow"
+        )
 
     plan = facts.memory
-    console.print(f"\n[bold]Memory[/bold] at {plan.context} tokens")
+    console.print(f"\nMemory at {plan.context} tokens", style="bold")
     if plan.context > config.max_position_embeddings:
-        console.print(f"Trained for {config.max_position_embeddings} tokens; chat needs --rope-override.", style="yellow")
+        console.print(
+            f"Trained for {config.max_position_embeddings} tokens; chat needs --rope-override.",
+            style="yellow",
+        )
     memory = _table("", "Size>", "")
     memory.add_row("weights", format_bytes(plan.weights), "mapped from the bundle")
     per_token = format_bytes(config.kv_bytes_per_token(facts.kv_type))
-    memory.add_row("KV cache", format_bytes(plan.kv_cache), f"{per_token} per token in {facts.kv_type}, grows as it fills")
+    memory.add_row(
+        "KV cache",
+        format_bytes(plan.kv_cache),
+        f"{per_token} per token in {facts.kv_type}, grows as it fills",
+    )
     memory.add_row("workspace", format_bytes(plan.workspace), "estimate")
     memory.add_row("total", format_bytes(plan.total), "", style="bold")
     console.print(memory)
@@ -100,7 +111,9 @@ def _table(*headers: str) -> Table:
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
     for header in headers:
-        table.add_column(header.rstrip(">"), justify="right" if header.endswith(">") else "left", no_wrap=True)
+        table.add_column(
+            header.rstrip(">"), justify="right" if header.endswith(">") else "left", no_wrap=True
+        )
     return table
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
@@ -20,8 +20,6 @@ MODEL_HELP = (
     "or random weights of a known shape (random:minicpm4-0.5b)."
 )
 
-_MODEL = "Model"
-_SAMPLING = "Sampling"
 _state = {"debug": False}
 
 
@@ -73,29 +71,33 @@ class ExecutorName(str, Enum):
 class SourceOptions:
     """Which weights to open, and how to quantize them."""
 
+    PANEL: ClassVar = "Model"
+
     quantize: Annotated[
         Quantization | None,
-        typer.Option(help="Quantize to this; by default what the file has, int4 for float files.", rich_help_panel=_MODEL),
+        typer.Option(
+            help="Quantize to this; by default what the file has, int4 for float files.",
+        ),
     ] = None
     group: Annotated[
         int | None,
-        typer.Option(min=0, help="Columns that share a scale, 0 for one per row.", rich_help_panel=_MODEL),
+        typer.Option(min=0, help="Columns that share a scale, 0 for one per row."),
     ] = None
     head: Annotated[
         Quantization | None,
-        typer.Option(help="Quantization of embedding and output head.", rich_help_panel=_MODEL),
+        typer.Option(help="Quantization of embedding and output head."),
     ] = None
     revision: Annotated[
         str | None,
-        typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=_MODEL),
+        typer.Option(help="Branch, tag or commit of a hub model."),
     ] = None
     offline: Annotated[
         bool,
-        typer.Option("--offline", help="Never use the network.", rich_help_panel=_MODEL),
+        typer.Option("--offline", help="Never use the network."),
     ] = False
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Recompute the checksums of the converted model.", rich_help_panel=_MODEL),
+        typer.Option("--verify", help="Recompute the checksums of the converted model."),
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -107,89 +109,94 @@ class SourceOptions:
 class RunOptions:
     """How to run a model."""
 
+    PANEL: ClassVar = "Model"
+
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest conversation in tokens; by default the trained one.", rich_help_panel=_MODEL),
+        typer.Option(min=1, help="Longest conversation in tokens; by default the trained one."),
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads; by default the performance cores.", rich_help_panel=_MODEL),
+        typer.Option(min=1, help="CPU threads; by default the performance cores."),
     ] = None
     activations: Annotated[
         Activations,
-        typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower.", rich_help_panel=_MODEL),
+        typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower."),
     ] = Activations.int8
     kv: Annotated[
         KVType,
-        typer.Option(help="Number type of the KV cache.", rich_help_panel=_MODEL),
+        typer.Option(help="Number type of the KV cache."),
     ] = KVType.float16
     rope_override: Annotated[
         str | None,
         typer.Option(
             metavar="JSON",
             help='Go beyond the trained context knowingly, e.g. \'{"rope_type": "yarn", "factor": 4}\'.',
-            rich_help_panel=_MODEL,
         ),
     ] = None
     executor: Annotated[
         ExecutorName,
-        typer.Option(help="What runs the network.", rich_help_panel=_MODEL),
+        typer.Option(help="What runs the network."),
     ] = ExecutorName.native
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `edge.load`."""
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {"kv_type" if name == "kv" else name: value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are chosen; what is not given comes from the model's generation_config, then from defaults."""
+    """How tokens are chosen; what is not given is the model's own setting, or else the default."""
+
+    PANEL: ClassVar = "Sampling"
 
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING),
+        typer.Option(help="0 always takes the likeliest token."),
     ] = None
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep the k likeliest tokens, 0 for all.", rich_help_panel=_SAMPLING)
-    ] = None
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens, 0 for all.")] = None
     top_p: Annotated[
         float | None,
-        typer.Option(help="Keep the likeliest tokens up to this total probability.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Keep the likeliest tokens up to this total probability."),
     ] = None
     min_p: Annotated[
         float | None,
-        typer.Option(help="Drop tokens below this share of the best one's probability.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Drop tokens below this share of the best one's probability."),
     ] = None
     typical: Annotated[
         float | None,
-        typer.Option(help="Locally typical sampling up to this total probability.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Locally typical sampling up to this total probability."),
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        typer.Option(help="Above 1 discourages every token seen before.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Above 1 discourages every token seen before."),
     ] = None
     frequency_penalty: Annotated[
         float | None,
-        typer.Option(help="Subtracted per earlier occurrence.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Subtracted per earlier occurrence."),
     ] = None
     presence_penalty: Annotated[
         float | None,
-        typer.Option(help="Subtracted once from tokens that occurred.", rich_help_panel=_SAMPLING),
+        typer.Option(help="Subtracted once from tokens that occurred."),
     ] = None
     logit_bias: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID=VALUE", help="Add VALUE to the logit of a token; repeatable.", rich_help_panel=_SAMPLING),
+        typer.Option(
+            metavar="ID=VALUE",
+            help="Add VALUE to the logit of a token; repeatable.",
+        ),
     ] = None
-    seed: Annotated[
-        int | None, typer.Option(help="The same seed gives the same answer.", rich_help_panel=_SAMPLING)
-    ] = None
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None
     logprobs: Annotated[
         int | None,
-        typer.Option(help="Report log-probabilities of this many best tokens (with --json).", rich_help_panel=_SAMPLING),
+        typer.Option(help="Report log-probabilities of this many best tokens (with --json)."),
     ] = None
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="End the answer at this text; repeatable.", rich_help_panel=_SAMPLING),
+        typer.Option(help="End the answer at this text; repeatable."),
     ] = None
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens.", rich_help_panel=_SAMPLING)
-    ] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None
 
     def flags(self) -> dict[str, Any]:
         """The settings that were given, under their names in `edge.settings`."""
@@ -200,20 +207,14 @@ class SamplingOptions:
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let typer see the fields of parameters that are dataclasses as options of their own, and add `--debug`."""
+    """Let typer see the fields of dataclass parameters as options of their own, and add `--debug`."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if is_dataclass(hints[name]):
             groups[name] = hints[name]
-            inner = get_type_hints(hints[name], include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=inner[field.name]
-                )
-                for field in fields(hints[name])
-            ]
+            parameters += _field_parameters(hints[name])
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
 
@@ -233,6 +234,23 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _field_parameters(group: type[Any]) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    parameters = []
+    for field in fields(group):
+        for info in hints[field.name].__metadata__:
+            info.rich_help_panel = group.PANEL
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+        )
+    return parameters
+
+
 def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
@@ -244,5 +262,7 @@ def _logit_bias(given: list[str]) -> dict[int, float]:
         try:
             bias[int(token)] = float(value)
         except ValueError:
-            raise typer.BadParameter(f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="--logit-bias") from None
+            raise typer.BadParameter(
+                f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="--logit-bias"
+            ) from None
     return bias

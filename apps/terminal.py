@@ -13,43 +13,46 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ConvertProgress = Callable[[int, int, str], None]
+_PIPE_WIDTH = 200
 
 
 def output_console() -> Console:
-    """A console on stdout; in a pipe it neither colours nor wraps at 80 columns."""
+    """A console on stdout that prints text as it is; in a pipe it neither colours nor wraps at 80 columns."""
     from rich.console import Console
 
-    return Console(highlight=False, **({} if sys.stdout.isatty() else {"width": 200}))
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def error_console() -> Console:
     """A console on stderr, for progress and remarks."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.{2 if count < 9.995 else 1}f} {unit}"
+    """A size for people, in powers of 1000: 141 kB, 4.40 GB."""
+    return _scaled(count, (" B", " kB", " MB", " GB"))
 
 
 def format_count(count: float) -> str:
-    """A number of parameters for people: 134.5M, 8.19B."""
-    for unit in ("", "K", "M", "B"):
-        if abs(count) < 999.5 or unit == "B":
-            break
-        count /= 1000
-    return f"{count:.0f}{unit}" if not unit else f"{count:.{2 if count < 9.995 else 1}f}{unit}"
+    """A number of parameters for people: 35.1K, 135M, 8.19B."""
+    return _scaled(count, ("", "K", "M", "B"))
+
+
+def _scaled(count: float, units: tuple[str, ...]) -> str:
+    """Three significant digits, and never fewer than stand before the point."""
+    size, power = float(count), 0
+    while size >= 999.5 and power < len(units) - 1:
+        size, power = size / 1000, power + 1
+    digits = 0 if power == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f}{units[power]}"
 
 
 def printable(text: str) -> str:
     """Text of a model without control characters, which could steer the terminal."""
-    return "".join(c for c in text if c >= " " and not "\x7f" <= c <= "\x9f" or c in "\n\t")
+    return "".join(c for c in text if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t")
 
 
 def state_folder() -> Path:
@@ -65,7 +68,7 @@ def state_folder() -> Path:
 
 @contextmanager
 def convert_progress(label: str) -> Iterator[ConvertProgress]:
-    """A progress bar on stderr for a conversion; it shows from the first report on, and only in a terminal."""
+    """A progress bar on stderr for a conversion: from the first report on, and only in a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = error_console()

@@ -144,7 +144,7 @@ class Chat:
             raise EdgeError(write_failure(path, error)) from None
 
     def load(self, path: str | Path) -> None:
-        """Continue a conversation that `save` wrote, by whatever model; this chat's own settings stay stronger.
+        """Continue a conversation that `save` wrote, with whatever model; this chat's settings stay stronger.
 
         Raises EdgeError, and changes nothing, if the file is not such a conversation.
         """
@@ -175,7 +175,7 @@ class Chat:
             if len(prompt) > context:
                 raise ContextError(
                     f"The conversation takes {len(prompt)} tokens and the context holds {context}: reset it, "
-                    "let old turns be dropped (context policy 'drop'), or open the model with a longer context."
+                    "let old turns be dropped (context policy 'drop'), or load the model with more context."
                 )
             return prompt
         room = min(max_new_tokens or context, context // 8)
@@ -192,8 +192,8 @@ class Chat:
                 break
         if len(prompt) > context:
             raise ContextError(
-                f"The message takes {len(prompt)} tokens with its system prompt and the context holds {context}: "
-                "shorten it or open the model with a longer context."
+                f"The message takes {len(prompt)} tokens with its system prompt and the context holds "
+                f"{context}: shorten it or open the model with a longer context."
             )
         self._dropped = dropped
         return prompt
@@ -233,7 +233,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         merge_settings(request=_with_integer_keys(data["settings"]))
     except EdgeError as error:
-        raise EdgeError(f"The saved conversation '{path}' has settings that can't be used: {error}") from None
+        raise EdgeError(f"The conversation in '{path}' has settings that can't be used: {error}") from None
     return {**data, "settings": _with_integer_keys(data["settings"])}
 
 

@@ -1,4 +1,4 @@
-"""From a prompt to an answer: the decode loop, stop strings, streaming, cancellation and the figures of a run."""
+"""From a prompt to an answer: the decode loop, stop strings, streaming, cancellation and its figures."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ class Chunk:
 class Completion:
     """A finished answer and what it cost.
 
-    text: without the stop string. tokens: the answer's ids, without the end-of-sequence token but with those of
-    a stop string. prompt_tokens: length of the prompt, of which reused_tokens were in the cache already.
+    text: without the stop string. tokens: the answer's ids, without the end-of-sequence token but with those
+    of a stop string. prompt_tokens: length of the prompt, of which reused_tokens were in the cache already.
     ttft_seconds: from the start of prefill to the first token, None if there was none.
-    prefill_tokens_per_second: computed prompt tokens over the time of prefill. tokens_per_second: tokens after
-    the first over the time that they took; the consumer's own time is not counted. Both 0 if not measurable.
-    stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the window
-    is full) or `cancelled`. logprobs: one entry per token, None if not asked for.
+    prefill_tokens_per_second: computed prompt tokens over the time of prefill. tokens_per_second: tokens
+    after the first over the time that they took, without the consumer's own. Both 0 if not measurable.
+    stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
+    window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
+    asked for.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Completion:
     prefill_tokens_per_second: float
     tokens_per_second: float
     stop_reason: StopReason
+    seed: int
     logprobs: tuple[Sampled, ...] | None = None
 
 
@@ -68,10 +70,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
+        # The one that is complete first counts, so that the pieces in which text arrives make no difference.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
             self.stopped = True
-            ready, self._held = self._held[: min(found)], ""
+            ready, self._held = self._held[: min(found)[1]], ""
             return ready
         keep = max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep
@@ -158,6 +161,7 @@ def generate(
         prefill_tokens_per_second=computed / prefill if prefill > 0 else 0.0,
         tokens_per_second=steps / decoding if steps > 0 and decoding > 0 else 0.0,
         stop_reason=reason,
+        seed=sampler.seed,
         logprobs=tuple(sampled) if settings.sampling.logprobs is not None else None,
     )
 

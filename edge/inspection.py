@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge.bundle.reader import Bundle
+from edge.chat_template import supports_thinking
 from edge.config import KVType, ModelConfig
 from edge.memory import MemoryPlan, memory_plan
 from edge.scheme import QuantScheme
@@ -149,7 +150,7 @@ def inspect_bundle(bundle: Bundle, *, context: int | None = None, kv_type: KVTyp
             config.eos_token_ids,
         ),
         chat_template=template is not None,
-        thinking="enable_thinking" in (template or ""),
+        thinking=supports_thinking(template or ""),
         generation_config=bundle.generation_config,
         kv_type=kv_type,
         memory=memory_plan(bundle, context or config.max_position_embeddings, kv_type),

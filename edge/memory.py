@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.bundle.reader import Bundle
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.errors import ContextError
 
 _GIB = 1 << 30
@@ -33,12 +33,14 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f} + KV cache {self.kv_cache / _GIB:.2f} "
-            f"(at {self.context} tokens) + workspace {self.workspace / _GIB:.2f}"
+            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f} + KV cache "
+            f"{self.kv_cache / _GIB:.2f} (at {self.context} tokens) + workspace {self.workspace / _GIB:.2f}"
         )
 
 
-def memory_plan(bundle: Bundle, context: int, kv_type: str = "float16", max_batch: int = 256) -> MemoryPlan:
+def memory_plan(
+    bundle: Bundle, context: int, kv_type: KVType = "float16", max_batch: int = 256
+) -> MemoryPlan:
     """The plan for one conversation over `bundle`."""
     config = bundle.config
     return MemoryPlan(
@@ -50,12 +52,12 @@ def memory_plan(bundle: Bundle, context: int, kv_type: str = "float16", max_batc
 
 
 def check_memory(plan: MemoryPlan, available: int | None) -> None:
-    """Raise ContextError, with the numbers, if the plan does not fit into `available` bytes (None: unknown)."""
+    """Raise ContextError, with the numbers, if the plan exceeds `available` bytes (None: unknown)."""
     if available is None or plan.total <= available:
         return
     raise ContextError(
-        f"The model needs {plan}, but only {available / _GIB:.2f} GiB of memory are available: choose a shorter "
-        "context, a smaller model or a smaller quantization."
+        f"The model needs {plan}, but only {available / _GIB:.2f} GiB of memory are available: choose a "
+        "shorter context, a smaller model or a smaller quantization."
     )
 
 

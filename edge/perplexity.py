@@ -1,9 +1,9 @@
 """Perplexity of a text under a model, by a protocol that the result states.
 
-Windows of `window` tokens advance by `stride` tokens; in every window only the tokens that no earlier window
-has scored count, each seen with everything before it in its window (Hugging Face's "perplexity of fixed-length
-models"; stride = window gives disjoint windows). The very first token has nothing before it and is not scored,
-unless a BOS token stands in front of every window.
+Windows of `window` tokens advance by `stride` tokens. A window scores the tokens that no earlier one has
+scored, each given all that stands before it in the window (Hugging Face's "perplexity of fixed-length
+models"). With stride = window the windows are disjoint. A token with nothing before it in its window is not
+scored; a BOS token in front of every window sees to it that there is none.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import numpy as np
@@ -49,7 +50,7 @@ def perplexity(
 
     window: tokens of a window, a BOS included; by default 2048 or the context, if that is less. stride: by
     default half a window. bos: put the BOS token in front of every window. max_tokens: use the first so many
-    tokens of the text. progress: called with (tokens scored, tokens to score).
+    tokens of the text. progress: called with (tokens done, tokens of the text).
     Raises EdgeError if the settings contradict each other or nothing is left to score.
     """
     window = min(2048, model.context) if window is None else window
@@ -66,8 +67,7 @@ def perplexity(
         raise EdgeError(f"max_tokens must be 1 or more, got {max_tokens}.")
     ids = model.tokenizer.encode(text, add_bos=False) if isinstance(text, str) else list(text)
     ids = ids[:max_tokens]
-    total = len(ids) - (not bos)
-    if total < 1:
+    if len(ids) + len(lead) < 2:
         raise EdgeError(f"The text has {len(ids)} tokens, which leaves none to score: give a longer one.")
 
     started = perf_counter()
@@ -83,7 +83,7 @@ def perplexity(
         scored += losses.size
         done = end
         if progress is not None:
-            progress(scored, total)
+            progress(done, len(ids))
         if end == len(ids):
             break
     nll = loss / scored
@@ -93,7 +93,7 @@ def perplexity(
         tokens=scored,
         protocol=(
             f"sliding windows of {window} tokens, stride {stride}, {'BOS' if bos else 'no BOS'} in front, "
-            f"{scored} of {len(ids)} tokens scored, each once"
+            f"{scored} of {len(ids)} tokens scored"
         ),
         seconds=perf_counter() - started,
     )
@@ -103,7 +103,7 @@ def _losses(
     executor: Executor, cache: KVCache, tokens: npt.NDArray[np.int32], first: int
 ) -> npt.NDArray[np.float64]:
     """Negative log-likelihoods of tokens[first:], each given all before it; the cache is empty."""
-    parts = []
+    parts = [np.empty(0)]
     # Rows before `first` - 1 predict tokens that are not scored: they need no logits.
     for start, stop, wanted in _pieces(len(tokens), first - 1, executor.max_batch):
         result = executor.forward(cache, tokens[start:stop], want_logits="all" if wanted else "none")
@@ -115,9 +115,12 @@ def _losses(
 
 
 def _pieces(length: int, first: int, step: int) -> list[tuple[int, int, bool]]:
-    """Cuts 0 .. length - 1 (the last token predicts nothing) at `first` and into at most `step` tokens."""
+    """Cuts 0 .. length - 1 (the last token predicts nothing) at `first` and into pieces of at most `step`.
+
+    True: the piece needs logits.
+    """
     borders = [*range(0, first, step), *range(first, length - 1, step), length - 1]
-    return [(a, b, a >= first) for a, b in zip(borders, borders[1:], strict=False) if b > a]
+    return [(a, b, a >= first) for a, b in pairwise(borders) if b > a]
 
 
 def _negative_log_likelihood(

@@ -1,4 +1,4 @@
-"""From messages to token ids, through the chat template, so that the KV cache of earlier turns is found again.
+"""From messages to token ids, through the chat template, so that the KV cache of earlier turns is reused.
 
 Two things go wrong when rendered text is simply encoded. Text of a message could stand for control tokens:
 `Tokenizer.protect` marks such places. And encoding an old answer again may give other ids than the model
@@ -61,9 +61,9 @@ class PromptEncoder:
         for at, part in enumerate(_SENTINEL.split(parts)):
             if at % 2:
                 ids += messages[int(part)].tokens or ()
-            elif part:
+            elif part or at == 0:  # the BOS comes with the first part, even if an answer follows at once
                 key = (part, at == 0)
-                fresh[key] = self._encoded.get(key) or self._encode(*key)
+                fresh[key] = self._encoded[key] if key in self._encoded else self._encode(*key)
                 ids += fresh[key]
         self._encoded = fresh
         return ids

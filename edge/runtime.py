@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edge.chat import Chat, ContextPolicy
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.errors import CheckpointError, ConfigError, ContextError, EdgeError
 from edge.executors.base import Executor
 from edge.generation import Chunk, Completion, Stream, generate
@@ -42,7 +42,7 @@ def load(
     group: int | None = None,
     head: str | None = None,
     activations: str = "int8",
-    kv_type: str = "float16",
+    kv_type: KVType = "float16",
     executor: str = "native",
     tier: str | None = None,
     revision: str | None = None,
@@ -61,8 +61,9 @@ def load(
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
-    if executor not in EXECUTORS:
-        raise EdgeError(f"Unknown executor '{executor}'; choose one of {', '.join(EXECUTORS)}.")
+    for what, chosen, known in (("executor", executor, EXECUTORS), ("KV type", kv_type, get_args(KVType))):
+        if chosen not in known:
+            raise EdgeError(f"Unknown {what} '{chosen}'; choose one of {', '.join(known)}.")
     for name, value in (("context", context), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
@@ -92,7 +93,9 @@ def load(
 class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
-    def __init__(self, bundle: Bundle, executor: Executor, name: str = "", kv_type: str = "float16") -> None:
+    def __init__(
+        self, bundle: Bundle, executor: Executor, name: str = "", kv_type: KVType = "float16"
+    ) -> None:
         self.bundle = bundle
         self.executor = executor
         self.name = name
@@ -132,10 +135,10 @@ class Model:
 
         if self.bundle.chat_template is None:
             raise CheckpointError(
-                f"The model '{self.name}' has no chat template, so it can't chat; complete a text instead, or use "
-                "a model that is tuned for conversations."
+                f"The model '{self.name}' has no chat template, so it can't chat; complete a text instead, "
+                "or use a model that is tuned for conversations."
             )
-        return ChatTemplate(self.bundle.chat_template, **self._template_tokens())
+        return ChatTemplate(self.bundle.chat_template, self.tokenizer.named_tokens)
 
     def session(self) -> Session:
         """A new, empty KV cache with its tokens."""
@@ -151,9 +154,12 @@ class Model:
     ) -> Chat:
         """A new conversation.
 
-        system: the system prompt, None leaves it to the template. context_policy, thinking: see `Chat`.
+        system: the system prompt, None leaves it to the template. context_policy, thinking: see `Chat`;
+        thinking is refused if the template has no switch for it.
         settings: names of `edge.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
         """
+        if thinking is not None and not self.chat_template.supports_thinking:
+            raise EdgeError(f"The chat template of '{self.name}' has no switch for thinking: leave it out.")
         return Chat(
             self.session(),
             self.tokenizer,
@@ -212,16 +218,6 @@ class Model:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _template_tokens(self) -> dict[str, str]:
-        """`bos_token` and `eos_token` as templates expect them."""
-        config, tokenizer = self.config, self.tokenizer
-        ids = {"bos_token": tokenizer.bos_id, "eos_token": next(iter(config.eos_token_ids), None)}
-        return {
-            name: tokenizer.token_bytes(i).decode("utf-8", "replace")
-            for name, i in ids.items()
-            if i is not None
-        }
-
 
 def _with_config(bundle: Bundle, config: ModelConfig) -> Bundle:
     """The same weights read as another network."""
@@ -248,7 +244,7 @@ def _context(config: ModelConfig, wanted: int | None) -> int:
     trained = config.max_position_embeddings
     if wanted is not None and wanted > trained:
         raise ContextError(
-            f"A context of {wanted} tokens is beyond the {trained} that the model was made for: ask for less, or "
-            'extend it knowingly with a RoPE override such as {"rope_type": "yarn", "factor": 4}.'
+            f"A context of {wanted} tokens is beyond the {trained} that the model was made for: ask for "
+            'less, or extend it knowingly with a RoPE override such as {"rope_type": "yarn", "factor": 4}.'
         )
     return trained if wanted is None else wanted

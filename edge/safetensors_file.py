@@ -91,12 +91,16 @@ class SafetensorsFile:
         dtype, shape = self.tensors[name]
         return math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
 
+    def offset(self, name: str) -> int:
+        """Where one tensor's data starts in the file, in bytes."""
+        return self.data_start + self._offsets[name]
+
     def array(self, name: str) -> npt.NDArray[Any]:
         """One tensor, zero-copy and read-only; BF16 appears as its uint16 bits, F8 as uint8."""
         if name not in self.tensors:
             raise CheckpointError(f"'{self.path}' has no tensor '{name}'.")
         dtype, shape = self.tensors[name]
-        start = self.data_start + self._offsets[name]
+        start = self.offset(name)
         flat: npt.NDArray[Any] = np.frombuffer(self._map, _DTYPES[dtype], math.prod(shape), start)
         return flat.reshape(shape)
 
@@ -118,7 +122,7 @@ class SafetensorsFile:
 
     def _release(self, name: str) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
-            start = self.data_start + self._offsets[name]
+            start = self.offset(name)
             aligned = start // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, aligned, start + self.nbytes(name) - aligned)
 

@@ -1,7 +1,7 @@
 """From logits to a token: the sampling parameters, their checks, and the call into the native sampler.
 
-Filters apply in this order: logit bias, penalties, temperature, top-k, typical, top-p, min-p; then one token is
-drawn. Ties go to the lower token id. What a request may set besides sampling is in `edge.settings`.
+Filters apply in this order: logit bias, penalties, temperature, top-k, typical, top-p, min-p; then one token
+is drawn. Ties go to the lower token id. What a request may set besides sampling is in `edge.settings`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ _EMPTY = np.empty(0, np.int32)
 class SamplingParams:
     """How tokens are chosen; the defaults switch every filter off.
 
-    temperature: 0 is greedy. top_k: 0 is off. top_p, typical_p: 1 is off. min_p: smallest probability relative
-    to the best token's, 0 is off.
-    repetition_penalty: divides positive and multiplies negative logits of tokens seen before, 1 is off (CTRL).
-    frequency_penalty, presence_penalty: subtracted from a logit per occurrence and once, 0 is off.
-    penalty_window: penalties count this many last tokens, None all. With a repetition penalty the prompt counts
-    too (as in Hugging Face); frequency and presence penalties alone count the answer only (as in OpenAI's API).
+    temperature: 0 is greedy. top_k: 0 is off. top_p, typical_p: 1 is off. min_p: smallest probability
+    relative to the best token's, 0 is off.
+    repetition_penalty: divides positive and multiplies negative logits of tokens seen before (CTRL), 1 is
+    off. frequency_penalty, presence_penalty: subtracted from a logit per occurrence and once, 0 is off.
+    penalty_window: penalties count this many last tokens, None all. With a repetition penalty the prompt
+    counts too (as in Hugging Face); frequency and presence penalties alone count the answer only (as in
+    OpenAI's API).
     logit_bias: added to the logits of these token ids; -inf forbids one.
     seed: None draws a fresh one. logprobs: None for none, 0 for the chosen token's, n for the n best as well.
     """
@@ -97,7 +98,7 @@ class Sampled:
 
 
 class Sampler:
-    """Draws the tokens of one answer; the same seed and logits give the same tokens. Not for several threads."""
+    """Draws the tokens of one answer; the same seed and logits give the same tokens. For one thread."""
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params

@@ -1,4 +1,4 @@
-"""One sequence on an executor: its KV cache, the tokens in it, and the reuse of what a new prompt shares with it.
+"""One sequence on an executor: its KV cache, the tokens in it, and the reuse of what a new prompt shares.
 
 A session belongs to one thread at a time. Several sessions may use one executor from several threads; the
 executor runs their calls one after the other.

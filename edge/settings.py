@@ -1,4 +1,6 @@
-"""What a request may set, and whose word counts: flag, then request, then the model's generation_config, then default.
+"""What a request may set, and whose word counts.
+
+A flag is stronger than a request, that than the model's generation_config, and that than the default.
 
 A flag is what the person who runs the program said (a command-line option, an argument of a Python call); a
 request is what arrived from elsewhere (an HTTP body, a saved conversation).
@@ -6,7 +8,7 @@ request is what arrived from elsewhere (an HTTP body, a saved conversation).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,12 +82,10 @@ def _max_new_tokens(value: Any) -> int | None:
 
 
 def _stop(value: Any) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Iterable) or not all(
-        isinstance(s, str) and s for s in (strings := tuple(strings))
-    ):
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
         raise EdgeError(f"stop must be a non-empty string or a list of them, got {value!r}.")
-    return strings
+    return tuple(strings)
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

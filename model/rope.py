@@ -115,7 +115,7 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions int [..., n] -> cos, sin float32 [..., 1, n, head_dim / 2]; the 1 is for the heads."""
-        # In float32, as the models were trained: at position 100,000 rounding turns a pair by up to 0.004 radians.
+        # In float32, as the models were trained: at position 100,000 rounding is worth up to 0.004 radians.
         angles = positions.float().unsqueeze(-1) * self.inverse_frequency
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
         return cos.unsqueeze(-3), sin.unsqueeze(-3)

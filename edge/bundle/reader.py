@@ -91,6 +91,15 @@ class Bundle:
             raise BundleError(f"'{self.path}' has no tensor '{name}'.")
         return self._weights.array(name)
 
+    def offset(self, name: str) -> int:
+        """Where the packed bytes of a tensor start in the weights file, a multiple of 64."""
+        return self._weights.offset(name)
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that holds the packed bytes of all tensors."""
+        return self._weights.path
+
     def file(self, name: str) -> Path:
         """The path of one of the bundle's files."""
         if name not in self.manifest.files:

@@ -66,6 +66,10 @@ class GGUFCheckpoint:
         self._path = Path(path)
         reader = _open(self._path)
         self._metadata = _metadata(reader, self._path)
+        if self._metadata.get("split.count", 1) > 1:
+            raise CheckpointError(
+                f"'{self._path}' is one part of a split GGUF file; join them with `llama-gguf-split --merge`."
+            )
         self._raw = {tensor.name: tensor for tensor in reader.tensors}
         short, long = self._rope_factors()
         self._config = ModelConfig.from_gguf(

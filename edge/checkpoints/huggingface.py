@@ -48,15 +48,16 @@ class _WeightFile(Protocol):
 
 
 class HuggingFaceCheckpoint:
-    """A folder as `save_pretrained` writes it, with float weights in safetensors or (read safely) PyTorch
-    files.
+    """A folder as `save_pretrained` writes it, with float weights in safetensors or PyTorch files.
 
-    Raises CheckpointError for a folder that lacks a file, for damaged files, and for weights that are
-    quantized or do not fit `config.json`; ConfigError for a config that it does not understand.
+    source: where the folder came from, by default its path. Raises CheckpointError for a folder that lacks a
+    file, for damaged files, and for weights that are quantized or do not fit `config.json`; ConfigError for a
+    config that it does not understand.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, source: str | None = None) -> None:
         self._folder = Path(folder)
+        self._source = str(self._folder) if source is None else source
         data = self._json(CONFIG)
         if data is None:
             raise CheckpointError(
@@ -79,8 +80,8 @@ class HuggingFaceCheckpoint:
 
     @property
     def source(self) -> str:
-        """The folder's path."""
-        return str(self._folder)
+        """The hub id or the folder's path."""
+        return self._source
 
     @property
     def config(self) -> ModelConfig:

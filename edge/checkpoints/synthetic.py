@@ -1,7 +1,7 @@
 """Random weights of a known shape, made straight in the packed layout: what to profile before having weights.
 
-The float model never exists, so an 8B network takes its 4-bit size and a few seconds. The numbers are chosen so
-that activations and logits keep a sane size; the text is noise. The tokenizer belongs to nobody: it is a
+The float model never exists, so an 8B network takes its 4-bit size and a few seconds. The numbers are chosen
+so that activations and logits keep a sane size; the text is noise. The tokenizer belongs to nobody: it is a
 byte-level one with made-up words, so that every id decodes to something and any text can be encoded.
 """
 
@@ -24,23 +24,25 @@ from edge.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
-    "'\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+    "message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """ChatML, which MiniCPM models use."""
+VERSION = 1
+"""Changes when the same arguments would give other bytes."""
 MINIMUM_VOCABULARY = 261
 """3 special tokens, 256 bytes, <|im_end|> and <|im_start|>."""
 _IM_END = 73440  # in MiniCPM4's vocabulary; <|im_start|> follows
 _LOGIT_STD = 2.0
-_CHUNK = 1 << 23  # 64-bit words drawn at once
+_CHUNK = 1 << 20  # words drawn at once
 
 
 class RandomCheckpoint:
     """A checkpoint of random weights; the same arguments give the same bytes.
 
-    shape: a preset's name (`edge.presets`) or any dense config. scheme: of every matrix, one of
-    `QuantScheme.from_name` or with a minimum. head: of the embedding and the LM head, by default the same, int4
-    in groups of 32 for ternary ones.
+    shape: a preset's name (`edge.presets`) or any dense config. scheme: of every matrix. head: of the
+    embedding and the LM head, by default the same, and int4 in groups of 32 beside ternary matrices.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class RandomCheckpoint:
         self._config = preset(shape) if isinstance(shape, str) else shape
         if self._config.vocab_size < MINIMUM_VOCABULARY:
             raise CheckpointError(
-                f"A random model needs a vocabulary of at least {MINIMUM_VOCABULARY} tokens, not {self._config.vocab_size}."
+                f"A random model needs a vocabulary of at least {MINIMUM_VOCABULARY} tokens, "
+                f"not {self._config.vocab_size}."
             )
         if head is None:
             head = QuantScheme("int4", 32) if scheme.kind == "ternary" else scheme
@@ -115,80 +118,103 @@ def random_matrix(
 ) -> PackedMatrix:
     """A packed matrix of about standard deviation `std` and mean 0, drawn as bytes."""
     size = scheme.packed_bytes(rows, columns)
-    data = _random_bytes(rng, size)
     if scheme.kind == "f16":
-        words = data.view("<u2")
-        np.take(_normal_table(rng, std), words, out=words)
+        data = _random_words(rng, size // 2, _bits(rng.standard_normal(_WORDS, np.float32) * std))
     else:
-        if scheme.kind == "ternary":
-            np.take(_TERNARY_BYTES, data, out=data)
-        elif scheme.kind == "int8":
-            np.maximum(data, 1, out=data)  # 0 would be code -128
-        _write_scales(rng, data, rows, columns, scheme, std)
-    if rows % TILE_ROWS or columns % PAD_COLUMNS or size % 64:
-        data = pack(unpack(data, scheme, rows, columns), scheme)  # padding must be weights of zero
-    return PackedMatrix(scheme, (rows, columns), data)
+        data = _random_words(rng, size // 2, _LEGAL.get(scheme.kind))
+        scales = rng.uniform(0.65, 1.3, _WORDS) * (std / _CODE_RMS[scheme.kind])
+        if scheme.kind == "int4":
+            # Its codes have the mean -0.5: with one sign, every matrix would amplify the vector of ones into
+            # itself, layer after layer.
+            scales[::2] *= -1
+        _write_scales(data, rows, columns, scheme, scales)
+    packed = data.view(np.uint8)
+    _clear_padding(packed, rows, columns, scheme)
+    return PackedMatrix(scheme, (rows, columns), packed)
 
 
 def _write_scales(
-    rng: np.random.Generator, data: npt.NDArray[np.uint8], rows: int, columns: int, scheme: QuantScheme, std: float
+    data: npt.NDArray[np.uint16],
+    rows: int,
+    columns: int,
+    scheme: QuantScheme,
+    choices: npt.NDArray[np.float64],
 ) -> None:
-    """Overwrite the places of scales and minimums in random bytes.
-
-    Magnitudes spread over a factor of two. Signs alternate at random where the codes' mean is not zero (int4's
-    is -0.5): otherwise every matrix would amplify the direction of all ones, layer after layer.
-    """
+    """Let every word that stands where a scale belongs pick one of `choices`."""
     padded = -(-columns // PAD_COLUMNS) * PAD_COLUMNS
     group = min(scheme.group or padded, padded)
-    tiles, tails = -(-rows // TILE_ROWS), 2 if scheme.minimum else 1
-    group_bytes = TILE_ROWS * (group * scheme.bits // 8 + 2 * tails)
+    tails = TILE_ROWS * (2 if scheme.minimum else 1)
     whole, rest = divmod(padded, group)
-    tile_bytes = whole * group_bytes + (TILE_ROWS * (rest * scheme.bits // 8 + 2 * tails) if rest else 0)
-    stream = data[: tiles * tile_bytes].reshape(tiles, tile_bytes)
-    for start, count, width in ((0, whole, group), (whole * group_bytes, min(rest, 1), rest)):
-        if not count:
-            continue
-        code_bytes = TILE_ROWS * width * scheme.bits // 8
-        stop = start + count * (code_bytes + 2 * TILE_ROWS * tails)
-        part = stream[:, start:stop].reshape(tiles, count, -1)  # a view: only the last axis is split
-        scales = rng.uniform(0.65, 1.3, (tiles, count, TILE_ROWS)).astype(np.float32)
-        scales *= std / _CODE_RMS[scheme.kind]
-        if scheme.kind == "int4":
-            scales *= rng.integers(0, 2, scales.shape, np.int8) * 2 - 1
-        part[:, :, code_bytes : code_bytes + 2 * TILE_ROWS] = scales.astype("<f2").view(np.uint8)
+    regular = whole * (TILE_ROWS * group * scheme.bits // 16 + tails)  # words of a tile's whole groups
+    tiles = -(-rows // TILE_ROWS)
+    stream = data[: tiles * _tile_bytes(columns, scheme) // 2].reshape(tiles, -1)
+    parts = [stream[:, :regular].reshape(tiles, whole, -1)]
+    if rest:
+        parts.append(stream[:, None, regular:])
+    for part in parts:  # views: only last axes were split
+        picks = part[..., -tails:][..., :TILE_ROWS].copy()
+        part[..., -tails:][..., :TILE_ROWS] = _bits(choices)[picks]
         if scheme.minimum:
-            minimums = (scales * -7.5).astype("<f2")
-            part[:, :, code_bytes + 2 * TILE_ROWS :] = minimums.view(np.uint8)
+            part[..., -TILE_ROWS:] = _bits(choices * -7.5)[picks]
 
 
-# Root mean square of the codes around zero, and of the scales' spread (0.65..1.3), which is 1.
+def _clear_padding(packed: npt.NDArray[np.uint8], rows: int, columns: int, scheme: QuantScheme) -> None:
+    """Padding must be weights of zero: pack again what has any (the last tile, or all with odd columns)."""
+    tile = _tile_bytes(columns, scheme)
+    end = -(-rows // TILE_ROWS) * tile
+    packed[end:] = 0
+    first = 0 if columns % PAD_COLUMNS else rows // TILE_ROWS
+    ragged = rows - first * TILE_ROWS
+    if ragged:
+        part = np.zeros(scheme.packed_bytes(ragged, columns), np.uint8)
+        part[: end - first * tile] = packed[first * tile : end]
+        part = pack(unpack(part, scheme, ragged, columns), scheme)
+        packed[first * tile : end] = part[: end - first * tile]
+
+
+def _tile_bytes(columns: int, scheme: QuantScheme) -> int:
+    """Bytes of 16 rows; those of 32 are always a multiple of the alignment."""
+    return scheme.packed_bytes(2 * TILE_ROWS, columns) // 2
+
+
+# Root mean square of the codes around zero; that of the scales' spread (0.65..1.3) is 1.
 _CODE_RMS = {"int4": 4.637, "int8": 73.9, "ternary": 0.8165}
 
 
-def _ternary_bytes() -> npt.NDArray[np.uint8]:
-    """Maps a random byte to four 2-bit codes of 0..2; the 13 bytes left over become zeros (0x55)."""
-    numbers = np.arange(81)
-    fields = [numbers // 3**place % 3 << 2 * place for place in range(4)]
-    table = np.full(256, 0x55, np.uint8)
-    table[:243] = np.tile(np.sum(fields, axis=0), 3)
-    return table
-
-
-_TERNARY_BYTES = _ternary_bytes()
-
-
-def _normal_table(rng: np.random.Generator, std: float) -> npt.NDArray[np.uint16]:
-    """65536 normal float16 values, as bits; a random word picks one."""
-    values = rng.standard_normal(65536, np.float32) * std
+def _bits(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
     return values.astype("<f2").view("<u2")
 
 
-def _random_bytes(rng: np.random.Generator, size: int) -> npt.NDArray[np.uint8]:
-    words = np.empty(size // 8, np.uint64)
-    for start in range(0, words.size, _CHUNK):
-        stop = min(start + _CHUNK, words.size)
-        words[start:stop] = rng.integers(0, 1 << 64, stop - start, np.uint64)
-    return words.view(np.uint8)
+def _in_both_bytes(table: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """A byte-to-byte table as one for words, which looks up twice as fast."""
+    low = table.astype(np.uint16)
+    return (low[:, None] * 256 + low).astype(np.uint16).reshape(-1)
+
+
+def _ternary_bytes() -> npt.NDArray[Any]:
+    """A random byte to four 2-bit codes of 0..2; the 13 bytes that 81 leaves over become zeros (0x55)."""
+    numbers = np.arange(81)
+    codes = sum(numbers // 3**place % 3 << 2 * place for place in range(4))
+    return np.concatenate([np.tile(codes, 3), np.full(13, 0x55)])
+
+
+_WORDS = 1 << 16
+_LEGAL = {
+    "ternary": _in_both_bytes(_ternary_bytes()),
+    "int8": _in_both_bytes(np.maximum(np.arange(256), 1)),  # byte 0 would be code -128
+}
+
+
+def _random_words(
+    rng: np.random.Generator, count: int, table: npt.NDArray[np.uint16] | None
+) -> npt.NDArray[np.uint16]:
+    """`count` random words (a multiple of 4), each replaced by its entry of the table if there is one."""
+    words = np.empty(count, "<u2")
+    for start in range(0, count, _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        drawn = rng.integers(0, 1 << 64, chunk.size // 4, np.uint64).view("<u2")
+        chunk[:] = drawn if table is None else table[drawn]
+    return words
 
 
 def _tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
@@ -198,7 +224,7 @@ def _tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
     when the vocabulary reaches that far, else the last two.
     """
     size = config.vocab_size
-    im_end = _IM_END if _IM_END + 1 < size else size - 2
+    im_end = _IM_END if size > _IM_END + 1 else size - 2
     special = {0: "<unk>", 1: "<s>", 2: "</s>", im_end: "<|im_end|>", im_end + 1: "<|im_start|>"}
     spellings = iter(_byte_alphabet())
     vocabulary: dict[str, int] = {}
@@ -210,11 +236,13 @@ def _tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
         vocabulary[text] = token_id
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": token_id, "content": text, **flags} for token_id, text in sorted(special.items())],
+        "added_tokens": [
+            {"id": token_id, "content": text, **flags} for token_id, text in sorted(special.items())
+        ],
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": None,

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
 from edge.config import ModelConfig
-from edge.errors import EdgeError, NativeError
+from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.weights import HugePageWeights, MappedWeights, WeightMemory
 from edge.native import library as native
 from edge.rope import rope_parameters
 
@@ -87,13 +89,15 @@ class NativeExecutor:
         kv_type: str = "float16",
         tier: str | None = None,
         max_batch: int = 256,
+        mmap: bool = False,
     ) -> None:
-        """An executor for `bundle`, whose weights stay mapped.
+        """An executor for `bundle`.
 
-        context: longest sequence in tokens, by default the trained one. threads: by default the performance
-        cores. activations: `int8` (quantized on the fly) or `float32` (exact). kv_type: `float16` or
-        `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or the best. max_batch: most tokens
-        of one forward call.
+        context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
+        threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
+        (exact). kv_type: `float16` or `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or
+        the best. max_batch: most tokens of one forward call. mmap: leave the weights in the mapped file
+        rather than reading them into huge pages (`edge.executors.weights`).
         """
         config = bundle.config
         if config.num_experts:
@@ -101,13 +105,18 @@ class NativeExecutor:
                 "num_experts: the native executor runs dense models only, not mixtures of experts."
             )
         self._config = config
-        self._context = context or config.max_position_embeddings
+        self._context = config.max_position_embeddings if context is None else context
+        if self._context > config.max_position_embeddings:
+            raise ContextError(
+                f"A context of {context} tokens is beyond the {config.max_position_embeddings} that the "
+                "model was trained for; extend it on purpose with --rope-override."
+            )
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
         self._pool = ThreadPool(threads)
         self.activations, self.kv_type = activations, kv_type
         # The model borrows this memory.
-        self._weights = {name: bundle.data(name) for name in bundle.tensors}
+        self._weights: WeightMemory | None = MappedWeights(bundle) if mmap else HugePageWeights(bundle)
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, self._context, config.max_position_embeddings
         )
@@ -132,8 +141,8 @@ class NativeExecutor:
             rope_scale=rope_scale,
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
         )
-        weights = (native.Weight * len(self._weights))(
-            *(self._weight(bundle, name) for name in self._weights)
+        weights = (native.Weight * len(bundle.tensors))(
+            *(_weight(info, self._weights.address(name)) for name, info in bundle.tensors.items())
         )
         lib, handle = native.library(), ctypes.c_void_p()
         tier = tier or os.environ.get(TIER_VARIABLE) or None
@@ -149,26 +158,6 @@ class NativeExecutor:
         )
         self.handle = handle
         self._finalizer = weakref.finalize(self, lib.edge_model_destroy, handle)
-
-    def _weight(self, bundle: Bundle, name: str) -> native.Weight:
-        info, data = bundle.tensors[name], self._weights[name]
-        layer, role = 0, name
-        if name.startswith(_LAYER_PREFIX):
-            number, role = name[len(_LAYER_PREFIX) :].split(".", 1)
-            layer = int(number)
-        if role not in _ROLES:
-            raise NativeError(f"The native executor has no place for the tensor '{name}'.")
-        rows, columns = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-        matrix = native.Matrix(
-            kind=native.KIND[info.scheme.kind],
-            group=info.scheme.group,
-            minimum=int(info.scheme.minimum),
-            rows=rows,
-            columns=columns,
-            data=data.ctypes.data,
-            bytes=data.nbytes,
-        )
-        return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
 
     @property
     def config(self) -> ModelConfig:
@@ -224,11 +213,11 @@ class NativeExecutor:
         taps: Sequence[int] = (),
     ) -> ForwardResult:
         """See `edge.executors.base.Executor.forward`."""
-        ids = np.ascontiguousarray(tokens, np.int32)
+        ids = _token_ids(tokens)
         n = ids.size
         places = _per_token(positions, np.int32, n, "positions")
         masks = _per_token(tree, np.uint64, n, "tree")
-        rows = {"none": 0, "last": 1, "all": n}[want_logits]
+        rows = _choice({"none": 0, "last": 1, "all": n}, want_logits, "choice of logits")
         logits = np.empty((rows, self._config.vocab_size), np.float32) if rows else None
         hidden = np.empty((n, self._config.hidden_size), np.float32) if want_hidden else None
         tap_layers = np.ascontiguousarray(taps, np.int32)
@@ -268,17 +257,45 @@ class NativeExecutor:
         """Free the native model; later calls raise NativeError."""
         with self._lock:
             self._finalizer()
-            self._weights.clear()
+            self._weights = None
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
 
 
+def _weight(info: BundleTensor, address: int) -> native.Weight:
+    layer, role = 0, info.name
+    if role.startswith(_LAYER_PREFIX):
+        number, role = role[len(_LAYER_PREFIX) :].split(".", 1)
+        layer = int(number)
+    if role not in _ROLES:
+        raise NativeError(f"The native executor has no place for the tensor '{info.name}'.")
+    matrix = native.Matrix(
+        kind=native.KIND[info.scheme.kind],
+        group=info.scheme.group,
+        minimum=int(info.scheme.minimum),
+        rows=info.rows,
+        columns=info.columns,
+        data=address,
+        bytes=info.bytes,
+    )
+    return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
+
+
 def _choice(table: dict[str, int], name: str, what: str) -> int:
     if name not in table:
         raise NativeError(f"Unknown {what} '{name}'; choose one of {', '.join(table)}.")
     return table[name]
+
+
+def _token_ids(tokens: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    try:
+        return np.ascontiguousarray(tokens, np.int32)
+    except OverflowError:
+        raise TokenizerError(
+            "A token id is far outside the vocabulary: it does not even fit 32 bits."
+        ) from None
 
 
 def _handle(cache: KVCache) -> ctypes.c_void_p:

@@ -138,6 +138,8 @@ _FUNCTIONS = {
     "edge_default_threads": (c_int32, ()),
     "edge_cpu_tiers": (c_char_p, ()),
     "edge_self_test": (_STATUS, (c_char_p,)),
+    "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
+    "edge_region_destroy": (None, (c_void_p, c_uint64)),
     "edge_linear": (
         _STATUS,
         (POINTER(Parallel), c_char_p, POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),

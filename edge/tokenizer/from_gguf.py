@@ -64,7 +64,7 @@ def _role(metadata: Mapping[str, Any], role: str, size: int) -> int | None:
 
 
 def _config(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], add_bos: bool) -> bytes:
-    """tokenizer_config.json: roles, BOS rule and every token that is matched as a whole."""
+    """tokenizer_config.json: roles, BOS rule and control tokens (not the user-defined ones)."""
     roles = {ours: _role(metadata, theirs, len(tokens)) for ours, theirs in _ROLES.items()}
     config: dict[str, Any] = {
         f"{role}_token": tokens[token_id] for role, token_id in roles.items() if token_id is not None
@@ -72,9 +72,9 @@ def _config(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[
     config["add_bos_token"] = add_bos
     config["legacy"] = True
     config["added_tokens_decoder"] = {
-        str(token_id): {"content": tokens[token_id], "special": kind != USER_DEFINED}
+        str(token_id): {"content": tokens[token_id], "special": True}
         for token_id, kind in enumerate(types)
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        if kind in (UNKNOWN, CONTROL)
     }
     return json.dumps(config, ensure_ascii=False, indent=1).encode()
 

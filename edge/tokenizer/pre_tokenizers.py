@@ -82,15 +82,15 @@ _KINDS: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
     (PreTokenizer((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)), ("deepseek-v3",)),
     (PreTokenizer((r"\p{N}{1,3}", _MINICPM5), ignore_merges=True), ("minicpm5",)),
 )
-_BY_NAME = {name: kind for kind, names in _KINDS for name in names}
+PRE_TOKENIZERS = {name: kind for kind, names in _KINDS for name in names}
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
     """The kind that a GGUF file names; TokenizerError for a name that is not in the table."""
     try:
-        return _BY_NAME[name]
+        return PRE_TOKENIZERS[name]
     except KeyError:
         raise TokenizerError(
             f"The GGUF file's pre-tokenizer '{name}' (tokenizer.ggml.pre) is not supported; known are "
-            f"{', '.join(sorted(_BY_NAME))}."
+            f"{', '.join(sorted(PRE_TOKENIZERS))}."
         ) from None

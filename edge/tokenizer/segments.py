@@ -198,6 +198,13 @@ class SegmentTokenizer(ABC):
         return parts
 
 
+def sentencepiece_name(data: bytes) -> str:
+    """How a SentencePiece vocabulary writes the token of one character, or of one byte of a longer one."""
+    if len(data) == 1 and data[0] >= 128:
+        return f"<0x{data[0]:02X}>"
+    return data.decode().replace(" ", SPACE_SYMBOL)
+
+
 def _pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
     """Matches the longest of these texts at the leftmost place; None when there are none."""
     longest_first = sorted(texts, key=len, reverse=True)

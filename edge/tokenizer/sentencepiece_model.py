@@ -2,8 +2,8 @@
 
 Text between special tokens is encoded by SentencePiece itself, with the normalization that the model file
 asks for. That is what the models were trained with, MiniCPM4 among them: its file has no dummy prefix (no
-space in front of the text). Reimplementations differ: transformers 5 puts one there for MiniCPM4 unless told
-`add_prefix_space=False`.
+space in front of the text) and over a thousand user-defined symbols that are never cut ("...", "<table>").
+transformers 5 differs in both: it adds a space unless told `add_prefix_space=False`, and cuts such symbols.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
-from edge.tokenizer.segments import SPACE_SYMBOL, AddedToken, SegmentTokenizer, Vocabulary
+from edge.tokenizer.segments import (
+    SPACE_SYMBOL,
+    AddedToken,
+    SegmentTokenizer,
+    Vocabulary,
+    sentencepiece_name,
+)
 from edge.tokenizer.settings import TokenizerSettings
 
 
@@ -57,8 +63,7 @@ class SentencePieceTokenizer(SegmentTokenizer):
         return piece.replace(SPACE_SYMBOL, " ").encode()
 
     def _piece_id(self, piece: bytes) -> int | None:
-        text = piece.decode("utf-8", "replace") if len(piece) > 1 or piece[0] < 128 else f"<0x{piece[0]:02X}>"
-        found: int = self._first.piece_to_id(text)
+        found: int = self._first.piece_to_id(sentencepiece_name(piece))
         return None if self._first.is_unknown(found) else found
 
 
@@ -67,6 +72,8 @@ def load_processor(model: bytes) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:
+        if not model:
+            raise ValueError("it is empty")  # SentencePiece would accept it, and fail later
         return SentencePieceProcessor(model_proto=model)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())

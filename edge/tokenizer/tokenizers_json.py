@@ -13,7 +13,13 @@ from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
-from edge.tokenizer.segments import SPACE_SYMBOL, AddedToken, SegmentTokenizer, Vocabulary
+from edge.tokenizer.segments import (
+    SPACE_SYMBOL,
+    AddedToken,
+    SegmentTokenizer,
+    Vocabulary,
+    sentencepiece_name,
+)
 from edge.tokenizer.settings import TokenizerSettings
 
 
@@ -45,6 +51,7 @@ class TokenizersTokenizer(SegmentTokenizer):
         self._backend = backend
         bos, eos_ids = settings.boundaries(self._id, config)
         bos = first_id if bos is None else bos
+        writes_bos = bos is not None and first_id == bos
         super().__init__(
             Vocabulary(
                 size=config.vocab_size,
@@ -54,9 +61,7 @@ class TokenizersTokenizer(SegmentTokenizer):
                 eos_ids=eos_ids,
                 unk_id=None if self._byte_level else self._id(settings.named.get("unk_token", "")),
                 named=settings.named,
-                add_bos=settings.add_bos
-                if settings.add_bos is not None
-                else bos is not None and first_id == bos,
+                add_bos=writes_bos if settings.add_bos is None else settings.add_bos,
                 strip_leading_space=strip,
             ),
             match_ordinary=False,
@@ -64,9 +69,7 @@ class TokenizersTokenizer(SegmentTokenizer):
 
     @cached_property
     def _later(self) -> Any:
-        """The backend for text after a special token: Metaspace's `first` scheme puts a space at the start
-        only.
-        """
+        """For text after a control token: Metaspace's scheme `first` puts a space only at the start."""
         return _without_first_space(self._backend)
 
     def _encode_plain(self, text: str, at_start: bool) -> list[int]:
@@ -88,8 +91,7 @@ class TokenizersTokenizer(SegmentTokenizer):
     def _piece_id(self, piece: bytes) -> int | None:
         if self._byte_level:
             return self._id("".join(_byte_alphabet()[byte] for byte in piece))
-        text = piece.decode("utf-8", "replace") if len(piece) > 1 or piece[0] < 128 else f"<0x{piece[0]:02X}>"
-        return self._id(text)
+        return self._id(sentencepiece_name(piece))
 
     def _id(self, text: str) -> int | None:
         found: int | None = self._backend.token_to_id(text)

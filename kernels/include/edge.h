@@ -83,6 +83,10 @@ typedef enum {
     EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
 } edge_activations;
 
+/* Zeroed memory for weights, in huge pages where the system has them. */
+EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
+EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
+
 /* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
 
 /* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */

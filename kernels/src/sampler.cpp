@@ -1,6 +1,6 @@
 // edge_sample: from logits to one token, without ever sorting the vocabulary.
 //
-// Whole-vocabulary work is done in vectorised passes over blocks of 64; filters turn into thresholds, and only
+// Whole-vocabulary work is done in vectorised passes; filters turn into thresholds, and only
 // the few tokens around a threshold are gathered and ordered. Ties always go to the lower token id.
 #include <algorithm>
 #include <cmath>
@@ -22,6 +22,7 @@ using namespace edge::sampler;
 constexpr int kMaxLogprobs = 64;
 // A filter's boundary with at most this many tokens around it is ordered, a wider one is narrowed first.
 constexpr int64_t kGatherLimit = 2048;
+constexpr int64_t kSortLimit = 64;
 // exp(-reach) is the least weight that counts.
 constexpr double kLargestReach = 87;
 
@@ -41,7 +42,7 @@ struct Scratch {
     std::vector<float> few;            // logits of the tokens that a filter has left ...
     std::vector<int32_t> few_ids;      // ... and their ids, ascending
     std::vector<float> peaks, order;   // per block
-    std::vector<float> weights, sums;  // exp((logit - peak) / temperature); per block
+    std::vector<float> weights, sums;  // exp((logit - peak) / temperature); per chunk
     std::vector<Candidate> candidates;
     std::vector<int32_t> seen, seen_ids;  // occurrences by token id; zero between calls
 };
@@ -69,8 +70,8 @@ float find_peak(const Passes &pass, Scratch &s, const float *x, int64_t n) {
 
 double weigh(const Passes &pass, Scratch &s, const float *x, int64_t n, float peak,
              float inverse_temperature) {
-    s.weights.resize(block_count(n) * kBlock);
-    s.sums.resize(block_count(n));
+    s.weights.resize(chunk_count(n) * kChunk);
+    s.sums.resize(chunk_count(n));
     return pass.weigh(x, n, peak, inverse_temperature, s.weights.data(), s.sums.data());
 }
 
@@ -173,7 +174,7 @@ void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, d
     double mass = inside.sum;
     const auto first = s.candidates.begin();
     int64_t begin = 0, end = static_cast<int64_t>(s.candidates.size());
-    while (end - begin > kBlock) {
+    while (end - begin > kSortLimit) {
         const int64_t middle = begin + (end - begin) / 2;
         std::nth_element(first + begin, first + middle, first + end, better);
         double half = 0;
@@ -240,17 +241,17 @@ void keep_typical(const Passes &pass, Scratch &s, Remaining &left, double typica
 int64_t draw(const Scratch &s, int64_t n, double total, double random) {
     const double target = random * total;
     double mass = 0, before = 0;
-    int64_t block = 0;
-    for (int64_t b = 0; b < block_count(n) && mass <= target; ++b) {
-        if (s.sums[b] <= 0.0f) continue;
-        block = b;
+    int64_t chunk = 0;
+    for (int64_t c = 0; c < chunk_count(n) && mass <= target; ++c) {
+        if (s.sums[c] <= 0.0f) continue;
+        chunk = c;
         before = mass;
-        mass += s.sums[b];
+        mass += s.sums[c];
     }
     int64_t chosen = 0;
     double inner = before;
-    const int64_t end = std::min(n, (block + 1) * kBlock);
-    for (int64_t i = block * kBlock; i < end && inner <= target; ++i) {
+    const int64_t end = std::min(n, (chunk + 1) * kChunk);
+    for (int64_t i = chunk * kChunk; i < end && inner <= target; ++i) {
         if (s.weights[i] <= 0.0f) continue;
         chosen = i;
         inner += s.weights[i];

@@ -1,7 +1,7 @@
 // The bodies of the sampler's passes. sampler_passes.h includes this file once for every instruction set, with
 // EDGE_LANES floats to a vector; the vector types are those of GCC and Clang.
 //
-// Weights and sums of blocks are padded to whole blocks, logits are not.
+// Weights are padded to whole chunks, logits are not.
 
 constexpr int kLanes = EDGE_LANES;
 typedef float Floats __attribute__((vector_size(EDGE_LANES * 4)));
@@ -21,11 +21,10 @@ inline float sum(Floats v) {
     return total;
 }
 
-// Block b of x, in `tail` padded with -infinity where x ends inside it.
-inline const float *block_of(const float *x, int64_t n, int64_t b, float *tail) {
-    const int64_t rest = n - b * kBlock;
-    if (rest >= kBlock) return x + b * kBlock;
-    for (int64_t i = 0; i < kBlock; ++i) tail[i] = i < rest ? x[b * kBlock + i] : -kInfinity;
+// `size` values of x from `begin` on, in `tail` padded with -infinity where x ends among them.
+inline const float *piece(const float *x, int64_t n, int64_t begin, int64_t size, float *tail) {
+    if (n - begin >= size) return x + begin;
+    for (int64_t i = 0; i < size; ++i) tail[i] = begin + i < n ? x[begin + i] : -kInfinity;
     return tail;
 }
 
@@ -34,7 +33,7 @@ inline bool max(const float *x, int64_t n, float *peaks) {
     float tail[kBlock];
     Ints finite = ~Ints{};
     for (int64_t b = 0; b < block_count(n); ++b) {
-        const float *block = block_of(x, n, b, tail);
+        const float *block = piece(x, n, b * kBlock, kBlock, tail);
         Floats m = splat(-kInfinity);
         for (int64_t i = 0; i < kBlock; i += kLanes) {
             const Floats v = load(block + i);
@@ -72,21 +71,21 @@ inline Floats exp_negative(Floats x) {
     return tiny ? splat(0.0f) : p * scale;
 }
 
-// weights = exp((x - max) * inverse_temperature), with the sum of every block; returns the whole sum.
+// weights = exp((x - max) * inverse_temperature), with the sum of every chunk; returns the whole sum.
 inline double weigh(const float *x, int64_t n, float max, float inverse_temperature, float *weights,
                     float *sums) {
-    float tail[kBlock];
+    float tail[kChunk];
     double total = 0;
-    for (int64_t b = 0; b < block_count(n); ++b) {
-        const float *block = block_of(x, n, b, tail);
+    for (int64_t c = 0; c < chunk_count(n); ++c) {
+        const float *chunk = piece(x, n, c * kChunk, kChunk, tail);
         Floats s = splat(0.0f);
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
-            const Floats w = exp_negative((load(block + i) - max) * inverse_temperature);
-            std::memcpy(weights + b * kBlock + i, &w, sizeof w);
+        for (int64_t i = 0; i < kChunk; i += kLanes) {
+            const Floats w = exp_negative((load(chunk + i) - max) * inverse_temperature);
+            std::memcpy(weights + c * kChunk + i, &w, sizeof w);
             s += w;
         }
-        sums[b] = sum(s);
-        total += sums[b];
+        sums[c] = sum(s);
+        total += sums[c];
     }
     return total;
 }
@@ -95,52 +94,49 @@ inline double weigh(const float *x, int64_t n, float max, float inverse_temperat
 inline Mass mass(const float *weights, int64_t n, float low, float high) {
     Mass result = {0, 0};
     const Floats floor = splat(low), ceiling = splat(high);
-    for (int64_t b = 0; b < block_count(n);) {
+    for (int64_t c = 0; c < chunk_count(n); ++c) {
         Floats s = splat(0.0f);
-        Ints c = {};
-        // Single precision is good enough for the sum of a few blocks.
-        for (const int64_t end = b + 8 < block_count(n) ? b + 8 : block_count(n); b < end; ++b) {
-            for (int64_t i = 0; i < kBlock; i += kLanes) {
-                const Floats w = load(weights + b * kBlock + i);
-                const Ints inside = (w >= floor) & (w < ceiling);
-                s += inside ? w : splat(0.0f);
-                c -= inside;  // a true lane is -1
-            }
+        Ints count = {};
+        for (int64_t i = c * kChunk; i < (c + 1) * kChunk; i += kLanes) {
+            const Floats w = load(weights + i);
+            const Ints inside = (w >= floor) & (w < ceiling);
+            s += inside ? w : splat(0.0f);
+            count -= inside;  // a true lane is -1
         }
-        for (int j = 0; j < kLanes; ++j) result.count += c[j];
+        for (int j = 0; j < kLanes; ++j) result.count += count[j];
         result.sum += sum(s);
     }
     return result;
 }
 
-// Sets the weights outside [low, high) to 0; sums of every block, returns the whole sum.
+// Sets the weights outside [low, high) to 0; sums of every chunk, returns the whole sum.
 inline double keep(float *weights, int64_t n, float low, float high, float *sums) {
     double total = 0;
     const Floats floor = splat(low), ceiling = splat(high);
-    for (int64_t b = 0; b < block_count(n); ++b) {
+    for (int64_t c = 0; c < chunk_count(n); ++c) {
         Floats s = splat(0.0f);
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
-            Floats w = load(weights + b * kBlock + i);
+        for (int64_t i = c * kChunk; i < (c + 1) * kChunk; i += kLanes) {
+            Floats w = load(weights + i);
             w = (w >= floor) & (w < ceiling) ? w : splat(0.0f);
-            std::memcpy(weights + b * kBlock + i, &w, sizeof w);
+            std::memcpy(weights + i, &w, sizeof w);
             s += w;
         }
-        sums[b] = sum(s);
-        total += sums[b];
+        sums[c] = sum(s);
+        total += sums[c];
     }
     return total;
 }
 
 // Sum of weight * (x - max) over the tokens with weight, so that -infinity is harmless.
 inline double moment(const float *x, int64_t n, float max, const float *weights) {
-    float tail[kBlock];
+    float tail[kChunk];
     double total = 0;
-    for (int64_t b = 0; b < block_count(n); ++b) {
-        const float *block = block_of(x, n, b, tail);
+    for (int64_t c = 0; c < chunk_count(n); ++c) {
+        const float *chunk = piece(x, n, c * kChunk, kChunk, tail);
         Floats s = splat(0.0f);
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
-            const Floats w = load(weights + b * kBlock + i);
-            const Floats term = w * (load(block + i) - max);
+        for (int64_t i = 0; i < kChunk; i += kLanes) {
+            const Floats w = load(weights + c * kChunk + i);
+            const Floats term = w * (load(chunk + i) - max);
             s += w > splat(0.0f) ? term : splat(0.0f);
         }
         total += sum(s);

@@ -26,14 +26,17 @@ from model.loading import reference_from_bundle
 Floats = npt.NDArray[np.float32]
 F16 = QuantScheme("f16")
 
-# Largest difference from the fp32 reference, in units of the reference's standard deviation, by
-# (activations, KV type). int8 activations round every input of every matrix to 1 part in 127 of its group's
-# largest value; what is left after two layers of random weights is about 1 part in 40.
+# Largest difference from the truth, in units of the truth's standard deviation, by activations and KV type.
+# int8 activations round every input of every matrix to 1 part in 127 of its block's largest value. A tree's
+# rows lie elsewhere in the cache than a path's: sums run in another order, and int8 rounds a few inputs the
+# other way.
 TOLERANCES = {
-    ("float32", "float32"): 1e-4,
-    ("float32", "float16"): 1e-2,
-    ("int8", "float32"): 0.2,
-    ("int8", "float16"): 0.2,
+    "float32 float32": 5e-5,
+    "float32 float16": 5e-3,
+    "int8 float32": 0.2,
+    "int8 float16": 0.2,
+    "tree: float32 float32": 1e-5,
+    "tree: int8 float16": 0.05,
 }
 
 MUP = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 32.0}
@@ -176,18 +179,15 @@ def run_all() -> Callable[..., Floats]:
 
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[..., None]:
-    """`assert_close(found, wanted, activations="float32", kv_type="float32")`: by the table of tolerances."""
+    """`assert_close(found, wanted, row="float32 float32")`: by that row of the table of tolerances."""
 
-    def check(
-        found: Floats, wanted: torch.Tensor | Floats, activations: str = "float32", kv_type: str = "float32"
-    ) -> None:
+    def check(found: Floats, wanted: torch.Tensor | Floats, row: str = "float32 float32") -> None:
         truth = np.asarray(wanted)
         assert found.shape == truth.shape
         assert np.isfinite(found).all()
         error = np.abs(found - truth).max() / truth.std()
-        limit = TOLERANCES[activations, kv_type]
-        assert error <= limit, (
-            f"off by {error:.2e} standard deviations, allowed {limit:.0e} ({activations}, {kv_type})"
+        assert error <= TOLERANCES[row], (
+            f"off by {error:.1e} standard deviations, allowed {TOLERANCES[row]} ({row})"
         )
 
     return check

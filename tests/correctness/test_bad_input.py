@@ -20,7 +20,7 @@ def executor(minicpm, make_bundle, open_native):
 def refused(executor, tokens_of, run_all) -> Callable[..., None]:
     """Check that a call raises one sentence and changes nothing for the calls after it."""
 
-    def check(error: type[EdgeError], call: Callable[[object], object], match: str = "") -> None:
+    def check(error: type[EdgeError], call: Callable[[object], object], match: str | None = None) -> None:
         tokens = tokens_of(executor.config, 20)
         cache, other = executor.new_cache(), executor.new_cache()
         run_all(executor, cache, tokens[:10])
@@ -144,7 +144,7 @@ def test_wrong_options(minicpm, make_bundle, open_native, options):
 
 def test_context_beyond_the_model(minicpm, make_bundle, open_native):
     bundle = make_bundle(minicpm(max_position_embeddings=128))
-    with pytest.raises(ContextError, match="128"):
+    with pytest.raises(ContextError, match=r"129.*128"):
         open_native(bundle, context=129)
 
 
@@ -153,11 +153,7 @@ def test_closed_executor(minicpm, make_bundle, open_native):
     cache = executor.new_cache()
     executor.close()
     executor.close()
-    for call in (
-        executor.new_cache,
-        lambda: executor.forward(cache, [1]),
-        lambda: executor.truncate(cache, 0),
-    ):
+    for call in (executor.new_cache, lambda: executor.forward(cache, [1])):
         with pytest.raises(EdgeError):
             call()
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from edge.scheme import QuantScheme
+from edge.session import Session
 
 INT4 = QuantScheme("int4", 32)
 MODES = [("float32", "float32"), ("int8", "float16")]
@@ -69,6 +70,18 @@ def test_prompt_reuse_equals_cold_start(executor, run_all, tokens_of, shared: in
     np.testing.assert_array_equal(run_all(executor, used, second[shared:], (41,)), cold[shared:])
 
 
+def test_session_reuse_equals_cold_start(executor, tokens_of):
+    """The same through a session, which finds the shared prefix by itself and computes only the rest."""
+    first, second = tokens_of(executor.config, 200, seed=1), tokens_of(executor.config, 150, seed=2)
+    second[:123] = first[:123]
+    used, cold = Session(executor), Session(executor)
+    used.prefill(first)
+    before = used.computed_tokens
+    np.testing.assert_array_equal(used.prefill(second), cold.prefill(second))
+    assert used.computed_tokens - before == 150 - 123
+    np.testing.assert_array_equal(used.step(7), cold.step(7))
+
+
 def test_caches_are_independent(executor, run_all, tokens_of):
     """Two sequences in turn give what each gives alone."""
     texts = [tokens_of(executor.config, 40, seed=seed) for seed in (1, 2)]
@@ -117,7 +130,7 @@ def test_tree_equals_each_path(executor, run_all, tokens_of, assert_close, prefi
     for row, path in list(enumerate(paths(parents)))[:: max(1, len(parents) // 12)]:
         alone = executor.new_cache()
         wanted = run_all(executor, alone, np.concatenate([before, tree[path]]))[-1]
-        assert_close(found[row], wanted)
+        assert_close(found[row], wanted, f"tree: {executor.activations} {executor.kv_type}")
 
 
 def test_causal_tree_equals_no_tree(executor, tokens_of):
@@ -142,7 +155,7 @@ def test_keep_an_accepted_path(executor, run_all, tokens_of, assert_close, prefi
     assert cache.length == prefix + len(path)
     found = run_all(executor, cache, after)
     wanted = run_all(executor, executor.new_cache(), np.concatenate([before, tree[path], after]))[-20:]
-    assert_close(found, wanted)
+    assert_close(found, wanted, f"tree: {executor.activations} {executor.kv_type}")
 
 
 def test_keep_nothing_is_truncate(executor, run_all, tokens_of):

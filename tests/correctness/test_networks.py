@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from edge.config import RopeConfig
 from edge.native.library import cpu_tiers
+from edge.presets import preset
+from edge.rope import rope_parameters
 from edge.scheme import QuantScheme
 
 F16 = QuantScheme("f16")
@@ -57,7 +61,7 @@ def check(open_native, reference, tokens_of, run_all, assert_close):
         tokens = tokens_of(bundle.config, n)
         found = run_all(executor, executor.new_cache(), tokens)
         wanted = reference(bundle, executor.context)(torch.from_numpy(tokens).long())
-        assert_close(found, wanted, activations, kv_type)
+        assert_close(found, wanted, f"{activations} {kv_type}")
 
     return compare
 
@@ -85,6 +89,20 @@ def test_each_mup_scale_alone(minicpm, make_bundle, check, mup: str, tied: bool)
     check(make_bundle(minicpm(tie_word_embeddings=tied, **off)))
 
 
+@pytest.mark.parametrize("name", ["minicpm4-0.5b", "minicpm4-8b"])
+def test_published_shapes(make_bundle, check, name: str):
+    """Two layers of the real networks, with their rotary factors, scales and widths; a small vocabulary."""
+    config = replace(
+        preset(name),
+        num_hidden_layers=2,
+        vocab_size=500,
+        intermediate_size=700,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+    )
+    check(make_bundle(config, QuantScheme("int4", 32)), n=33)
+
+
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_rope_types(minicpm, make_bundle, check, rope: RopeConfig):
     check(make_bundle(minicpm(rope=rope)), n=90)
@@ -98,7 +116,11 @@ def test_far_positions(minicpm, make_bundle, open_native, reference, assert_clos
     tokens = tokens_of(config, 24)
     positions = np.arange(100_000, 100_024, dtype=np.int32)
     found = executor.forward(executor.new_cache(), tokens, positions=positions, want_logits="all").logits
-    wanted = reference(bundle)(torch.from_numpy(tokens).long(), torch.from_numpy(positions))
+    decoder = reference(bundle)
+    # One bit of a frequency is 0.006 radians here, so both sides get the same ones.
+    frequencies, _ = rope_parameters(config.rope, config.head_dim, 131072, 131072)
+    decoder.model.rotary.inverse_frequency.copy_(torch.from_numpy(frequencies))
+    wanted = decoder(torch.from_numpy(tokens).long(), torch.from_numpy(positions))
     assert_close(found, wanted)
 
 
@@ -150,6 +172,14 @@ def test_tiers(minicpm, make_bundle, check, tier: str, scheme: QuantScheme, acti
     if tier not in cpu_tiers():
         pytest.skip(f"this CPU cannot run the tier {tier}")
     check(make_bundle(minicpm(), scheme), n=300, tier=tier, activations=activations, kv_type="float16")
+
+
+def test_mapped_weights_equal_copied_ones(minicpm, make_bundle, open_native, run_all, tokens_of):
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32))
+    tokens = tokens_of(bundle.config, 20)
+    executors = [open_native(bundle, mmap=mmap) for mmap in (False, True)]
+    copied, mapped = (run_all(executor, executor.new_cache(), tokens) for executor in executors)
+    np.testing.assert_array_equal(mapped, copied)
 
 
 def test_every_tier_is_tested():

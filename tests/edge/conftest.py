@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,10 @@ from edge.config import ModelConfig
 from edge.quantize import quantize
 from edge.scheme import QuantScheme
 from edge.tensors import expected_tensors
+
+if TYPE_CHECKING:
+    from edge.executors.native import NativeExecutor
+    from edge.runtime import Model
 
 
 @dataclass
@@ -78,3 +83,30 @@ def array_checkpoint() -> Callable[..., ArrayCheckpoint]:
         return ArrayCheckpoint(config, weights)
 
     return make
+
+
+@pytest.fixture
+def tiny_executor(
+    tiny_config: ModelConfig, array_checkpoint: Callable[..., ArrayCheckpoint], tmp_path: Path
+) -> Iterator[NativeExecutor]:
+    """The tiny network with random weights in exact arithmetic; context 48, at most 8 tokens per call."""
+    from edge.bundle.reader import Bundle
+    from edge.convert import convert
+    from edge.executors.native import NativeExecutor
+
+    convert(array_checkpoint(tiny_config), tmp_path / "tiny", quantize="f16")
+    bundle = Bundle.open(tmp_path / "tiny")
+    executor = NativeExecutor(
+        bundle, context=48, threads=1, activations="float32", kv_type="float32", max_batch=8
+    )
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path) -> Iterator[Model]:
+    """SmolLM2-135M-Instruct on the native executor."""
+    import edge
+
+    with edge.load(smollm2_gguf, threads=2) as model:
+        yield model

@@ -1,0 +1,123 @@
+"""`edge chat`: in a terminal, in a pipe, or for one prompt."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apps.errors import say
+from apps.options import DEFAULT_MODEL, Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
+from apps.terminal import convert_progress, output_console
+
+if TYPE_CHECKING:
+    from apps.chat_loop import ChatLoop
+    from edge.runtime import Model as LoadedModel
+
+
+class Overflow(str, Enum):
+    """Names of `--overflow`."""
+
+    stop = "stop"
+    drop = "drop"
+
+
+@expand
+def chat(
+    model: Model = DEFAULT_MODEL,
+    *,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answer this and exit; - reads all of stdin.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt; by default the model's own.")
+    ] = None,
+    overflow: Annotated[
+        Overflow, typer.Option(help="When the context is full: stop, or drop the oldest turns.")
+    ] = Overflow.stop,
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think", help="Switch thinking, if the chat template can.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    source: SourceOptions,
+    run: RunOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Chat with a model. In a pipe every line of stdin is a message."""
+    interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    if as_json and interactive:
+        raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="--json")
+    flags = sampling.flags()
+
+    from apps.chat_json import answer_document
+    from apps.chat_loop import ChatLoop
+    from apps.chat_views import JsonView, PlainView, TerminalView, View
+    from edge.runtime import load
+    from edge.settings import merge_settings
+
+    merge_settings(flags=flags)  # a wrong flag fails before the model is loaded
+    started = perf_counter()
+    with convert_progress(model) as progress:
+        loaded = load(model, **source.arguments(), **run.arguments(), progress=progress)
+    with loaded:
+        conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **flags)
+        view: View
+        if as_json:
+            describe = partial(answer_document, loaded, conversation, perf_counter() - started)
+            view = JsonView(loaded.context, describe)
+        else:
+            view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
+        loop = ChatLoop(loaded, conversation, view)
+        if think is not None:
+            loop.set_thinking(think)
+        if interactive:
+            _interact(loop, loaded)
+        elif prompt is not None:
+            loop.say(sys.stdin.read() if prompt == "-" else prompt)
+        else:
+            _read_lines(loop)
+
+
+def _read_lines(loop: ChatLoop) -> None:
+    for line in sys.stdin:
+        if not loop.enter(line):
+            break
+
+
+def _interact(loop: ChatLoop, model: LoadedModel) -> None:
+
+    from importlib.metadata import version
+
+    from rich.text import Text
+
+    from apps.chat_loop import memory_line
+    from apps.line_editor import LineEditor
+    from edge.errors import EdgeError
+
+    console = output_console()
+    facts = f" {version('minicpm-edge')} · {model.name} · {loop.machine()}"
+    console.print(Text("MiniCPM Edge", style="bold").append(facts, style="not bold"), soft_wrap=True)
+    console.print(f"Memory: {memory_line(model)}", style="dim", soft_wrap=True)
+    console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", style="dim")
+    editor = LineEditor(loop.commands, loop.status)
+    while True:
+        try:
+            text = editor.read()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            console.print("(Ctrl-D or /exit leaves)", style="dim")
+            continue
+        try:
+            if not loop.enter(text):
+                return
+        except EdgeError as error:
+            say(str(error))
+        console.print()

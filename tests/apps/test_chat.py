@@ -1,0 +1,181 @@
+"""`edge chat` without a terminal: one prompt, lines of a pipe, and the JSON document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GREEDY = ("--temperature", "0", "--max-tokens", "24")
+FIELDS = {
+    "schema": int,
+    "model": str,
+    "text": str,
+    "stop_reason": str,
+    "prompt_tokens": int,
+    "reused_tokens": int,
+    "completion_tokens": int,
+    "ttft_seconds": float,
+    "prefill_tokens_per_second": float,
+    "tokens_per_second": float,
+    "load_seconds": float,
+    "context": int,
+    "settings": dict,
+    "memory": dict,
+    "logprobs": (list, type(None)),
+}
+
+
+@pytest.fixture
+def ask(run_edge: Callable[..., Any], smollm2: str) -> Callable[..., dict[str, Any]]:
+    """The JSON document of one answer, greedy unless the options say otherwise."""
+
+    def ask(prompt: str, *options: str) -> dict[str, Any]:
+        process = run_edge("chat", smollm2, "--prompt", prompt, "--json", *GREEDY, *options)
+        assert process.returncode == 0, process.stderr
+        document: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+        return document
+
+    return ask
+
+
+def test_one_prompt(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", smollm2, "--prompt", "What is the capital of France?", "--temperature", "0")
+    assert process.returncode == 0, process.stderr
+    assert "Paris" in process.stdout
+    assert process.stdout.endswith("\n")
+    assert "\x1b" not in process.stdout
+    assert process.stderr == ""
+
+
+def test_the_default_model_needs_no_name(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", "--prompt", "What is the capital of France?", "--temperature", "0")
+    assert "Paris" in process.stdout
+
+
+def test_prompt_from_stdin_is_one_message(run_edge: Callable[..., Any], smollm2: str, ask):
+    prompt = "What is the capital of France?\nAnswer with one word.\n"
+    process = run_edge("chat", smollm2, "--prompt", "-", *GREEDY, stdin=prompt)
+    assert process.stdout == ask(prompt)["text"] + "\n"
+
+
+def test_json_schema(ask):
+    answer = ask("What is the capital of France?")
+    assert set(answer) == set(FIELDS)
+    for name, kind in FIELDS.items():
+        assert isinstance(answer[name], kind), name
+    assert answer["stop_reason"] in ("eos", "length")
+    assert 0 < answer["completion_tokens"] <= 24
+    assert answer["reused_tokens"] == 0
+    assert answer["settings"]["temperature"] == 0
+    assert answer["settings"]["max_new_tokens"] == 24
+    assert set(answer["memory"]) == {"weights_bytes", "kv_cache_bytes", "workspace_bytes"}
+
+
+def test_json_document_is_the_last_line_and_the_only_one(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", smollm2, "--prompt", "Hi", "--json", *GREEDY)
+    assert process.stdout.count("\n") == 1
+
+
+def test_greedy_answers_repeat(ask):
+    assert ask("Name three colours.")["text"] == ask("Name three colours.")["text"]
+
+
+def test_seed_decides_a_sampled_answer(ask):
+    def sampled(seed: str) -> str:
+        return ask("Tell me a story.", "--temperature", "1", "--seed", seed)["text"]
+
+    assert sampled("7") == sampled("7")
+    assert sampled("7") != sampled("8")
+
+
+def test_stop_string_ends_the_answer(ask):
+    whole = ask("Count from one to ten in words.", "--max-tokens", "60")["text"]
+    stop = whole[len(whole) // 3 : len(whole) // 3 + 8]
+    answer = ask("Count from one to ten in words.", "--max-tokens", "60", "--stop", "#never#", "--stop", stop)
+    assert answer["stop_reason"] == "stop"
+    assert answer["text"] == whole[: whole.index(stop)]
+
+
+def test_logit_bias_forbids_a_token(ask):
+    first = ask("What is the capital of France?", "--logprobs", "3")["logprobs"][0]
+    assert len(first["top"]) == 3
+    assert first["top"][0]["token"] == first["token"]
+    assert first["top"][0]["logprob"] == first["logprob"] <= 0
+    other = ask("What is the capital of France?", "--logprobs", "3", "--logit-bias", f"{first['token']}=-inf")
+    assert other["logprobs"][0]["token"] == first["top"][1]["token"]
+    assert other["settings"]["logit_bias"] == {str(first["token"]): "-inf"}
+
+
+def test_system_prompt_reaches_the_model(ask):
+    plain = ask("Hello")
+    told = ask("Hello", "--system", "You are a pirate captain who always speaks of the sea and of treasure.")
+    assert told["prompt_tokens"] != plain["prompt_tokens"]
+    assert told["text"] != plain["text"]
+
+
+def test_exact_arithmetic_can_be_chosen(ask):
+    answer = ask(
+        "What is the capital of France?", "--activations", "float32", "--kv", "float32", "--threads", "1"
+    )
+    assert "Paris" in answer["text"]
+
+
+def test_lines_of_a_pipe_are_turns_of_one_conversation(run_edge: Callable[..., Any], smollm2: str):
+    lines = "My name is Bartholomew.\n\n   \nWhat is my name?\n"
+    process = run_edge("chat", smollm2, "--json", *GREEDY, stdin=lines)
+    first, second = (json.loads(line) for line in process.stdout.splitlines())
+    assert second["prompt_tokens"] > first["prompt_tokens"] + first["completion_tokens"]
+    # Everything but the end of the first answer is found in the cache.
+    assert second["reused_tokens"] >= first["prompt_tokens"] + first["completion_tokens"] - 1
+
+
+def test_plain_answers_in_a_pipe(run_edge: Callable[..., Any], smollm2: str, ask):
+    process = run_edge(
+        "chat", smollm2, *GREEDY, stdin="What is the capital of France?\n\n/exit\nNever asked\n"
+    )
+    assert process.stdout == ask("What is the capital of France?")["text"] + "\n"
+    assert "\x1b" not in process.stdout + process.stderr
+
+
+def test_reset_in_a_pipe(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", smollm2, "--json", *GREEDY, stdin="Hello\n/reset\nHello\n")
+    first, second = (json.loads(line) for line in process.stdout.splitlines())
+    assert second["text"] == first["text"]
+    assert second["prompt_tokens"] == first["prompt_tokens"]
+
+
+def test_save_and_load_in_a_pipe(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
+    path = tmp_path / "chat.json"
+    stdin = f"My name is Bartholomew.\n/save {path}\nWhat is my name?\n"
+    whole = run_edge("chat", smollm2, "--json", *GREEDY, stdin=stdin)
+    again = run_edge("chat", smollm2, "--json", *GREEDY, stdin=f"/load {path}\nWhat is my name?\n")
+    expected, continued = (json.loads(process.stdout.splitlines()[-1]) for process in (whole, again))
+    assert continued["prompt_tokens"] == expected["prompt_tokens"]
+    assert [message["role"] for message in json.loads(path.read_text())["messages"]] == ["user", "assistant"]
+
+
+def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], smollm2: str):
+    lines = "Tell me about the sea, please.\n" * 6
+    options = ("chat", smollm2, "--context", "160", "--max-tokens", "30", "--temperature", "0", "--json")
+    stopped = run_edge(*options, stdin=lines)
+    assert stopped.returncode == 1
+    assert "context" in stopped.stderr
+    dropped = run_edge(*options, "--overflow", "drop", stdin=lines)
+    assert dropped.returncode == 0, dropped.stderr
+    assert len(dropped.stdout.splitlines()) == 6
+
+
+def test_bytes_that_are_no_text(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", smollm2, *GREEDY, stdin=b"What is \xff\xfe this?\n", encoding=None)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip()
+
+
+def test_output_that_the_locale_cannot_encode(run_edge: Callable[..., Any], environment, smollm2: str):
+    environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    process = run_edge("chat", smollm2, "--prompt", "Repeat: 你好 🙂", *GREEDY)
+    assert process.returncode == 0, process.stderr

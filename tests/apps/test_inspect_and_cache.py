@@ -1,0 +1,163 @@
+"""`edge inspect`, `edge cache`, `edge eval` and the start of the program."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECK_IMPORTS = """
+import sys
+from apps.cli import main
+sys.argv = ["edge", *sys.argv[2:]]
+code = main()
+loaded = [name for name in {names!r} if name in sys.modules]
+sys.exit(f"imported: {{loaded}}" if loaded or code else 0)
+"""
+
+
+def facts_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert process.returncode == 0, process.stderr
+    facts: dict[str, Any] = json.loads(process.stdout)
+    return facts
+
+
+def test_facts_of_the_default_model(run_edge: Callable[..., Any], smollm2: str):
+    facts = facts_of(run_edge("inspect", smollm2, "--context", "1000", "--json"))
+    assert facts["architecture"] == "llama"
+    assert facts["parameters"] == 134_515_008
+    assert facts["tokenizer"]["kind"] == "byte-level BPE"
+    assert facts["chat_template"] is True
+    assert facts["thinking"] is False
+    memory = facts["memory"]
+    assert memory["kv_cache_bytes"] == 1000 * 2 * 30 * 3 * 64 * 2
+    assert memory["weights_bytes"] == sum(group["bytes"] for group in facts["quantization"])
+    assert facts["parameters"] == sum(group["parameters"] for group in facts["quantization"])
+    weights = Path(facts["path"]) / "weights.safetensors"
+    assert 0 <= weights.stat().st_size - memory["weights_bytes"] < 200_000
+    schemes = {
+        group["part"]: (group["source_type"], group["scheme"], group["exact"])
+        for group in facts["quantization"]
+    }
+    assert schemes["MLP down"] == ("Q4_1", "int4-g32-min", True)
+    assert schemes["norms"] == ("F32", "f32", True)
+
+
+def test_page_for_people(run_edge: Callable[..., Any], smollm2: str):
+    page = run_edge("inspect", smollm2, "--context", "9000").stdout
+    for expected in (
+        "llama",
+        "8192 tokens",
+        "byte-level BPE, 49152",
+        "Q4_1",
+        "int4-g32-min",
+        "at 9000 tokens",
+    ):
+        assert expected in page
+    assert "--rope-override" in page
+    assert "Not exact" not in page
+    assert "\x1b" not in page
+
+
+def test_rounded_weights_are_named(run_edge: Callable[..., Any], tiny_checkpoint):
+    page = run_edge("inspect", str(tiny_checkpoint()), "--quantize", "int8").stdout
+    assert "Not exact: F32 -> int8-g32" in page
+
+
+def test_inspect_needs_no_native_library_and_no_torch(environment: dict[str, str], tiny_checkpoint):
+    names = ("edge.native.library", "torch", "transformers", "prompt_toolkit")
+    command = [
+        sys.executable,
+        "-c",
+        CHECK_IMPORTS.format(names=names),
+        "-",
+        "inspect",
+        str(tiny_checkpoint()),
+    ]
+    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    assert process.returncode == 0, process.stderr
+
+
+def test_help_imports_nothing_slow(environment: dict[str, str]):
+    """A start is fast because it is empty, on any machine."""
+    names = (
+        "numpy",
+        "jinja2",
+        "prompt_toolkit",
+        "gguf",
+        "tokenizers",
+        "huggingface_hub",
+        "torch",
+        "markdown_it",
+    )
+    command = [sys.executable, "-c", CHECK_IMPORTS.format(names=names), "-", "--version"]
+    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("edge ")
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("chat",), ("inspect",), ("eval",), ("eval", "perplexity"), ("cache",), ("cache", "list")]
+)
+def test_every_command_has_help(run_edge: Callable[..., Any], command: tuple[str, ...]):
+    process = run_edge(*command, "--help")
+    assert process.returncode == 0, process.stderr
+    assert "Usage: edge" in process.stdout
+
+
+def test_no_command_prints_the_help(run_edge: Callable[..., Any]):
+    assert run_edge().stdout == run_edge("--help").stdout
+
+
+def test_cache(run_edge: Callable[..., Any], environment: dict[str, str], tiny_checkpoint, tmp_path: Path):
+    environment["EDGE_CACHE"] = str(tmp_path / "cache")
+    assert facts_of(run_edge("cache", "list", "--json"))["models"] == []
+    assert "empty" in run_edge("cache", "list").stdout
+
+    folder = tiny_checkpoint()
+    facts = facts_of(run_edge("inspect", str(folder), "--json"))
+    facts_of(run_edge("inspect", str(folder), "--quantize", "int8", "--json"))
+    models = facts_of(run_edge("cache", "list", "--json"))["models"]
+    assert len(models) == 2
+    assert facts["path"] in {model["path"] for model in models}
+    for model in models:
+        size = sum(file.stat().st_size for file in Path(model["path"]).iterdir())
+        assert model["bytes"] == size
+        assert model["source"] == str(folder)
+        assert model["key"] in run_edge("cache", "list").stdout
+
+    removed = facts_of(run_edge("cache", "remove", models[0]["key"], "--json"))["removed"]
+    assert [model["key"] for model in removed] == [models[0]["key"]]
+    assert not Path(models[0]["path"]).exists()
+    assert Path(models[1]["path"]).exists()
+    process = run_edge("cache", "remove", "--all")
+    assert process.returncode == 0
+    assert models[1]["key"] in process.stdout
+    assert not Path(models[1]["path"]).exists()
+
+
+def test_perplexity(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
+    """Sensible English is likely, the same words in a senseless order are not."""
+    text = "The sun rises in the east and sets in the west. Water boils at one hundred degrees. " * 4
+    shuffled = " ".join(sorted(text.split(), key=hash_of))
+    results = []
+    for name, content in (("plain", text), ("shuffled", shuffled)):
+        (tmp_path / name).write_text(content)
+        options = ("--text", str(tmp_path / name), "--window", "32", "--stride", "16", "--json")
+        results.append(facts_of(run_edge("eval", "perplexity", smollm2, *options)))
+    plain, mixed = results
+    assert plain["perplexity"] < mixed["perplexity"]
+    assert math.isclose(plain["perplexity"], math.exp(plain["nll"]))
+    assert "32 tokens" in plain["protocol"] and "stride 16" in plain["protocol"]
+    page = run_edge("eval", "perplexity", smollm2, "--text", str(tmp_path / "plain"), "--max-tokens", "20")
+    assert "Protocol:" in page.stdout and "19 of 20 tokens" in page.stdout
+
+
+def hash_of(word: str) -> int:
+    return sum(ord(letter) * 31**i for i, letter in enumerate(word)) % 97

@@ -1,0 +1,231 @@
+"""`edge.load` and Model: the Python API on the real default model, its threads and its refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import edge
+from edge.bundle.reader import Bundle
+from edge.convert import convert
+from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError
+from edge.executors.native import NativeExecutor
+from edge.memory import MemoryPlan, _cgroup_available, available_memory, check_memory
+from edge.runtime import Model, load
+
+GREEDY = {"temperature": 0, "max_new_tokens": 12}
+
+
+def test_a_question_is_answered(smollm2):
+    done = smollm2.chat().send("What is a mortgage?", temperature=0, max_new_tokens=40)
+    assert "borrow" in done.text or "loan" in done.text
+
+
+def test_the_default_context_is_the_trained_one(smollm2):
+    assert smollm2.context == smollm2.config.max_position_embeddings == 8192
+
+
+def test_exact_arithmetic_is_a_choice(smollm2_gguf):
+    with edge.load(smollm2_gguf, context=128, activations="float32", kv_type="float32") as model:
+        assert model.context == 128
+        assert " Paris" in model.complete("The capital of France is", **GREEDY).text
+
+
+def test_token_ids_are_a_prompt_too(smollm2):
+    text = "The capital of France is"
+    ids = smollm2.tokenizer.encode(text)
+    assert smollm2.complete(ids, **GREEDY).tokens == smollm2.complete(text, **GREEDY).tokens
+
+
+def test_control_tokens_count_only_on_request(smollm2):
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    parsed = smollm2.complete(text, parse_special=True, **GREEDY)
+    assert parsed.prompt_tokens < smollm2.complete(text, **GREEDY).prompt_tokens
+
+
+def test_threads_share_a_model(smollm2):
+    prompts = [f"The number {n} is" for n in range(4)]
+    alone = [smollm2.complete(p, **GREEDY).tokens for p in prompts]
+    found: dict[int, tuple[int, ...]] = {}
+
+    def work(n: int) -> None:
+        found[n] = smollm2.complete(prompts[n], **GREEDY).tokens
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in range(len(prompts))] == alone
+
+
+def test_chats_of_one_model_do_not_mix(smollm2):
+    one, other = smollm2.chat(**GREEDY), smollm2.chat(**GREEDY)
+    streams = [one.stream("Name a colour."), other.stream("Name an animal.")]
+    for pair in zip(*streams, strict=False):
+        assert len(pair) == 2
+    texts = [s.result.text for s in streams]
+    assert texts == [smollm2.chat(**GREEDY).send(q).text for q in ("Name a colour.", "Name an animal.")]
+
+
+def test_the_models_generation_config_counts_below_a_flag(smollm2):
+    bundle = copy.copy(smollm2.bundle)
+    bundle.__dict__["generation_config"] = {"do_sample": False, "max_new_tokens": 3}
+    model = Model(bundle, smollm2.executor)
+    greedy = smollm2.complete("Once upon a time", **GREEDY)
+    assert model.complete("Once upon a time").tokens == greedy.tokens[:3]
+    assert len(model.complete("Once upon a time", max_new_tokens=5).tokens) == 5
+    assert len(model.chat().send("Hi").tokens) == 3
+    assert len(model.chat(max_new_tokens=2).send("Hi").tokens) == 2
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_is_refused(smollm2, prompt):
+    with pytest.raises(EdgeError, match="empty"):
+        smollm2.stream(prompt)
+
+
+def test_a_prompt_beyond_the_context_is_refused(smollm2):
+    with pytest.raises(ContextError, match="8193 tokens and the context holds 8192"):
+        smollm2.stream([1] * 8193)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(smollm2):
+    for token in (-1, smollm2.config.vocab_size):
+        with pytest.raises(TokenizerError, match="vocabulary"):
+            smollm2.complete([5, token])
+
+
+def test_an_unknown_setting_is_named(smollm2):
+    with pytest.raises(EdgeError, match="'max_tokens'"):
+        smollm2.complete("Hi", max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"executor": "abacus"}, "abacus"),
+        ({"context": 0}, "context"),
+        ({"threads": -1}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"activations": "int3"}, "int3"),
+        ({"kv_type": "int3"}, "int3"),
+        ({"tier": "abacus"}, "abacus"),
+        ({"rope_override": "no such file"}, "no such file"),
+        ({"rope_override": "{broken"}, "JSON"),
+        ({"rope_override": {"rope_type": "spiral"}}, "spiral"),
+    ],
+)
+def test_wrong_options_are_named(smollm2_gguf, options, word):
+    with pytest.raises(EdgeError, match=word):
+        load(smollm2_gguf, **options)
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    with pytest.raises(EdgeError, match=r"nothing\.gguf"):
+        load(tmp_path / "nothing.gguf")
+
+
+def test_a_longer_context_needs_a_rope_override(smollm2_gguf, tmp_path):
+    with pytest.raises(ContextError, match="RoPE override"):
+        load(smollm2_gguf, context=8193)
+    override = {"rope_type": "linear", "factor": 2}
+    file = tmp_path / "override.json"
+    file.write_text(json.dumps(override))
+    for form in (override, json.dumps(override), file, str(file)):
+        with load(smollm2_gguf, context=16384, rope_override=form) as model:
+            assert model.context == 16384
+            assert model.config.rope.type == "linear"
+            assert model.complete("The capital of France is", **GREEDY).text
+    with pytest.raises(ContextError, match="16384"):
+        load(smollm2_gguf, context=16385, rope_override=override)
+
+
+def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(smollm2_gguf):
+    with pytest.raises(ContextError, match=r"GiB = weights 0\.09 \+ KV cache \d{4,}\.\d\d"):
+        load(smollm2_gguf, rope_override={"max_position_embeddings": 10**9})
+
+
+def test_the_memory_plan(smollm2):
+    plan = smollm2.memory_plan
+    assert plan.kv_cache == 8192 * smollm2.config.kv_bytes_per_token("float16")
+    file = smollm2.bundle.file("weights.safetensors").stat().st_size
+    assert abs(plan.weights - file) < 0.01 * file
+    assert plan.total == plan.weights + plan.kv_cache + plan.workspace
+    # The estimate of the workspace is of the right order.
+    assert 0.3 < plan.workspace / smollm2.executor.workspace_bytes < 3
+    check_memory(plan, None)
+    check_memory(plan, plan.total)
+    with pytest.raises(ContextError, match="choose a shorter context"):
+        check_memory(plan, plan.total - 1)
+    assert "0.00" in str(MemoryPlan(1, 1, 1, 1))
+
+
+def test_available_memory_is_known_here():
+    assert available_memory() is None or available_memory() > 1 << 20
+
+
+def cgroup(root: Path, path: str, **files: str) -> None:
+    folder = root / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+
+
+def test_cgroup_limits_are_read_up_to_the_root(tmp_path):
+    root, own = tmp_path / "cgroup", tmp_path / "self"
+    own.write_text("0::/outer/inner\n")
+    cgroup(root, "outer/inner", memory_max="max\n", memory_current="50\n", memory_stat="active_file 0\n")
+    cgroup(
+        root,
+        "outer",
+        memory_max="1000\n",
+        memory_current="600\n",
+        memory_stat="anon 300\ninactive_file 200\nactive_file 100\n",
+    )
+    assert _cgroup_available(root, own) == [1000 - (600 - 300)]
+    own.write_text("3:memory:/box\n1:cpu:/box\n")
+    box = root / "memory" / "box"
+    box.mkdir(parents=True)
+    (box / "memory.limit_in_bytes").write_text("500")
+    (box / "memory.usage_in_bytes").write_text("700")
+    (box / "memory.stat").write_text("inactive_file 100\n")
+    assert _cgroup_available(root, own) == [0]
+    assert _cgroup_available(root, tmp_path / "missing") == []
+
+
+def test_a_closed_model_says_so(smollm2_gguf):
+    model = load(smollm2_gguf, context=64)
+    session = model.session()
+    session.prefill([1, 2, 3])
+    model.close()
+    model.close()
+    with pytest.raises(NativeError, match="closed"):
+        session.step(4)
+    with pytest.raises(NativeError, match="closed"):
+        model.complete("Hi")
+
+
+def test_a_model_without_chat_template_says_so(tmp_path, tiny_config, array_checkpoint):
+    checkpoint = array_checkpoint(tiny_config)
+    checkpoint.chat_template = None
+    convert(checkpoint, tmp_path / "plain", quantize="f16")
+    bundle = Bundle.open(tmp_path / "plain")
+    with (
+        Model(bundle, NativeExecutor(bundle, threads=1), name="plain") as model,
+        pytest.raises(EdgeError, match="'plain' has no chat template"),
+    ):
+        _ = model.chat_template
+
+
+def test_a_rope_override_does_not_change_the_weights_bundle(smollm2_gguf, smollm2):
+    before = smollm2.bundle.config
+    with load(smollm2_gguf, rope_override={"max_position_embeddings": 9000}) as model:
+        assert model.context == 9000
+    assert smollm2.bundle.config == before
+    with pytest.raises(ConfigError):
+        load(smollm2_gguf, rope_override={"max_position_embedings": 9000})
