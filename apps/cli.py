@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -46,6 +48,9 @@ def _edge(
 
 def main() -> int:
     """Entry point of the script `edge`; returns the exit code."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed here must not end a chat
+            stream.reconfigure(errors="replace")
     return run_safely(lambda: app(standalone_mode=False, prog_name="edge"), debugging)
 
 

@@ -24,12 +24,12 @@ extern "C" {
 
 typedef enum {
     EDGE_OK = 0,
-    EDGE_INVALID = 1,     /* an argument, shape or size is wrong */
-    EDGE_NO_MEMORY = 2,   /* an allocation failed */
-    EDGE_CONTEXT = 3,     /* the cache has no room for the tokens */
-    EDGE_NOT_FINITE = 4,  /* NaN or infinity in the result: damaged weights */
-    EDGE_VOCABULARY = 5,  /* a token id outside the vocabulary */
-    EDGE_UNSUPPORTED = 6  /* this CPU or build lacks what was asked for */
+    EDGE_INVALID = 1,    /* an argument, shape or size is wrong */
+    EDGE_NO_MEMORY = 2,  /* an allocation failed */
+    EDGE_CONTEXT = 3,    /* the cache has no room for the tokens */
+    EDGE_NOT_FINITE = 4, /* NaN or infinity in the result: damaged weights */
+    EDGE_VOCABULARY = 5, /* a token id outside the vocabulary */
+    EDGE_UNSUPPORTED = 6 /* this CPU or build lacks what was asked for */
 } edge_status;
 
 EDGE_API int32_t edge_abi_version(void);
@@ -97,8 +97,8 @@ EDGE_API edge_status edge_linear(const edge_parallel *parallel, const char *tier
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
 
 /* out[n][size] = x / rms(x) * weight * scale */
-EDGE_API edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale,
-                                   int64_t n, int64_t size, float *out);
+EDGE_API edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps,
+                                   float scale, int64_t n, int64_t size, float *out);
 
 /* ---- The decoder ---------------------------------------------------------------------------------- */
 
@@ -107,10 +107,10 @@ typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1 } edge_kv_type;
 typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */
     int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
-    int32_t context;      /* longest sequence in tokens */
-    int32_t max_batch;    /* most tokens of one edge_forward call */
-    int32_t activations;  /* edge_activations */
-    int32_t kv_type;      /* edge_kv_type */
+    int32_t context;     /* longest sequence in tokens */
+    int32_t max_batch;   /* most tokens of one edge_forward call */
+    int32_t activations; /* edge_activations */
+    int32_t kv_type;     /* edge_kv_type */
     float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
     float rope_scale;               /* factor on cos and sin */
     const float *inverse_frequency; /* [head_dim / 2], copied */
@@ -176,22 +176,22 @@ EDGE_API edge_status edge_forward(edge_model *model, edge_cache *cache, const ed
 
 /* In the order applied: bias, penalties, temperature, top-k, typical, top-p, min-p, draw. */
 typedef struct {
-    uint32_t size;         /* sizeof(edge_sampling) */
-    float temperature;     /* 0: the most likely token */
-    int32_t top_k;         /* 0: off */
-    float top_p;           /* 1: off */
-    float min_p;           /* 0: off */
-    float typical_p;       /* 1: off */
+    uint32_t size;            /* sizeof(edge_sampling) */
+    float temperature;        /* 0: the most likely token */
+    int32_t top_k;            /* 0: off */
+    float top_p;              /* 1: off */
+    float min_p;              /* 0: off */
+    float typical_p;          /* 1: off */
     float repetition_penalty; /* 1: off; divides positive and multiplies negative logits of seen tokens */
     float frequency_penalty;  /* 0: off; subtracted once per occurrence */
     float presence_penalty;   /* 0: off; subtracted once */
-    int32_t logprobs;      /* number of top tokens to report, 0 .. 64 */
+    int32_t logprobs;         /* number of top tokens to report, 0 .. 64 */
 } edge_sampling;
 
 typedef struct {
     int32_t token;
-    float logprob;            /* of the token under the unmodified distribution (temperature 1) */
-    int32_t top_tokens[64];   /* most likely first, unmodified distribution */
+    float logprob;          /* of the token under the unmodified distribution (temperature 1) */
+    int32_t top_tokens[64]; /* most likely first, unmodified distribution */
     float top_logprobs[64];
 } edge_sample_result;
 

@@ -12,9 +12,9 @@
 #include "linear.h"
 #include "matrix.h"
 
+using edge::fail;
 using edge::Kernels;
 using edge::Matrix;
-using edge::fail;
 
 namespace {
 
@@ -24,15 +24,14 @@ edge_status guarded(const Body &body) {
         return body();
     } catch (const std::bad_alloc &) {
         return fail(EDGE_NO_MEMORY, "Out of memory; lower the context or the batch size.");
-    } catch (const std::exception &error) {
-        return fail(EDGE_INVALID, "%s.", error.what());
-    }
+    } catch (const std::exception &error) { return fail(EDGE_INVALID, "%s.", error.what()); }
 }
 
 edge_status pick_kernels(const char *tier, const Kernels **kernels) {
     *kernels = edge::find_kernels(tier);
     if (*kernels != nullptr) return EDGE_OK;
-    return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "", edge_cpu_tiers());
+    return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
+                edge_cpu_tiers());
 }
 
 edge_status check_config(const edge_config &c) {
@@ -40,35 +39,44 @@ edge_status check_config(const edge_config &c) {
         const char *name;
         int64_t value;
     };
-    const Field positive[] = {{"vocab_size", c.vocab_size},   {"hidden_size", c.hidden_size},
-                              {"intermediate_size", c.intermediate_size}, {"layers", c.layers},
-                              {"heads", c.heads},             {"kv_heads", c.kv_heads},
-                              {"head_dim", c.head_dim},       {"context", c.context},
+    const Field positive[] = {{"vocab_size", c.vocab_size},
+                              {"hidden_size", c.hidden_size},
+                              {"intermediate_size", c.intermediate_size},
+                              {"layers", c.layers},
+                              {"heads", c.heads},
+                              {"kv_heads", c.kv_heads},
+                              {"head_dim", c.head_dim},
+                              {"context", c.context},
                               {"max_batch", c.max_batch}};
     constexpr int64_t limit = 1 << 24;
     for (const Field &field : positive) {
         if (field.value <= 0 || field.value > limit) {
-            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name, (long long)field.value,
-                        (long long)limit);
+            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name,
+                        (long long)field.value, (long long)limit);
         }
     }
     if (c.heads % c.kv_heads != 0) {
         return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
     }
-    if (c.head_dim % 16 != 0) return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
+    if (c.head_dim % 16 != 0)
+        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
         return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
     }
-    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32) return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
+    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32)
+        return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
-    for (const float value : {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
-        if (!std::isfinite(value)) return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
+    for (const float value :
+         {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
+        if (!std::isfinite(value))
+            return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
     }
     return EDGE_OK;
 }
 
 bool parallel_is_usable(const edge_parallel *parallel) {
-    return parallel != nullptr && parallel->workers >= 1 && (parallel->workers == 1 || parallel->run != nullptr);
+    return parallel != nullptr && parallel->workers >= 1 &&
+           (parallel->workers == 1 || parallel->run != nullptr);
 }
 
 }  // namespace
@@ -77,8 +85,8 @@ int32_t edge_abi_version(void) { return EDGE_ABI_VERSION; }
 
 // ---- Operators --------------------------------------------------------------------------------------
 
-edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w, int32_t activations,
-                        const float *x, int64_t n, float *y) {
+edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w,
+                        int32_t activations, const float *x, int64_t n, float *y) {
     return guarded([&]() -> edge_status {
         if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0) {
             return fail(EDGE_INVALID, "edge_linear: an argument is missing.");
@@ -93,7 +101,7 @@ edge_status edge_linear(const edge_parallel *parallel, const char *tier, const e
         if (matrix.kind == EDGE_F32) return fail(EDGE_INVALID, "Matrices can't be float32; use float16.");
         std::vector<float> padded(size_t(n * matrix.padded));
         edge::LinearInput input{edge_activations(activations)};
-        input.plan(matrix, n);
+        input.plan(*kernels, matrix, n);
         input.prepare(*parallel, *kernels, padded.data(), matrix.padded, n, {&matrix}, [&](int64_t token) {
             std::memcpy(&padded[size_t(token * matrix.padded)], x + token * matrix.columns,
                         size_t(matrix.columns) * sizeof(float));
@@ -109,16 +117,18 @@ edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
         if (!w || !out) return fail(EDGE_INVALID, "edge_dequantize_row: an argument is missing.");
         Matrix matrix;
         if (const edge_status status = edge::check_matrix(*w, "The matrix", &matrix)) return status;
-        if (row < 0 || row >= matrix.rows) return fail(EDGE_INVALID, "Row %lld does not exist.", (long long)row);
+        if (row < 0 || row >= matrix.rows)
+            return fail(EDGE_INVALID, "Row %lld does not exist.", (long long)row);
         edge::dequantize_row(matrix, row, out);
         return EDGE_OK;
     });
 }
 
-edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale, int64_t n,
-                          int64_t size, float *out) {
+edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale,
+                          int64_t n, int64_t size, float *out) {
     return guarded([&]() -> edge_status {
-        if (!x || !weight || !out || n <= 0 || size <= 0) return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing.");
+        if (!x || !weight || !out || n <= 0 || size <= 0)
+            return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing.");
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
         const int64_t padded = edge::round_up(size, 16);
@@ -139,7 +149,8 @@ edge_status edge_model_create(const edge_config *config, const edge_weight *weig
                               const edge_parallel *parallel, const char *tier, edge_model **model) {
     return guarded([&]() -> edge_status {
         if (!config || config->size != sizeof(edge_config)) {
-            return fail(EDGE_INVALID, "edge_config has another size here: the library and its caller differ in version.");
+            return fail(EDGE_INVALID,
+                        "edge_config has another size here: the library and its caller differ in version.");
         }
         if (!weights || count <= 0 || !parallel_is_usable(parallel) || !model) {
             return fail(EDGE_INVALID, "edge_model_create: an argument is missing.");
@@ -174,7 +185,8 @@ edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch 
     return guarded([&]() -> edge_status {
         if (!model || !cache || !batch) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
         if (batch->size != sizeof(edge_batch)) {
-            return fail(EDGE_INVALID, "edge_batch has another size here: the library and its caller differ in version.");
+            return fail(EDGE_INVALID,
+                        "edge_batch has another size here: the library and its caller differ in version.");
         }
         return model->forward(*cache, *batch);
     });

@@ -34,10 +34,11 @@ struct Attention::Rows {
     int64_t limits[most_rows];
     uint64_t masks[most_rows];
 
-    Rows(const Attention &attention, const float *in, float *out, int64_t stride, int64_t kv_head, int64_t first,
-         int64_t last, int64_t past, int64_t n, const uint64_t *tree) {
+    Rows(const Attention &attention, const float *in, float *out, int64_t stride, int64_t kv_head,
+         int64_t first, int64_t last, int64_t past, int64_t n, const uint64_t *tree) {
         for (int64_t row = first; row < last; ++row, ++count) {
-            const int64_t token = row / attention.group, head = kv_head * attention.group + row % attention.group;
+            const int64_t token = row / attention.group,
+                          head = kv_head * attention.group + row % attention.group;
             const int64_t at = token * stride + head * attention.head_dim;
             queries[count] = in + at;
             outputs[count] = out + at;
@@ -51,7 +52,8 @@ struct Attention::Rows {
     // outputs = state, normalised
     void finish(const AttentionState &state, int64_t head_dim) const {
         for (int r = 0; r < count; ++r) {
-            for (int64_t d = 0; d < head_dim; ++d) outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
+            for (int64_t d = 0; d < head_dim; ++d)
+                outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
         }
     }
 };
@@ -61,18 +63,20 @@ Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens
       kv_heads(shape.kv_heads),
       head_dim(shape.head_dim),
       group(heads_ / shape.kv_heads),
-      worker_floats(round_up(
-          attention_chunk * shape.head_dim + most_rows * attention_chunk + 2 * state_floats(most_rows, shape.head_dim),
-          16)),
+      worker_floats(round_up(attention_chunk * shape.head_dim + most_rows * attention_chunk +
+                                 2 * state_floats(most_rows, shape.head_dim),
+                             16)),
       all_worker_floats(worker_floats * workers),
       worker_scratch(new float[size_t(all_worker_floats)]),
-      split_floats(chunks_of(shape.capacity) * state_floats(heads_ * std::min(split_tokens, max_tokens), head_dim)),
+      split_floats(chunks_of(shape.capacity) *
+                   state_floats(heads_ * std::min(split_tokens, max_tokens), head_dim)),
       split_scratch(new float[size_t(split_floats)]) {}
 
 uint64_t Attention::bytes() const { return uint64_t(split_floats + all_worker_floats) * sizeof(float); }
 
-void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache, int64_t layer,
-                    const float *queries, float *out, int64_t stride, int64_t n, int64_t past, const uint64_t *tree) {
+void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache,
+                    int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
+                    const uint64_t *tree) {
     const int64_t rows = n * group, tiles = (rows + most_rows - 1) / most_rows, chunks = chunks_of(past + n);
     const float scale = 1.0f / std::sqrt(float(head_dim));
 
@@ -97,8 +101,8 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
         kernels.attend(c, part);
     };
     const auto rows_of = [&](int64_t kv_head, int64_t tile) {
-        return Rows(*this, queries, out, stride, kv_head, tile * most_rows, std::min(rows, (tile + 1) * most_rows), past,
-                    n, tree);
+        return Rows(*this, queries, out, stride, kv_head, tile * most_rows,
+                    std::min(rows, (tile + 1) * most_rows), past, n, tree);
     };
 
     if (n <= split_tokens && chunks > 1 && kv_heads * tiles < tasks_per_worker * parallel.workers) {

@@ -17,9 +17,11 @@ edge_cache::~edge_cache() {
 
 edge_status edge_cache::reserve() {
     bytes = size_t(shape.layers * 2 * shape.kv_heads * shape.capacity * shape.row_bytes());
-    void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
-        return edge::fail(EDGE_NO_MEMORY, "A KV cache of %zu MB of address space could not be reserved; lower --context.",
+        return edge::fail(EDGE_NO_MEMORY,
+                          "A KV cache of %zu MB of address space could not be reserved; lower --context.",
                           bytes >> 20);
     }
     base = static_cast<uint8_t *>(memory);
@@ -38,21 +40,23 @@ uint64_t edge_cache_bytes_per_token(const edge_cache *cache) {
 
 edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
     if (cache == nullptr || length < 0 || length > cache->length) {
-        return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %d rows to %d.", edge_cache_length(cache), length);
+        return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %d rows to %d.", edge_cache_length(cache),
+                          length);
     }
     cache->length = length;
     return EDGE_OK;
 }
 
 edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count) {
-    if (cache == nullptr || length < 0 || length > cache->length || count < 0 || (count > 0 && rows == nullptr)) {
+    if (cache == nullptr || length < 0 || length > cache->length || count < 0 ||
+        (count > 0 && rows == nullptr)) {
         return edge::fail(EDGE_INVALID, "edge_cache_keep: the cache, the length or the rows are wrong.");
     }
     int64_t previous = int64_t(length) - 1;
     for (int32_t i = 0; i < count; ++i) {
         if (rows[i] <= previous || rows[i] >= cache->length) {
-            return edge::fail(EDGE_INVALID, "Rows to keep must ascend from %d to below %d; row %d is %d.", length,
-                              int(cache->length), i, rows[i]);
+            return edge::fail(EDGE_INVALID, "Rows to keep must ascend from %d to below %d; row %d is %d.",
+                              length, int(cache->length), i, rows[i]);
         }
         previous = rows[i];
     }

@@ -54,7 +54,8 @@ bool has_dotprod() {
 #endif
 }
 
-const Tier tiers[] = {{&kernels_neon_dotprod, has_dotprod}, {&kernels_neon, always}, {&kernels_portable, always}};
+const Tier tiers[] = {
+    {&kernels_neon_dotprod, has_dotprod}, {&kernels_neon, always}, {&kernels_portable, always}};
 
 #else
 
@@ -66,7 +67,8 @@ const Tier tiers[] = {{&kernels_portable, always}};
 
 const Kernels *find_kernels(const char *name) {
     for (const Tier &tier : tiers) {
-        if ((name == nullptr || std::strcmp(name, tier.kernels->name) == 0) && tier.usable()) return tier.kernels;
+        if ((name == nullptr || std::strcmp(name, tier.kernels->name) == 0) && tier.usable())
+            return tier.kernels;
     }
     return nullptr;
 }

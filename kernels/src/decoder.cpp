@@ -7,23 +7,25 @@
 
 #include "error.h"
 
-using edge::Matrix;
 using edge::fail;
+using edge::Matrix;
 using edge::parallel_for;
 
 namespace {
 
 constexpr int64_t tokens_per_piece = 4;
 
-const char *const role_names[] = {"embedding",        "head",     "final norm", "attention norm", "q_proj",  "k_proj",
-                                  "v_proj",           "o_proj",   "MLP norm",   "gate_proj",      "up_proj", "down_proj"};
+const char *const role_names[] = {"embedding", "head",      "final norm", "attention norm",
+                                  "q_proj",    "k_proj",    "v_proj",     "o_proj",
+                                  "MLP norm",  "gate_proj", "up_proj",    "down_proj"};
 constexpr int role_count = 12;
 
 int64_t stride_of(int64_t columns) { return edge::round_up(columns, edge::pad_columns); }
 
 }  // namespace
 
-edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel_, const edge::Kernels &kernels_)
+edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel_,
+                       const edge::Kernels &kernels_)
     : config(config_),
       kernels(kernels_),
       parallel(parallel_),
@@ -51,7 +53,8 @@ edge_status edge_model::set_norm(const edge_matrix &matrix, const char *what, ed
     if (const edge_status status = edge::check_matrix(matrix, what, &checked)) return status;
     if (checked.kind != EDGE_F32 || checked.rows != 1 || checked.columns != shape.hidden) {
         return fail(EDGE_INVALID, "%s: expected 1 x %lld float32, got %lld x %lld of kind %d.", what,
-                    (long long)shape.hidden, (long long)checked.rows, (long long)checked.columns, checked.kind);
+                    (long long)shape.hidden, (long long)checked.rows, (long long)checked.columns,
+                    checked.kind);
     }
     norm->assign(size_t(shape.hidden_stride), 0.0f);
     std::memcpy(norm->data(), matrix.data, size_t(shape.hidden) * sizeof(float));
@@ -81,19 +84,29 @@ edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> 
     const int64_t vocab = config.vocab_size;
     const auto slot = [&]() -> Slot {
         switch (role) {
-            case EDGE_EMBEDDING: return {&embedding, vocab, shape.hidden};
-            case EDGE_HEAD: return {&untied_head, vocab, shape.hidden};
-            case EDGE_Q: return {&layer.q, shape.query, shape.hidden};
-            case EDGE_K: return {&layer.k, shape.kv, shape.hidden};
-            case EDGE_V: return {&layer.v, shape.kv, shape.hidden};
-            case EDGE_O: return {&layer.o, shape.hidden, shape.query};
-            case EDGE_GATE: return {&layer.gate, shape.intermediate, shape.hidden};
-            case EDGE_UP: return {&layer.up, shape.intermediate, shape.hidden};
-            default: return {&layer.down, shape.hidden, shape.intermediate};
+            case EDGE_EMBEDDING:
+                return {&embedding, vocab, shape.hidden};
+            case EDGE_HEAD:
+                return {&untied_head, vocab, shape.hidden};
+            case EDGE_Q:
+                return {&layer.q, shape.query, shape.hidden};
+            case EDGE_K:
+                return {&layer.k, shape.kv, shape.hidden};
+            case EDGE_V:
+                return {&layer.v, shape.kv, shape.hidden};
+            case EDGE_O:
+                return {&layer.o, shape.hidden, shape.query};
+            case EDGE_GATE:
+                return {&layer.gate, shape.intermediate, shape.hidden};
+            case EDGE_UP:
+                return {&layer.up, shape.intermediate, shape.hidden};
+            default:
+                return {&layer.down, shape.hidden, shape.intermediate};
         }
     }();
     if (const edge_status status = edge::check_matrix(weight.matrix, what, slot.matrix)) return status;
-    if (slot.matrix->kind == EDGE_F32) return fail(EDGE_INVALID, "%s: matrices can't be float32; use float16.", what);
+    if (slot.matrix->kind == EDGE_F32)
+        return fail(EDGE_INVALID, "%s: matrices can't be float32; use float16.", what);
     if (slot.matrix->rows != slot.rows || slot.matrix->columns != slot.columns) {
         return fail(EDGE_INVALID, "%s: expected %lld x %lld, got %lld x %lld.", what, (long long)slot.rows,
                     (long long)slot.columns, (long long)slot.matrix->rows, (long long)slot.matrix->columns);
@@ -121,11 +134,12 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
 void edge_model::allocate() {
     const int64_t n = config.max_batch;
     for (const edge::Layer &layer : layers) {
-        for (const Matrix *m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-            input.plan(*m, n);
+        for (const Matrix *m :
+             {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+            input.plan(kernels, *m, n);
         }
     }
-    input.plan(head(), n);
+    input.plan(kernels, head(), n);
     hidden.resize(size_t(n * shape.hidden_stride));
     normed.resize(size_t(n * shape.hidden_stride));
     queries.resize(size_t(n * shape.query_stride));
@@ -139,7 +153,8 @@ void edge_model::allocate() {
 
 uint64_t edge_model::workspace_bytes() const {
     uint64_t floats = 0;
-    for (const auto *buffer : {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &cosines, &sines}) {
+    for (const auto *buffer :
+         {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &cosines, &sines}) {
         floats += buffer->size();
     }
     return floats * sizeof(float) + input.bytes() + attention.bytes();
@@ -153,18 +168,18 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
         return fail(EDGE_INVALID, "A batch has 1 to %d tokens, got %d.", config.max_batch, batch.n);
     }
     if (past + batch.n > config.context) {
-        return fail(EDGE_CONTEXT, "%d more tokens after %d do not fit the context of %d tokens.", batch.n, int(past),
-                    config.context);
+        return fail(EDGE_CONTEXT, "%d more tokens after %d do not fit the context of %d tokens.", batch.n,
+                    int(past), config.context);
     }
     const edge::CacheShape mine = cache_shape(), theirs = cache.shape;
-    if (mine.layers != theirs.layers || mine.kv_heads != theirs.kv_heads || mine.head_dim != theirs.head_dim ||
-        mine.capacity != theirs.capacity || mine.type != theirs.type) {
+    if (mine.layers != theirs.layers || mine.kv_heads != theirs.kv_heads ||
+        mine.head_dim != theirs.head_dim || mine.capacity != theirs.capacity || mine.type != theirs.type) {
         return fail(EDGE_INVALID, "The cache belongs to another model.");
     }
     for (int32_t i = 0; i < batch.n; ++i) {
         if (batch.tokens[i] < 0 || batch.tokens[i] >= config.vocab_size) {
-            return fail(EDGE_VOCABULARY, "Token id %d at place %d is outside the vocabulary of %d.", batch.tokens[i], i,
-                        config.vocab_size);
+            return fail(EDGE_VOCABULARY, "Token id %d at place %d is outside the vocabulary of %d.",
+                        batch.tokens[i], i, config.vocab_size);
         }
         if (batch.positions && (batch.positions[i] < 0 || batch.positions[i] >= config.context)) {
             return fail(EDGE_CONTEXT, "Position %d is outside the context of %d tokens.", batch.positions[i],
@@ -172,7 +187,8 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
         }
     }
     if (batch.tree) {
-        if (batch.n > EDGE_MAX_TREE) return fail(EDGE_INVALID, "A tree has at most %d tokens, got %d.", EDGE_MAX_TREE, batch.n);
+        if (batch.n > EDGE_MAX_TREE)
+            return fail(EDGE_INVALID, "A tree has at most %d tokens, got %d.", EDGE_MAX_TREE, batch.n);
         for (int32_t i = 0; i < batch.n; ++i) {
             if (batch.tree[i] >> i != 1) {
                 return fail(EDGE_INVALID, "Tree row %d must see itself and nothing after it.", i);
@@ -238,8 +254,8 @@ void edge_model::prepare_rope(const edge_batch &batch, int64_t past) {
 }
 
 void edge_model::norm_row(const edge::Norm &norm, float scale, int64_t token) {
-    kernels.rms_norm(&hidden[token * shape.hidden_stride], norm.data(), config.rms_norm_eps, scale, shape.hidden,
-                     shape.hidden_stride, &normed[token * shape.hidden_stride]);
+    kernels.rms_norm(&hidden[token * shape.hidden_stride], norm.data(), config.rms_norm_eps, scale,
+                     shape.hidden, shape.hidden_stride, &normed[token * shape.hidden_stride]);
 }
 
 void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_batch &batch, int64_t past) {
@@ -252,8 +268,8 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
                                            {&layer.v, values.data(), shape.kv_stride}};
     run_linear(parallel, kernels, input, n, projections, 3);
     store_keys_and_values(index, cache, n, past);
-    attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n, past,
-                  batch.tree);
+    attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
+                  past, batch.tree);
     input.prepare(parallel, kernels, attended.data(), shape.query_stride, n, {&layer.o}, [](int64_t) {});
     const edge::LinearJob output{&layer.o, hidden.data(), shape.hidden_stride, true, config.residual_scale};
     run_linear(parallel, kernels, input, n, &output, 1);
@@ -290,9 +306,12 @@ void edge_model::mlp_block(int64_t index, int64_t n) {
     const edge::Layer &layer = layers[size_t(index)];
     input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n, {&layer.gate, &layer.up},
                   [&](int64_t token) { norm_row(layer.mlp_norm, 1.0f, token); });
-    run_swiglu(parallel, kernels, input, n, layer.gate, layer.up, activated.data(), shape.intermediate_stride);
-    input.prepare(parallel, kernels, activated.data(), shape.intermediate_stride, n, {&layer.down}, [](int64_t) {});
-    const edge::LinearJob output{&layer.down, hidden.data(), shape.hidden_stride, true, config.residual_scale};
+    run_swiglu(parallel, kernels, input, n, layer.gate, layer.up, activated.data(),
+               shape.intermediate_stride);
+    input.prepare(parallel, kernels, activated.data(), shape.intermediate_stride, n, {&layer.down},
+                  [](int64_t) {});
+    const edge::LinearJob output{&layer.down, hidden.data(), shape.hidden_stride, true,
+                                 config.residual_scale};
     run_linear(parallel, kernels, input, n, &output, 1);
 }
 
@@ -310,8 +329,8 @@ edge_status edge_model::finish(const edge_batch &batch) {
                    ? EDGE_OK
                    : fail(EDGE_NOT_FINITE, "The hidden state is not finite: the weights are damaged.");
     }
-    input.prepare(parallel, kernels, &normed[first * shape.hidden_stride], shape.hidden_stride, rows, {&head()},
-                  [&](int64_t token) { norm_row(final_norm, config.logit_scale, first + token); });
+    input.prepare(parallel, kernels, &normed[first * shape.hidden_stride], shape.hidden_stride, rows,
+                  {&head()}, [&](int64_t token) { norm_row(final_norm, config.logit_scale, first + token); });
     const edge::LinearJob job{&head(), batch.logits, config.vocab_size};
     run_linear(parallel, kernels, input, rows, &job, 1);
     if (!kernels.all_finite(batch.logits, rows * config.vocab_size)) {

@@ -36,7 +36,7 @@ struct edge_model {
 
    private:
     struct Shape {
-        int64_t hidden, query, kv, intermediate;              // columns
+        int64_t hidden, query, kv, intermediate;                              // columns
         int64_t hidden_stride, query_stride, kv_stride, intermediate_stride;  // padded to 32
     };
 

@@ -13,15 +13,29 @@ namespace edge {
 constexpr int linear_lanes = tile_rows;  // a linear kernel computes one tile: 16 outputs per token
 constexpr int attention_chunk = 256;     // positions that share one softmax maximum, aligned in the sequence
 
-// The left operands of a linear operator: n rows, zero-padded to `stride` columns.
+// The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
+//
+// Quantized tokens are interleaved in batches of Kernels::max_tokens (the last batch holds the rest): with c
+// tokens in a batch, the 4 codes from column 4j on of its token t stand at byte 4 (j c + t), and what belongs to
+// block b at index b c + t. So a kernel walks along one pointer. A batch starts at its first token's
+// `stride` bytes and `blocks` entries.
 struct Activations {
-    const float *values = nullptr;  // [n][stride]
-    int64_t stride = 0;
-    int64_t blocks = 0;              // activation blocks per row
-    const int8_t *codes = nullptr;   // int8: [n][stride]
-    const float *scales = nullptr;   // int8: [n][blocks]
-    const int32_t *sums = nullptr;   // int8: [n][blocks], sums of the codes
-    const float *float_sums = nullptr;  // exact: [n][blocks], sums of the values
+    const float *values = nullptr;         // [n][stride]
+    int64_t stride = 0;                    // columns, padded with zeros
+    int64_t blocks = 0;                    // activation blocks per row
+    const int8_t *codes = nullptr;         // nullptr: exact products with the values
+    const float *scales = nullptr;         // of the blocks
+    const int32_t *corrections = nullptr;  // -(zero code of the weights) x (sum of the block's codes)
+    const float *sums = nullptr;  // scale x sum of the block's codes; exact: [n][blocks] sums of the values
+};
+
+// Where `quantize` writes one token of a batch of `count`.
+struct QuantizedRow {
+    int8_t *codes;
+    float *scales;
+    int32_t *corrections;
+    float *sums;
+    int64_t count;
 };
 
 // Attention of some query rows of one KV head to the positions of one chunk.
@@ -36,7 +50,7 @@ struct AttentionChunk {
     const int64_t *limits;        // [rows]: row r sees positions below limits[r] ...
     const uint64_t *masks;        // ... and of those from tree_start on only the set bits, unless NULL
     int64_t tree_start;
-    float *key_scratch;    // [attention_chunk][head_dim]
+    float *key_scratch;    // [head_dim][attention_chunk]
     float *score_scratch;  // [rows][attention_chunk]
 };
 
@@ -48,18 +62,20 @@ struct AttentionState {
 
 struct Kernels {
     const char *name;
-    int max_tokens;  // most tokens of one `linear` call
+    int max_tokens;      // tokens of a batch, the most of one `linear` call
+    int int8_zero_code;  // of int8 weights as the dot products see them
 
-    // out[count][16] = tile x activations of tokens [token, token + count)
-    void (*linear)(const Matrix &matrix, int64_t tile, const Activations &activations, int64_t token, int count,
-                   float *out);
-    // One row of activations to int8, `block` columns per scale; columns is a multiple of 32.
-    void (*quantize)(const float *x, int64_t columns, int64_t block, int8_t *codes, float *scales, int32_t *sums);
+    // out[count][16] = tile x activations of the batch of `count` tokens that starts at `token`
+    void (*linear)(const Matrix &matrix, int64_t tile, const Activations &activations, int64_t token,
+                   int count, float *out);
+    // One token to int8, `block` columns per scale; columns is a multiple of 32.
+    void (*quantize)(const float *x, int64_t columns, int64_t block, int32_t zero_code,
+                     const QuantizedRow &out);
     void (*sum_blocks)(const float *x, int64_t columns, int64_t block, float *sums);
 
     // x / rms(x) * weight * scale; `padded` is a multiple of 16, x and weight are zero beyond `size`.
-    void (*rms_norm)(const float *x, const float *weight, float eps, float scale, int64_t size, int64_t padded,
-                     float *out);
+    void (*rms_norm)(const float *x, const float *weight, float eps, float scale, int64_t size,
+                     int64_t padded, float *out);
     void (*swiglu)(const float *gate, const float *up, int64_t count, float *out);  // count: a multiple of 16
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*to_half)(const float *x, int64_t count, uint16_t *out);  // count: a multiple of 16

@@ -6,14 +6,20 @@
 namespace edge {
 namespace {
 
-constexpr int most_tokens = 8;                  // upper bound of Kernels::max_tokens
-constexpr int64_t piece_bytes = 64 << 10;       // weights of one piece stay in the L2 cache across token blocks
+constexpr int most_tokens = 8;             // upper bound of Kernels::max_tokens
+constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
 int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
     const int64_t by_size = std::max<int64_t>(1, piece_bytes / tile_bytes);
     const int64_t by_balance = std::max<int64_t>(1, tiles / (least_pieces_per_worker * workers));
     return std::min(by_size, by_balance);
+}
+
+// The stored code that stands for a weight of zero.
+int32_t zero_code(const Kernels &kernels, const Matrix &matrix) {
+    if (matrix.kind == EDGE_INT8) return kernels.int8_zero_code;
+    return matrix.kind == EDGE_TERNARY ? 1 : matrix.minimum ? 0 : 8;
 }
 
 void finish_tile(const LinearJob &job, int64_t tile, int64_t token, int count, const float *tile_out) {
@@ -36,66 +42,84 @@ bool LinearInput::needs_form(const Matrix &matrix) const {
     return matrix.block != 0 && (mode_ == EDGE_ACTIVATIONS_INT8 || matrix.minimum);
 }
 
-void LinearInput::plan(const Matrix &matrix, int64_t tokens) {
+const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix &matrix) const {
+    for (const Form &form : forms_) {
+        if (form.block == matrix.block && form.zero_code == zero_code(kernels, matrix)) return &form;
+    }
+    return nullptr;
+}
+
+void LinearInput::plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens) {
     if (!needs_form(matrix)) return;
-    Form &form = forms_[form_index(matrix)];
+    if (find(kernels, matrix) == nullptr) {
+        forms_.emplace_back();
+        forms_.back().block = matrix.block;
+        forms_.back().zero_code = zero_code(kernels, matrix);
+    }
+    Form &form = const_cast<Form &>(*find(kernels, matrix));
     const auto grow = [](auto &buffer, int64_t size) {
         if (buffer.size() < size_t(size)) buffer.resize(size_t(size));
     };
-    const int64_t scales = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
-    grow(form.scales, scales);
+    const int64_t all_blocks = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
+    grow(form.sums, all_blocks);
     if (mode_ == EDGE_ACTIVATIONS_INT8) {
         grow(form.codes, tokens * matrix.padded);
-        grow(form.sums, scales);
+        grow(form.scales, all_blocks);
+        grow(form.corrections, all_blocks);
     }
 }
 
-void LinearInput::select(const float *values, int64_t stride, const std::vector<const Matrix *> &matrices) {
+void LinearInput::select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                         const std::vector<const Matrix *> &matrices) {
     values_ = values;
     stride_ = stride;
     columns_ = matrices.front()->padded;
+    tokens_ = n;
     for (Form &form : forms_) form.active = false;
     for (const Matrix *matrix : matrices) {
-        if (needs_form(*matrix)) forms_[form_index(*matrix)].active = true;
+        if (needs_form(*matrix)) const_cast<Form *>(find(kernels, *matrix))->active = true;
     }
 }
 
 void LinearInput::convert(const Kernels &kernels, int64_t token) {
     const float *row = values_ + token * stride_;
-    for (int index = 0; index < form_count; ++index) {
-        Form &form = forms_[index];
+    const int64_t batch = token / kernels.max_tokens * kernels.max_tokens, lane = token - batch;
+    for (Form &form : forms_) {
         if (!form.active) continue;
-        const int64_t block = (index + 1) * pad_columns, at = token * blocks(index);
         if (mode_ == EDGE_ACTIVATIONS_INT8) {
-            kernels.quantize(row, columns_, block, &form.codes[token * columns_], &form.scales[at], &form.sums[at]);
+            const int64_t at = batch * blocks(form) + lane;
+            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane], &form.scales[at],
+                                   &form.corrections[at], &form.sums[at],
+                                   std::min<int64_t>(kernels.max_tokens, tokens_ - batch)};
+            kernels.quantize(row, columns_, form.block, form.zero_code, out);
         } else {
-            kernels.sum_blocks(row, columns_, block, &form.scales[at]);
+            kernels.sum_blocks(row, columns_, form.block, &form.sums[token * blocks(form)]);
         }
     }
 }
 
-Activations LinearInput::form(const Matrix &matrix) const {
+Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) const {
     Activations a;
     a.values = values_;
     a.stride = stride_;
     if (!needs_form(matrix)) return a;
-    const int index = form_index(matrix);
-    const Form &form = forms_[index];
-    a.blocks = blocks(index);
+    const Form &form = *find(kernels, matrix);
+    a.blocks = blocks(form);
+    a.sums = form.sums.data();
     if (mode_ == EDGE_ACTIVATIONS_INT8) {
         a.stride = columns_;
         a.codes = form.codes.data();
         a.scales = form.scales.data();
-        a.sums = form.sums.data();
-    } else {
-        a.float_sums = form.scales.data();
+        a.corrections = form.corrections.data();
     }
     return a;
 }
 
 uint64_t LinearInput::bytes() const {
     uint64_t total = 0;
-    for (const Form &form : forms_) total += form.codes.size() + 4 * (form.scales.size() + form.sums.size());
+    for (const Form &form : forms_) {
+        total += form.codes.size() + 4 * (form.scales.size() + form.sums.size() + form.corrections.size());
+    }
     return total;
 }
 
@@ -112,9 +136,10 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
         int64_t first = 0;
         for (int j = 0; j < count; first += jobs[j++].matrix->tiles) {
             const Matrix &matrix = *jobs[j].matrix;
-            const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, matrix.tiles);
+            const int64_t from = std::max<int64_t>(begin - first, 0),
+                          to = std::min(end - first, matrix.tiles);
             if (from >= to) continue;
-            const Activations activations = input.form(matrix);
+            const Activations activations = input.form(kernels, matrix);
             for (int64_t token = 0; token < n; token += kernels.max_tokens) {
                 const int now = int(std::min<int64_t>(kernels.max_tokens, n - token));
                 for (int64_t tile = from; tile < to; ++tile) {
@@ -129,7 +154,7 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
 void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
                 const Matrix &gate, const Matrix &up, float *out, int64_t stride) {
     const LinearJob job{&gate, out, stride};
-    const Activations gate_input = input.form(gate), up_input = input.form(up);
+    const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
     parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float gate_out[most_tokens * tile_rows], up_out[most_tokens * tile_rows];

@@ -17,14 +17,14 @@ class LinearInput {
     explicit LinearInput(edge_activations mode) : mode_(mode) {}
 
     // Reserves room for `tokens` inputs of `matrix`; call for every matrix before the first prepare().
-    void plan(const Matrix &matrix, int64_t tokens);
+    void plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens);
 
     // Takes n rows of `values` as the input of `matrices`. `values` is zero beyond the columns up to `stride`, a
     // multiple of 32. `before(token)` runs first on the thread that prepares the token's row.
     template <class Before>
-    void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride, int64_t n,
-                 const std::vector<const Matrix *> &matrices, const Before &before) {
-        select(values, stride, matrices);
+    void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
+                 int64_t n, const std::vector<const Matrix *> &matrices, const Before &before) {
+        select(kernels, values, stride, n, matrices);
         constexpr int64_t tokens_per_piece = 4;
         parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
             for (int64_t token = begin; token < end; ++token) {
@@ -35,30 +35,32 @@ class LinearInput {
     }
 
     // The prepared input in the form that `matrix` wants.
-    Activations form(const Matrix &matrix) const;
+    Activations form(const Kernels &kernels, const Matrix &matrix) const;
 
     uint64_t bytes() const;
 
    private:
-    static constexpr int form_count = max_block / pad_columns;
-
+    // One way to quantize: it depends on a matrix's block and on the code that means zero in it.
     struct Form {
+        int64_t block;
+        int32_t zero_code;
         bool active = false;
         std::vector<int8_t> codes;
-        std::vector<float> scales;  // exact mode: the sums of the values
-        std::vector<int32_t> sums;
+        std::vector<float> scales, sums;
+        std::vector<int32_t> corrections;
     };
 
-    static int form_index(const Matrix &matrix) { return int(matrix.block / pad_columns) - 1; }
-    int64_t blocks(int index) const { return (columns_ + (index + 1) * pad_columns - 1) / ((index + 1) * pad_columns); }
+    int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
     bool needs_form(const Matrix &matrix) const;
-    void select(const float *values, int64_t stride, const std::vector<const Matrix *> &matrices);
+    const Form *find(const Kernels &kernels, const Matrix &matrix) const;
+    void select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                const std::vector<const Matrix *> &matrices);
     void convert(const Kernels &kernels, int64_t token);
 
     const edge_activations mode_;
     const float *values_ = nullptr;
-    int64_t stride_ = 0, columns_ = 0;
-    Form forms_[form_count];
+    int64_t stride_ = 0, columns_ = 0, tokens_ = 0;
+    std::vector<Form> forms_;
 };
 
 // out[n][rows] = input x matrix^T, or out += scale * that.

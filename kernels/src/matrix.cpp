@@ -41,11 +41,14 @@ float half_to_float(uint16_t half) {
 edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
     constexpr int64_t limit = int64_t(1) << 30;
     if (in.rows <= 0 || in.columns <= 0 || in.rows > limit || in.columns > limit) {
-        return fail(EDGE_INVALID, "%s: impossible shape %lld x %lld.", what, (long long)in.rows, (long long)in.columns);
+        return fail(EDGE_INVALID, "%s: impossible shape %lld x %lld.", what, (long long)in.rows,
+                    (long long)in.columns);
     }
-    if (in.kind < EDGE_F32 || in.kind > EDGE_TERNARY) return fail(EDGE_INVALID, "%s: unknown kind %d.", what, in.kind);
+    if (in.kind < EDGE_F32 || in.kind > EDGE_TERNARY)
+        return fail(EDGE_INVALID, "%s: unknown kind %d.", what, in.kind);
     if (in.group < 0 || in.group % pad_columns != 0) {
-        return fail(EDGE_INVALID, "%s: group %d is neither 0 nor a multiple of %d.", what, in.group, pad_columns);
+        return fail(EDGE_INVALID, "%s: group %d is neither 0 nor a multiple of %d.", what, in.group,
+                    pad_columns);
     }
     if (in.minimum && in.kind != EDGE_INT4) return fail(EDGE_INVALID, "%s: only int4 has minimums.", what);
     Matrix m;
@@ -66,13 +69,15 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
         m.group = in.group ? in.group : m.padded;
         m.block = activation_block(m.group);
         const int64_t groups = (m.padded + m.group - 1) / m.group;
-        m.tile_bytes = m.padded * tile_rows * bits_of(in.kind) / 8 + groups * tile_rows * 2 * (m.minimum ? 2 : 1);
+        m.tile_bytes =
+            m.padded * tile_rows * bits_of(in.kind) / 8 + groups * tile_rows * 2 * (m.minimum ? 2 : 1);
         bytes = m.tiles * m.tile_bytes;
     }
     bytes = round_up(bytes, 64);
     if (in.data == nullptr || in.bytes != uint64_t(bytes)) {
-        return fail(EDGE_INVALID, "%s: a %lld x %lld matrix takes %lld bytes, got %llu.", what, (long long)in.rows,
-                    (long long)in.columns, (long long)bytes, (unsigned long long)(in.data ? in.bytes : 0));
+        return fail(EDGE_INVALID, "%s: a %lld x %lld matrix takes %lld bytes, got %llu.", what,
+                    (long long)in.rows, (long long)in.columns, (long long)bytes,
+                    (unsigned long long)(in.data ? in.bytes : 0));
     }
     *out = m;
     return EDGE_OK;
@@ -91,7 +96,8 @@ void dequantize_row(const Matrix &m, int64_t row, float *out) {
         return half_to_float(half);
     };
     if (m.kind == EDGE_F16) {
-        for (int64_t column = 0; column < m.columns; ++column) out[column] = half_at(at + column * tile_rows * 2);
+        for (int64_t column = 0; column < m.columns; ++column)
+            out[column] = half_at(at + column * tile_rows * 2);
         return;
     }
     const int bits = bits_of(m.kind), fields = 8 / bits, per_block = 4 * fields, mask = (1 << bits) - 1;

@@ -11,7 +11,9 @@ constexpr int tile_rows = 16;
 constexpr int pad_columns = 32;
 constexpr int max_block = 128;  // most columns that share one activation scale
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t round_up(int64_t value, int64_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
 
 // A checked matrix, with what the kernels need precomputed.
 struct Matrix {

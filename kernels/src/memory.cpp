@@ -15,7 +15,8 @@ uint64_t mapped_bytes(uint64_t bytes) { return (bytes + huge_page - 1) / huge_pa
 }  // namespace
 
 edge_status edge_region_create(uint64_t bytes, void **region) {
-    if (bytes == 0 || region == nullptr) return edge::fail(EDGE_INVALID, "edge_region_create: nothing to create.");
+    if (bytes == 0 || region == nullptr)
+        return edge::fail(EDGE_INVALID, "edge_region_create: nothing to create.");
     // One page more than needed, so that the region can start at a huge page's boundary; the rest goes back.
     const uint64_t size = mapped_bytes(bytes);
     void *raw = mmap(nullptr, size + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

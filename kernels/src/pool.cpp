@@ -19,7 +19,8 @@
 namespace edge {
 namespace {
 
-constexpr int64_t max_pieces = (1 << 20) - 1;
+// 20 bits, less room for the failed claims that every thread makes at a region's end.
+constexpr int64_t max_pieces = (1 << 20) - (1 << 12);
 constexpr auto spin_time = std::chrono::microseconds(50);
 constexpr int spins_per_clock_read = 64;
 
@@ -64,7 +65,8 @@ struct edge_pool {
     }
 
     void run(int64_t count, int64_t grain, edge_task task, void *argument) {
-        if ((count + grain - 1) / grain > edge::max_pieces) grain = (count + edge::max_pieces - 1) / edge::max_pieces;
+        if ((count + grain - 1) / grain > edge::max_pieces)
+            grain = (count + edge::max_pieces - 1) / edge::max_pieces;
         const int64_t pieces = (count + grain - 1) / grain;
         region = {count, grain, task, argument};
         done.store(0, std::memory_order_relaxed);
@@ -141,7 +143,8 @@ struct edge_pool {
 edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
     if (pool == nullptr) return edge::fail(EDGE_INVALID, "edge_pool_create: pool is NULL.");
     if (threads < 0 || threads > 1024) {
-        return edge::fail(EDGE_INVALID, "The number of threads is %d; it must be 0 (automatic) to 1024.", threads);
+        return edge::fail(EDGE_INVALID, "The number of threads is %d; it must be 0 (automatic) to 1024.",
+                          threads);
     }
     try {
         *pool = new edge_pool(threads > 0 ? threads : edge::default_threads());

@@ -36,7 +36,8 @@ class SelfTest {
             for (const bool half : {false, true}) attention(head_dim, half);
         }
         if (failure_.empty()) return EDGE_OK;
-        return fail(EDGE_UNSUPPORTED, "The %s kernels compute wrong values on this CPU (%s); set EDGE_CPU=portable.",
+        return fail(EDGE_UNSUPPORTED,
+                    "The %s kernels compute wrong values on this CPU (%s); set EDGE_CPU=portable.",
                     tested_.name, failure_.c_str());
     }
 
@@ -71,7 +72,8 @@ class SelfTest {
         float largest = 0.0f;
         for (const float v : wanted) largest = std::max(largest, std::fabs(v));
         for (size_t i = 0; i < wanted.size(); ++i) {
-            const bool same = got[i] == wanted[i] || std::fabs(got[i] - wanted[i]) <= float_tolerance * largest;
+            const bool same =
+                got[i] == wanted[i] || std::fabs(got[i] - wanted[i]) <= float_tolerance * largest;
             if (!same) return failed("%s: %g instead of %g at %zu", what, got[i], wanted[i], i);
         }
     }
@@ -85,10 +87,12 @@ class SelfTest {
             for (int64_t start = 0; start < padded; start += group) {
                 const int64_t codes = std::min(group, padded - start) * 2 * bits;
                 if (matrix.kind == EDGE_TERNARY) {
-                    for (int64_t i = 0; i < codes; ++i) at[i] &= uint8_t(~((at[i] >> 1 & 0x55) & at[i]));  // no code 3
+                    for (int64_t i = 0; i < codes; ++i)
+                        at[i] &= uint8_t(~((at[i] >> 1 & 0x55) & at[i]));  // no code 3
                 }
                 at += codes;
-                for (int half = 0; half < (matrix.minimum ? 32 : 16); ++half, at += 2) at[1] = (at[1] & 0x83) | 0x2C;
+                for (int half = 0; half < (matrix.minimum ? 32 : 16); ++half, at += 2)
+                    at[1] = (at[1] & 0x83) | 0x2C;
             }
         }
         return data;
@@ -97,14 +101,16 @@ class SelfTest {
     void linear(int32_t kind, int32_t group, bool minimum, int64_t rows, int64_t columns) {
         const int bits = kind == EDGE_F16 ? 16 : kind == EDGE_INT8 ? 8 : kind == EDGE_INT4 ? 4 : 2;
         const int64_t padded = round_up(columns, pad_columns), real_group = group ? group : padded;
-        const int64_t tiles = (rows + 15) / 16, groups = kind == EDGE_F16 ? 0 : (padded + real_group - 1) / real_group;
+        const int64_t tiles = (rows + 15) / 16,
+                      groups = kind == EDGE_F16 ? 0 : (padded + real_group - 1) / real_group;
         edge_matrix raw{kind, group, minimum, 0, rows, columns, nullptr, 0};
         raw.bytes = uint64_t(round_up(tiles * (padded * 2 * bits + groups * (minimum ? 64 : 32)), 64));
         std::vector<uint8_t> data;
         if (kind == EDGE_F16) {
             data.resize(raw.bytes);
             const std::vector<float> values = make(int64_t(raw.bytes) / 2, random_values);
-            reference_.to_half(values.data(), int64_t(values.size()), reinterpret_cast<uint16_t *>(data.data()));
+            reference_.to_half(values.data(), int64_t(values.size()),
+                               reinterpret_cast<uint16_t *>(data.data()));
         } else {
             data = packed(raw, bits, padded, real_group);
         }
@@ -113,44 +119,69 @@ class SelfTest {
         if (check_matrix(raw, "self-test", &matrix) != EDGE_OK) return failed("%s", edge_last_error());
 
         for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
-            const int64_t n = tested_.max_tokens;
-            const std::vector<float> x = make(n * padded, values);
-            const int64_t block = matrix.block ? matrix.block : padded, blocks = (padded + block - 1) / block;
-            std::vector<int8_t> codes(static_cast<size_t>(n * padded));
-            std::vector<float> scales(static_cast<size_t>(n * blocks)), block_sums(scales);
-            std::vector<int32_t> sums(scales.size());
-            for (int64_t t = 0; t < n; ++t) {
-                reference_.quantize(&x[t * padded], padded, block, &codes[t * padded], &scales[t * blocks],
-                                    &sums[t * blocks]);
-                reference_.sum_blocks(&x[t * padded], padded, block, &block_sums[t * blocks]);
-            }
-            Activations exact;
-            exact.values = x.data();
-            exact.stride = padded;
-            exact.blocks = blocks;
-            exact.float_sums = block_sums.data();
-            Activations quantized = exact;
-            quantized.codes = codes.data();
-            quantized.scales = scales.data();
-            quantized.sums = sums.data();
-            for (const Activations *activations : {&exact, &quantized}) {
-                for (int count = 1; count <= n; ++count) compare_linear(matrix, *activations, count);
+            for (int count = 1; count <= tested_.max_tokens; ++count) {
+                const std::vector<float> x = make(count * padded, values);
+                for (const bool exact : {true, false}) compare_linear(matrix, x, count, exact);
             }
         }
     }
 
-    void compare_linear(const Matrix &matrix, const Activations &activations, int count) {
+    // A batch of `count` tokens on the tested tier, each token alone on the reference.
+    void compare_linear(const Matrix &matrix, const std::vector<float> &x, int count, bool exact) {
         std::vector<float> got(size_t(count) * 16), wanted(got);
+        const Inputs batch(tested_, matrix, x.data(), count, exact);
         for (int64_t tile = 0; tile < matrix.tiles; ++tile) {
-            tested_.linear(matrix, tile, activations, 0, count, got.data());
-            for (int t = 0; t < count; ++t) reference_.linear(matrix, tile, activations, t, 1, &wanted[size_t(t) * 16]);
+            tested_.linear(matrix, tile, batch.activations, 0, count, got.data());
+            for (int t = 0; t < count; ++t) {
+                const Inputs alone(reference_, matrix, &x[size_t(t * matrix.padded)], 1, exact);
+                reference_.linear(matrix, tile, alone.activations, 0, 1, &wanted[size_t(t) * 16]);
+            }
             char what[96];
             std::snprintf(what, sizeof what, "linear kind %d group %d%s columns %d tokens %d %s", matrix.kind,
                           int(matrix.group), matrix.minimum ? " min" : "", int(matrix.columns), count,
-                          activations.codes ? "int8" : "exact");
+                          exact ? "exact" : "int8");
             compare(what, got, wanted);
         }
     }
+
+    // One batch of activations in the form that a matrix wants.
+    struct Inputs {
+        Inputs(const Kernels &kernels, const Matrix &matrix, const float *x, int count, bool exact) {
+            const int64_t columns = matrix.padded, block = matrix.block ? matrix.block : columns;
+            const int64_t blocks = (columns + block - 1) / block;
+            const int32_t zero_code = matrix.kind == EDGE_INT8      ? kernels.int8_zero_code
+                                      : matrix.kind == EDGE_TERNARY ? 1
+                                      : matrix.minimum              ? 0
+                                                                    : 8;
+            codes.resize(size_t(count * columns));
+            scales.resize(size_t(count * blocks));
+            sums.resize(scales.size());
+            corrections.resize(scales.size());
+            for (int64_t t = 0; t < count; ++t) {
+                if (exact) {
+                    kernels.sum_blocks(x + t * columns, columns, block, &sums[size_t(t * blocks)]);
+                } else {
+                    kernels.quantize(x + t * columns, columns, block, zero_code,
+                                     {&codes[size_t(4 * t)], &scales[size_t(t)], &corrections[size_t(t)],
+                                      &sums[size_t(t)], count});
+                }
+            }
+            activations.values = x;
+            activations.stride = columns;
+            activations.blocks = blocks;
+            activations.sums = sums.data();
+            if (!exact) {
+                activations.codes = codes.data();
+                activations.scales = scales.data();
+                activations.corrections = corrections.data();
+            }
+        }
+
+        Activations activations;
+        std::vector<int8_t> codes;
+        std::vector<float> scales, sums;
+        std::vector<int32_t> corrections;
+    };
 
     void elementwise(int64_t size) {
         for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
@@ -182,16 +213,24 @@ class SelfTest {
     }
 
     void quantized(const std::vector<float> &x, int64_t size) {
-        std::vector<int8_t> codes[2] = {std::vector<int8_t>(x.size()), std::vector<int8_t>(x.size())};
-        float scales[2][64];
-        int32_t sums[2][64];
-        tested_.quantize(x.data(), size, 32, codes[0].data(), scales[0], sums[0]);
-        reference_.quantize(x.data(), size, 32, codes[1].data(), scales[1], sums[1]);
+        constexpr int64_t block = 32, count = 3;  // the last lane of a batch of three
+        const size_t blocks = size_t((size + block - 1) / block);
+        std::vector<int8_t> codes[2];
+        std::vector<float> scales[2], sums[2];
+        std::vector<int32_t> corrections[2];
+        for (int which = 0; which < 2; ++which) {
+            codes[which].resize(x.size() * count);
+            scales[which].resize(blocks * count);
+            sums[which].resize(blocks * count);
+            corrections[which].resize(blocks * count);
+            (which ? reference_ : tested_)
+                .quantize(
+                    x.data(), size, block, 8,
+                    {&codes[which][8], &scales[which][2], &corrections[which][2], &sums[which][2], count});
+        }
         if (codes[0] != codes[1]) failed("quantize: other codes");
-        for (int64_t block = 0; block < (size + 31) / 32; ++block) {
-            if (scales[0][block] != scales[1][block] || sums[0][block] != sums[1][block]) {
-                failed("quantize: other scale or sum");
-            }
+        if (scales[0] != scales[1] || sums[0] != sums[1] || corrections[0] != corrections[1]) {
+            failed("quantize: other scales or sums");
         }
     }
 
@@ -259,8 +298,8 @@ class SelfTest {
 edge_status edge_self_test(const char *tier) {
     const edge::Kernels *tested = edge::find_kernels(tier), *reference = edge::find_kernels("portable");
     if (tested == nullptr) {
-        return edge::fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
-                          edge_cpu_tiers());
+        return edge::fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.",
+                          tier ? tier : "", edge_cpu_tiers());
     }
     try {
         return edge::SelfTest(*tested, *reference).run();

@@ -42,6 +42,7 @@ def run_edge(edge_script: str, environment: dict[str, str]) -> Run:
             input=stdin,
             capture_output=True,
             encoding="utf-8",
+            errors="surrogateescape",
             timeout=120,
             **{"env": environment, **changes},
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+COMPILER = "Explain what a compiler does."
 GREEDY = ("--temperature", "0", "--max-tokens", "24")
 FIELDS = {
     "schema": int,
@@ -43,17 +44,17 @@ def ask(run_edge: Callable[..., Any], smollm2: str) -> Callable[..., dict[str, A
 
 
 def test_one_prompt(run_edge: Callable[..., Any], smollm2: str):
-    process = run_edge("chat", smollm2, "--prompt", "What is the capital of France?", "--temperature", "0")
+    options = ("--temperature", "0", "--max-tokens", "200")
+    process = run_edge("chat", smollm2, "--prompt", COMPILER, *options)
     assert process.returncode == 0, process.stderr
-    assert "Paris" in process.stdout
+    assert process.stdout.startswith("A compiler is")
     assert process.stdout.endswith("\n")
     assert "\x1b" not in process.stdout
-    assert process.stderr == ""
+    assert process.stderr in ("", "(stopped: the limit of 200 tokens is reached)\n")
 
 
 def test_the_default_model_needs_no_name(run_edge: Callable[..., Any], smollm2: str):
-    process = run_edge("chat", "--prompt", "What is the capital of France?", "--temperature", "0")
-    assert "Paris" in process.stdout
+    assert run_edge("chat", "--prompt", COMPILER, *GREEDY).stdout.startswith("A compiler is")
 
 
 def test_prompt_from_stdin_is_one_message(run_edge: Callable[..., Any], smollm2: str, ask):
@@ -63,7 +64,7 @@ def test_prompt_from_stdin_is_one_message(run_edge: Callable[..., Any], smollm2:
 
 
 def test_json_schema(ask):
-    answer = ask("What is the capital of France?")
+    answer = ask(COMPILER)
     assert set(answer) == set(FIELDS)
     for name, kind in FIELDS.items():
         assert isinstance(answer[name], kind), name
@@ -101,11 +102,11 @@ def test_stop_string_ends_the_answer(ask):
 
 
 def test_logit_bias_forbids_a_token(ask):
-    first = ask("What is the capital of France?", "--logprobs", "3")["logprobs"][0]
+    first = ask(COMPILER, "--logprobs", "3")["logprobs"][0]
     assert len(first["top"]) == 3
     assert first["top"][0]["token"] == first["token"]
     assert first["top"][0]["logprob"] == first["logprob"] <= 0
-    other = ask("What is the capital of France?", "--logprobs", "3", "--logit-bias", f"{first['token']}=-inf")
+    other = ask(COMPILER, "--logprobs", "3", "--logit-bias", f"{first['token']}=-inf")
     assert other["logprobs"][0]["token"] == first["top"][1]["token"]
     assert other["settings"]["logit_bias"] == {str(first["token"]): "-inf"}
 
@@ -118,9 +119,7 @@ def test_system_prompt_reaches_the_model(ask):
 
 
 def test_exact_arithmetic_can_be_chosen(ask):
-    answer = ask(
-        "What is the capital of France?", "--activations", "float32", "--kv", "float32", "--threads", "1"
-    )
+    answer = ask(COMPILER, "--activations", "float32", "--kv", "float32", "--threads", "1")
     assert "Paris" in answer["text"]
 
 
@@ -135,9 +134,9 @@ def test_lines_of_a_pipe_are_turns_of_one_conversation(run_edge: Callable[..., A
 
 def test_plain_answers_in_a_pipe(run_edge: Callable[..., Any], smollm2: str, ask):
     process = run_edge(
-        "chat", smollm2, *GREEDY, stdin="What is the capital of France?\n\n/exit\nNever asked\n"
+        "chat", smollm2, *GREEDY, stdin="Explain what a compiler does.\n\n/exit\nNever asked\n"
     )
-    assert process.stdout == ask("What is the capital of France?")["text"] + "\n"
+    assert process.stdout == ask(COMPILER)["text"] + "\n"
     assert "\x1b" not in process.stdout + process.stderr
 
 
@@ -170,7 +169,7 @@ def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], sm
 
 
 def test_bytes_that_are_no_text(run_edge: Callable[..., Any], smollm2: str):
-    process = run_edge("chat", smollm2, *GREEDY, stdin=b"What is \xff\xfe this?\n", encoding=None)
+    process = run_edge("chat", smollm2, *GREEDY, stdin="What is \udcff\udcfe this?\n")
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip()
 

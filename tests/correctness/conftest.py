@@ -39,7 +39,7 @@ TOLERANCES = {
     "tree: int8 float16": 0.05,
 }
 
-MUP = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 32.0}
+MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 
 
 @pytest.fixture(scope="session")

@@ -158,7 +158,7 @@ def check_perplexity(model: Model, text: str, length: int, wanted: tuple[float, 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_perplexity(request, text: str, wanted_perplexity, mode: str):
-    check_perplexity(request.getfixturevalue(mode), text, 4096, wanted_perplexity(4096))
+    check_perplexity(request.getfixturevalue(mode), text, 3072, wanted_perplexity(3072))
 
 
 @pytest.mark.slow

@@ -33,8 +33,8 @@ def arm_self_test() -> Path:
     configure = ["cmake", "-G", "Ninja", "-S", ROOT / "kernels", "-B", build, "-DCMAKE_SYSTEM_NAME=Linux"]
     configure += ["-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
     subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(["ninja", "-C", build, "edge-selftest"], check=True, capture_output=True)
-    return build / "edge-selftest"
+    subprocess.run(["ninja", "-C", build, "selftest"], check=True, capture_output=True)
+    return build / "selftest"
 
 
 @pytest.mark.parametrize(

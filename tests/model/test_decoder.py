@@ -14,7 +14,7 @@ from model.decoder import Decoder
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32 against float32, logits of about 1
 
-MUP = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 32.0}
+MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 MUP_CASES = [{}, MUP, *({name: value} for name, value in MUP.items())]
 
 

@@ -1,6 +1,7 @@
 // Sixteen lanes in two AVX2 registers.
 
 constexpr int max_tokens = 4;
+constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 // Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
 constexpr int biased_offset = 128;
 
@@ -48,7 +49,8 @@ inline Floats round_even(Floats a) {
     return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
 }
 inline __m256 power_of_two(__m256 n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline Floats scale_by_power(Floats x, Floats n) { return mul(x, {power_of_two(n.lo), power_of_two(n.hi)}); }
 inline float reduce_add(Floats x) {
@@ -63,14 +65,32 @@ inline float reduce_max(Floats x) {
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
-inline __m256 reduce_eight(const Floats *rows) {
-    __m256 sums[8];
-    for (int i = 0; i < 8; ++i) sums[i] = _mm256_add_ps(rows[i].lo, rows[i].hi);
-    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(sums[0], sums[1]), _mm256_hadd_ps(sums[2], sums[3]));
-    const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(sums[4], sums[5]), _mm256_hadd_ps(sums[6], sums[7]));
-    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+inline void transpose_eight(__m256 *rows) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xEE);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+    }
+    for (int c = 0; c < 4; ++c) {
+        rows[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+        rows[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+    }
 }
-inline Floats reduce_rows(const Floats *rows) { return {reduce_eight(rows), reduce_eight(rows + 8)}; }
+inline void transpose(Floats *rows) {
+    __m256 quarters[2][2][8];  // [upper rows][upper columns]
+    for (int i = 0; i < 16; ++i) {
+        quarters[i / 8][0][i % 8] = rows[i].lo;
+        quarters[i / 8][1][i % 8] = rows[i].hi;
+    }
+    for (int i = 0; i < 4; ++i) transpose_eight(quarters[i / 2][i % 2]);
+    for (int i = 0; i < 16; ++i) rows[i] = {quarters[0][i / 8][i % 8], quarters[1][i / 8][i % 8]};
+}
 
 inline void store_int8(int8_t *p, Floats x) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));

@@ -1,6 +1,7 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
 constexpr int max_tokens = 8;
+constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int biased_offset = 0;
 
 struct Floats {
@@ -38,23 +39,30 @@ inline Floats scale_by_power(Floats x, Floats n) { return {_mm512_scalef_ps(x.v,
 inline float reduce_add(Floats x) { return _mm512_reduce_add_ps(x.v); }
 inline float reduce_max(Floats x) { return _mm512_reduce_max_ps(x.v); }
 
-// A transposing tree: each step halves the number of registers and doubles how many rows one holds.
-inline Floats reduce_rows(const Floats *rows) {
-    __m512 pairs[8], quads[4];
-    for (int i = 0; i < 8; ++i) {
-        const __m512 a = rows[2 * i].v, b = rows[2 * i + 1].v;
-        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+inline void transpose(Floats *rows) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
     }
-    for (int i = 0; i < 4; ++i) {
-        const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-        quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    for (int i = 0; i < 16; i += 4) {  // b[i + c]: column c of each 128-bit part, rows i .. i + 3
+        const __m512d low = _mm512_castps_pd(a[i]), low2 = _mm512_castps_pd(a[i + 2]);
+        const __m512d high = _mm512_castps_pd(a[i + 1]), high2 = _mm512_castps_pd(a[i + 3]);
+        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
     }
-    // quads[i] holds rows 4i .. 4i+3 in each of its four 128-bit parts: add up the parts.
-    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x44),
-                                    _mm512_shuffle_f32x4(quads[0], quads[1], 0xEE));
-    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x44),
-                                    _mm512_shuffle_f32x4(quads[2], quads[3], 0xEE));
-    return {_mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD))};
+    for (int c = 0; c < 4; ++c) {  // parts 0, 2 and 1, 3 of rows 0 .. 7 and 8 .. 15
+        const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xDD);
+        const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xDD);
+        rows[c].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        rows[4 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        rows[8 + c].v = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+        rows[12 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+    }
 }
 
 inline void store_int8(int8_t *p, Floats x) {
@@ -74,19 +82,23 @@ inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const cha
 inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
-    return {_mm512_and_si512(_mm512_srli_epi16(x.v, unsigned(field * bits)), _mm512_set1_epi8((1 << bits) - 1))};
+    return {
+        _mm512_and_si512(_mm512_srli_epi16(x.v, unsigned(field * bits)), _mm512_set1_epi8((1 << bits) - 1))};
 }
 template <>
 inline Bytes fields<8>(Bytes x, int) {
     return x;
 }
 inline Floats column(Bytes x, int byte) {
-    return {_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(x.v, unsigned(8 * byte)), _mm512_set1_epi32(255)))};
+    return {_mm512_cvtepi32_ps(
+        _mm512_and_si512(_mm512_srli_epi32(x.v, unsigned(8 * byte)), _mm512_set1_epi32(255)))};
 }
 inline __m512i broadcast4(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
     return _mm512_set1_epi32(word);
 }
-inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) { return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))}; }
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
+    return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
+}
 inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }

@@ -1,6 +1,7 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
 constexpr int max_tokens = 4;
+constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
 
 struct Floats {
@@ -20,7 +21,9 @@ inline Floats set(float x) {
     return {{q, q, q, q}};
 }
 inline Floats zero() { return set(0.0f); }
-inline Floats load(const float *p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+inline Floats load(const float *p) {
+    return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
 inline void store(float *p, Floats x) { EDGE_QUARTERS vst1q_f32(p + 4 * i, x.v[i]); }
 inline Floats load_half(const uint16_t *p) {
     Floats r;
@@ -76,21 +79,36 @@ inline float reduce_add(Floats x) {
 inline float reduce_max(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3])));
 }
-inline float32x4_t fold(Floats x) { return vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3])); }
-inline Floats reduce_rows(const Floats *rows) {
-    Floats r;
-    EDGE_QUARTERS {
-        const float32x4_t low = vpaddq_f32(fold(rows[4 * i]), fold(rows[4 * i + 1]));
-        const float32x4_t high = vpaddq_f32(fold(rows[4 * i + 2]), fold(rows[4 * i + 3]));
-        r.v[i] = vpaddq_f32(low, high);
+inline void transpose_four(float32x4_t *a, float32x4_t *b, float32x4_t *c, float32x4_t *d) {
+    const float32x4x2_t ab = vtrnq_f32(*a, *b), cd = vtrnq_f32(*c, *d);
+    *a = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+    *b = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+    *c = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+    *d = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+}
+inline void transpose(Floats *rows) {
+    for (int r = 0; r < 4; ++r) {
+        for (int c = 0; c < 4; ++c) {
+            transpose_four(&rows[4 * r].v[c], &rows[4 * r + 1].v[c], &rows[4 * r + 2].v[c],
+                           &rows[4 * r + 3].v[c]);
+        }
     }
-    return r;
+    for (int r = 0; r < 4; ++r) {
+        for (int c = 0; c < r; ++c) {
+            for (int i = 0; i < 4; ++i) {
+                const float32x4_t x = rows[4 * r + i].v[c];
+                rows[4 * r + i].v[c] = rows[4 * c + i].v[r];
+                rows[4 * c + i].v[r] = x;
+            }
+        }
+    }
 }
 
 inline void store_int8(int8_t *p, Floats x) {
     int16x8_t words[2];
     for (int i = 0; i < 2; ++i) {
-        words[i] = vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i])), vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i + 1])));
+        words[i] =
+            vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i])), vqmovn_s32(vcvtnq_s32_f32(x.v[2 * i + 1])));
     }
     vst1q_s8(p, vcombine_s8(vqmovn_s16(words[0]), vqmovn_s16(words[1])));
 }
@@ -121,7 +139,9 @@ inline Floats to_float(Ints x) {
 }
 
 inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
-inline Bytes load_bytes(const uint8_t *p) { return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}}; }
+inline Bytes load_bytes(const uint8_t *p) {
+    return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
+}
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
     const int8x16_t shift = vdupq_n_s8(int8_t(-field * bits));

@@ -1,6 +1,7 @@
 // Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
 
 constexpr int max_tokens = 4;
+constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int biased_offset = 0;
 
 struct Floats {
@@ -114,10 +115,14 @@ inline float reduce_max(Floats x) {
     EDGE_LANES r = x.v[i] > r ? x.v[i] : r;
     return r;
 }
-inline Floats reduce_rows(const Floats *rows) {
-    Floats r;
-    EDGE_LANES r.v[i] = reduce_add(rows[i]);
-    return r;
+inline void transpose(Floats *rows) {
+    for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const float x = rows[i].v[j];
+            rows[i].v[j] = rows[j].v[i];
+            rows[j].v[i] = x;
+        }
+    }
 }
 inline void store_int8(int8_t *p, Floats x) { EDGE_LANES p[i] = int8_t(nearbyintf(x.v[i])); }
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
