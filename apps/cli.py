@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,8 +50,11 @@ def _edge(
 
 def main() -> int:
     """Entry point of the script `edge`; returns the exit code."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed here must not end a chat
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the program
+            setattr(sys, name, Path(os.devnull).open(mode))
+        elif isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed must not end a chat
             stream.reconfigure(errors="replace")
     return run_safely(lambda: app(standalone_mode=False, prog_name="edge"), debugging)
 

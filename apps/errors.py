@@ -66,5 +66,8 @@ def _sentence(error: Exception) -> str:
         )  # without a message the help is on the screen
     if isinstance(error, MemoryError):
         return "The memory is exhausted; choose a smaller model, a shorter context or a smaller quantization."
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ('{error.filename}')" if error.filename else ""
+        return f"The system refused: {error.strerror}{where}."
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"Something unexpected went wrong ({what}); run this again with --debug and report the traceback."

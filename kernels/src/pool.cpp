@@ -1,7 +1,10 @@
-// A fork-join pool. Work is handed out piece by piece, so a thread that the system holds up delays only its
-// own piece. Waiting threads spin briefly (the next region of a decoder follows within microseconds), then park.
+// A fork-join pool. Every thread starts in its own contiguous share of a loop, so that its reads run on through
+// memory, and takes it piece by piece; whoever is done helps the others. A thread that the system holds up delays
+// only its own piece. Waiting threads spin briefly (the next region of a decoder follows within microseconds), then
+// park.
 #include "pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -19,8 +22,6 @@
 namespace edge {
 namespace {
 
-// 20 bits, less room for the failed claims that every thread makes at a region's end.
-constexpr int64_t max_pieces = (1 << 20) - (1 << 12);
 constexpr auto spin_time = std::chrono::microseconds(50);
 constexpr int spins_per_clock_read = 64;
 
@@ -32,24 +33,31 @@ inline void relax() {
 #endif
 }
 
-// One atomic word describes the current region: a piece is claimed by adding 1 to `next`, and the generation and
-// the count that come back with it say whether the claim is good. Regions' parameters can be read only with a
+// What is left of one thread's share of a region, in one atomic word: a piece is claimed by adding 1 to `next`, and
+// the `end` that comes back with it says whether the claim is good. A region's parameters can be read only with a
 // good claim, and can change only after every claimed piece is done.
-struct Ticket {
-    uint32_t generation, count, next;
-    static Ticket unpack(uint64_t word) {
-        return {uint32_t(word >> 40), uint32_t(word >> 20) & 0xFFFFF, uint32_t(word) & 0xFFFFF};
+struct alignas(64) Share {
+    std::atomic<uint64_t> word{0};
+
+    void publish(uint32_t begin, uint32_t end) {
+        word.store(uint64_t(end) << 32 | begin, std::memory_order_release);
     }
-    static uint64_t pack(uint32_t generation, uint32_t count) {
-        return uint64_t(generation & 0xFFFFFF) << 40 | uint64_t(count) << 20;
+
+    bool claim(uint32_t *piece) {
+        const uint64_t old = word.fetch_add(1, std::memory_order_acq_rel);
+        *piece = uint32_t(old);
+        return *piece < uint32_t(old >> 32);
     }
 };
+
+// Far from 32 bits: failed claims at a region's end count on.
+constexpr int64_t max_pieces = 1 << 30;
 
 }  // namespace
 }  // namespace edge
 
 struct edge_pool {
-    explicit edge_pool(int32_t threads) : workers(threads) {
+    explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)) {
         for (int32_t worker = 1; worker < threads; ++worker) {
             helpers.emplace_back([this, worker] { help(worker); });
         }
@@ -65,13 +73,15 @@ struct edge_pool {
     }
 
     void run(int64_t count, int64_t grain, edge_task task, void *argument) {
-        if ((count + grain - 1) / grain > edge::max_pieces)
-            grain = (count + edge::max_pieces - 1) / edge::max_pieces;
+        grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
         const int64_t pieces = (count + grain - 1) / grain;
         region = {count, grain, task, argument};
         done.store(0, std::memory_order_relaxed);
-        generation = (generation + 1) & 0xFFFFFF;
-        ticket.store(edge::Ticket::pack(generation, uint32_t(pieces)));
+        for (int64_t worker = 0; worker < workers; ++worker) {
+            shares[size_t(worker)].publish(uint32_t(pieces * worker / workers),
+                                           uint32_t(pieces * (worker + 1) / workers));
+        }
+        generation.fetch_add(1);
         if (parked.load() > 0) {
             { std::lock_guard<std::mutex> lock(mutex); }
             wake.notify_all();
@@ -93,29 +103,28 @@ struct edge_pool {
         void *argument;
     };
 
-    // Does pieces of the current region until none is left.
+    // Does pieces of the current region, its own share first, until none is left.
     void work(int32_t worker) {
-        for (;;) {
-            const edge::Ticket claim = edge::Ticket::unpack(ticket.fetch_add(1, std::memory_order_acq_rel));
-            if (claim.next >= claim.count) return;
-            const int64_t begin = claim.next * region.grain;
-            const int64_t end = begin + region.grain < region.count ? begin + region.grain : region.count;
-            region.task(region.argument, begin, end, worker);
-            done.fetch_add(1, std::memory_order_release);
+        for (int32_t i = 0; i < workers; ++i) {
+            edge::Share &share = shares[size_t((worker + i) % workers)];
+            for (uint32_t piece; share.claim(&piece);) {
+                const int64_t begin = piece * region.grain,
+                              end = std::min(begin + region.grain, region.count);
+                region.task(region.argument, begin, end, worker);
+                done.fetch_add(1, std::memory_order_release);
+            }
         }
-    }
-
-    bool work_waits() const {
-        const edge::Ticket now = edge::Ticket::unpack(ticket.load());
-        return now.next < now.count;
     }
 
     void help(int32_t worker) {
         using clock = std::chrono::steady_clock;
+        uint32_t seen = 0;
+        const auto new_region = [&] { return generation.load() != seen; };
         while (!stopping.load(std::memory_order_relaxed)) {
             auto spin_until = clock::now() + edge::spin_time;
             for (int spins = 1;; ++spins) {
-                if (work_waits()) {
+                if (new_region()) {
+                    seen = generation.load();
                     work(worker);
                     spin_until = clock::now() + edge::spin_time;
                 }
@@ -124,14 +133,14 @@ struct edge_pool {
             }
             std::unique_lock<std::mutex> lock(mutex);
             parked.fetch_add(1);
-            wake.wait(lock, [this] { return stopping.load() || work_waits(); });
+            wake.wait(lock, [&] { return stopping.load() || new_region(); });
             parked.fetch_sub(1);
         }
     }
 
     Region region{};
-    uint32_t generation = 0;
-    alignas(64) std::atomic<uint64_t> ticket{0};
+    std::vector<edge::Share> shares;
+    alignas(64) std::atomic<uint32_t> generation{0};
     alignas(64) std::atomic<int64_t> done{0};
     alignas(64) std::atomic<int32_t> parked{0};
     std::atomic<bool> stopping{false};

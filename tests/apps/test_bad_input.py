@@ -292,6 +292,29 @@ def test_messages_are_one_line(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "Error: first second [bold]third[/bold]\n"
 
 
+def test_full_disk(edge_script: str, environment: dict[str, str], smollm2: str):
+    """An answer that can't be written is an error, even if the last bytes of it are the first to fail."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs Linux's /dev/full")
+    command = [edge_script, "chat", smollm2, "--prompt", "Hi", "--max-tokens", "4", "--json"]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment, encoding="utf-8"
+        )
+    assert process.returncode == 1
+    assert process.stderr == "Error: The system refused: No space left on device.\n"
+
+
+def test_closed_streams(edge_script: str, environment: dict[str, str], smollm2: str):
+    for redirection in ("<&-", ">&-"):
+        command = f'"{edge_script}" chat {smollm2} --prompt Hi --max-tokens 4 --stop "#" {redirection}'
+        process = subprocess.run(
+            ["sh", "-c", command], env=environment, capture_output=True, encoding="utf-8"
+        )
+        assert process.returncode == 0
+        assert "Error" not in process.stderr
+
+
 def start(script: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = [
         script,

@@ -119,8 +119,13 @@ def test_system_prompt_reaches_the_model(ask):
 
 
 def test_exact_arithmetic_can_be_chosen(ask):
-    answer = ask(COMPILER, "--activations", "float32", "--kv", "float32", "--threads", "1")
-    assert "Paris" in answer["text"]
+    options = ("--activations", "float32", "--kv", "float32", "--threads", "1")
+    exact, default = (
+        ask(COMPILER, "--logprobs", "0", "--max-tokens", "1", *o)["logprobs"][0] for o in (options, ())
+    )
+    assert exact["token"] == default["token"]
+    assert exact["logprob"] != default["logprob"]
+    assert abs(exact["logprob"] - default["logprob"]) < 0.1
 
 
 def test_lines_of_a_pipe_are_turns_of_one_conversation(run_edge: Callable[..., Any], smollm2: str):
