@@ -33,8 +33,9 @@ $(VENV)/.development: pyproject.toml $(NATIVE) | $(BIN)/python
 packages:
 	@scripts/install-test-packages
 
+# Two processes: most tests use one core only.
 test: setup packages sanitize
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-all: setup packages sanitize
 	$(BIN)/pytest

@@ -36,10 +36,10 @@ def list_models(as_json: Json = False) -> None:
         console.print(f"The cache in {cache_folder()} is empty.", soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("Key", overflow="fold")
+    table.add_column("Key", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("Converted", no_wrap=True)
-    table.add_column("From", overflow="fold")
+    table.add_column("From", no_wrap=True, overflow="ellipsis")
     for entry in entries:
         when = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
         table.add_row(entry.name, format_bytes(entry.bytes), when, entry.source)

@@ -80,7 +80,9 @@ def chat(
         if interactive:
             _interact(loop, loaded)
         elif prompt is not None:
-            loop.say(sys.stdin.read() if prompt == "-" else prompt)
+            done = loop.say(sys.stdin.read() if prompt == "-" else prompt)
+            if done.stop_reason == "cancelled":
+                raise KeyboardInterrupt  # for the exit code: the answer is not whole
         else:
             _read_lines(loop)
 

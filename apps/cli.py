@@ -53,7 +53,7 @@ def main() -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started the program
-            setattr(sys, name, Path(os.devnull).open(mode))
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (for good)
         elif isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed must not end a chat
             stream.reconfigure(errors="replace")
     return run_safely(lambda: app(standalone_mode=False, prog_name="edge"), debugging)

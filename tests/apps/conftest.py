@@ -58,11 +58,13 @@ def smollm2(smollm2_gguf: Path) -> str:
 
 
 @pytest.fixture
-def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+def tiny_checkpoint(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Path]:
     """`tiny_checkpoint(change=..., **config)`: a Hugging Face folder of a random one-layer Llama.
 
-    change: called with the dict of tensors before they are written.
+    change: called with the dict of tensors before they are written. The test gets a cache of its own.
     """
+
+    environment["EDGE_CACHE"] = str(tmp_path / "cache")
 
     def make(change: Callable[[dict[str, Any]], None] = lambda tensors: None, **config: Any) -> Path:
         from safetensors.numpy import save_file

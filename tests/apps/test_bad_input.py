@@ -249,7 +249,7 @@ def test_json_needs_messages(run_edge: Callable[..., Any], smollm2: str):
     assert_refused(process, "the context holds 8")
 
 
-def test_unwritable_cache(run_edge: Callable[..., Any], environment: dict[str, str], tiny_checkpoint):
+def test_unwritable_cache(run_edge: Callable[..., Any], tiny_checkpoint, environment: dict[str, str]):
     environment["EDGE_CACHE"] = "/proc/no-such-folder"
     assert_refused(run_edge("inspect", str(tiny_checkpoint())), "EDGE_CACHE")
 

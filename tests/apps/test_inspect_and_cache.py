@@ -115,8 +115,7 @@ def test_no_command_prints_the_help(run_edge: Callable[..., Any]):
     assert run_edge().stdout == run_edge("--help").stdout
 
 
-def test_cache(run_edge: Callable[..., Any], environment: dict[str, str], tiny_checkpoint, tmp_path: Path):
-    environment["EDGE_CACHE"] = str(tmp_path / "cache")
+def test_cache(run_edge: Callable[..., Any], tiny_checkpoint):
     assert facts_of(run_edge("cache", "list", "--json"))["models"] == []
     assert "empty" in run_edge("cache", "list").stdout
 

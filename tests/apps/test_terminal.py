@@ -231,3 +231,14 @@ def test_json_in_a_terminal_needs_a_prompt(edge_script: str, environment: dict[s
     child.close()
     assert child.exitstatus == 2
     assert "needs --prompt" in child.before
+
+
+def test_interrupted_prompt_has_its_exit_code(edge_script: str, environment: dict[str, str], smollm2: str):
+    command = ["chat", "smollm2-135m", "--prompt", "Tell a very long story.", *ENDLESS]
+    child = pexpect.spawn(edge_script, command, env=environment, encoding="utf-8", timeout=20)
+    child.expect(r"[a-z]{3,}")
+    child.sendintr()
+    child.expect_exact("(stopped: cancelled)")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,14 @@ import model, train, export, apps
 assert model.MINE and train.MINE and export.MINE and apps.MINE
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The model's path is new in every run: converted for good, it would fill the tests' common cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def run(*command: str | Path, **options: object) -> str:

@@ -85,7 +85,9 @@ def random_matrix() -> Callable[[QuantScheme, int, int], npt.NDArray[np.uint8]]:
         if scheme.is_float:
             return packing.pack(rng.standard_normal((rows, columns)).astype(np.float32), scheme)
         low, high = {"int8": (-127, 128), "int4": (0, 16), "ternary": (0, 3)}[scheme.kind]
-        codes = rng.integers(low, high, (rows, columns)).astype(np.int8 if scheme.kind == "int8" else np.uint8)
+        codes = rng.integers(low, high, (rows, columns)).astype(
+            np.int8 if scheme.kind == "int8" else np.uint8
+        )
         shape = (rows, scheme.groups(columns))
         scales = rng.uniform(0.001, 0.02, shape).astype(np.float16)
         minimums = rng.normal(0, 0.05, shape).astype(np.float16) if scheme.minimum else None
