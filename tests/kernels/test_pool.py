@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_every_index_once(threads, count, grain):
 def test_more_pieces_than_the_counter_holds_are_grouped():
     pieces = run(ThreadPool(2), 1 << 22, 1 << 10)
     assert pieces[0][0] == 0 and pieces[-1][1] == 1 << 22
-    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
 
 
 def test_many_short_regions():
