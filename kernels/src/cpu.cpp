@@ -5,14 +5,6 @@
 
 #include "kernels.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#endif
-
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -21,7 +13,7 @@ namespace edge {
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_amx;
+extern const Kernels kernels_avx2, kernels_avx512;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon, kernels_neon_dotprod;
 #endif
@@ -47,26 +39,7 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vnni");
 }
 
-// The system must also grant the use of the tile registers; asking twice is harmless.
-bool has_amx() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned amx_tile = 1u << 24, amx_int8 = 1u << 25;
-    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & amx_tile) == 0 ||
-        (d & amx_int8) == 0) {
-        return false;
-    }
-#if defined(__linux__)
-    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#else
-    return false;
-#endif
-}
-
-const Tier tiers[] = {{&kernels_amx, has_amx},
-                      {&kernels_avx512, has_avx512},
-                      {&kernels_avx2, has_avx2},
-                      {&kernels_portable, always}};
+const Tier tiers[] = {{&kernels_avx512, has_avx512}, {&kernels_avx2, has_avx2}, {&kernels_portable, always}};
 
 #elif defined(__aarch64__)
 

@@ -15,11 +15,10 @@ constexpr int attention_chunk = 256;     // positions that share one softmax max
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
-// Quantized tokens come in batches of Kernels::max_tokens (the last batch holds the rest). A batch starts at its
-// first token's `stride` bytes of codes and `blocks` entries of the rest. In a batch of c tokens
-// * what belongs to token t and block b stands at index b c + t;
-// * the codes of up to Kernels::max_interleaved tokens are interleaved, so that a kernel walks along one pointer:
-//   the 4 codes from column 4j on of token t at byte 4 (j c + t); those of larger batches stand row by row.
+// Quantized tokens are interleaved in batches of Kernels::max_tokens (the last batch holds the rest): with c
+// tokens in a batch, the 4 codes from column 4j on of its token t stand at byte 4 (j c + t), and what belongs to
+// block b at index b c + t. So a kernel walks along one pointer. A batch starts at its first token's
+// `stride` bytes and `blocks` entries.
 struct Activations {
     const float *values = nullptr;         // [n][stride]
     int64_t stride = 0;                    // columns, padded with zeros
@@ -30,10 +29,9 @@ struct Activations {
     const float *sums = nullptr;  // scale x sum of the block's codes; exact: [n][blocks] sums of the values
 };
 
-// Where `quantize` writes one token of a batch of `count`: its first code and its first entries.
+// Where `quantize` writes one token of a batch of `count`.
 struct QuantizedRow {
     int8_t *codes;
-    int64_t code_step;  // bytes from 4 codes to the next 4
     float *scales;
     int32_t *corrections;
     float *sums;
@@ -64,9 +62,8 @@ struct AttentionState {
 
 struct Kernels {
     const char *name;
-    int max_tokens;       // tokens of a batch, the most of one `linear` call
-    int max_interleaved;  // see Activations
-    int int8_zero_code;   // of int8 weights as the dot products see them
+    int max_tokens;      // tokens of a batch, the most of one `linear` call
+    int int8_zero_code;  // of int8 weights as the dot products see them
 
     // out[count][16] = tile x activations of the batch of `count` tokens that starts at `token`
     void (*linear)(const Matrix &matrix, int64_t tile, const Activations &activations, int64_t token,

@@ -6,7 +6,7 @@
 namespace edge {
 namespace {
 
-constexpr int most_tokens = 32;            // upper bound of Kernels::max_tokens
+constexpr int most_tokens = 8;             // upper bound of Kernels::max_tokens
 constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
@@ -88,14 +88,9 @@ void LinearInput::convert(const Kernels &kernels, int64_t token) {
         if (!form.active) continue;
         if (mode_ == EDGE_ACTIVATIONS_INT8) {
             const int64_t at = batch * blocks(form) + lane;
-            const int64_t count = std::min<int64_t>(kernels.max_tokens, tokens_ - batch);
-            const bool interleaved = count <= kernels.max_interleaved;
-            const QuantizedRow out{&form.codes[batch * columns_ + (interleaved ? 4 : columns_) * lane],
-                                   interleaved ? 4 * count : 4,
-                                   &form.scales[at],
-                                   &form.corrections[at],
-                                   &form.sums[at],
-                                   count};
+            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane], &form.scales[at],
+                                   &form.corrections[at], &form.sums[at],
+                                   std::min<int64_t>(kernels.max_tokens, tokens_ - batch)};
             kernels.quantize(row, columns_, form.block, form.zero_code, out);
         } else {
             kernels.sum_blocks(row, columns_, form.block, &form.sums[token * blocks(form)]);

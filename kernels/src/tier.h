@@ -6,7 +6,8 @@
 // attention uses the exponential of the elementwise kernels
 #include "tier_attention.h"
 
-const Kernels table = {EDGE_TIER_NAME, max_tokens, max_interleaved, 128 - biased_offset,
-                       linear,         quantize,   sum_blocks,      rms_norm,
-                       swiglu,         rope,       to_half,         attend,
-                       merge,          all_finite};
+const Kernels table = {EDGE_TIER_NAME, max_tokens, 128 - biased_offset,
+                       linear,         quantize,   sum_blocks,
+                       rms_norm,       swiglu,     rope,
+                       to_half,        attend,     merge,
+                       all_finite};

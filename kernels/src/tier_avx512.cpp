@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "avx512vnni"
-#define EDGE_MAX_INTERLEAVED 8
+#define EDGE_MAX_TOKENS 8
 
 namespace edge {
 namespace {

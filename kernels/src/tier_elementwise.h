@@ -18,7 +18,7 @@ void quantize(const float *x, int64_t columns, int64_t block, int32_t zero_code,
             int8_t codes[16];
             store_int8(codes, rounded);
             for (int word = 0; word < 4; ++word) {
-                memcpy(out.codes + (i / 4 + word) * out.code_step, codes + 4 * word, 4);
+                memcpy(out.codes + 4 * (i / 4 + word) * out.count, codes + 4 * word, 4);
             }
         }
         const float sum = reduce_add(sums), scale = usable ? peak / 127.0f : 0.0f;

@@ -148,7 +148,7 @@ LinearFunction pick_int8(int count) {
     static const LinearFunction table[] = {
         linear_int8<bits, 1, whole_groups>, linear_int8<bits, 2, whole_groups>,
         linear_int8<bits, 3, whole_groups>, linear_int8<bits, 4, whole_groups>,
-#if EDGE_MAX_INTERLEAVED > 4
+#if EDGE_MAX_TOKENS > 4
         linear_int8<bits, 5, whole_groups>, linear_int8<bits, 6, whole_groups>,
         linear_int8<bits, 7, whole_groups>, linear_int8<bits, 8, whole_groups>,
 #endif
@@ -175,18 +175,9 @@ LinearFunction pick_half(int count) {
     return table[count - 1];
 }
 
-#if defined(EDGE_AMX)
-#include "tier_amx.h"
-#else
-constexpr int max_tokens = max_interleaved;
-#endif
-
 void linear(const Matrix &m, int64_t tile, const Activations &a, int64_t token, int count, float *out) {
     const uint8_t *data = m.tile(tile);
     if (m.kind != EDGE_F16 && a.codes != nullptr) {
-#if defined(EDGE_AMX)
-        if (count > max_interleaved) return linear_amx(m, data, a, token, count, out);
-#endif
         const LinearFunction run = m.kind == EDGE_INT4   ? pick_int8<4>(m, count)
                                    : m.kind == EDGE_INT8 ? pick_int8<8>(m, count)
                                                          : pick_int8<2>(m, count);

@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "neon"
-#define EDGE_MAX_INTERLEAVED 4
+#define EDGE_MAX_TOKENS 4
 
 namespace edge {
 namespace {

@@ -5,7 +5,7 @@
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "portable"
-#define EDGE_MAX_INTERLEAVED 4
+#define EDGE_MAX_TOKENS 4
 
 namespace edge {
 namespace {

