@@ -11,7 +11,7 @@ SANITIZED := build/sanitize
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages test test-all sanitize lint clean
+.PHONY: chat setup packages test test-all sanitize lint bench-kernels clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -48,6 +48,10 @@ test-all: setup packages sanitize
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	@scripts/sanitize $(BIN) $(SANITIZED)
+
+# Figures for docs/performance.md; let the machine be idle.
+bench-kernels: setup
+	$(BIN)/python scripts/bench_kernels.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -54,6 +54,14 @@ class Matrix(ctypes.Structure):
     )
 
 
+class Roofline(ctypes.Structure):
+    """edge_roofline"""
+
+    _fields_ = tuple(
+        (name, c_double) for name in ("read_bytes_per_second", "int8_per_second", "float_per_second")
+    )
+
+
 class Config(ctypes.Structure):
     """edge_config"""
 
@@ -138,6 +146,10 @@ _FUNCTIONS = {
     "edge_default_threads": (c_int32, ()),
     "edge_cpu_tiers": (c_char_p, ()),
     "edge_self_test": (_STATUS, (c_char_p,)),
+    "edge_measure_roofline": (
+        _STATUS,
+        (POINTER(Parallel), c_char_p, c_void_p, c_uint64, POINTER(Roofline)),
+    ),
     "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
     "edge_region_destroy": (None, (c_void_p, c_uint64)),
     "edge_linear": (

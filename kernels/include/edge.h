@@ -63,6 +63,15 @@ EDGE_API const char *edge_cpu_tiers(void);
 /* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that differs. */
 EDGE_API edge_status edge_self_test(const char *tier);
 
+/* What the machine can do at most, in bytes and multiply-adds per second; for judging the kernels. */
+typedef struct {
+    double read_bytes_per_second, int8_per_second, float_per_second;
+} edge_roofline;
+
+/* Reads `memory` once (give it far more than the caches hold) and runs register-only loops; takes some 50 ms. */
+EDGE_API edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tier, const void *memory,
+                                           uint64_t bytes, edge_roofline *out);
+
 /* ---- Weights -------------------------------------------------------------------------------------- */
 
 typedef enum { EDGE_F32 = 0, EDGE_F16 = 1, EDGE_INT8 = 2, EDGE_INT4 = 3, EDGE_TERNARY = 4 } edge_kind;

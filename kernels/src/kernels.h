@@ -84,6 +84,11 @@ struct Kernels {
     void (*merge)(const AttentionState &part, int rows, int64_t head_dim, const AttentionState &into);
 
     bool (*all_finite)(const float *x, int64_t count);
+
+    // Register-only loops, and the multiply-adds that one of their iterations does.
+    int64_t (*int8_peak)(int64_t iterations);
+    int64_t (*float_peak)(int64_t iterations);
+    int64_t int8_peak_operations, float_peak_operations;
 };
 
 // Compiled-in tiers that this CPU can run, best first. `name` NULL: the best; unknown or unusable: nullptr.

@@ -3,11 +3,24 @@
 
 #include "tier_elementwise.h"
 #include "tier_linear.h"
+#include "tier_peaks.h"
 // attention uses the exponential of the elementwise kernels
 #include "tier_attention.h"
 
-const Kernels table = {EDGE_TIER_NAME, max_tokens, 128 - biased_offset,
-                       linear,         quantize,   sum_blocks,
-                       rms_norm,       swiglu,     rope,
-                       to_half,        attend,     merge,
-                       all_finite};
+const Kernels table = {EDGE_TIER_NAME,
+                       max_tokens,
+                       128 - biased_offset,
+                       linear,
+                       quantize,
+                       sum_blocks,
+                       rms_norm,
+                       swiglu,
+                       rope,
+                       to_half,
+                       attend,
+                       merge,
+                       all_finite,
+                       int8_peak,
+                       float_peak,
+                       int8_peak_operations,
+                       float_peak_operations};

@@ -1,0 +1,70 @@
+// The machine's limits, measured: read bandwidth from huge pages and the arithmetic peaks of a tier.
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "error.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace edge {
+namespace {
+
+constexpr int64_t piece_bytes = 1 << 20;
+constexpr int64_t peak_iterations = 200000;  // of one piece: some milliseconds
+constexpr int64_t pieces_per_worker = 4;
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Adds up 64-bit words in independent chains: one core's loads stay in flight.
+uint64_t sum_words(const uint64_t *words, int64_t count) {
+    uint64_t sums[8] = {};
+    for (int64_t i = 0; i + 8 <= count; i += 8) {
+        for (int c = 0; c < 8; ++c) sums[c] += words[i + c];
+    }
+    uint64_t total = 0;
+    for (const uint64_t sum : sums) total += sum;
+    return total;
+}
+
+double read_rate(const edge_parallel &parallel, const void *memory, int64_t bytes,
+                 std::atomic<int64_t> *sink) {
+    const auto start = std::chrono::steady_clock::now();
+    parallel_for(parallel, bytes / piece_bytes, 1, [&](int64_t begin, int64_t end, int32_t) {
+        for (int64_t piece = begin; piece < end; ++piece) {
+            const uint8_t *at = static_cast<const uint8_t *>(memory) + piece * piece_bytes;
+            *sink += int64_t(sum_words(reinterpret_cast<const uint64_t *>(at), piece_bytes / 8));
+        }
+    });
+    return double(bytes / piece_bytes * piece_bytes) / seconds_since(start);
+}
+
+double peak_rate(const edge_parallel &parallel, int64_t (*loop)(int64_t), int64_t operations,
+                 std::atomic<int64_t> *sink) {
+    const int64_t pieces = pieces_per_worker * parallel.workers;
+    const auto start = std::chrono::steady_clock::now();
+    parallel_for(parallel, pieces, 1, [&](int64_t begin, int64_t end, int32_t) {
+        for (int64_t piece = begin; piece < end; ++piece) *sink += loop(peak_iterations);
+    });
+    return double(pieces * peak_iterations * operations) / seconds_since(start);
+}
+
+}  // namespace
+}  // namespace edge
+
+edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tier, const void *memory,
+                                  uint64_t bytes, edge_roofline *out) {
+    const edge::Kernels *kernels = edge::find_kernels(tier);
+    if (kernels == nullptr || !parallel || !memory || bytes < uint64_t(edge::piece_bytes) || !out) {
+        return edge::fail(EDGE_INVALID, "edge_measure_roofline: an argument is wrong.");
+    }
+    std::atomic<int64_t> sink{0};
+    out->read_bytes_per_second = edge::read_rate(*parallel, memory, int64_t(bytes), &sink);
+    out->int8_per_second =
+        edge::peak_rate(*parallel, kernels->int8_peak, kernels->int8_peak_operations, &sink);
+    out->float_per_second =
+        edge::peak_rate(*parallel, kernels->float_peak, kernels->float_peak_operations, &sink);
+    return EDGE_OK;
+}

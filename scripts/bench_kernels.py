@@ -1,0 +1,192 @@
+"""Times the native kernels and the decoder beside the limits of the machine, measured in the same run.
+
+    python scripts/bench_kernels.py [--model random:minicpm4-0.5b] [--threads N] [--repeats 5] [--depth N]
+
+Every repeat measures the limits, then each figure once, so that a drift of the machine touches all alike. The
+figures are medians. The last line is one JSON document. Let the machine be idle: the
+output names its load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+
+from edge.executors.native import NativeExecutor, ThreadPool
+from edge.native import library as native
+from edge.resolve import open_model
+from edge.sampling import Sampler, SamplingParams
+from edge.scheme import QuantScheme
+
+ROOFLINE_BYTES = 1 << 30
+SCHEMES = [
+    QuantScheme("int4", 32),
+    QuantScheme("int4", 128),
+    QuantScheme("int8", 32),
+    QuantScheme("ternary", 128),
+]
+STREAM_ROWS, COLUMNS = 1 << 19, 1024  # 300 MB of int4: far beyond the caches that are ours
+BATCH_ROWS = 16384
+BATCHES = (1, 2, 4, 8, 16)
+CONTEXT = 512
+DECODE_STEPS = 24
+
+
+class Region:
+    """Memory in huge pages, filled once."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.pointer = size, ctypes.c_void_p()
+        native.check(native.library().edge_region_create(size, ctypes.byref(self.pointer)))
+        ctypes.memset(self.pointer, 0x24, size)
+
+    def close(self) -> None:
+        native.library().edge_region_destroy(self.pointer, self.size)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def roofline(pool: ThreadPool, tier: str, region: Region) -> native.Roofline:
+    out = native.Roofline()
+    arguments = (
+        ctypes.byref(pool.parallel),
+        tier.encode(),
+        region.pointer,
+        ROOFLINE_BYTES,
+        ctypes.byref(out),
+    )
+    native.check(native.library().edge_measure_roofline(*arguments))
+    return out
+
+
+def linear(
+    pool: ThreadPool, tier: str, region: Region, scheme: QuantScheme, rows: int, n: int
+) -> tuple[float, int]:
+    """Seconds of one operator on n tokens, and its weight bytes."""
+    size = scheme.packed_bytes(rows, COLUMNS)
+    matrix = native.Matrix(
+        kind=native.KIND[scheme.kind],
+        group=scheme.group,
+        rows=rows,
+        columns=COLUMNS,
+        data=region.pointer,
+        bytes=size,
+    )
+    x = np.random.default_rng(0).standard_normal((n, COLUMNS)).astype(np.float32)
+    y = np.empty((n, rows), np.float32)
+    arguments = (ctypes.byref(pool.parallel), tier.encode(), ctypes.byref(matrix), native.ACTIVATIONS["int8"])
+    call = native.library().edge_linear
+    call(*arguments, x.ctypes.data, n, y.ctypes.data)
+    return seconds(lambda: native.check(call(*arguments, x.ctypes.data, n, y.ctypes.data))), size
+
+
+def decoder(executor: NativeExecutor, samples: dict[str, list[float]]) -> None:
+    """Prefill, decode with sampling, and verification of n tokens at a context of CONTEXT tokens."""
+    tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
+    cache = executor.new_cache()
+    pieces = [tokens[i : i + executor.max_batch] for i in range(0, CONTEXT, executor.max_batch)]
+    prefill = seconds(lambda: [executor.forward(cache, piece) for piece in pieces])
+    samples["prefill tokens/s"].append(CONTEXT / prefill)
+    sampler = Sampler(SamplingParams(temperature=0.8, top_p=0.8, seed=0))
+    token, steps = 5, []
+    for _ in range(DECODE_STEPS):
+        start = perf_counter()
+        logits = executor.forward(cache, [token]).logits
+        assert logits is not None
+        token = sampler.sample(logits[0], tokens[:0]).token
+        steps.append(perf_counter() - start)
+    step = float(np.median(steps))
+    samples["decode tokens/s"].append(1 / step)
+    for n in BATCHES[1:]:
+        executor.truncate(cache, CONTEXT)
+        chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
+        verify = lambda n=n, chain=chain: executor.forward(cache, tokens[:n], tree=chain, want_logits="all")  # noqa: E731
+        verify()
+        executor.truncate(cache, CONTEXT)
+        samples[f"verify {n} / decode"].append(seconds(verify) / step)
+
+
+def deep(executor: NativeExecutor, depth: int, samples: dict[str, list[float]]) -> None:
+    """Decode at `depth`, over a cache filled with what short batches leave in it."""
+    cache = executor.new_cache()
+    tokens = np.arange(executor.max_batch, dtype=np.int32) + 3
+    while cache.length + executor.max_batch <= depth:
+        executor.forward(cache, tokens, want_logits="none")
+    length = cache.length
+    steps = [seconds(lambda: executor.forward(cache, [5])) for _ in range(5)]
+    samples[f"decode tokens/s at {length}"].append(1 / float(np.median(steps)))
+    executor.truncate(cache, length)
+    samples[f"prefill {executor.max_batch} tokens/s at {length}"].append(
+        executor.max_batch / seconds(lambda: executor.forward(cache, tokens, want_logits="none"))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="random:minicpm4-0.5b")
+    parser.add_argument("--quantize", default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--depth", type=int, default=0, help="also measure at this context depth")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    pool = ThreadPool(options.threads)
+    bundle = open_model(options.model, quantize=options.quantize)
+    context = max(2 * CONTEXT, options.depth + 1024)
+    executor = NativeExecutor(bundle, context=context, threads=options.threads)
+    tier = executor.tier
+    weights = sum(t.bytes for t in bundle.tensors.values())
+    region = Region(max(ROOFLINE_BYTES, SCHEMES[2].packed_bytes(STREAM_ROWS, COLUMNS)))
+
+    limits: dict[str, list[float]] = defaultdict(list)
+    kernels: dict[str, list[float]] = defaultdict(list)
+    steps: dict[str, list[float]] = defaultdict(list)
+    for _ in range(options.repeats):
+        limit = roofline(pool, tier, region)
+        limits["read GB/s"].append(limit.read_bytes_per_second / 1e9)
+        limits["int8 GMAC/s"].append(limit.int8_per_second / 1e9)
+        limits["float GMAC/s"].append(limit.float_per_second / 1e9)
+        for scheme in SCHEMES:
+            time, size = linear(pool, tier, region, scheme, STREAM_ROWS, 1)
+            kernels[f"{scheme} n=1 share of read bandwidth"].append(size / time / limit.read_bytes_per_second)
+            for n in (8, 256):
+                time, _ = linear(pool, tier, region, scheme, BATCH_ROWS, n)
+                share = BATCH_ROWS * COLUMNS * n / time / limit.int8_per_second
+                kernels[f"{scheme} n={n} share of int8 peak"].append(share)
+        decoder(executor, steps)
+        steps["decode share of read bandwidth"].append(
+            steps["decode tokens/s"][-1] * weights / limit.read_bytes_per_second
+        )
+    if options.depth:
+        deep(executor, options.depth, steps)
+    region.close()
+
+    document = {
+        "machine": {"tier": tier, "threads": executor.threads, "load": round(load, 2)},
+        "model": {"name": options.model, "weight_bytes": weights, "context": CONTEXT},
+        **{
+            title: {name: round(float(np.median(values)), 3) for name, values in table.items()}
+            for title, table in (("limits", limits), ("kernels", kernels), ("decoder", steps))
+        },
+    }
+    for title in ("limits", "kernels", "decoder"):
+        for name, value in document[title].items():
+            print(f"{title:8}  {name:44} {value:10.3f}")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
