@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apps.errors import say
-from apps.options import DEFAULT_MODEL, Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
-from apps.terminal import convert_progress, output_console
+from apps.errors import FAILED, say
+from apps.options import Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
+from apps.terminal import output_console
+from edge.errors import EdgeError
+from edge.names import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from apps.chat_loop import ChatLoop
@@ -54,54 +56,65 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json and interactive:
         raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="--json")
-    flags = sampling.flags()
+    settings = sampling.settings()  # a wrong flag fails before the model is loaded
+    message = None if prompt is None else _message(prompt)
 
     from apps.chat_json import answer_document
     from apps.chat_loop import ChatLoop
     from apps.chat_views import JsonView, PlainView, TerminalView, View
-    from edge.runtime import load
-    from edge.settings import merge_settings
+    from apps.loading import load_model
 
-    merge_settings(flags=flags)  # a wrong flag fails before the model is loaded
     started = perf_counter()
-    with convert_progress(model) as progress:
-        loaded = load(model, **source.arguments(), **run.arguments(), progress=progress)
-    with loaded:
-        conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **flags)
+    with load_model(model, source, run) as loaded:
+        load_seconds = perf_counter() - started
+        conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
         view: View
         if as_json:
-            describe = partial(answer_document, loaded, conversation, perf_counter() - started)
+            describe = partial(answer_document, loaded, conversation, load_seconds)
             view = JsonView(loaded.context, describe)
         else:
             view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
-        loop = ChatLoop(loaded, conversation, view)
-        if think is not None:
-            loop.set_thinking(think)
+        loop = ChatLoop(loaded, conversation, view, system=system, thinking=think)
         if interactive:
             _interact(loop, loaded)
-        elif prompt is not None:
-            done = loop.say(sys.stdin.read() if prompt == "-" else prompt)
+        elif message is not None:
+            done = loop.say(message)
             if done.stop_reason == "cancelled":
                 raise KeyboardInterrupt  # for the exit code: the answer is not whole
         else:
             _read_lines(loop)
 
 
+def _message(prompt: str) -> str:
+    """The one message to answer."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise EdgeError("The prompt is empty: say something.")
+    return text
+
+
 def _read_lines(loop: ChatLoop) -> None:
+    """Take every line of stdin. One that fails does not keep the others from their answers."""
+    failed = False
     for line in sys.stdin:
-        if not loop.enter(line):
-            break
+        try:
+            if not loop.enter(line):
+                break
+        except EdgeError as error:
+            say(str(error))
+            failed = True
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def _interact(loop: ChatLoop, model: LoadedModel) -> None:
-
     from importlib.metadata import version
 
     from rich.text import Text
 
     from apps.chat_loop import memory_line
+    from apps.interrupts import Interrupts
     from apps.line_editor import LineEditor
-    from edge.errors import EdgeError
 
     console = output_console()
     facts = f" {version('minicpm-edge')} · {model.name} · {loop.machine()}"
@@ -109,17 +122,21 @@ def _interact(loop: ChatLoop, model: LoadedModel) -> None:
     console.print(f"Memory: {memory_line(model)}", style="dim", soft_wrap=True)
     console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", style="dim")
     editor = LineEditor(loop.commands, loop.status)
-    while True:
-        try:
-            text = editor.read()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            console.print("(Ctrl-D or /exit leaves)", style="dim")
-            continue
-        try:
-            if not loop.enter(text):
+    with Interrupts() as interrupts:
+        while True:
+            try:
+                text = editor.read()
+            except EOFError:
                 return
-        except EdgeError as error:
-            say(str(error))
-        console.print()
+            except KeyboardInterrupt:
+                console.print("(Ctrl-D or /exit leaves)", style="dim")
+                continue
+            try:
+                with interrupts.armed():
+                    if not loop.enter(text):
+                        return
+            except EdgeError as error:
+                say(str(error))
+            except KeyboardInterrupt:  # before or after an answer: during one it is only cancelled
+                console.print("(stopped: interrupted)", style="dim")
+            console.print()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.chat_views import View
+from apps.loading import naming_flags
 from apps.terminal import format_bytes
 from edge.errors import EdgeError
 from edge.executors.native import NativeExecutor
@@ -34,10 +35,21 @@ _COMMANDS = {
 class ChatLoop:
     """Takes what the user enters, one line or message at a time."""
 
-    def __init__(self, model: Model, chat: Chat, view: View) -> None:
+    def __init__(
+        self,
+        model: Model,
+        chat: Chat,
+        view: View,
+        *,
+        system: str | None = None,
+        thinking: bool | None = None,
+    ) -> None:
+        """system, thinking: what the flags say, which is stronger than a loaded conversation; None: nothing."""
         self._model = model
         self._chat = chat
         self._view = view
+        self._flag_system = system
+        self._flag_thinking = thinking
         self._last: Completion | None = None
         self._answers = 0
         self._handlers: dict[str, Callable[[str], None]] = {
@@ -62,20 +74,25 @@ class ChatLoop:
         text = text.strip()
         if not text:
             return True
-        if not text.startswith("/"):
-            self.say(text)
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text.removeprefix("/"))
             return True
         name, _, argument = text.partition(" ")
         if name in ("/exit", "/quit", "/bye"):
             return False
         if name not in self._handlers:
-            raise EdgeError(f"There is no command '{name}'; /help lists them.")
+            raise EdgeError(
+                f"There is no command '{name}'; /help lists them, and a message that begins with / is sent "
+                "with another / in front of it."
+            )
         self._handlers[name](argument.strip())
         return True
 
     def say(self, text: str) -> Completion:
         """Send a message and show the answer."""
-        self._last = self._view.answer(self._chat.stream(text))
+        with naming_flags(*self._context_flags()):
+            stream = self._chat.stream(text)
+        self._last = self._view.answer(stream)
         self._answers += 1
         return self._last
 
@@ -85,12 +102,6 @@ class ChatLoop:
         if self._last and self._last.tokens_per_second:
             parts.append(f"{self._last.tokens_per_second:.0f} tokens/s")
         return " · ".join(parts)
-
-    def set_thinking(self, wanted: bool) -> None:
-        """Switch thinking on or off; EdgeError if the template can't."""
-        if not self._model.chat_template.supports_thinking:
-            raise EdgeError("The chat template of this model has no switch for thinking.")
-        self._chat.thinking = wanted
 
     def machine(self) -> str:
         """How the weights are stored and what runs them."""
@@ -106,6 +117,7 @@ class ChatLoop:
         table = _table()
         for name, meaning in self.commands.items():
             table.add_row(name, meaning)
+        table.add_row("//TEXT", "send a message that begins with /")
         table.add_row("Alt-Enter", "a new line in the message")
         table.add_row("Ctrl-C", "stop the answer")
         self._view.show(table)
@@ -131,11 +143,17 @@ class ChatLoop:
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load")
         self._chat.load(path)
+        if self._flag_system is not None:
+            self._chat.system = self._flag_system
+        if self._flag_thinking is not None:
+            self._chat.thinking = self._flag_thinking
         self._last = None
         self._remark(f"Loaded {_messages(self._chat)} from {path}.")
 
     def _switch_thinking(self, wanted: bool) -> None:
-        self.set_thinking(wanted)
+        if not self._model.chat_template.supports_thinking:
+            raise EdgeError("The chat template of this model has no switch for thinking.")
+        self._chat.thinking = wanted
         self._remark("The model thinks before it answers." if wanted else "The model answers at once.")
 
     def _stats(self, argument: str) -> None:
@@ -154,6 +172,12 @@ class ChatLoop:
             table.add_row("decode", f"{done.tokens_per_second:.1f} tokens/s")
         table.add_row("memory", memory_line(self._model))
         self._view.show(table)
+
+    def _context_flags(self) -> list[str]:
+        """The flags that let a longer conversation go on."""
+        trained = self._model.config.max_position_embeddings
+        more = "--context" if self._model.context < trained else "--context with --rope-override"
+        return [more] if self._chat.context_policy == "drop" else [more, "--overflow drop"]
 
     def _remark(self, text: str) -> None:
         from rich.text import Text

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from apps.interrupts import cancel_on_interrupt
 from apps.terminal import error_console, output_console, printable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TerminalView:
         """Draw the answer as Markdown while it grows."""
         from apps.markdown_stream import MarkdownStream
 
-        with quiet_keyboard(), cancel_on_interrupt(stream), MarkdownStream(self._console) as markdown:
+        with cancel_on_interrupt(stream), quiet_keyboard(), MarkdownStream(self._console) as markdown:
             for chunk in stream:
                 markdown.push(chunk.text)
             done = stream.result
@@ -90,25 +90,6 @@ class JsonView(PlainView):
         sys.stdout.write(json.dumps(self._describe(done), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
         return done
-
-
-@contextmanager
-def cancel_on_interrupt(stream: Stream) -> Iterator[None]:
-    """While this lasts, Ctrl-C ends the answer and not the program; only the third one ends the program."""
-    seen = 0
-
-    def interrupt(signum: int, frame: Any) -> None:
-        nonlocal seen
-        seen += 1
-        stream.cancel()
-        if seen == 3:  # the step that is running takes very long
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

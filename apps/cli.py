@@ -12,7 +12,7 @@ import typer
 
 from apps import cache_command, chat_command, eval_command, inspect_command
 from apps.errors import run_safely
-from apps.options import debugging, set_debug
+from apps.options import Debugging, set_debug
 
 app = typer.Typer(
     name="edge",
@@ -56,7 +56,10 @@ def main() -> int:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (for good)
         elif isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed must not end a chat
             stream.reconfigure(errors="replace")
-    return run_safely(lambda: app(standalone_mode=False, prog_name="edge"), debugging)
+    debugging = Debugging()
+    return run_safely(
+        lambda: app(obj=debugging, standalone_mode=False, prog_name="edge"), lambda: debugging.wanted
+    )
 
 
 if __name__ == "__main__":

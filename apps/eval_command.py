@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from apps.options import Json, Model, RunOptions, SourceOptions, expand
-from apps.terminal import convert_progress, error_console, output_console
+from apps.terminal import error_console, output_console
 from edge.errors import EdgeError
 
 app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
@@ -28,13 +28,15 @@ def perplexity(
     *,
     text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
     window: Annotated[
-        int | None, typer.Option(help="Tokens of a window; by default 2048 or the context.")
+        int | None, typer.Option(min=2, help="Tokens of a window; by default 2048 or the context.")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens from window to window; by default half of one.")
+        int | None, typer.Option(min=1, help="Tokens from window to window; by default half of one.")
     ] = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the BOS token in front of every window.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(help="Score only the beginning of the text.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Score only the beginning of the text.")
+    ] = None,
     as_json: Json = False,
     source: SourceOptions,
     run: RunOptions,
@@ -42,12 +44,11 @@ def perplexity(
     """Perplexity of a text in sliding windows; the protocol is printed with the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from apps.loading import load_model
     from edge.perplexity import perplexity as evaluate
-    from edge.runtime import load
 
     content = _read(text)
-    with convert_progress(model) as progress:
-        loaded = load(model, **source.arguments(), **run.arguments(), progress=progress)
+    loaded = load_model(model, source, run)
     console = error_console()
     columns = (
         TextColumn("Scoring"),

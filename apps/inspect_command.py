@@ -9,6 +9,7 @@ import typer
 
 from apps.options import Json, KVType, Model, SourceOptions, expand
 from apps.terminal import convert_progress, format_bytes, format_count, output_console
+from edge.errors import ContextError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,12 @@ def inspect(
 
     with convert_progress(model) as progress:
         bundle = open_model(model, **source.arguments(), progress=progress)
+    trained = bundle.config.max_position_embeddings
+    if context is not None and context > trained:
+        raise ContextError(
+            f"A context of {context} tokens is beyond the {trained} that the model was made for: plan for "
+            "less; edge chat goes beyond it with --rope-override and then prints its memory."
+        )
     facts = inspect_bundle(bundle, context=context, kv_type=kv.value)
     if as_json:
         typer.echo(json.dumps({"model": model, **facts.to_json()}, ensure_ascii=False))
@@ -84,13 +91,10 @@ def _print(facts: ModelFacts, console: Console) -> None:
 
     plan = facts.memory
     console.print(f"\nMemory at {plan.context} tokens", style="bold")
-    if plan.context > config.max_position_embeddings:
-        console.print(
-            f"Trained for {config.max_position_embeddings} tokens; chat needs --rope-override.",
-            style="yellow",
-        )
     memory = _table("", "Size>", "")
-    memory.add_row("weights", format_bytes(plan.weights), "mapped from the bundle")
+    memory.add_row(
+        "weights", format_bytes(plan.weights), "read into memory, or mapped from the file (chat --mmap)"
+    )
     per_token = format_bytes(config.kv_bytes_per_token(facts.kv_type))
     memory.add_row(
         "KV cache",

@@ -14,23 +14,25 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-DEFAULT_MODEL = "smollm2-135m"
+from edge.errors import EdgeError
+from edge.names import DEFAULT_MODEL
+
 MODEL_HELP = (
-    "smollm2-135m, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
+    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
     "or random weights of a known shape (random:minicpm4-0.5b)."
 )
 
-_state = {"debug": False}
+
+@dataclass
+class Debugging:
+    """The object of typer's context. wanted: whether the user asked for tracebacks."""
+
+    wanted: bool = False
 
 
-def set_debug(wanted: bool) -> None:
+def set_debug(context: typer.Context, wanted: bool) -> None:
     """Typer's callback of `--debug`, which may stand before or after the command."""
-    _state["debug"] = _state["debug"] or wanted
-
-
-def debugging() -> bool:
-    """Whether the user asked for tracebacks."""
-    return _state["debug"]
+    context.obj.wanted |= wanted
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -117,8 +119,15 @@ class RunOptions:
     ] = None
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads; by default the performance cores."),
+        typer.Option(min=1, max=1024, help="CPU threads; by default the performance cores."),
     ] = None
+    mmap: Annotated[
+        bool,
+        typer.Option(
+            "--mmap/--no-mmap",
+            help="Leave the weights in the mapped file: less memory, shared by processes, slower answers.",
+        ),
+    ] = False
     activations: Annotated[
         Activations,
         typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower."),
@@ -198,12 +207,24 @@ class SamplingOptions:
     ] = None
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None
 
-    def flags(self) -> dict[str, Any]:
-        """The settings that were given, under their names in `edge.settings`."""
+    def settings(self) -> dict[str, Any]:
+        """What was given, under its names in `edge.settings`; typer.BadParameter for a value out of range."""
+        from edge.settings import merge_settings
+
         renamed = {"typical": "typical_p", "max_tokens": "max_new_tokens"}
-        values = {renamed.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
-        values["logit_bias"] = _logit_bias(self.logit_bias or [])
-        return {name: value for name, value in values.items() if value not in (None, [], {})}
+        given: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or value == []:
+                continue
+            name = renamed.get(field.name, field.name)
+            given[name] = _logit_bias(value) if name == "logit_bias" else value
+            try:
+                merge_settings(flags={name: given[name]})
+            except EdgeError as error:
+                flag = "--" + field.name.replace("_", "-")
+                raise typer.BadParameter(str(error), param_hint=flag) from None
+        return given
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ A chat belongs to one thread at a time, as its session does; only `Stream.cancel
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ from edge.tokenizer.base import Tokenizer
 
 ContextPolicy = Literal["stop", "drop"]
 ROLES = ("system", "user", "assistant", "tool")
+_TOKEN_ID = re.compile("[0-9]{1,10}")
 FORMAT = "minicpm-edge-conversation"
 VERSION = 1
 
@@ -209,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise EdgeError(f"'{path}' is not a saved conversation: it is not JSON.") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise EdgeError(f"'{path}' is not a saved conversation of this program.")
@@ -242,4 +244,4 @@ def _with_integer_keys(settings: dict[str, Any]) -> dict[str, Any]:
     bias = settings.get("logit_bias")
     if not isinstance(bias, dict):
         return settings
-    return {**settings, "logit_bias": {int(k) if k.lstrip("-").isdigit() else k: v for k, v in bias.items()}}
+    return {**settings, "logit_bias": {int(k) if _TOKEN_ID.fullmatch(k) else k: v for k, v in bias.items()}}

@@ -7,15 +7,19 @@ Field names follow Hugging Face's config keys. Sources: MiniCPM4 technical repor
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from edge.errors import ConfigError
+import numpy as np
+
+from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope"]
 KVType = Literal["float16", "float32"]
+
+_LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
+_MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class RopeConfig:
                 values = getattr(self, name)
                 if not values:
                     raise ConfigError(f"rope_type longrope needs the field '{name}'.")
-                if not all(math.isfinite(value) and value > 0 for value in values):
+                if not all(0 < value <= _LARGEST for value in values):
                     raise ConfigError(f"The values of '{name}' must be positive numbers.")
 
 
@@ -116,6 +120,10 @@ class ModelConfig:
         for name in ("scale_emb", "scale_depth", "dim_model_base"):
             if getattr(self, name) is not None:
                 _positive(self, name)
+        if self.num_hidden_layers > _MOST_LAYERS:
+            raise ConfigError(
+                f"num_hidden_layers is {self.num_hidden_layers}, but at most {_MOST_LAYERS} are supported."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
@@ -157,6 +165,15 @@ class ModelConfig:
     def logit_scale(self) -> float:
         """muP, place 3: factor on the final normed hidden state before the LM head."""
         return 1.0 if self.dim_model_base is None else self.dim_model_base / self.hidden_size
+
+    def check_context(self, context: int) -> None:
+        """Raise ContextError if `context` tokens are more than the model was made for."""
+        if context > self.max_position_embeddings:
+            raise ContextError(
+                f"A context of {context} tokens is beyond the {self.max_position_embeddings} that the model "
+                "was made for: ask for less, or extend it knowingly with a RoPE override such as "
+                '{"rope_type": "yarn", "factor": 4}.'
+            )
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
         """Bytes that one token takes in the KV cache, all layers together."""
@@ -240,11 +257,8 @@ class ModelConfig:
 def _positive(instance: Any, *names: str) -> None:
     for name in names:
         value = getattr(instance, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not (math.isfinite(value) and value > 0)
-        ):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= _LARGEST:
             raise ConfigError(f"{name} must be a positive number, not {value!r}.")
 
 

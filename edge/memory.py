@@ -17,29 +17,42 @@ _GIB = 1 << 30
 class MemoryPlan:
     """Bytes for one conversation of `context` tokens.
 
-    weights: mapped from the bundle. kv_cache: at the full context; it is committed as a conversation grows.
-    workspace: buffers of a forward pass of `max_batch` tokens (an estimate from the shapes).
+    weights: read from the bundle into memory of the process; with mapped_weights they stay in the file, whose
+    pages the system reads and drops as it likes. kv_cache: at the full context; it is committed as a
+    conversation grows. workspace: buffers of a forward pass of `max_batch` tokens (an estimate from the
+    shapes).
     """
 
     weights: int
     kv_cache: int
     workspace: int
     context: int
+    mapped_weights: bool = False
 
     @property
     def total(self) -> int:
         """All of it."""
         return self.weights + self.kv_cache + self.workspace
 
+    @property
+    def committed(self) -> int:
+        """What must be free: all of it but mapped weights."""
+        return self.total - (self.weights if self.mapped_weights else 0)
+
     def __str__(self) -> str:
+        mapped = " (mapped)" if self.mapped_weights else ""
         return (
-            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f} + KV cache "
+            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f}{mapped} + KV cache "
             f"{self.kv_cache / _GIB:.2f} (at {self.context} tokens) + workspace {self.workspace / _GIB:.2f}"
         )
 
 
 def memory_plan(
-    bundle: Bundle, context: int, kv_type: KVType = "float16", max_batch: int = 256
+    bundle: Bundle,
+    context: int,
+    kv_type: KVType = "float16",
+    max_batch: int = 256,
+    mapped_weights: bool = False,
 ) -> MemoryPlan:
     """The plan for one conversation over `bundle`."""
     config = bundle.config
@@ -48,12 +61,13 @@ def memory_plan(
         kv_cache=context * config.kv_bytes_per_token(kv_type),
         workspace=_workspace(config, max_batch),
         context=context,
+        mapped_weights=mapped_weights,
     )
 
 
 def check_memory(plan: MemoryPlan, available: int | None) -> None:
-    """Raise ContextError, with the numbers, if the plan exceeds `available` bytes (None: unknown)."""
-    if available is None or plan.total <= available:
+    """Raise ContextError, with the numbers, if more than `available` bytes (None: unknown) must be free."""
+    if available is None or plan.committed <= available:
         return
     raise ContextError(
         f"The model needs {plan}, but only {available / _GIB:.2f} GiB of memory are available: choose a "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edge.chat import Chat, ContextPolicy
 from edge.config import KVType, ModelConfig
-from edge.errors import CheckpointError, ConfigError, ContextError, EdgeError
+from edge.errors import CheckpointError, ConfigError, EdgeError
 from edge.executors.base import Executor
 from edge.generation import Chunk, Completion, Stream, generate
 from edge.memory import MemoryPlan, available_memory, check_memory, memory_plan
@@ -45,6 +45,7 @@ def load(
     kv_type: KVType = "float16",
     executor: str = "native",
     tier: str | None = None,
+    mmap: bool = False,
     revision: str | None = None,
     offline: bool = False,
     verify: bool = False,
@@ -56,7 +57,8 @@ def load(
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best.
+    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: the weights
+    stay in the mapped file rather than being read into huge pages, so they need no memory of their own.
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
@@ -82,24 +84,38 @@ def load(
     )
     if rope_override is not None:
         bundle = _with_config(bundle, bundle.config.with_rope_override(_override(rope_override)))
-    tokens = _context(bundle.config, context)
-    check_memory(memory_plan(bundle, tokens, kv_type), available_memory())
+    tokens = bundle.config.max_position_embeddings if context is None else context
+    bundle.config.check_context(tokens)
+    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=mmap), available_memory())
     runner = NativeExecutor(
-        bundle, context=tokens, threads=threads, activations=activations, kv_type=kv_type, tier=tier
+        bundle,
+        context=tokens,
+        threads=threads,
+        activations=activations,
+        kv_type=kv_type,
+        tier=tier,
+        mmap=mmap,
     )
-    return Model(bundle, runner, name=str(model), kv_type=kv_type)
+    return Model(bundle, runner, name=str(model), kv_type=kv_type, mmap=mmap)
 
 
 class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
     def __init__(
-        self, bundle: Bundle, executor: Executor, name: str = "", kv_type: KVType = "float16"
+        self,
+        bundle: Bundle,
+        executor: Executor,
+        name: str = "",
+        kv_type: KVType = "float16",
+        mmap: bool = False,
     ) -> None:
+        """kv_type, mmap: what the executor was opened with, for the memory plan."""
         self.bundle = bundle
         self.executor = executor
         self.name = name
         self._kv_type = kv_type
+        self._mmap = mmap
 
     @property
     def config(self) -> ModelConfig:
@@ -119,7 +135,9 @@ class Model:
     @property
     def memory_plan(self) -> MemoryPlan:
         """What one conversation that fills the context takes."""
-        return memory_plan(self.bundle, self.context, self._kv_type, self.executor.max_batch)
+        return memory_plan(
+            self.bundle, self.context, self._kv_type, self.executor.max_batch, mapped_weights=self._mmap
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -195,13 +213,7 @@ class Model:
             tokens = self.tokenizer.encode(prompt, parse_special=parse_special)
         else:
             tokens = list(prompt)
-        if not tokens:
-            raise EdgeError("The prompt is empty: give at least one word.")
-        if len(tokens) > used.context:
-            raise ContextError(
-                f"The prompt takes {len(tokens)} tokens and the context holds {used.context}: "
-                "shorten it or open the model with a longer context."
-            )
+        used.check_prompt(tokens)
 
         def start(cancelled: Callable[[], bool]) -> Generator[Chunk, None, Completion]:
             return generate(used, tokens, chosen, self.tokenizer, cancelled, continues=True)
@@ -238,13 +250,3 @@ def _override(given: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
             f"The RoPE override '{given}' is neither a JSON object nor a file that can be read "
             f"({error.strerror or error})."
         ) from None
-
-
-def _context(config: ModelConfig, wanted: int | None) -> int:
-    trained = config.max_position_embeddings
-    if wanted is not None and wanted > trained:
-        raise ContextError(
-            f"A context of {wanted} tokens is beyond the {trained} that the model was made for: ask for "
-            'less, or extend it knowingly with a RoPE override such as {"rope_type": "yarn", "factor": 4}.'
-        )
-    return trained if wanted is None else wanted

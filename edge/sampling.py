@@ -52,7 +52,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in _NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            if isinstance(value, bool) or not _is_float32(value):
                 raise EdgeError(f"{name} must be a finite number, got {value!r}.")
         for name in ("top_k", "penalty_window", "seed", "logprobs"):
             value = getattr(self, name)
@@ -71,14 +71,27 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise EdgeError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}.")
         for token, bias in self.logit_bias.items():
-            number = isinstance(bias, (int, float)) and not math.isnan(bias) and bias != math.inf
+            number = _is_float32(bias) or bias == -math.inf
             if isinstance(token, bool) or not isinstance(token, int) or token < 0 or not number:
                 raise EdgeError(f"logit_bias must map token ids to numbers, got {token!r}: {bias!r}.")
+            if token >= 2**31:
+                raise EdgeError(
+                    f"logit_bias has the token id {token}, but no vocabulary is that large: token ids are "
+                    "below 2147483648."
+                )
 
     @property
     def has_penalties(self) -> bool:
         """True if earlier tokens change the logits."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def _is_float32(value: object) -> bool:
+    """True for a number that stays finite as float32, the sampler's type."""
+    return isinstance(value, (int, float)) and abs(value) <= _FLOAT32_MAX
 
 
 _NUMBERS = tuple(f.name for f in fields(SamplingParams) if f.type == "float")

@@ -53,22 +53,26 @@ class Session:
         different = np.flatnonzero(new[:n] != self._tokens[:n])
         return int(different[0]) if different.size else n
 
+    def check_prompt(self, prompt: Tokens) -> None:
+        """Raise EdgeError for an empty prompt and ContextError for one that does not fit."""
+        if len(prompt) == 0:
+            raise EdgeError("The prompt is empty: give at least one word.")
+        if len(prompt) > self.context:
+            raise ContextError(
+                f"The prompt takes {len(prompt)} tokens and the context holds {self.context}: "
+                "shorten it or open the model with a longer context."
+            )
+
     def prefill(
         self, prompt: Tokens, cancelled: Callable[[], bool] = lambda: False
     ) -> npt.NDArray[np.float32] | None:
         """Make `prompt` the content of the cache, computing only what it does not share with the present one.
 
         Returns the logits of the last token, float32 [vocab_size]; None if `cancelled` said so between two
-        chunks (the cache then holds the part that was done). Raises ContextError if it does not fit.
+        chunks (the cache then holds the part that was done). Raises as `check_prompt` does.
         """
         new = np.asarray(prompt, np.int32)
-        if new.size == 0:
-            raise EdgeError("The prompt is empty: give at least one token.")
-        if len(new) > self.context:
-            raise ContextError(
-                f"The prompt takes {len(new)} tokens and the context holds {self.context}: "
-                "shorten it or open the model with a longer context."
-            )
+        self.check_prompt(new)
         # The last token is always run again: its logits are what the caller came for.
         reused = min(self.shared_prefix(new), len(new) - 1)
         self.truncate(reused)

@@ -19,7 +19,7 @@ from time import perf_counter
 
 import numpy as np
 
-from edge.executors.native import NativeExecutor, ThreadPool
+from edge.executors.native import NativeExecutor, ScratchBuffer, ThreadPool
 from edge.native import library as native
 from edge.resolve import open_model
 from edge.sampling import Sampler, SamplingParams
@@ -85,7 +85,9 @@ def linear(
     )
     x = np.random.default_rng(0).standard_normal((n, COLUMNS)).astype(np.float32)
     y = np.empty((n, rows), np.float32)
-    arguments = (ctypes.byref(pool.parallel), tier.encode(), ctypes.byref(matrix), native.ACTIVATIONS["int8"])
+    buffer = ScratchBuffer()
+    place = (ctypes.byref(pool.parallel), ctypes.byref(buffer.scratch), tier.encode())
+    arguments = (*place, ctypes.byref(matrix), native.ACTIVATIONS["int8"])
     call = native.library().edge_linear
     call(*arguments, x.ctypes.data, n, y.ctypes.data)
     return seconds(lambda: native.check(call(*arguments, x.ctypes.data, n, y.ctypes.data))), size

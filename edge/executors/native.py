@@ -37,6 +37,7 @@ _ROLES = {
     "mlp.up_proj.weight": 10,
     "mlp.down_proj.weight": 11,
 }
+_ALIGNMENT = 64
 _LAYER_PREFIX = "model.layers."
 
 
@@ -53,6 +54,20 @@ class ThreadPool:
     def threads(self) -> int:
         """Number of threads that work, the caller's included."""
         return int(self.parallel.workers)
+
+
+class ScratchBuffer:
+    """Scratch memory for single operators, grown as they ask; one call at a time."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, np.uint8)
+        self.scratch = native.Scratch(None, type(native.Scratch().allocate)(self._allocate))
+
+    def _allocate(self, _context: int | None, size: int) -> int:
+        if self._memory.nbytes < size + _ALIGNMENT:
+            self._memory = np.empty(size + _ALIGNMENT, np.uint8)
+        address = int(self._memory.ctypes.data)
+        return address + -address % _ALIGNMENT
 
 
 class NativeCache:

@@ -39,6 +39,12 @@ class Parallel(ctypes.Structure):
     )
 
 
+class Scratch(ctypes.Structure):
+    """edge_scratch"""
+
+    _fields_ = (("context", c_void_p), ("allocate", ctypes.CFUNCTYPE(c_void_p, c_void_p, c_uint64)))
+
+
 class Matrix(ctypes.Structure):
     """edge_matrix"""
 
@@ -154,10 +160,19 @@ _FUNCTIONS = {
     "edge_region_destroy": (None, (c_void_p, c_uint64)),
     "edge_linear": (
         _STATUS,
-        (POINTER(Parallel), c_char_p, POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
+        (
+            *(POINTER(Parallel), POINTER(Scratch), c_char_p),
+            *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
+        ),
     ),
     "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
-    "edge_rms_norm": (_STATUS, (c_char_p, c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p)),
+    "edge_rms_norm": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), POINTER(Scratch), c_char_p),
+            *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
+        ),
+    ),
     "edge_model_create": (
         _STATUS,
         (POINTER(Config), POINTER(Weight), c_int64, POINTER(Parallel), c_char_p, POINTER(c_void_p)),

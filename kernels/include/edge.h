@@ -48,6 +48,13 @@ typedef struct {
     void (*run)(void *context, int64_t count, int64_t grain, edge_task task, void *argument);
 } edge_parallel;
 
+/* Scratch memory of the caller: `allocate` returns `bytes` bytes aligned to 64 that last until the operator returns,
+ * or NULL. An operator calls it once, before it starts to work. */
+typedef struct {
+    void *context;
+    void *(*allocate)(void *context, uint64_t bytes);
+} edge_scratch;
+
 /* Our own persistent threads. threads = 0: the performance cores within the cgroup quota. */
 typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
@@ -69,8 +76,8 @@ typedef struct {
 } edge_roofline;
 
 /* Reads `memory` once (give it far more than the caches hold) and runs register-only loops; takes some 50 ms. */
-EDGE_API edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tier, const void *memory,
-                                           uint64_t bytes, edge_roofline *out);
+EDGE_API edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tier,
+                                           const void *memory, uint64_t bytes, edge_roofline *out);
 
 /* ---- Weights -------------------------------------------------------------------------------------- */
 
@@ -99,14 +106,16 @@ EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
 /* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
 
 /* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */
-EDGE_API edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w,
-                                 int32_t activations, const float *x, int64_t n, float *y);
+EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
+                                 const edge_matrix *w, int32_t activations, const float *x, int64_t n,
+                                 float *y);
 
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
 
 /* out[n][size] = x / rms(x) * weight * scale */
-EDGE_API edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps,
+EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scratch,
+                                   const char *tier, const float *x, const float *weight, float eps,
                                    float scale, int64_t n, int64_t size, float *out);
 
 /* ---- The decoder ---------------------------------------------------------------------------------- */

@@ -1,4 +1,5 @@
 // The C border: checks every argument and lets no exception out.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <exception>
@@ -74,6 +75,19 @@ edge_status check_config(const edge_config &c) {
     return EDGE_OK;
 }
 
+constexpr int64_t max_tokens = 1 << 24, max_columns = 1 << 30;  // far from overflow in sizes
+
+edge_status take_scratch(const edge_scratch *scratch, uint64_t bytes, uint8_t **memory) {
+    if (!scratch || !scratch->allocate)
+        return fail(EDGE_INVALID, "The operator needs scratch memory, got none.");
+    *memory = static_cast<uint8_t *>(scratch->allocate(scratch->context, bytes > 0 ? bytes : 1));
+    if (*memory == nullptr) {
+        return fail(EDGE_NO_MEMORY, "The caller has no %llu bytes of scratch memory.",
+                    (unsigned long long)bytes);
+    }
+    return EDGE_OK;
+}
+
 bool parallel_is_usable(const edge_parallel *parallel) {
     return parallel != nullptr && parallel->workers >= 1 &&
            (parallel->workers == 1 || parallel->run != nullptr);
@@ -85,11 +99,11 @@ int32_t edge_abi_version(void) { return EDGE_ABI_VERSION; }
 
 // ---- Operators --------------------------------------------------------------------------------------
 
-edge_status edge_linear(const edge_parallel *parallel, const char *tier, const edge_matrix *w,
-                        int32_t activations, const float *x, int64_t n, float *y) {
+edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
+                        const edge_matrix *w, int32_t activations, const float *x, int64_t n, float *y) {
     return guarded([&]() -> edge_status {
-        if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0) {
-            return fail(EDGE_INVALID, "edge_linear: an argument is missing.");
+        if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0 || n > max_tokens) {
+            return fail(EDGE_INVALID, "edge_linear: an argument is missing or out of range.");
         }
         if (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32) {
             return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
@@ -99,13 +113,23 @@ edge_status edge_linear(const edge_parallel *parallel, const char *tier, const e
         Matrix matrix;
         if (const edge_status status = edge::check_matrix(*w, "The matrix", &matrix)) return status;
         if (matrix.kind == EDGE_F32) return fail(EDGE_INVALID, "Matrices can't be float32; use float16.");
-        std::vector<float> padded(size_t(n * matrix.padded));
         edge::LinearInput input{edge_activations(activations)};
         input.plan(*kernels, matrix, n);
-        input.prepare(*parallel, *kernels, padded.data(), matrix.padded, n, {&matrix}, [&](int64_t token) {
-            std::memcpy(&padded[size_t(token * matrix.padded)], x + token * matrix.columns,
-                        size_t(matrix.columns) * sizeof(float));
-        });
+        // Rows that are no multiple of 32 columns long are copied, padded with zeros.
+        const int64_t copied =
+            matrix.columns == matrix.padded ? 0 : n * matrix.padded * int64_t(sizeof(float));
+        uint8_t *memory;
+        if (const edge_status status = take_scratch(scratch, input.bytes() + uint64_t(copied), &memory))
+            return status;
+        input.place(memory);
+        float *rows = reinterpret_cast<float *>(memory + input.bytes());
+        const auto copy_row = [&](int64_t token) {
+            if (copied == 0) return;
+            float *row = rows + token * matrix.padded;
+            std::memcpy(row, x + token * matrix.columns, size_t(matrix.columns) * sizeof(float));
+            std::fill(row + matrix.columns, row + matrix.padded, 0.0f);
+        };
+        input.prepare(*parallel, *kernels, copied ? rows : x, matrix.padded, n, {&matrix}, copy_row);
         const edge::LinearJob job{&matrix, y, matrix.rows};
         run_linear(*parallel, *kernels, input, n, &job, 1);
         return EDGE_OK;
@@ -124,21 +148,33 @@ edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
     });
 }
 
-edge_status edge_rms_norm(const char *tier, const float *x, const float *weight, float eps, float scale,
-                          int64_t n, int64_t size, float *out) {
+edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
+                          const float *x, const float *weight, float eps, float scale, int64_t n,
+                          int64_t size, float *out) {
     return guarded([&]() -> edge_status {
-        if (!x || !weight || !out || n <= 0 || size <= 0)
-            return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing.");
+        if (!parallel_is_usable(parallel) || !x || !weight || !out || n <= 0 || size <= 0 ||
+            size > max_columns) {
+            return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing or out of range.");
+        }
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
-        const int64_t padded = edge::round_up(size, 16);
-        std::vector<float> row(padded, 0.0f), weights(row), result(row);
-        std::memcpy(weights.data(), weight, size_t(size) * sizeof(float));
-        for (int64_t i = 0; i < n; ++i) {
-            std::memcpy(row.data(), x + i * size, size_t(size) * sizeof(float));
-            kernels->rms_norm(row.data(), weights.data(), eps, scale, size, padded, result.data());
-            std::memcpy(out + i * size, result.data(), size_t(size) * sizeof(float));
-        }
+        // Kernels work on whole vectors: one padded weight, and a padded row in and out for each thread.
+        const int64_t padded = edge::round_up(size, 16), buffers = 1 + 2 * int64_t(parallel->workers);
+        uint8_t *memory;
+        const uint64_t bytes = uint64_t(buffers * padded) * sizeof(float);
+        if (const edge_status status = take_scratch(scratch, bytes, &memory)) return status;
+        float *weights = reinterpret_cast<float *>(memory);
+        std::fill(weights, weights + buffers * padded, 0.0f);
+        std::memcpy(weights, weight, size_t(size) * sizeof(float));
+        constexpr int64_t rows_per_piece = 8;
+        edge::parallel_for(*parallel, n, rows_per_piece, [&](int64_t begin, int64_t end, int32_t worker) {
+            float *row = weights + (1 + 2 * worker) * padded, *result = row + padded;
+            for (int64_t i = begin; i < end; ++i) {
+                std::memcpy(row, x + i * size, size_t(size) * sizeof(float));
+                kernels->rms_norm(row, weights, eps, scale, size, padded, result);
+                std::memcpy(out + i * size, result, size_t(size) * sizeof(float));
+            }
+        });
         return EDGE_OK;
     });
 }

@@ -140,6 +140,8 @@ void edge_model::allocate() {
         }
     }
     input.plan(kernels, head(), n);
+    input_memory.reset(input.bytes());
+    input.place(input_memory.data());
     hidden.resize(size_t(n * shape.hidden_stride));
     normed.resize(size_t(n * shape.hidden_stride));
     queries.resize(size_t(n * shape.query_stride));

@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "aligned.h"
 #include "attention.h"
 #include "cache.h"
 #include "kernels.h"
@@ -60,6 +61,7 @@ struct edge_model {
     edge::Norm final_norm;
     std::vector<edge::Layer> layers;
     edge::LinearInput input;
+    edge::AlignedMemory input_memory;
     edge::Attention attention;
 
     // The workspace, one row per token of a batch; columns beyond the real ones stay zero.

@@ -6,6 +6,7 @@
 namespace edge {
 namespace {
 
+constexpr int64_t alignment = 64;
 constexpr int most_tokens = 8;             // upper bound of Kernels::max_tokens
 constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
@@ -43,7 +44,8 @@ bool LinearInput::needs_form(const Matrix &matrix) const {
 }
 
 const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix &matrix) const {
-    for (const Form &form : forms_) {
+    for (int i = 0; i < form_count_; ++i) {
+        const Form &form = forms_[i];
         if (form.block == matrix.block && form.zero_code == zero_code(kernels, matrix)) return &form;
     }
     return nullptr;
@@ -51,31 +53,48 @@ const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix 
 
 void LinearInput::plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens) {
     if (!needs_form(matrix)) return;
-    if (find(kernels, matrix) == nullptr) {
-        forms_.emplace_back();
-        forms_.back().block = matrix.block;
-        forms_.back().zero_code = zero_code(kernels, matrix);
+    Form *form = const_cast<Form *>(find(kernels, matrix));
+    if (form == nullptr) {
+        form = &forms_[form_count_++];
+        form->block = matrix.block;
+        form->zero_code = zero_code(kernels, matrix);
     }
-    Form &form = const_cast<Form &>(*find(kernels, matrix));
-    const auto grow = [](auto &buffer, int64_t size) {
-        if (buffer.size() < size_t(size)) buffer.resize(size_t(size));
+    const int64_t entries = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
+    form->code_count = std::max(form->code_count, tokens * matrix.padded);
+    form->entry_count = std::max(form->entry_count, entries);
+}
+
+uint64_t LinearInput::bytes() const {
+    int64_t total = 0;
+    for (int i = 0; i < form_count_; ++i) {
+        total +=
+            round_up(forms_[i].code_count, alignment) + 3 * round_up(4 * forms_[i].entry_count, alignment);
+    }
+    return uint64_t(total);
+}
+
+void LinearInput::place(uint8_t *memory) {
+    const auto take = [&memory](int64_t bytes) {
+        uint8_t *taken = memory;
+        memory += round_up(bytes, alignment);
+        return taken;
     };
-    const int64_t all_blocks = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
-    grow(form.sums, all_blocks);
-    if (mode_ == EDGE_ACTIVATIONS_INT8) {
-        grow(form.codes, tokens * matrix.padded);
-        grow(form.scales, all_blocks);
-        grow(form.corrections, all_blocks);
+    for (int i = 0; i < form_count_; ++i) {
+        Form &form = forms_[i];
+        form.codes = reinterpret_cast<int8_t *>(take(form.code_count));
+        form.scales = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.sums = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.corrections = reinterpret_cast<int32_t *>(take(4 * form.entry_count));
     }
 }
 
 void LinearInput::select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
-                         const std::vector<const Matrix *> &matrices) {
+                         std::initializer_list<const Matrix *> matrices) {
     values_ = values;
     stride_ = stride;
-    columns_ = matrices.front()->padded;
+    columns_ = (*matrices.begin())->padded;
     tokens_ = n;
-    for (Form &form : forms_) form.active = false;
+    for (int i = 0; i < form_count_; ++i) forms_[i].active = false;
     for (const Matrix *matrix : matrices) {
         if (needs_form(*matrix)) const_cast<Form *>(find(kernels, *matrix))->active = true;
     }
@@ -84,7 +103,8 @@ void LinearInput::select(const Kernels &kernels, const float *values, int64_t st
 void LinearInput::convert(const Kernels &kernels, int64_t token) {
     const float *row = values_ + token * stride_;
     const int64_t batch = token / kernels.max_tokens * kernels.max_tokens, lane = token - batch;
-    for (Form &form : forms_) {
+    for (int i = 0; i < form_count_; ++i) {
+        const Form &form = forms_[i];
         if (!form.active) continue;
         if (mode_ == EDGE_ACTIVATIONS_INT8) {
             const int64_t at = batch * blocks(form) + lane;
@@ -105,22 +125,14 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     if (!needs_form(matrix)) return a;
     const Form &form = *find(kernels, matrix);
     a.blocks = blocks(form);
-    a.sums = form.sums.data();
+    a.sums = form.sums;
     if (mode_ == EDGE_ACTIVATIONS_INT8) {
         a.stride = columns_;
-        a.codes = form.codes.data();
-        a.scales = form.scales.data();
-        a.corrections = form.corrections.data();
+        a.codes = form.codes;
+        a.scales = form.scales;
+        a.corrections = form.corrections;
     }
     return a;
-}
-
-uint64_t LinearInput::bytes() const {
-    uint64_t total = 0;
-    for (const Form &form : forms_) {
-        total += form.codes.size() + 4 * (form.scales.size() + form.sums.size() + form.corrections.size());
-    }
-    return total;
 }
 
 void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <initializer_list>
 
 #include "kernels.h"
 #include "pool.h"
@@ -16,14 +16,18 @@ class LinearInput {
    public:
     explicit LinearInput(edge_activations mode) : mode_(mode) {}
 
-    // Reserves room for `tokens` inputs of `matrix`; call for every matrix before the first prepare().
+    // Plans room for `tokens` inputs of `matrix`; call for every matrix, then place().
     void plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens);
+
+    // Memory that the plan takes, and where it lies: `bytes()` bytes, aligned to 64.
+    uint64_t bytes() const;
+    void place(uint8_t *memory);
 
     // Takes n rows of `values` as the input of `matrices`. `values` is zero beyond the columns up to `stride`, a
     // multiple of 32. `before(token)` runs first on the thread that prepares the token's row.
     template <class Before>
     void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
-                 int64_t n, const std::vector<const Matrix *> &matrices, const Before &before) {
+                 int64_t n, std::initializer_list<const Matrix *> matrices, const Before &before) {
         select(kernels, values, stride, n, matrices);
         constexpr int64_t tokens_per_piece = 4;
         parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
@@ -37,30 +41,31 @@ class LinearInput {
     // The prepared input in the form that `matrix` wants.
     Activations form(const Kernels &kernels, const Matrix &matrix) const;
 
-    uint64_t bytes() const;
-
    private:
     // One way to quantize: it depends on a matrix's block and on the code that means zero in it.
     struct Form {
-        int64_t block;
-        int32_t zero_code;
+        int64_t block = 0;
+        int32_t zero_code = 0;
         bool active = false;
-        std::vector<int8_t> codes;
-        std::vector<float> scales, sums;
-        std::vector<int32_t> corrections;
+        int64_t code_count = 0, entry_count = 0;  // planned
+        int8_t *codes = nullptr;
+        float *scales = nullptr, *sums = nullptr;
+        int32_t *corrections = nullptr;
     };
+    static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes
 
     int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
     bool needs_form(const Matrix &matrix) const;
     const Form *find(const Kernels &kernels, const Matrix &matrix) const;
     void select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
-                const std::vector<const Matrix *> &matrices);
+                std::initializer_list<const Matrix *> matrices);
     void convert(const Kernels &kernels, int64_t token);
 
     const edge_activations mode_;
     const float *values_ = nullptr;
     int64_t stride_ = 0, columns_ = 0, tokens_ = 0;
-    std::vector<Form> forms_;
+    Form forms_[most_forms];
+    int form_count_ = 0;
 };
 
 // out[n][rows] = input x matrix^T, or out += scale * that.

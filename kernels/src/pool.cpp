@@ -58,19 +58,18 @@ constexpr int64_t max_pieces = 1 << 30;
 
 struct edge_pool {
     explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)) {
-        for (int32_t worker = 1; worker < threads; ++worker) {
-            helpers.emplace_back([this, worker] { help(worker); });
+        try {
+            helpers.reserve(size_t(threads));
+            for (int32_t worker = 1; worker < threads; ++worker) {
+                helpers.emplace_back([this, worker] { help(worker); });
+            }
+        } catch (...) {  // the system has no more threads: a running one must not be destroyed
+            stop();
+            throw;
         }
     }
 
-    ~edge_pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex);
-            stopping.store(true);
-        }
-        wake.notify_all();
-        for (std::thread &helper : helpers) helper.join();
-    }
+    ~edge_pool() { stop(); }
 
     void run(int64_t count, int64_t grain, edge_task task, void *argument) {
         grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
@@ -97,6 +96,15 @@ struct edge_pool {
     const int32_t workers;
 
    private:
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stopping.store(true);
+        }
+        wake.notify_all();
+        for (std::thread &helper : helpers) helper.join();
+    }
+
     struct Region {
         int64_t count, grain;
         edge_task task;

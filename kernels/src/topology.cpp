@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 #include <string>
@@ -49,15 +50,35 @@ long cpu_speed(int cpu) {
     return 0;
 }
 
-// The quota of cgroup v2 or v1 in CPUs, rounded up; 0 if there is none.
-int cgroup_quota() {
+// CPUs that one cgroup folder allows (v2 or v1), rounded up; 0 if it sets no limit.
+int folder_quota(const std::string &folder) {
     long quota = 0, period = 0;
-    const std::string v2 = first_line("/sys/fs/cgroup/cpu.max");
-    if (std::sscanf(v2.c_str(), "%ld %ld", &quota, &period) != 2) {
-        quota = std::strtol(first_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").c_str(), nullptr, 10);
-        period = std::strtol(first_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str(), nullptr, 10);
+    if (std::sscanf(first_line(folder + "/cpu.max").c_str(), "%ld %ld", &quota, &period) != 2) {
+        quota = std::strtol(first_line(folder + "/cpu.cfs_quota_us").c_str(), nullptr, 10);
+        period = std::strtol(first_line(folder + "/cpu.cfs_period_us").c_str(), nullptr, 10);
     }
     return quota > 0 && period > 0 ? int((quota + period - 1) / period) : 0;
+}
+
+// The smallest quota of this process's cgroup and those above it; 0 if there is none.
+int cgroup_quota() {
+    std::ifstream memberships("/proc/self/cgroup");  // lines of hierarchy:controllers:path
+    int smallest = 0;
+    for (std::string line; std::getline(memberships, line);) {
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (second == std::string::npos) continue;
+        const std::string controllers = line.substr(first + 1, second - first - 1);
+        if (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+        const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+        std::string path = line.substr(second + 1);
+        for (;;) {
+            const int quota = folder_quota(root + path);
+            if (quota > 0 && (smallest == 0 || quota < smallest)) smallest = quota;
+            if (path.empty() || path == "/") break;
+            path.resize(path.rfind('/'));
+        }
+    }
+    return smallest;
 }
 
 int performance_cores() {

@@ -162,7 +162,19 @@ def test_the_memory_plan(smollm2):
     check_memory(plan, plan.total)
     with pytest.raises(ContextError, match="choose a shorter context"):
         check_memory(plan, plan.total - 1)
+    mapped = replace(plan, mapped_weights=True)
+    check_memory(mapped, plan.total - plan.weights)
+    with pytest.raises(ContextError, match=r"\(mapped\)"):
+        check_memory(mapped, plan.total - plan.weights - 1)
     assert "0.00" in str(MemoryPlan(1, 1, 1, 1))
+
+
+def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
+    options = {"max_new_tokens": 8, **GREEDY}
+    with load(smollm2_gguf, context=256, mmap=True) as model:
+        assert model.memory_plan.mapped_weights and not smollm2.memory_plan.mapped_weights
+        found = model.complete("The capital of France is", **options)
+    assert found.tokens == smollm2.complete("The capital of France is", **options).tokens
 
 
 def test_available_memory_is_known_here():

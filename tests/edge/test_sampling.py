@@ -295,6 +295,11 @@ def test_ids_outside_the_vocabulary_are_refused():
         ({"logit_bias": {-1: 1.0}}, "logit_bias"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {2**31: 1.0}}, "token id 2147483648"),
+        ({"logit_bias": {1: 10**400}}, "logit_bias"),
+        ({"logit_bias": {1: 1e39}}, "logit_bias"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"frequency_penalty": 1e39}, "frequency_penalty"),
     ],
 )
 def test_bad_parameters_are_named(settings, word):

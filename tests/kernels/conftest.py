@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from edge import packing
-from edge.executors.native import ThreadPool
+from edge.executors.native import ScratchBuffer, ThreadPool
 from edge.native import library as native
 from edge.scheme import QuantizedMatrix, QuantScheme
 
@@ -22,6 +22,11 @@ class Operators:
 
     def __init__(self) -> None:
         self.pool = ThreadPool(2)
+        self.buffer = ScratchBuffer()
+
+    def place(self, tier: str) -> tuple[object, ...]:
+        """The arguments that say where an operator runs."""
+        return ctypes.byref(self.pool.parallel), ctypes.byref(self.buffer.scratch), tier.encode()
 
     @staticmethod
     def matrix(data: npt.NDArray[np.uint8], scheme: QuantScheme, rows: int, columns: int) -> native.Matrix:
@@ -39,8 +44,7 @@ class Operators:
         x = np.ascontiguousarray(x, np.float32)
         y = np.full((len(x), matrix.rows), np.nan, np.float32)
         status = native.library().edge_linear(
-            ctypes.byref(self.pool.parallel),
-            tier.encode(),
+            *self.place(tier),
             ctypes.byref(matrix),
             native.ACTIVATIONS[activations],
             x.ctypes.data,
@@ -56,11 +60,10 @@ class Operators:
         native.check(native.library().edge_dequantize_row(ctypes.byref(matrix), row, out.ctypes.data))
         return out
 
-    @staticmethod
-    def rms_norm(x: FloatArray, weight: FloatArray, eps: float, scale: float, tier: str) -> FloatArray:
+    def rms_norm(self, x: FloatArray, weight: FloatArray, eps: float, scale: float, tier: str) -> FloatArray:
         out = np.full_like(x, np.nan)
         status = native.library().edge_rms_norm(
-            tier.encode(), x.ctypes.data, weight.ctypes.data, eps, scale, *x.shape, out.ctypes.data
+            *self.place(tier), x.ctypes.data, weight.ctypes.data, eps, scale, *x.shape, out.ctypes.data
         )
         native.check(status)
         return out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -75,3 +78,21 @@ def test_impossible_thread_counts(threads):
 def test_default_threads():
     assert native.default_threads() >= 1
     assert ThreadPool().threads == native.default_threads()
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its shadow memory exceeds the limit")
+def test_too_few_threads_in_the_system_is_an_error_and_no_abort():
+    program = (
+        "import resource\n"
+        "from edge.errors import NativeError\n"
+        "from edge.executors.native import ThreadPool\n"
+        "ThreadPool(2)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"  # stacks of 8 MB each
+        "try:\n"
+        "    ThreadPool(1000)\n"
+        "except NativeError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("Threads could not be started")
