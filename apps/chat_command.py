@@ -55,7 +55,7 @@ def chat(
     """Chat with a model. In a pipe every line of stdin is a message."""
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json and interactive:
-        raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="--json")
+        raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="'--json'")
     settings = sampling.settings()  # a wrong flag fails before the model is loaded
     message = None if prompt is None else _message(prompt)
 
@@ -137,6 +137,6 @@ def _interact(loop: ChatLoop, model: LoadedModel) -> None:
                         return
             except EdgeError as error:
                 say(str(error))
-            except KeyboardInterrupt:  # before or after an answer: during one it is only cancelled
-                console.print("(stopped: interrupted)", style="dim")
+            except KeyboardInterrupt:  # not during an answer: that is cancelled
+                console.print("(stopped: cancelled)", style="dim")
             console.print()

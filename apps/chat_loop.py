@@ -44,7 +44,7 @@ class ChatLoop:
         system: str | None = None,
         thinking: bool | None = None,
     ) -> None:
-        """system, thinking: what the flags say, which is stronger than a loaded conversation; None: nothing."""
+        """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing."""
         self._model = model
         self._chat = chat
         self._view = view

@@ -23,9 +23,9 @@ def cancel_on_interrupt(stream: Stream) -> Iterator[None]:
 
 
 class Interrupts:
-    """While this lasts, Ctrl-C raises KeyboardInterrupt inside `armed` blocks, once in each, and else nowhere.
+    """While this lasts, Ctrl-C raises KeyboardInterrupt in `armed` blocks only, and once in each.
 
-    So an impatient second Ctrl-C cannot hit the code that handles the first one.
+    So a second, impatient Ctrl-C cannot hit the code that handles the first one.
     """
 
     def __init__(self) -> None:

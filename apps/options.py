@@ -223,7 +223,7 @@ class SamplingOptions:
                 merge_settings(flags={name: given[name]})
             except EdgeError as error:
                 flag = "--" + field.name.replace("_", "-")
-                raise typer.BadParameter(str(error), param_hint=flag) from None
+                raise typer.BadParameter(str(error), param_hint=f"'{flag}'") from None
         return given
 
 
@@ -284,6 +284,6 @@ def _logit_bias(given: list[str]) -> dict[int, float]:
             bias[int(token)] = float(value)
         except ValueError:
             raise typer.BadParameter(
-                f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="--logit-bias"
+                f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="'--logit-bias'"
             ) from None
     return bias

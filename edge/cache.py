@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from edge.bundle.manifest import MANIFEST, VERSION
 from edge.bundle.reader import Bundle
+from edge.bundle.stamps import remove_stamp
 from edge.errors import BundleError, EdgeError
 from edge.paths import cache_folder
 
@@ -123,6 +125,7 @@ def remove_cached(name: str | None = None) -> list[CacheEntry]:
         with _lock(_key_name(entry.path), wait=False) as free:
             if free:
                 _remove(entry.path)
+                remove_stamp(entry.path)
                 removed.append(entry)
     if name is not None and not removed:
         raise EdgeError(f"'{name}' is being converted by another process; try again when that has ended.")
@@ -179,19 +182,44 @@ def _key_name(folder: Path) -> str:
 
 @contextmanager
 def _lock(name: str, wait: bool = True) -> Iterator[bool]:
-    """Hold the exclusive lock of one cache entry; without wait, yields False if another process has it."""
+    """Hold the exclusive lock of one cache entry; without wait, yields False if another process has it.
+
+    Whoever held a lock removes its file, so one that waited may get hold of a file which is no longer there:
+    it then starts again.
+    """
     path = cache_folder() / "locks" / f"{name}.lock"
+    while True:
+        with _open_lock(path) as file:  # closing it, or the end of the process, frees the lock
+            held = _lock_file(file, wait)
+            if held and not _is_at(path, file):
+                continue
+            try:
+                yield held
+            finally:
+                if held:
+                    with suppress(OSError):  # Windows does not remove open files; there the empty one stays
+                        path.unlink()
+            return
+
+
+def _open_lock(path: Path) -> IO[bytes]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _models().mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
+        return path.open("a+b")
     except OSError as error:
         raise EdgeError(
             f"Cannot use the cache folder '{cache_folder()}' ({error.strerror or error}); "
             "set EDGE_CACHE to a folder that you may write to."
         ) from None
-    with file:
-        yield _lock_file(file, wait)  # closing the file, or the end of the process, frees the lock
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 if sys.platform == "win32":

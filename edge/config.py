@@ -19,6 +19,10 @@ RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope"]
 KVType = Literal["float16", "float32"]
 
 _LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
 
 
@@ -54,6 +58,9 @@ class RopeConfig:
         for name in ("original_max_position_embeddings", "attention_factor"):
             if getattr(self, name) is not None:
                 _positive(self, name)
+        for name in ("theta", "original_max_position_embeddings"):
+            if getattr(self, name) is not None and getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
         if self.type in ("yarn", "longrope") and self.original_max_position_embeddings is None:
             raise ConfigError(f"rope_type {self.type} needs the field 'original_max_position_embeddings'.")
         if self.type == "longrope":
@@ -113,10 +120,8 @@ class ModelConfig:
     num_experts_per_tok: int = 0
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
-        )
-        _positive(self, "num_key_value_heads", "head_dim", "rms_norm_eps", "max_position_embeddings")
+        _positive(self, *_SIZES, whole=True)
+        _positive(self, "rms_norm_eps")
         for name in ("scale_emb", "scale_depth", "dim_model_base"):
             if getattr(self, name) is not None:
                 _positive(self, name)
@@ -182,7 +187,13 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Read the contents of a Hugging Face `config.json`; ConfigError names what is wrong."""
+        """Read the contents of a Hugging Face `config.json`; ConfigError names what is wrong.
+
+        Fields that may be absent have the defaults of transformers' LlamaConfig and of MiniCPM's own:
+        rope_theta 10000, num_key_value_heads = num_attention_heads, head_dim = hidden_size /
+        num_attention_heads; tie_word_embeddings is true for MiniCPM and false for Llama (a
+        checkpoint that has a head of its own is not tied).
+        """
         from edge.config_sources import config_from_hf
 
         return config_from_hf(data)
@@ -254,12 +265,13 @@ class ModelConfig:
         return replace(self, rope=rope, max_position_embeddings=max_positions)
 
 
-def _positive(instance: Any, *names: str) -> None:
+def _positive(instance: Any, *names: str, whole: bool = False) -> None:
+    kinds, wanted = (int, "whole number") if whole else ((int, float), "number")
     for name in names:
         value = getattr(instance, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
         if not number or not 0 < value <= _LARGEST:
-            raise ConfigError(f"{name} must be a positive number, not {value!r}.")
+            raise ConfigError(f"{name} must be a positive {wanted}, not {value!r}.")
 
 
 def _exact_fields(cls: type, data: Any, where: str) -> dict[str, Any]:

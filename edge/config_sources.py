@@ -7,6 +7,7 @@ not known here (biases, another activation, sliding windows, lightning attention
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -69,7 +70,7 @@ class _Fields:
         value = self._required(name, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
             raise self._wrong(name, "an integer", value)
         return value
 
@@ -78,7 +79,7 @@ class _Fields:
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._required(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise self._wrong(name, "a number", value)
         return float(value)
 
@@ -98,12 +99,16 @@ class _Fields:
         return value
 
     def numbers(self, name: str) -> tuple[float, ...]:
-        values = [] if self.get(name) is None else self.get(name)
-        if not isinstance(values, (list, tuple)) or not all(
-            isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
-        ):
+        values = self._list(name, "a list of numbers")
+        if not all(_is_number(value) for value in values):
             raise self._wrong(name, "a list of numbers", values)
         return tuple(float(value) for value in values)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        values = self._list(name, "a list of texts")
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(name, "a list of texts", values)
+        return values
 
     def ids(self, name: str) -> tuple[int, ...]:
         """A token id or a list of them."""
@@ -112,6 +117,12 @@ class _Fields:
         if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
             raise self._wrong(name, "a token id or a list of them", value)
         return _unique(values)
+
+    def _list(self, name: str, wanted: str) -> tuple[Any, ...]:
+        values = self.get(name)
+        if values is not None and not isinstance(values, (list, tuple)):
+            raise self._wrong(name, wanted, values)
+        return tuple(values or ())
 
     def _required(self, name: str, default: Any) -> Any:
         value = self.get(name)
@@ -133,9 +144,10 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     """See `ModelConfig.from_hf`."""
     source = _Fields(data, "config.json")
     model_type = source.text("model_type")
-    architectures = data.get("architectures") or [_ARCHITECTURES.get(model_type)]
-    if model_type not in _ARCHITECTURES or _ARCHITECTURES[model_type] not in architectures:
-        name = architectures[0] if architectures[0] and model_type in _ARCHITECTURES else model_type
+    supported = _ARCHITECTURES.get(model_type)
+    architectures = source.texts("architectures") or (supported,)
+    if supported is None or supported not in architectures:
+        name = model_type if supported is None else architectures[0]
         raise ConfigError(
             f"The architecture '{name}' (fields 'model_type' and 'architectures') is not supported; "
             f"supported are {' and '.join(_ARCHITECTURES.values())}."
@@ -144,13 +156,11 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         value = data.get(name)
         if value is not None and value not in neutral:
             raise ConfigError(f"The field '{name}' of config.json is {value!r}, which is not supported.")
-    if any(kind != "full_attention" for kind in data.get("layer_types") or ()):
+    if any(kind != "full_attention" for kind in source.texts("layer_types")):
         raise ConfigError("The field 'layer_types' of config.json has other layers than 'full_attention'.")
 
     hidden_size = source.integer("hidden_size")
     heads = source.integer("num_attention_heads")
-    if heads <= 0:
-        raise ConfigError(f"num_attention_heads must be a positive number, not {heads}.")
     max_positions = source.integer("max_position_embeddings")
     scales = _mup_scales(source, ("scale_emb", "scale_depth", "dim_model_base"))
     pad = source.optional_integer("pad_token_id")
@@ -167,7 +177,6 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         rms_norm_eps=source.number("rms_norm_eps"),
         max_position_embeddings=max_positions,
         rope=_hf_rope(data, max_positions),
-        # transformers' MiniCPM ties by default and its Llama does not; old files leave the key out.
         tie_word_embeddings=source.boolean("tie_word_embeddings", model_type == "minicpm"),
         bos_token_id=source.optional_integer("bos_token_id"),
         eos_token_ids=source.ids("eos_token_id"),
@@ -199,6 +208,8 @@ def config_from_gguf(
     source = _Fields(metadata, "the GGUF metadata", f"{architecture}.")
     hidden_size = source.integer("embedding_length")
     layers = source.integer("block_count")
+    if layers <= 0:
+        raise ConfigError(f"{architecture}.block_count must be a positive number, not {layers}.")
     heads = _same_in_all_layers(source, "attention.head_count")
     head_dim = _head_dim(source.optional_integer("attention.key_length"), hidden_size, heads)
     for name in ("attention.value_length", "rope.dimension_count"):
@@ -207,18 +218,18 @@ def config_from_gguf(
                 f"The GGUF field '{architecture}.{name}' is {source.get(name)}, but only the head size "
                 f"({head_dim}) is supported there."
             )
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    special = _Fields(metadata, "the GGUF metadata", "tokenizer.ggml.")
+    tokens = special.texts("tokens")
     max_positions = source.integer("context_length")
     kv_heads = heads if source.get("attention.head_count_kv") is None else None
     experts = source.integer("expert_count", 0)
     embedding, residual, logit = _mup_scales(
         source, ("embedding_scale", "residual_scale", "logit_scale"), required=architecture == "minicpm"
     )
-    special = _Fields(metadata, "the GGUF metadata", "tokenizer.ggml.")
     stops = [special.optional_integer(f"{name}_token_id") for name in ("eos", "eot", "eom")]
     return ModelConfig(
         model_type=architecture,
-        vocab_size=source.integer("vocab_size", None if tokens is None else len(tokens)),
+        vocab_size=source.integer("vocab_size", len(tokens) or None),
         hidden_size=hidden_size,
         intermediate_size=_same_in_all_layers(source, "feed_forward_length"),
         num_hidden_layers=layers,
@@ -344,7 +355,7 @@ def _gguf_rope(
     if len(short_factor) or len(long_factor):
         kind = "longrope"  # some converters write the factor tensors and no type
     attention = source.optional_number("rope.scaling.attn_factor")
-    if kind == "yarn" and attention is not None:
+    if kind == "yarn" and attention is not None and factor > 0:
         attention *= 1 + 0.1 * math.log(factor)  # llama.cpp multiplies both
     entry |= {
         "rope_type": kind,
@@ -381,6 +392,8 @@ def _mup_scales(source: _Fields, names: Iterable[str], required: bool = False) -
 
 
 def _head_dim(value: int | None, hidden_size: int, heads: int) -> int:
+    if heads <= 0:
+        raise ConfigError(f"num_attention_heads must be a positive number, not {heads}.")
     if value is not None:
         return value
     if hidden_size % heads:
@@ -389,13 +402,18 @@ def _head_dim(value: int | None, hidden_size: int, heads: int) -> int:
 
 
 def _same_in_all_layers(source: _Fields, name: str) -> int:
-    value = source.get(name)
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise ConfigError(f"The GGUF field '{name}' differs between layers, which is not supported.")
-        value = value[0]
-        return int(value)
-    return source.integer(name)
+    if not isinstance(source.get(name), (list, tuple)):
+        return source.integer(name)
+    values = set(source.numbers(name))
+    if len(values) != 1:
+        raise ConfigError(f"The GGUF field '{name}' differs between layers, which is not supported.")
+    return int(values.pop())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number within the range of a float."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _unique(values: Iterable[int]) -> tuple[int, ...]:
@@ -404,9 +422,10 @@ def _unique(values: Iterable[int]) -> tuple[int, ...]:
 
 def _decimal(value: float) -> float:
     """The shortest decimal that a float32 stands for: 1e-05 rather than 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # infinity is refused by the field's name
+        return float(str(np.float32(value)))
 
 
 def _invert(scale: float, inverse: Any) -> float:
     """`inverse(scale)`, rounded to the figure that a person wrote (float32 storage lost the last digits)."""
-    return float(f"{inverse(scale):.6g}")
+    return float(f"{inverse(scale):.6g}") if scale > 0 else scale  # ModelConfig refuses it by its name

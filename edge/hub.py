@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from edge.checkpoints.huggingface import CONFIG, TOKENIZER_FILES
+from edge.checkpoints.huggingface import CONFIG, TOKENIZER_FILES, is_complete
 from edge.errors import CheckpointError
 
 _SMALL_FILES = (
@@ -45,23 +45,26 @@ def download(
 
     revision: a branch, tag or commit, by default the main branch. offline: use the cache alone (as does
     HF_HUB_OFFLINE=1). progress: let huggingface_hub draw its bars on stderr if that is a terminal. When the
-    hub cannot be reached, a complete earlier download serves. Raises CheckpointError with one sentence for a
-    model or revision that does not exist, a gated model, and no network.
+    hub cannot be reached, a complete earlier download serves, and for a full commit hash it is not even
+    asked. Raises CheckpointError with one sentence for a model or revision that does not exist, a gated
+    model, and no network.
     """
     from huggingface_hub import constants
 
+    folder, complete = _cached(repo, revision)
     if offline or constants.HF_HUB_OFFLINE:
-        folder = _cached(repo, revision)
-        if folder is None:
+        if folder is None or not complete:
+            state = "has not been downloaded yet" if folder is None else "was downloaded only in part"
             raise CheckpointError(
-                f"'{_label(repo, revision)}' has not been downloaded yet and offline mode is on; run once "
-                "without --offline (and without HF_HUB_OFFLINE)."
+                f"'{_label(repo, revision)}' {state} and offline mode is on; run once online (without "
+                "--offline and HF_HUB_OFFLINE)."
             )
         return folder
+    if folder is not None and complete and re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return folder
     with _bars(progress and sys.stderr.isatty()), _sentences(repo, revision) as attempt:
-        return _fetch(repo, revision)
-    folder = _cached(repo, revision)
-    if folder is None:
+        return _fetch(repo, revision, folder if complete else None)
+    if folder is None or not complete:
         raise CheckpointError(
             f"Cannot reach {constants.ENDPOINT} to download '{_label(repo, revision)}' ({attempt.reason}); "
             "check the network, or name a local folder or GGUF file instead."
@@ -69,10 +72,13 @@ def download(
     return folder
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def _fetch(repo: str, revision: str | None, known: Path | None) -> Path:
+    """Download what is missing; known: the folder of an earlier, complete download of this revision."""
     from huggingface_hub import HfApi, snapshot_download
 
     found = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+    if known is not None and known.name == found.sha:  # snapshots are named by their commit
+        return known
     files = [sibling.rfilename for sibling in found.siblings or ()]
     if CONFIG not in files:
         raise CheckpointError(f"'{repo}' on the hub has no {CONFIG}; it is not a Hugging Face checkpoint.")
@@ -86,21 +92,27 @@ def _fetch(repo: str, revision: str | None) -> Path:
     )
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """The folder of an earlier download, None if there is none or it was interrupted."""
+def _cached(repo: str, revision: str | None) -> tuple[Path | None, bool]:
+    """The folder of an earlier download, None if there is none, and whether all of it is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    folder: Path | None = None
     for patterns in _WEIGHTS:
         wanted = [*_SMALL_FILES, *patterns]
         try:
             path = snapshot_download(repo, revision=revision, allow_patterns=wanted, local_files_only=True)
-        except (LocalEntryNotFoundError, HFValidationError):
+        except HFValidationError:
+            continue
+        except LocalEntryNotFoundError as error:
+            # Newer versions compare a snapshot with the hub's list of files and name the incomplete one.
+            part = getattr(error, "snapshot_path", None)
+            folder = folder if part is None else Path(part)
             continue
         folder = Path(path)
-        if (folder / CONFIG).exists() and any(any(folder.glob(pattern)) for pattern in patterns):
-            return folder
-    return None
+        if is_complete(folder):
+            return folder, True
+    return folder, False
 
 
 class _Attempt:

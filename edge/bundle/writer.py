@@ -27,6 +27,7 @@ from edge.bundle.manifest import (
     Manifest,
     required_operators,
 )
+from edge.bundle.stamps import Stamps
 from edge.config import ModelConfig
 from edge.errors import BundleError
 from edge.safetensors_file import SafetensorsWriter
@@ -126,6 +127,10 @@ class BundleWriter:
         sync_folder(self._folder)
         self._folder.rename(self.path)
         sync_folder(self.path.parent)
+        stamps = Stamps(self.path)
+        for name, entry in files.items():
+            stamps.add(name, (self.path / name).stat(), entry.sha256)
+        stamps.save()
 
     def _write_small(self, name: str, data: bytes) -> None:
         with (self._folder / name).open("xb") as file:

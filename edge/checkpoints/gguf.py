@@ -66,7 +66,7 @@ class GGUFCheckpoint:
         self._path = Path(path)
         reader = _open(self._path)
         self._metadata = _metadata(reader, self._path)
-        if self._metadata.get("split.count", 1) > 1:
+        if self._field("split.count", (int, float), "a number", 1) > 1:
             raise CheckpointError(
                 f"'{self._path}' is one part of a split GGUF file; join them with `llama-gguf-split --merge`."
             )
@@ -114,13 +114,16 @@ class GGUFCheckpoint:
     @property
     def chat_template(self) -> str | None:
         """`tokenizer.chat_template`, if the file has one."""
-        return self._metadata.get("tokenizer.chat_template")
+        template: str | None = self._field("tokenizer.chat_template", str, "a text", None)
+        return template
 
     @property
     def generation_config(self) -> dict[str, Any]:
         """Sampling defaults that newer files carry (`general.sampling.*`), in Hugging Face's names."""
         found = {
-            ours: self._metadata[theirs] for theirs, ours in _SAMPLING.items() if theirs in self._metadata
+            ours: self._field(theirs, (int, float), "a number")
+            for theirs, ours in _SAMPLING.items()
+            if theirs in self._metadata
         }
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
@@ -185,6 +188,15 @@ class GGUFCheckpoint:
         )
         return (one, one) if one else (short, long)
 
+    def _field(self, key: str, kind: Any, wanted: str, default: Any = None) -> Any:
+        value = self._metadata.get(key, default)
+        if value is not default and not isinstance(value, kind):
+            raise CheckpointError(
+                f"The field '{key}' of '{self._path}' must be {wanted}, not of type {type(value).__name__}; "
+                "download the file again."
+            )
+        return value
+
     def _where(self, name: str) -> str:
         return f"Tensor {self._source_names[name]} of '{self._path}'"
 
@@ -206,8 +218,9 @@ def _open(path: Path) -> Any:
         raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
     except _DAMAGE as error:
         raise CheckpointError(
-            f"'{path}' is truncated or damaged ({_first_line(error)}); download it again."
-        ) from None
+            f"'{path}' is truncated or damaged: its {path.stat().st_size} bytes do not hold what its header "
+            "announces; download it again."
+        ) from error
     if reader.byte_order == "S":
         raise CheckpointError(
             f"'{path}' is a big-endian GGUF file, which is not supported; get the usual one."
@@ -219,13 +232,7 @@ def _metadata(reader: Any, path: Path) -> dict[str, Any]:
     try:
         return {key: field.contents() for key, field in reader.fields.items()}
     except _DAMAGE as error:
-        raise CheckpointError(
-            f"The metadata of '{path}' is damaged ({_first_line(error)}); download it again."
-        ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"The metadata of '{path}' is damaged; download it again.") from error
 
 
 def _canonical(source_name: str) -> str:

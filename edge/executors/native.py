@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ class ThreadPool:
         lib, handle = native.library(), ctypes.c_void_p()
         native.check(lib.edge_pool_create(threads or 0, ctypes.byref(handle)))
         self.parallel = lib.edge_pool_parallel(handle)
-        self._finalizer = weakref.finalize(self, lib.edge_pool_destroy, handle)
+        self._finalizer = _finalize(self, lib.edge_pool_destroy, handle)
 
     @property
     def threads(self) -> int:
@@ -78,7 +79,7 @@ class NativeCache:
         native.check(lib.edge_cache_create(executor.handle, ctypes.byref(handle)))
         self.handle = handle
         self._capacity = executor.context
-        self._finalizer = weakref.finalize(self, lib.edge_cache_destroy, handle)
+        self._finalizer = _finalize(self, lib.edge_cache_destroy, handle)
 
     @property
     def length(self) -> int:
@@ -92,7 +93,11 @@ class NativeCache:
 
 
 class NativeExecutor:
-    """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time."""
+    """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
+
+    tier: the kernels in use, for example `avx512vnni`. workspace_bytes: scratch memory, KV caches and weights
+    not counted.
+    """
 
     def __init__(
         self,
@@ -121,11 +126,7 @@ class NativeExecutor:
             )
         self._config = config
         self._context = config.max_position_embeddings if context is None else context
-        if self._context > config.max_position_embeddings:
-            raise ContextError(
-                f"A context of {context} tokens is beyond the {config.max_position_embeddings} that the "
-                "model was trained for; extend it on purpose with --rope-override."
-            )
+        config.check_context(self._context)
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
         self._pool = ThreadPool(threads)
@@ -172,7 +173,9 @@ class NativeExecutor:
             )
         )
         self.handle = handle
-        self._finalizer = weakref.finalize(self, lib.edge_model_destroy, handle)
+        self.tier = str(lib.edge_model_tier(handle).decode())
+        self.workspace_bytes = int(lib.edge_model_workspace_bytes(handle))
+        self._finalizer = _finalize(self, lib.edge_model_destroy, handle)
 
     @property
     def config(self) -> ModelConfig:
@@ -195,16 +198,6 @@ class NativeExecutor:
         return self._pool.threads
 
     @property
-    def tier(self) -> str:
-        """The kernel tier in use, for example `avx512vnni`."""
-        return str(native.library().edge_model_tier(self.handle).decode())
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Scratch memory, KV caches and weights not counted."""
-        return int(native.library().edge_model_workspace_bytes(self.handle))
-
-    @property
     def capabilities(self) -> Capabilities:
         """Dense attention and trees."""
         return Capabilities(
@@ -213,8 +206,9 @@ class NativeExecutor:
 
     def new_cache(self) -> NativeCache:
         """An empty cache; memory is committed as it fills."""
-        self._check_open()
-        return NativeCache(self)
+        with self._lock:
+            self._check_open()
+            return NativeCache(self)
 
     def forward(
         self,
@@ -277,6 +271,13 @@ class NativeExecutor:
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
+
+
+def _finalize(owner: object, destroy: Any, handle: ctypes.c_void_p) -> weakref.finalize[Any, Any]:
+    """Destroy with the owner, but not at exit: another thread may still be inside the library then."""
+    finalizer = weakref.finalize(owner, destroy, handle)
+    finalizer.atexit = False
+    return finalizer
 
 
 def _weight(info: BundleTensor, address: int) -> native.Weight:

@@ -28,7 +28,7 @@ class WeightMemory(Protocol):
 
 
 class MappedWeights:
-    """The bundle's own mapping of its file."""
+    """The bundle's own mapping of its file; who shortens the file in use ends the process (SIGBUS)."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._arrays = {name: bundle.data(name) for name in bundle.tensors}
@@ -44,13 +44,18 @@ class HugePageWeights:
     def __init__(self, bundle: Bundle) -> None:
         path = bundle.weights_file
         self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
+        # What the tensors need, not what the file has now: it may have been replaced since it was checked.
+        size = max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())
         lib, region = native.library(), ctypes.c_void_p()
-        size = path.stat().st_size
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
         self._finalizer = weakref.finalize(self, lib.edge_region_destroy, region, size)
+        self._finalizer.atexit = False  # another thread may still be reading them
         self._base = region.value or 0
         memory = memoryview((ctypes.c_char * size).from_address(self._base)).cast("B")
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise BundleError(f"Cannot read '{path}': {error.strerror or error}.") from None
         try:
 
             def read(start: int) -> None:

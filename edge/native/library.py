@@ -18,7 +18,7 @@ MAX_LOGPROBS = 64
 LIBRARY_VARIABLE = "EDGE_LIBRARY"
 """Environment variable with the path of another build of the library, for example a sanitized one."""
 
-_FILE_NAME = {"darwin": "libedge.dylib", "win32": "edge.dll"}.get(sys.platform, "libedge.so")
+_FILE_NAME = "libedge.dylib" if sys.platform == "darwin" else "libedge.so"
 
 _CONTEXT, _VOCABULARY = 3, 5
 
@@ -183,7 +183,6 @@ _FUNCTIONS = {
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
     "edge_cache_destroy": (None, (c_void_p,)),
     "edge_cache_length": (c_int32, (c_void_p,)),
-    "edge_cache_bytes_per_token": (c_uint64, (c_void_p,)),
     "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
     "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
@@ -239,7 +238,7 @@ def check(status: int) -> None:
     """Raise the EdgeError that belongs to a status of libedge; nothing for EDGE_OK."""
     if status == 0:
         return
-    message = library().edge_last_error().decode()
+    message = library().edge_last_error().decode(errors="replace")
     raise {_CONTEXT: ContextError, _VOCABULARY: TokenizerError}.get(status, NativeError)(message)
 
 

@@ -6,7 +6,7 @@ Source: the GGUF specification's `tokenizer.ggml.*` keys, with llama.cpp's defau
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge.errors import TokenizerError
@@ -15,6 +15,7 @@ from edge.tokenizer.segments import SPACE_SYMBOL
 
 # Values of tokenizer.ggml.token_type; SentencePiece's model file uses the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+_TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 _ROLES = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
 
 
@@ -24,6 +25,7 @@ def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     metadata: GGUF keys to plain Python values. Raises TokenizerError for a missing key or an unsupported kind
     of tokenizer or pre-tokenizer, naming it.
     """
+    _check_types(metadata)
     kind = _required(metadata, "tokenizer.ggml.model")
     tokens: Sequence[str] = _required(metadata, "tokenizer.ggml.tokens")
     types: Sequence[int] = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
@@ -48,13 +50,44 @@ def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     return files
 
 
+def _check_types(metadata: Mapping[str, Any]) -> None:
+    """Refuse a field whose value could not be used, by its name."""
+
+    def check(name: str, good: Callable[[Any], bool], wanted: str) -> None:
+        value = metadata.get(f"tokenizer.ggml.{name}")
+        if value is not None and not good(value):
+            raise TokenizerError(
+                f"The GGUF file's 'tokenizer.ggml.{name}' is not {wanted}; download the file again."
+            )
+
+    for name in ("model", "pre"):
+        check(name, lambda value: isinstance(value, str), "a text")
+    for name in ("tokens", "merges"):
+        check(name, lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of texts")
+    check("token_type", lambda value: _is_list(value, lambda kind: kind in _TYPES), "a list of token types")
+    check("scores", lambda value: _is_list(value, _is_float32), "a list of numbers")
+    check(
+        "precompiled_charsmap",
+        lambda value: _is_list(value, lambda byte: isinstance(byte, int)),
+        "a list of bytes",
+    )
+    for role in _ROLES.values():
+        check(f"{role}_token_id", lambda value: type(value) is int, "a token id")
+
+
+def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(good, value))
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 3.4e38
+
+
 def _required(metadata: Mapping[str, Any], key: str) -> Any:
-    try:
-        return metadata[key]
-    except KeyError:
-        raise TokenizerError(
-            f"The GGUF file has no '{key}'; use a file that carries its tokenizer."
-        ) from None
+    value = metadata.get(key)
+    if value is None:
+        raise TokenizerError(f"The GGUF file has no '{key}'; use a file that carries its tokenizer.")
+    return value
 
 
 def _role(metadata: Mapping[str, Any], role: str, size: int) -> int | None:

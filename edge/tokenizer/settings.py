@@ -94,7 +94,7 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
         for text, token_id in _object(files, "added_tokens.json").items():
             added.setdefault(int(token_id), AddedToken(int(token_id), text, text in special_texts))
         eos_ids = tuple(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TokenizerError(
             f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's "
             "files again."
@@ -113,7 +113,7 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     try:
         data = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{name} is not valid JSON ({error}); get the model's files again.") from None
     if not isinstance(data, dict):
         raise TokenizerError(f"{name} must hold a JSON object; get the model's files again.")

@@ -13,11 +13,7 @@
 extern "C" {
 #endif
 
-#if defined(_WIN32)
-#define EDGE_API __declspec(dllexport)
-#else
 #define EDGE_API __attribute__((visibility("default")))
-#endif
 
 #define EDGE_ABI_VERSION 1
 #define EDGE_MAX_TREE 64
@@ -55,7 +51,7 @@ typedef struct {
     void *(*allocate)(void *context, uint64_t bytes);
 } edge_scratch;
 
-/* Our own persistent threads. threads = 0: the performance cores within the cgroup quota. */
+/* Our own persistent threads; a second region at the same time runs on its caller's thread alone. threads = 0: the performance cores within the cgroup quota. */
 typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
 EDGE_API void edge_pool_destroy(edge_pool *pool);
@@ -168,7 +164,6 @@ EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
 EDGE_API int32_t edge_cache_length(const edge_cache *cache);
-EDGE_API uint64_t edge_cache_bytes_per_token(const edge_cache *cache);
 EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int32_t length);
 /* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
 EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count);

@@ -59,6 +59,11 @@ edge_status check_config(const edge_config &c) {
     if (c.heads % c.kv_heads != 0) {
         return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
     }
+    constexpr int64_t most_layers = 4096, most_columns = 1 << 24;
+    if (c.layers > most_layers || int64_t(c.heads) * c.head_dim > most_columns) {
+        return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
+                    c.heads, c.head_dim);
+    }
     if (c.head_dim % 16 != 0)
         return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
@@ -72,6 +77,8 @@ edge_status check_config(const edge_config &c) {
         if (!std::isfinite(value))
             return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
     }
+    if (c.rms_norm_eps <= 0.0f)
+        return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
     return EDGE_OK;
 }
 

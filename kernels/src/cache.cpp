@@ -32,12 +32,6 @@ int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cach
 
 void edge_cache_destroy(edge_cache *cache) { delete cache; }
 
-uint64_t edge_cache_bytes_per_token(const edge_cache *cache) {
-    if (cache == nullptr) return 0;
-    const edge::CacheShape &shape = cache->shape;
-    return uint64_t(shape.layers * 2 * shape.kv_heads * shape.row_bytes());
-}
-
 edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
     if (cache == nullptr || length < 0 || length > cache->length) {
         return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %d rows to %d.", edge_cache_length(cache),

@@ -1,7 +1,5 @@
 // Which of the compiled tiers this CPU can run.
-#include <cstdlib>
 #include <cstring>
-#include <string>
 
 #include "kernels.h"
 
@@ -76,12 +74,14 @@ const Kernels *find_kernels(const char *name) {
 }  // namespace edge
 
 const char *edge_cpu_tiers(void) {
-    static const std::string names = [] {
-        std::string list;
+    static char names[128];
+    static const bool listed = [] {
         for (const edge::Tier &tier : edge::tiers) {
-            if (tier.usable()) list += (list.empty() ? "" : ",") + std::string(tier.kernels->name);
+            if (!tier.usable()) continue;
+            if (names[0] != 0) std::strcat(names, ",");
+            std::strcat(names, tier.kernels->name);
         }
-        return list;
+        return true;
     }();
-    return names.c_str();
+    return listed ? names : "";
 }

@@ -70,7 +70,9 @@ edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> 
     }
     char what[64];
     std::snprintf(what, sizeof what, in_layer ? "%s of layer %d" : "%s", role_names[role], weight.layer);
-    (*seen)[size_t(weight.layer * role_count + role)] = true;
+    const size_t place = size_t(weight.layer * role_count + role);
+    if ((*seen)[place]) return fail(EDGE_INVALID, "%s is given twice.", what);
+    (*seen)[place] = true;
 
     edge::Layer &layer = layers[size_t(weight.layer)];
     if (role == EDGE_FINAL_NORM) return set_norm(weight.matrix, what, &final_norm);
@@ -176,7 +178,7 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
     const edge::CacheShape mine = cache_shape(), theirs = cache.shape;
     if (mine.layers != theirs.layers || mine.kv_heads != theirs.kv_heads ||
         mine.head_dim != theirs.head_dim || mine.capacity != theirs.capacity || mine.type != theirs.type) {
-        return fail(EDGE_INVALID, "The cache belongs to another model.");
+        return fail(EDGE_INVALID, "The cache belongs to a model of another shape.");
     }
     for (int32_t i = 0; i < batch.n; ++i) {
         if (batch.tokens[i] < 0 || batch.tokens[i] >= config.vocab_size) {
@@ -223,7 +225,7 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
         for (int32_t tap = 0; tap < batch.taps; ++tap) {
             if (batch.tap_layers[tap] != index) continue;
             for (int64_t token = 0; token < batch.n; ++token) {
-                std::memcpy(batch.tap_outputs + (tap * batch.n + token) * shape.hidden,
+                std::memcpy(batch.tap_outputs + (int64_t(tap) * batch.n + token) * shape.hidden,
                             &hidden[token * shape.hidden_stride], size_t(shape.hidden) * sizeof(float));
             }
         }

@@ -74,6 +74,9 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
         bytes = m.tiles * m.tile_bytes;
     }
     bytes = round_up(bytes, 64);
+    if (reinterpret_cast<uintptr_t>(in.data) % 4 != 0) {
+        return fail(EDGE_INVALID, "%s: its data must start at a multiple of 4 bytes.", what);
+    }
     if (in.data == nullptr || in.bytes != uint64_t(bytes)) {
         return fail(EDGE_INVALID, "%s: a %lld x %lld matrix takes %lld bytes, got %llu.", what,
                     (long long)in.rows, (long long)in.columns, (long long)bytes,

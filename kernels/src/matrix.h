@@ -7,11 +7,13 @@
 
 namespace edge {
 
+static_assert(sizeof(void *) == 8, "sizes of models need 64 bits");
+
 constexpr int tile_rows = 16;
 constexpr int pad_columns = 32;
 constexpr int max_block = 128;  // most columns that share one activation scale
 
-inline int64_t round_up(int64_t value, int64_t multiple) {
+__attribute__((always_inline)) inline int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
@@ -27,7 +29,10 @@ struct Matrix {
     int64_t tile_bytes = 0;  // bytes of a tile
     const uint8_t *data = nullptr;
 
-    const uint8_t *tile(int64_t index) const { return data + index * tile_bytes; }
+    // Always inlined: no tier may emit a copy of it that another one could be linked to.
+    __attribute__((always_inline)) const uint8_t *tile(int64_t index) const {
+        return data + index * tile_bytes;
+    }
 };
 
 // Checks kind, shape, group and size; on success fills `out`. `what` names the matrix in the error sentence.

@@ -15,13 +15,15 @@ uint64_t mapped_bytes(uint64_t bytes) { return (bytes + huge_page - 1) / huge_pa
 }  // namespace
 
 edge_status edge_region_create(uint64_t bytes, void **region) {
-    if (bytes == 0 || region == nullptr)
-        return edge::fail(EDGE_INVALID, "edge_region_create: nothing to create.");
+    constexpr uint64_t most_bytes = uint64_t(1) << 46;
+    if (bytes == 0 || bytes > most_bytes || region == nullptr)
+        return edge::fail(EDGE_INVALID, "edge_region_create: an impossible size.");
     // One page more than needed, so that the region can start at a huge page's boundary; the rest goes back.
     const uint64_t size = mapped_bytes(bytes);
     void *raw = mmap(nullptr, size + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) {
-        return edge::fail(EDGE_NO_MEMORY, "%llu MB for the weights could not be had; try --mmap.",
+        return edge::fail(EDGE_NO_MEMORY,
+                          "%llu MB for the weights could not be had; leave them in the mapped file.",
                           (unsigned long long)(bytes >> 20));
     }
     uint8_t *start = static_cast<uint8_t *>(raw);

@@ -4,6 +4,8 @@
 // park.
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -72,6 +74,13 @@ struct edge_pool {
     ~edge_pool() { stop(); }
 
     void run(int64_t count, int64_t grain, edge_task task, void *argument) {
+        if (busy.test_and_set(std::memory_order_acquire)) {
+            // Another thread has a region under way: this one is done here, alone.
+            for (int64_t begin = 0; begin < count; begin += grain) {
+                task(argument, begin, std::min(begin + grain, count), 0);
+            }
+            return;
+        }
         grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
         const int64_t pieces = (count + grain - 1) / grain;
         region = {count, grain, task, argument};
@@ -91,9 +100,11 @@ struct edge_pool {
             // A helper may have been descheduled in the middle of its piece: let it have this core.
             if (spins > 20000) std::this_thread::yield();
         }
+        busy.clear(std::memory_order_release);
     }
 
     const int32_t workers;
+    const pid_t process = getpid();
 
    private:
     void stop() {
@@ -146,6 +157,7 @@ struct edge_pool {
         }
     }
 
+    std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Region region{};
     std::vector<edge::Share> shares;
     alignas(64) std::atomic<uint32_t> generation{0};
@@ -171,9 +183,13 @@ edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
     return EDGE_OK;
 }
 
-void edge_pool_destroy(edge_pool *pool) { delete pool; }
+void edge_pool_destroy(edge_pool *pool) {
+    // In a forked child the threads do not exist and can't be joined: the pool is left as it is.
+    if (pool != nullptr && pool->process == getpid()) delete pool;
+}
 
 edge_parallel edge_pool_parallel(edge_pool *pool) {
+    if (pool == nullptr) return {nullptr, 1, nullptr};
     return {pool, pool->workers,
             [](void *context, int64_t count, int64_t grain, edge_task task, void *argument) {
                 static_cast<edge_pool *>(context)->run(count, grain, task, argument);

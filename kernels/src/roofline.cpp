@@ -57,7 +57,9 @@ double peak_rate(const edge_parallel &parallel, int64_t (*loop)(int64_t), int64_
 edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tier, const void *memory,
                                   uint64_t bytes, edge_roofline *out) {
     const edge::Kernels *kernels = edge::find_kernels(tier);
-    if (kernels == nullptr || !parallel || !memory || bytes < uint64_t(edge::piece_bytes) || !out) {
+    const bool usable = parallel && parallel->workers >= 1 && (parallel->workers == 1 || parallel->run);
+    if (!kernels || !usable || !memory || reinterpret_cast<uintptr_t>(memory) % 64 != 0 ||
+        bytes < uint64_t(edge::piece_bytes) || !out) {
         return edge::fail(EDGE_INVALID, "edge_measure_roofline: an argument is wrong.");
     }
     std::atomic<int64_t> sink{0};

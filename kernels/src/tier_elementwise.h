@@ -22,9 +22,11 @@ void quantize(const float *x, int64_t columns, int64_t block, int32_t zero_code,
             }
         }
         const float sum = reduce_add(sums), scale = usable ? peak / 127.0f : 0.0f;
-        out.scales[at] = scale;
-        out.corrections[at] = -zero_code * int32_t(sum);
-        out.sums[at] = scale * sum;
+        // A sum that is not finite tells of an infinity or NaN, which must not vanish in the codes.
+        const bool finite = sum == sum;
+        out.scales[at] = finite ? scale : NAN;
+        out.corrections[at] = finite ? -zero_code * int32_t(sum) : 0;
+        out.sums[at] = finite ? scale * sum : NAN;
     }
 }
 
@@ -44,17 +46,19 @@ void rms_norm(const float *x, const float *weight, float eps, float scale, int64
         const Floats v = load(x + i);
         squares = fma(v, v, squares);
     }
-    const Floats inverse = set(1.0f / sqrtf(reduce_add(squares) / float(size) + eps));
+    const float sum = reduce_add(squares);
+    // 1 / sqrt(infinity) would turn an overflow into a row of zeros.
+    const Floats inverse = set(sum <= 3.4e38f ? 1.0f / sqrtf(sum / float(size) + eps) : NAN);
     const Floats factor = set(scale);
     for (int64_t i = 0; i < padded; i += 16) {
         store(out + i, mul(mul(mul(load(x + i), inverse), load(weight + i)), factor));
     }
 }
 
-// e^x with a relative error below 3e-7; 0 below about -87 and for -infinity.
+// e^x with a relative error below 3e-7; about 1e-38 below -87 and for -infinity, NaN for NaN.
 inline Floats exponential(Floats x) {
     const Floats lowest = set(-87.33654f);
-    const Floats clamped = max(x, lowest);
+    const Floats clamped = max(lowest, x);
     const Floats n = round_even(mul(clamped, set(1.44269504f)));
     Floats r = fma(n, set(-0.693359375f), clamped);
     r = fma(n, set(2.12194440e-4f), r);
@@ -87,7 +91,9 @@ void rope(float *head, const float *cosines, const float *sines, int64_t half) {
 }
 
 void to_half(const float *x, int64_t count, uint16_t *out) {
-    for (int64_t i = 0; i < count; i += 16) store_half(out + i, load(x + i));
+    // Saturated: an infinity in the cache would spoil even the rows that do not see it.
+    const Floats largest = set(65504.0f), lowest = set(-65504.0f);
+    for (int64_t i = 0; i < count; i += 16) store_half(out + i, min(largest, max(lowest, load(x + i))));
 }
 
 bool all_finite(const float *x, int64_t count) {

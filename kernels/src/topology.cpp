@@ -1,8 +1,8 @@
 // How many threads to use: physical performance cores, within the affinity mask and the cgroup's CPU quota.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <fstream>
 #include <set>
 #include <string>
@@ -75,7 +75,8 @@ int cgroup_quota() {
             const int quota = folder_quota(root + path);
             if (quota > 0 && (smallest == 0 || quota < smallest)) smallest = quota;
             if (path.empty() || path == "/") break;
-            path.resize(path.rfind('/'));
+            const size_t slash = path.rfind('/');
+            path.resize(slash == std::string::npos ? 0 : slash);
         }
     }
     return smallest;
@@ -125,4 +126,8 @@ int32_t default_threads() {
 
 }  // namespace edge
 
-int32_t edge_default_threads(void) { return edge::default_threads(); }
+int32_t edge_default_threads(void) {
+    try {
+        return edge::default_threads();
+    } catch (const std::exception &) { return 1; }
+}

@@ -36,19 +36,9 @@ CHAT = ("chat", "smollm2-135m", "--prompt", "Hello")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--context", "9000"), ("9000", "8192", "RoPE override")),
-        (("--context", "8"), ("context holds 8",)),
-        (("--temperature", "-1"), ("temperature",)),
-        (("--temperature", "nan"), ("temperature",)),
-        (("--top-k", "-3"), ("top_k",)),
-        (("--top-p", "1.5"), ("top_p",)),
-        (("--min-p", "-0.1"), ("min_p",)),
-        (("--typical", "2"), ("typical",)),
-        (("--repetition-penalty", "0"), ("repetition_penalty",)),
-        (("--seed", "-1"), ("seed",)),
-        (("--logprobs", "1000"), ("logprobs",)),
-        (("--max-tokens", "0"), ("max_new_tokens",)),
-        (("--stop", ""), ("stop",)),
+        (("--context", "9000"), ("9000", "8192", "flags: --context, --rope-override")),
+        (("--context", "8"), ("context holds 8", "flags: --context, --overflow drop)")),
+        (("--context", "8", "--overflow", "drop"), ("context holds 8", "flags: --context)")),
         (("--logit-bias", "99999999=1"), ("99999999",)),
         (("--rope-override", "{not json"), ("RoPE override",)),
         (("--rope-override", '{"rope_type": "spiral"}'), ("spiral",)),
@@ -61,10 +51,32 @@ def test_options_out_of_range(run_edge: Callable[..., Any], smollm2: str, option
 
 
 @pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--threads", "0"),
+        ("--threads", "1025"),
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-k", "-3"),
+        ("--top-p", "1.5"),
+        ("--min-p", "-0.1"),
+        ("--typical", "2"),
+        ("--repetition-penalty", "0"),
+        ("--seed", "-1"),
+        ("--logprobs", "1000"),
+        ("--logit-bias", "7=nan"),
+        ("--max-tokens", "0"),
+        ("--stop", ""),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag(run_edge: Callable[..., Any], flag: str, value: str):
+    assert_refused(run_edge(*CHAT, flag, value), f"Invalid value for '{flag}': ", code=2)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         ("chat", "--context", "0"),
-        ("chat", "--threads", "0"),
         ("chat", "--context", "many"),
         ("chat", "--kv", "float8"),
         ("chat", "--quantize", "int3"),
@@ -83,14 +95,19 @@ def test_usage_errors_exit_with_2(run_edge: Callable[..., Any], options: tuple[s
     assert_refused(run_edge(*options), "--help", code=2)
 
 
-@pytest.mark.parametrize("prompt", [("--prompt", ""), ("--prompt", "-")])
-def test_empty_prompt(run_edge: Callable[..., Any], smollm2: str, prompt: tuple[str, str]):
-    assert_refused(run_edge("chat", smollm2, *prompt), "empty")
+@pytest.mark.parametrize("prompt", ["", " \t ", "-"])
+def test_empty_prompt(run_edge: Callable[..., Any], prompt: str):
+    assert_refused(run_edge("chat", "./no-such-model", "--prompt", prompt, stdin=" \n"), "empty")
 
 
 def test_prompt_longer_than_the_context(run_edge: Callable[..., Any], smollm2: str):
     process = run_edge("chat", smollm2, "--context", "64", "--prompt", "-", stdin="word " * 500)
-    assert_refused(process, "the context holds 64")
+    assert_refused(process, "the context holds 64", "flags: --context, --overflow drop)")
+
+
+def test_prompt_longer_than_the_trained_context(run_edge: Callable[..., Any], smollm2: str):
+    process = run_edge("chat", smollm2, "--prompt", "-", stdin="word " * 9000)
+    assert_refused(process, "the context holds 8192", "--context with --rope-override, --overflow drop)")
 
 
 def test_prompt_longer_than_the_context_in_a_pipe(run_edge: Callable[..., Any], smollm2: str):
@@ -226,22 +243,40 @@ def test_text_of_an_evaluation(run_edge: Callable[..., Any], smollm2: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    "option", [("--window", "9000"), ("--window", "1"), ("--stride", "0"), ("--max-tokens", "0")]
+    ("option", "code"),
+    [
+        (("--window", "9000"), 1),
+        (("--window", "1"), 2),
+        (("--stride", "3000"), 1),
+        (("--stride", "0"), 2),
+        (("--max-tokens", "0"), 2),
+    ],
 )
-def test_settings_of_an_evaluation(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path, option):
+def test_settings_of_an_evaluation(
+    run_edge: Callable[..., Any], smollm2: str, tmp_path: Path, option: tuple[str, str], code: int
+):
     (tmp_path / "text").write_text("Some words to score.")
     process = run_edge("eval", "perplexity", smollm2, "--text", str(tmp_path / "text"), *option)
-    assert_refused(
-        process, option[0].strip("-").replace("-", "_") if "max" in option[0] else option[0].strip("-")
-    )
+    assert_refused(process, option[0].strip("-"), code=code)
+
+
+def test_inspect_beyond_the_trained_context(run_edge: Callable[..., Any], smollm2: str):
+    assert_refused(run_edge("inspect", smollm2, "--context", "8193"), "8193", "8192", "--rope-override")
 
 
 @pytest.mark.parametrize(
     "line", ["/load nothing.json", "/load conftest.py", "/save", "/save /no/folder/x", "/dance"]
 )
 def test_commands_in_a_pipe(run_edge: Callable[..., Any], smollm2: str, line: str):
-    process = run_edge("chat", smollm2, stdin=f"{line}\nHello\n", cwd=Path(__file__).parent)
-    assert_refused(process, "/dance" if "dance" in line else line.split()[-1])
+    """What can't be done is said, and the conversation goes on."""
+    options = ("--temperature", "0", "--max-tokens", "4")
+    folder = Path(__file__).parent
+    process = run_edge("chat", smollm2, *options, stdin=f"{line}\nHello\n{line}\n", cwd=folder)
+    assert process.returncode == 1
+    assert process.stdout == run_edge("chat", smollm2, *options, stdin="Hello\n").stdout != ""
+    errors = [text for text in process.stderr.splitlines() if text.startswith("Error: ")]
+    assert len(errors) == 2
+    assert line.split()[-1] in errors[0]
 
 
 def test_json_needs_messages(run_edge: Callable[..., Any], smollm2: str):
@@ -325,7 +360,11 @@ def start(script: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         "--logit-bias",
         "2=-inf",
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    # A shell starts background jobs with SIGINT ignored, and that is inherited.
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=listening
+    )
 
 
 def test_interrupt_ends_a_single_answer(edge_script: str, environment: dict[str, str], smollm2: str):

@@ -162,6 +162,32 @@ def test_save_and_load_in_a_pipe(run_edge: Callable[..., Any], smollm2: str, tmp
     assert [message["role"] for message in json.loads(path.read_text())["messages"]] == ["user", "assistant"]
 
 
+def test_flags_are_stronger_than_a_loaded_conversation(
+    run_edge: Callable[..., Any], smollm2: str, tmp_path: Path
+):
+    def system_after_loading(*options: str) -> str:
+        stdin = f"/load {tmp_path / 'old.json'}\n/save {tmp_path / 'new.json'}\n"
+        assert run_edge("chat", smollm2, *options, stdin=stdin).returncode == 0
+        return str(json.loads((tmp_path / "new.json").read_text())["system"])
+
+    run_edge("chat", smollm2, stdin=f"/system You are a pirate.\n/save {tmp_path / 'old.json'}\n")
+    assert system_after_loading() == "You are a pirate."
+    assert system_after_loading("--system", "You are a nurse.") == "You are a nurse."
+
+
+def test_two_slashes_send_a_message_with_one(run_edge: Callable[..., Any], smollm2: str, ask, tmp_path: Path):
+    path = tmp_path / "chat.json"
+    stdin = f"//help is what I need.\n/save {path}\n"
+    process = run_edge("chat", smollm2, "--json", *GREEDY, stdin=stdin)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(path.read_text())["messages"][0]["content"] == "/help is what I need."
+    assert json.loads(process.stdout)["text"] == ask("/help is what I need.")["text"]
+
+
+def test_mapped_weights_give_the_same_answer(ask):
+    assert ask(COMPILER, "--mmap")["text"] == ask(COMPILER, "--no-mmap")["text"]
+
+
 def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], smollm2: str):
     lines = "Tell me about the sea, please.\n" * 6
     options = ("chat", smollm2, "--context", "160", "--max-tokens", "30", "--temperature", "0", "--json")

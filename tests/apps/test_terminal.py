@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,28 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(open_chat, tmp_path: Path):
     terminal.wait(READY)
     again = saved(terminal, tmp_path / "second.json")
     assert again[:2] == messages and len(again) == 4
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_before_the_answer_begins(open_chat, tmp_path: Path):
+    """While a prompt is rendered and encoded there is no answer yet that could be cancelled."""
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    terminal = open_chat(*OPTIONS)
+    saved(terminal, old)
+    conversation = json.loads(old.read_text())
+    long_text = "The quick brown fox jumps over the lazy dog. " * 60_000
+    conversation["messages"] = [{"role": "user", "content": long_text}]
+    old.write_text(json.dumps(conversation))
+    terminal.enter(f"/load {old}")
+    terminal.child.send("Hello\r")
+    terminal.wait(TAKEN)
+    time.sleep(0.3)  # encoding takes about a second
+    for _ in range(3):
+        terminal.child.kill(signal.SIGINT)
+    shown = terminal.wait("(stopped: cancelled)")
+    assert "Error" not in shown
+    terminal.wait(READY)
+    assert saved(terminal, new) == conversation["messages"]
     assert terminal.leave() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,18 @@ from edge.tensors import expected_tensors
 if TYPE_CHECKING:
     from edge.executors.native import NativeExecutor
     from edge.runtime import Model
+
+
+JSON_VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 3, 10**12, 10**400, 0.5, -2.5, 1e300, math.nan, math.inf),
+    *("", "x", "²", [], [0], [-1, "x"], ["x"], [[1]], [{}], {}, {"x": 1}, {"x": [None]}),
+]
+
+
+@pytest.fixture(scope="session")
+def json_values() -> list[Any]:
+    """Values of every JSON type, sensible and not: what a field of a damaged file may hold."""
+    return JSON_VALUES
 
 
 @dataclass

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from edge.cache import CacheKey, cached_bundle, cached_models, remove_cached, source_key
+from edge.cache import CacheKey, _lock, cached_bundle, cached_models, remove_cached, source_key
 from edge.convert import convert
 from edge.errors import EdgeError
 from edge.paths import cache_folder
@@ -153,7 +154,9 @@ def test_list_and_remove(build: Any, cache: Path) -> None:
         remove_cached("alpha")
     with pytest.raises(EdgeError, match="not in the cache"):
         remove_cached("gamma")
+    assert len(list((cache / "stamps").iterdir())) == 3
     assert [entry.name for entry in remove_cached("alphabet")] == [keys[1].name]
+    assert len(list((cache / "stamps").iterdir())) == 2 and not list((cache / "locks").iterdir())
     assert [entry.name for entry in remove_cached(keys[0].name)] == [keys[0].name]
     (cache / "models" / "strange").mkdir()
     assert {entry.source for entry in cached_models()} == {"arrays", "unfinished or damaged"}
@@ -169,6 +172,30 @@ def test_processes_share_one_conversion(build: Any, tmp_path: Path) -> None:
     assert sum(output.count("build") for output in outputs) == 1
     assert len({output[-1] for output in outputs}) == 1
     assert all(worker.returncode == 0 for worker in workers)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="lock files are removed where open files can be")
+def test_a_removed_lock_still_excludes(cache: Path) -> None:
+    """Threads that waited for a lock whose file its holder removed never hold it two at a time."""
+    inside, most, turns = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, turns
+        for _ in range(50):
+            with _lock("key") as held:
+                assert held
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0002)
+                turns += 1
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, turns) == (1, 200) and not list((cache / "locks").iterdir())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")

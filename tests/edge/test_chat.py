@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 
 import pytest
@@ -13,6 +15,7 @@ from edge.errors import ContextError, EdgeError
 from edge.executors.native import NativeExecutor
 from edge.prompting import Message, PromptEncoder
 from edge.runtime import Model
+from edge.settings import SETTING_NAMES
 from edge.tokenizer.load import load_tokenizer
 
 CHATML = (
@@ -297,6 +300,10 @@ def test_save_and_load(smollm2, chat, tmp_path):
         (b'{"messages": [{"role": "user"}]}', "without role or text"),
         (b'{"messages": [{"role": "root", "content": ""}]}', "without role or text"),
         (b'{"settings": {"tempo": 1}}', "'tempo'"),
+        ('{"settings": {"logit_bias": {"²": 1}}}'.encode(), "logit_bias"),
+        (b'{"settings": {"logit_bias": {"--1": 1}}}', "logit_bias"),
+        (b'{"settings": {"logit_bias": {"99999999999": 1}}}', "logit_bias"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
 def test_foreign_files_are_refused_and_change_nothing(chat, tmp_path, contents, word):
@@ -316,6 +323,31 @@ def test_foreign_files_are_refused_and_change_nothing(chat, tmp_path, contents, 
     with pytest.raises(EdgeError, match=word):
         chat.load(path)
     assert len(chat.messages) == 2 and chat.system == "You are brief."
+
+
+def test_wrong_types_in_a_file_are_one_sentence(chat, tmp_path, json_values):
+    """Every field with values of every type: the file is read, or refused with a sentence."""
+    chat.send("Hello", max_new_tokens=1)
+    path = tmp_path / "file.json"
+    chat.save(path)
+    good = json.loads(path.read_text())
+    places = [(name,) for name in good]
+    places += [("messages", 0, name) for name in ("role", "content")]
+    places += [("settings", name) for name in SETTING_NAMES]
+    refused = 0
+    for place in places:
+        for value in json_values:
+            changed = copy.deepcopy(good)
+            *parents, last = place
+            functools.reduce(lambda at, key: at[key], parents, changed)[last] = value
+            path.write_text(json.dumps(changed))
+            try:
+                chat.load(path)
+                chat._encode([*chat.messages])
+            except EdgeError as error:
+                refused += 1
+                assert str(error).endswith(".") and "\n" not in str(error), (place, value)
+    assert refused > len(places) * 5
 
 
 def test_files_that_cannot_be_read_or_written(chat, tmp_path):

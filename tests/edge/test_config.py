@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
-from edge.errors import CheckpointError, ConfigError
+from edge.errors import CheckpointError, ConfigError, ContextError
 from edge.presets import PRESETS, preset
 from edge.rope import rope_parameters
 from edge.tensors import check_tensors, expected_tensors
@@ -184,6 +184,10 @@ def test_missing_field_is_named(name: str) -> None:
             "short_factor",
         ),
         ({"rope_scaling": ["linear"]}, "rope_scaling"),
+        ({"architectures": 5}, "architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"layer_types": 3}, "layer_types"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"hidden_size": "256"}, "hidden_size"),
         ({"hidden_size": 256.5}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),
@@ -212,6 +216,12 @@ def test_refusals_name_the_field(changes: dict[str, Any], named: str) -> None:
         llama(**changes)
     message = str(caught.value)
     assert message.endswith(".") and "\n" not in message
+
+
+def test_the_context_has_a_limit() -> None:
+    llama().check_context(2048)
+    with pytest.raises(ContextError, match="2049 tokens is beyond the 2048"):
+        llama().check_context(2049)
 
 
 def test_sparse_config() -> None:

@@ -280,7 +280,9 @@ def test_truncated_file(tmp_path: Path, fraction: float) -> None:
     data = (tmp_path / "whole.gguf").read_bytes()
     path = tmp_path / "cut.gguf"
     path.write_bytes(data[: int(len(data) * fraction)])
-    with pytest.raises(CheckpointError, match=r"cut\.gguf' (is truncated or damaged|is not a GGUF file)"):
+    with pytest.raises(
+        CheckpointError, match=r"cut\.gguf' (is truncated or damaged: its \d+ bytes|is not a GGUF file)"
+    ):
         GGUFCheckpoint(path)
 
 
@@ -315,6 +317,17 @@ def test_a_part_of_a_split_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-00001-of-00003.gguf", metadata={"split.count": 3.0})
     with pytest.raises(CheckpointError, match="one part of a split GGUF file"):
         GGUFCheckpoint(tmp_path / "m-00001-of-00003.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("split.count", "x"), ("tokenizer.chat_template", 3.0), ("general.sampling.temp", "hot")],
+)
+def test_metadata_of_a_wrong_type(tmp_path: Path, key: str, value: Any) -> None:
+    write_gguf(tmp_path / "m.gguf", metadata={key: value})
+    with pytest.raises(CheckpointError, match=f"field '{key}' of .* must be a"):
+        checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+        print(checkpoint.chat_template, checkpoint.generation_config)  # read when asked for
 
 
 ROWS = np.zeros((HIDDEN, HIDDEN), np.float32)

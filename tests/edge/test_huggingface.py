@@ -186,6 +186,32 @@ def test_weights_that_contradict_the_config(tmp_path: Path) -> None:
         HuggingFaceCheckpoint(tmp_path)
 
 
+def test_a_head_of_its_own_is_not_lost(tmp_path: Path) -> None:
+    """MiniCPM ties by default; a file that has a head and does not say is not tied."""
+    minicpm = {
+        "model_type": "minicpm",
+        "architectures": ["MiniCPMForCausalLM"],
+        **{"scale_emb": 1, "scale_depth": 1.4, "dim_model_base": 64},
+    }
+    weights = write_folder(tmp_path, **minicpm, tie_word_embeddings=None)
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    assert not checkpoint.config.tie_word_embeddings
+    np.testing.assert_array_equal(checkpoint.read("lm_head.weight"), weights["lm_head.weight"].float())
+    write_folder(tmp_path, **minicpm, tie_word_embeddings=True)
+    assert HuggingFaceCheckpoint(tmp_path).config.tie_word_embeddings
+    weights.pop("lm_head.weight")
+    write_folder(tmp_path, **minicpm, tie_word_embeddings=None)
+    save_file(weights, tmp_path / "model.safetensors")
+    assert HuggingFaceCheckpoint(tmp_path).config.tie_word_embeddings
+
+
+def test_named_templates_of_wrong_types(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    entries = [{"name": ["default"]}, 3, {"name": "default", "template": "x"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+    assert HuggingFaceCheckpoint(tmp_path).chat_template == "x"
+
+
 def test_broken_shards(tmp_path: Path) -> None:
     write_folder(tmp_path, "sharded safetensors")
     index = tmp_path / "model.safetensors.index.json"
@@ -196,7 +222,7 @@ def test_broken_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": moved}))
     with pytest.raises(CheckpointError, match=rf"{second}' lacks tensor 'model\.norm\.weight'"):
         HuggingFaceCheckpoint(tmp_path)
-    for outside in ("../secret.safetensors", "/etc/passwd", "..\\x.safetensors", 3):
+    for outside in ([second], "../secret.safetensors", "/etc/passwd", "..\\x.safetensors", 3):
         index.write_text(json.dumps({"weight_map": {**content["weight_map"], "model.norm.weight": outside}}))
         with pytest.raises(CheckpointError, match="outside its folder"):
             HuggingFaceCheckpoint(tmp_path)

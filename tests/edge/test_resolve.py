@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,6 +61,19 @@ def write_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text("{}")
     return weights
+
+
+def write_shards(folder: Path) -> None:
+    """The same checkpoint in two files with an index."""
+    weights = write_checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    names = list(weights)
+    weight_map = {}
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def weight(bundle: Bundle, name: str) -> np.ndarray:
@@ -313,8 +327,42 @@ def test_hub_download_cache_and_offline(hub: Hub, tmp_path: Path) -> None:
     assert pinned["source"] == f"org/tiny@{Hub.COMMIT}"
     assert not any("model.safetensors" in request and "GET" in request for request in hub.requests)
 
+    hub.requests.clear()
+    assert edge_open(hub.url, tmp_path, "org/tiny", {"revision": Hub.COMMIT}) == pinned
+    assert hub.requests == []  # a commit never changes
+    assert edge_open(hub.url, tmp_path, "org/tiny", {}) == first
+    assert len(hub.requests) == 1  # whether the branch has moved
+
     hub.broken = True  # an earlier download serves when the hub does not answer
     assert edge_open(hub.url, tmp_path, "org/tiny", {}) == first
+
+
+@pytest.mark.parametrize("file_list", [True, False], ids=["file list", "no file list"])
+@pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
+def test_an_interrupted_download_is_completed(hub: Hub, tmp_path: Path, lost: str, file_list: bool) -> None:
+    """Whether or not the hub's client has kept a list of the files, as its newer versions do."""
+    write_shards(hub.root / "org" / "sharded")
+    first = edge_open(hub.url, tmp_path, "org/sharded", {})
+    assert first["source"] == "org/sharded", first
+    (snapshot,) = (tmp_path / "hf").glob(f"hub/models--org--sharded/snapshots/{Hub.COMMIT}")
+    assert len(list(snapshot.glob("model-*"))) == 2
+    if not file_list:
+        shutil.rmtree(snapshot.parents[1] / "trees", ignore_errors=True)
+    link = snapshot / lost
+    link.resolve().unlink()
+    link.unlink()
+
+    found = edge_open(hub.url, tmp_path, "org/sharded", {"offline": True})
+    assert found["error"] == "CheckpointError"
+    assert "downloaded only in part" in found["message"] and "run once online" in found["message"]
+    hub.broken = True
+    assert "Cannot reach" in edge_open(hub.url, tmp_path, "org/sharded", {})["message"]
+    hub.broken = False
+    assert edge_open(hub.url, tmp_path, "org/sharded", {"revision": Hub.COMMIT})["source"] == (
+        f"org/sharded@{Hub.COMMIT}"
+    )
+    assert link.is_file()
+    assert edge_open(hub.url, tmp_path, "org/sharded", {"offline": True})["source"] == "org/sharded"
 
 
 def test_hub_refusals(hub: Hub, tmp_path: Path) -> None:

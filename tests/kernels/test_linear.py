@@ -142,6 +142,25 @@ def test_wrong_matrices_are_refused(operators, tier, random_matrix, change, mess
         operators.linear(matrix, np.zeros((1, 96), np.float32), "int8", tier)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("mode", ["int8", "float32"])
+def test_infinities_do_not_vanish(operators, tier, random_matrix, scheme, bad, mode):
+    shape = (17, 300)
+    data = random_matrix(scheme, *shape)
+    matrix = operators.matrix(data, scheme, *shape)
+    x = activations("random", 2, shape[1])
+    x[1, 130] = bad
+    y = operators.linear(matrix, x, mode, tier)
+    assert np.isfinite(y[0]).all()
+    assert not np.isfinite(y[1]).any()  # a weight of zero times infinity is NaN
+
+
+def test_rms_norm_of_an_overflow_is_not_zero(operators, tier):
+    x = np.full((1, 32), 1e30, np.float32)
+    assert np.isnan(operators.rms_norm(x, np.ones(32, np.float32), 1e-5, 1.0, tier)).all()
+
+
 def test_unknown_tier_is_refused(operators, random_matrix):
     scheme = QuantScheme("int4", 32)
     data = random_matrix(scheme, 17, 96)

@@ -58,6 +58,10 @@ inline Floats max(Floats a, Floats b) {
     EDGE_QUARTERS a.v[i] = vmaxq_f32(a.v[i], b.v[i]);
     return a;
 }
+inline Floats min(Floats a, Floats b) {
+    EDGE_QUARTERS a.v[i] = vminq_f32(a.v[i], b.v[i]);
+    return a;
+}
 inline Floats absolute(Floats a) {
     EDGE_QUARTERS a.v[i] = vabsq_f32(a.v[i]);
     return a;

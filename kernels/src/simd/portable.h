@@ -83,6 +83,10 @@ inline Floats max(Floats a, Floats b) {
     EDGE_LANES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
+inline Floats min(Floats a, Floats b) {
+    EDGE_LANES a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
 inline Floats absolute(Floats a) {
     EDGE_LANES a.v[i] = fabsf(a.v[i]);
     return a;
@@ -97,7 +101,8 @@ inline Floats round_even(Floats a) {
 }
 inline Floats scale_by_power(Floats x, Floats n) {
     EDGE_LANES {
-        const uint32_t bits = uint32_t(int32_t(n.v[i]) + 127) << 23;
+        const int32_t exponent = n.v[i] == n.v[i] ? int32_t(n.v[i]) : 0;  // x is NaN as well then
+        const uint32_t bits = uint32_t(exponent + 127) << 23;
         float power;
         memcpy(&power, &bits, 4);
         x.v[i] *= power;
@@ -124,7 +129,9 @@ inline void transpose(Floats *rows) {
         }
     }
 }
-inline void store_int8(int8_t *p, Floats x) { EDGE_LANES p[i] = int8_t(nearbyintf(x.v[i])); }
+inline void store_int8(int8_t *p, Floats x) {
+    EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(nearbyintf(x.v[i])) : 0;
+}
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     EDGE_LANES a.v[i] = first + i < limit ? a.v[i] : b.v[i];
     return a;
