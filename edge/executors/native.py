@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
 from edge.config import ModelConfig
-from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
+from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
 from edge.executors.weights import HugePageWeights, MappedWeights, WeightMemory
 from edge.native import library as native
