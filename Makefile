@@ -39,10 +39,10 @@ packages:
 	@scripts/install-test-packages
 
 # Two processes: most tests use one core only.
-test: setup packages sanitize
+test: setup packages lint sanitize
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: setup packages sanitize
+test-all: setup packages lint sanitize
 	$(BIN)/pytest
 
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
