@@ -89,6 +89,11 @@ struct Kernels {
     int64_t (*int8_peak)(int64_t iterations);
     int64_t (*float_peak)(int64_t iterations);
     int64_t int8_peak_operations, float_peak_operations;
+
+    // The code of a weight of zero as the integer dot products see it.
+    int32_t zero_code(const Matrix &matrix) const {
+        return matrix.kind == EDGE_INT8 ? int8_zero_code : matrix.zero_code;
+    }
 };
 
 // Compiled-in tiers that this CPU can run, best first. `name` NULL: the best; unknown or unusable: nullptr.

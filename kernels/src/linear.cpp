@@ -17,12 +17,6 @@ int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
     return std::min(by_size, by_balance);
 }
 
-// The stored code that stands for a weight of zero.
-int32_t zero_code(const Kernels &kernels, const Matrix &matrix) {
-    if (matrix.kind == EDGE_INT8) return kernels.int8_zero_code;
-    return matrix.kind == EDGE_TERNARY ? 1 : matrix.minimum ? 0 : 8;
-}
-
 void finish_tile(const LinearJob &job, int64_t tile, int64_t token, int count, const float *tile_out) {
     const int64_t row = tile * tile_rows;
     const int64_t rows = std::min<int64_t>(tile_rows, job.matrix->rows - row);
@@ -46,7 +40,7 @@ bool LinearInput::needs_form(const Matrix &matrix) const {
 const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix &matrix) const {
     for (int i = 0; i < form_count_; ++i) {
         const Form &form = forms_[i];
-        if (form.block == matrix.block && form.zero_code == zero_code(kernels, matrix)) return &form;
+        if (form.block == matrix.block && form.zero_code == kernels.zero_code(matrix)) return &form;
     }
     return nullptr;
 }
@@ -57,7 +51,7 @@ void LinearInput::plan(const Kernels &kernels, const Matrix &matrix, int64_t tok
     if (form == nullptr) {
         form = &forms_[form_count_++];
         form->block = matrix.block;
-        form->zero_code = zero_code(kernels, matrix);
+        form->zero_code = kernels.zero_code(matrix);
     }
     const int64_t entries = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
     form->code_count = std::max(form->code_count, tokens * matrix.padded);

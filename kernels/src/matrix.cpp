@@ -19,8 +19,6 @@ int64_t activation_block(int64_t group) {
 
 int bits_of(int32_t kind) { return kind == EDGE_INT8 ? 8 : kind == EDGE_INT4 ? 4 : 2; }
 
-}  // namespace
-
 float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = half >> 10 & 31, mantissa = half & 1023;
     uint32_t bits;
@@ -37,6 +35,8 @@ float half_to_float(uint16_t half) {
     std::memcpy(&value, &bits, 4);
     return value;
 }
+
+}  // namespace
 
 edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
     constexpr int64_t limit = int64_t(1) << 30;
@@ -68,6 +68,7 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
     } else {
         m.group = in.group ? in.group : m.padded;
         m.block = activation_block(m.group);
+        m.zero_code = in.kind == EDGE_INT8 ? 128 : in.kind == EDGE_TERNARY ? 1 : m.minimum ? 0 : 8;
         const int64_t groups = (m.padded + m.group - 1) / m.group;
         m.tile_bytes =
             m.padded * tile_rows * bits_of(in.kind) / 8 + groups * tile_rows * 2 * (m.minimum ? 2 : 1);
@@ -104,7 +105,6 @@ void dequantize_row(const Matrix &m, int64_t row, float *out) {
         return;
     }
     const int bits = bits_of(m.kind), fields = 8 / bits, per_block = 4 * fields, mask = (1 << bits) - 1;
-    const int zero = m.kind == EDGE_INT8 ? 128 : m.kind == EDGE_TERNARY ? 1 : m.minimum ? 0 : 8;
     for (int64_t start = 0; start < m.padded; start += m.group) {
         const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
         const uint8_t *tail = at + (stop - start) / per_block * 64;
@@ -113,7 +113,7 @@ void dequantize_row(const Matrix &m, int64_t row, float *out) {
             const int64_t in_group = column - start;
             const int within = int(in_group % per_block);
             const uint8_t byte = at[in_group / per_block * 64 + lane * 4 + within % 4];
-            out[column] = float((byte >> (within / 4 * bits) & mask) - zero) * scale + minimum;
+            out[column] = float((byte >> (within / 4 * bits) & mask) - m.zero_code) * scale + minimum;
         }
         at = tail + (m.minimum ? 64 : 32);
     }

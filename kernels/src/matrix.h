@@ -27,6 +27,7 @@ struct Matrix {
     int64_t block = 0;       // columns per activation scale: divides group; 0 for floats
     int64_t tiles = 0;       // tiles of 16 rows
     int64_t tile_bytes = 0;  // bytes of a tile
+    int32_t zero_code = 0;   // the stored code of a weight of zero; with minimums codes start at 0
     const uint8_t *data = nullptr;
 
     // Always inlined: no tier may emit a copy of it that another one could be linked to.
@@ -40,7 +41,5 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out);
 
 // out[columns] = one row in float32.
 void dequantize_row(const Matrix &matrix, int64_t row, float *out);
-
-float half_to_float(uint16_t half);
 
 }  // namespace edge

@@ -149,10 +149,6 @@ class SelfTest {
         Inputs(const Kernels &kernels, const Matrix &matrix, const float *x, int count, bool exact) {
             const int64_t columns = matrix.padded, block = matrix.block ? matrix.block : columns;
             const int64_t blocks = (columns + block - 1) / block;
-            const int32_t zero_code = matrix.kind == EDGE_INT8      ? kernels.int8_zero_code
-                                      : matrix.kind == EDGE_TERNARY ? 1
-                                      : matrix.minimum              ? 0
-                                                                    : 8;
             codes.resize(size_t(count * columns));
             scales.resize(size_t(count * blocks));
             sums.resize(scales.size());
@@ -161,7 +157,7 @@ class SelfTest {
                 if (exact) {
                     kernels.sum_blocks(x + t * columns, columns, block, &sums[size_t(t * blocks)]);
                 } else {
-                    kernels.quantize(x + t * columns, columns, block, zero_code,
+                    kernels.quantize(x + t * columns, columns, block, kernels.zero_code(matrix),
                                      {&codes[size_t(4 * t)], &scales[size_t(t)], &corrections[size_t(t)],
                                       &sums[size_t(t)], count});
                 }

@@ -82,7 +82,7 @@ void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64
 template <int bits, int M>
 void linear_exact(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
     constexpr int field_count = 8 / bits;
-    const Floats offset = set(float(bits == 8 ? 128 : bits == 2 ? 1 : m.minimum ? 0 : 8));
+    const Floats offset = set(float(m.zero_code));
     Floats total[M];
     for (int t = 0; t < M; ++t) total[t] = zero();
     int64_t block = 0;
