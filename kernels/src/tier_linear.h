@@ -2,15 +2,11 @@
 
 constexpr int prefetch_distance = 2048;  // bytes: about what one core's reads need to stay in flight
 
-// How activation blocks lie in the groups of weights, for the compiler to know.
-constexpr int several_blocks = 0, one_block = 1;  // or the columns of a group that is one block
-
-// Integer dot products with a batch of M quantized tokens.
-template <int bits, int M, int group_kind>
+// Integer dot products with a batch of M quantized tokens. `whole_groups`: every activation block is a weight group.
+template <int bits, int M, bool whole_groups>
 void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
     constexpr int field_count = 8 / bits, block_columns = 4 * field_count;
     constexpr int chains = M <= 2 ? 2 : 1;  // independent sums hide the latency of the dot products
-    constexpr bool whole_groups = group_kind != several_blocks;
     const bool has_minimum = m.minimum;
     const int8_t *codes = a.codes + token * a.stride;
     const float *scales = a.scales + token * a.blocks, *sums = a.sums + token * a.blocks;
@@ -24,15 +20,12 @@ void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64
         for (int t = 0; t < M; ++t) partial[t] = zero();
         int64_t first = start;
         do {
-            const int64_t last = group_kind > one_block                   ? first + group_kind
-                                 : whole_groups || first + m.block > stop ? stop
-                                                                          : first + m.block;
+            const int64_t last = whole_groups || first + m.block > stop ? stop : first + m.block;
             Ints sum[M][chains];
             for (int t = 0; t < M; ++t) {
                 sum[t][0] = set_int(corrections[t]);
                 for (int c = 1; c < chains; ++c) sum[t][c] = set_int(0);
             }
-#pragma GCC unroll 4
             for (int64_t column = first; column < last; column += 2 * block_columns) {
 #pragma GCC unroll 2
                 for (int j = 0; j < 2; ++j) {
@@ -151,14 +144,14 @@ void linear_half(const Matrix &m, const uint8_t *at, const Activations &a, int64
 
 using LinearFunction = void (*)(const Matrix &, const uint8_t *, const Activations &, int64_t, float *);
 
-template <int bits, int group_kind>
+template <int bits, bool whole_groups>
 LinearFunction pick_int8(int count) {
     static const LinearFunction table[] = {
-        linear_int8<bits, 1, group_kind>, linear_int8<bits, 2, group_kind>,
-        linear_int8<bits, 3, group_kind>, linear_int8<bits, 4, group_kind>,
+        linear_int8<bits, 1, whole_groups>, linear_int8<bits, 2, whole_groups>,
+        linear_int8<bits, 3, whole_groups>, linear_int8<bits, 4, whole_groups>,
 #if EDGE_MAX_TOKENS > 4
-        linear_int8<bits, 5, group_kind>, linear_int8<bits, 6, group_kind>,
-        linear_int8<bits, 7, group_kind>, linear_int8<bits, 8, group_kind>,
+        linear_int8<bits, 5, whole_groups>, linear_int8<bits, 6, whole_groups>,
+        linear_int8<bits, 7, whole_groups>, linear_int8<bits, 8, whole_groups>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == max_tokens, "one function for every batch size");
@@ -167,8 +160,7 @@ LinearFunction pick_int8(int count) {
 
 template <int bits>
 LinearFunction pick_int8(const Matrix &m, int count) {
-    if (m.block != m.group) return pick_int8<bits, several_blocks>(count);
-    return m.group == 32 ? pick_int8<bits, 32>(count) : pick_int8<bits, one_block>(count);
+    return m.block == m.group ? pick_int8<bits, true>(count) : pick_int8<bits, false>(count);
 }
 
 constexpr int max_exact_tokens = 4;
