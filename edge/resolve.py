@@ -44,8 +44,9 @@ def open_model(
     as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
     first. A `Path` is always a file or folder.
 
-    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file keeps its own types, float
-    checkpoints and random weights become int4 in groups of 32; `none` keeps floats as float16. revision,
+    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file and packed or ternary matrices
+    keep their own types, other float checkpoints and random weights become int4 in groups of 32; `none` keeps
+    floats as float16. revision,
     offline: of hub ids, see `edge.hub.download`. verify: recompute the checksums of the bundle. progress:
     called during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download
     draw its bars.
@@ -114,7 +115,7 @@ def _open_folder(
     hub_label: str | None,
 ) -> Bundle:
     if quantize is None:
-        options = {**options, "quantize": _DEFAULT_QUANTIZATION}
+        options = {**options, "floats": "auto"}
 
     def open_checkpoint() -> Checkpoint:
         from edge.checkpoints.huggingface import HuggingFaceCheckpoint
