@@ -70,15 +70,14 @@ def perplexity(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
-        arithmetic = {"activations": run.activations.value, "kv_type": run.kv.value}
-        typer.echo(
-            json.dumps({"schema": 1, "model": model, "text": str(text), **asdict(result), **arithmetic})
-        )
+        facts = {**asdict(result), **run.arithmetic, "executor": run.executor.value}
+        typer.echo(json.dumps({"schema": 1, "model": model, "text": str(text), **facts}))
         return
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
-    output.print(f"Arithmetic: {run.activations.value} activations, {run.kv.value} KV cache", soft_wrap=True)
+    used = run.arithmetic
+    output.print(f"Arithmetic: {used['activations']} activations, {used['kv_type']} KV cache", soft_wrap=True)
     output.print(f"{result.tokens / result.seconds:.0f} tokens/s", style="dim")
 
 

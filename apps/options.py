@@ -67,6 +67,7 @@ class ExecutorName(str, Enum):
     """Names of `--executor`."""
 
     native = "native"
+    torch = "torch"
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,22 @@ class RunOptions:
     ] = None
     executor: Annotated[
         ExecutorName,
-        typer.Option(help="What runs the network."),
+        typer.Option(help="What runs the network; torch is the slow reference, exact in float32."),
     ] = ExecutorName.native
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `edge.load`."""
+        """Keyword arguments for `edge.load`; EdgeError for an executor that is not installed."""
         values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        if self.executor is ExecutorName.torch:
+            values |= {"executor": _torch_executor(self), "kv": self.arithmetic["kv_type"]}
         return {"kv_type" if name == "kv" else name: value for name, value in values.items()}
+
+    @property
+    def arithmetic(self) -> dict[str, str]:
+        """Number types of activations and KV cache, as they will be used."""
+        if self.executor is ExecutorName.torch:
+            return {"activations": "float32", "kv_type": "float32"}
+        return {"activations": self.activations.value, "kv_type": self.kv.value}
 
 
 @dataclass(frozen=True)
@@ -270,6 +280,23 @@ def _field_parameters(group: type[Any]) -> list[inspect.Parameter]:
             )
         )
     return parameters
+
+
+def _torch_executor(run: RunOptions) -> Callable[..., Any]:
+    """The factory of the torch executor, which needs an optional package."""
+    if run.mmap:
+        raise EdgeError("The torch executor holds its weights in float32, so --mmap can't be used with it.")
+    try:
+        import torch
+
+        from model.executor import open_torch
+    except ImportError as error:
+        raise EdgeError(
+            f"The torch executor needs PyTorch ({error}); install it with `pip install minicpm-edge[train]`."
+        ) from error
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    return open_torch
 
 
 def _plain(value: Any) -> Any:

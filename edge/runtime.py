@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from edge.chat_template import ChatTemplate
 
 EXECUTORS = ("native",)
-"""Names that `load` knows; any other Executor can be given to `Model` directly."""
+"""Names that `load` knows; it takes any other as a function."""
+
+
+ExecutorFactory = Callable[["Bundle", int], Executor]
+"""Makes an executor for a bundle and a context in tokens; checks by itself that the memory suffices."""
 
 
 def load(
@@ -43,7 +47,7 @@ def load(
     head: str | None = None,
     activations: str = "int8",
     kv_type: KVType = "float16",
-    executor: str = "native",
+    executor: str | ExecutorFactory = "native",
     tier: str | None = None,
     mmap: bool = False,
     revision: str | None = None,
@@ -59,12 +63,14 @@ def load(
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
     `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: the weights
     stay in the mapped file rather than being read into huge pages, so they need no memory of their own.
+    executor: `native`, or a function that makes another one, to which threads, activations, tier and mmap
+    mean nothing (`model.executor.open_torch`).
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     for what, chosen, known in (("executor", executor, EXECUTORS), ("KV type", kv_type, get_args(KVType))):
-        if chosen not in known:
+        if not callable(chosen) and chosen not in known:
             raise EdgeError(f"Unknown {what} '{chosen}'; choose one of {', '.join(known)}.")
     for name, value in (("context", context), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -86,6 +92,8 @@ def load(
         bundle = _with_config(bundle, bundle.config.with_rope_override(_override(rope_override)))
     tokens = bundle.config.max_position_embeddings if context is None else context
     bundle.config.check_context(tokens)
+    if not isinstance(executor, str):
+        return Model(bundle, executor(bundle, tokens), name=str(model), kv_type=kv_type)
     check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=mmap), available_memory())
     runner = NativeExecutor(
         bundle,

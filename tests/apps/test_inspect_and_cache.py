@@ -157,5 +157,19 @@ def test_perplexity(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     assert "Protocol:" in page.stdout and "19 of 20 tokens" in page.stdout
 
 
+def test_the_torch_executor_agrees(
+    run_edge: Callable[..., Any], tiny_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    (tmp_path / "text").write_text("abcdefgh " * 12)
+    command = ("eval", "perplexity", str(tiny_checkpoint()), "--text", str(tmp_path / "text"), "--json")
+    ours = facts_of(run_edge(*command, "--executor", "torch", "--threads", "1"))
+    native = facts_of(run_edge(*command, "--activations", "float32", "--kv", "float32"))
+    assert (ours["executor"], ours["activations"], ours["kv_type"]) == ("torch", "float32", "float32")
+    assert (native["executor"], native["tokens"]) == ("native", ours["tokens"])
+    assert math.isclose(ours["nll"], native["nll"], rel_tol=1e-4)
+    refused = run_edge(*command, "--executor", "torch", "--mmap")
+    assert refused.returncode == 1 and "--mmap" in refused.stderr
+
+
 def hash_of(word: str) -> int:
     return sum(ord(letter) * 31**i for i, letter in enumerate(word)) % 97

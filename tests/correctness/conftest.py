@@ -21,6 +21,7 @@ from edge.quantize import quantize
 from edge.scheme import QuantScheme
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
 from model.decoder import Decoder
+from model.executor import TorchExecutor
 from model.loading import reference_from_bundle
 
 Floats = npt.NDArray[np.float32]
@@ -139,6 +140,16 @@ def open_native() -> Iterator[Callable[..., NativeExecutor]]:
     yield open_one
     for executor in opened:
         executor.close()
+
+
+@pytest.fixture
+def open_reference() -> Callable[..., TorchExecutor]:
+    """`open_reference(bundle, context=None, max_batch=256)`: the PyTorch network behind the same protocol."""
+
+    def open_one(bundle: Bundle, context: int | None = None, max_batch: int = 256) -> TorchExecutor:
+        return TorchExecutor(reference_from_bundle(bundle, context), max_batch)
+
+    return open_one
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the native decoder is given wrongly gets one sentence, and the cache stays as it was."""
+"""What an executor is given wrongly gets one sentence, and the cache stays as it was."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.scheme import QuantScheme
 
 
-@pytest.fixture
-def executor(minicpm, make_bundle, open_native):
-    return open_native(make_bundle(minicpm()), context=64, max_batch=48)
+@pytest.fixture(params=["native", "torch"])
+def executor(request, minicpm, make_bundle, open_native, open_reference):
+    open_one = open_native if request.param == "native" else open_reference
+    return open_one(make_bundle(minicpm()), context=64, max_batch=48)
 
 
 @pytest.fixture
@@ -94,8 +95,9 @@ def test_wrong_trees(executor, refused, tree):
     refused(EdgeError, lambda cache: executor.forward(cache, [1, 2, 3], tree=masks))
 
 
-def test_too_large_a_tree(minicpm, make_bundle, open_native):
-    executor = open_native(make_bundle(minicpm()))
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_too_large_a_tree(minicpm, make_bundle, open_native, open_reference, kind: str):
+    executor = (open_native if kind == "native" else open_reference)(make_bundle(minicpm()))
     masks = np.full(65, 2**64 - 1, np.uint64)
     with pytest.raises(EdgeError, match="64"):
         executor.forward(executor.new_cache(), [1] * 65, tree=masks)
@@ -148,8 +150,7 @@ def test_context_beyond_the_model(minicpm, make_bundle, open_native):
         open_native(bundle, context=129)
 
 
-def test_closed_executor(minicpm, make_bundle, open_native):
-    executor = open_native(make_bundle(minicpm()))
+def test_closed_executor(executor):
     cache = executor.new_cache()
     executor.close()
     executor.close()
@@ -158,8 +159,10 @@ def test_closed_executor(minicpm, make_bundle, open_native):
             call()
 
 
-def test_cache_of_another_executor(minicpm, make_bundle, open_native):
-    small, large = (open_native(make_bundle(minicpm(num_hidden_layers=n))) for n in (1, 2))
+@pytest.mark.parametrize("kind", ["native", "torch"])
+def test_cache_of_another_executor(minicpm, make_bundle, open_native, open_reference, kind: str):
+    open_one = open_native if kind == "native" else open_reference
+    small, large = (open_one(make_bundle(minicpm(num_hidden_layers=n))) for n in (1, 2))
     with pytest.raises(EdgeError):
         large.forward(small.new_cache(), [1])
 
@@ -179,11 +182,14 @@ def infinity_in_a_linear(name, weights):
         weights[0, 0] = np.inf
 
 
-@pytest.mark.parametrize("activations", ["float32", "int8"])
+@pytest.mark.parametrize("arithmetic", ["float32", "int8", "torch"])
 @pytest.mark.parametrize("damage", [nan_in_a_norm, nan_in_the_head, infinity_in_a_linear])
-def test_damaged_weights(minicpm, make_bundle, open_native, damage, activations: str):
+def test_damaged_weights(minicpm, make_bundle, open_native, open_reference, damage, arithmetic: str):
     bundle = make_bundle(minicpm(), change=damage)
-    executor = open_native(bundle, activations=activations)
+    if arithmetic == "torch":
+        executor = open_reference(bundle)
+    else:
+        executor = open_native(bundle, activations=arithmetic)
     cache = executor.new_cache()
     with pytest.raises(NativeError) as caught:
         executor.forward(cache, [1, 2, 3])

@@ -1,0 +1,126 @@
+"""The PyTorch executor: the same answers as the native one, through the same protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.perplexity import perplexity
+from edge.runtime import Model, load
+from edge.scheme import QuantScheme
+from edge.session import Session
+from model.executor import TorchExecutor, open_torch
+
+TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
+
+
+def paths(parents: Sequence[int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for row, parent in enumerate(parents):
+        found.append([*(found[parent] if parent >= 0 else []), row])
+    return found
+
+
+def tree_masks(parents: Sequence[int]) -> np.ndarray:
+    return np.array([sum(1 << row for row in path) for path in paths(parents)], np.uint64)
+
+
+@pytest.fixture
+def pair(minicpm, make_bundle, open_native, open_reference):
+    """Both executors over one bundle."""
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32))
+    return open_reference(bundle, 512), open_native(bundle, context=512)
+
+
+@pytest.mark.parametrize("chunks", [(1,), (7, 1, 13), (256,)], ids=str)
+def test_logits_hidden_states_and_taps(pair, tokens_of, assert_close, chunks: Sequence[int]):
+    ours = pair[0]
+    tokens = tokens_of(ours.config, 40)
+    caches = [executor.new_cache() for executor in pair]
+    at, turn = 0, 0
+    while at < len(tokens):
+        part = tokens[at : at + chunks[turn % len(chunks)]]
+        found, wanted = (
+            executor.forward(cache, part, want_logits="all", want_hidden=True, taps=(1, 0))
+            for executor, cache in zip(pair, caches, strict=True)
+        )
+        assert_close(found.logits, wanted.logits)
+        assert_close(found.hidden, wanted.hidden)
+        for one, other in zip(found.taps, wanted.taps, strict=True):
+            assert_close(one, other)
+        at, turn = at + len(part), turn + 1
+    assert caches[0].length == caches[1].length == 40 and caches[0].capacity == 512
+    last = ours.forward(ours.new_cache(), tokens)
+    assert last.logits.shape == (1, ours.config.vocab_size) and last.hidden is None and last.taps == ()
+    assert ours.forward(ours.new_cache(), tokens, want_logits="none").logits is None
+
+
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_tree_equals_each_path(pair, tokens_of, assert_close, prefix: int):
+    ours, _ = pair
+    before, tree = tokens_of(ours.config, prefix), tokens_of(ours.config, len(TREE), seed=3)
+    cache = ours.new_cache()
+    if prefix:
+        ours.forward(cache, before)
+    positions = np.array([prefix + len(path) - 1 for path in paths(TREE)], np.int32)
+    found = ours.forward(cache, tree, positions=positions, tree=tree_masks(TREE), want_logits="all").logits
+    for row, path in enumerate(paths(TREE)):
+        wanted = ours.forward(ours.new_cache(), np.concatenate([before, tree[path]])).logits[0]
+        assert_close(found[row], wanted, "tree: float32 float32")
+
+
+def test_keep_an_accepted_path(pair, tokens_of, assert_close):
+    """After a tree both executors keep one path and go on alike."""
+    path = paths(TREE)[5]
+    tree, after = tokens_of(pair[0].config, len(TREE), seed=3), tokens_of(pair[0].config, 20, seed=4)
+    positions = np.array([9 + len(nodes) for nodes in paths(TREE)], np.int32)
+    results = []
+    for executor in pair:
+        cache = executor.new_cache()
+        executor.forward(cache, tokens_of(executor.config, 10))
+        executor.forward(cache, tree, positions=positions, tree=tree_masks(TREE))
+        executor.keep(cache, 10, [10 + row for row in path])
+        assert cache.length == 10 + len(path)
+        results.append(executor.forward(cache, after, want_logits="all").logits)
+    assert_close(*results)
+
+
+def test_sessions_reuse_what_prompts_share(pair, tokens_of, assert_close):
+    ours, _ = pair
+    first, second = tokens_of(ours.config, 300, seed=1), tokens_of(ours.config, 280, seed=2)
+    second[:270] = first[:270]
+    used, cold = Session(ours), Session(ours)
+    used.prefill(first)
+    before = used.computed_tokens
+    assert_close(used.prefill(second), cold.prefill(second))
+    assert used.computed_tokens - before == 10
+    assert_close(used.step(7), cold.step(7))
+
+
+@pytest.fixture(scope="module")
+def models(smollm2_gguf: Path) -> Iterator[tuple[Model, Model]]:
+    options = {"activations": "float32", "kv_type": "float32", "context": 256}
+    with load(smollm2_gguf, **options) as native, load(smollm2_gguf, executor=open_torch, **options) as ours:
+        yield ours, native
+
+
+def test_the_same_greedy_text(models: tuple[Model, Model]):
+    ours, native = models
+    assert isinstance(ours.executor, TorchExecutor)
+    prompt = "The three primary colours are"
+    texts = [model.complete(prompt, max_new_tokens=24, temperature=0).text for model in models]
+    assert texts[0] == texts[1] and len(texts[0]) > 20
+    answers = [
+        model.chat(temperature=0).send("Name a planet.", max_new_tokens=12).text for model in (ours, native)
+    ]
+    assert answers[0] == answers[1] != ""
+
+
+def test_the_same_perplexity(models: tuple[Model, Model]):
+    text = "The tower is 324 metres tall, about the same height as an 81-storey building. " * 4
+    found, wanted = (perplexity(model, text, window=64, stride=32) for model in models)
+    assert found.tokens == wanted.tokens
+    assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
