@@ -153,6 +153,7 @@ def test_quantized_types_keep_every_bit(tmp_path: Path, kind: str) -> None:
         assert info.shape == matrix.shape
         expected = truth(raw, theirs, kind)
         np.testing.assert_array_equal(matrix.dequantize(), expected)
+        np.testing.assert_array_equal(checkpoint.read_float32(info.name), expected)
         again = unpack(pack(matrix, info.scheme), info.scheme, *info.shape)
         np.testing.assert_array_equal(again.dequantize(), expected)
 
@@ -164,6 +165,7 @@ def test_q4_k_keeps_codes_and_rounds_scales_to_half_precision(tmp_path: Path) ->
         matrix = checkpoint.read(f"{ours}.weight")
         assert isinstance(matrix, QuantizedMatrix) and matrix.minimums is not None
         expected = truth(raw, theirs, "Q4_K")
+        np.testing.assert_array_equal(checkpoint.read_float32(f"{ours}.weight"), expected)
         scales = np.abs(np.repeat(matrix.scales.astype(np.float32), 32, axis=1)) * matrix.codes
         minimums = np.abs(np.repeat(matrix.minimums.astype(np.float32), 32, axis=1))
         bound = (
@@ -184,6 +186,7 @@ def test_k_types_without_counterpart_become_int8(tmp_path: Path, kind: str) -> N
         assert isinstance(matrix, QuantizedMatrix)
         assert matrix.scheme == info.scheme == QuantScheme("int8", 32) and not info.exact
         expected = truth(raw, theirs, kind)
+        np.testing.assert_array_equal(checkpoint.read_float32(info.name), expected)
         step = np.repeat(np.abs(expected).reshape(expected.shape[0], -1, 32).max(axis=-1) / 127, 32, axis=1)
         assert (np.abs(matrix.dequantize() - expected) <= step * 0.57 + 1e-6).all()
 
