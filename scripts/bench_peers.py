@@ -2,9 +2,9 @@
 
     python scripts/bench_peers.py --llama-bench PATH --gguf FILE [--model NAME] [--busy 0,1,2]
 
-Rounds alternate between the programs, each in a fresh process, so that a drift of the machine touches all; the
-figures are medians. A busy process is one endless loop. llama.cpp runs with flash attention on and off, and the
-better median counts. The last line is one JSON document. Random weights will do: time does not depend on them.
+Rounds alternate between the programs, each in a fresh process, so that a drift touches all; the
+figures are medians. A busy process is one endless loop. llama.cpp runs with flash attention on and off, and
+the better median counts. The last line is one JSON document. Random weights will do.
 """
 
 from __future__ import annotations
