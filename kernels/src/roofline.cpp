@@ -64,8 +64,7 @@ double region_time(const edge_parallel &parallel) {
             std::atomic<int32_t> begun{0};
             parallel_for(parallel, parallel.workers, 1, [&](int64_t, int64_t, int32_t) {
                 begun.fetch_add(1);
-                for (int spins = 0; begun.load() < parallel.workers && spins < most_spins; ++spins) {
-                }
+                for (int spins = 0; begun.load() < parallel.workers && spins < most_spins; ++spins) {}
             });
         }
         time = seconds_since(start) / regions_per_batch;
