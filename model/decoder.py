@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
         stream, router_logits = [], []
         for layer in self.layers:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
+            if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
                 x, router = checkpoint(layer, x, view, use_reentrant=False)
             else:
                 x, router = layer(x, view, cache)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from edge.config import ModelConfig
 
 LOAD_BALANCE_WEIGHT = 0.01
-"""Weight of `load_balance_loss` beside the loss of the text."""
+"""What MiniCPM-MoE was trained with, beside a loss of the text of weight 1."""
 
 
 class Expert(nn.Module):
@@ -53,15 +53,17 @@ class MixtureOfExperts(nn.Module):
         return mixed.reshape(x.shape), router
 
 
-def load_balance_loss(router_logits: Sequence[Tensor], top_k: int) -> Tensor:
+def load_balance_loss(
+    router_logits: Sequence[Tensor], top_k: int, weight: float = LOAD_BALANCE_WEIGHT
+) -> Tensor:
     """A number that is smallest when all experts get equally many tokens; 0-d float32.
 
     Switch Transformer (arXiv 2101.03961), equations 4-6, for top_k choices: the number of experts times the
     sum over experts of (share of tokens that chose it) x (mean router probability), over all layers at once.
-    It is `top_k` for a perfect balance. router_logits: [..., num_experts] of every layer.
+    It is `weight` x `top_k` for a perfect balance. router_logits: [..., num_experts] of every layer.
     """
     logits = torch.cat([layer.flatten(0, -2) for layer in router_logits]).float()
     probabilities = logits.softmax(dim=-1)
     experts = logits.shape[-1]
     chosen = functional.one_hot(probabilities.topk(top_k, dim=-1).indices, experts).sum(dim=-2)
-    return experts * (chosen.float().mean(dim=0) * probabilities.mean(dim=0)).sum()
+    return weight * experts * (chosen.float().mean(dim=0) * probabilities.mean(dim=0)).sum()

@@ -363,3 +363,9 @@ def test_a_code_that_is_not_ternary_is_found_when_read(tmp_path: Path) -> None:
     checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match=r"ffn_up.*not ternary"):
         checkpoint.read("model.layers.0.mlp.up_proj.weight")
+
+
+def test_experts_are_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", metadata={"llama.expert_count": 8.0, "llama.expert_used_count": 2.0})
+    with pytest.raises(CheckpointError, match="mixture of experts"):
+        GGUFCheckpoint(tmp_path / "m.gguf")
