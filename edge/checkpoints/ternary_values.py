@@ -50,8 +50,9 @@ def _candidates(matrix: Floats, among: list[int] | None) -> list[int]:
     if among is None:
         among = [0, *range((columns - 1) // PAD_COLUMNS * PAD_COLUMNS, 0, -PAD_COLUMNS)]
     magnitude = np.abs(matrix)
-    if not np.array_equal(magnitude.astype(np.float16), magnitude):
-        return []
+    with np.errstate(over="ignore"):
+        if not np.array_equal(magnitude.astype(np.float16), magnitude):
+            return []
     rows, at = np.nonzero(magnitude)
     sizes = magnitude[rows, at]
     # Neighbours among a row's weights that are not zero: where they differ in size a new group must begin.
