@@ -1,7 +1,7 @@
 """The kernels compile with clang for Android and Apple targets without the headers of any library.
 
-No SDK is needed for that: the files of a tier use the compiler's own headers only (`freestanding.h`). What clang
-makes for Android also runs here, in the self-test under an emulator.
+No SDK is needed for that: the files of a tier use the compiler's own headers only (`freestanding.h`). What
+clang makes for Android also runs here, in the self-test under an emulator.
 """
 
 from __future__ import annotations
