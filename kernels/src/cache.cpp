@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 
@@ -66,5 +67,27 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
         }
     }
     cache->length = length + count;
+    return EDGE_OK;
+}
+
+edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
+    if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %d rows can't be repeated up to %d rows.",
+                          edge_cache_length(cache), length);
+    }
+    const edge::CacheShape &shape = cache->shape;
+    const int64_t row_bytes = shape.row_bytes();
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+        for (int64_t head = 0; head < shape.kv_heads; ++head) {
+            for (uint8_t *region : {cache->keys(layer, head), cache->values(layer, head)}) {
+                for (int64_t row = cache->length; row < length;) {  // doubles what is there
+                    const int64_t count = std::min(row, length - row);
+                    std::memcpy(region + row * row_bytes, region, size_t(count * row_bytes));
+                    row += count;
+                }
+            }
+        }
+    }
+    cache->length = length;
     return EDGE_OK;
 }
