@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from apps import cache_command, chat_command, eval_command, inspect_command
+from apps import cache_command, chat_command, eval_command, inspect_command, profile_command
 from apps.errors import run_safely
 from apps.options import Debugging, set_debug
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("chat")(chat_command.chat)
 app.command("inspect")(inspect_command.inspect)
+app.command("profile")(profile_command.profile)
 app.add_typer(eval_command.app, name="eval")
 app.add_typer(cache_command.app, name="cache")
 

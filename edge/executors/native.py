@@ -274,9 +274,11 @@ class NativeExecutor:
         executor, and what it raises is lost.
         """
         size = ctypes.sizeof(native.Event)
-        # Bytes are the cheapest thing to keep: a slow observer lets the threads fall asleep between operators.
-        hook = native.Observer() if observer is None else native.Observer(
-            lambda _, event: observer(ctypes.string_at(event, size))
+        # Bytes are cheap to keep: a slow observer would let the threads fall asleep between operators.
+        hook = (
+            native.Observer()
+            if observer is None
+            else native.Observer(lambda _, event: observer(ctypes.string_at(event, size)))
         )
         with self._lock:
             self._check_open()
