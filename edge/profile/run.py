@@ -56,8 +56,9 @@ def profile(
 ) -> Profile:
     """Measure `model` (a name as for `edge.load`) on this machine.
 
-    options: by default ProfileOptions(). progress: called before every measurement with (done, total, what). Raises EdgeError: for a context that
-    the model was not made for, for memory that is not there, and what opening a model raises.
+    options: by default ProfileOptions(). progress: called before every measurement with (done, total, what).
+    Raises EdgeError: for a context that the model was not made for, for memory that is not there, and what
+    opening a model raises.
     """
     options = options or ProfileOptions()
     bundles = {name: _open(model, name, options) for name in options.quantize}
