@@ -26,7 +26,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check CPU, kernels, memory, packages and the cache folder; exits with 1 if something needed can't work."""
+    """Check CPU, kernels, packages and cache; exits with 1 if something that was asked for can't work."""
     from edge.doctor import diagnose
 
     console = error_console()
