@@ -16,6 +16,7 @@ from edge.bundle.manifest import MANIFEST
 from edge.bundle.reader import Bundle
 from edge.cache import CacheKey, cached_bundle, source_key
 from edge.checkpoints.base import Checkpoint
+from edge.compact import CompactCheckpoint
 from edge.convert import Progress, convert
 from edge.errors import CheckpointError, EdgeError
 from edge.names import DEFAULT_MODEL
@@ -86,7 +87,7 @@ def open_model(
                 f"'{text}' is a bundle and already packed, so it cannot be quantized again; name the "
                 "checkpoint that it was made from."
             )
-        return Bundle.open(path, verify)
+        return _open_bundle(path, options, verify, progress)
     if path.is_dir():
         return _open_folder(path, quantize, options, verify, progress, None)
     return _open_gguf(path, options, verify, progress)
@@ -104,6 +105,14 @@ def _open_gguf(path: Path, options: dict[str, Any], verify: bool, progress: Prog
         return GGUFCheckpoint(path)
 
     return _through_cache(source_key(path, options), open_checkpoint, options, verify, progress)
+
+
+def _open_bundle(path: Path, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
+    bundle = Bundle.open(path, verify, compact=True)
+    if not bundle.manifest.is_compact:
+        return bundle
+    checkpoint = CompactCheckpoint(bundle)
+    return _through_cache(source_key(path, options), lambda: checkpoint, options, verify, progress)
 
 
 def _open_folder(
