@@ -12,6 +12,7 @@ import typer
 from apps.options import (
     MODEL_HELP,
     Activations,
+    ExecutorName,
     Json,
     KVType,
     Model,
@@ -104,28 +105,29 @@ def compare(
     kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
     activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
     activations_b: Annotated[Activations, typer.Option(help="Arithmetic of B.")] = Activations.int8,
+    executor_a: Annotated[ExecutorName, typer.Option(help="What runs A.")] = ExecutorName.native,
+    executor_b: Annotated[ExecutorName, typer.Option(help="What runs B.")] = ExecutorName.native,
     as_json: Json = False,
 ) -> None:
-    """KL divergence and top-1 agreement of two quantizations, KV types or activations of one model."""
+    """KL divergence and top-1 agreement of two quantizations, number types or executors of one model."""
     from apps.loading import load_model
     from edge.divergence import divergence
 
     content = _read(text)
-    sides = ((a, quantize_a, kv_a, activations_a), (b, quantize_b, kv_b, activations_b))
-    reference, other = (
-        load_model(name, SourceOptions(quantize), RunOptions(None, threads, kv=kv, activations=activations))
-        for name, quantize, kv, activations in sides
-    )
+    run_a = RunOptions(None, threads, kv=kv_a, activations=activations_a, executor=executor_a)
+    run_b = RunOptions(None, threads, kv=kv_b, activations=activations_b, executor=executor_b)
+    sides = ((a, quantize_a, run_a), (b, quantize_b, run_b))
+    reference, other = (load_model(name, SourceOptions(quantize), run) for name, quantize, run in sides)
     with reference, other:
         result = divergence(reference, other, content, window=window, max_tokens=max_tokens)
     facts = [
         {
             "model": name,
             "quantize": None if quantize is None else quantize.value,
-            "kv_type": kv.value,
-            "activations": activations.value,
+            **run.arithmetic,
+            "executor": run.executor.value,
         }
-        for name, quantize, kv, activations in sides
+        for name, quantize, run in sides
     ]
     if as_json:
         document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(text), **asdict(result)}

@@ -94,7 +94,7 @@ def load(
     tokens = bundle.config.max_position_embeddings if context is None else context
     bundle.config.check_context(tokens)
     if not isinstance(executor, str):
-        return Model(bundle, executor(bundle, tokens), name=str(model), kv_type=kv_type)
+        return Model(bundle, traced(executor(bundle, tokens)), name=str(model), kv_type=kv_type)
     check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=mmap), available_memory())
     runner = NativeExecutor(
         bundle,

@@ -167,6 +167,12 @@ def test_the_torch_executor_agrees(
     assert (ours["executor"], ours["activations"], ours["kv_type"]) == ("torch", "float32", "float32")
     assert (native["executor"], native["tokens"]) == ("native", ours["tokens"])
     assert math.isclose(ours["nll"], native["nll"], rel_tol=1e-4)
+    model = command[2]
+    both = run_edge("eval", "compare", model, model, *command[3:], "--executor-a", "torch", "--threads", "1")
+    found = facts_of(both)
+    assert (found["a"]["executor"], found["b"]["executor"]) == ("torch", "native")
+    assert (found["a"]["activations"], found["b"]["activations"]) == ("float32", "int8")
+    assert 0 < found["kl_divergence"] < 1
     refused = run_edge(*command, "--executor", "torch", "--mmap")
     assert refused.returncode == 1 and "--mmap" in refused.stderr
 
