@@ -60,6 +60,13 @@ def test_one_scale_for_a_whole_matrix() -> None:
     assert detect(torch.sign(torch.randn(ROWS, 128)) * 0.03125) == QuantScheme("ternary", 0)
 
 
+@pytest.mark.parametrize("sizes", [(1.0, 0.5), (0.5, 1.0)])
+def test_one_change_of_size_is_enough(sizes: tuple[float, float]) -> None:
+    """A single row, whose second half is larger or smaller."""
+    matrix = torch.cat([torch.full((1, 128), size) for size in sizes], dim=1)
+    assert detect(matrix) == QuantScheme("ternary", 128)
+
+
 def test_what_is_not_ternary() -> None:
     ternary = fake_quantized(ROWS, 256, 64)
     assert detect(torch.randn(ROWS, 256).bfloat16()) is None
