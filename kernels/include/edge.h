@@ -99,6 +99,10 @@ typedef enum {
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
 
+/* Reads a mapped file (or a part) into memory and maps what is there, in huge pages where the system keeps the file so;
+ * EDGE_UNSUPPORTED where the system has no such call. */
+EDGE_API edge_status edge_mapping_prefault(const void *address, uint64_t bytes);
+
 /* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
 
 /* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */
