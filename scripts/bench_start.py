@@ -1,6 +1,6 @@
 """Times a start: from the birth of the process to its first word, and holds its memory against the plan.
 
-    python scripts/bench_start.py [--model random:minicpm4-8b] [--context 2048] [--runs 3] [--mmap]
+    python scripts/bench_start.py [--model random:minicpm4-8b] [--context 2048] [--runs 3] [--[no-]mmap]
 
 Every run is a fresh `edge chat` in a pipe, as a person would start it. The model is converted before, and one
 more start, which does not count, brings its file into the page cache. The resident memory is read at the
@@ -57,15 +57,21 @@ def main() -> None:
     parser.add_argument("--model", default="random:minicpm4-8b")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--mmap", action="store_true")
+    parser.add_argument("--mmap", action=argparse.BooleanOptionalAction, help="as for `edge chat`")
     options = parser.parse_args()
 
     load = os.getloadavg()[0]
     bundle = open_model(options.model)
-    plan = memory_plan(bundle, options.context, mapped_weights=options.mmap)
+    plan = memory_plan(bundle, options.context, mapped_weights=bool(options.mmap))
     edge = [sys.executable, "-m", "apps.cli"]
     command = [*edge, "chat", options.model, "--context", str(options.context), "--prompt", PROMPT]
-    command += ["--max-tokens", str(TOKENS), "--temperature", "0", *(["--mmap"] if options.mmap else [])]
+    command += [
+        "--max-tokens",
+        str(TOKENS),
+        "--temperature",
+        "0",
+        *({True: ["--mmap"], False: ["--no-mmap"]}.get(options.mmap, [])),
+    ]
     start(command)
     runs, bare = [], []
     for _ in range(options.runs):

@@ -109,15 +109,16 @@ class NativeExecutor:
         kv_type: str = "float16",
         tier: str | None = None,
         max_batch: int = 256,
-        mmap: bool = False,
+        mmap: bool | None = None,
     ) -> None:
         """An executor for `bundle`.
 
         context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
         (exact). kv_type: `float16` or `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or
-        the best. max_batch: most tokens of one forward call. mmap: map the weights' file and read it when it
-        is used, rather than bringing all of it into huge pages at once (`edge.executors.weights`).
+        the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file and reads it
+        when it is used, False copies it into huge pages; by default whichever is at once and fast
+        (`edge.executors.weights`).
         """
         config = bundle.config
         if config.num_experts:

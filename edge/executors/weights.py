@@ -41,8 +41,13 @@ class WeightMemory(Protocol):
         """How many of the bytes lie in huge pages now; None where the system does not tell."""
 
 
-def open_weights(bundle: Bundle, mmap: bool = False) -> WeightMemory:
-    """The weights of `bundle` in memory that is fast to read; with mmap, mapped and read when used."""
+def open_weights(bundle: Bundle, mmap: bool | None = None) -> WeightMemory:
+    """The weights of `bundle` in fast memory: mapped if their file lies in huge pages, else copied into some.
+
+    mmap: True maps the file and reads it when it is used, False copies it in any case.
+    """
+    if mmap is False:
+        return CopiedWeights(bundle)
     mapped = MappedWeights(bundle)
     return mapped if mmap or mapped.read_in_huge_pages() else CopiedWeights(bundle)
 
@@ -69,14 +74,15 @@ class MappedWeights:
         return huge_page_bytes(self._start, self.bytes)
 
     def read_in_huge_pages(self) -> bool:
-        """Read the file now; False if it is not in huge pages, which its first part tells."""
-        for stop in (min(_PROBE, self.bytes), self.bytes):
+        """Read the file now; False if it is not in huge pages, which some of its middle tells."""
+        whole, probe = (0, self.bytes), (self.bytes // 2, min(_PROBE, self.bytes // 2))
+        for start, count in (probe, whole):
             # One reader: several at a time would make the system read in smaller pieces.
-            status = native.library().edge_mapping_prefault(self._start, stop)
+            status = native.library().edge_mapping_prefault(self._start + start, count)
             if status not in (0, native.UNSUPPORTED):
                 raise BundleError(f"'{self._where}' became shorter while it was read; convert it again.")
             huge = self.huge_bytes
-            if status == native.UNSUPPORTED or huge is None or huge < _ENOUGH * stop:
+            if status == native.UNSUPPORTED or huge is None or huge < _ENOUGH * count:
                 return False
         return True
 

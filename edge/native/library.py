@@ -168,6 +168,7 @@ _FUNCTIONS = {
             *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
         ),
     ),
+    "edge_linear_path": (c_char_p, (POINTER(Matrix), c_int32)),
     "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
     "edge_rms_norm": (
         _STATUS,

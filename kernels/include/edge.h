@@ -110,6 +110,10 @@ EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scrat
                                  const edge_matrix *w, int32_t activations, const float *x, int64_t n,
                                  float *y);
 
+/* In a few words, which kernel computes edge_linear for such a matrix; its data is not read. NULL (and an error
+ * sentence) for one that is refused. */
+EDGE_API const char *edge_linear_path(const edge_matrix *w, int32_t activations);
+
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
 

@@ -1,5 +1,6 @@
 // Memory in huge pages: with 4 KB pages the page walks of streaming reads cost a third of the bandwidth.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -51,7 +52,7 @@ edge_status edge_mapping_prefault(const void *address, uint64_t bytes) {
     if (address == nullptr || bytes == 0)
         return edge::fail(EDGE_INVALID, "edge_mapping_prefault: the memory is missing.");
 #if defined(__linux__)
-    constexpr uintptr_t page = 4096;
+    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
     const uintptr_t start = reinterpret_cast<uintptr_t>(address) / page * page;
     const size_t size = reinterpret_cast<uintptr_t>(address) + bytes - start;
     void *const memory = reinterpret_cast<void *>(start);

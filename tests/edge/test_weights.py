@@ -57,6 +57,7 @@ def test_weights_are_mapped_when_that_is_fast_or_wanted(path):
     memory = open_weights(Bundle.open(path))
     assert not memory.mapped or (memory.huge_bytes or 0) >= 0.9 * memory.bytes
     assert open_weights(Bundle.open(path), mmap=True).mapped
+    assert not open_weights(Bundle.open(path), mmap=False).mapped
 
 
 def test_the_executor_tells(path):
