@@ -45,8 +45,9 @@ def open_model(
     as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
     first. A `Path` is always a file or folder.
 
-    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file keeps its own types, float
-    checkpoints and random weights become int4 in groups of 32; `none` keeps floats as float16. revision,
+    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file and packed or ternary matrices
+    keep their own types, other float checkpoints and random weights become int4 in groups of 32; `none` keeps
+    floats as float16. revision,
     offline: of hub ids, see `edge.hub.download`. verify: recompute the checksums of the bundle. progress:
     called during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download
     draw its bars.
@@ -123,7 +124,7 @@ def _open_folder(
     hub_label: str | None,
 ) -> Bundle:
     if quantize is None:
-        options = {**options, "quantize": _DEFAULT_QUANTIZATION}
+        options = {**options, "floats": "auto"}
 
     def open_checkpoint() -> Checkpoint:
         from edge.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -192,7 +193,7 @@ def _exists(path: Path) -> bool:
 def _unknown(text: str, may_be_name: bool) -> str:
     if not may_be_name:
         return f"There is no file or folder '{text}'; check the path."
-    names = [DEFAULT_MODEL, *(RANDOM + name for name in PRESETS)]
+    names = [DEFAULT_MODEL, *(RANDOM + name for name, shape in PRESETS.items() if not shape.num_experts)]
     close = difflib.get_close_matches(text, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (
