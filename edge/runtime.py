@@ -49,7 +49,7 @@ def load(
     kv_type: KVType = "float16",
     executor: str | ExecutorFactory = "native",
     tier: str | None = None,
-    mmap: bool = False,
+    mmap: bool | None = None,
     revision: str | None = None,
     offline: bool = False,
     verify: bool = False,
@@ -61,8 +61,9 @@ def load(
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: the weights
-    stay in the mapped file rather than being read into huge pages, so they need no memory of their own.
+    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: True maps the
+    weights' file and reads it when it is used, so it needs no memory of its own; False copies it into huge
+    pages; by default it is read at once, and copied only where the system does not keep it in huge pages.
     executor: `native`, or a function that makes another one, to which threads, activations, tier and mmap
     mean nothing (`model.executor.open_torch`).
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
@@ -95,7 +96,7 @@ def load(
     bundle.config.check_context(tokens)
     if not isinstance(executor, str):
         return Model(bundle, traced(executor(bundle, tokens)), name=str(model), kv_type=kv_type)
-    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=mmap), available_memory())
+    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=bool(mmap)), available_memory())
     runner = NativeExecutor(
         bundle,
         context=tokens,
@@ -105,7 +106,7 @@ def load(
         tier=tier,
         mmap=mmap,
     )
-    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=mmap)
+    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=bool(mmap))
 
 
 class Model:
