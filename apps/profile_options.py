@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from apps.options import MODEL_HELP, KVType, Quantization
-from edge.config import KVType as KVName
 
 if TYPE_CHECKING:
+    from edge.config import KVType as KVName
     from edge.profile.options import ProfileOptions
     from edge.profile.plan import PlannedDevice
 
