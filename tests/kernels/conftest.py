@@ -1,9 +1,13 @@
-"""Calls libedge's operators with numpy arrays."""
+"""Calls libedge's operators with numpy arrays, and builds its tools for 64-bit ARM."""
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +18,8 @@ from edge.executors.native import ScratchBuffer, ThreadPool
 from edge.native import library as native
 from edge.scheme import QuantizedMatrix, QuantScheme
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -97,3 +103,20 @@ def random_matrix() -> Callable[[QuantScheme, int, int], npt.NDArray[np.uint8]]:
         return packing.pack(QuantizedMatrix(scheme, codes, scales, minimums), scheme)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def arm_build() -> Path:
+    """A folder with `selftest` and `edge_bench` for 64-bit ARM; test processes build it one after the other."""
+    for tool in (COMPILER, EMULATOR, "cmake", "ninja"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed; scripts/install-test-packages installs it")
+    build = ROOT / "build" / "aarch64"
+    build.mkdir(parents=True, exist_ok=True)
+    configure = ["cmake", "-G", "Ninja", "-S", ROOT / "kernels", "-B", build, "-DCMAKE_SYSTEM_NAME=Linux"]
+    configure += ["-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(configure, check=True, capture_output=True)
+        subprocess.run(["ninja", "-C", build, "selftest", "edge_bench"], check=True, capture_output=True)
+    return build
