@@ -107,7 +107,7 @@ def random_matrix() -> Callable[[QuantScheme, int, int], npt.NDArray[np.uint8]]:
 
 @pytest.fixture(scope="session")
 def arm_build() -> Path:
-    """A folder with `selftest` and `edge_bench` for 64-bit ARM; test processes build it one after the other."""
+    """A folder with `selftest` and `edge_bench` for 64-bit ARM; only one test process builds it."""
     for tool in (COMPILER, EMULATOR, "cmake", "ninja"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed; scripts/install-test-packages installs it")
