@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edge.errors import EdgeError
 
@@ -80,11 +79,11 @@ def _difference(stage: Stage, a: dict[str, Any], b: dict[str, Any]) -> Differenc
     shape_a, shape_b = tuple(a["shape"]), tuple(b["shape"])
     if shape_a != shape_b:
         return Difference(stage, float("inf"), shape_a, shape_b)
-    distance = float(np.linalg.norm(np.subtract(a["sketch"], b["sketch"])))
+    distance = math.dist(a["sketch"], b["sketch"])
     distance = max(distance, abs(a["norm"] - b["norm"]))  # a lower bound that the sketch may miss
     scale = max(a["norm"], 1e-30)
     difference = distance / scale
-    return Difference(stage, difference if np.isfinite(difference) else float("inf"), shape_a, shape_b)
+    return Difference(stage, difference if math.isfinite(difference) else float("inf"), shape_a, shape_b)
 
 
 def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:

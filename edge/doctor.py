@@ -176,7 +176,7 @@ def _bandwidth(threads: int, tier: str) -> Iterator[Finding]:
         probe.close()
     detail = (
         f"reads {found.read_bytes / 1e9:.1f} GB/s, int8 {2 * found.int8 / 1e12:.2f} TOPS, "
-        f"float {2 * found.float / 1e12:.2f} TFLOPS (best of 3)"
+        f"float {2 * found.float32 / 1e12:.2f} TFLOPS (best of 3)"
     )
     yield Finding("limits", "ok", detail)
 

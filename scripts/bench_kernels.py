@@ -124,7 +124,9 @@ def main() -> None:
         limit = probe.measure(pool.threads, tier)
         limits["read GB/s"].append(limit.read_bytes / 1e9)
         limits["int8 GMAC/s"].append(limit.int8 / 1e9)
-        limits["float GMAC/s"].append(limit.float / 1e9)
+        limits["float GMAC/s"].append(limit.float32 / 1e9)
+        if limit.region_seconds is not None:
+            limits["parallel region us"].append(limit.region_seconds * 1e6)
         for scheme in SCHEMES:
             time, size = linear(pool, tier, region, scheme, STREAM_ROWS, 1)
             kernels[f"{scheme} n=1 share of read bandwidth"].append(size / time / limit.read_bytes)

@@ -18,11 +18,15 @@ Tensor = tuple[str, tuple[int, ...], QuantScheme]
 
 @dataclass(frozen=True)
 class Roofline:
-    """Bytes per second read from memory, int8 and float multiply-adds per second."""
+    """Bytes per second read from memory, int8 and float multiply-adds per second.
+
+    region_seconds: what one parallel region costs, where it was measured.
+    """
 
     read_bytes: float
     int8: float
-    float: float
+    float32: float
+    region_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class NetworkCost:
 
     def seconds_at_peak(self, linear: float, attention: float, roofline: Roofline) -> float:
         """Time of so many multiply-adds in matrices and in attention, at the arithmetic peaks."""
-        return linear / (roofline.int8 if self.integer else roofline.float) + attention / roofline.float
+        return linear / (roofline.int8 if self.integer else roofline.float32) + attention / roofline.float32
 
     def decode_seconds(
         self, depth: float, roofline: Roofline, efficiency: Efficiency = Efficiency()
@@ -126,7 +130,7 @@ class NetworkCost:
         self, tokens: int, depth: float, roofline: Roofline, efficiency: Efficiency
     ) -> float:
         read = self.kv_row * (depth + tokens) / roofline.read_bytes
-        compute = self.attention_pairs(tokens, depth) / roofline.float
+        compute = self.attention_pairs(tokens, depth) / roofline.float32
         return max(read, compute) / efficiency.attention + efficiency.step_seconds
 
 

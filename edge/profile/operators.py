@@ -62,7 +62,7 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline, integer: b
     for (operation, layer, path), seconds in times.items():
         size, operations = facts[operation, layer, path]
         whole = integer and path not in ("", "float16", "float32")  # attention and float matrices use floats
-        peak = roofline.int8 if whole else roofline.float
+        peak = roofline.int8 if whole else roofline.float32
         took = median(seconds)
         limit = max(size / roofline.read_bytes, operations / peak)
         found.append(

@@ -56,7 +56,9 @@ class RooflineProbe:
                 ctypes.byref(out),
             )
         )
-        return Roofline(out.read_bytes_per_second, out.int8_per_second, out.float_per_second)
+        return Roofline(
+            out.read_bytes_per_second, out.int8_per_second, out.float_per_second, out.region_seconds
+        )
 
     def close(self) -> None:
         """Give the memory back."""

@@ -115,7 +115,7 @@ def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> M
             threads=threads,
             read_bandwidth_gb_s=round(found.read_bytes / 1e9, 3),
             int8_tops=round(2 * found.int8 / 1e12, 4),
-            float_tflops=round(2 * found.float / 1e12, 4),
+            float_tflops=round(2 * found.float32 / 1e12, 4),
         )
         for threads, found in sorted(rooflines.items())
     )
@@ -287,7 +287,7 @@ def _median_roofline(found: list[Roofline]) -> Roofline:
     return Roofline(
         median(one.read_bytes for one in found),
         median(one.int8 for one in found),
-        median(one.float for one in found),
+        median(one.float32 for one in found),
     )
 
 

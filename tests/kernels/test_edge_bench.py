@@ -23,7 +23,6 @@ from edge.quantize import quantize
 from edge.scheme import QuantScheme
 from edge.tensors import expected_tensors
 
-EMULATOR = "qemu-aarch64-static"
 # Few: the emulator takes seconds for the machine's limits.
 OPTIONS = ProfileOptions(threads=(2,), prompt=(10,), generate=3, depth=(0, 20), repeat=1)
 SCHEMES = [QuantScheme("int4", 32), QuantScheme("int4", 32, True), QuantScheme("ternary", 0)]
@@ -52,11 +51,11 @@ def bundle(tiny_config, tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def run_bench(arm_build) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_bench(arm) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_bench(*arguments)`: the finished process, in the emulator."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [EMULATOR, "-cpu", "max", str(arm_build / "edge_bench"), *arguments]
+        command = [*arm.emulator("max"), str(arm.build / "edge_bench"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return run

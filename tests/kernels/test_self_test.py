@@ -9,8 +9,6 @@ import pytest
 from edge.errors import NativeError
 from edge.native import library as native
 
-EMULATOR = "qemu-aarch64-static"
-
 
 def test_this_cpu(tier):
     native.check(native.library().edge_self_test(tier.encode()))
@@ -29,8 +27,9 @@ def test_unknown_tier():
         ("cortex-a53", ["neon", "portable"]),
     ],
 )
-def test_arm(arm_build, cpu, tiers):
-    command = [EMULATOR, "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu", arm_build / "selftest"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_arm(arm, cpu, tiers):
+    result = subprocess.run(
+        [*arm.emulator(cpu), arm.build / "selftest"], capture_output=True, text=True, timeout=120
+    )
     assert result.stdout.splitlines() == [f"{tier}: ok" for tier in tiers]
     assert result.returncode == 0
