@@ -185,6 +185,9 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
         const int64_t begin = place.at(0).integer(), end = place.at(1).integer();
         if (begin < 0 || end < begin || uint64_t(end) > bytes_ - first)
             throw Error("Tensor '" + entry.first + "' lies outside '" + path + "'.");
+        if ((first + uint64_t(begin)) % 64 != 0)
+            throw Error("Tensor '" + entry.first + "' of '" + path +
+                        "' is not aligned; convert the model again.");
         matrix.data = data + first + begin;
         matrix.bytes = uint64_t(end - begin);
         if (weight.role >= EDGE_ATTENTION_NORM && shape.size() == 2)
