@@ -34,7 +34,11 @@ def test_a_measurement(profiled):
     found = Profile.load(before)
     assert [(row.test, row.tokens) for row in found.results] == [("prefill", 16), ("decode", 4)]
     assert found.results[0].model == "smollm2-135m" and len(found.results[0].samples) == 2
-    assert "prefill 16" in output and "decode 4" in output and re.search(r"gate_up +int4 +\d", output)
+    assert (
+        "prefill 16" in output
+        and "decode 4" in output
+        and re.search(r"gate_up +int8 dots, int4 weights with minimums +\d", output)
+    )
     assert f"read {found.machine.limits[0].read_bandwidth_gb_s:.1f} GB/s" in output
     assert len(csv.splitlines()) == 3
 
