@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from apps.options import Activations, Json, expand
 from apps.profile_options import MODEL_OR_FILES, PlanOptions, TestOptions
 from apps.terminal import error_console, output_console
 from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.profile import Profile, ProfileOptions
 
 
 @expand
@@ -30,6 +33,11 @@ def profile(
         typer.Option(metavar="5%", help="With --compare: exit with 1 if a test became slower by more."),
     ] = None,
     planned: PlanOptions,
+    adb: Annotated[
+        Path | None,
+        typer.Option(metavar="PROGRAM", help="Measure on an Android device, with this edge_bench for it."),
+    ] = None,
+    serial: Annotated[str | None, typer.Option(help="With --adb: which device.")] = None,
     as_json: Json = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON document here.")] = None,
     csv: Annotated[
@@ -53,31 +61,36 @@ def profile(
         return _compare(Path(model[0]), Path(model[1]), fail_above, as_json)
     if planned.plan:
         return _plan(model[0], tests, planned, as_json)
-    return _measure(model[0], tests, activations, as_json, out, csv, html)
+    if serial is not None and adb is None:
+        raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
+    _check_outputs(out, csv, html)
+    options = tests.profile_options(activations.value)
+    if adb is not None:
+        from edge.profile.adb import profile_on_android
+
+        result = profile_on_android(model[0], options, adb, serial)
+    else:
+        result = _measure(model[0], options)
+    _deliver(result, as_json, out, csv, html)
+    return 0
 
 
-def _measure(
-    model: str,
-    tests: TestOptions,
-    activations: Activations,
-    as_json: bool,
-    out: Path | None,
-    csv: Path | None,
-    html: Path | None,
-) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from apps.profile_view import print_profile
-    from edge.profile.run import profile as measure
-
+def _check_outputs(out: Path | None, csv: Path | None, html: Path | None) -> None:
+    """Refuse before minutes of measuring what would fail after them."""
     if html is not None:
         from edge.profile.plots import require_matplotlib
 
-        require_matplotlib()  # before minutes of measuring, not after
+        require_matplotlib()
     for path in (out, csv, html):
         if path is not None and not path.parent.is_dir():
             raise EdgeError(f"There is no folder '{path.parent}' for '{path.name}': make it first.")
-    options = tests.profile_options(activations.value)
+
+
+def _measure(model: str, options: ProfileOptions) -> Profile:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from edge.profile.run import profile as measure
+
     console = error_console()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -90,13 +103,18 @@ def _measure(
     )
     with bar:
         task = bar.add_task("Opening", total=None)
-        result = measure(
+        return measure(
             model,
             options,
             progress=lambda done, total, what: bar.update(
                 task, completed=done, total=total, description=what
             ),
         )
+
+
+def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None, html: Path | None) -> None:
+    from apps.profile_view import print_profile
+
     document = json.dumps(result.to_json())
     if csv is not None:
         from edge.profile.export import to_csv
@@ -112,7 +130,6 @@ def _measure(
         typer.echo(document)
     else:
         print_profile(result, output_console())
-    return 0
 
 
 def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -> int:

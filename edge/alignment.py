@@ -11,8 +11,8 @@ from typing import Any
 
 from edge.errors import EdgeError
 
-TOLERANCE = 1e-3
-"""Relative difference that rounding explains: float16 keys and values give some 1e-4."""
+TOLERANCE = 5e-3
+"""Relative difference that rounding explains: float16 keys and values give some 1e-3."""
 
 
 @dataclass(frozen=True)

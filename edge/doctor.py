@@ -78,10 +78,14 @@ class Diagnosis:
 
 
 def diagnose(
-    executors: tuple[str, ...] = ("native",), progress: Callable[[str], None] = lambda name: None
+    executors: tuple[str, ...] = ("native",),
+    *,
+    only: tuple[str, ...] | None = None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Diagnosis:
-    """Run every check; executors: those that must work. progress: called with the name of each check before
-    it.
+    """Run every check, or those that `only` names.
+
+    executors: those that must work. progress: called with the name of each check before it.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": _packages,
@@ -93,6 +97,8 @@ def diagnose(
     }
     findings: list[Finding] = []
     for name, check in checks.items():
+        if only is not None and name not in only:
+            continue
         progress(name)
         findings += check()
     return Diagnosis(tuple(findings))

@@ -46,11 +46,8 @@ def decode_events(events: list[bytes]) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline, integer: bool) -> tuple[Operator, ...]:
-    """Medians over passes, in the order of the network, with the share of the nearer limit.
-
-    integer: whether matrices are multiplied in integers.
-    """
+def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[Operator, ...]:
+    """Medians over passes, in the order of the network, with the share of the nearer limit."""
     times: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     facts: dict[tuple[str, int, str], tuple[int, int]] = {}
     for one in passes:
@@ -61,8 +58,7 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline, integer: b
     found = []
     for (operation, layer, path), seconds in times.items():
         size, operations = facts[operation, layer, path]
-        whole = integer and path not in ("", "float16", "float32")  # attention and float matrices use floats
-        peak = roofline.int8 if whole else roofline.float32
+        peak = roofline.int8 if path.startswith("int8 dots") else roofline.float32
         took = median(seconds)
         limit = max(size / roofline.read_bytes, operations / peak)
         found.append(

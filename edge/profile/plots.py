@@ -124,6 +124,9 @@ def _roofline(profile: Profile, figure: Any) -> bool:
                     label=f"{test}, {name}",
                 )
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="G multiply-adds/s")
+    for axis in (axes.xaxis, axes.yaxis):  # 100, not 10 to the power of 2
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
     axes.legend(fontsize=8.5)
     return True
 
@@ -149,6 +152,8 @@ def _context(profile: Profile, figure: Any) -> bool:
     axes.set_xscale("symlog", base=2, linthresh=256)
     ticks = sorted({row.depth for row in decodes})
     axes.set_xticks(ticks, [f"{tick // 1024}K" if tick and tick % 1024 == 0 else str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(min(ticks) / 1.4 if min(ticks) else -64, 1.4 * max(ticks))
     axes.legend()
     return True
 

@@ -263,7 +263,7 @@ def _row(
         peak_memory_bytes=max(one.peak_memory_bytes for one in measured),
         memory=Memory(each.cost.resident, (depth + tokens) * each.cost.kv_row, ready.workspace_bytes),
         joules_per_token=median(joules) / tokens if joules else None,
-        operators=summarise(each.passes.get(test, []), roofline, each.cost.integer),
+        operators=summarise(each.passes.get(test, []), roofline),
     )
 
 

@@ -50,7 +50,7 @@ class Memory:
 class Operator:
     """One operator in one pass, or one decode step: the median over the passes.
 
-    layer: -1 outside the layers. path: the kind of weights that chose its kernel. bytes: weights and cache
+    layer: -1 outside the layers. path: the kernel of a linear operator. bytes: weights and cache
     rows it must move. operations: multiply-adds. limit_share: the time that the nearer limit needs, over
     `seconds`.
     """

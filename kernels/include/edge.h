@@ -173,7 +173,7 @@ EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 /* One operator of a forward pass, as it has just ended. Fused operators are one event. */
 typedef struct {
     const char *operation; /* its name; lives as long as the library, as does `path` */
-    const char *path;      /* the kind of weights that chose its kernel, or "" */
+    const char *path;      /* of a linear operator: edge_linear_path, else "" */
     int32_t layer;         /* -1 outside the layers */
     int32_t reserved;
     int64_t start_ns, nanoseconds; /* on the monotonic clock */

@@ -226,7 +226,7 @@ uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? mo
 
 edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context) {
     if (!model) return fail(EDGE_INVALID, "edge_model_observe: the model is missing.");
-    model->observer = {observer, context};
+    model->observer = {observer, context, edge_activations(model->config.activations)};
     return EDGE_OK;
 }
 

@@ -6,13 +6,14 @@
 #include <initializer_list>
 
 #include "edge.h"
-#include "matrix.h"
+#include "linear.h"
 
 namespace edge {
 
 struct Observer {
     edge_observer callback = nullptr;
     void *context = nullptr;
+    edge_activations activations = EDGE_ACTIVATIONS_INT8;
 };
 
 // What an operator wrote: `rows` rows of `columns` floats, `stride` apart.
@@ -36,7 +37,7 @@ class Stage {
             event_.bytes += uint64_t(matrix->tiles * matrix->tile_bytes);
             event_.operations += uint64_t(output.rows * matrix->rows * matrix->columns);
         }
-        if (matrices.size() > 0) event_.path = kind_name(matrices);
+        if (matrices.size() > 0) event_.path = path_of(matrices, observer_.activations);
         start_ = Clock::now();
         event_.start_ns = nanoseconds(start_.time_since_epoch());
     }
@@ -48,12 +49,12 @@ class Stage {
     }
 
    private:
-    static const char *kind_name(std::initializer_list<const Matrix *> matrices) {
-        static const char *const names[] = {"float32", "float16", "int8", "int4", "ternary"};
+    static const char *path_of(std::initializer_list<const Matrix *> matrices, edge_activations mode) {
+        const char *const first = linear_path(**matrices.begin(), mode);
         for (const Matrix *matrix : matrices) {
-            if (matrix->kind != (*matrices.begin())->kind) return "mixed";
+            if (linear_path(*matrix, mode) != first) return "several kernels";
         }
-        return names[(*matrices.begin())->kind];
+        return first;
     }
 
     using Clock = std::chrono::steady_clock;

@@ -1,0 +1,69 @@
+// What is measured, and one executor that measures it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bundle.h"
+#include "edge.h"
+
+namespace bench {
+
+struct Options {
+    std::string folder, model, fill = "prefill", kv_type = "float16";
+    std::vector<int32_t> threads{0}, prompt{512}, depth{0};
+    int32_t generate = 64, repeat = 5;
+};
+
+struct Test {
+    bool decode;
+    int32_t tokens, depth;
+};
+
+struct Measured {
+    std::vector<double> seconds, token_seconds, bandwidth_shares, compute_shares;
+    int64_t peak_memory = 0;
+};
+
+double now();  // seconds on the monotonic clock
+void check(edge_status status);
+const char *forced_tier();  // $EDGE_CPU, or NULL for the best
+
+// One number of threads over the shared weights, with a KV cache for every depth.
+class Runner {
+   public:
+    Runner(const Bundle &bundle, const Options &options, int32_t threads, int32_t context);
+    ~Runner();
+    Runner(const Runner &) = delete;
+
+    int32_t batch() const { return batch_; }
+    int64_t cached_rows() const;
+
+    // Fills the cache and warms up, which does not count.
+    void prepare(const Test &test);
+    // One measurement of it.
+    void measure(const Test &test, Measured *out);
+
+    edge_parallel parallel{};
+    edge_model *model = nullptr;
+
+   private:
+    std::vector<double> run(edge_cache *cache, const Test &test);
+    void feed(edge_cache *cache, int32_t count);
+    void forward(edge_cache *cache, const int32_t *tokens, int32_t n, bool logits);
+    int32_t sample();
+    edge_cache *cache_at(int32_t depth);
+
+    const Options &options_;
+    edge_pool *pool_ = nullptr;
+    int32_t batch_ = 0;
+    std::map<int32_t, edge_cache *> caches_;
+    std::vector<int32_t> tokens_;
+    std::vector<float> logits_;
+    std::mt19937_64 random_{0};
+};
+
+}  // namespace bench

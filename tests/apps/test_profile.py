@@ -1,0 +1,166 @@
+"""`edge profile`, `edge align`, `edge doctor` and `edge eval compare` as a person runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from edge.profile import Profile
+
+SHORT = ("--prompt", "16", "--generate", "4", "--repeat", "2")
+
+
+@pytest.fixture
+def profiled(run_edge, smollm2, tmp_path):
+    """The paths of a measured profile, and of the same one made a fifth slower."""
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    result = run_edge(
+        "profile", smollm2, *SHORT, "--ops", "--out", str(before), "--csv", str(tmp_path / "a.csv")
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(before.read_text())
+    for row in document["results"]:
+        row["samples"] = [0.8 * value for value in row["samples"]]
+        row["tokens_per_second"] = {name: 0.8 * value for name, value in row["tokens_per_second"].items()}
+    after.write_text(json.dumps(document))
+    return before, after, result.stdout, (tmp_path / "a.csv").read_text()
+
+
+def test_a_measurement(profiled):
+    before, _, output, csv = profiled
+    found = Profile.load(before)
+    assert [(row.test, row.tokens) for row in found.results] == [("prefill", 16), ("decode", 4)]
+    assert found.results[0].model == "smollm2-135m" and len(found.results[0].samples) == 2
+    assert (
+        "prefill 16" in output
+        and "decode 4" in output
+        and re.search(r"gate_up +int8 dots, int4 weights with minimums +\d", output)
+    )
+    assert f"read {found.machine.limits[0].read_bandwidth_gb_s:.1f} GB/s" in output
+    assert len(csv.splitlines()) == 3
+
+
+def test_json_is_the_last_line(run_edge, smollm2):
+    result = run_edge("profile", smollm2, *SHORT, "--json", "--depth", "0,32", "--fill", "synthetic")
+    found = Profile.from_json(json.loads(result.stdout.splitlines()[-1]))
+    assert [row.depth for row in found.results] == [0, 0, 32, 32]
+    assert {row.fill for row in found.results} == {"synthetic"}
+
+
+def test_comparing(run_edge, profiled):
+    before, after, _, _ = profiled
+    result = run_edge("profile", "--compare", str(before), str(after), "--fail-above", "5%")
+    assert result.returncode == 1 and "0.800" in result.stdout
+    same = run_edge("profile", "--compare", str(before), str(before), "--fail-above", "5%", "--json")
+    assert same.returncode == 0
+    ratios = json.loads(same.stdout)["ratios"]
+    assert [ratio["ratio"] for ratio in ratios] == [1, 1] and not any(ratio["slower"] for ratio in ratios)
+    assert run_edge("profile", "--compare", str(before), str(after)).returncode == 0  # no limit was given
+
+
+def test_planning(run_edge):
+    arguments = ("profile", "--plan", "random:minicpm4-8b", "--context", "131072", "--memory", "8G")
+    result = run_edge(*arguments, "--device", "jetson-agx-orin", "--quantize", "int4,ternary", "--json")
+    document = json.loads(result.stdout)
+    assert document["device"]["bandwidth_gb_s"] == 204.8 and "NVIDIA" in document["device"]["source"]
+    assert [(plan["quantize"], plan["fits"]) for plan in document["plans"]] == [
+        ("int4", False),
+        ("ternary", True),
+    ]
+    text = run_edge(*arguments, "--bandwidth", "50").stdout
+    assert (
+        "does not fit into 8.00 GB" in text and "nothing was run" in text and "int8 rate is not known" in text
+    )
+
+
+class Links(HTMLParser):
+    """What a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "srcset")
+        ]
+
+
+def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots need matplotlib (the extra `profile`)")
+    page = tmp_path / "page.html"
+    result = run_edge("profile", smollm2, *SHORT, "--depth", "0,64", "--ops", "--html", str(page))
+    assert result.returncode == 0, result.stderr
+    text = page.read_text()
+    links = Links()
+    links.feed(text)
+    assert links.tags.count("svg") == 4 and "script" not in links.tags and "link" not in links.tags
+    assert all(link.startswith("#") for link in links.found)
+    for word in ("Roofline", "Decode speed against context", "Latency of single tokens", "gate_up", smollm2):
+        assert word in text
+    assert "url(http" not in text and "@import" not in text
+    assert len(text) < 400_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("m", "--executor", "cuda"), "There is no executor 'cuda' in this version"),
+        (("m", "--depth", "1,x"), "'1,x' is not a list of whole numbers"),
+        (("m", "--quantize", "int3"), "'int3' is not one of int4, int8, ternary, f16"),
+        (("m", "n"), "give one model"),
+        (("m", "--fail-above", "5%"), "belongs to --compare"),
+        (("--compare", "m"), "give two profiles"),
+        (("--compare", "m", "n", "--fail-above", "x"), "'x' is not a share such as 5%"),
+        (("--compare", "m", "n"), "Cannot read the profile 'm'"),
+        (("m", "--out", "absent/x.json"), "There is no folder 'absent'"),
+        (("--plan", "random:minicpm4-8b", "--device", "psp"), "Unknown device 'psp'; known are"),
+        (("--plan", "random:minicpm4-8b", "--int8-tops", "5"), "needs --bandwidth or --device"),
+        (("--plan", "random:minicpm4-8b", "--memory", "much"), "'much' is not a size"),
+        (("--plan", "--compare", "a", "b"), "either --compare or --plan"),
+    ],
+)
+def test_bad_arguments(run_edge, arguments, sentence):
+    result = run_edge("profile", *arguments)
+    assert result.returncode in (1, 2) and result.stdout == ""
+    assert result.stderr.startswith("Error: ") and sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_tracing_and_aligning(run_edge, smollm2, environment, tmp_path):
+    paths = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    for path, options in zip(paths, ((), ("--threads", "1"), ("--activations", "float32")), strict=True):
+        chat = ("chat", smollm2, "--prompt", "Hi", "--max-tokens", "2", "--temperature", "0", *options)
+        result = run_edge(*chat, env={**environment, "EDGE_TRACE": str(path)})
+        assert result.returncode == 0, result.stderr
+    same = run_edge("align", str(paths[0]), str(paths[1]))
+    assert same.returncode == 0 and "stages agree" in same.stdout
+    exact = run_edge("align", str(paths[0]), str(paths[2]), "--tolerance", "1e-4", "--json")
+    document = json.loads(exact.stdout)
+    assert exact.returncode == 1
+    assert (document["first"]["operation"], document["first"]["layer"]) == ("qkv", 0)
+    assert 1e-4 < document["first"]["difference"] < 0.1
+
+
+def test_doctor(run_edge, environment):
+    result = run_edge("doctor", "--json", env={**environment, "EDGE_CPU": "portable"})
+    document = json.loads(result.stdout)
+    assert result.returncode == 0 and document["healthy"]
+    assert any("portable (EDGE_CPU says so)" in finding["detail"] for finding in document["findings"])
+    bad = run_edge("doctor", "--executor", "cuda")
+    assert bad.returncode == 1 and "BAD" in bad.stdout and "-> use one of: native" in bad.stdout
+
+
+def test_comparing_two_forms_of_a_model(run_edge, smollm2, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The harbour froze in January, and the ships stayed until the ice let them go.")
+    arguments = ("eval", "compare", smollm2, smollm2, "--text", str(text))
+    found = json.loads(run_edge(*arguments, "--kv-b", "float32", "--json").stdout)
+    assert 0 < found["kl_divergence"] < 0.1 and found["top1_agreement"] > 0.7
+    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float32")
+    assert "Top-1 agreement 100.00%" in run_edge(*arguments).stdout
