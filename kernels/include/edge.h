@@ -116,7 +116,8 @@ EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scr
 
 /* ---- The decoder ---------------------------------------------------------------------------------- */
 
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1 } edge_kv_type;
+/* int8: one scale per token, head and layer, for keys and for values. */
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
 
 typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */

@@ -64,12 +64,14 @@ edge_status check_config(const edge_config &c) {
         return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
                     c.heads, c.head_dim);
     }
-    if (c.head_dim % 16 != 0)
-        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
+    if (c.head_dim % 16 != 0 || c.head_dim > edge::max_head_dim) {
+        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", c.head_dim,
+                    edge::max_head_dim);
+    }
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
         return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
     }
-    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32)
+    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32 && c.kv_type != EDGE_KV_INT8)
         return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
     for (const float value :

@@ -1,31 +1,105 @@
 #include "cache.h"
 
-#include <sys/mman.h>
-
 #include <cstring>
 #include <initializer_list>
 
 #include "error.h"
+#include "memory.h"
 
-#ifndef MAP_NORESERVE
-#define MAP_NORESERVE 0
-#endif
+namespace {
+
+using edge::attention_block;
+using edge::CacheShape;
+
+constexpr int64_t lanes = 16;  // positions that stand side by side in a block of keys
+
+// Moves between a row and its places in a block: `count` runs of `run` elements, `stride` elements apart.
+template <class Element, bool to_block>
+void move_runs(uint8_t *row, uint8_t *block, int64_t first, int64_t run, int64_t stride, int64_t count) {
+    Element *rows = reinterpret_cast<Element *>(row), *at = reinterpret_cast<Element *>(block) + first;
+    for (int64_t i = 0; i < count; ++i, at += stride, rows += run) {
+        for (int64_t j = 0; j < run; ++j) (to_block ? at[j] : rows[j]) = to_block ? rows[j] : at[j];
+    }
+}
+
+template <bool to_block>
+void move_key(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t position) {
+    const int64_t index = position % attention_block, lane = index % lanes;
+    const int64_t group = (index - lane) * shape.head_dim;
+    switch (shape.type) {
+        case EDGE_KV_INT8:
+            return move_runs<uint8_t, to_block>(row, block, group + 4 * lane, 4, 4 * lanes, shape.head_dim / 4);
+        case EDGE_KV_F16:
+            return move_runs<uint16_t, to_block>(row, block, group + lane, 1, lanes, shape.head_dim);
+        case EDGE_KV_F32:
+            return move_runs<uint32_t, to_block>(row, block, group + lane, 1, lanes, shape.head_dim);
+    }
+}
+
+template <bool to_block>
+void move_value(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t position) {
+    const int64_t index = position % attention_block, dim = shape.head_dim;
+    if (shape.type == EDGE_KV_INT8) {
+        move_runs<uint8_t, to_block>(row, block, (index - index % 4) * dim + index % 4, 1, 4, dim);
+    } else {
+        move_runs<uint8_t, to_block>(row, block, index * shape.row_bytes(), shape.row_bytes(), 0, 1);
+    }
+}
+
+float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
+    return reinterpret_cast<float *>(block + attention_block * shape.row_bytes()) + position % attention_block;
+}
+
+}  // namespace
 
 edge_cache::~edge_cache() {
-    if (base != nullptr) munmap(base, bytes);
+    if (base != nullptr) edge::unmap_memory(base, bytes);
 }
 
 edge_status edge_cache::reserve() {
-    bytes = size_t(shape.layers * 2 * shape.kv_heads * shape.capacity * shape.row_bytes());
-    void *memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
+    bytes = size_t(shape.pages() * shape.page_bytes());
+    base = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
+    if (base == nullptr) {
         return edge::fail(EDGE_NO_MEMORY,
                           "A KV cache of %zu MB of address space could not be reserved; lower --context.",
                           bytes >> 20);
     }
-    base = static_cast<uint8_t *>(memory);
     return EDGE_OK;
+}
+
+void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position,
+                       const float *key, const float *value) {
+    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
+    for (const bool is_key : {true, false}) {
+        const float *x = is_key ? key : value;
+        uint8_t *to = is_key ? keys(layer, head, position) : values(layer, head, position);
+        if (shape.type == EDGE_KV_INT8) {
+            *scale_of(shape, to, position) = kernels.quantize_row(x, shape.head_dim, row);
+        } else if (shape.type == EDGE_KV_F16) {
+            kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
+        } else {
+            std::memcpy(row, x, size_t(shape.row_bytes()));
+        }
+        is_key ? move_key<true>(shape, row, to, position) : move_value<true>(shape, row, to, position);
+    }
+}
+
+void edge_cache::copy(int64_t from, int64_t to) {
+    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
+    const bool scaled = shape.type == EDGE_KV_INT8;
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+        for (int64_t head = 0; head < shape.kv_heads; ++head) {
+            uint8_t *source = keys(layer, head, from), *target = keys(layer, head, to);
+            move_key<false>(shape, row, source, from);
+            move_key<true>(shape, row, target, to);
+            if (scaled) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+            source = values(layer, head, from);
+            target = values(layer, head, to);
+            move_value<false>(shape, row, source, from);
+            move_value<true>(shape, row, target, to);
+            if (scaled) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+        }
+    }
 }
 
 int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cache->length) : 0; }
@@ -54,16 +128,8 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
         }
         previous = rows[i];
     }
-    const edge::CacheShape &shape = cache->shape;
-    const size_t row_bytes = size_t(shape.row_bytes());
-    for (int64_t layer = 0; layer < shape.layers; ++layer) {
-        for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            for (uint8_t *region : {cache->keys(layer, head), cache->values(layer, head)}) {
-                for (int32_t i = 0; i < count; ++i) {
-                    std::memmove(region + (length + i) * row_bytes, region + rows[i] * row_bytes, row_bytes);
-                }
-            }
-        }
+    for (int32_t i = 0; i < count; ++i) {
+        if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
     cache->length = length + count;
     return EDGE_OK;

@@ -281,14 +281,7 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
 
 // Rotates queries and keys, and writes keys and values into the cache.
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
-    const int64_t dim = config.head_dim, half = dim / 2, row_bytes = cache.shape.row_bytes();
-    const auto write = [&](const float *from, uint8_t *to) {
-        if (cache.shape.type == EDGE_KV_F16) {
-            kernels.to_half(from, dim, reinterpret_cast<uint16_t *>(to));
-        } else {
-            std::memcpy(to, from, size_t(row_bytes));
-        }
-    };
+    const int64_t dim = config.head_dim, half = dim / 2;
     parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
             const float *cosine = &cosines[token * half], *sine = &sines[token * half];
@@ -298,9 +291,8 @@ void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t
             for (int64_t head = 0; head < config.kv_heads; ++head) {
                 float *key = &keys[token * shape.kv_stride + head * dim];
                 kernels.rope(key, cosine, sine, half);
-                write(key, cache.keys(layer, head) + (past + token) * row_bytes);
-                write(&values[token * shape.kv_stride + head * dim],
-                      cache.values(layer, head) + (past + token) * row_bytes);
+                cache.store(kernels, layer, head, past + token, key,
+                            &values[token * shape.kv_stride + head * dim]);
             }
         }
     });

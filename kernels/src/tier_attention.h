@@ -1,135 +1,308 @@
 // Attention of query rows to one chunk of the KV cache, and merging the parts. Part of tier.h.
+//
+// Every sum of a row runs over the elements, or the positions, in ascending order in one accumulator per lane.
+// So the tiles below can have any size, and a row may be computed alone or beside others: the bits are the same.
 
-inline Floats load_row(const void *rows, bool half, int64_t index) {
-    return half ? load_half(static_cast<const uint16_t *>(rows) + index)
-                : load(static_cast<const float *>(rows) + index);
-}
+// ---- int8 ---------------------------------------------------------------------------------------------
+// The cache keeps 8 bits. What multiplies it keeps 14, as two digits of 7: x = (128 high + low) * scale, both at
+// most 64 in size, which dot_digits takes exactly.
 
-// Calls hide(i) for the positions of the chunk whose bit in the row's tree mask is off.
-template <class Hide>
-inline void for_hidden_tree_positions(const AttentionChunk &c, int row, const Hide &hide) {
-    for (int64_t i = c.tree_start > c.begin ? c.tree_start - c.begin : 0; i < c.end - c.begin; ++i) {
-        if (!(c.masks[row] >> (c.begin + i - c.tree_start) & 1)) hide(i);
+constexpr float digit_base = 128.0f, largest_code = 8192.0f;
+
+// x as digits; returns the scale, NaN if x is not finite. offsets: where sums of products with biased bytes start.
+inline float to_digits(const float *x, int64_t count, int8_t *high, int8_t *low, int32_t *offsets) {
+    Floats largest = zero();
+    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
+    const float peak = reduce_max(largest), inverse = peak > 0.0f ? largest_code / peak : 0.0f;
+    const bool usable = inverse <= 3.0e38f;  // else all is as good as zero
+    const Floats factor = set(usable ? inverse : 0.0f);
+    Floats high_sum = zero(), low_sum = zero();  // of integers: exact
+    for (int64_t i = 0; i < count; i += 16) {
+        const Floats code = round_even(mul(load(x + i), factor));
+        const Floats upper = round_even(mul(code, set(1.0f / digit_base)));
+        const Floats lower = fma(upper, set(-digit_base), code);
+        high_sum = add(high_sum, upper);
+        low_sum = add(low_sum, lower);
+        store_int8(high + i, upper);
+        store_int8(low + i, lower);
     }
+    const float high_total = reduce_add(high_sum), low_total = reduce_add(low_sum);
+    const bool finite = high_total == high_total;
+    offsets[0] = finite ? (digit_offset - 128) * int32_t(high_total) : 0;
+    offsets[1] = finite ? (digit_offset - 128) * int32_t(low_total) : 0;
+    return !finite ? NAN : usable ? peak / largest_code : 0.0f;
 }
 
-// key_scratch[d][i] = element d of key i: then one load serves sixteen positions and no sum crosses lanes.
-inline void transpose_keys(const AttentionChunk &c, int64_t positions) {
-    const int64_t last = c.end - 1;
-    for (int64_t p = 0; p < positions; p += 16) {
-        for (int64_t d = 0; d < c.head_dim; d += 16) {
-            Floats block[16];
-            for (int i = 0; i < 16; ++i) {
-                // Rows past the end are masked later; the last one stands in for them.
-                const int64_t position = c.begin + p + i < last ? c.begin + p + i : last;
-                block[i] = load_row(c.keys, c.half, position * c.head_dim + d);
-            }
-            transpose(block);
-            for (int i = 0; i < 16; ++i) store(c.key_scratch + (d + i) * attention_chunk + p, block[i]);
-        }
+inline Floats digits_to_float(Ints high, Ints low) {
+    return fma(to_float(high), set(digit_base), to_float(low));
+}
+
+float quantize_row(const float *x, int64_t count, uint8_t *codes) {
+    Floats largest = zero();
+    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
+    const float peak = reduce_max(largest), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    const bool usable = inverse <= 3.0e38f;
+    const Floats factor = set(usable ? inverse : 0.0f);
+    Floats sum = zero();
+    for (int64_t i = 0; i < count; i += 16) {
+        const Floats code = round_even(mul(load(x + i), factor));
+        sum = add(sum, code);
+        int8_t signed_codes[16];
+        store_int8(signed_codes, code);
+        for (int j = 0; j < 16; ++j) codes[i + j] = uint8_t(signed_codes[j] + 128);
     }
+    const float total = reduce_add(sum);
+    return total != total ? NAN : usable ? peak / 127.0f : 0.0f;
 }
 
-// q.k * scale of R rows and 16 V positions from `p` on.
+// ---- Tiles --------------------------------------------------------------------------------------------
+
+// Calls tile(rows as a constant, row) over `count` rows, R at a time and then the rest in halves.
+template <int R>
+struct RowCount {
+    static constexpr int value = R;
+};
+
+template <int R, class Tile>
+inline void for_row_tiles(int row, int count, const Tile &tile) {
+    for (; row + R <= count; row += R) tile(RowCount<R>(), row);
+    if constexpr (R > 1) for_row_tiles<R / 2>(row, count, tile);
+}
+
+// Scores of R rows at 16 V positions: keys[v][d][16].
 template <int R, int V>
-inline void score(const AttentionChunk &c, int row, int64_t p) {
+inline void score(const float *queries, int64_t dim, const float *keys, float *scores) {
     Floats sums[R][V];
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r][v] = zero();
     }
-    for (int64_t d = 0; d < c.head_dim; ++d) {
-        Floats keys[V];
-        for (int v = 0; v < V; ++v) keys[v] = load(c.key_scratch + d * attention_chunk + p + 16 * v);
+    for (int64_t d = 0; d < dim; ++d) {
+        Floats key[V];
+        for (int v = 0; v < V; ++v) key[v] = load(keys + (v * dim + d) * 16);
         for (int r = 0; r < R; ++r) {
-            const Floats query = set(c.queries[row + r][d]);
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(query, keys[v], sums[r][v]);
+            const Floats query = set(queries[r * dim + d]);
+            for (int v = 0; v < V; ++v) sums[r][v] = fma(query, key[v], sums[r][v]);
         }
     }
     for (int r = 0; r < R; ++r) {
-        float *scores = c.score_scratch + (row + r) * attention_chunk + p;
-        for (int v = 0; v < V; ++v) store(scores + 16 * v, mul(sums[r][v], set(c.scale)));
+        for (int v = 0; v < V; ++v) store(scores + r * attention_chunk + 16 * v, sums[r][v]);
     }
 }
 
+// The same at 16 positions of int8 keys.
 template <int R>
-inline void score_rows_at(const AttentionChunk &c, int row, int64_t positions) {
-    int64_t p = 0;
-    for (; p + 16 * score_vectors <= positions; p += 16 * score_vectors) score<R, score_vectors>(c, row, p);
-    for (; p < positions; p += 16) score<R, 1>(c, row, p);
+inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const uint8_t *keys, Floats key_scales,
+                       float *scores) {
+    Ints high[R], low[R];
+    for (int r = 0; r < R; ++r) {
+        high[r] = set_int(s.query_offsets[2 * (row + r)]);
+        low[r] = set_int(s.query_offsets[2 * (row + r) + 1]);
+    }
+    const int8_t *digits = s.query_digits + 2 * row * dim;
+    for (int64_t d = 0; d < dim; d += 4) {
+        const Bytes key = load_bytes(keys + 16 * d);
+        for (int r = 0; r < R; ++r) {
+            high[r] = dot_digits(high[r], key, digits + 2 * r * dim + d);
+            low[r] = dot_digits(low[r], key, digits + (2 * r + 1) * dim + d);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        const Floats scale = mul(key_scales, set(s.query_scales[row + r]));
+        store(scores + r * attention_chunk, mul(digits_to_float(high[r], low[r]), scale));
+    }
 }
 
-// Turns a row's scores into exp(score - maximum) for the positions that it sees, 0 elsewhere.
-inline void soften(const AttentionChunk &c, int row, int64_t positions, float *maximum, float *sum) {
-    float *scores = c.score_scratch + row * attention_chunk;
-    const int64_t limit = c.limits[row] - c.begin;
-    const Floats hidden = set(-INFINITY);
-    Floats largest = hidden;
-    if (c.masks != nullptr) {
-        for_hidden_tree_positions(c, row, [&](int64_t i) { scores[i] = -INFINITY; });
+// outputs of R rows, 16 V columns, plus their weighted sums of `positions` values.
+template <int R, int V>
+inline void weigh(const float *weights, const float *values, int64_t positions, int64_t dim, float *outputs) {
+    Floats sums[R][V];
+    for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) sums[r][v] = load(outputs + r * dim + 16 * v);
     }
-    for (int64_t p = 0; p < positions; p += 16) {
-        const Floats seen = select_below(p, limit, load(scores + p), hidden);
-        store(scores + p, seen);
-        largest = max(largest, seen);
+    for (int64_t i = 0; i < positions; ++i) {
+        Floats value[V];
+        for (int v = 0; v < V; ++v) value[v] = load(values + i * dim + 16 * v);
+        for (int r = 0; r < R; ++r) {
+            const Floats weight = set(weights[r * attention_chunk + i]);
+            for (int v = 0; v < V; ++v) sums[r][v] = fma(weight, value[v], sums[r][v]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) store(outputs + r * dim + 16 * v, sums[r][v]);
+    }
+}
+
+// outputs of R rows, 16 columns, over all blocks of int8 values.
+template <int R>
+inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const int64_t *seen, int row,
+                       int64_t dim, int64_t column, float *outputs) {
+    Ints high[R], low[R];
+    for (int r = 0; r < R; ++r) {
+        high[r] = set_int(s.weight_offsets[2 * (row + r)]);
+        low[r] = set_int(s.weight_offsets[2 * (row + r) + 1]);
+    }
+    for (int b = 0; b < c.blocks; ++b) {
+        const int8_t *digits = s.weight_digits + 2 * row * attention_chunk + b * attention_block;
+        const uint8_t *values = c.values[b] + 4 * column;
+        for (int64_t i = 0; i < seen[b]; i += 4) {
+            const Bytes value = load_bytes(values + i * dim);
+            for (int r = 0; r < R; ++r) {
+                high[r] = dot_digits(high[r], value, digits + 2 * r * attention_chunk + i);
+                low[r] = dot_digits(low[r], value, digits + (2 * r + 1) * attention_chunk + i);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        const Floats scale = set(s.weight_scales[row + r]);
+        store(outputs + (row + r) * dim + column, mul(digits_to_float(high[r], low[r]), scale));
+    }
+}
+
+// ---- One chunk ----------------------------------------------------------------------------------------
+
+// `count` elements of a block in float32, converted into the tile if need be.
+inline const float *block_floats(const AttentionRows &rows, const uint8_t *block, int64_t count) {
+    if (rows.type == EDGE_KV_F32) return reinterpret_cast<const float *>(block);
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(block);
+    for (int64_t i = 0; i < count; i += 16) store(rows.scratch.tile + i, load_half(halves + i));
+    return rows.scratch.tile;
+}
+
+inline const float *block_scales(const AttentionRows &rows, const uint8_t *block) {
+    return reinterpret_cast<const float *>(block + attention_block * rows.head_dim);
+}
+
+inline void score_block(const AttentionRows &rows, const uint8_t *block, int64_t positions, float *scores) {
+    const AttentionScratch &s = rows.scratch;
+    const int64_t dim = rows.head_dim;
+    if (rows.type == EDGE_KV_INT8) {
+        for (int64_t p = 0; p < positions; p += 16) {
+            const Floats scales = load(block_scales(rows, block) + p);
+            for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+                score_int8<size.value>(s, row, dim, block + p * dim, scales,
+                                       scores + row * attention_chunk + p);
+            });
+        }
+        return;
+    }
+    const float *keys = block_floats(rows, block, (positions + 15) / 16 * 16 * dim);
+    for_row_tiles<score_rows>(0, rows.count, [&](auto size, int row) {
+        const float *queries = s.queries + row * dim;
+        float *out = scores + row * attention_chunk;
+        int64_t p = 0;
+        for (; p + 16 * score_vectors <= positions; p += 16 * score_vectors) {
+            score<size.value, score_vectors>(queries, dim, keys + p * dim, out + p);
+        }
+        for (; p < positions; p += 16) score<size.value, 1>(queries, dim, keys + p * dim, out + p);
+    });
+}
+
+inline void weigh_block(const AttentionRows &rows, const uint8_t *block, int64_t positions,
+                        const float *weights, float *outputs) {
+    const int64_t dim = rows.head_dim;
+    const float *values = block_floats(rows, block, positions * dim);
+    for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
+        int64_t column = 0;
+        for (; column + 16 * value_vectors <= dim; column += 16 * value_vectors) {
+            weigh<size.value, value_vectors>(weights + row * attention_chunk, values + column, positions, dim,
+                                             outputs + row * dim + column);
+        }
+        for (; column < dim; column += 16) {
+            weigh<size.value, 1>(weights + row * attention_chunk, values + column, positions, dim,
+                                 outputs + row * dim + column);
+        }
+    });
+}
+
+// Sets what the row does not see of the 64 positions from `start` on.
+inline void hide(const AttentionRows &rows, int row, int64_t start, float value, float *scores) {
+    const int64_t limit = rows.limits[row] - start;
+    if (limit < attention_block) {
+        const Floats hidden = set(value);
+        for (int64_t p = 0; p < attention_block; p += 16) {
+            store(scores + p, select_below(p, limit, load(scores + p), hidden));
+        }
+    }
+    if (rows.masks != nullptr && limit > 0) {
+        for (int64_t i = rows.tree_start > start ? rows.tree_start - start : 0; i < attention_block; ++i) {
+            const int64_t node = start + i - rows.tree_start;
+            if (node >= 64 || !(rows.masks[row] >> node & 1)) scores[i] = value;
+        }
+    }
+}
+
+// Turns a row's scores into exp(score - maximum), or 0 where the row does not see, times the scales of int8 values.
+inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
+    float *scores = rows.scratch.scores + row * attention_chunk;
+    Floats largest = set(-INFINITY);
+    for (int b = 0; b < c.blocks; ++b) {
+        float *part = scores + b * attention_block;
+        hide(rows, row, c.starts[b], -INFINITY, part);
+        for (int64_t p = 0; p < attention_block; p += 16) largest = max(largest, load(part + p));
     }
     *maximum = reduce_max(largest);
     const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
-    // The clamped exponential of -infinity is tiny, not zero.
-    for (int64_t p = 0; p < positions; p += 16) {
-        store(scores + p, select_below(p, limit, exponential(sub(load(scores + p), shift)), zero()));
-    }
-    if (c.masks != nullptr) {
-        for_hidden_tree_positions(c, row, [&](int64_t i) { scores[i] = 0.0f; });
-    }
     Floats total = zero();
-    for (int64_t p = 0; p < positions; p += 16) total = add(total, load(scores + p));
+    for (int b = 0; b < c.blocks; ++b) {
+        float *part = scores + b * attention_block;
+        for (int64_t p = 0; p < attention_block; p += 16) {
+            store(part + p, exponential(sub(load(part + p), shift)));
+        }
+        // The clamped exponential of -infinity is tiny, not zero.
+        hide(rows, row, c.starts[b], 0.0f, part);
+        for (int64_t p = 0; p < attention_block; p += 16) total = add(total, load(part + p));
+        if (rows.type != EDGE_KV_INT8) continue;
+        const float *scales = block_scales(rows, c.values[b]);
+        for (int64_t p = 0; p < attention_block; p += 16) {
+            store(part + p, mul(load(part + p), load(scales + p)));
+        }
+        hide(rows, row, c.starts[b], 0.0f, part);  // the scale of an unused row may be anything
+    }
     *sum = reduce_add(total);
 }
 
-// outputs of R rows, columns [column, column + 16 V): weighted sums of the values.
-template <int R, int V>
-inline void weigh(const AttentionChunk &c, int row, int64_t positions, int64_t column, float *outputs) {
-    Floats sums[R][V];
-    for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) sums[r][v] = zero();
-    }
-    for (int64_t i = 0; i < positions; ++i) {
-        Floats values[V];
-        for (int v = 0; v < V; ++v) {
-            values[v] = load_row(c.values, c.half, (c.begin + i) * c.head_dim + column + 16 * v);
-        }
-        for (int r = 0; r < R; ++r) {
-            const Floats weight = set(c.score_scratch[(row + r) * attention_chunk + i]);
-            for (int v = 0; v < V; ++v) sums[r][v] = fma(weight, values[v], sums[r][v]);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) store(outputs + (row + r) * c.head_dim + column + 16 * v, sums[r][v]);
+void prepare_queries(const AttentionRows &rows) {
+    const AttentionScratch &s = rows.scratch;
+    const int64_t dim = rows.head_dim;
+    const Floats scale = set(rows.scale);
+    for (int r = 0; r < rows.count; ++r) {
+        float *query = s.queries + r * dim;
+        for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[r] + d), scale));
+        if (rows.type != EDGE_KV_INT8) continue;
+        int8_t *digits = s.query_digits + 2 * r * dim;
+        s.query_scales[r] = to_digits(query, dim, digits, digits + dim, s.query_offsets + 2 * r);
     }
 }
 
-template <int R>
-inline void weigh_rows_at(const AttentionChunk &c, int row, int64_t positions, float *outputs) {
-    int64_t column = 0;
-    for (; column + 16 * value_vectors <= c.head_dim; column += 16 * value_vectors) {
-        weigh<R, value_vectors>(c, row, positions, column, outputs);
+void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionState &out) {
+    const AttentionScratch &s = rows.scratch;
+    const int64_t dim = rows.head_dim;
+    int64_t furthest = 0, seen[attention_blocks];
+    for (int r = 0; r < rows.count; ++r) furthest = rows.limits[r] > furthest ? rows.limits[r] : furthest;
+    for (int b = 0; b < c.blocks; ++b) {
+        const int64_t positions = furthest - c.starts[b];
+        seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
+        score_block(rows, c.keys[b], seen[b], s.scores + b * attention_block);
     }
-    for (; column < c.head_dim; column += 16) weigh<R, 1>(c, row, positions, column, outputs);
-}
-
-void attend(const AttentionChunk &c, const AttentionState &out) {
-    int64_t furthest = c.begin;
-    for (int r = 0; r < c.rows; ++r) furthest = c.limits[r] > furthest ? c.limits[r] : furthest;
-    const int64_t positions = (furthest < c.end ? furthest : c.end) - c.begin;
-    transpose_keys(c, positions);
-    int row = 0;
-    for (; row + score_rows <= c.rows; row += score_rows) score_rows_at<score_rows>(c, row, positions);
-    for (; row < c.rows; ++row) score_rows_at<1>(c, row, positions);
-    for (row = 0; row < c.rows; ++row) soften(c, row, positions, out.maxima + row, out.sums + row);
-    for (row = 0; row + value_rows <= c.rows; row += value_rows) {
-        weigh_rows_at<value_rows>(c, row, positions, out.outputs);
+    for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
+    if (rows.type == EDGE_KV_INT8) {
+        for (int r = 0; r < rows.count; ++r) {
+            int8_t *digits = s.weight_digits + 2 * r * attention_chunk;
+            s.weight_scales[r] =
+                to_digits(s.scores + r * attention_chunk, c.blocks * attention_block, digits,
+                          digits + attention_chunk, s.weight_offsets + 2 * r);
+        }
+        for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+            for (int64_t column = 0; column < dim; column += 16) {
+                weigh_int8<size.value>(s, c, seen, row, dim, column, out.outputs);
+            }
+        });
+        return;
     }
-    for (; row < c.rows; ++row) weigh_rows_at<1>(c, row, positions, out.outputs);
+    memset(out.outputs, 0, size_t(rows.count * dim) * sizeof(float));
+    for (int b = 0; b < c.blocks; ++b) {
+        weigh_block(rows, c.values[b], seen[b], s.scores + b * attention_block, out.outputs);
+    }
 }
 
 void merge(const AttentionState &part, int rows, int64_t head_dim, const AttentionState &into) {
