@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge.config import SparseConfig
-from model.key_summaries import semantic_kernels
+from model.key_summaries import KeySummaries, semantic_kernels
 from model.sparse_attention import EXPONENT_LIMIT
 
 
@@ -24,8 +24,17 @@ def block_sparse_attention(
 
 
 @torch.no_grad()
-def select_blocks(q: Tensor, k: Tensor, sparse: SparseConfig, tree: Tensor | None = None) -> Tensor:
-    """The blocks that each query reads, shared by the heads of a group: bool [..., kv heads, n, blocks]."""
+def select_blocks(
+    q: Tensor,
+    k: Tensor,
+    sparse: SparseConfig,
+    tree: Tensor | None = None,
+    summaries: KeySummaries | None = None,
+) -> Tensor:
+    """The blocks that each query reads, shared by the heads of a group: bool [..., kv heads, n, blocks].
+
+    summaries: those of k (with a tree, at least of the rows before the call); by default they are computed.
+    """
     position = query_positions(q, k, tree).unsqueeze(-1)
     blocks = -(-k.shape[-2] // sparse.block_size)
     ids = torch.arange(blocks, device=k.device)
@@ -33,7 +42,7 @@ def select_blocks(q: Tensor, k: Tensor, sparse: SparseConfig, tree: Tensor | Non
     visible, local = ids <= own, ids > own - sparse.local_blocks
     candidate = ~local & (ids >= sparse.init_blocks)
 
-    scores = _pool(_kernel_scores(q, k, position, sparse, tree), blocks, sparse)
+    scores = _pool(_kernel_scores(q, k, position, sparse, tree, summaries), blocks, sparse)
     # A stable sort, since topk promises nothing about ties: the lower id comes first.
     order = scores.masked_fill(~candidate, -1).sort(dim=-1, descending=True, stable=True).indices
     best = torch.zeros_like(scores, dtype=torch.bool)
@@ -81,15 +90,26 @@ def query_positions(q: Tensor, k: Tensor, tree: Tensor | None) -> Tensor:
 
 
 def _kernel_scores(
-    q: Tensor, k: Tensor, position: Tensor, sparse: SparseConfig, tree: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    position: Tensor,
+    sparse: SparseConfig,
+    tree: Tensor | None,
+    summaries: KeySummaries | None,
 ) -> Tensor:
     """`kernel_scores` of all queries: float32 [..., kv heads, n, fine kernels], 0 where not visible."""
     q = q.unflatten(-3, (k.shape[-3], -1))
-    fine, visible = _logits(q, k, position, sparse.kernel_size, sparse.kernel_stride, tree)
+    # Windows within these rows are the same for all queries; in a tree, later ones differ from path to path.
+    shared = k.shape[-2] if tree is None else k.shape[-2] - tree.shape[-1]
+    if summaries is None:
+        summaries = KeySummaries.of(k[..., :shared, :], sparse)
+    elif summaries.rows > shared:
+        summaries = summaries.truncate(shared)
+    fine, visible = _logits(q, k, position, sparse.kernel_size, sparse.kernel_stride, tree, summaries.fine)
     if not fine.shape[-1]:
         return fine.sum(-3)
     top, total = _normaliser(fine, visible)
-    coarse, seen = _logits(q, k, position, sparse.coarse_size, sparse.coarse_stride, tree)
+    coarse, seen = _logits(q, k, position, sparse.coarse_size, sparse.coarse_stride, tree, summaries.coarse)
     if coarse.shape[-1] and not sparse.exact_lse:
         use_coarse = seen.any(-1, keepdim=True)
         coarse_top, coarse_total = _normaliser(coarse, seen)
@@ -106,25 +126,15 @@ def _normaliser(logits: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits(
-    q: Tensor, k: Tensor, position: Tensor, size: int, stride: int, tree: Tensor | None
+    q: Tensor, k: Tensor, position: Tensor, size: int, stride: int, tree: Tensor | None, shared: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(q . kernel / sqrt(d) float32 [..., kv heads, group, n, kernels], visible bool [n, kernels])."""
-    if tree is None:
-        kernels = semantic_kernels(k, size, stride).float()
-        logits = q.float() @ kernels.transpose(-1, -2).unsqueeze(-3)
-    else:
-        # Windows within the cached rows are shared, the later ones are computed along each path.
-        start = k.shape[-2] - tree.shape[-1]
-        shared = semantic_kernels(k[..., :start, :], size, stride).float()
-        rows = _paths(tree, start)[:, shared.shape[-2] * stride :]
+    q = q.float()
+    logits = q @ shared.float().transpose(-1, -2).unsqueeze(-3)
+    if tree is not None:
+        rows = _paths(tree, k.shape[-2] - tree.shape[-1])[:, shared.shape[-2] * stride :]
         own = semantic_kernels(k[..., rows, :], size, stride).float()
-        logits = torch.cat(
-            [
-                q.float() @ shared.transpose(-1, -2).unsqueeze(-3),
-                torch.einsum("...hgnd,...hnwd->...hgnw", q.float(), own),
-            ],
-            -1,
-        )
+        logits = torch.cat([logits, torch.einsum("...hgnd,...hnwd->...hgnw", q, own)], -1)
     ends = torch.arange(logits.shape[-1], device=k.device) * stride + size
     return logits * q.shape[-1] ** -0.5, ends <= position + 1
 
