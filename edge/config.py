@@ -15,7 +15,7 @@ import numpy as np
 
 from edge.errors import ConfigError, ContextError
 
-RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope"]
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 KVType = Literal["float16", "float32"]
 
 _LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
@@ -24,15 +24,18 @@ _SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
+_MOST_EXPERTS = 1000
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: its type and the parameters of that type (`edge.rope` turns them into frequencies).
 
-    factor: linear, dynamic (NTK-aware) and yarn. original_max_position_embeddings: yarn, dynamic, longrope.
-    short_factor, long_factor: longrope, head_dim / 2 values each. attention_factor: overrides the factor by
-    which cos and sin are multiplied (yarn and longrope). beta_fast, beta_slow, truncate: yarn's ramp.
+    factor: all but default and longrope; dynamic is NTK-aware. original_max_position_embeddings: yarn,
+    dynamic, longrope, llama3. short_factor, long_factor: longrope, head_dim / 2 values each.
+    attention_factor: overrides the factor by which cos and sin are multiplied (yarn and longrope). beta_fast,
+    beta_slow: turns over the original length between which the ramp of yarn and llama3 lies (llama3 calls
+    them high_freq_factor and low_freq_factor). truncate: yarn's ramp begins and ends at whole pairs.
     """
 
     type: RopeType = "default"
@@ -61,8 +64,13 @@ class RopeConfig:
         for name in ("theta", "original_max_position_embeddings"):
             if getattr(self, name) is not None and getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
-        if self.type in ("yarn", "longrope") and self.original_max_position_embeddings is None:
+        if self.type in ("yarn", "longrope", "llama3") and self.original_max_position_embeddings is None:
             raise ConfigError(f"rope_type {self.type} needs the field 'original_max_position_embeddings'.")
+        if self.type == "llama3" and self.beta_fast <= self.beta_slow:
+            raise ConfigError(
+                f"high_freq_factor ({self.beta_fast}) of rope_type llama3 must be above low_freq_factor "
+                f"({self.beta_slow})."
+            )
         if self.type == "longrope":
             for name in ("short_factor", "long_factor"):
                 values = getattr(self, name)
@@ -74,7 +82,13 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """InfLLM-V2 block-sparse attention (`sparse_config`), lengths in tokens; dense_len -1: always sparse."""
+    """InfLLM-V2 block-sparse attention (`sparse_config`); sizes, strides and lengths in tokens.
+
+    A query at position p is dense when p + 1 <= dense_len (-1: always sparse). Beyond, it reads the first
+    init_blocks blocks, the window_size / block_size local blocks that end with its own, and the best-scored
+    others, so that first and best ones together are topk. exact_lse: normalise scores over the fine kernels
+    instead of the coarse ones. use_nope: scores from keys without RoPE, which nothing here computes.
+    """
 
     kernel_size: int = 32
     kernel_stride: int = 16
@@ -84,9 +98,47 @@ class SparseConfig:
     topk: int = 64
     dense_len: int = 8192
     use_nope: bool = False
+    exact_lse: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk")
+        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk", whole=True)
+        for name, least in (("init_blocks", 0), ("dense_len", -1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of {least} or more, not {value!r}.")
+        for name, unit in (
+            ("kernel_size", "kernel_stride"),
+            ("block_size", "kernel_stride"),
+            ("window_size", "block_size"),
+        ):
+            if getattr(self, name) % getattr(self, unit):
+                raise ConfigError(
+                    f"{name} ({getattr(self, name)}) must be a multiple of {unit} ({getattr(self, unit)})."
+                )
+        if self.init_blocks > self.topk:
+            raise ConfigError(
+                f"init_blocks ({self.init_blocks}) are part of topk ({self.topk}) and can't be more."
+            )
+
+    @property
+    def coarse_size(self) -> int:
+        """Tokens under one coarse kernel: four times the fine one, as published."""
+        return 4 * self.kernel_size
+
+    @property
+    def coarse_stride(self) -> int:
+        """Tokens between the starts of two coarse kernels."""
+        return 4 * self.kernel_stride
+
+    @property
+    def local_blocks(self) -> int:
+        """Blocks that are always read: the query's own and those just before it."""
+        return self.window_size // self.block_size
+
+    @property
+    def dynamic_blocks(self) -> int:
+        """Blocks that are read because of their score."""
+        return self.topk - self.init_blocks
 
 
 @dataclass(frozen=True)
@@ -136,6 +188,10 @@ class ModelConfig:
             )
         if self.head_dim % 16:
             raise ConfigError(f"head_dim is {self.head_dim}, but attention is built for multiples of 16.")
+        if self.num_experts > _MOST_EXPERTS:
+            raise ConfigError(
+                f"num_experts is {self.num_experts}, but at most {_MOST_EXPERTS} are supported."
+            )
         if self.num_experts and not 0 < self.num_experts_per_tok <= self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "

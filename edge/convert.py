@@ -23,7 +23,7 @@ from edge.packing import dequantize, pack, packed_scales
 from edge.quantize import quantize as quantize_matrix
 from edge.quantize import to_float16
 from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, HEAD, check_tensors, expected_tensors
+from edge.tensors import EMBEDDING, HEAD, check_dense, check_tensors, expected_tensors
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes written so far, bytes in total, and the name of the tensor."""
@@ -45,10 +45,12 @@ def convert(
 
     quantize: `int4`, `int8`, `ternary` or `f16` for every matrix; None (or "none") keeps the checkpoint's own
     types. group: columns per scale of `quantize`, by default that of `QuantScheme.from_name`. head: the same
-    names for the embedding and the head alone. Raises CheckpointError for weights that are not finite or do
-    not fit the config, BundleError for wrong options or when `out` cannot be written.
+    names for the embedding and the head alone. Raises ConfigError for a mixture of experts, CheckpointError
+    for weights that are not finite or do not fit the config, BundleError for wrong options or when `out`
+    cannot be written.
     """
     config = checkpoint.config
+    check_dense(config)
     infos = {info.name: info for info in checkpoint.tensors}
     check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
     body_scheme = None if quantize in (None, "none") else QuantScheme.from_name(str(quantize), group)

@@ -28,7 +28,7 @@ from edge.bundle.stamps import Stamps
 from edge.config import ModelConfig
 from edge.errors import BundleError, CheckpointError, ConfigError
 from edge.safetensors_file import SafetensorsFile
-from edge.tensors import expected_tensors
+from edge.tensors import check_dense, expected_tensors
 
 _NOT_TOKENIZER = (WEIGHTS, CHAT_TEMPLATE, GENERATION_CONFIG)
 
@@ -165,9 +165,10 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
 def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
     advice = "convert the model again."
     try:
-        expected = expected_tensors(manifest.config)
+        check_dense(manifest.config)
     except ConfigError as error:
         raise BundleError(f"'{path}' needs a newer version, update minicpm-edge: {error}") from None
+    expected = expected_tensors(manifest.config)
     for name, shape in expected.items():
         tensor = manifest.tensors.get(name)
         if tensor is None:
