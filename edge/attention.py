@@ -17,20 +17,20 @@ published constants if it has none; an error where it can't run. auto: sparse if
 
 
 def resolve_attention(
-    config: ModelConfig, mode: AttentionMode = "auto", *, context: int, supported: bool = True
+    config: ModelConfig, mode: AttentionMode = "auto", *, context: int, obstacle: str | None = None
 ) -> SparseConfig | None:
     """The sparse constants of a run, or None for dense attention.
 
     Sparse still means dense for queries within `dense_len` (a rule per query, so that the pieces in which
     a prompt is processed never change its result). context: the longest sequence of the run, in tokens.
-    supported: whether the executor has the operator. Raises ConfigError when sparse was asked for and no
+    obstacle: why the executor can't run the model's sparse attention, if it can't. Raises ConfigError when sparse was asked for and no
     query could be sparse, and for an unknown mode.
     """
     if mode not in get_args(AttentionMode):
         raise ConfigError(f"Unknown attention '{mode}'; choose one of {', '.join(get_args(AttentionMode))}.")
     if mode == "dense":
         return None
-    obstacle = _obstacle(config.sparse or SparseConfig(), context, supported)
+    obstacle = _obstacle(config.sparse or SparseConfig(), context) or obstacle
     if mode == "sparse":
         if obstacle:
             raise ConfigError(
@@ -49,9 +49,7 @@ def describe_attention(sparse: SparseConfig | None) -> str:
     return f"sparse{since} (up to {visible} tokens visible)"
 
 
-def _obstacle(sparse: SparseConfig, context: int, supported: bool) -> str | None:
-    if not supported:
-        return "this executor does not have it"
+def _obstacle(sparse: SparseConfig, context: int) -> str | None:
     if sparse.use_nope:
         return "the model's sparse_config sets use_nope, which is not supported"
     if context <= sparse.dense_len:

@@ -68,6 +68,28 @@ class Roofline(ctypes.Structure):
     )
 
 
+class Sparse(ctypes.Structure):
+    """edge_sparse"""
+
+    _fields_ = tuple(
+        (name, c_int32)
+        for name in (
+            *("enabled", "kernel_size", "kernel_stride", "block_size"),
+            *("init_blocks", "window_size", "topk", "dense_len", "exact_lse"),
+        )
+    )
+
+
+class Attention(ctypes.Structure):
+    """edge_attention"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "kv_type")),
+        ("sparse", Sparse),
+    )
+
+
 class Config(ctypes.Structure):
     """edge_config"""
 
@@ -91,6 +113,7 @@ class Config(ctypes.Structure):
             for name in ("rms_norm_eps", "embedding_scale", "residual_scale", "logit_scale", "rope_scale")
         ),
         ("inverse_frequency", POINTER(c_float)),
+        ("sparse", Sparse),
     )
 
 
@@ -171,6 +194,14 @@ _FUNCTIONS = {
         (
             *(POINTER(Parallel), POINTER(Scratch), c_char_p),
             *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
+        ),
+    ),
+    "edge_sparse_attention": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), c_char_p, POINTER(Attention), c_int64, c_int64),
+            *(c_void_p, c_void_p, c_void_p),
+            *(c_void_p, c_void_p, c_void_p),
         ),
     ),
     "edge_model_create": (

@@ -114,10 +114,37 @@ EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scr
                                    const char *tier, const float *x, const float *weight, float eps,
                                    float scale, int64_t n, int64_t size, float *out);
 
-/* ---- The decoder ---------------------------------------------------------------------------------- */
-
 /* int8: one scale per token, head and layer, for keys and for values. */
 typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+
+/* InfLLM-V2 block-sparse attention; lengths in tokens. A query with more than dense_len rows on its path, its own
+ * included, is sparse. It reads the first init_blocks blocks, the window_size / block_size blocks that end with its
+ * own, and the best-scored others, so that first and best ones together are topk. */
+typedef struct {
+    int32_t enabled;                    /* 0: dense attention, the rest is not looked at */
+    int32_t kernel_size, kernel_stride; /* multiples of 16; coarse kernels are four times that */
+    int32_t block_size;                 /* 64 */
+    int32_t init_blocks, window_size, topk, dense_len;
+    int32_t exact_lse; /* 1: scores are normalised over the fine kernels, not the coarse ones */
+} edge_sparse;
+
+typedef struct {
+    uint32_t size; /* sizeof(edge_attention) */
+    int32_t heads, kv_heads, head_dim;
+    int32_t kv_type; /* edge_kv_type: how keys and values are stored */
+    edge_sparse sparse;
+} edge_attention;
+
+/* Sparse attention of the last n of `rows` positions, over a cache of its own, for tests and measurements.
+ * queries, out [n][heads][head_dim]; keys, values [kv_heads][rows][head_dim]; tree [n] or NULL as in edge_batch.
+ * selected: NULL, or [n][kv_heads][topk + window_size / block_size] ids of blocks, ascending, then -1; a dense query
+ * has none. */
+EDGE_API edge_status edge_sparse_attention(const edge_parallel *parallel, const char *tier,
+                                           const edge_attention *attention, int64_t rows, int64_t n,
+                                           const float *queries, const float *keys, const float *values,
+                                           const uint64_t *tree, float *out, int32_t *selected);
+
+/* ---- The decoder ---------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */
@@ -129,6 +156,7 @@ typedef struct {
     float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
     float rope_scale;               /* factor on cos and sin */
     const float *inverse_frequency; /* [head_dim / 2], copied */
+    edge_sparse sparse;
 } edge_config;
 
 typedef enum {

@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "checks.h"
 #include "decoder.h"
 #include "error.h"
 #include "kernels.h"
@@ -33,55 +34,6 @@ edge_status pick_kernels(const char *tier, const Kernels **kernels) {
     if (*kernels != nullptr) return EDGE_OK;
     return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
                 edge_cpu_tiers());
-}
-
-edge_status check_config(const edge_config &c) {
-    struct Field {
-        const char *name;
-        int64_t value;
-    };
-    const Field positive[] = {{"vocab_size", c.vocab_size},
-                              {"hidden_size", c.hidden_size},
-                              {"intermediate_size", c.intermediate_size},
-                              {"layers", c.layers},
-                              {"heads", c.heads},
-                              {"kv_heads", c.kv_heads},
-                              {"head_dim", c.head_dim},
-                              {"context", c.context},
-                              {"max_batch", c.max_batch}};
-    constexpr int64_t limit = 1 << 24;
-    for (const Field &field : positive) {
-        if (field.value <= 0 || field.value > limit) {
-            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name,
-                        (long long)field.value, (long long)limit);
-        }
-    }
-    if (c.heads % c.kv_heads != 0) {
-        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
-    }
-    constexpr int64_t most_layers = 4096, most_columns = 1 << 24;
-    if (c.layers > most_layers || int64_t(c.heads) * c.head_dim > most_columns) {
-        return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
-                    c.heads, c.head_dim);
-    }
-    if (c.head_dim % 16 != 0 || c.head_dim > edge::max_head_dim) {
-        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", c.head_dim,
-                    edge::max_head_dim);
-    }
-    if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
-        return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
-    }
-    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32 && c.kv_type != EDGE_KV_INT8)
-        return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
-    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
-    for (const float value :
-         {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
-        if (!std::isfinite(value))
-            return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
-    }
-    if (c.rms_norm_eps <= 0.0f)
-        return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
-    return EDGE_OK;
 }
 
 constexpr int64_t max_tokens = 1 << 24, max_columns = 1 << 30;  // far from overflow in sizes
@@ -188,6 +140,47 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
     });
 }
 
+edge_status edge_sparse_attention(const edge_parallel *parallel, const char *tier,
+                                  const edge_attention *attention, int64_t rows, int64_t n,
+                                  const float *queries, const float *keys, const float *values,
+                                  const uint64_t *tree, float *out, int32_t *selected) {
+    return guarded([&]() -> edge_status {
+        if (!parallel_is_usable(parallel) || !attention || attention->size != sizeof *attention || !queries ||
+            !keys || !values || !out || n <= 0 || rows < n || rows > max_tokens) {
+            return fail(EDGE_INVALID, "edge_sparse_attention: an argument is missing or out of range.");
+        }
+        const int64_t heads = attention->heads, kv_heads = attention->kv_heads, dim = attention->head_dim;
+        if (const edge_status status = edge::check_attention(attention->heads, attention->kv_heads,
+                                                             attention->head_dim, attention->kv_type))
+            return status;
+        if (const edge_status status = edge::check_sparse(attention->sparse, heads / kv_heads)) return status;
+        if (tree != nullptr) {
+            if (const edge_status status = edge::check_tree(tree, n)) return status;
+        }
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+
+        edge_sparse sparse = attention->sparse;
+        sparse.enabled = 1;
+        const edge::CacheShape shape{1, kv_heads, dim, rows, edge_kv_type(attention->kv_type)};
+        edge_cache cache(shape, sparse);
+        if (const edge_status status = cache.reserve()) return status;
+        for (int64_t head = 0; head < kv_heads; ++head) {
+            for (int64_t row = 0; row < rows; ++row) {
+                const int64_t at = (head * rows + row) * dim;
+                cache.store(*kernels, 0, head, row, keys + at, values + at);
+            }
+        }
+        edge::Attention dense(shape, heads, n, parallel->workers);
+        edge::SparseAttention operation(shape, sparse, heads, n, parallel->workers);
+        operation.run(*parallel, *kernels, dense, cache, 0, queries, out, heads * dim, n, rows - n, tree);
+        if (selected != nullptr) {
+            operation.copy_selections(n, sparse.topk + sparse.window_size / sparse.block_size, selected);
+        }
+        return EDGE_OK;
+    });
+}
+
 // ---- The decoder ------------------------------------------------------------------------------------
 
 edge_status edge_model_create(const edge_config *config, const edge_weight *weights, int64_t count,
@@ -200,7 +193,7 @@ edge_status edge_model_create(const edge_config *config, const edge_weight *weig
         if (!weights || count <= 0 || !parallel_is_usable(parallel) || !model) {
             return fail(EDGE_INVALID, "edge_model_create: an argument is missing.");
         }
-        if (const edge_status status = check_config(*config)) return status;
+        if (const edge_status status = edge::check_config(*config)) return status;
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
         auto loaded = std::make_unique<edge_model>(*config, *parallel, *kernels);
@@ -219,7 +212,7 @@ uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? mo
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {
         if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");
-        auto fresh = std::make_unique<edge_cache>(model->cache_shape());
+        auto fresh = std::make_unique<edge_cache>(model->cache_shape(), model->config.sparse);
         if (const edge_status status = fresh->reserve()) return status;
         *cache = fresh.release();
         return EDGE_OK;

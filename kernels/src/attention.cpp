@@ -7,29 +7,12 @@
 namespace edge {
 namespace {
 
-constexpr int most_task_rows = 128;      // query rows of one task: they share the conversion of keys and values
-constexpr int row_tile = 8;              // of which the kernels take so many at once
-constexpr int64_t split_tokens = 4;      // batches up to this size may split the context over threads
+constexpr int most_task_rows = 128;  // query rows of one task: they share the conversion of keys and values
+constexpr int row_tile = 8;          // of which the kernels take so many at once
+constexpr int64_t split_tokens = 4;  // batches up to this size may split the context over threads
 constexpr int64_t tasks_per_worker = 4;  // with fewer row tasks than this, split the context
 
 int64_t chunks_of(int64_t positions) { return (positions + attention_chunk - 1) / attention_chunk; }
-
-// maxima, sums and outputs of `rows` rows, side by side.
-int64_t state_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
-
-AttentionState state_at(float *base, int64_t rows) { return {base, base + rows, base + 2 * rows}; }
-
-void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
-    std::fill_n(state.maxima, rows, -INFINITY);
-    std::fill_n(state.sums, rows, 0.0f);
-    std::fill_n(state.outputs, rows * head_dim, 0.0f);
-}
-
-template <class T>
-void place(uint8_t *memory, uint64_t *bytes, int64_t count, T **where) {
-    *where = memory ? reinterpret_cast<T *>(memory + *bytes) : nullptr;
-    *bytes += uint64_t(round_up(count * int64_t(sizeof(T)), 64));
-}
 
 }  // namespace
 
@@ -45,6 +28,12 @@ uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows
     place(memory, &bytes, rows, &scratch->weight_scales);
     place(memory, &bytes, 2 * rows, &scratch->weight_offsets);
     return bytes;
+}
+
+void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
+    std::fill_n(state.maxima, rows, -INFINITY);
+    std::fill_n(state.sums, rows, 0.0f);
+    std::fill_n(state.outputs, rows * head_dim, 0.0f);
 }
 
 // Row r of a KV head is query head r % group of token r / group.

@@ -19,6 +19,13 @@ namespace edge {
 // Places the scratch memory of `rows` query rows at `memory`, aligned to 64, or nullptr; returns its bytes.
 uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows, AttentionScratch *scratch);
 
+// maxima, sums and outputs of `rows` rows, side by side.
+inline int64_t state_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+
+inline AttentionState state_at(float *base, int64_t rows) { return {base, base + rows, base + 2 * rows}; }
+
+void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
+
 class Attention {
    public:
     Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);

@@ -1,10 +1,12 @@
 #include "cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 
 #include "error.h"
 #include "memory.h"
+#include "summaries.h"
 
 namespace {
 
@@ -28,7 +30,8 @@ void move_key(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t pos
     const int64_t group = (index - lane) * shape.head_dim;
     switch (shape.type) {
         case EDGE_KV_INT8:
-            return move_runs<uint8_t, to_block>(row, block, group + 4 * lane, 4, 4 * lanes, shape.head_dim / 4);
+            return move_runs<uint8_t, to_block>(row, block, group + 4 * lane, 4, 4 * lanes,
+                                                shape.head_dim / 4);
         case EDGE_KV_F16:
             return move_runs<uint16_t, to_block>(row, block, group + lane, 1, lanes, shape.head_dim);
         case EDGE_KV_F32:
@@ -47,13 +50,39 @@ void move_value(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t p
 }
 
 float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
-    return reinterpret_cast<float *>(block + attention_block * shape.row_bytes()) + position % attention_block;
+    return reinterpret_cast<float *>(block + attention_block * shape.row_bytes()) +
+           position % attention_block;
+}
+
+template <void (*to_row)(const CacheShape &, uint8_t *, uint8_t *, int64_t),
+          void (*to_block)(const CacheShape &, uint8_t *, uint8_t *, int64_t)>
+void copy_row(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
+    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
+    to_row(shape, row, source, from);
+    to_block(shape, row, target, to);
+    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
 }  // namespace
 
+void edge::copy_key(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
+    copy_row<move_key<false>, move_key<true>>(shape, source, from, target, to);
+}
+
+void edge::copy_value(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
+    copy_row<move_value<false>, move_value<true>>(shape, source, from, target, to);
+}
+
+edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse) : shape(cache_shape) {
+    if (sparse.enabled) summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
+}
+
 edge_cache::~edge_cache() {
     if (base != nullptr) edge::unmap_memory(base, bytes);
+}
+
+void edge_cache::forget_summaries(int64_t rows) const {
+    if (summaries) summaries->rows = std::min(summaries->rows, rows);
 }
 
 edge_status edge_cache::reserve() {
@@ -64,7 +93,7 @@ edge_status edge_cache::reserve() {
                           "A KV cache of %zu MB of address space could not be reserved; lower --context.",
                           bytes >> 20);
     }
-    return EDGE_OK;
+    return summaries ? summaries->reserve() : EDGE_OK;
 }
 
 void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position,
@@ -85,19 +114,10 @@ void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head
 }
 
 void edge_cache::copy(int64_t from, int64_t to) {
-    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
-    const bool scaled = shape.type == EDGE_KV_INT8;
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
         for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            uint8_t *source = keys(layer, head, from), *target = keys(layer, head, to);
-            move_key<false>(shape, row, source, from);
-            move_key<true>(shape, row, target, to);
-            if (scaled) *scale_of(shape, target, to) = *scale_of(shape, source, from);
-            source = values(layer, head, from);
-            target = values(layer, head, to);
-            move_value<false>(shape, row, source, from);
-            move_value<true>(shape, row, target, to);
-            if (scaled) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+            edge::copy_key(shape, keys(layer, head, from), from, keys(layer, head, to), to);
+            edge::copy_value(shape, values(layer, head, from), from, values(layer, head, to), to);
         }
     }
 }
@@ -112,6 +132,7 @@ edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
                           length);
     }
     cache->length = length;
+    cache->forget_summaries(length);
     return EDGE_OK;
 }
 
@@ -132,5 +153,6 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
         if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
     cache->length = length + count;
+    cache->forget_summaries(length);
     return EDGE_OK;
 }

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "edge.h"
 #include "kernels.h"
@@ -27,10 +28,16 @@ struct CacheShape {
     int64_t pages() const { return (capacity + attention_chunk - 1) / attention_chunk; }
 };
 
+// Copies the row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
+void copy_key(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to);
+void copy_value(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to);
+
+class KeySummaries;
+
 }  // namespace edge
 
 struct edge_cache {
-    explicit edge_cache(const edge::CacheShape &cache_shape) : shape(cache_shape) {}
+    explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
     ~edge_cache();
     edge_cache(const edge_cache &) = delete;
 
@@ -50,8 +57,12 @@ struct edge_cache {
     // Copies all layers' rows of one position to another.
     void copy(int64_t from, int64_t to);
 
+    // The rows after the first `rows` have changed.
+    void forget_summaries(int64_t rows) const;
+
     const edge::CacheShape shape;
     int64_t length = 0;
+    std::unique_ptr<edge::KeySummaries> summaries;  // of sparse attention, or nullptr
 
    private:
     uint8_t *block(int64_t layer, int64_t head, int64_t position, int64_t which) const {

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "checks.h"
 #include "error.h"
 
 using edge::fail;
@@ -40,7 +41,12 @@ edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel
       inverse_frequency(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
       layers(size_t(config.layers)),
       input(edge_activations(config.activations)),
-      attention(cache_shape(), config.heads, config.max_batch, parallel.workers) {}
+      attention(cache_shape(), config.heads, config.max_batch, parallel.workers) {
+    if (config.sparse.enabled) {
+        sparse_attention = std::make_unique<edge::SparseAttention>(cache_shape(), config.sparse, config.heads,
+                                                                   config.max_batch, parallel.workers);
+    }
+}
 
 edge::CacheShape edge_model::cache_shape() const {
     return {config.layers, config.kv_heads, config.head_dim, config.context, edge_kv_type(config.kv_type)};
@@ -161,7 +167,8 @@ uint64_t edge_model::workspace_bytes() const {
          {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &cosines, &sines}) {
         floats += buffer->size();
     }
-    return floats * sizeof(float) + input.bytes() + attention.bytes();
+    return floats * sizeof(float) + input.bytes() + attention.bytes() +
+           (sparse_attention ? sparse_attention->bytes() : 0);
 }
 
 // ---- Running ----------------------------------------------------------------------------------------
@@ -180,6 +187,9 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
         mine.head_dim != theirs.head_dim || mine.capacity != theirs.capacity || mine.type != theirs.type) {
         return fail(EDGE_INVALID, "The cache belongs to a model of another shape.");
     }
+    if ((cache.summaries != nullptr) != (sparse_attention != nullptr)) {
+        return fail(EDGE_INVALID, "The cache belongs to a model with another kind of attention.");
+    }
     for (int32_t i = 0; i < batch.n; ++i) {
         if (batch.tokens[i] < 0 || batch.tokens[i] >= config.vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d at place %d is outside the vocabulary of %d.",
@@ -190,14 +200,8 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
                         config.context);
         }
     }
-    if (batch.tree) {
-        if (batch.n > EDGE_MAX_TREE)
-            return fail(EDGE_INVALID, "A tree has at most %d tokens, got %d.", EDGE_MAX_TREE, batch.n);
-        for (int32_t i = 0; i < batch.n; ++i) {
-            if (batch.tree[i] >> i != 1) {
-                return fail(EDGE_INVALID, "Tree row %d must see itself and nothing after it.", i);
-            }
-        }
+    if (batch.tree != nullptr) {
+        if (const edge_status status = edge::check_tree(batch.tree, batch.n)) return status;
     }
     if ((batch.logits_rows != 0 && batch.logits_rows != 1 && batch.logits_rows != batch.n) ||
         (batch.logits_rows != 0 && batch.logits == nullptr)) {
@@ -232,6 +236,7 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
     }
     if (const edge_status status = finish(batch)) return status;
     cache.length = past + batch.n;
+    if (sparse_attention) sparse_attention->finish_batch(cache, batch.n, past, batch.tree);
     return EDGE_OK;
 }
 
@@ -272,8 +277,13 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
                                            {&layer.v, values.data(), shape.kv_stride}};
     run_linear(parallel, kernels, input, n, projections, 3);
     store_keys_and_values(index, cache, n, past);
-    attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
-                  past, batch.tree);
+    if (sparse_attention) {
+        sparse_attention->run(parallel, kernels, attention, cache, index, queries.data(), attended.data(),
+                              shape.query_stride, n, past, batch.tree);
+    } else {
+        attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
+                      past, batch.tree);
+    }
     input.prepare(parallel, kernels, attended.data(), shape.query_stride, n, {&layer.o}, [](int64_t) {});
     const edge::LinearJob output{&layer.o, hidden.data(), shape.hidden_stride, true, config.residual_scale};
     run_linear(parallel, kernels, input, n, &output, 1);

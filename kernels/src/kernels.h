@@ -14,7 +14,12 @@ constexpr int linear_lanes = tile_rows;  // a linear kernel computes one tile: 1
 constexpr int attention_block = 64;      // positions of a block of the KV cache
 constexpr int attention_blocks = 4;      // blocks that share one softmax maximum
 constexpr int attention_chunk = attention_blocks * attention_block;
-constexpr int max_head_dim = 1024;       // keeps the sums of int8 products far from overflow
+constexpr int key_group = 16;       // keys that stand side by side in a block
+constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from overflow
+
+// Scores of sparse attention may exceed the maximum that they are taken relative to; the exponents are clamped here,
+// where a sum over thousands of heads is still finite.
+constexpr float largest_exponent = 80.0f;
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
@@ -43,15 +48,15 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;             // [rows][head_dim], scaled
-    int8_t *query_digits;       // int8 keys: [rows][high, low][head_dim]
-    float *query_scales;        // [rows]
-    int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
-    float *tile;                // one block of keys or values in float32
-    float *scores;              // [rows][attention_chunk]
-    int8_t *weight_digits;      // int8 values: [rows][high, low][attention_chunk]
-    float *weight_scales;       // [rows]
-    int32_t *weight_offsets;    // [rows][high, low]
+    float *queries;           // [rows][head_dim], scaled
+    int8_t *query_digits;     // int8 keys: [rows][high, low][head_dim]
+    float *query_scales;      // [rows]
+    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
+    float *tile;              // one block of keys or values in float32
+    float *scores;            // [rows][attention_chunk]
+    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
+    float *weight_scales;     // [rows]
+    int32_t *weight_offsets;  // [rows][high, low]
 };
 
 // Query rows of one KV head.
@@ -106,6 +111,15 @@ struct Kernels {
     void (*prepare_queries)(const AttentionRows &rows);
     void (*attend)(const AttentionRows &rows, const AttentionChunk &chunk, const AttentionState &out);
     void (*merge)(const AttentionState &part, int rows, int64_t head_dim, const AttentionState &into);
+
+    // sums[d] += element d of the 16 keys of group `group` of a block.
+    void (*add_keys)(edge_kv_type type, int64_t head_dim, const uint8_t *block, int64_t group, float *sums);
+    // scores[row][0 .. 64) of the prepared queries with a block of key summaries, rows attention_chunk apart.
+    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, float *scores);
+    // The maximum of `count` scores, and the sum of their exponentials relative to it.
+    void (*sum_exponentials)(const float *scores, int64_t count, float *maximum, float *sum);
+    // out[i] += exp(scores[i] - maximum) * factor, for count rounded up to 16
+    void (*add_weights)(const float *scores, int64_t count, float maximum, float factor, float *out);
 
     bool (*all_finite)(const float *x, int64_t count);
 

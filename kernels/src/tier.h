@@ -6,6 +6,7 @@
 #include "tier_peaks.h"
 // attention uses the exponential of the elementwise kernels
 #include "tier_attention.h"
+#include "tier_sparse.h"
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
@@ -21,6 +22,10 @@ constexpr Kernels table = {EDGE_TIER_NAME,
                            prepare_queries,
                            attend,
                            merge,
+                           add_keys,
+                           score_windows,
+                           sum_exponentials,
+                           add_weights,
                            all_finite,
                            int8_peak,
                            float_peak,

@@ -21,7 +21,7 @@ def test_auto_follows_the_model(tiny_config):
     assert resolve_attention(tiny_config, "auto", context=32768) is None
     assert resolve_attention(replace(tiny_config, sparse=OWN), "auto", context=32768) == OWN
     assert resolve_attention(replace(tiny_config, sparse=OWN), "auto", context=4096) is None
-    assert resolve_attention(replace(tiny_config, sparse=OWN), "auto", context=32768, supported=False) is None
+    assert resolve_attention(replace(tiny_config, sparse=OWN), "auto", context=32768, obstacle="no") is None
 
 
 def test_sparse_has_the_published_defaults(tiny_config):
@@ -30,17 +30,17 @@ def test_sparse_has_the_published_defaults(tiny_config):
 
 
 @pytest.mark.parametrize(
-    "sparse, context, supported, named",
+    "sparse, context, obstacle, named",
     [
-        (None, 32768, False, "executor"),
-        (None, 8192, True, "8192"),
-        (OWN, 4096, True, "dense_len"),
-        (SparseConfig(use_nope=True), 32768, True, "use_nope"),
+        (None, 32768, "this executor does not have it", "executor"),
+        (None, 8192, None, "8192"),
+        (OWN, 4096, None, "dense_len"),
+        (SparseConfig(use_nope=True), 32768, None, "use_nope"),
     ],
 )
-def test_sparse_that_cannot_run_is_an_error(tiny_config, sparse, context: int, supported: bool, named: str):
+def test_sparse_that_cannot_run_is_an_error(tiny_config, sparse, context: int, obstacle: str | None, named: str):
     with pytest.raises(ConfigError, match=named) as caught:
-        resolve_attention(replace(tiny_config, sparse=sparse), "sparse", context=context, supported=supported)
+        resolve_attention(replace(tiny_config, sparse=sparse), "sparse", context=context, obstacle=obstacle)
     message = str(caught.value)
     assert message.endswith("use --attention dense.") and "\n" not in message
 
