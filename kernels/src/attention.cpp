@@ -137,6 +137,7 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
             c.values[c.blocks] = cache.values(layer, task.kv_head, at);
             c.starts[c.blocks++] = at;
         }
+        c.next = begin + attention_chunk < end ? cache.keys(layer, task.kv_head, begin + attention_chunk) : c.keys[0];
         kernels.attend(r, c, part);
     };
 

@@ -3,6 +3,21 @@
 // Every sum of a row runs over the elements, or the positions, in ascending order in one accumulator per lane.
 // So the tiles below can have any size, and a row may be computed alone or beside others: the bits are the same.
 
+// 2^x with a relative error below 3e-7; about 1e-38 below -126 and for -infinity, NaN for NaN. Scores are in these
+// units, which takes fewer steps than e^x.
+inline Floats exponential2(Floats x) {
+    const Floats clamped = max(set(-126.0f), x);
+    const Floats n = round_even(clamped);
+    const Floats r = sub(clamped, n);
+    Floats p = set(1.3264726899e-3f);
+    p = fma(p, r, set(9.6715126606e-3f));
+    p = fma(p, r, set(5.5507337442e-2f));
+    p = fma(p, r, set(2.4022242085e-1f));
+    p = fma(p, r, set(6.9314697760e-1f));
+    p = fma(p, r, set(1.0f));
+    return scale_by_power(p, n);
+}
+
 // ---- int8 ---------------------------------------------------------------------------------------------
 // The cache keeps 8 bits. What multiplies it keeps 14, as two digits of 7: x = (128 high + low) * scale, both at
 // most 64 in size, which dot_digits takes exactly.
@@ -69,9 +84,23 @@ inline void for_row_tiles(int row, int count, const Tile &tile) {
     if constexpr (R > 1) for_row_tiles<R / 2>(row, count, tile);
 }
 
+inline Floats load(const uint16_t *halves) { return load_half(halves); }
+
+// Memory that is wanted next. The first tile of rows fetches it, a cache line per step; the others stand still.
+struct Ahead {
+    const uint8_t *at;
+    int64_t step;
+
+    void fetch() {
+        prefetch(at);
+        at += step;
+    }
+};
+
 // Scores of R rows at 16 V positions: keys[v][d][16].
-template <int R, int V>
-inline void score(const float *queries, int64_t dim, const float *keys, float *scores) {
+template <int R, int V, class Key>
+inline void score(const float *queries, int64_t dim, const Key *keys, float *scores, Ahead *ahead) {
+    Ahead next = *ahead;
     Floats sums[R][V];
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r][v] = zero();
@@ -79,6 +108,7 @@ inline void score(const float *queries, int64_t dim, const float *keys, float *s
     for (int64_t d = 0; d < dim; ++d) {
         Floats key[V];
         for (int v = 0; v < V; ++v) key[v] = load(keys + (v * dim + d) * 16);
+        next.fetch();
         for (int r = 0; r < R; ++r) {
             const Floats query = set(queries[r * dim + d]);
             for (int v = 0; v < V; ++v) sums[r][v] = fma(query, key[v], sums[r][v]);
@@ -87,6 +117,7 @@ inline void score(const float *queries, int64_t dim, const float *keys, float *s
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) store(scores + r * attention_chunk + 16 * v, sums[r][v]);
     }
+    *ahead = next;
 }
 
 // The same at 16 positions of int8 keys.
@@ -113,8 +144,10 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
 }
 
 // outputs of R rows, 16 V columns, plus their weighted sums of `positions` values.
-template <int R, int V>
-inline void weigh(const float *weights, const float *values, int64_t positions, int64_t dim, float *outputs) {
+template <int R, int V, class Value>
+inline void weigh(const float *weights, const Value *values, int64_t positions, int64_t dim, float *outputs,
+                  Ahead *ahead) {
+    Ahead next = *ahead;
     Floats sums[R][V];
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r][v] = load(outputs + r * dim + 16 * v);
@@ -122,6 +155,7 @@ inline void weigh(const float *weights, const float *values, int64_t positions, 
     for (int64_t i = 0; i < positions; ++i) {
         Floats value[V];
         for (int v = 0; v < V; ++v) value[v] = load(values + i * dim + 16 * v);
+        next.fetch();
         for (int r = 0; r < R; ++r) {
             const Floats weight = set(weights[r * attention_chunk + i]);
             for (int v = 0; v < V; ++v) sums[r][v] = fma(weight, value[v], sums[r][v]);
@@ -130,6 +164,7 @@ inline void weigh(const float *weights, const float *values, int64_t positions, 
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) store(outputs + r * dim + 16 * v, sums[r][v]);
     }
+    *ahead = next;
 }
 
 // outputs of R rows, 16 columns, over all blocks of int8 values.
@@ -160,58 +195,68 @@ inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const
 
 // ---- One chunk ----------------------------------------------------------------------------------------
 
-// `count` elements of a block in float32, converted into the tile if need be.
-inline const float *block_floats(const AttentionRows &rows, const uint8_t *block, int64_t count) {
-    if (rows.type == EDGE_KV_F32) return reinterpret_cast<const float *>(block);
-    const uint16_t *halves = reinterpret_cast<const uint16_t *>(block);
-    for (int64_t i = 0; i < count; i += 16) store(rows.scratch.tile + i, load_half(halves + i));
-    return rows.scratch.tile;
-}
-
 inline const float *block_scales(const AttentionRows &rows, const uint8_t *block) {
     return reinterpret_cast<const float *>(block + attention_block * rows.head_dim);
 }
 
-inline void score_block(const AttentionRows &rows, const uint8_t *block, int64_t positions, float *scores) {
-    const AttentionScratch &s = rows.scratch;
+// Calls body(elements) with `count` elements of a block. Halves that more than one tile of rows will read are
+// converted first.
+template <class Body>
+inline void with_elements(const AttentionRows &rows, const uint8_t *block, int64_t count, int tile_rows,
+                          const Body &body) {
+    if (rows.type == EDGE_KV_F32) return body(reinterpret_cast<const float *>(block));
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(block);
+    if (rows.count <= tile_rows) return body(halves);
+    float *tile = rows.scratch.tile;
+    for (int64_t i = 0; i < count; i += 16) store(tile + i, load_half(halves + i));
+    body(static_cast<const float *>(tile));
+}
+
+template <class Key>
+inline void score_block(const AttentionRows &rows, const Key *keys, int64_t positions, float *scores,
+                        const uint8_t *following) {
     const int64_t dim = rows.head_dim;
-    if (rows.type == EDGE_KV_INT8) {
-        for (int64_t p = 0; p < positions; p += 16) {
-            const Floats scales = load(block_scales(rows, block) + p);
-            for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
-                score_int8<size.value>(s, row, dim, block + p * dim, scales,
-                                       scores + row * attention_chunk + p);
-            });
-        }
-        return;
-    }
-    const float *keys = block_floats(rows, block, (positions + 15) / 16 * 16 * dim);
     for_row_tiles<score_rows>(0, rows.count, [&](auto size, int row) {
-        const float *queries = s.queries + row * dim;
+        const float *queries = rows.scratch.queries + row * dim;
+        Ahead ahead{following, row == 0 ? 64 : 0};
         float *out = scores + row * attention_chunk;
         int64_t p = 0;
         for (; p + 16 * score_vectors <= positions; p += 16 * score_vectors) {
-            score<size.value, score_vectors>(queries, dim, keys + p * dim, out + p);
+            score<size.value, score_vectors>(queries, dim, keys + p * dim, out + p, &ahead);
         }
-        for (; p < positions; p += 16) score<size.value, 1>(queries, dim, keys + p * dim, out + p);
+        for (; p < positions; p += 16) score<size.value, 1>(queries, dim, keys + p * dim, out + p, &ahead);
     });
 }
 
-inline void weigh_block(const AttentionRows &rows, const uint8_t *block, int64_t positions,
-                        const float *weights, float *outputs) {
+template <class Value>
+inline void weigh_block(const AttentionRows &rows, const Value *values, int64_t positions,
+                        const float *weights, float *outputs, const uint8_t *following) {
     const int64_t dim = rows.head_dim;
-    const float *values = block_floats(rows, block, positions * dim);
     for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
+        const float *row_weights = weights + row * attention_chunk;
+        float *out = outputs + row * dim;
+        Ahead ahead{following, row == 0 ? 64 : 0};
         int64_t column = 0;
         for (; column + 16 * value_vectors <= dim; column += 16 * value_vectors) {
-            weigh<size.value, value_vectors>(weights + row * attention_chunk, values + column, positions, dim,
-                                             outputs + row * dim + column);
+            weigh<size.value, value_vectors>(row_weights, values + column, positions, dim, out + column,
+                                             &ahead);
         }
         for (; column < dim; column += 16) {
-            weigh<size.value, 1>(weights + row * attention_chunk, values + column, positions, dim,
-                                 outputs + row * dim + column);
+            weigh<size.value, 1>(row_weights, values + column, positions, dim, out + column, &ahead);
         }
     });
+}
+
+inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions,
+                             float *scores) {
+    const int64_t dim = rows.head_dim;
+    for (int64_t p = 0; p < positions; p += 16) {
+        const Floats scales = load(block_scales(rows, keys) + p);
+        for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+            score_int8<size.value>(rows.scratch, row, dim, keys + p * dim, scales,
+                                   scores + row * attention_chunk + p);
+        });
+    }
 }
 
 // Sets what the row does not see of the 64 positions from `start` on.
@@ -231,13 +276,16 @@ inline void hide(const AttentionRows &rows, int row, int64_t start, float value,
     }
 }
 
-// Turns a row's scores into exp(score - maximum), or 0 where the row does not see, times the scales of int8 values.
+// Turns a row's scores into 2^(score - maximum), or 0 where the row does not see, times the scales of int8 values.
 inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
     float *scores = rows.scratch.scores + row * attention_chunk;
+    bool all_seen[attention_blocks];
     Floats largest = set(-INFINITY);
     for (int b = 0; b < c.blocks; ++b) {
+        const int64_t end = c.starts[b] + attention_block;
         float *part = scores + b * attention_block;
-        hide(rows, row, c.starts[b], -INFINITY, part);
+        all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
+        if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
         for (int64_t p = 0; p < attention_block; p += 16) largest = max(largest, load(part + p));
     }
     *maximum = reduce_max(largest);
@@ -245,18 +293,26 @@ inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, 
     Floats total = zero();
     for (int b = 0; b < c.blocks; ++b) {
         float *part = scores + b * attention_block;
-        for (int64_t p = 0; p < attention_block; p += 16) {
-            store(part + p, exponential(sub(load(part + p), shift)));
+        if (!all_seen[b]) {
+            for (int64_t p = 0; p < attention_block; p += 16) {
+                store(part + p, exponential2(sub(load(part + p), shift)));
+            }
+            // The clamped power of -infinity is tiny, not zero.
+            hide(rows, row, c.starts[b], 0.0f, part);
+            for (int64_t p = 0; p < attention_block; p += 16) total = add(total, load(part + p));
+        } else {
+            for (int64_t p = 0; p < attention_block; p += 16) {
+                const Floats weight = exponential2(sub(load(part + p), shift));
+                total = add(total, weight);
+                store(part + p, weight);
+            }
         }
-        // The clamped exponential of -infinity is tiny, not zero.
-        hide(rows, row, c.starts[b], 0.0f, part);
-        for (int64_t p = 0; p < attention_block; p += 16) total = add(total, load(part + p));
         if (rows.type != EDGE_KV_INT8) continue;
         const float *scales = block_scales(rows, c.values[b]);
         for (int64_t p = 0; p < attention_block; p += 16) {
             store(part + p, mul(load(part + p), load(scales + p)));
         }
-        hide(rows, row, c.starts[b], 0.0f, part);  // the scale of an unused row may be anything
+        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);  // such a row's scale may be anything
     }
     *sum = reduce_add(total);
 }
@@ -264,7 +320,7 @@ inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, 
 void prepare_queries(const AttentionRows &rows) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
-    const Floats scale = set(rows.scale);
+    const Floats scale = set(rows.scale * 1.44269504f);  // scores in powers of two
     for (int r = 0; r < rows.count; ++r) {
         float *query = s.queries + r * dim;
         for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[r] + d), scale));
@@ -282,7 +338,15 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t positions = furthest - c.starts[b];
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
-        score_block(rows, c.keys[b], seen[b], s.scores + b * attention_block);
+        float *scores = s.scores + b * attention_block;
+        if (rows.type == EDGE_KV_INT8) {
+            score_block_int8(rows, c.keys[b], seen[b], scores);
+            continue;
+        }
+        const uint8_t *following = b + 1 < c.blocks ? c.keys[b + 1] : c.values[0];
+        with_elements(rows, c.keys[b], (seen[b] + 15) / 16 * 16 * dim, score_rows, [&](const auto *keys) {
+            score_block(rows, keys, seen[b], scores, following);
+        });
     }
     for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
     if (rows.type == EDGE_KV_INT8) {
@@ -301,7 +365,10 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
     }
     memset(out.outputs, 0, size_t(rows.count * dim) * sizeof(float));
     for (int b = 0; b < c.blocks; ++b) {
-        weigh_block(rows, c.values[b], seen[b], s.scores + b * attention_block, out.outputs);
+        const uint8_t *following = b + 1 < c.blocks ? c.values[b + 1] : c.next;
+        with_elements(rows, c.values[b], seen[b] * dim, value_rows, [&](const auto *values) {
+            weigh_block(rows, values, seen[b], s.scores + b * attention_block, out.outputs, following);
+        });
     }
 }
 
@@ -310,9 +377,9 @@ void merge(const AttentionState &part, int rows, int64_t head_dim, const Attenti
         if (part.maxima[r] == -INFINITY) continue;
         const float highest = part.maxima[r] > into.maxima[r] ? part.maxima[r] : into.maxima[r];
         float factors[16];
-        store(factors, exponential(set(into.maxima[r] - highest)));
+        store(factors, exponential2(set(into.maxima[r] - highest)));
         const float old_factor = into.maxima[r] == -INFINITY ? 0.0f : factors[0];
-        store(factors, exponential(set(part.maxima[r] - highest)));
+        store(factors, exponential2(set(part.maxima[r] - highest)));
         const float new_factor = factors[0];
         into.maxima[r] = highest;
         into.sums[r] = into.sums[r] * old_factor + part.sums[r] * new_factor;
