@@ -18,8 +18,8 @@ constexpr int key_group = 16;       // keys that stand side by side in a block
 constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from overflow
 
 // Scores of sparse attention may exceed the maximum that they are taken relative to; the exponents are clamped here,
-// where a sum over thousands of heads is still finite.
-constexpr float largest_exponent = 80.0f;
+// where a sum over thousands of heads is still finite: e^80, as a power of two.
+constexpr float largest_exponent = 80.0f * 1.44269504f;
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
@@ -115,11 +115,12 @@ struct Kernels {
 
     // sums[d] += element d of the 16 keys of group `group` of a block.
     void (*add_keys)(edge_kv_type type, int64_t head_dim, const uint8_t *block, int64_t group, float *sums);
-    // scores[row][0 .. 64) of the prepared queries with a block of key summaries, rows attention_chunk apart.
-    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, float *scores);
-    // The maximum of `count` scores, and the sum of their exponentials relative to it.
-    void (*sum_exponentials)(const float *scores, int64_t count, float *maximum, float *sum);
-    // out[i] += exp(scores[i] - maximum) * factor, for count rounded up to 16
+    // scores[row][0 .. 64) of the prepared queries with a block of key summaries, rows attention_chunk apart. `next`
+    // will be read after it, and is worth fetching.
+    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, const uint8_t *next, float *scores);
+    // The maximum of `count` scores, and the sum of their powers of two relative to it.
+    void (*sum_powers)(const float *scores, int64_t count, float *maximum, float *sum);
+    // out[i] += 2^(scores[i] - maximum) * factor, for count rounded up to 16
     void (*add_weights)(const float *scores, int64_t count, float maximum, float factor, float *out);
 
     bool (*all_finite)(const float *x, int64_t count);

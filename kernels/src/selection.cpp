@@ -13,10 +13,10 @@ constexpr int64_t nowhere = INT64_MAX;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Merges the maximum and the sum of exponentials of one chunk into those of the chunks before it.
+// Merges the maximum and the sum of powers of one chunk into those of the chunks before it.
 void merge_normaliser(float maximum, float sum, float *into_maximum, float *into_sum) {
     const float highest = std::max(maximum, *into_maximum);
-    *into_sum = *into_sum * std::exp(*into_maximum - highest) + sum * std::exp(maximum - highest);
+    *into_sum = *into_sum * std::exp2(*into_maximum - highest) + sum * std::exp2(maximum - highest);
     *into_maximum = highest;
 }
 
@@ -184,12 +184,15 @@ void BlockSelection::score_chunk(const Kernels &kernels, const SparseBatch &batc
                                  SummaryLevel level, int64_t chunk, int64_t end, const Worker &worker) const {
     const AttentionRows rows = rows_of(task, worker);
     const int64_t begin = chunk * chunk_windows;
-    for (int64_t at = begin; at < std::min(begin + chunk_windows, end); at += attention_block) {
-        const int64_t index = at / attention_block;
-        const uint8_t *block = index >= worker.own_start[int(level)]
-                                   ? worker.own_block(summaries, level, index)
-                                   : batch.cache.summaries->block(batch.layer, task.kv_head, level, at);
-        kernels.score_windows(rows, block, worker.scratch.scores + at - begin);
+    const auto block_at = [&](int64_t window) -> const uint8_t * {
+        const int64_t index = window / attention_block;
+        if (index >= worker.own_start[int(level)]) return worker.own_block(summaries, level, index);
+        return batch.cache.summaries->block(batch.layer, task.kv_head, level, window);
+    };
+    const int64_t last = std::min(begin + chunk_windows, end);
+    for (int64_t at = begin; at < last; at += attention_block) {
+        const uint8_t *next = block_at(at + attention_block < end ? at + attention_block : at);
+        kernels.score_windows(rows, block_at(at), next, worker.scratch.scores + at - begin);
     }
 }
 
@@ -234,8 +237,8 @@ void BlockSelection::run_task(const Kernels &kernels, const SparseBatch &batch, 
                 const int64_t left = task.normaliser(row / group, level) - chunk * chunk_windows;
                 if (left <= 0) continue;
                 float maximum, sum;
-                kernels.sum_exponentials(worker->scratch.scores + row * attention_chunk,
-                                         std::min(left, chunk_windows), &maximum, &sum);
+                kernels.sum_powers(worker->scratch.scores + row * attention_chunk,
+                                   std::min(left, chunk_windows), &maximum, &sum);
                 merge_normaliser(maximum, sum, worker->maxima + row, worker->sums + row);
             }
         }
@@ -277,8 +280,8 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
             score_chunk(kernels, batch, task, task.levels[0], chunk, task.normalisers[0], *worker);
             for (int64_t row = 0; row < group; ++row) {
                 float *into = part(task.index, chunk) + 2 * row;
-                kernels.sum_exponentials(worker->scratch.scores + row * attention_chunk,
-                                         std::min(left, chunk_windows), into, into + 1);
+                kernels.sum_powers(worker->scratch.scores + row * attention_chunk,
+                                   std::min(left, chunk_windows), into, into + 1);
             }
         }
     });

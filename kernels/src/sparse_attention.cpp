@@ -111,9 +111,9 @@ void SparseAttention::prepare(const Kernels &kernels, const SparseBatch &batch, 
     kernels.prepare_queries(rows);
 }
 
-// The part of one block for the task's queries [first, last), which all read it.
+// The part of one block for the task's queries [first, last), which all read it; `next` is probably read after it.
 void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, const Task &task,
-                             int64_t first, int64_t last, int64_t block, Worker *worker,
+                             int64_t first, int64_t last, int64_t block, int64_t next, Worker *worker,
                              const AttentionState &part) const {
     const int64_t row = first * group_, start = block * attention_block;
     AttentionRows rows{};
@@ -142,6 +142,7 @@ void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, c
         chunk.keys[0] = batch.cache.keys(batch.layer, task.kv_head, start);
         chunk.values[0] = batch.cache.values(batch.layer, task.kv_head, start);
     }
+    chunk.next = batch.cache.keys(batch.layer, task.kv_head, next * attention_block);
     kernels.attend(rows, chunk, part);
 }
 
@@ -169,12 +170,15 @@ void SparseAttention::walk(const Kernels &kernels, const SparseBatch &batch, con
                 ++first;
                 continue;
             }
-            attend(kernels, batch, task, first, last, block, worker, worker->part);
+            for (int64_t t = first; t < last; ++t) ++next[t];
+            const int64_t following = block_of(first);
+            attend(kernels, batch, task, first, last, block, following == INT64_MAX ? block : following,
+                   worker, worker->part);
             const int64_t row = first * group_;
             kernels.merge(worker->part, int((last - first) * group_), head_dim_,
                           {worker->state.maxima + row, worker->state.sums + row,
                            worker->state.outputs + row * head_dim_});
-            for (; first < last; ++first) ++next[first];
+            first = last;
         }
     }
     task.finish(worker->state, task.tokens * group_, head_dim_);
@@ -194,7 +198,9 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
             const Task task = task_at(batch, out, piece / most, 1);
             if (i >= selection_.count(task.first, task.kv_head)) continue;
             prepare(kernels, batch, task, worker);
-            attend(kernels, batch, task, 0, 1, selection_.blocks(task.first, task.kv_head)[i], worker,
+            const int32_t *block = selection_.blocks(task.first, task.kv_head) + i;
+            const bool more = i + 1 < selection_.count(task.first, task.kv_head);
+            attend(kernels, batch, task, 0, 1, *block, more ? block[1] : *block, worker,
                    part_at(task.index, i));
         }
     });

@@ -47,7 +47,7 @@ class SparseAttention {
     Task task_at(const SparseBatch &batch, float *out, int64_t index, int64_t tile_tokens) const;
     void prepare(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
     void attend(const Kernels &kernels, const SparseBatch &batch, const Task &task, int64_t first,
-                int64_t last, int64_t block, Worker *worker, const AttentionState &part) const;
+                int64_t last, int64_t block, int64_t next, Worker *worker, const AttentionState &part) const;
     void walk(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
     void run_split(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch,
                    float *out);

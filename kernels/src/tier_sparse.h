@@ -20,12 +20,13 @@ void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t grou
 }
 
 // scores[row][0 .. 64): the products of the prepared queries with the windows of a block.
-void score_windows(const AttentionRows &rows, const uint8_t *block, float *scores) {
-    score_block(rows, block, attention_block, scores);
+void score_windows(const AttentionRows &rows, const uint8_t *block, const uint8_t *next, float *scores) {
+    with_elements(rows, block, attention_block * rows.head_dim, score_rows,
+                  [&](const auto *windows) { score_block(rows, windows, attention_block, scores, next); });
 }
 
-// The maximum of `count` scores, and the sum of their exponentials relative to it.
-void sum_exponentials(const float *scores, int64_t count, float *maximum, float *sum) {
+// The maximum of `count` scores, and the sum of their powers of two relative to it.
+void sum_powers(const float *scores, int64_t count, float *maximum, float *sum) {
     const Floats hidden = set(-INFINITY);
     Floats largest = hidden;
     for (int64_t i = 0; i < count; i += 16) {
@@ -35,16 +36,16 @@ void sum_exponentials(const float *scores, int64_t count, float *maximum, float 
     const Floats shift = set(*maximum);
     Floats total = zero();
     for (int64_t i = 0; i < count; i += 16) {
-        total = add(total, select_below(i, count, exponential(sub(load(scores + i), shift)), zero()));
+        total = add(total, select_below(i, count, exponential2(sub(load(scores + i), shift)), zero()));
     }
     *sum = reduce_add(total);
 }
 
-// out[i] += exp(scores[i] - maximum) * factor; the exponent is clamped, since the maximum is that of other windows.
+// out[i] += 2^(scores[i] - maximum) * factor; the exponent is clamped, since the maximum is that of other windows.
 void add_weights(const float *scores, int64_t count, float maximum, float factor, float *out) {
     const Floats shift = set(maximum), scale = set(factor), highest = set(largest_exponent);
     for (int64_t i = 0; i < count; i += 16) {
-        const Floats weight = exponential(min(highest, sub(load(scores + i), shift)));
+        const Floats weight = exponential2(min(highest, sub(load(scores + i), shift)));
         store(out + i, fma(weight, scale, load(out + i)));
     }
 }
