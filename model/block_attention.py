@@ -33,7 +33,7 @@ def select_blocks(
 ) -> Tensor:
     """The blocks that each query reads, shared by the heads of a group: bool [..., kv heads, n, blocks].
 
-    summaries: those of k (with a tree, at least of the rows before the call); by default they are computed.
+    summaries: those of the first rows of k; what they lack is computed.
     """
     position = query_positions(q, k, tree).unsqueeze(-1)
     blocks = -(-k.shape[-2] // sparse.block_size)
@@ -82,6 +82,11 @@ def visible_rows(
     return selected[..., index // block_size] & path
 
 
+def tree_or_none(tree: Tensor) -> Tensor | None:
+    """A mask bool [n, n] as it is, or None if it is causal: then windows are the same for all queries."""
+    return None if torch.equal(tree, torch.ones_like(tree).tril()) else tree
+
+
 def query_positions(q: Tensor, k: Tensor, tree: Tensor | None) -> Tensor:
     """Positions of the queries, int64 [n]: rows before the call, plus place in it or depth in the tree."""
     n = q.shape[-2]
@@ -103,8 +108,8 @@ def _kernel_scores(
     shared = k.shape[-2] if tree is None else k.shape[-2] - tree.shape[-1]
     if summaries is None:
         summaries = KeySummaries.of(k[..., :shared, :], sparse)
-    elif summaries.rows > shared:
-        summaries = summaries.truncate(shared)
+    else:
+        summaries = summaries.truncate(shared).extend(k[..., :shared, :])
     fine, visible = _logits(q, k, position, sparse.kernel_size, sparse.kernel_stride, tree, summaries.fine)
     if not fine.shape[-1]:
         return fine.sum(-3)

@@ -2,7 +2,7 @@
 
 A schema here is what native code, ExecuTorch and ONNX Runtime implement under the same name; the CPU
 implementation is plain PyTorch, so that exported graphs run without native code. The operators have no
-gradient: training calls `model.block_attention` (`sparse_attention` below chooses).
+gradient: training calls `model.block_attention` (`model.attention_mode` chooses).
 
 Shapes:
 
@@ -10,8 +10,8 @@ Shapes:
 * caches [batch, kv heads, capacity, d], valid up to row start + n: the queries' own rows are in already;
 * start int64 [1]: rows before this call;
 * tree bool [n, n]: row i sees column j, its own included, ancestors before descendants; by default causal;
-* fine and coarse [batch, kv heads, windows, d]: summaries of the cache, as far as `extend_key_summaries` has
-  filled them (at least the rows before a tree, else all); without them they are computed from the rows.
+* fine and coarse [batch, kv heads, windows, d]: summaries of the cache as `extend_key_summaries` fills them,
+  of the rows before a tree, or of all rows if there is none; without them they are computed from the rows.
 """
 
 from __future__ import annotations
@@ -25,22 +25,9 @@ from model.key_summaries import KeySummaries, complete_windows, semantic_kernels
 
 
 def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sparse: SparseConfig,
-    tree: Tensor | None = None,
-    start: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, start: Tensor, tree: Tensor | None, sparse: SparseConfig
 ) -> Tensor:
-    """The decoder's call: q [..., heads, n, d], k and v [..., kv heads, rows, d] -> like q.
-
-    start: see above, for caches with rows to spare; without it the last n rows are the queries' own. In an
-    exported graph and with `start` it is one operator, otherwise differentiable PyTorch.
-    """
-    if start is None and not torch.compiler.is_exporting():
-        return block_attention.block_sparse_attention(q, k, v, sparse, tree)
-    if start is None:
-        start = torch.full((1,), k.shape[-2] - q.shape[-2], dtype=torch.int64, device=q.device)
+    """`block_sparse_attention` with the constants of a config and any or no batch dimensions."""
     out: Tensor = block_sparse_attention(
         *(x.reshape(-1, *x.shape[-3:]) for x in (q, k, v)),
         start,
@@ -101,8 +88,11 @@ def block_sparse_attention(
         raise ValueError("Give both the fine and the coarse summaries, or none.")
     summaries = None
     if fine is not None and coarse is not None:
-        counts = _windows(rows, sparse)
-        summaries = KeySummaries(fine[:, :, : counts[0]], coarse[:, :, : counts[1]], rows, sparse)
+        summarized = rows if tree is None else rows - q.shape[2]
+        whole = KeySummaries(fine, coarse, k_cache.shape[2], sparse)
+        summaries = whole.truncate(summarized)
+    if tree is not None:
+        tree = block_attention.tree_or_none(tree)
     selected = block_attention.select_blocks(q, k, sparse, tree, summaries)
     return block_attention.attend(q, k, v, selected, block_size, tree)
 
@@ -142,13 +132,6 @@ def extend_key_summaries(
 @extend_key_summaries.register_fake
 def _(*_: object) -> None:
     return None
-
-
-def _windows(rows: int, sparse: SparseConfig) -> tuple[int, int]:
-    return (
-        complete_windows(rows, sparse.kernel_size, sparse.kernel_stride),
-        complete_windows(rows, sparse.coarse_size, sparse.coarse_stride),
-    )
 
 
 def _rows(cache: Tensor, start: Tensor, n: int) -> int:

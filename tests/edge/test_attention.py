@@ -45,6 +45,24 @@ def test_sparse_that_cannot_run_is_an_error(tiny_config, sparse, context: int, o
     assert message.endswith("use --attention dense.") and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"dense_len": -2}, "dense_len"),
+        ({"dense_len": 1.5}, "dense_len"),
+        ({"init_blocks": 65}, "init_blocks"),
+        ({"init_blocks": -1}, "init_blocks"),
+        ({"kernel_size": 24}, "kernel_size"),
+        ({"block_size": 40}, "block_size"),
+        ({"window_size": 2000}, "window_size"),
+        ({"topk": True}, "topk"),
+    ],
+)
+def test_constants_that_contradict_each_other(changes: dict[str, int], named: str):
+    with pytest.raises(ConfigError, match=named):
+        SparseConfig(**changes)
+
+
 def test_unknown_mode(tiny_config):
     with pytest.raises(ConfigError, match="sliding"):
         resolve_attention(tiny_config, "sliding", context=64)  # type: ignore[arg-type]

@@ -146,30 +146,6 @@ def test_export_with_a_cache():
     torch.testing.assert_close(torch.cat(parts, 2), expected(q, k, v, 150), **CLOSE)
 
 
-class Whole(nn.Module):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return ops.sparse_attention(q, k, v, SPARSE)
-
-
-def test_the_decoders_call():
-    """Differentiable PyTorch in training, one operator in an exported graph, with or without a batch."""
-    q, k, v, begin = sample(120, 0)
-    k, v = (x[:, :, :120].contiguous() for x in (k, v))
-    want = expected(q, k, v, 120)
-    q.requires_grad_()
-    ops.sparse_attention(q, k, v, SPARSE).sum().backward()
-    assert q.grad is not None and q.grad.abs().max() > 0
-    q = q.detach()
-    torch.testing.assert_close(ops.sparse_attention(q, k, v, SPARSE, start=begin), want, **CLOSE)
-    torch.testing.assert_close(ops.sparse_attention(q[1], k[1], v[1], SPARSE), want[1], **CLOSE)
-    n = torch.export.Dim("n", min=2, max=4096)
-    program = torch.export.export(Whole(), (q, k, v), dynamic_shapes=({2: n}, {2: n}, {2: n}))
-    assert "edge.block_sparse_attention.default" in {str(node.target) for node in program.graph.nodes}
-    torch.testing.assert_close(program.module()(q, k, v), want, **CLOSE)
-    short = [x[:, :, :77].contiguous() for x in (q, k, v)]
-    torch.testing.assert_close(program.module()(*short), want[:, :, :77], **CLOSE)
-
-
 def test_bad_input():
     q, k, v, begin = sample(9, 100)
     call = ops.block_sparse_attention
