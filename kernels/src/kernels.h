@@ -47,7 +47,7 @@ struct AttentionScratch {
     int8_t *query_digits;       // int8 keys: [rows][high, low][head_dim]
     float *query_scales;        // [rows]
     int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
-    float *tile;                // one block of keys or values in float32
+    float *tile;                // keys or values in float32, at most those of a chunk
     float *scores;              // [rows][attention_chunk]
     int8_t *weight_digits;      // int8 values: [rows][high, low][attention_chunk]
     float *weight_scales;       // [rows]
