@@ -22,7 +22,7 @@ uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows
     place(memory, &bytes, 2 * rows * head_dim, &scratch->query_digits);
     place(memory, &bytes, rows, &scratch->query_scales);
     place(memory, &bytes, 2 * rows, &scratch->query_offsets);
-    place(memory, &bytes, attention_block * head_dim, &scratch->tile);
+    place(memory, &bytes, attention_chunk * head_dim, &scratch->tile);
     place(memory, &bytes, rows * attention_chunk, &scratch->scores);
     place(memory, &bytes, 2 * rows * attention_chunk, &scratch->weight_digits);
     place(memory, &bytes, rows, &scratch->weight_scales);

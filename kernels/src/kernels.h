@@ -48,15 +48,15 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;           // [rows][head_dim], scaled
-    int8_t *query_digits;     // int8 keys: [rows][high, low][head_dim]
-    float *query_scales;      // [rows]
-    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
-    float *tile;              // one block of keys or values in float32
-    float *scores;            // [rows][attention_chunk]
-    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
-    float *weight_scales;     // [rows]
-    int32_t *weight_offsets;  // [rows][high, low]
+    float *queries;             // [rows][head_dim], scaled
+    int8_t *query_digits;       // int8 keys: [rows][high, low][head_dim]
+    float *query_scales;        // [rows]
+    int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
+    float *tile;                // keys or values in float32, at most those of a chunk
+    float *scores;              // [rows][attention_chunk]
+    int8_t *weight_digits;      // int8 values: [rows][high, low][attention_chunk]
+    float *weight_scales;       // [rows]
+    int32_t *weight_offsets;    // [rows][high, low]
 };
 
 // Query rows of one KV head.

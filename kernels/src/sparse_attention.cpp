@@ -48,7 +48,9 @@ SparseAttention::SparseAttention(const CacheShape &shape, const edge_sparse &spa
       kv_heads_(shape.kv_heads),
       head_dim_(shape.head_dim),
       group_(heads / shape.kv_heads),
-      tokens_per_tile_(std::max<int64_t>(1, most_tile_rows / group_)),
+      // The digits of int8 queries stand in tiles of rows, which only whole tasks can use; nothing is converted
+      // that queries could share.
+      tokens_per_tile_(shape.type == EDGE_KV_INT8 ? 1 : std::max<int64_t>(1, most_tile_rows / group_)),
       selection_(shape, sparse, heads, max_tokens, workers),
       workers_(size_t(workers)),
       split_floats_(selection_.most_blocks *
@@ -123,9 +125,6 @@ void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, c
     rows.limits = task.limits + row;
     rows.scratch = worker->scratch;
     rows.scratch.queries += row * head_dim_;
-    rows.scratch.query_digits += 2 * row * head_dim_;
-    rows.scratch.query_scales += row;
-    rows.scratch.query_offsets += 2 * row;
     AttentionChunk chunk;
     chunk.blocks = 1;
     chunk.starts[0] = start;

@@ -3,10 +3,13 @@
 // Every sum of a row runs over the elements, or the positions, in ascending order in one accumulator per lane.
 // So the tiles below can have any size, and a row may be computed alone or beside others: the bits are the same.
 
-// 2^x with a relative error below 3e-7; about 1e-38 below -126 and for -infinity, NaN for NaN. Scores are in these
+// Weights below 2^-64 of the largest are as good as zero; smaller ones would become slow denormals further on.
+constexpr float lowest_power = -64.0f;
+
+// 2^x with a relative error below 3e-7, x at least `lowest` (also for -infinity), NaN for NaN. Scores are in these
 // units, which takes fewer steps than e^x.
-inline Floats exponential2(Floats x) {
-    const Floats clamped = max(set(-126.0f), x);
+inline Floats exponential2(Floats x, float lowest = lowest_power) {
+    const Floats clamped = max(set(lowest), x);
     const Floats n = round_even(clamped);
     const Floats r = sub(clamped, n);
     Floats p = set(1.3264726899e-3f);
@@ -72,15 +75,15 @@ float quantize_row(const float *x, int64_t count, uint8_t *codes) {
 
 // ---- Tiles --------------------------------------------------------------------------------------------
 
-// Calls tile(rows as a constant, row) over `count` rows, R at a time and then the rest in halves.
-template <int R>
-struct RowCount {
-    static constexpr int value = R;
+template <int N>
+struct Constant {
+    static constexpr int value = N;
 };
 
+// Calls tile(rows as a constant, row) over `count` rows, R at a time and then the rest in halves.
 template <int R, class Tile>
 inline void for_row_tiles(int row, int count, const Tile &tile) {
-    for (; row + R <= count; row += R) tile(RowCount<R>(), row);
+    for (; row + R <= count; row += R) tile(Constant<R>(), row);
     if constexpr (R > 1) for_row_tiles<R / 2>(row, count, tile);
 }
 
@@ -130,11 +133,11 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
         low[r] = set_int(s.query_offsets[2 * (row + r) + 1]);
     }
     const int8_t *digits = s.query_digits + 2 * row * dim;
-    for (int64_t d = 0; d < dim; d += 4) {
+    for (int64_t d = 0; d < dim; d += 4, digits += 8 * R) {
         const Bytes key = load_bytes(keys + 16 * d);
         for (int r = 0; r < R; ++r) {
-            high[r] = dot_digits(high[r], key, digits + 2 * r * dim + d);
-            low[r] = dot_digits(low[r], key, digits + (2 * r + 1) * dim + d);
+            high[r] = dot_digits(high[r], key, digits + 8 * r);
+            low[r] = dot_digits(low[r], key, digits + 8 * r + 4);
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -143,10 +146,10 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
     }
 }
 
-// outputs of R rows, 16 V columns, plus their weighted sums of `positions` values.
+// Adds the weighted sums of `positions` values, `stride` apart, to outputs of R rows, 16 V columns.
 template <int R, int V, class Value>
-inline void weigh(const float *weights, const Value *values, int64_t positions, int64_t dim, float *outputs,
-                  Ahead *ahead) {
+inline void weigh(const float *weights, const Value *values, int64_t stride, int64_t positions, int64_t dim,
+                  float *outputs, Ahead *ahead) {
     Ahead next = *ahead;
     Floats sums[R][V];
     for (int r = 0; r < R; ++r) {
@@ -154,7 +157,7 @@ inline void weigh(const float *weights, const Value *values, int64_t positions, 
     }
     for (int64_t i = 0; i < positions; ++i) {
         Floats value[V];
-        for (int v = 0; v < V; ++v) value[v] = load(values + i * dim + 16 * v);
+        for (int v = 0; v < V; ++v) value[v] = load(values + i * stride + 16 * v);
         next.fetch();
         for (int r = 0; r < R; ++r) {
             const Floats weight = set(weights[r * attention_chunk + i]);
@@ -199,17 +202,12 @@ inline const float *block_scales(const AttentionRows &rows, const uint8_t *block
     return reinterpret_cast<const float *>(block + attention_block * rows.head_dim);
 }
 
-// Calls body(elements) with `count` elements of a block. Halves that more than one tile of rows will read are
-// converted first.
-template <class Body>
-inline void with_elements(const AttentionRows &rows, const uint8_t *block, int64_t count, int tile_rows,
-                          const Body &body) {
-    if (rows.type == EDGE_KV_F32) return body(reinterpret_cast<const float *>(block));
-    const uint16_t *halves = reinterpret_cast<const uint16_t *>(block);
-    if (rows.count <= tile_rows) return body(halves);
-    float *tile = rows.scratch.tile;
-    for (int64_t i = 0; i < count; i += 16) store(tile + i, load_half(halves + i));
-    body(static_cast<const float *>(tile));
+// Calls tile(vectors as a constant, column) over `columns` columns, V vectors of 16 at a time, then one.
+template <int V, class Tile>
+inline void for_column_tiles(int64_t columns, const Tile &tile) {
+    int64_t column = 0;
+    for (; column + 16 * V <= columns; column += 16 * V) tile(Constant<V>(), column);
+    for (; column < columns; column += 16) tile(Constant<1>(), column);
 }
 
 template <class Key>
@@ -219,32 +217,77 @@ inline void score_block(const AttentionRows &rows, const Key *keys, int64_t posi
     for_row_tiles<score_rows>(0, rows.count, [&](auto size, int row) {
         const float *queries = rows.scratch.queries + row * dim;
         Ahead ahead{following, row == 0 ? 64 : 0};
-        float *out = scores + row * attention_chunk;
-        int64_t p = 0;
-        for (; p + 16 * score_vectors <= positions; p += 16 * score_vectors) {
-            score<size.value, score_vectors>(queries, dim, keys + p * dim, out + p, &ahead);
+        for_column_tiles<score_vectors>((positions + 15) / 16 * 16, [&](auto vectors, int64_t p) {
+            score<size.value, vectors.value>(queries, dim, keys + p * dim, scores + row * attention_chunk + p,
+                                             &ahead);
+        });
+    });
+}
+
+// One tile of rows takes halves as they are; for more of them they are converted first.
+inline void score_keys(const AttentionRows &rows, const uint8_t *block, int64_t positions, float *scores,
+                       const uint8_t *following) {
+    if (rows.type == EDGE_KV_F32) {
+        return score_block(rows, reinterpret_cast<const float *>(block), positions, scores, following);
+    }
+    const uint16_t *halves = reinterpret_cast<const uint16_t *>(block);
+    if (rows.count <= score_rows) return score_block(rows, halves, positions, scores, following);
+    float *tile = rows.scratch.tile;
+    const int64_t count = (positions + 15) / 16 * 16 * rows.head_dim;
+    for (int64_t i = 0; i < count; i += 16) store(tile + i, load(halves + i));
+    score_block(rows, static_cast<const float *>(tile), positions, scores, following);
+}
+
+// Few rows read the values of one block after the other, where they lie.
+template <class Value>
+inline void weigh_blocks(const AttentionRows &rows, const AttentionChunk &c, const int64_t *seen,
+                         float *outputs) {
+    const int64_t dim = rows.head_dim;
+    for (int b = 0; b < c.blocks; ++b) {
+        const Value *values = reinterpret_cast<const Value *>(c.values[b]);
+        const uint8_t *following = b + 1 < c.blocks ? c.values[b + 1] : c.next;
+        for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
+            Ahead ahead{following, row == 0 ? 64 : 0};
+            const float *weights = rows.scratch.scores + row * attention_chunk + b * attention_block;
+            for_column_tiles<value_vectors>(dim, [&](auto vectors, int64_t column) {
+                weigh<size.value, vectors.value>(weights, values + column, dim, seen[b], dim,
+                                                 outputs + row * dim + column, &ahead);
+            });
+        });
+    }
+}
+
+// Many rows share the values of the whole chunk, converted and packed by tiles of columns.
+template <class Value>
+inline void weigh_chunk(const AttentionRows &rows, const AttentionChunk &c, const int64_t *seen,
+                        float *outputs) {
+    const int64_t dim = rows.head_dim, positions = (c.blocks - 1) * attention_block + seen[c.blocks - 1];
+    float *tile = rows.scratch.tile;
+    for_column_tiles<value_vectors>(dim, [&](auto vectors, int64_t column) {
+        constexpr int V = vectors.value;
+        for (int b = 0; b < c.blocks; ++b) {
+            const Value *values = reinterpret_cast<const Value *>(c.values[b]) + column;
+            float *to = tile + b * attention_block * 16 * V;
+            for (int64_t i = 0; i < attention_block; ++i, to += 16 * V) {
+                for (int v = 0; v < V; ++v) {
+                    store(to + 16 * v, i < seen[b] ? load(values + i * dim + 16 * v) : zero());
+                }
+            }
         }
-        for (; p < positions; p += 16) score<size.value, 1>(queries, dim, keys + p * dim, out + p, &ahead);
+        for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
+            Ahead nothing{reinterpret_cast<const uint8_t *>(tile), 0};
+            weigh<size.value, V>(rows.scratch.scores + row * attention_chunk, tile, 16 * V, positions, dim,
+                                 outputs + row * dim + column, &nothing);
+        });
     });
 }
 
 template <class Value>
-inline void weigh_block(const AttentionRows &rows, const Value *values, int64_t positions,
-                        const float *weights, float *outputs, const uint8_t *following) {
-    const int64_t dim = rows.head_dim;
-    for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
-        const float *row_weights = weights + row * attention_chunk;
-        float *out = outputs + row * dim;
-        Ahead ahead{following, row == 0 ? 64 : 0};
-        int64_t column = 0;
-        for (; column + 16 * value_vectors <= dim; column += 16 * value_vectors) {
-            weigh<size.value, value_vectors>(row_weights, values + column, positions, dim, out + column,
-                                             &ahead);
-        }
-        for (; column < dim; column += 16) {
-            weigh<size.value, 1>(row_weights, values + column, positions, dim, out + column, &ahead);
-        }
-    });
+inline void weigh_values(const AttentionRows &rows, const AttentionChunk &c, const int64_t *seen,
+                         float *outputs) {
+    memset(outputs, 0, size_t(rows.count * rows.head_dim) * sizeof(float));
+    if (rows.count <= value_rows) return weigh_blocks<Value>(rows, c, seen, outputs);
+    weigh_chunk<Value>(rows, c, seen, outputs);
 }
 
 inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions,
@@ -324,10 +367,22 @@ void prepare_queries(const AttentionRows &rows) {
     for (int r = 0; r < rows.count; ++r) {
         float *query = s.queries + r * dim;
         for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[r] + d), scale));
-        if (rows.type != EDGE_KV_INT8) continue;
-        int8_t *digits = s.query_digits + 2 * r * dim;
-        s.query_scales[r] = to_digits(query, dim, digits, digits + dim, s.query_offsets + 2 * r);
     }
+    if (rows.type != EDGE_KV_INT8) return;
+    // A tile walks along one pointer: 4 high and 4 low digits of each of its rows, then the next 4.
+    int8_t *row_digits = reinterpret_cast<int8_t *>(s.tile);
+    for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int first) {
+        for (int r = 0; r < size.value; ++r) {
+            const int row = first + r;
+            s.query_scales[row] = to_digits(s.queries + row * dim, dim, row_digits, row_digits + dim,
+                                            s.query_offsets + 2 * row);
+            int8_t *to = s.query_digits + 2 * first * dim + 8 * r;
+            for (int64_t d = 0; d < dim; d += 4, to += 8 * size.value) {
+                memcpy(to, row_digits + d, 4);
+                memcpy(to + 4, row_digits + dim + d, 4);
+            }
+        }
+    });
 }
 
 void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionState &out) {
@@ -344,9 +399,7 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
             continue;
         }
         const uint8_t *following = b + 1 < c.blocks ? c.keys[b + 1] : c.values[0];
-        with_elements(rows, c.keys[b], (seen[b] + 15) / 16 * 16 * dim, score_rows, [&](const auto *keys) {
-            score_block(rows, keys, seen[b], scores, following);
-        });
+        score_keys(rows, c.keys[b], seen[b], scores, following);
     }
     for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
     if (rows.type == EDGE_KV_INT8) {
@@ -363,13 +416,8 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         });
         return;
     }
-    memset(out.outputs, 0, size_t(rows.count * dim) * sizeof(float));
-    for (int b = 0; b < c.blocks; ++b) {
-        const uint8_t *following = b + 1 < c.blocks ? c.values[b + 1] : c.next;
-        with_elements(rows, c.values[b], seen[b] * dim, value_rows, [&](const auto *values) {
-            weigh_block(rows, values, seen[b], s.scores + b * attention_block, out.outputs, following);
-        });
-    }
+    if (rows.type == EDGE_KV_F16) return weigh_values<uint16_t>(rows, c, seen, out.outputs);
+    weigh_values<float>(rows, c, seen, out.outputs);
 }
 
 void merge(const AttentionState &part, int rows, int64_t head_dim, const AttentionState &into) {

@@ -1,5 +1,7 @@
 // Means of keys and scores of their windows, for sparse attention. Part of tier.h.
 
+constexpr float lowest_score = -126.0f;  // small weights still order the blocks
+
 // sums[d] += element d of the 16 keys of group `group` of a block.
 void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t group, float *sums) {
     const int64_t first = 16 * group * dim;
@@ -21,8 +23,7 @@ void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t grou
 
 // scores[row][0 .. 64): the products of the prepared queries with the windows of a block.
 void score_windows(const AttentionRows &rows, const uint8_t *block, const uint8_t *next, float *scores) {
-    with_elements(rows, block, attention_block * rows.head_dim, score_rows,
-                  [&](const auto *windows) { score_block(rows, windows, attention_block, scores, next); });
+    score_keys(rows, block, attention_block, scores, next);
 }
 
 // The maximum of `count` scores, and the sum of their powers of two relative to it.
@@ -36,7 +37,8 @@ void sum_powers(const float *scores, int64_t count, float *maximum, float *sum) 
     const Floats shift = set(*maximum);
     Floats total = zero();
     for (int64_t i = 0; i < count; i += 16) {
-        total = add(total, select_below(i, count, exponential2(sub(load(scores + i), shift)), zero()));
+        total = add(total,
+                    select_below(i, count, exponential2(sub(load(scores + i), shift), lowest_score), zero()));
     }
     *sum = reduce_add(total);
 }
@@ -45,7 +47,7 @@ void sum_powers(const float *scores, int64_t count, float *maximum, float *sum) 
 void add_weights(const float *scores, int64_t count, float maximum, float factor, float *out) {
     const Floats shift = set(maximum), scale = set(factor), highest = set(largest_exponent);
     for (int64_t i = 0; i < count; i += 16) {
-        const Floats weight = exponential2(min(highest, sub(load(scores + i), shift)));
+        const Floats weight = exponential2(min(highest, sub(load(scores + i), shift)), lowest_score);
         store(out + i, fma(weight, scale, load(out + i)));
     }
 }

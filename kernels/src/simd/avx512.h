@@ -78,4 +78,9 @@ inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
     return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
 }
 inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, a); }
+typedef int32_t Word __attribute__((may_alias));
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
+    // Of the intrinsic GCC makes a broadcast and two register moves more.
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Word *>(a)));
+    return acc;
+}
