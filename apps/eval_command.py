@@ -70,7 +70,11 @@ def perplexity(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
-        arithmetic = {"activations": run.activations.value, "kv_type": run.kv.value}
+        arithmetic = {
+            "activations": run.activations.value,
+            "kv_type": run.kv.value,
+            "attention": loaded.attention,
+        }
         typer.echo(
             json.dumps({"schema": 1, "model": model, "text": str(text), **asdict(result), **arithmetic})
         )
@@ -78,7 +82,8 @@ def perplexity(
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
-    output.print(f"Arithmetic: {run.activations.value} activations, {run.kv.value} KV cache", soft_wrap=True)
+    kinds = f"{run.activations.value} activations, {run.kv.value} KV cache, attention {loaded.attention}"
+    output.print(f"Arithmetic: {kinds}", soft_wrap=True)
     output.print(f"{result.tokens / result.seconds:.0f} tokens/s", style="dim")
 
 

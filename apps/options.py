@@ -63,6 +63,14 @@ class KVType(str, Enum):
     float32 = "float32"
 
 
+class AttentionName(str, Enum):
+    """Names of `--attention`."""
+
+    auto = "auto"
+    dense = "dense"
+    sparse = "sparse"
+
+
 class ExecutorName(str, Enum):
     """Names of `--executor`."""
 
@@ -136,6 +144,10 @@ class RunOptions:
         KVType,
         typer.Option(help="Number type of the KV cache."),
     ] = KVType.float16
+    attention: Annotated[
+        AttentionName,
+        typer.Option(help="InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so."),
+    ] = AttentionName.auto
     rope_override: Annotated[
         str | None,
         typer.Option(

@@ -23,8 +23,8 @@ def resolve_attention(
 
     Sparse still means dense for queries within `dense_len` (a rule per query, so that the pieces in which
     a prompt is processed never change its result). context: the longest sequence of the run, in tokens.
-    obstacle: why the executor can't run the model's sparse attention, if it can't. Raises ConfigError when sparse was asked for and no
-    query could be sparse, and for an unknown mode.
+    obstacle: why the executor can't run the model's sparse attention, if it can't. Raises ConfigError when
+    sparse was asked for and no query could be sparse, and for an unknown mode.
     """
     if mode not in get_args(AttentionMode):
         raise ConfigError(f"Unknown attention '{mode}'; choose one of {', '.join(get_args(AttentionMode))}.")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.attention import AttentionMode, resolve_attention
 from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
-from edge.attention import AttentionMode, resolve_attention
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
@@ -97,9 +97,8 @@ class NativeCache:
 class NativeExecutor:
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
-    tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if every
-    query is dense. workspace_bytes: scratch memory, KV caches and weights
-    not counted.
+    tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if
+    every query is dense. workspace_bytes: scratch memory, KV caches and weights not counted.
     """
 
     def __init__(
@@ -121,8 +120,7 @@ class NativeExecutor:
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
         (exact). kv_type: `float16` or `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or
         the best. max_batch: most tokens of one forward call. mmap: leave the weights in the mapped file
-        rather than reading them into huge pages (`edge.executors.weights`). attention: see
-        `edge.attention.resolve_attention`.
+        rather than reading them into huge pages (`edge.executors.weights`). attention: see `edge.attention`.
         """
         config = bundle.config
         if config.num_experts:
@@ -132,9 +130,7 @@ class NativeExecutor:
         self._config = config
         self._context = config.max_position_embeddings if context is None else context
         config.check_context(self._context)
-        self.sparse = resolve_attention(
-            config, attention, context=self._context, obstacle=_sparse_obstacle(config)
-        )
+        self.sparse = choose_attention(config, attention, self._context)
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
         self._pool = ThreadPool(threads)
@@ -284,6 +280,11 @@ class NativeExecutor:
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
+
+
+def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
+    """`edge.attention.resolve_attention` for this executor."""
+    return resolve_attention(config, mode, context=context, obstacle=_sparse_obstacle(config))
 
 
 def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:

@@ -39,6 +39,7 @@ class SelfTest {
             for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8}) {
                 for (const Values values : {random_values, all_zero, one_hot, tiny})
                     attention(head_dim, type, values);
+                summaries(head_dim, type);
             }
         }
         if (failure_.empty()) return EDGE_OK;
@@ -287,6 +288,48 @@ class SelfTest {
             }
             compare("attention", results[0], results[1]);
         }
+    }
+
+    // Sums of keys, and scores and weights of windows.
+    void summaries(int64_t head_dim, edge_kv_type type) {
+        constexpr int rows = 11;
+        constexpr int64_t windows = attention_block - 5;
+        edge_cache cache({1, 1, head_dim, attention_block, type});
+        if (cache.reserve() != EDGE_OK) return failed("%s", edge_last_error());
+        for (int64_t p = 0; p < attention_block; ++p) {
+            const std::vector<float> key = make(head_dim, random_values);
+            cache.store(reference_, 0, 0, p, key.data(), key.data());
+        }
+        const uint8_t *block = cache.keys(0, 0, 0);
+        const std::vector<float> queries = make(rows * head_dim, random_values);
+        const float *query_rows[rows];
+        for (int r = 0; r < rows; ++r) query_rows[r] = &queries[size_t(r * head_dim)];
+        std::vector<float> sums[2], powers[2], weights[2];
+        for (int which = 0; which < 2; ++which) {
+            const Kernels &kernels = which ? reference_ : tested_;
+            sums[which].assign(size_t(head_dim), 1.0f);
+            for (int64_t group = 0; group < attention_block / key_group; ++group) {
+                kernels.add_keys(type, head_dim, block, group, sums[which].data());
+            }
+            if (type == EDGE_KV_INT8) continue;  // summaries are floats
+            AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
+            AlignedMemory memory;
+            memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
+            place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
+            kernels.prepare_queries(task);
+            kernels.score_windows(task, block, block, task.scratch.scores);
+            weights[which].assign(size_t(attention_block), 0.0f);
+            for (int r = 0; r < rows; ++r) {
+                const float *scores = task.scratch.scores + r * attention_chunk;
+                float maximum, sum;
+                kernels.sum_powers(scores, windows, &maximum, &sum);
+                powers[which].insert(powers[which].end(), {maximum, sum});
+                kernels.add_weights(scores, windows, maximum - 1.0f, 1.0f / sum, weights[which].data());
+            }
+        }
+        compare("add_keys", sums[0], sums[1]);
+        compare("sum_powers", powers[0], powers[1]);
+        compare("add_weights", weights[0], weights[1]);
     }
 
     const Kernels &tested_, &reference_;

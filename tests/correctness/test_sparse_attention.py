@@ -30,8 +30,8 @@ VARIANTS = {
 }
 SHAPES = [(4, 2, 64), (16, 1, 128), (3, 3, 64), (6, 2, 80)]  # heads, KV heads, head_dim
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # float32 against float32, outputs of about 1
-# Largest difference from attention over the stored rows, whose values are about 1; int8 rounds queries and softmax
-# weights to 14 bits.
+# Largest difference from attention over the stored rows, whose values are about 1; int8 rounds queries and
+# softmax weights to 14 bits.
 TOLERANCES = {"float32": 2e-5, "float16": 2e-5, "int8": 1e-2}
 
 
@@ -59,7 +59,13 @@ class Operator:
         width = sparse.topk + sparse.local_blocks
         selected = np.full((n, k.shape[0], width), -2, np.int32)
         status = native.library().edge_sparse_attention(
-            *(ctypes.byref(self.pool.parallel), tier and tier.encode(), ctypes.byref(attention), k.shape[1], n),
+            *(
+                ctypes.byref(self.pool.parallel),
+                tier and tier.encode(),
+                ctypes.byref(attention),
+                k.shape[1],
+                n,
+            ),
             *(queries.ctypes.data, keys.ctypes.data, values.ctypes.data),
             *(None if masks is None else masks.ctypes.data, out.ctypes.data, selected.ctypes.data),
         )
@@ -69,7 +75,9 @@ class Operator:
 
 
 def tree_bits(tree):
-    return (tree.numpy().astype(np.uint64) << np.arange(tree.shape[-1], dtype=np.uint64)).sum(-1, dtype=np.uint64)
+    return (tree.numpy().astype(np.uint64) << np.arange(tree.shape[-1], dtype=np.uint64)).sum(
+        -1, dtype=np.uint64
+    )
 
 
 def tree_mask(parents):

@@ -38,7 +38,9 @@ def test_sparse_has_the_published_defaults(tiny_config):
         (SparseConfig(use_nope=True), 32768, None, "use_nope"),
     ],
 )
-def test_sparse_that_cannot_run_is_an_error(tiny_config, sparse, context: int, obstacle: str | None, named: str):
+def test_sparse_that_cannot_run_is_an_error(
+    tiny_config, sparse, context: int, obstacle: str | None, named: str
+):
     with pytest.raises(ConfigError, match=named) as caught:
         resolve_attention(replace(tiny_config, sparse=sparse), "sparse", context=context, obstacle=obstacle)
     message = str(caught.value)
