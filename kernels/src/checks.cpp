@@ -49,10 +49,11 @@ edge_status check_sparse(const edge_sparse &s, int64_t group) {
         return fail(EDGE_INVALID, "Sparse attention: block_size is %d; only %d is built.", s.block_size,
                     attention_block);
     }
-    if (s.kernel_size % s.kernel_stride != 0 || s.init_blocks > s.topk) {
+    if (s.kernel_size % s.kernel_stride != 0 || s.block_size % s.kernel_stride != 0 ||
+        s.init_blocks > s.topk) {
         return fail(EDGE_INVALID,
-                    "Sparse attention: kernel_size must be a multiple of kernel_stride, and init_blocks at "
-                    "most topk.");
+                    "Sparse attention: kernel_size and block_size must be multiples of kernel_stride, and "
+                    "init_blocks at most topk.");
     }
     constexpr int64_t most_group = 64;
     if (group > most_group) {

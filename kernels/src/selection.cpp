@@ -332,11 +332,12 @@ void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t 
     int32_t threshold = 0;
     int64_t ties = 0;
     if (wanted > 0) {
-        const WindowGrid &grid = summaries.fine;
+        // Windows overlap a block that start in it, or before it by less than their size.
+        const int64_t starts = size / summaries.fine.stride;
+        const int64_t earlier = (summaries.fine.size - 1) / summaries.fine.stride;
         for (int64_t i = 0; i < candidates; ++i) {
-            const int64_t begin = (first + i) * size, end = begin + size;
-            const int64_t before = begin < grid.size ? 0 : (begin - grid.size) / grid.stride + 1;
-            const int64_t after = std::min(ceil_div(end, grid.stride), windows);
+            const int64_t before = std::max<int64_t>(0, (first + i) * starts - earlier);
+            const int64_t after = std::min((first + i + 1) * starts, windows);
             float best = 0.0f;
             for (int64_t window = before; window < after; ++window) best = std::max(best, scores[window]);
             std::memcpy(pooled + i, &best, sizeof best);  // floats of one sign compare like their bits
