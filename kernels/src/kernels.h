@@ -72,7 +72,7 @@ struct AttentionChunk {
     int blocks;
     const uint8_t *keys[attention_blocks], *values[attention_blocks];
     int64_t starts[attention_blocks];  // first positions
-    const uint8_t *next;               // what will be read after this chunk, worth fetching
+    const uint8_t *next[attention_blocks];  // keys that will be read after this chunk, worth fetching
 };
 
 // Unnormalised softmax results: per row the maximum, the sum of exponentials and the weighted sum of values.

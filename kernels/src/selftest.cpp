@@ -279,7 +279,7 @@ class SelfTest {
                         c.values[c.blocks] = cache.values(0, 0, at);
                         c.starts[c.blocks++] = at;
                     }
-                    c.next = c.keys[0];
+                    std::fill_n(c.next, attention_blocks, c.keys[0]);
                     kernels.attend(task, c, view(part));
                     kernels.merge(view(part), rows, head_dim, view(state));
                 }

@@ -27,11 +27,10 @@ inline Floats exponential2(Floats x) {
 
 constexpr float digit_base = 128.0f, largest_code = 8192.0f;
 
-// x as digits; returns the scale, NaN if x is not finite. offsets: where sums of products with biased bytes start.
-inline float to_digits(const float *x, int64_t count, int8_t *high, int8_t *low, int32_t *offsets) {
-    Floats largest = zero();
-    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
-    const float peak = reduce_max(largest), inverse = peak > 0.0f ? largest_code / peak : 0.0f;
+// x, at most `peak` in size, as digits; returns the scale, NaN if x is not finite. offsets: where sums of products
+// with biased bytes start.
+inline float to_digits(const float *x, int64_t count, float peak, int8_t *high, int8_t *low, int32_t *offsets) {
+    const float inverse = peak > 0.0f ? largest_code / peak : 0.0f;
     const bool usable = inverse <= 3.0e38f;  // else all is as good as zero
     const Floats factor = set(usable ? inverse : 0.0f);
     Floats high_sum = zero(), low_sum = zero();  // of integers: exact
@@ -51,14 +50,18 @@ inline float to_digits(const float *x, int64_t count, int8_t *high, int8_t *low,
     return !finite ? NAN : usable ? peak / largest_code : 0.0f;
 }
 
+inline float largest_size(const float *x, int64_t count) {
+    Floats largest = zero();
+    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
+    return reduce_max(largest);
+}
+
 inline Floats digits_to_float(Ints high, Ints low) {
     return fma(to_float(high), set(digit_base), to_float(low));
 }
 
 float quantize_row(const float *x, int64_t count, uint8_t *codes) {
-    Floats largest = zero();
-    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
-    const float peak = reduce_max(largest), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
+    const float peak = largest_size(x, count), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
     const bool usable = inverse <= 3.0e38f;
     const Floats factor = set(usable ? inverse : 0.0f);
     Floats sum = zero();
@@ -89,13 +92,14 @@ inline void for_row_tiles(int row, int count, const Tile &tile) {
 
 inline Floats load(const uint16_t *halves) { return load_half(halves); }
 
-// Memory that is wanted next. The first tile of rows fetches it, a cache line per step; the others stand still.
+// Memory that is wanted next. The first tile of rows brings it near, a cache line per step; the others stand still.
+// What is fetched is used half a chunk later: too much for the first-level cache.
 struct Ahead {
     const uint8_t *at;
     int64_t step;
 
     void fetch() {
-        prefetch(at);
+        prefetch_far(at);
         at += step;
     }
 };
@@ -126,7 +130,8 @@ inline void score(const float *queries, int64_t dim, const Key *keys, float *sco
 // The same at 16 positions of int8 keys.
 template <int R>
 inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const uint8_t *keys, Floats key_scales,
-                       float *scores) {
+                       float *scores, Ahead *ahead) {
+    Ahead next = *ahead;
     Ints high[R], low[R];
     for (int r = 0; r < R; ++r) {
         high[r] = set_int(s.query_offsets[2 * (row + r)]);
@@ -135,6 +140,7 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
     const int8_t *digits = s.query_digits + 2 * row * dim;
     for (int64_t d = 0; d < dim; d += 4, digits += 8 * R) {
         const Bytes key = load_bytes(keys + 16 * d);
+        next.fetch();
         for (int r = 0; r < R; ++r) {
             high[r] = dot_digits(high[r], key, digits + 8 * r);
             low[r] = dot_digits(low[r], key, digits + 8 * r + 4);
@@ -144,6 +150,7 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
         const Floats scale = mul(key_scales, set(s.query_scales[row + r]));
         store(scores + r * attention_chunk, mul(digits_to_float(high[r], low[r]), scale));
     }
+    *ahead = next;
 }
 
 // Adds the weighted sums of `positions` values, `stride` apart, to outputs of R rows, 16 V columns.
@@ -182,8 +189,10 @@ inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const
     for (int b = 0; b < c.blocks; ++b) {
         const int8_t *digits = s.weight_digits + 2 * row * attention_chunk + b * attention_block;
         const uint8_t *values = c.values[b] + 4 * column;
+        Ahead next{c.next[b] + attention_block * column, row == 0 ? 64 : 0};
         for (int64_t i = 0; i < seen[b]; i += 4) {
             const Bytes value = load_bytes(values + i * dim);
+            next.fetch();
             for (int r = 0; r < R; ++r) {
                 high[r] = dot_digits(high[r], value, digits + 2 * r * attention_chunk + i);
                 low[r] = dot_digits(low[r], value, digits + (2 * r + 1) * attention_chunk + i);
@@ -245,7 +254,7 @@ inline void weigh_blocks(const AttentionRows &rows, const AttentionChunk &c, con
     const int64_t dim = rows.head_dim;
     for (int b = 0; b < c.blocks; ++b) {
         const Value *values = reinterpret_cast<const Value *>(c.values[b]);
-        const uint8_t *following = b + 1 < c.blocks ? c.values[b + 1] : c.next;
+        const uint8_t *following = c.next[b];
         for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
             Ahead ahead{following, row == 0 ? 64 : 0};
             const float *weights = rows.scratch.scores + row * attention_chunk + b * attention_block;
@@ -290,16 +299,17 @@ inline void weigh_values(const AttentionRows &rows, const AttentionChunk &c, con
     weigh_chunk<Value>(rows, c, seen, outputs);
 }
 
-inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions,
-                             float *scores) {
+inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions, float *scores,
+                             const uint8_t *following) {
     const int64_t dim = rows.head_dim;
-    for (int64_t p = 0; p < positions; p += 16) {
-        const Floats scales = load(block_scales(rows, keys) + p);
-        for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+    for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+        Ahead ahead{following, row == 0 ? 64 : 0};
+        for (int64_t p = 0; p < positions; p += 16) {
+            const Floats scales = load(block_scales(rows, keys) + p);
             score_int8<size.value>(rows.scratch, row, dim, keys + p * dim, scales,
-                                   scores + row * attention_chunk + p);
-        });
-    }
+                                   scores + row * attention_chunk + p, &ahead);
+        }
+    });
 }
 
 // Sets what the row does not see of the 64 positions from `start` on.
@@ -319,45 +329,53 @@ inline void hide(const AttentionRows &rows, int row, int64_t start, float value,
     }
 }
 
-// Turns a row's scores into 2^(score - maximum), or 0 where the row does not see, times the scales of int8 values.
+// Four chains of maxima and sums, so that none waits for the one before.
+constexpr int chains = attention_block / 16;
+
+inline float reduce_max(const Floats *x) { return reduce_max(max(max(x[0], x[1]), max(x[2], x[3]))); }
+inline float reduce_add(const Floats *x) { return reduce_add(add(add(x[0], x[1]), add(x[2], x[3]))); }
+
+// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see. Weights of int8 values are
+// multiplied by the values' scales and brought to digits.
 inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
-    float *scores = rows.scratch.scores + row * attention_chunk;
+    const AttentionScratch &s = rows.scratch;
+    float *scores = s.scores + row * attention_chunk;
     bool all_seen[attention_blocks];
-    Floats largest = set(-INFINITY);
+    Floats largest[chains], total[chains], peak[chains];
+    for (int k = 0; k < chains; ++k) {
+        largest[k] = set(-INFINITY);
+        total[k] = peak[k] = zero();
+    }
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t end = c.starts[b] + attention_block;
         float *part = scores + b * attention_block;
         all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
         if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
-        for (int64_t p = 0; p < attention_block; p += 16) largest = max(largest, load(part + p));
+        for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
     }
     *maximum = reduce_max(largest);
     const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
-    Floats total = zero();
     for (int b = 0; b < c.blocks; ++b) {
         float *part = scores + b * attention_block;
-        if (!all_seen[b]) {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                store(part + p, exponential2(sub(load(part + p), shift)));
-            }
-            // The clamped power of -infinity is tiny, not zero.
-            hide(rows, row, c.starts[b], 0.0f, part);
-            for (int64_t p = 0; p < attention_block; p += 16) total = add(total, load(part + p));
-        } else {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                const Floats weight = exponential2(sub(load(part + p), shift));
-                total = add(total, weight);
-                store(part + p, weight);
-            }
+        for (int k = 0; k < chains; ++k) {
+            store(part + 16 * k, exponential2(sub(load(part + 16 * k), shift)));
         }
+        // The clamped power of -infinity is tiny, not zero.
+        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);
+        for (int k = 0; k < chains; ++k) total[k] = add(total[k], load(part + 16 * k));
         if (rows.type != EDGE_KV_INT8) continue;
         const float *scales = block_scales(rows, c.values[b]);
-        for (int64_t p = 0; p < attention_block; p += 16) {
-            store(part + p, mul(load(part + p), load(scales + p)));
+        for (int k = 0; k < chains; ++k) {
+            store(part + 16 * k, mul(load(part + 16 * k), load(scales + 16 * k)));
         }
         if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);  // such a row's scale may be anything
+        for (int k = 0; k < chains; ++k) peak[k] = max(peak[k], load(part + 16 * k));
     }
     *sum = reduce_add(total);
+    if (rows.type != EDGE_KV_INT8) return;
+    int8_t *digits = s.weight_digits + 2 * row * attention_chunk;
+    s.weight_scales[row] = to_digits(scores, c.blocks * attention_block, reduce_max(peak), digits,
+                                     digits + attention_chunk, s.weight_offsets + 2 * row);
 }
 
 void prepare_queries(const AttentionRows &rows) {
@@ -374,8 +392,9 @@ void prepare_queries(const AttentionRows &rows) {
     for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int first) {
         for (int r = 0; r < size.value; ++r) {
             const int row = first + r;
-            s.query_scales[row] = to_digits(s.queries + row * dim, dim, row_digits, row_digits + dim,
-                                            s.query_offsets + 2 * row);
+            const float *query = s.queries + row * dim;
+            s.query_scales[row] = to_digits(query, dim, largest_size(query, dim), row_digits,
+                                            row_digits + dim, s.query_offsets + 2 * row);
             int8_t *to = s.query_digits + 2 * first * dim + 8 * r;
             for (int64_t d = 0; d < dim; d += 4, to += 8 * size.value) {
                 memcpy(to, row_digits + d, 4);
@@ -395,20 +414,14 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
         float *scores = s.scores + b * attention_block;
         if (rows.type == EDGE_KV_INT8) {
-            score_block_int8(rows, c.keys[b], seen[b], scores);
+            score_block_int8(rows, c.keys[b], seen[b], scores, c.values[b]);
             continue;
         }
-        const uint8_t *following = b + 1 < c.blocks ? c.keys[b + 1] : c.values[0];
+        const uint8_t *following = c.values[b];
         score_keys(rows, c.keys[b], seen[b], scores, following);
     }
     for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
     if (rows.type == EDGE_KV_INT8) {
-        for (int r = 0; r < rows.count; ++r) {
-            int8_t *digits = s.weight_digits + 2 * r * attention_chunk;
-            s.weight_scales[r] =
-                to_digits(s.scores + r * attention_chunk, c.blocks * attention_block, digits,
-                          digits + attention_chunk, s.weight_offsets + 2 * r);
-        }
         for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
             for (int64_t column = 0; column < dim; column += 16) {
                 weigh_int8<size.value>(s, c, seen, row, dim, column, out.outputs);

@@ -145,6 +145,7 @@ inline Floats to_float(Ints x) {
 }
 
 inline void prefetch(const uint8_t *) {}
+inline void prefetch_far(const uint8_t *) {}
 inline Bytes load_bytes(const uint8_t *p) {
     Bytes r;
     memcpy(r.v, p, 64);
