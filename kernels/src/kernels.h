@@ -43,8 +43,8 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;             // [rows][head_dim], scaled
-    int8_t *query_digits;       // int8 keys: [rows][high, low][head_dim]
+    float *queries;             // [tile of rows][head_dim][row], scaled
+    int8_t *query_digits;       // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
     float *query_scales;        // [rows]
     int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
     float *tile;                // keys or values in float32, at most those of a chunk

@@ -98,13 +98,17 @@ struct Ahead {
     const uint8_t *at;
     int64_t step;
 
+    // `hot`: any memory that is in use
+    Ahead(const uint8_t *following, int row, const void *hot)
+        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
+
     void fetch() {
         prefetch_far(at);
         at += step;
     }
 };
 
-// Scores of R rows at 16 V positions: keys[v][d][16].
+// Scores of R rows at 16 V positions: queries[d][R], keys[v][d][16].
 template <int R, int V, class Key>
 inline void score(const float *queries, int64_t dim, const Key *keys, float *scores, Ahead *ahead) {
     Ahead next = *ahead;
@@ -112,12 +116,12 @@ inline void score(const float *queries, int64_t dim, const Key *keys, float *sco
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r][v] = zero();
     }
-    for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t d = 0; d < dim; ++d, queries += R) {
         Floats key[V];
         for (int v = 0; v < V; ++v) key[v] = load(keys + (v * dim + d) * 16);
         next.fetch();
         for (int r = 0; r < R; ++r) {
-            const Floats query = set(queries[r * dim + d]);
+            const Floats query = set(queries[r]);
             for (int v = 0; v < V; ++v) sums[r][v] = fma(query, key[v], sums[r][v]);
         }
     }
@@ -189,7 +193,7 @@ inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const
     for (int b = 0; b < c.blocks; ++b) {
         const int8_t *digits = s.weight_digits + 2 * row * attention_chunk + b * attention_block;
         const uint8_t *values = c.values[b] + 4 * column;
-        Ahead next{c.next[b] + attention_block * column, row == 0 ? 64 : 0};
+        Ahead next(c.next[b] + attention_block * column, row, digits);
         for (int64_t i = 0; i < seen[b]; i += 4) {
             const Bytes value = load_bytes(values + i * dim);
             next.fetch();
@@ -225,7 +229,7 @@ inline void score_block(const AttentionRows &rows, const Key *keys, int64_t posi
     const int64_t dim = rows.head_dim;
     for_row_tiles<score_rows>(0, rows.count, [&](auto size, int row) {
         const float *queries = rows.scratch.queries + row * dim;
-        Ahead ahead{following, row == 0 ? 64 : 0};
+        Ahead ahead(following, row, queries);
         for_column_tiles<score_vectors>((positions + 15) / 16 * 16, [&](auto vectors, int64_t p) {
             score<size.value, vectors.value>(queries, dim, keys + p * dim, scores + row * attention_chunk + p,
                                              &ahead);
@@ -256,8 +260,8 @@ inline void weigh_blocks(const AttentionRows &rows, const AttentionChunk &c, con
         const Value *values = reinterpret_cast<const Value *>(c.values[b]);
         const uint8_t *following = c.next[b];
         for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
-            Ahead ahead{following, row == 0 ? 64 : 0};
             const float *weights = rows.scratch.scores + row * attention_chunk + b * attention_block;
+            Ahead ahead(following, row, weights);
             for_column_tiles<value_vectors>(dim, [&](auto vectors, int64_t column) {
                 weigh<size.value, vectors.value>(weights, values + column, dim, seen[b], dim,
                                                  outputs + row * dim + column, &ahead);
@@ -284,9 +288,9 @@ inline void weigh_chunk(const AttentionRows &rows, const AttentionChunk &c, cons
             }
         }
         for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
-            Ahead nothing{reinterpret_cast<const uint8_t *>(tile), 0};
-            weigh<size.value, V>(rows.scratch.scores + row * attention_chunk, tile, 16 * V, positions, dim,
-                                 outputs + row * dim + column, &nothing);
+            const float *weights = rows.scratch.scores + row * attention_chunk;
+            Ahead ahead(c.next[0], row + 1, weights);  // nothing
+            weigh<size.value, V>(weights, tile, 16 * V, positions, dim, outputs + row * dim + column, &ahead);
         });
     });
 }
@@ -303,7 +307,7 @@ inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int
                              const uint8_t *following) {
     const int64_t dim = rows.head_dim;
     for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
-        Ahead ahead{following, row == 0 ? 64 : 0};
+        Ahead ahead(following, row, rows.scratch.query_digits);
         for (int64_t p = 0; p < positions; p += 16) {
             const Floats scales = load(block_scales(rows, keys) + p);
             score_int8<size.value>(rows.scratch, row, dim, keys + p * dim, scales,
@@ -378,27 +382,36 @@ inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, 
                                      digits + attention_chunk, s.weight_offsets + 2 * row);
 }
 
+// A tile walks along one pointer: the first element of each of its rows, then the next. Digits go in fours.
 void prepare_queries(const AttentionRows &rows) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
     const Floats scale = set(rows.scale * 1.44269504f);  // scores in powers of two
-    for (int r = 0; r < rows.count; ++r) {
-        float *query = s.queries + r * dim;
-        for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[r] + d), scale));
+    float *query = s.tile;
+    const auto load_query = [&](int row) {
+        for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[row] + d), scale));
+    };
+    if (rows.type != EDGE_KV_INT8) {
+        for_row_tiles<score_rows>(0, rows.count, [&](auto size, int first) {
+            for (int r = 0; r < size.value; ++r) {
+                load_query(first + r);
+                float *to = s.queries + first * dim + r;
+                for (int64_t d = 0; d < dim; ++d) to[d * size.value] = query[d];
+            }
+        });
+        return;
     }
-    if (rows.type != EDGE_KV_INT8) return;
-    // A tile walks along one pointer: 4 high and 4 low digits of each of its rows, then the next 4.
-    int8_t *row_digits = reinterpret_cast<int8_t *>(s.tile);
+    int8_t *digits = reinterpret_cast<int8_t *>(query + dim);
     for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int first) {
         for (int r = 0; r < size.value; ++r) {
             const int row = first + r;
-            const float *query = s.queries + row * dim;
-            s.query_scales[row] = to_digits(query, dim, largest_size(query, dim), row_digits,
-                                            row_digits + dim, s.query_offsets + 2 * row);
+            load_query(row);
+            s.query_scales[row] = to_digits(query, dim, largest_size(query, dim), digits, digits + dim,
+                                            s.query_offsets + 2 * row);
             int8_t *to = s.query_digits + 2 * first * dim + 8 * r;
             for (int64_t d = 0; d < dim; d += 4, to += 8 * size.value) {
-                memcpy(to, row_digits + d, 4);
-                memcpy(to + 4, row_digits + dim + d, 4);
+                memcpy(to, digits + d, 4);
+                memcpy(to + 4, digits + dim + d, 4);
             }
         }
     });
