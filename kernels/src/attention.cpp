@@ -7,9 +7,9 @@
 namespace edge {
 namespace {
 
-constexpr int most_task_rows = 128;      // query rows of one task: they share the conversion of keys and values
-constexpr int row_tile = 8;              // of which the kernels take so many at once
-constexpr int64_t split_tokens = 4;      // batches up to this size may split the context over threads
+constexpr int most_task_rows = 128;  // query rows of one task: they share the conversion of keys and values
+constexpr int row_tile = 8;          // of which the kernels take so many at once
+constexpr int64_t split_tokens = 4;  // batches up to this size may split the context over threads
 constexpr int64_t tasks_per_worker = 4;  // with fewer row tasks than this, split the context
 
 int64_t chunks_of(int64_t positions) { return (positions + attention_chunk - 1) / attention_chunk; }

@@ -4,7 +4,7 @@
 // order alone or in a batch. So prefill in any chunking, decoding and prompt reuse agree bit for bit.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 #include "matrix.h"
 
@@ -14,7 +14,7 @@ constexpr int linear_lanes = tile_rows;  // a linear kernel computes one tile: 1
 constexpr int attention_block = 64;      // positions of a block of the KV cache
 constexpr int attention_blocks = 4;      // blocks that share one softmax maximum
 constexpr int attention_chunk = attention_blocks * attention_block;
-constexpr int max_head_dim = 1024;       // keeps the sums of int8 products far from overflow
+constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from overflow
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
@@ -43,15 +43,15 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;             // [tile of rows][head_dim][row], scaled
-    int8_t *query_digits;       // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
-    float *query_scales;        // [rows]
-    int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
-    float *tile;                // keys or values in float32, at most those of a chunk
-    float *scores;              // [rows][attention_chunk]
-    int8_t *weight_digits;      // int8 values: [rows][high, low][attention_chunk]
-    float *weight_scales;       // [rows]
-    int32_t *weight_offsets;    // [rows][high, low]
+    float *queries;           // [tile of rows][head_dim][row], scaled
+    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
+    float *query_scales;      // [rows]
+    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
+    float *tile;              // keys or values in float32, at most those of a chunk
+    float *scores;            // [rows][attention_chunk]
+    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
+    float *weight_scales;     // [rows]
+    int32_t *weight_offsets;  // [rows][high, low]
 };
 
 // Query rows of one KV head.
@@ -71,7 +71,7 @@ struct AttentionRows {
 struct AttentionChunk {
     int blocks;
     const uint8_t *keys[attention_blocks], *values[attention_blocks];
-    int64_t starts[attention_blocks];  // first positions
+    int64_t starts[attention_blocks];       // first positions
     const uint8_t *next[attention_blocks];  // keys that will be read after this chunk, worth fetching
 };
 

@@ -259,8 +259,8 @@ class SelfTest {
             std::vector<float> results[2];
             for (int which = 0; which < 2; ++which) {
                 const Kernels &kernels = which ? reference_ : tested_;
-                AttentionRows task{type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr,
-                                   tree_start, {}};
+                AttentionRows task{
+                    type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr, tree_start, {}};
                 AlignedMemory memory;
                 memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
                 place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);

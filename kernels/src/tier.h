@@ -4,8 +4,9 @@
 #include "tier_elementwise.h"
 #include "tier_linear.h"
 #include "tier_peaks.h"
-// attention uses the exponential of the elementwise kernels
+// attention uses the digits
 #include "tier_attention.h"
+#include "tier_digits.h"
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
