@@ -16,7 +16,7 @@ import numpy as np
 from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
-KVType = Literal["float16", "float32"]
+KVType = Literal["float16", "float32", "int8"]
 
 _LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
 _SIZES = (
@@ -238,8 +238,9 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
         """Bytes that one token takes in the KV cache, all layers together."""
-        size = {"float16": 2, "float32": 4}[kv_type]
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * size
+        # int8 rows have a float32 scale each.
+        row = {"float16": 2 * self.head_dim, "float32": 4 * self.head_dim, "int8": self.head_dim + 4}[kv_type]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * row
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:

@@ -59,10 +59,10 @@ def load(
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16` or `float32`. attention: `dense`, `sparse` or `auto` (see `edge.attention`). tier: a kernel tier
-    of this CPU, by default the best. mmap: the weights stay in the mapped file rather than being read into
-    huge pages, so they need no memory of their own.
-    rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
+    `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
+    `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: the weights stay in the
+    mapped file rather than being read into huge pages, so they need no memory of their own. rope_override:
+    runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
@@ -74,6 +74,7 @@ def load(
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
     from edge.executors.native import NativeExecutor, choose_attention
     from edge.resolve import open_model
+    from edge.trace import traced
 
     bundle = open_model(
         model,
@@ -102,7 +103,7 @@ def load(
         tier=tier,
         mmap=mmap,
     )
-    return Model(bundle, runner, name=str(model), kv_type=kv_type, mmap=mmap)
+    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=mmap)
 
 
 class Model:

@@ -137,7 +137,10 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
             c.values[c.blocks] = cache.values(layer, task.kv_head, at);
             c.starts[c.blocks++] = at;
         }
-        c.next = begin + attention_chunk < end ? cache.keys(layer, task.kv_head, begin + attention_chunk) : c.keys[0];
+        for (int b = 0; b < attention_blocks; ++b) {
+            const int64_t at = begin + attention_chunk + b * attention_block;
+            c.next[b] = at < end ? cache.keys(layer, task.kv_head, at) : c.keys[0];
+        }
         kernels.attend(r, c, part);
     };
 

@@ -15,37 +15,40 @@ using edge::CacheShape;
 
 constexpr int64_t lanes = 16;  // positions that stand side by side in a block of keys
 
-// Moves between a row and its places in a block: `count` runs of `run` elements, `stride` elements apart.
-template <class Element, bool to_block>
-void move_runs(uint8_t *row, uint8_t *block, int64_t first, int64_t run, int64_t stride, int64_t count) {
-    Element *rows = reinterpret_cast<Element *>(row), *at = reinterpret_cast<Element *>(block) + first;
-    for (int64_t i = 0; i < count; ++i, at += stride, rows += run) {
-        for (int64_t j = 0; j < run; ++j) (to_block ? at[j] : rows[j]) = to_block ? rows[j] : at[j];
+// Where a row's elements stand: `count` runs of `run` elements, the runs `stride` elements apart.
+struct Runs {
+    int64_t first, run, stride, count;
+};
+
+Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
+    const int64_t index = position % attention_block, dim = shape.head_dim;
+    const bool int8 = shape.type == EDGE_KV_INT8;
+    if (is_key) {
+        const int64_t lane = index % lanes, group = (index - lane) * dim, run = int8 ? 4 : 1;
+        return {group + run * lane, run, run * lanes, dim / run};
+    }
+    if (int8) return {(index - index % 4) * dim + index % 4, 1, 4, dim};
+    return {index * dim, dim, dim, 1};
+}
+
+template <class Element>
+void copy_runs(const Runs &from, const uint8_t *source, const Runs &to, uint8_t *target) {
+    const Element *read = reinterpret_cast<const Element *>(source) + from.first;
+    Element *write = reinterpret_cast<Element *>(target) + to.first;
+    for (int64_t i = 0; i < to.count; ++i, read += from.stride, write += to.stride) {
+        for (int64_t j = 0; j < to.run; ++j) write[j] = read[j];
     }
 }
 
-template <bool to_block>
-void move_key(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t position) {
-    const int64_t index = position % attention_block, lane = index % lanes;
-    const int64_t group = (index - lane) * shape.head_dim;
+void copy_runs(const CacheShape &shape, const Runs &from, const uint8_t *source, const Runs &to,
+               uint8_t *target) {
     switch (shape.type) {
         case EDGE_KV_INT8:
-            return move_runs<uint8_t, to_block>(row, block, group + 4 * lane, 4, 4 * lanes,
-                                                shape.head_dim / 4);
+            return copy_runs<uint8_t>(from, source, to, target);
         case EDGE_KV_F16:
-            return move_runs<uint16_t, to_block>(row, block, group + lane, 1, lanes, shape.head_dim);
+            return copy_runs<uint16_t>(from, source, to, target);
         case EDGE_KV_F32:
-            return move_runs<uint32_t, to_block>(row, block, group + lane, 1, lanes, shape.head_dim);
-    }
-}
-
-template <bool to_block>
-void move_value(const CacheShape &shape, uint8_t *row, uint8_t *block, int64_t position) {
-    const int64_t index = position % attention_block, dim = shape.head_dim;
-    if (shape.type == EDGE_KV_INT8) {
-        move_runs<uint8_t, to_block>(row, block, (index - index % 4) * dim + index % 4, 1, 4, dim);
-    } else {
-        move_runs<uint8_t, to_block>(row, block, index * shape.row_bytes(), shape.row_bytes(), 0, 1);
+            return copy_runs<uint32_t>(from, source, to, target);
     }
 }
 
@@ -54,23 +57,12 @@ float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
            position % attention_block;
 }
 
-template <void (*to_row)(const CacheShape &, uint8_t *, uint8_t *, int64_t),
-          void (*to_block)(const CacheShape &, uint8_t *, uint8_t *, int64_t)>
-void copy_row(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
-    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
-    to_row(shape, row, source, from);
-    to_block(shape, row, target, to);
-    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
-}
-
 }  // namespace
 
-void edge::copy_key(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
-    copy_row<move_key<false>, move_key<true>>(shape, source, from, target, to);
-}
-
-void edge::copy_value(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to) {
-    copy_row<move_value<false>, move_value<true>>(shape, source, from, target, to);
+void edge::copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+                    int64_t to) {
+    copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
+    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
 edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse) : shape(cache_shape) {
@@ -101,23 +93,26 @@ void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head
     alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
     for (const bool is_key : {true, false}) {
         const float *x = is_key ? key : value;
-        uint8_t *to = is_key ? keys(layer, head, position) : values(layer, head, position);
+        uint8_t *target = block(layer, head, position, is_key);
         if (shape.type == EDGE_KV_INT8) {
-            *scale_of(shape, to, position) = kernels.quantize_row(x, shape.head_dim, row);
+            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
         } else if (shape.type == EDGE_KV_F16) {
             kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
         } else {
             std::memcpy(row, x, size_t(shape.row_bytes()));
         }
-        is_key ? move_key<true>(shape, row, to, position) : move_value<true>(shape, row, to, position);
+        const Runs to = runs_of(shape, is_key, position);
+        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
     }
 }
 
 void edge_cache::copy(int64_t from, int64_t to) {
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
         for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            edge::copy_key(shape, keys(layer, head, from), from, keys(layer, head, to), to);
-            edge::copy_value(shape, values(layer, head, from), from, values(layer, head, to), to);
+            for (const bool is_key : {true, false}) {
+                edge::copy_row(shape, is_key, block(layer, head, from, is_key), from,
+                               block(layer, head, to, is_key), to);
+            }
         }
     }
 }
@@ -154,5 +149,16 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
     }
     cache->length = length + count;
     cache->forget_summaries(length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
+    if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %d rows can't be repeated up to %d rows.",
+                          edge_cache_length(cache), length);
+    }
+    for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
+    cache->forget_summaries(cache->length);
+    cache->length = length;
     return EDGE_OK;
 }

@@ -23,14 +23,15 @@ struct CacheShape {
     int64_t element_bytes() const { return type == EDGE_KV_INT8 ? 1 : type == EDGE_KV_F16 ? 2 : 4; }
     int64_t row_bytes() const { return head_dim * element_bytes(); }
     int64_t scale_bytes() const { return type == EDGE_KV_INT8 ? int64_t(sizeof(float)) : 0; }
+    int64_t position_bytes() const { return 2 * layers * kv_heads * (row_bytes() + scale_bytes()); }
     int64_t block_bytes() const { return attention_block * (row_bytes() + scale_bytes()); }
     int64_t page_bytes() const { return layers * kv_heads * 2 * attention_blocks * block_bytes(); }
     int64_t pages() const { return (capacity + attention_chunk - 1) / attention_chunk; }
 };
 
-// Copies the row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
-void copy_key(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to);
-void copy_value(const CacheShape &shape, uint8_t *source, int64_t from, uint8_t *target, int64_t to);
+// Copies a row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
+void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+              int64_t to);
 
 class KeySummaries;
 
@@ -45,10 +46,10 @@ struct edge_cache {
 
     // The block that holds `position`.
     uint8_t *keys(int64_t layer, int64_t head, int64_t position) const {
-        return block(layer, head, position, 0);
+        return block(layer, head, position, true);
     }
     uint8_t *values(int64_t layer, int64_t head, int64_t position) const {
-        return block(layer, head, position, 1);
+        return block(layer, head, position, false);
     }
 
     // Writes the row of one position.
@@ -65,8 +66,8 @@ struct edge_cache {
     std::unique_ptr<edge::KeySummaries> summaries;  // of sparse attention, or nullptr
 
    private:
-    uint8_t *block(int64_t layer, int64_t head, int64_t position, int64_t which) const {
-        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + which) * edge::attention_blocks +
+    uint8_t *block(int64_t layer, int64_t head, int64_t position, bool is_key) const {
+        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * edge::attention_blocks +
                               position % edge::attention_chunk / edge::attention_block;
         return base + position / edge::attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
     }

@@ -10,6 +10,7 @@
 #include "cache.h"
 #include "kernels.h"
 #include "linear.h"
+#include "observer.h"
 #include "sparse_attention.h"
 
 namespace edge {
@@ -35,6 +36,7 @@ struct edge_model {
 
     const edge_config config;
     const edge::Kernels &kernels;
+    edge::Observer observer;
 
    private:
     struct Shape {

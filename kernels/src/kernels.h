@@ -4,7 +4,7 @@
 // order alone or in a batch. So prefill in any chunking, decoding and prompt reuse agree bit for bit.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 #include "matrix.h"
 
@@ -48,15 +48,15 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;             // [rows][head_dim], scaled
-    int8_t *query_digits;       // int8 keys: [rows][high, low][head_dim]
-    float *query_scales;        // [rows]
-    int32_t *query_offsets;     // [rows][high, low]: where the sums of products start
-    float *tile;                // keys or values in float32, at most those of a chunk
-    float *scores;              // [rows][attention_chunk]
-    int8_t *weight_digits;      // int8 values: [rows][high, low][attention_chunk]
-    float *weight_scales;       // [rows]
-    int32_t *weight_offsets;    // [rows][high, low]
+    float *queries;           // [tile of rows][head_dim][row], scaled
+    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
+    float *query_scales;      // [rows]
+    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
+    float *tile;              // keys or values in float32, at most those of a chunk
+    float *scores;            // [rows][attention_chunk]
+    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
+    float *weight_scales;     // [rows]
+    int32_t *weight_offsets;  // [rows][high, low]
 };
 
 // Query rows of one KV head.
@@ -76,8 +76,8 @@ struct AttentionRows {
 struct AttentionChunk {
     int blocks;
     const uint8_t *keys[attention_blocks], *values[attention_blocks];
-    int64_t starts[attention_blocks];  // first positions
-    const uint8_t *next;               // what will be read after this chunk, worth fetching
+    int64_t starts[attention_blocks];       // first positions
+    const uint8_t *next[attention_blocks];  // keys that will be read after this chunk, worth fetching
 };
 
 // Unnormalised softmax results: per row the maximum, the sum of exponentials and the weighted sum of values.
@@ -117,7 +117,8 @@ struct Kernels {
     void (*add_keys)(edge_kv_type type, int64_t head_dim, const uint8_t *block, int64_t group, float *sums);
     // scores[row][0 .. 64) of the prepared queries with a block of key summaries, rows attention_chunk apart. `next`
     // will be read after it, and is worth fetching.
-    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, const uint8_t *next, float *scores);
+    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, const uint8_t *next,
+                          float *scores);
     // The maximum of `count` scores, and the sum of their powers of two relative to it.
     void (*sum_powers)(const float *scores, int64_t count, float *maximum, float *sum);
     // out[i] += 2^(scores[i] - maximum) * factor, for count rounded up to 16

@@ -16,8 +16,8 @@ void PathBlocks::build(const edge_cache &cache, int64_t layer, int64_t head, int
     int64_t position = past;
     for (int64_t row = past; mask != 0; ++row, mask >>= 1) {
         if ((mask & 1) == 0) continue;
-        copy_key(cache.shape, cache.keys(layer, head, row), row, block(position, 0), position);
-        copy_value(cache.shape, cache.values(layer, head, row), row, block(position, 1), position);
+        copy_row(cache.shape, true, cache.keys(layer, head, row), row, block(position, 0), position);
+        copy_row(cache.shape, false, cache.values(layer, head, row), row, block(position, 1), position);
         ++position;
     }
 }

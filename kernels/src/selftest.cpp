@@ -260,8 +260,8 @@ class SelfTest {
             std::vector<float> results[2];
             for (int which = 0; which < 2; ++which) {
                 const Kernels &kernels = which ? reference_ : tested_;
-                AttentionRows task{type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr,
-                                   tree_start, {}};
+                AttentionRows task{
+                    type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr, tree_start, {}};
                 AlignedMemory memory;
                 memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
                 place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
@@ -280,7 +280,7 @@ class SelfTest {
                         c.values[c.blocks] = cache.values(0, 0, at);
                         c.starts[c.blocks++] = at;
                     }
-                    c.next = c.keys[0];
+                    std::fill_n(c.next, attention_blocks, c.keys[0]);
                     kernels.attend(task, c, view(part));
                     kernels.merge(view(part), rows, head_dim, view(state));
                 }

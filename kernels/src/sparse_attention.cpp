@@ -7,6 +7,7 @@
 namespace edge {
 namespace {
 
+constexpr int64_t row_tile = 8;          // query rows that the kernels take at once
 constexpr int64_t most_tile_rows = 64;   // query rows that walk along the blocks together
 constexpr int64_t split_tokens = 4;      // batches up to this size may split their blocks over threads
 constexpr int64_t tasks_per_worker = 4;  // with fewer tasks than this, split the blocks
@@ -48,9 +49,8 @@ SparseAttention::SparseAttention(const CacheShape &shape, const edge_sparse &spa
       kv_heads_(shape.kv_heads),
       head_dim_(shape.head_dim),
       group_(heads / shape.kv_heads),
-      // The digits of int8 queries stand in tiles of rows, which only whole tasks can use; nothing is converted
-      // that queries could share.
-      tokens_per_tile_(shape.type == EDGE_KV_INT8 ? 1 : std::max<int64_t>(1, most_tile_rows / group_)),
+      // Prepared queries stand in tiles of rows, which only groups of whole tiles can take apart again.
+      tokens_per_tile_(group_ % row_tile == 0 ? std::max<int64_t>(1, most_tile_rows / group_) : 1),
       selection_(shape, sparse, heads, max_tokens, workers),
       workers_(size_t(workers)),
       split_floats_(selection_.most_blocks *
@@ -125,6 +125,9 @@ void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, c
     rows.limits = task.limits + row;
     rows.scratch = worker->scratch;
     rows.scratch.queries += row * head_dim_;
+    rows.scratch.query_digits += 2 * row * head_dim_;
+    rows.scratch.query_scales += row;
+    rows.scratch.query_offsets += 2 * row;
     AttentionChunk chunk;
     chunk.blocks = 1;
     chunk.starts[0] = start;
@@ -141,7 +144,7 @@ void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, c
         chunk.keys[0] = batch.cache.keys(batch.layer, task.kv_head, start);
         chunk.values[0] = batch.cache.values(batch.layer, task.kv_head, start);
     }
-    chunk.next = batch.cache.keys(batch.layer, task.kv_head, next * attention_block);
+    chunk.next[0] = batch.cache.keys(batch.layer, task.kv_head, next * attention_block);
     kernels.attend(rows, chunk, part);
 }
 
@@ -221,7 +224,7 @@ void SparseAttention::run(const edge_parallel &parallel, const Kernels &kernels,
                           int64_t stride, int64_t n, int64_t past, const uint64_t *tree) {
     queries_.clear();
     for (int64_t token = 0; token < n; ++token) {
-        const int64_t rows = past + (tree ? __builtin_popcountll(tree[token]) : token + 1);
+        const int64_t rows = rows_of(token, past, tree);
         if (is_sparse(rows)) queries_.push_back({token, rows});
     }
     const int64_t sparse = int64_t(queries_.size());
@@ -250,6 +253,22 @@ void SparseAttention::finish_batch(const edge_cache &cache, int64_t n, int64_t p
                                    const uint64_t *tree) const {
     // A batch without sparse queries has not looked at the summaries.
     if (!queries_.empty()) cache.summaries->rows = std::max(cache.summaries->rows, tree ? past : past + n);
+}
+
+SparseWork SparseAttention::work(int64_t n, int64_t past, const uint64_t *tree) const {
+    const int64_t most = (sparse_.topk + sparse_.window_size / sparse_.block_size) * sparse_.block_size;
+    SparseWork work{0, 0};
+    int64_t furthest = 0;
+    for (int64_t token = 0; token < n; ++token) {
+        const int64_t rows = rows_of(token, past, tree);
+        const int64_t seen = is_sparse(rows) ? std::min(rows, most) : rows;
+        work.positions += seen;
+        work.pairs +=
+            seen + (is_sparse(rows) ? rows / sparse_.kernel_stride / 2 : 0);  // a window has no value
+        if (is_sparse(rows)) furthest = std::max(furthest, rows);
+    }
+    work.positions = std::min(past + n, work.positions) + furthest / sparse_.kernel_stride / 2;
+    return work;
 }
 
 void SparseAttention::copy_selections(int64_t n, int64_t width, int32_t *selected) const {

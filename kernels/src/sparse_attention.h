@@ -19,6 +19,11 @@
 
 namespace edge {
 
+// What a batch reads and computes at most, counted as positions of keys and values.
+struct SparseWork {
+    int64_t positions, pairs;
+};
+
 class SparseAttention {
    public:
     SparseAttention(const CacheShape &shape, const edge_sparse &sparse, int64_t heads, int64_t max_tokens,
@@ -38,6 +43,8 @@ class SparseAttention {
     // none. width: topk + window_size / block_size.
     void copy_selections(int64_t n, int64_t width, int32_t *selected) const;
 
+    SparseWork work(int64_t n, int64_t past, const uint64_t *tree) const;
+
     uint64_t bytes() const;
 
    private:
@@ -51,6 +58,10 @@ class SparseAttention {
     void walk(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
     void run_split(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch,
                    float *out);
+    // Rows on a token's path, its own included.
+    static int64_t rows_of(int64_t token, int64_t past, const uint64_t *tree) {
+        return past + (tree ? __builtin_popcountll(tree[token]) : token + 1);
+    }
     bool is_sparse(int64_t rows) const { return rows > sparse_.dense_len; }
 
     const edge_sparse sparse_;

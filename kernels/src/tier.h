@@ -1,11 +1,15 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tier_*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
+#include "tier_digits.h"
 #include "tier_elementwise.h"
 #include "tier_linear.h"
 #include "tier_peaks.h"
-// attention uses the exponential of the elementwise kernels
+
+// uses the digits
 #include "tier_attention.h"
+
+// uses the scores of attention
 #include "tier_sparse.h"
 
 constexpr Kernels table = {EDGE_TIER_NAME,

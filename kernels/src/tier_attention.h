@@ -21,58 +21,6 @@ inline Floats exponential2(Floats x, float lowest = lowest_power) {
     return scale_by_power(p, n);
 }
 
-// ---- int8 ---------------------------------------------------------------------------------------------
-// The cache keeps 8 bits. What multiplies it keeps 14, as two digits of 7: x = (128 high + low) * scale, both at
-// most 64 in size, which dot_digits takes exactly.
-
-constexpr float digit_base = 128.0f, largest_code = 8192.0f;
-
-// x as digits; returns the scale, NaN if x is not finite. offsets: where sums of products with biased bytes start.
-inline float to_digits(const float *x, int64_t count, int8_t *high, int8_t *low, int32_t *offsets) {
-    Floats largest = zero();
-    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
-    const float peak = reduce_max(largest), inverse = peak > 0.0f ? largest_code / peak : 0.0f;
-    const bool usable = inverse <= 3.0e38f;  // else all is as good as zero
-    const Floats factor = set(usable ? inverse : 0.0f);
-    Floats high_sum = zero(), low_sum = zero();  // of integers: exact
-    for (int64_t i = 0; i < count; i += 16) {
-        const Floats code = round_even(mul(load(x + i), factor));
-        const Floats upper = round_even(mul(code, set(1.0f / digit_base)));
-        const Floats lower = fma(upper, set(-digit_base), code);
-        high_sum = add(high_sum, upper);
-        low_sum = add(low_sum, lower);
-        store_int8(high + i, upper);
-        store_int8(low + i, lower);
-    }
-    const float high_total = reduce_add(high_sum), low_total = reduce_add(low_sum);
-    const bool finite = high_total == high_total;
-    offsets[0] = finite ? (digit_offset - 128) * int32_t(high_total) : 0;
-    offsets[1] = finite ? (digit_offset - 128) * int32_t(low_total) : 0;
-    return !finite ? NAN : usable ? peak / largest_code : 0.0f;
-}
-
-inline Floats digits_to_float(Ints high, Ints low) {
-    return fma(to_float(high), set(digit_base), to_float(low));
-}
-
-float quantize_row(const float *x, int64_t count, uint8_t *codes) {
-    Floats largest = zero();
-    for (int64_t i = 0; i < count; i += 16) largest = max(largest, absolute(load(x + i)));
-    const float peak = reduce_max(largest), inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-    const bool usable = inverse <= 3.0e38f;
-    const Floats factor = set(usable ? inverse : 0.0f);
-    Floats sum = zero();
-    for (int64_t i = 0; i < count; i += 16) {
-        const Floats code = round_even(mul(load(x + i), factor));
-        sum = add(sum, code);
-        int8_t signed_codes[16];
-        store_int8(signed_codes, code);
-        for (int j = 0; j < 16; ++j) codes[i + j] = uint8_t(signed_codes[j] + 128);
-    }
-    const float total = reduce_add(sum);
-    return total != total ? NAN : usable ? peak / 127.0f : 0.0f;
-}
-
 // ---- Tiles --------------------------------------------------------------------------------------------
 
 template <int N>
@@ -89,18 +37,23 @@ inline void for_row_tiles(int row, int count, const Tile &tile) {
 
 inline Floats load(const uint16_t *halves) { return load_half(halves); }
 
-// Memory that is wanted next. The first tile of rows fetches it, a cache line per step; the others stand still.
+// Memory that is wanted next. The first tile of rows brings it near, a cache line per step; the others stand still.
+// What is fetched is used half a chunk later: too much for the first-level cache.
 struct Ahead {
     const uint8_t *at;
     int64_t step;
 
+    // `hot`: any memory that is in use
+    Ahead(const uint8_t *following, int row, const void *hot)
+        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
+
     void fetch() {
-        prefetch(at);
+        prefetch_far(at);
         at += step;
     }
 };
 
-// Scores of R rows at 16 V positions: keys[v][d][16].
+// Scores of R rows at 16 V positions: queries[d][R], keys[v][d][16].
 template <int R, int V, class Key>
 inline void score(const float *queries, int64_t dim, const Key *keys, float *scores, Ahead *ahead) {
     Ahead next = *ahead;
@@ -108,12 +61,12 @@ inline void score(const float *queries, int64_t dim, const Key *keys, float *sco
     for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r][v] = zero();
     }
-    for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t d = 0; d < dim; ++d, queries += R) {
         Floats key[V];
         for (int v = 0; v < V; ++v) key[v] = load(keys + (v * dim + d) * 16);
         next.fetch();
         for (int r = 0; r < R; ++r) {
-            const Floats query = set(queries[r * dim + d]);
+            const Floats query = set(queries[r]);
             for (int v = 0; v < V; ++v) sums[r][v] = fma(query, key[v], sums[r][v]);
         }
     }
@@ -125,8 +78,9 @@ inline void score(const float *queries, int64_t dim, const Key *keys, float *sco
 
 // The same at 16 positions of int8 keys.
 template <int R>
-inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const uint8_t *keys, Floats key_scales,
-                       float *scores) {
+inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const uint8_t *keys,
+                       Floats key_scales, float *scores, Ahead *ahead) {
+    Ahead next = *ahead;
     Ints high[R], low[R];
     for (int r = 0; r < R; ++r) {
         high[r] = set_int(s.query_offsets[2 * (row + r)]);
@@ -135,6 +89,7 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
     const int8_t *digits = s.query_digits + 2 * row * dim;
     for (int64_t d = 0; d < dim; d += 4, digits += 8 * R) {
         const Bytes key = load_bytes(keys + 16 * d);
+        next.fetch();
         for (int r = 0; r < R; ++r) {
             high[r] = dot_digits(high[r], key, digits + 8 * r);
             low[r] = dot_digits(low[r], key, digits + 8 * r + 4);
@@ -144,6 +99,7 @@ inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const ui
         const Floats scale = mul(key_scales, set(s.query_scales[row + r]));
         store(scores + r * attention_chunk, mul(digits_to_float(high[r], low[r]), scale));
     }
+    *ahead = next;
 }
 
 // Adds the weighted sums of `positions` values, `stride` apart, to outputs of R rows, 16 V columns.
@@ -182,8 +138,10 @@ inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const
     for (int b = 0; b < c.blocks; ++b) {
         const int8_t *digits = s.weight_digits + 2 * row * attention_chunk + b * attention_block;
         const uint8_t *values = c.values[b] + 4 * column;
+        Ahead next(c.next[b] + attention_block * column, row, digits);
         for (int64_t i = 0; i < seen[b]; i += 4) {
             const Bytes value = load_bytes(values + i * dim);
+            next.fetch();
             for (int r = 0; r < R; ++r) {
                 high[r] = dot_digits(high[r], value, digits + 2 * r * attention_chunk + i);
                 low[r] = dot_digits(low[r], value, digits + (2 * r + 1) * attention_chunk + i);
@@ -216,7 +174,7 @@ inline void score_block(const AttentionRows &rows, const Key *keys, int64_t posi
     const int64_t dim = rows.head_dim;
     for_row_tiles<score_rows>(0, rows.count, [&](auto size, int row) {
         const float *queries = rows.scratch.queries + row * dim;
-        Ahead ahead{following, row == 0 ? 64 : 0};
+        Ahead ahead(following, row, queries);
         for_column_tiles<score_vectors>((positions + 15) / 16 * 16, [&](auto vectors, int64_t p) {
             score<size.value, vectors.value>(queries, dim, keys + p * dim, scores + row * attention_chunk + p,
                                              &ahead);
@@ -245,10 +203,10 @@ inline void weigh_blocks(const AttentionRows &rows, const AttentionChunk &c, con
     const int64_t dim = rows.head_dim;
     for (int b = 0; b < c.blocks; ++b) {
         const Value *values = reinterpret_cast<const Value *>(c.values[b]);
-        const uint8_t *following = b + 1 < c.blocks ? c.values[b + 1] : c.next;
+        const uint8_t *following = c.next[b];
         for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
-            Ahead ahead{following, row == 0 ? 64 : 0};
             const float *weights = rows.scratch.scores + row * attention_chunk + b * attention_block;
+            Ahead ahead(following, row, weights);
             for_column_tiles<value_vectors>(dim, [&](auto vectors, int64_t column) {
                 weigh<size.value, vectors.value>(weights, values + column, dim, seen[b], dim,
                                                  outputs + row * dim + column, &ahead);
@@ -275,9 +233,9 @@ inline void weigh_chunk(const AttentionRows &rows, const AttentionChunk &c, cons
             }
         }
         for_row_tiles<value_rows>(0, rows.count, [&](auto size, int row) {
-            Ahead nothing{reinterpret_cast<const uint8_t *>(tile), 0};
-            weigh<size.value, V>(rows.scratch.scores + row * attention_chunk, tile, 16 * V, positions, dim,
-                                 outputs + row * dim + column, &nothing);
+            const float *weights = rows.scratch.scores + row * attention_chunk;
+            Ahead ahead(c.next[0], row + 1, weights);  // nothing
+            weigh<size.value, V>(weights, tile, 16 * V, positions, dim, outputs + row * dim + column, &ahead);
         });
     });
 }
@@ -285,21 +243,22 @@ inline void weigh_chunk(const AttentionRows &rows, const AttentionChunk &c, cons
 template <class Value>
 inline void weigh_values(const AttentionRows &rows, const AttentionChunk &c, const int64_t *seen,
                          float *outputs) {
-    memset(outputs, 0, size_t(rows.count * rows.head_dim) * sizeof(float));
+    memset(outputs, 0, uint64_t(rows.count * rows.head_dim) * sizeof(float));
     if (rows.count <= value_rows) return weigh_blocks<Value>(rows, c, seen, outputs);
     weigh_chunk<Value>(rows, c, seen, outputs);
 }
 
-inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions,
-                             float *scores) {
+inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions, float *scores,
+                             const uint8_t *following) {
     const int64_t dim = rows.head_dim;
-    for (int64_t p = 0; p < positions; p += 16) {
-        const Floats scales = load(block_scales(rows, keys) + p);
-        for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+    for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
+        Ahead ahead(following, row, rows.scratch.query_digits);
+        for (int64_t p = 0; p < positions; p += 16) {
+            const Floats scales = load(block_scales(rows, keys) + p);
             score_int8<size.value>(rows.scratch, row, dim, keys + p * dim, scales,
-                                   scores + row * attention_chunk + p);
-        });
-    }
+                                   scores + row * attention_chunk + p, &ahead);
+        }
+    });
 }
 
 // Sets what the row does not see of the 64 positions from `start` on.
@@ -319,67 +278,85 @@ inline void hide(const AttentionRows &rows, int row, int64_t start, float value,
     }
 }
 
-// Turns a row's scores into 2^(score - maximum), or 0 where the row does not see, times the scales of int8 values.
+// Four chains of maxima and sums, so that none waits for the one before.
+constexpr int chains = attention_block / 16;
+
+inline float reduce_max(const Floats *x) { return reduce_max(max(max(x[0], x[1]), max(x[2], x[3]))); }
+inline float reduce_add(const Floats *x) { return reduce_add(add(add(x[0], x[1]), add(x[2], x[3]))); }
+
+// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see. Weights of int8 values are
+// multiplied by the values' scales and brought to digits.
 inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
-    float *scores = rows.scratch.scores + row * attention_chunk;
+    const AttentionScratch &s = rows.scratch;
+    float *scores = s.scores + row * attention_chunk;
     bool all_seen[attention_blocks];
-    Floats largest = set(-INFINITY);
+    Floats largest[chains], total[chains], peak[chains];
+    for (int k = 0; k < chains; ++k) {
+        largest[k] = set(-INFINITY);
+        total[k] = peak[k] = zero();
+    }
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t end = c.starts[b] + attention_block;
         float *part = scores + b * attention_block;
         all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
         if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
-        for (int64_t p = 0; p < attention_block; p += 16) largest = max(largest, load(part + p));
+        for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
     }
     *maximum = reduce_max(largest);
     const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
-    Floats total = zero();
     for (int b = 0; b < c.blocks; ++b) {
         float *part = scores + b * attention_block;
-        if (!all_seen[b]) {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                store(part + p, exponential2(sub(load(part + p), shift)));
-            }
-            // The clamped power of -infinity is tiny, not zero.
-            hide(rows, row, c.starts[b], 0.0f, part);
-            for (int64_t p = 0; p < attention_block; p += 16) total = add(total, load(part + p));
-        } else {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                const Floats weight = exponential2(sub(load(part + p), shift));
-                total = add(total, weight);
-                store(part + p, weight);
-            }
+        for (int k = 0; k < chains; ++k) {
+            store(part + 16 * k, exponential2(sub(load(part + 16 * k), shift)));
         }
+        // The clamped power of -infinity is tiny, not zero.
+        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);
+        for (int k = 0; k < chains; ++k) total[k] = add(total[k], load(part + 16 * k));
         if (rows.type != EDGE_KV_INT8) continue;
         const float *scales = block_scales(rows, c.values[b]);
-        for (int64_t p = 0; p < attention_block; p += 16) {
-            store(part + p, mul(load(part + p), load(scales + p)));
+        for (int k = 0; k < chains; ++k) {
+            store(part + 16 * k, mul(load(part + 16 * k), load(scales + 16 * k)));
         }
         if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);  // such a row's scale may be anything
+        for (int k = 0; k < chains; ++k) peak[k] = max(peak[k], load(part + 16 * k));
     }
     *sum = reduce_add(total);
+    if (rows.type != EDGE_KV_INT8) return;
+    int8_t *digits = s.weight_digits + 2 * row * attention_chunk;
+    s.weight_scales[row] = to_digits(scores, c.blocks * attention_block, reduce_max(peak), digits,
+                                     digits + attention_chunk, s.weight_offsets + 2 * row);
 }
 
+// A tile walks along one pointer: the first element of each of its rows, then the next. Digits go in fours.
 void prepare_queries(const AttentionRows &rows) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
     const Floats scale = set(rows.scale * 1.44269504f);  // scores in powers of two
-    for (int r = 0; r < rows.count; ++r) {
-        float *query = s.queries + r * dim;
-        for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[r] + d), scale));
+    float *query = s.tile;
+    const auto load_query = [&](int row) {
+        for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[row] + d), scale));
+    };
+    if (rows.type != EDGE_KV_INT8) {
+        for_row_tiles<score_rows>(0, rows.count, [&](auto size, int first) {
+            for (int r = 0; r < size.value; ++r) {
+                load_query(first + r);
+                float *to = s.queries + first * dim + r;
+                for (int64_t d = 0; d < dim; ++d) to[d * size.value] = query[d];
+            }
+        });
+        return;
     }
-    if (rows.type != EDGE_KV_INT8) return;
-    // A tile walks along one pointer: 4 high and 4 low digits of each of its rows, then the next 4.
-    int8_t *row_digits = reinterpret_cast<int8_t *>(s.tile);
+    int8_t *digits = reinterpret_cast<int8_t *>(query + dim);
     for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int first) {
         for (int r = 0; r < size.value; ++r) {
             const int row = first + r;
-            s.query_scales[row] = to_digits(s.queries + row * dim, dim, row_digits, row_digits + dim,
+            load_query(row);
+            s.query_scales[row] = to_digits(query, dim, largest_size(query, dim), digits, digits + dim,
                                             s.query_offsets + 2 * row);
             int8_t *to = s.query_digits + 2 * first * dim + 8 * r;
             for (int64_t d = 0; d < dim; d += 4, to += 8 * size.value) {
-                memcpy(to, row_digits + d, 4);
-                memcpy(to + 4, row_digits + dim + d, 4);
+                memcpy(to, digits + d, 4);
+                memcpy(to + 4, digits + dim + d, 4);
             }
         }
     });
@@ -395,20 +372,14 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
         float *scores = s.scores + b * attention_block;
         if (rows.type == EDGE_KV_INT8) {
-            score_block_int8(rows, c.keys[b], seen[b], scores);
+            score_block_int8(rows, c.keys[b], seen[b], scores, c.values[b]);
             continue;
         }
-        const uint8_t *following = b + 1 < c.blocks ? c.keys[b + 1] : c.values[0];
+        const uint8_t *following = c.values[b];
         score_keys(rows, c.keys[b], seen[b], scores, following);
     }
     for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
     if (rows.type == EDGE_KV_INT8) {
-        for (int r = 0; r < rows.count; ++r) {
-            int8_t *digits = s.weight_digits + 2 * r * attention_chunk;
-            s.weight_scales[r] =
-                to_digits(s.scores + r * attention_chunk, c.blocks * attention_block, digits,
-                          digits + attention_chunk, s.weight_offsets + 2 * r);
-        }
         for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
             for (int64_t column = 0; column < dim; column += 16) {
                 weigh_int8<size.value>(s, c, seen, row, dim, column, out.outputs);

@@ -37,6 +37,7 @@ TOLERANCES = {
     "int8 float16": 0.2,
     "tree: float32 float32": 1e-5,
     "tree: int8 float16": 0.05,
+    "tree: int8 int8": 0.05,
 }
 
 MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}

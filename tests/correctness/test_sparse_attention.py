@@ -49,7 +49,7 @@ class Operator:
             heads=heads,
             kv_heads=k.shape[0],
             head_dim=d,
-            kv_type={**native.KV_TYPE, "int8": 2}[kv_type],
+            kv_type=native.KV_TYPE[kv_type],
             sparse=sparse_constants(sparse),
         )
         queries = np.ascontiguousarray(q.numpy().transpose(1, 0, 2))

@@ -19,7 +19,7 @@ from edge.scheme import QuantScheme
 from model.attention_mode import use_attention_mode
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
-MODES = [("float32", "float32"), ("int8", "float16")]
+MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8")]
 N = 620  # 10 blocks, of which a query reads 5
 
 

@@ -88,6 +88,7 @@ inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_a
 inline Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 
 inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 inline Bytes load_bytes(const uint8_t *p) {
     const __m256i *halves = reinterpret_cast<const __m256i *>(p);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};

@@ -55,6 +55,7 @@ inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 
 inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 template <int bits>
 inline Bytes fields(Bytes x, int field) {

@@ -119,6 +119,7 @@ inline Floats to_float(Ints x) {
 }
 
 inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
+inline void prefetch_far(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
 inline Bytes load_bytes(const uint8_t *p) {
     return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
 }
