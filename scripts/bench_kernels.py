@@ -161,6 +161,7 @@ def main() -> None:
         limits["read GB/s"].append(limit.read_bytes_per_second / 1e9)
         limits["int8 GMAC/s"].append(limit.int8_per_second / 1e9)
         limits["float GMAC/s"].append(limit.float_per_second / 1e9)
+        limits["parallel region us"].append(limit.region_seconds * 1e6)
         for scheme in SCHEMES:
             time, size = linear(pool, tier, region, scheme, STREAM_ROWS, 1)
             kernels[f"{scheme} n=1 share of read bandwidth"].append(size / time / limit.read_bytes_per_second)

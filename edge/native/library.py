@@ -64,7 +64,8 @@ class Roofline(ctypes.Structure):
     """edge_roofline"""
 
     _fields_ = tuple(
-        (name, c_double) for name in ("read_bytes_per_second", "int8_per_second", "float_per_second")
+        (name, c_double)
+        for name in ("read_bytes_per_second", "int8_per_second", "float_per_second", "region_seconds")
     )
 
 

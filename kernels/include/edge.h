@@ -66,9 +66,10 @@ EDGE_API const char *edge_cpu_tiers(void);
 /* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that differs. */
 EDGE_API edge_status edge_self_test(const char *tier);
 
-/* What the machine can do at most, in bytes and multiply-adds per second; for judging the kernels. */
+/* What the machine can do at most, in bytes and multiply-adds per second, and the seconds that one parallel region
+ * takes when each worker has next to nothing to do; for judging the kernels. */
 typedef struct {
-    double read_bytes_per_second, int8_per_second, float_per_second;
+    double read_bytes_per_second, int8_per_second, float_per_second, region_seconds;
 } edge_roofline;
 
 /* Reads `memory` once (give it far more than the caches hold) and runs register-only loops; takes some 50 ms. */
