@@ -3,8 +3,8 @@
 It is trained as InfLLM-V2 is (arXiv 2509.24663): short and dense first, then long and sparse.
 
 Facts are strewn over the noise, and later each is asked for by a question. The answer is only where the fact
-stands, so what attention doesn't read must be guessed. A fact is one token (it names a key and a value), a
-question too (it names the key): a two-layer model learns that in a minute, where a pair of tokens takes many.
+stands, so what attention doesn't read must be guessed. A fact is one token (it names a key and a value) a few
+times over, a question one token (it names the key): two layers learn that in a minute.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from model.attention_mode import SparseAttention
 from model.decoder import Attend, Decoder, fused_attention
 
 KEYS, VALUES, NOISE = 32, 8, 32
+SPAN = 4  # tokens that tell one fact: a needle is a sentence, and the means of keys rely on that
 QUESTIONS_AT = KEYS * VALUES  # a fact is one token for a key and its value, a question one for a key
 ANSWERS_AT = QUESTIONS_AT + KEYS
 NOISE_AT = ANSWERS_AT + VALUES
 IGNORED = -100  # cross_entropy's mark for positions that ask nothing
 SPARSE = SparseConfig(
-    kernel_size=8, kernel_stride=4, init_blocks=1, block_size=16, window_size=64, topk=4, dense_len=256
+    kernel_size=8, kernel_stride=4, init_blocks=1, block_size=16, window_size=64, topk=8, dense_len=256
 )
-"""The published constants scaled down: a query beyond 256 tokens reads 8 blocks of 16 tokens."""
+"""The published constants scaled down: a query beyond 256 tokens reads 12 blocks of 16 tokens."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Phase:
     warm_up: int = 20
 
 
-SHORT = Phase(450, (64, 64, 128, 64, 64, 256), 4096, 4e-3)
-LONG = Phase(100, (512, 1024, 2048, 4096), 4096, 2e-3)
+SHORT = Phase(400, (64, 64, 128, 64, 64, 256), 4096, 4e-3)
+LONG = Phase(70, (512, 1024, 512, 2048, 512, 1024, 4096), 4096, 2e-3)
 
 
 def tiny_config(context: int) -> ModelConfig:
@@ -88,12 +89,16 @@ def recall_batch(
     tokens = NOISE_AT + torch.randint(NOISE, (batch, length), generator=make)
     targets = torch.full((batch, length), IGNORED)
     keys, values = drawn(facts, KEYS), torch.randint(VALUES, (batch, facts), generator=make)
+    shift = int(torch.randint(SPAN, (), generator=make))  # facts must not always fit the kernels' stride
     if ask_late:
-        told, asked = drawn(facts, length - facts), length - 1 - drawn(facts, facts)
+        told = SPAN * drawn(facts, (length - facts - shift) // SPAN) + shift
+        asked = length - 1 - drawn(facts, facts)
     else:
-        both = drawn(2 * facts, length).unflatten(1, (2, facts))
+        both = SPAN * drawn(2 * facts, (length - shift) // SPAN).unflatten(1, (2, facts)) + shift
         told, asked = both.amin(1), both.amax(1)
-    tokens.scatter_(1, told, keys * VALUES + values).scatter_(1, asked, QUESTIONS_AT + keys)
+    for offset in range(SPAN):
+        tokens.scatter_(1, told + offset, keys * VALUES + values)
+    tokens.scatter_(1, asked, QUESTIONS_AT + keys)
     targets.scatter_(1, asked, ANSWERS_AT + values)
     return tokens, targets
 
@@ -141,7 +146,9 @@ def run_phase(decoder: Decoder, phase: Phase, attend: Attend, make: torch.Genera
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for step in range(phase.steps):
         length = phase.lengths[step % len(phase.lengths)]
-        tokens, targets = recall_batch(phase.tokens // length, length, min(length // 4, KEYS), make)
+        tokens, targets = recall_batch(
+            phase.tokens // length, length, min(length // (2 * SPAN) - 1, KEYS), make
+        )
         trunk = decoder.trunk(tokens)
         asked = targets != IGNORED
         loss = functional.cross_entropy(decoder.logits(trunk.hidden[asked]), targets[asked])
