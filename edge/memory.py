@@ -59,7 +59,7 @@ def memory_plan(
     return MemoryPlan(
         weights=sum(tensor.bytes for tensor in bundle.tensors.values()),
         kv_cache=context * config.kv_bytes_per_token(kv_type),
-        workspace=_workspace(config, max_batch),
+        workspace=workspace_bytes(config, max_batch),
         context=context,
         mapped_weights=mapped_weights,
     )
@@ -84,7 +84,8 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _workspace(config: ModelConfig, max_batch: int) -> int:
+def workspace_bytes(config: ModelConfig, max_batch: int) -> int:
+    """Buffers of a forward pass of `max_batch` tokens: an estimate from the shapes."""
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     per_token = 3 * config.hidden_size + heads + 3 * config.intermediate_size
     return 4 * (max_batch * per_token + config.vocab_size)

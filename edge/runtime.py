@@ -71,6 +71,7 @@ def load(
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
     from edge.executors.native import NativeExecutor
     from edge.resolve import open_model
+    from edge.trace import traced
 
     bundle = open_model(
         model,
@@ -96,7 +97,7 @@ def load(
         tier=tier,
         mmap=mmap,
     )
-    return Model(bundle, runner, name=str(model), kv_type=kv_type, mmap=mmap)
+    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=mmap)
 
 
 class Model:

@@ -53,6 +53,21 @@ class TensorEntry(NamedTuple):
     shape: tuple[int, ...]
 
 
+def to_float32(raw: npt.NDArray[Any], dtype: str, where: str) -> npt.NDArray[np.float32]:
+    """A contiguous float32 copy of an array of such a dtype.
+
+    Raises CheckpointError, beginning with `where`, if it holds no floats.
+    """
+    if dtype == "BF16":
+        return (raw.astype(np.uint32, order="C") << 16).view(np.float32)
+    if dtype in ("F16", "F32", "F64"):
+        return raw.astype(np.float32, order="C")
+    raise CheckpointError(
+        f"{where} has type {dtype}, but a floating-point type was expected; the file is probably quantized "
+        "in a format that is not supported."
+    )
+
+
 class SafetensorsFile:
     """A memory-mapped safetensors file; the header is checked in full when it is opened.
 
@@ -107,16 +122,7 @@ class SafetensorsFile:
     def read_float32(self, name: str) -> npt.NDArray[np.float32]:
         """One floating-point tensor converted to float32, a copy; its pages are given back to the system."""
         raw = self.array(name)
-        dtype = self.tensors[name].dtype
-        if dtype == "BF16":
-            values: npt.NDArray[np.float32] = (raw.astype(np.uint32) << 16).view(np.float32)
-        elif dtype in ("F16", "F32", "F64"):
-            values = raw.astype(np.float32)
-        else:
-            raise CheckpointError(
-                f"Tensor '{name}' of '{self.path}' has type {dtype}, but a floating-point type was expected; "
-                "the file is probably quantized in a format that is not supported."
-            )
+        values = to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
         self._release(name)
         return values
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -261,6 +261,29 @@ class NativeExecutor:
         """Drop all rows of the cache after the first n."""
         with self._lock:
             native.check(native.library().edge_cache_truncate(_handle(cache), n))
+
+    def repeat(self, cache: KVCache, n: int) -> None:
+        """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""
+        with self._lock:
+            native.check(native.library().edge_cache_repeat(_handle(cache), n))
+
+    def observe(self, observer: Callable[[bytes], None] | None) -> None:
+        """Call `observer` with the bytes of a `native.Event` after every operator; None ends it.
+
+        The output that an event points to is valid during the call only. The observer may not call the
+        executor, and what it raises is lost.
+        """
+        size = ctypes.sizeof(native.Event)
+        # Bytes are cheap to keep: a slow observer would let the threads fall asleep between operators.
+        hook = (
+            native.Observer()
+            if observer is None
+            else native.Observer(lambda _, event: observer(ctypes.string_at(event, size)))
+        )
+        with self._lock:
+            self._check_open()
+            native.check(native.library().edge_model_observe(self.handle, hook, None))
+            self._observer = hook  # the library holds its address
 
     def close(self) -> None:
         """Free the native model; later calls raise NativeError."""

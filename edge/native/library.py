@@ -119,6 +119,29 @@ class Batch(ctypes.Structure):
     )
 
 
+class Event(ctypes.Structure):
+    """edge_event"""
+
+    _fields_ = (
+        ("operation", c_char_p),
+        ("path", c_char_p),
+        ("layer", c_int32),
+        ("reserved", c_int32),
+        ("start_ns", c_int64),
+        ("nanoseconds", c_int64),
+        ("bytes", c_uint64),
+        ("operations", c_uint64),
+        ("output", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("stride", c_int64),
+    )
+
+
+Observer = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Event))
+"""edge_observer"""
+
+
 class Sampling(ctypes.Structure):
     """edge_sampling"""
 
@@ -181,11 +204,13 @@ _FUNCTIONS = {
     "edge_model_destroy": (None, (c_void_p,)),
     "edge_model_tier": (c_char_p, (c_void_p,)),
     "edge_model_workspace_bytes": (c_uint64, (c_void_p,)),
+    "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
     "edge_cache_destroy": (None, (c_void_p,)),
     "edge_cache_length": (c_int32, (c_void_p,)),
     "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
     "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
+    "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
     "edge_sample": (
         _STATUS,

@@ -162,12 +162,32 @@ EDGE_API void edge_model_destroy(edge_model *model);
 EDGE_API const char *edge_model_tier(const edge_model *model);
 EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 
+/* One operator of a forward pass, as it has just ended. Fused operators are one event. */
+typedef struct {
+    const char *operation; /* its name; lives as long as the library, as does `path` */
+    const char *path;      /* the kind of weights that chose its kernel, or "" */
+    int32_t layer;         /* -1 outside the layers */
+    int32_t reserved;
+    int64_t start_ns, nanoseconds; /* on the monotonic clock */
+    uint64_t bytes, operations;    /* weights and cache rows it must move; multiply-adds */
+    const float *output;           /* [rows][columns], `stride` floats apart; valid during the call only */
+    int64_t rows, columns, stride;
+} edge_event;
+
+/* Called on the thread of edge_forward; may not call the model. */
+typedef void (*edge_observer)(void *context, const edge_event *event);
+
+/* Reports every operator of later edge_forward calls to `observer`; NULL ends it. */
+EDGE_API edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context);
+
 EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
 EDGE_API int32_t edge_cache_length(const edge_cache *cache);
 EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int32_t length);
 /* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
 EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count);
+/* Grows the cache to `length` rows by repeating those it has: plausible values without a prefill, for timing. */
+EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int32_t length);
 
 typedef struct {
     uint32_t size;            /* sizeof(edge_batch) */

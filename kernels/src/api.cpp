@@ -214,6 +214,12 @@ const char *edge_model_tier(const edge_model *model) { return model ? model->ker
 
 uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? model->workspace_bytes() : 0; }
 
+edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context) {
+    if (!model) return fail(EDGE_INVALID, "edge_model_observe: the model is missing.");
+    model->observer = {observer, context};
+    return EDGE_OK;
+}
+
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {
         if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");

@@ -33,6 +33,7 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": 1000,
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
 GGUF: dict[str, Any] = {
     "general.architecture": "minicpm",
     "minicpm.block_count": 24,
@@ -174,19 +175,8 @@ def test_missing_field_is_named(name: str) -> None:
         ({"sliding_window": 4096}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "abf", "factor": 8.0}}, "abf"),
-        ({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1, "high_freq_factor": 4}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}}, "high_freq_factor"),
-        (
-            {
-                "rope_scaling": {
-                    "rope_type": "llama3",
-                    "factor": 8,
-                    "low_freq_factor": 4,
-                    "high_freq_factor": 4,
-                }
-            },
-            "high_freq_factor",
-        ),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4}}, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, "factor"),
