@@ -58,6 +58,7 @@ def test_sparse_that_cannot_run_is_an_error(
         ({"block_size": 40}, "block_size"),
         ({"window_size": 2000}, "window_size"),
         ({"topk": True}, "topk"),
+        ({"topk": 0}, "topk"),
     ],
 )
 def test_constants_that_contradict_each_other(changes: dict[str, int], named: str):

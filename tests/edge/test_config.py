@@ -208,7 +208,6 @@ def test_missing_field_is_named(name: str) -> None:
         ({"scale_emb": 12}, "scale_depth"),
         ({"scale_emb": 12, "scale_depth": 1.4}, "dim_model_base"),
         ({"sparse_config": {"kernel_sise": 32}}, "kernel_sise"),
-        ({"sparse_config": {"topk": 0}}, "topk"),
         ({"sparse_config": 64}, "sparse_config"),
         ({"num_experts": 8}, "num_experts_per_tok"),
         ({"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok"),
