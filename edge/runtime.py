@@ -47,7 +47,7 @@ def load(
     executor: str = "native",
     attention: AttentionMode = "auto",
     tier: str | None = None,
-    mmap: bool = False,
+    mmap: bool | None = None,
     revision: str | None = None,
     offline: bool = False,
     verify: bool = False,
@@ -60,9 +60,10 @@ def load(
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
     `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
-    `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: the weights stay in the
-    mapped file rather than being read into huge pages, so they need no memory of their own. rope_override:
-    runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
+    `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the weights' file
+    and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by default
+    it is read at once, and copied only where the system does not keep it in huge pages.
+    rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
@@ -91,7 +92,7 @@ def load(
     tokens = bundle.config.max_position_embeddings if context is None else context
     bundle.config.check_context(tokens)
     sparse = choose_attention(bundle.config, attention, tokens)
-    plan = memory_plan(bundle, tokens, kv_type, mapped_weights=mmap, sparse=sparse)
+    plan = memory_plan(bundle, tokens, kv_type, mapped_weights=bool(mmap), sparse=sparse)
     check_memory(plan, available_memory())
     runner = NativeExecutor(
         bundle,
@@ -103,7 +104,7 @@ def load(
         tier=tier,
         mmap=mmap,
     )
-    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=mmap)
+    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=bool(mmap))
 
 
 class Model:
