@@ -197,6 +197,13 @@ _FUNCTIONS = {
             *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
         ),
     ),
+    "edge_attention": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), c_char_p, c_int32, c_int32, c_int32, c_int32),
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p),
+        ),
+    ),
     "edge_model_create": (
         _STATUS,
         (POINTER(Config), POINTER(Weight), c_int64, POINTER(Parallel), c_char_p, POINTER(c_void_p)),

@@ -96,6 +96,9 @@ typedef enum {
     EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
 } edge_activations;
 
+/* Number type of a KV cache. int8: one scale per token, head and layer, for keys and for values. */
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
@@ -115,10 +118,14 @@ EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scr
                                    const char *tier, const float *x, const float *weight, float eps,
                                    float scale, int64_t n, int64_t size, float *out);
 
-/* ---- The decoder ---------------------------------------------------------------------------------- */
+/* out[n][heads][head_dim] of queries of that shape after `past` earlier tokens; keys and values
+ * [past + n][kv_heads][head_dim] go through a cache of `kv_type`. tree: [n] masks over the n tokens, NULL: causal. */
+EDGE_API edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type,
+                                    int32_t heads, int32_t kv_heads, int32_t head_dim, const float *queries,
+                                    const float *keys, const float *values, int64_t n, int64_t past,
+                                    const uint64_t *tree, float *out);
 
-/* int8: one scale per token, head and layer, for keys and for values. */
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+/* ---- The decoder ---------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */

@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "attention.h"
 #include "decoder.h"
 #include "error.h"
 #include "kernels.h"
@@ -35,6 +36,23 @@ edge_status pick_kernels(const char *tier, const Kernels **kernels) {
                 edge_cpu_tiers());
 }
 
+edge_status check_heads(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t kv_type) {
+    if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
+        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", heads, kv_heads);
+    }
+    if (head_dim <= 0 || head_dim % 16 != 0 || head_dim > edge::max_head_dim) {
+        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", head_dim,
+                    edge::max_head_dim);
+    }
+    constexpr int64_t most_columns = 1 << 24;
+    if (int64_t(heads) * head_dim > most_columns) {
+        return fail(EDGE_INVALID, "%d heads of %d are beyond what is possible.", heads, head_dim);
+    }
+    if (kv_type != EDGE_KV_F16 && kv_type != EDGE_KV_F32 && kv_type != EDGE_KV_INT8)
+        return fail(EDGE_INVALID, "Unknown KV type %d.", kv_type);
+    return EDGE_OK;
+}
+
 edge_status check_config(const edge_config &c) {
     struct Field {
         const char *name;
@@ -56,23 +74,12 @@ edge_status check_config(const edge_config &c) {
                         (long long)field.value, (long long)limit);
         }
     }
-    if (c.heads % c.kv_heads != 0) {
-        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
-    }
-    constexpr int64_t most_layers = 4096, most_columns = 1 << 24;
-    if (c.layers > most_layers || int64_t(c.heads) * c.head_dim > most_columns) {
-        return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
-                    c.heads, c.head_dim);
-    }
-    if (c.head_dim % 16 != 0 || c.head_dim > edge::max_head_dim) {
-        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", c.head_dim,
-                    edge::max_head_dim);
-    }
+    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    constexpr int64_t most_layers = 4096;
+    if (c.layers > most_layers) return fail(EDGE_INVALID, "%d layers are beyond what is possible.", c.layers);
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
         return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
     }
-    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32 && c.kv_type != EDGE_KV_INT8)
-        return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
     for (const float value :
          {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
@@ -184,6 +191,35 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
                 std::memcpy(out + i * size, result, size_t(size) * sizeof(float));
             }
         });
+        return EDGE_OK;
+    });
+}
+
+edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type, int32_t heads,
+                           int32_t kv_heads, int32_t head_dim, const float *queries, const float *keys,
+                           const float *values, int64_t n, int64_t past, const uint64_t *tree, float *out) {
+    return guarded([&]() -> edge_status {
+        if (!parallel_is_usable(parallel) || !queries || !keys || !values || !out || n <= 0 || past < 0 ||
+            past > max_tokens || n > (tree ? EDGE_MAX_TREE : max_tokens)) {
+            return fail(EDGE_INVALID, "edge_attention: an argument is missing or out of range.");
+        }
+        if (const edge_status status = check_heads(heads, kv_heads, head_dim, kv_type)) return status;
+        for (int64_t row = 0; tree && row < n; ++row) {
+            if (tree[row] >> row != 1)
+                return fail(EDGE_INVALID, "Tree row %d must see itself and nothing after it.", int(row));
+        }
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+        edge_cache cache({1, kv_heads, head_dim, past + n, edge_kv_type(kv_type)});
+        if (const edge_status status = cache.reserve()) return status;
+        for (int64_t position = 0; position < past + n; ++position) {
+            for (int64_t head = 0; head < kv_heads; ++head) {
+                const int64_t at = (position * kv_heads + head) * head_dim;
+                cache.store(*kernels, 0, head, position, keys + at, values + at);
+            }
+        }
+        edge::Attention attention(cache.shape, heads, n, parallel->workers);
+        attention.run(*parallel, *kernels, cache, 0, queries, out, int64_t(heads) * head_dim, n, past, tree);
         return EDGE_OK;
     });
 }

@@ -1,12 +1,12 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tier_*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
+#include "tier_digits.h"
 #include "tier_elementwise.h"
 #include "tier_linear.h"
 #include "tier_peaks.h"
 // attention uses the digits
 #include "tier_attention.h"
-#include "tier_digits.h"
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,

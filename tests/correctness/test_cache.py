@@ -16,7 +16,7 @@ from edge.scheme import QuantScheme
 from edge.session import Session
 
 INT4 = QuantScheme("int4", 32)
-MODES = [("float32", "float32"), ("int8", "float16")]
+MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8"), ("float32", "int8")]
 TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
 
 
