@@ -133,7 +133,7 @@ class Operators:
         tier: str,
         tree: npt.NDArray[np.uint64] | None = None,
     ) -> FloatArray:
-        """queries [n][heads][dim]: those of the last n positions of keys and values [positions][KV heads][dim]."""
+        """queries [n][heads][dim] of the last n positions of keys and values [positions][KV heads][dim]."""
         out = np.full_like(queries, np.nan)
         n, heads, dim = queries.shape
         status = native.library().edge_attention(
