@@ -61,8 +61,8 @@ def load(
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
     `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
     `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the weights' file
-    and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by default
-    it is read at once, and copied only where the system does not keep it in huge pages.
+    and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by
+    default it is read at once, and copied only where the system does not keep it in huge pages.
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.

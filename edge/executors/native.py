@@ -120,8 +120,8 @@ class NativeExecutor:
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
         (exact). kv_type: `float16`, `float32` or `int8`. tier: a kernel tier of this CPU, by default
         $EDGE_CPU or the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file
-        and reads it when it is used, False copies it into huge pages; by default whichever is at once and fast
-        (`edge.executors.weights`). attention: see `edge.attention`.
+        and reads it when it is used, False copies it into huge pages; by default whichever is at once and
+        fast (`edge.executors.weights`). attention: see `edge.attention`.
         """
         config = bundle.config
         if config.num_experts:

@@ -83,16 +83,6 @@ class Sparse(ctypes.Structure):
     )
 
 
-class Attention(ctypes.Structure):
-    """edge_attention"""
-
-    _fields_ = (
-        ("size", c_uint32),
-        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "kv_type")),
-        ("sparse", Sparse),
-    )
-
-
 class Config(ctypes.Structure):
     """edge_config"""
 
@@ -224,12 +214,11 @@ _FUNCTIONS = {
             *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
         ),
     ),
-    "edge_sparse_attention": (
+    "edge_attention": (
         _STATUS,
         (
-            *(POINTER(Parallel), c_char_p, POINTER(Attention), c_int64, c_int64),
-            *(c_void_p, c_void_p, c_void_p),
-            *(c_void_p, c_void_p, c_void_p),
+            *(POINTER(Parallel), c_char_p, c_int32, c_int32, c_int32, c_int32, POINTER(Sparse)),
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
         ),
     ),
     "edge_model_create": (

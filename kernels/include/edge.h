@@ -96,6 +96,9 @@ typedef enum {
     EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
 } edge_activations;
 
+/* Number type of a KV cache. int8: one scale per token, head and layer, for keys and for values. */
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
@@ -123,9 +126,6 @@ EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scr
                                    const char *tier, const float *x, const float *weight, float eps,
                                    float scale, int64_t n, int64_t size, float *out);
 
-/* int8: one scale per token, head and layer, for keys and for values. */
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
-
 /* InfLLM-V2 block-sparse attention; lengths in tokens. A query with more than dense_len rows on its path, its own
  * included, is sparse. It reads the first init_blocks blocks, the window_size / block_size blocks that end with its
  * own, and the best-scored others, so that first and best ones together are topk. */
@@ -137,21 +137,15 @@ typedef struct {
     int32_t exact_lse; /* 1: scores are normalised over the fine kernels, not the coarse ones */
 } edge_sparse;
 
-typedef struct {
-    uint32_t size; /* sizeof(edge_attention) */
-    int32_t heads, kv_heads, head_dim;
-    int32_t kv_type; /* edge_kv_type: how keys and values are stored */
-    edge_sparse sparse;
-} edge_attention;
-
-/* Sparse attention of the last n of `rows` positions, over a cache of its own, for tests and measurements.
- * queries, out [n][heads][head_dim]; keys, values [kv_heads][rows][head_dim]; tree [n] or NULL as in edge_batch.
- * selected: NULL, or [n][kv_heads][topk + window_size / block_size] ids of blocks, ascending, then -1; a dense query
- * has none. */
-EDGE_API edge_status edge_sparse_attention(const edge_parallel *parallel, const char *tier,
-                                           const edge_attention *attention, int64_t rows, int64_t n,
-                                           const float *queries, const float *keys, const float *values,
-                                           const uint64_t *tree, float *out, int32_t *selected);
+/* out[n][heads][head_dim] of queries of that shape after `past` earlier tokens; keys and values
+ * [past + n][kv_heads][head_dim] go through a cache of `kv_type`. tree: [n] masks over the n tokens, NULL: causal.
+ * sparse: NULL for dense attention. selected: NULL, or of sparse attention the ids of the blocks that were read,
+ * [n][kv_heads][topk + window_size / block_size], ascending, then -1; a dense query has none. */
+EDGE_API edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type,
+                                    int32_t heads, int32_t kv_heads, int32_t head_dim,
+                                    const edge_sparse *sparse, const float *queries, const float *keys,
+                                    const float *values, int64_t n, int64_t past, const uint64_t *tree,
+                                    float *out, int32_t *selected);
 
 /* ---- The decoder ---------------------------------------------------------------------------------- */
 

@@ -7,12 +7,14 @@
 #include <new>
 #include <vector>
 
+#include "attention.h"
 #include "checks.h"
 #include "decoder.h"
 #include "error.h"
 #include "kernels.h"
 #include "linear.h"
 #include "matrix.h"
+#include "sparse_attention.h"
 
 using edge::fail;
 using edge::Kernels;
@@ -150,42 +152,45 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
     });
 }
 
-edge_status edge_sparse_attention(const edge_parallel *parallel, const char *tier,
-                                  const edge_attention *attention, int64_t rows, int64_t n,
-                                  const float *queries, const float *keys, const float *values,
-                                  const uint64_t *tree, float *out, int32_t *selected) {
+edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type, int32_t heads,
+                           int32_t kv_heads, int32_t head_dim, const edge_sparse *sparse,
+                           const float *queries, const float *keys, const float *values, int64_t n,
+                           int64_t past, const uint64_t *tree, float *out, int32_t *selected) {
     return guarded([&]() -> edge_status {
-        if (!parallel_is_usable(parallel) || !attention || attention->size != sizeof *attention || !queries ||
-            !keys || !values || !out || n <= 0 || rows < n || rows > max_tokens) {
-            return fail(EDGE_INVALID, "edge_sparse_attention: an argument is missing or out of range.");
+        if (!parallel_is_usable(parallel) || !queries || !keys || !values || !out || n <= 0 || past < 0 ||
+            past > max_tokens || n > max_tokens) {
+            return fail(EDGE_INVALID, "edge_attention: an argument is missing or out of range.");
         }
-        const int64_t heads = attention->heads, kv_heads = attention->kv_heads, dim = attention->head_dim;
-        if (const edge_status status = edge::check_attention(attention->heads, attention->kv_heads,
-                                                             attention->head_dim, attention->kv_type))
-            return status;
-        if (const edge_status status = edge::check_sparse(attention->sparse, heads / kv_heads)) return status;
+        if (const edge_status status = edge::check_heads(heads, kv_heads, head_dim, kv_type)) return status;
         if (tree != nullptr) {
             if (const edge_status status = edge::check_tree(tree, n)) return status;
         }
+        edge_sparse constants{};
+        if (sparse != nullptr && sparse->enabled) {
+            if (const edge_status status = edge::check_sparse(*sparse, heads / kv_heads)) return status;
+            constants = *sparse;
+        }
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
-
-        edge_sparse sparse = attention->sparse;
-        sparse.enabled = 1;
-        const edge::CacheShape shape{1, kv_heads, dim, rows, edge_kv_type(attention->kv_type)};
-        edge_cache cache(shape, sparse);
+        edge_cache cache({1, kv_heads, head_dim, past + n, edge_kv_type(kv_type)}, constants);
         if (const edge_status status = cache.reserve()) return status;
-        for (int64_t head = 0; head < kv_heads; ++head) {
-            for (int64_t row = 0; row < rows; ++row) {
-                const int64_t at = (head * rows + row) * dim;
-                cache.store(*kernels, 0, head, row, keys + at, values + at);
+        for (int64_t position = 0; position < past + n; ++position) {
+            for (int64_t head = 0; head < kv_heads; ++head) {
+                const int64_t at = (position * kv_heads + head) * head_dim;
+                cache.store(*kernels, 0, head, position, keys + at, values + at);
             }
         }
-        edge::Attention dense(shape, heads, n, parallel->workers);
-        edge::SparseAttention operation(shape, sparse, heads, n, parallel->workers);
-        operation.run(*parallel, *kernels, dense, cache, 0, queries, out, heads * dim, n, rows - n, tree);
+        const int64_t stride = int64_t(heads) * head_dim;
+        edge::Attention attention(cache.shape, heads, n, parallel->workers);
+        if (!constants.enabled) {
+            attention.run(*parallel, *kernels, cache, 0, queries, out, stride, n, past, tree);
+            return EDGE_OK;
+        }
+        edge::SparseAttention operation(cache.shape, constants, heads, n, parallel->workers);
+        operation.run(*parallel, *kernels, attention, cache, 0, queries, out, stride, n, past, tree);
         if (selected != nullptr) {
-            operation.copy_selections(n, sparse.topk + sparse.window_size / sparse.block_size, selected);
+            operation.copy_selections(n, constants.topk + constants.window_size / constants.block_size,
+                                      selected);
         }
         return EDGE_OK;
     });

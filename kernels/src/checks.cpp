@@ -8,18 +8,17 @@
 
 namespace edge {
 
-edge_status check_attention(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t kv_type) {
-    constexpr int32_t limit = 1 << 24;
-    for (const int32_t value : {heads, kv_heads, head_dim}) {
-        if (value <= 0 || value > limit)
-            return fail(EDGE_INVALID, "A number of heads or head_dim is %d; it must be positive.", value);
-    }
-    if (heads % kv_heads != 0) {
+edge_status check_heads(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t kv_type) {
+    if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
         return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", heads, kv_heads);
     }
-    if (head_dim % 16 != 0 || head_dim > max_head_dim) {
+    if (head_dim <= 0 || head_dim % 16 != 0 || head_dim > max_head_dim) {
         return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", head_dim,
                     max_head_dim);
+    }
+    constexpr int64_t most_columns = 1 << 24;
+    if (int64_t(heads) * head_dim > most_columns) {
+        return fail(EDGE_INVALID, "%d heads of %d are beyond what is possible.", heads, head_dim);
     }
     if (kv_type != EDGE_KV_F16 && kv_type != EDGE_KV_F32 && kv_type != EDGE_KV_INT8)
         return fail(EDGE_INVALID, "Unknown KV type %d.", kv_type);
@@ -84,12 +83,9 @@ edge_status check_config(const edge_config &c) {
                         (long long)field.value, (long long)limit);
         }
     }
-    if (const edge_status status = check_attention(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
-    constexpr int64_t most_layers = 4096, most_columns = 1 << 24;
-    if (c.layers > most_layers || int64_t(c.heads) * c.head_dim > most_columns) {
-        return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
-                    c.heads, c.head_dim);
-    }
+    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    constexpr int64_t most_layers = 4096;
+    if (c.layers > most_layers) return fail(EDGE_INVALID, "%d layers are beyond what is possible.", c.layers);
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
         return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
     }

@@ -36,7 +36,7 @@ TOLERANCES = {"float32": 2e-5, "float16": 2e-5, "int8": 1e-2}
 
 
 class Operator:
-    """edge_sparse_attention over numpy arrays, on its own threads."""
+    """edge_attention over numpy arrays, on its own threads."""
 
     def __init__(self, threads: int = 2) -> None:
         self.pool = ThreadPool(threads)
@@ -44,29 +44,15 @@ class Operator:
     def __call__(self, q, k, v, sparse, kv_type="float32", tree=None, tier=None):
         """(out [heads, n, d], one set of blocks per KV head and query) of torch tensors."""
         heads, n, d = q.shape
-        attention = native.Attention(
-            size=ctypes.sizeof(native.Attention),
-            heads=heads,
-            kv_heads=k.shape[0],
-            head_dim=d,
-            kv_type=native.KV_TYPE[kv_type],
-            sparse=sparse_constants(sparse),
-        )
-        queries = np.ascontiguousarray(q.numpy().transpose(1, 0, 2))
-        keys, values = (np.ascontiguousarray(x.numpy()) for x in (k, v))
+        rows = k.shape[1]
+        queries, keys, values = (np.ascontiguousarray(x.numpy().transpose(1, 0, 2)) for x in (q, k, v))
         masks = None if tree is None else tree_bits(tree)
         out = np.full_like(queries, np.nan)
-        width = sparse.topk + sparse.local_blocks
-        selected = np.full((n, k.shape[0], width), -2, np.int32)
-        status = native.library().edge_sparse_attention(
-            *(
-                ctypes.byref(self.pool.parallel),
-                tier and tier.encode(),
-                ctypes.byref(attention),
-                k.shape[1],
-                n,
-            ),
-            *(queries.ctypes.data, keys.ctypes.data, values.ctypes.data),
+        selected = np.full((n, k.shape[0], sparse.topk + sparse.local_blocks), -2, np.int32)
+        status = native.library().edge_attention(
+            *(ctypes.byref(self.pool.parallel), tier and tier.encode()),
+            *(native.KV_TYPE[kv_type], heads, k.shape[0], d, ctypes.byref(sparse_constants(sparse))),
+            *(queries.ctypes.data, keys.ctypes.data, values.ctypes.data, n, rows - n),
             *(None if masks is None else masks.ctypes.data, out.ctypes.data, selected.ctypes.data),
         )
         native.check(status)
