@@ -60,8 +60,8 @@ def load(
     `float16`, `float32`, or `int8` for half the memory. tier: a kernel tier of this CPU, by default the best.
     mmap: True maps the weights' file and reads it when it is used, so it needs no memory of its own; False
     copies it into huge pages; by default it is read at once, and copied only where the system does not keep
-    it in huge pages. rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
-    `ModelConfig.with_rope_override`).
+    it in huge pages. rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a
+    file with it (see `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     for what, chosen, known in (("executor", executor, EXECUTORS), ("KV type", kv_type, get_args(KVType))):
