@@ -13,7 +13,6 @@
 #define MAP_NORESERVE 0
 #endif
 
-namespace edge {
 namespace {
 
 constexpr uint64_t huge_page = 2 << 20;
@@ -25,6 +24,8 @@ constexpr int populate_read = 22;  // MADV_POPULATE_READ of Linux 5.14, which ol
 uint64_t mapped_bytes(uint64_t bytes) { return (bytes + huge_page - 1) / huge_page * huge_page; }
 
 }  // namespace
+
+namespace edge {
 
 void *map_memory(uint64_t bytes, Commit commit) {
     // One page more than needed, so that the region can start at a huge page's boundary; the rest goes back.

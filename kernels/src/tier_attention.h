@@ -372,6 +372,10 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
         float *scores = s.scores + b * attention_block;
         if (rows.type == EDGE_KV_INT8) {
+            for (int64_t p = 0; p < attention_block; p += 16) {
+                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.values[b]) + p));
+                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.next[b]) + p));
+            }
             score_block_int8(rows, c.keys[b], seen[b], scores, c.values[b]);
             continue;
         }
