@@ -21,6 +21,8 @@ LIBRARY_VARIABLE = "EDGE_LIBRARY"
 _FILE_NAME = "libedge.dylib" if sys.platform == "darwin" else "libedge.so"
 
 _CONTEXT, _VOCABULARY = 3, 5
+UNSUPPORTED = 6
+"""The status of a call that this CPU, build or system lacks."""
 
 KIND = {"f32": 0, "f16": 1, "int8": 2, "int4": 3, "ternary": 4}
 ACTIVATIONS = {"int8": 0, "float32": 1}
@@ -182,6 +184,7 @@ _FUNCTIONS = {
     ),
     "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
     "edge_region_destroy": (None, (c_void_p, c_uint64)),
+    "edge_mapping_prefault": (_STATUS, (c_void_p, c_uint64)),
     "edge_linear": (
         _STATUS,
         (
@@ -189,6 +192,7 @@ _FUNCTIONS = {
             *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
         ),
     ),
+    "edge_linear_path": (c_char_p, (POINTER(Matrix), c_int32)),
     "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
     "edge_rms_norm": (
         _STATUS,

@@ -100,12 +100,20 @@ typedef enum {
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
 
+/* Reads a mapped file (or a part) into memory and maps what is there, in huge pages where the system keeps the file so;
+ * EDGE_UNSUPPORTED where the system has no such call. */
+EDGE_API edge_status edge_mapping_prefault(const void *address, uint64_t bytes);
+
 /* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
 
 /* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */
 EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
                                  const edge_matrix *w, int32_t activations, const float *x, int64_t n,
                                  float *y);
+
+/* In a few words, which kernel computes edge_linear for such a matrix; its data is not read. NULL (and an error
+ * sentence) for one that is refused. */
+EDGE_API const char *edge_linear_path(const edge_matrix *w, int32_t activations);
 
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
