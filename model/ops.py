@@ -92,6 +92,9 @@ def block_sparse_attention(
         whole = KeySummaries(fine, coarse, k_cache.shape[2], sparse)
         summaries = whole.truncate(summarized)
     if tree is not None:
+        n = q.shape[2]
+        if tree.shape != (n, n):
+            raise ValueError(f"The tree of {n} tokens must be [{n}, {n}], not {_shapes(tree)}.")
         tree = block_attention.tree_or_none(tree)
     selected = block_attention.select_blocks(q, k, sparse, tree, summaries)
     return block_attention.attend(q, k, v, selected, block_size, tree)

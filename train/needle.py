@@ -49,7 +49,7 @@ class Phase:
     warm_up: int = 20
 
 
-SHORT = Phase(400, (64, 64, 128, 64, 64, 256), 4096, 4e-3)
+SHORT = Phase(260, (64, 64, 128, 64, 64, 256), 4096, 4e-3)
 LONG = Phase(70, (512, 1024, 512, 2048, 512, 1024, 4096), 4096, 2e-3)
 
 
@@ -182,7 +182,7 @@ def evaluate(decoder: Decoder, sequences: int) -> dict[str, dict[str, float]]:
     }
 
 
-def run(seed: int = 0, sequences: int = 16, say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(seed: int = 0, sequences: int = 8, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Both phases and the judgement after each; a JSON document. say: gets the progress."""
     decoder = new_decoder(16 * SPARSE.dense_len, seed)
     make = torch.Generator().manual_seed(seed)

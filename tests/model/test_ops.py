@@ -157,6 +157,8 @@ def test_bad_input():
         call(q, k, v[..., :8], begin, None, None, None, *constants(SPARSE))
     with pytest.raises(ValueError, match="3 query heads"):
         call(q[:, :3], k, v, begin, None, None, None, *constants(SPARSE))
+    with pytest.raises(ValueError, match="tree of 9 tokens"):
+        call(q, k, v, begin, fork(8), None, None, *constants(SPARSE))
     with pytest.raises(ValueError, match="both"):
         call(q, k, v, begin, None, empty_summaries()[0], None, *constants(SPARSE))
     with pytest.raises(ConfigError, match="kernel_size"):

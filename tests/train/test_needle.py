@@ -11,18 +11,18 @@ from train import needle
 
 @pytest.mark.parametrize("ask_late", [False, True])
 def test_every_question_has_its_fact_before_it(ask_late: bool):
-    tokens, targets = needle.recall_batch(3, 100, 20, torch.Generator().manual_seed(0), ask_late)
+    tokens, targets = needle.recall_batch(3, 100, 8, torch.Generator().manual_seed(0), ask_late)
     assert tokens.shape == targets.shape == (3, 100)
     for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
         asked = [place for place, target in enumerate(wanted) if target != needle.IGNORED]
-        assert len(asked) == 20
-        assert not ask_late or asked == list(range(80, 100))
+        assert len(asked) == 8
+        assert not ask_late or asked == list(range(92, 100))
         for place in asked:
             key, value = row[place] - needle.QUESTIONS_AT, wanted[place] - needle.ANSWERS_AT
             assert 0 <= key < needle.KEYS and 0 <= value < needle.VALUES
-            assert row[:place].count(key * needle.VALUES + value) == 1
-        facts = [token // needle.VALUES for token in row if token < needle.QUESTIONS_AT]
-        assert len(facts) == len(set(facts)) == 20, "a key with two values has no answer"
+            assert row[:place].count(key * needle.VALUES + value) == needle.SPAN
+        facts = {token for token in row if token < needle.QUESTIONS_AT}
+        assert len({fact // needle.VALUES for fact in facts}) == len(facts) == 8, "no key has two values"
         assert sum(token >= needle.NOISE_AT for token in row) == 60
 
 
@@ -52,7 +52,7 @@ def test_training_begins_to_learn():
 @pytest.mark.slow
 def test_sparse_attention_finds_what_a_window_misses():
     """At 4 and 16 times the dense length sparse attention is near dense, and windows are far below."""
-    accuracy = needle.run(sequences=8)["long"]["accuracy"]
+    accuracy = needle.run()["long"]["accuracy"]
     for length in ("1024", "4096"):
         found = accuracy[length]
         assert found["sparse"] > 0.9 and found["sparse"] > found["dense"] - 0.05, (length, found)
