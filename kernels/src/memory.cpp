@@ -73,7 +73,7 @@ edge_status edge_mapping_prefault(const void *address, uint64_t bytes) {
     const uintptr_t start = reinterpret_cast<uintptr_t>(address) / page * page;
     const size_t size = reinterpret_cast<uintptr_t>(address) + bytes - start;
     void *const memory = reinterpret_cast<void *>(start);
-    if (madvise(memory, size, edge::populate_read) == 0) return EDGE_OK;
+    if (madvise(memory, size, populate_read) == 0) return EDGE_OK;
     if (errno != EINVAL) return edge::fail(EDGE_INVALID, "The mapped file is shorter than its mapping.");
 #endif
     return edge::fail(EDGE_UNSUPPORTED, "This system does not read mapped files ahead.");
