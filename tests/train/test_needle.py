@@ -51,10 +51,10 @@ def test_training_begins_to_learn():
 
 @pytest.mark.slow
 def test_sparse_attention_finds_what_a_window_misses():
-    """At 4 and 16 times the dense length sparse attention is near dense, and windows are far below."""
+    """At 4 and 16 times the dense length sparse attention is not below dense, and windows are far below."""
     accuracy = needle.run()["long"]["accuracy"]
-    for length in ("1024", "4096"):
+    for length, least in (("1024", 0.9), ("4096", 0.75)):
         found = accuracy[length]
-        assert found["sparse"] > 0.9 and found["sparse"] > found["dense"] - 0.05, (length, found)
+        assert found["sparse"] > max(least, found["dense"] - 0.05), (length, found)
         for window in ("window", "wide window"):
-            assert found[window] < 0.5 * found["sparse"], (length, found)
+            assert found[window] < 0.4 * found["sparse"], (length, found)
