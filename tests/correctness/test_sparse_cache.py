@@ -15,6 +15,7 @@ import torch
 
 from edge.config import SparseConfig
 from edge.errors import ConfigError
+from edge.memory import memory_plan
 from edge.scheme import QuantScheme
 from model.attention_mode import use_attention_mode
 
@@ -129,6 +130,11 @@ def test_the_mode_follows_model_and_context(open_native, bundle):
     """A network with a sparse_config is dense where it is asked to be, and where no query could be sparse."""
     assert open_native(bundle, attention="dense").sparse is None
     assert open_native(bundle, context=200).sparse is None  # never beyond dense_len
+
+
+def test_summaries_take_little_memory(bundle):
+    dense, sparse = (memory_plan(bundle, 1024, sparse=constants).kv_cache for constants in (None, SPARSE))
+    assert 1.03 * dense < sparse < 1.1 * dense
 
 
 @pytest.mark.parametrize(
