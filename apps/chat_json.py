@@ -31,6 +31,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
         "tokens_per_second": done.tokens_per_second,
         "load_seconds": load_seconds,
         "context": model.context,
+        "attention": model.attention,
         "settings": _settings(model, chat),
         "memory": {
             "weights_bytes": plan.weights,

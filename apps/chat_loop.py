@@ -111,6 +111,7 @@ class ChatLoop:
         facts = [", ".join(schemes)]
         if isinstance(executor, NativeExecutor):
             facts.append(f"{executor.threads} threads, {executor.tier}")
+        facts.append(f"attention {self._model.attention}")
         return " · ".join(facts)
 
     def _help(self, argument: str) -> None:

@@ -77,13 +77,15 @@ def perplexity(
         )
     if as_json:
         facts = {**asdict(result), **run.arithmetic, "executor": run.executor.value}
+        facts["attention"] = loaded.attention
         typer.echo(json.dumps({"schema": 1, "model": model, "text": str(text), **facts}))
         return
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
     used = run.arithmetic
-    output.print(f"Arithmetic: {used['activations']} activations, {used['kv_type']} KV cache", soft_wrap=True)
+    kinds = f"{used['activations']} activations, {used['kv_type']} KV cache, attention {loaded.attention}"
+    output.print(f"Arithmetic: {kinds}", soft_wrap=True)
     output.print(f"{result.tokens / result.seconds:.0f} tokens/s", style="dim")
 
 

@@ -61,6 +61,15 @@ class KVType(str, Enum):
 
     float16 = "float16"
     float32 = "float32"
+    int8 = "int8"
+
+
+class AttentionName(str, Enum):
+    """Names of `--attention`."""
+
+    auto = "auto"
+    dense = "dense"
+    sparse = "sparse"
 
 
 class ExecutorName(str, Enum):
@@ -136,8 +145,12 @@ class RunOptions:
     ] = Activations.int8
     kv: Annotated[
         KVType,
-        typer.Option(help="Number type of the KV cache."),
+        typer.Option(help="Number type of the KV cache; int8 takes half the memory and time of float16."),
     ] = KVType.float16
+    attention: Annotated[
+        AttentionName,
+        typer.Option(help="InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so."),
+    ] = AttentionName.auto
     rope_override: Annotated[
         str | None,
         typer.Option(

@@ -42,7 +42,7 @@ class TestOptions:
     depth: Annotated[
         str, typer.Option(metavar="LIST", help="Tokens that are in the KV cache before each test.")
     ] = "0"
-    attention: Annotated[str, typer.Option(metavar="LIST", help="Kind of attention: dense.")] = "dense"
+    attention: Annotated[str, typer.Option(metavar="LIST", help="Attention: dense, sparse.")] = "dense"
     kv_type: Annotated[str, typer.Option(metavar="LIST", help="Number types of the KV cache.")] = (
         KVType.float16.value
     )

@@ -33,7 +33,7 @@ def print_profile(profile: Profile, console: Console) -> None:
     for row in profile.results:
         speed = row.tokens_per_second
         table.add_row(
-            f"{row.test} {row.tokens}",
+            f"{row.test} {row.tokens}{' sparse' if row.attention == 'sparse' else ''}",
             f"{row.quantize}-g{row.group}" if row.group else row.quantize,
             row.kv_type,
             str(row.threads),

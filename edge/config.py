@@ -16,7 +16,7 @@ import numpy as np
 from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
-KVType = Literal["float16", "float32"]
+KVType = Literal["float16", "float32", "int8"]
 
 _LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
 _SIZES = (
@@ -82,7 +82,13 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """InfLLM-V2 block-sparse attention (`sparse_config`), lengths in tokens; dense_len -1: always sparse."""
+    """InfLLM-V2 block-sparse attention (`sparse_config`); sizes, strides and lengths in tokens.
+
+    A query at position p is dense when p + 1 <= dense_len (-1: always sparse). Beyond, it reads the first
+    init_blocks blocks, the window_size / block_size local blocks that end with its own, and the best-scored
+    others, so that first and best ones together are topk. exact_lse: normalise scores over the fine kernels
+    instead of the coarse ones. use_nope: scores from keys without RoPE, which nothing here computes.
+    """
 
     kernel_size: int = 32
     kernel_stride: int = 16
@@ -92,9 +98,47 @@ class SparseConfig:
     topk: int = 64
     dense_len: int = 8192
     use_nope: bool = False
+    exact_lse: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk")
+        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk", whole=True)
+        for name, least in (("init_blocks", 0), ("dense_len", -1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of {least} or more, not {value!r}.")
+        for name, unit in (
+            ("kernel_size", "kernel_stride"),
+            ("block_size", "kernel_stride"),
+            ("window_size", "block_size"),
+        ):
+            if getattr(self, name) % getattr(self, unit):
+                raise ConfigError(
+                    f"{name} ({getattr(self, name)}) must be a multiple of {unit} ({getattr(self, unit)})."
+                )
+        if self.init_blocks > self.topk:
+            raise ConfigError(
+                f"init_blocks ({self.init_blocks}) are part of topk ({self.topk}) and can't be more."
+            )
+
+    @property
+    def coarse_size(self) -> int:
+        """Tokens under one coarse kernel: four times the fine one, as published."""
+        return 4 * self.kernel_size
+
+    @property
+    def coarse_stride(self) -> int:
+        """Tokens between the starts of two coarse kernels."""
+        return 4 * self.kernel_stride
+
+    @property
+    def local_blocks(self) -> int:
+        """Blocks that are always read: the query's own and those just before it."""
+        return self.window_size // self.block_size
+
+    @property
+    def dynamic_blocks(self) -> int:
+        """Blocks that are read because of their score."""
+        return self.topk - self.init_blocks
 
 
 @dataclass(frozen=True)
@@ -194,8 +238,9 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
         """Bytes that one token takes in the KV cache, all layers together."""
-        size = {"float16": 2, "float32": 4}[kv_type]
-        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * size
+        # int8 rows have a float32 scale each.
+        row = {"float16": 2 * self.head_dim, "float32": 4 * self.head_dim, "int8": self.head_dim + 4}[kv_type]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * row
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -390,8 +390,11 @@ def _sparse(data: Any) -> SparseConfig | None:
         if name not in known:
             raise ConfigError(f"Unknown field 'sparse_config.{name}'; known are {', '.join(sorted(known))}.")
     source = _Fields(data, "sparse_config")
-    sizes = {name: source.integer(name) for name in data if name != "use_nope"}
-    return replace(SparseConfig(), **sizes, use_nope=source.boolean("use_nope", False))
+    flags = ("use_nope", "exact_lse")
+    values: dict[str, Any] = {
+        name: source.boolean(name, False) if name in flags else source.integer(name) for name in data
+    }
+    return SparseConfig(**values)
 
 
 def _mup_scales(source: _Fields, names: Iterable[str], required: bool = False) -> list[float | None]:

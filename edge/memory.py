@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.bundle.reader import Bundle
-from edge.config import KVType, ModelConfig
+from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import ContextError
 
 _GIB = 1 << 30
@@ -18,9 +18,9 @@ class MemoryPlan:
     """Bytes for one conversation of `context` tokens.
 
     weights: read from the bundle into memory of the process; with mapped_weights they stay in the file, whose
-    pages the system reads and drops as it likes. kv_cache: at the full context; it is committed as a
-    conversation grows. workspace: buffers of a forward pass of `max_batch` tokens (an estimate from the
-    shapes).
+    pages the system reads and drops as it likes. kv_cache: at the full context, with the key summaries of
+    sparse attention; it is committed as a conversation grows. workspace: buffers of a forward pass of
+    `max_batch` tokens (an estimate from the shapes).
     """
 
     weights: int
@@ -53,12 +53,13 @@ def memory_plan(
     kv_type: KVType = "float16",
     max_batch: int = 256,
     mapped_weights: bool = False,
+    sparse: SparseConfig | None = None,
 ) -> MemoryPlan:
-    """The plan for one conversation over `bundle`."""
+    """The plan for one conversation over `bundle`; sparse: the constants of its attention, None if dense."""
     config = bundle.config
     return MemoryPlan(
         weights=sum(tensor.bytes for tensor in bundle.tensors.values()),
-        kv_cache=context * config.kv_bytes_per_token(kv_type),
+        kv_cache=context * config.kv_bytes_per_token(kv_type) + _summaries(config, sparse, context, kv_type),
         workspace=workspace_bytes(config, max_batch),
         context=context,
         mapped_weights=mapped_weights,
@@ -82,6 +83,15 @@ def available_memory() -> int | None:
     """
     found = [value for value in (_system_available(), *_cgroup_available()) if value is not None]
     return min(found, default=None)
+
+
+def _summaries(config: ModelConfig, sparse: SparseConfig | None, context: int, kv_type: KVType) -> int:
+    """Key summaries, fine and coarse: one row of keys each."""
+    if sparse is None:
+        return 0
+    row = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    windows = context // sparse.kernel_stride + context // sparse.coarse_stride
+    return windows * row * (4 if kv_type == "float32" else 2)
 
 
 def huge_page_bytes(address: int, size: int) -> int | None:

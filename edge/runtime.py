@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from edge.attention import AttentionMode, describe_attention
 from edge.chat import Chat, ContextPolicy
-from edge.config import KVType, ModelConfig
+from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import CheckpointError, ConfigError, EdgeError
 from edge.executors.base import Executor
 from edge.generation import Chunk, Completion, Stream, generate
@@ -48,6 +49,7 @@ def load(
     activations: str = "int8",
     kv_type: KVType = "float16",
     executor: str | ExecutorFactory = "native",
+    attention: AttentionMode = "auto",
     tier: str | None = None,
     mmap: bool | None = None,
     revision: str | None = None,
@@ -61,10 +63,11 @@ def load(
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: True maps the
-    weights' file and reads it when it is used, so it needs no memory of its own; False copies it into huge
-    pages; by default it is read at once, and copied only where the system does not keep it in huge pages.
-    executor: `native`, or a function that makes another one, to which threads, activations, tier and mmap
+    `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
+    `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the weights' file
+    and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by
+    default it is read at once, and copied only where the system does not keep it in huge pages. executor:
+    `native`, or a function that makes another one, to which threads, activations, attention, tier and mmap
     mean nothing (`model.executor.open_torch`).
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
@@ -76,7 +79,7 @@ def load(
     for name, value in (("context", context), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-    from edge.executors.native import NativeExecutor
+    from edge.executors.native import NativeExecutor, choose_attention
     from edge.resolve import open_model
     from edge.trace import traced
 
@@ -96,13 +99,16 @@ def load(
     bundle.config.check_context(tokens)
     if not isinstance(executor, str):
         return Model(bundle, traced(executor(bundle, tokens)), name=str(model), kv_type=kv_type)
-    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=bool(mmap)), available_memory())
+    sparse = choose_attention(bundle.config, attention, tokens)
+    plan = memory_plan(bundle, tokens, kv_type, mapped_weights=bool(mmap), sparse=sparse)
+    check_memory(plan, available_memory())
     runner = NativeExecutor(
         bundle,
         context=tokens,
         threads=threads,
         activations=activations,
         kv_type=kv_type,
+        attention=attention,
         tier=tier,
         mmap=mmap,
     )
@@ -138,6 +144,15 @@ class Model:
         return self.executor.context
 
     @property
+    def attention(self) -> str:
+        """The active mode in words, for example `dense`."""
+        return describe_attention(self._sparse)
+
+    @property
+    def _sparse(self) -> SparseConfig | None:
+        return getattr(self.executor, "sparse", None)  # an executor without it is dense
+
+    @property
     def generation_config(self) -> dict[str, Any]:
         """The settings that the model's authors recommend, or an empty dict."""
         return self.bundle.generation_config
@@ -146,7 +161,12 @@ class Model:
     def memory_plan(self) -> MemoryPlan:
         """What one conversation that fills the context takes."""
         return memory_plan(
-            self.bundle, self.context, self._kv_type, self.executor.max_batch, mapped_weights=self._mmap
+            self.bundle,
+            self.context,
+            self._kv_type,
+            self.executor.max_batch,
+            mapped_weights=self._mmap,
+            sparse=self._sparse,
         )
 
     @cached_property

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.attention import AttentionMode, resolve_attention
 from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
-from edge.config import ModelConfig
+from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
 from edge.executors.weights import WeightMemory, open_weights
@@ -39,6 +40,7 @@ _ROLES = {
     "mlp.down_proj.weight": 11,
 }
 _ALIGNMENT = 64
+_BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
 _LAYER_PREFIX = "model.layers."
 
 
@@ -95,8 +97,8 @@ class NativeCache:
 class NativeExecutor:
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
-    tier: the kernels in use, for example `avx512vnni`. workspace_bytes: scratch memory, KV caches and weights
-    not counted.
+    tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if
+    every query is dense. workspace_bytes: scratch memory, KV caches and weights not counted.
     """
 
     def __init__(
@@ -110,15 +112,16 @@ class NativeExecutor:
         tier: str | None = None,
         max_batch: int = 256,
         mmap: bool | None = None,
+        attention: AttentionMode = "auto",
     ) -> None:
         """An executor for `bundle`.
 
         context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
-        (exact). kv_type: `float16` or `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or
-        the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file and reads it
-        when it is used, False copies it into huge pages; by default whichever is at once and fast
-        (`edge.executors.weights`).
+        (exact). kv_type: `float16`, `float32` or `int8`. tier: a kernel tier of this CPU, by default
+        $EDGE_CPU or the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file
+        and reads it when it is used, False copies it into huge pages; by default whichever is at once and
+        fast (`edge.executors.weights`). attention: see `edge.attention`.
         """
         config = bundle.config
         if config.num_experts:
@@ -128,6 +131,7 @@ class NativeExecutor:
         self._config = config
         self._context = config.max_position_embeddings if context is None else context
         config.check_context(self._context)
+        self.sparse = choose_attention(config, attention, self._context)
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
         self._pool = ThreadPool(threads)
@@ -158,6 +162,7 @@ class NativeExecutor:
             logit_scale=config.logit_scale,
             rope_scale=rope_scale,
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
+            sparse=sparse_constants(self.sparse),
         )
         weights = (native.Weight * len(bundle.tensors))(
             *(_weight(info, weight_memory.address(name)) for name, info in bundle.tensors.items())
@@ -208,9 +213,13 @@ class NativeExecutor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Dense attention and trees."""
+        """Dense and sparse attention, and trees."""
         return Capabilities(
-            trees=True, max_tree=native.MAX_TREE, hidden_states=True, kv_types=tuple(native.KV_TYPE)
+            trees=True,
+            max_tree=native.MAX_TREE,
+            hidden_states=True,
+            sparse_attention=_sparse_obstacle(self._config) is None,
+            kv_types=tuple(native.KV_TYPE),
         )
 
     def new_cache(self) -> NativeCache:
@@ -303,6 +312,41 @@ class NativeExecutor:
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
+
+
+def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
+    """`edge.attention.resolve_attention` for this executor."""
+    return resolve_attention(config, mode, context=context, obstacle=_sparse_obstacle(config))
+
+
+def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
+    """The constants as libedge takes them; None is dense attention."""
+    if sparse is None:
+        return native.Sparse(enabled=0)
+    return native.Sparse(
+        enabled=1,
+        kernel_size=sparse.kernel_size,
+        kernel_stride=sparse.kernel_stride,
+        block_size=sparse.block_size,
+        init_blocks=sparse.init_blocks,
+        window_size=sparse.window_size,
+        topk=sparse.topk,
+        dense_len=sparse.dense_len,
+        exact_lse=int(sparse.exact_lse),
+    )
+
+
+def _sparse_obstacle(config: ModelConfig) -> str | None:
+    """Why the kernels can't run this network's sparse attention; None if they can."""
+    sparse = config.sparse or SparseConfig()
+    group = config.num_attention_heads // config.num_key_value_heads
+    if sparse.block_size != _BLOCK_SIZE:
+        return f"the native kernels need a block_size of {_BLOCK_SIZE}, not {sparse.block_size}"
+    if sparse.kernel_size % _KEY_GROUP or sparse.kernel_stride % _KEY_GROUP:
+        return f"the native kernels need a kernel_size and kernel_stride that are multiples of {_KEY_GROUP}"
+    if group > _MOST_GROUP:
+        return f"the native kernels take up to {_MOST_GROUP} query heads per KV head, not {group}"
+    return None
 
 
 def _finalize(owner: object, destroy: Any, handle: ctypes.c_void_p) -> weakref.finalize[Any, Any]:

@@ -26,7 +26,7 @@ UNSUPPORTED = 6
 
 KIND = {"f32": 0, "f16": 1, "int8": 2, "int4": 3, "ternary": 4}
 ACTIVATIONS = {"int8": 0, "float32": 1}
-KV_TYPE = {"float16": 0, "float32": 1}
+KV_TYPE = {"float16": 0, "float32": 1, "int8": 2}
 
 _task = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_int32)
 
@@ -71,6 +71,18 @@ class Roofline(ctypes.Structure):
     )
 
 
+class Sparse(ctypes.Structure):
+    """edge_sparse"""
+
+    _fields_ = tuple(
+        (name, c_int32)
+        for name in (
+            *("enabled", "kernel_size", "kernel_stride", "block_size"),
+            *("init_blocks", "window_size", "topk", "dense_len", "exact_lse"),
+        )
+    )
+
+
 class Config(ctypes.Structure):
     """edge_config"""
 
@@ -94,6 +106,7 @@ class Config(ctypes.Structure):
             for name in ("rms_norm_eps", "embedding_scale", "residual_scale", "logit_scale", "rope_scale")
         ),
         ("inverse_frequency", POINTER(c_float)),
+        ("sparse", Sparse),
     )
 
 
@@ -199,6 +212,13 @@ _FUNCTIONS = {
         (
             *(POINTER(Parallel), POINTER(Scratch), c_char_p),
             *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
+        ),
+    ),
+    "edge_attention": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), c_char_p, c_int32, c_int32, c_int32, c_int32, POINTER(Sparse)),
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
         ),
     ),
     "edge_model_create": (

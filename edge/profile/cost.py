@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edge.config import KVType, ModelConfig
+from edge.config import KVType, ModelConfig, SparseConfig
 from edge.scheme import QuantScheme
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
 
@@ -51,7 +51,7 @@ class NetworkCost:
     is next to nothing). body, head: multiply-adds per token in the layers' matrices, and in the head, which a
     prefill needs for its last token only. integer: whether the matrices use the integer dot products. kv_row:
     bytes that one position of the context takes. attention: multiply-adds per token and position that it
-    sees.
+    sees. sparse: the constants of sparse attention; None is dense.
     """
 
     resident: int
@@ -61,6 +61,7 @@ class NetworkCost:
     integer: bool
     kv_row: int
     attention: int
+    sparse: SparseConfig | None = None
 
     @classmethod
     def of(
@@ -104,7 +105,20 @@ class NetworkCost:
 
     def attention_pairs(self, tokens: float, depth: float) -> float:
         """Multiply-adds of the attention of `tokens` tokens after `depth` others."""
-        return self.attention * (tokens * depth + tokens * (tokens + 1) / 2)
+        return self.attention * self.positions_read(tokens, depth)
+
+    def positions_read(self, tokens: float, depth: float) -> float:
+        """Positions that `tokens` tokens after `depth` others read, each by itself.
+
+        A sparse query reads its blocks and the fine and coarse windows, which are keys without values.
+        """
+        dense = tokens * depth + tokens * (tokens + 1) / 2
+        middle = depth + (tokens + 1) / 2
+        if self.sparse is None or middle <= self.sparse.dense_len:
+            return dense
+        visible = (self.sparse.topk + self.sparse.local_blocks) * self.sparse.block_size
+        windows = middle / self.sparse.kernel_stride + middle / self.sparse.coarse_stride
+        return min(dense, tokens * (visible + windows / 2))
 
     def seconds_at_peak(self, linear: float, attention: float, roofline: Roofline) -> float:
         """Time of so many multiply-adds in matrices and in attention, at the arithmetic peaks."""

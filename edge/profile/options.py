@@ -10,7 +10,7 @@ from edge.errors import EdgeError
 
 EXECUTORS = ("native",)
 """Executors that exist."""
-ATTENTION = ("dense",)
+ATTENTION = ("dense", "sparse")
 """Kinds of attention that exist."""
 FILLS = ("prefill", "synthetic")
 

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from edge import __version__
 from edge.bundle.reader import Bundle
-from edge.config import KVType
+from edge.config import KVType, SparseConfig
 from edge.memory import available_memory
 from edge.native import library as native
 from edge.profile import machine
@@ -75,10 +75,12 @@ def profile(
             bundle = bundles[quantize]
             setup = Setup(
                 *(str(bundle.path), executor, options.context, threads),
-                *(kv_type, options.activations, options.fill),
+                *(kv_type, options.activations, options.fill, attention),
             )
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
             cost = NetworkCost.of(bundle.config, tensors, kv_type, options.activations)
+            if attention == "sparse":
+                cost = replace(cost, sparse=bundle.config.sparse or SparseConfig())
             worker = stack.enter_context(Worker(setup))
             configurations.append(
                 _Configuration(str(model), executor, attention, kv_type, bundle, cost, worker)
@@ -211,7 +213,7 @@ def work(cost: NetworkCost, test: tuple[Test, int, int], batch: int) -> tuple[fl
         total = cost.prefill_bytes(tokens, depth, batch)
         weights = cost.streamed * -(-tokens // batch)
         return weights, total - weights, cost.body * tokens + cost.head, attention
-    positions = tokens * depth + tokens * (tokens + 1) / 2
+    positions = cost.positions_read(tokens, depth)
     return cost.streamed * tokens, cost.kv_row * positions, (cost.body + cost.head) * tokens, attention
 
 

@@ -31,6 +31,7 @@ class Setup:
     kv_type: str
     activations: str
     fill: str
+    attention: str
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _open(setup: Setup) -> tuple[Bench, Ready]:
         threads=setup.threads,
         activations=setup.activations,
         kv_type=setup.kv_type,
+        attention=setup.attention,  # type: ignore[arg-type]
     )
     seconds = time.perf_counter() - started
     bench = Bench(executor, setup.kv_type, setup.fill)  # type: ignore[arg-type]

@@ -96,6 +96,9 @@ typedef enum {
     EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
 } edge_activations;
 
+/* Number type of a KV cache. int8: one scale per token, head and layer, for keys and for values. */
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
@@ -123,9 +126,28 @@ EDGE_API edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scr
                                    const char *tier, const float *x, const float *weight, float eps,
                                    float scale, int64_t n, int64_t size, float *out);
 
-/* ---- The decoder ---------------------------------------------------------------------------------- */
+/* InfLLM-V2 block-sparse attention; lengths in tokens. A query with more than dense_len rows on its path, its own
+ * included, is sparse. It reads the first init_blocks blocks, the window_size / block_size blocks that end with its
+ * own, and the best-scored others, so that first and best ones together are topk. */
+typedef struct {
+    int32_t enabled;                    /* 0: dense attention, the rest is not looked at */
+    int32_t kernel_size, kernel_stride; /* multiples of 16; coarse kernels are four times that */
+    int32_t block_size;                 /* 64 */
+    int32_t init_blocks, window_size, topk, dense_len;
+    int32_t exact_lse; /* 1: scores are normalised over the fine kernels, not the coarse ones */
+} edge_sparse;
 
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1 } edge_kv_type;
+/* out[n][heads][head_dim] of queries of that shape after `past` earlier tokens; keys and values
+ * [past + n][kv_heads][head_dim] go through a cache of `kv_type`. tree: [n] masks over the n tokens, NULL: causal.
+ * sparse: NULL for dense attention. selected: NULL, or of sparse attention the ids of the blocks that were read,
+ * [n][kv_heads][topk + window_size / block_size], ascending, then -1; a dense query has none. */
+EDGE_API edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type,
+                                    int32_t heads, int32_t kv_heads, int32_t head_dim,
+                                    const edge_sparse *sparse, const float *queries, const float *keys,
+                                    const float *values, int64_t n, int64_t past, const uint64_t *tree,
+                                    float *out, int32_t *selected);
+
+/* ---- The decoder ---------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */
@@ -137,6 +159,7 @@ typedef struct {
     float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
     float rope_scale;               /* factor on cos and sin */
     const float *inverse_frequency; /* [head_dim / 2], copied */
+    edge_sparse sparse;
 } edge_config;
 
 typedef enum {

@@ -23,4 +23,11 @@ class AlignedMemory {
     std::unique_ptr<uint8_t, Delete> memory_;
 };
 
+// Plans or, unless memory is nullptr, places an array of `count` elements after the first `bytes` bytes of memory.
+template <class T>
+void place(uint8_t *memory, uint64_t *bytes, int64_t count, T **where) {
+    *where = memory ? reinterpret_cast<T *>(memory + *bytes) : nullptr;
+    *bytes += (uint64_t(count) * sizeof(T) + 63) / 64 * 64;
+}
+
 }  // namespace edge

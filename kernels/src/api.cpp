@@ -7,11 +7,14 @@
 #include <new>
 #include <vector>
 
+#include "attention.h"
+#include "checks.h"
 #include "decoder.h"
 #include "error.h"
 #include "kernels.h"
 #include "linear.h"
 #include "matrix.h"
+#include "sparse_attention.h"
 
 using edge::fail;
 using edge::Kernels;
@@ -33,53 +36,6 @@ edge_status pick_kernels(const char *tier, const Kernels **kernels) {
     if (*kernels != nullptr) return EDGE_OK;
     return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
                 edge_cpu_tiers());
-}
-
-edge_status check_config(const edge_config &c) {
-    struct Field {
-        const char *name;
-        int64_t value;
-    };
-    const Field positive[] = {{"vocab_size", c.vocab_size},
-                              {"hidden_size", c.hidden_size},
-                              {"intermediate_size", c.intermediate_size},
-                              {"layers", c.layers},
-                              {"heads", c.heads},
-                              {"kv_heads", c.kv_heads},
-                              {"head_dim", c.head_dim},
-                              {"context", c.context},
-                              {"max_batch", c.max_batch}};
-    constexpr int64_t limit = 1 << 24;
-    for (const Field &field : positive) {
-        if (field.value <= 0 || field.value > limit) {
-            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name,
-                        (long long)field.value, (long long)limit);
-        }
-    }
-    if (c.heads % c.kv_heads != 0) {
-        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", c.heads, c.kv_heads);
-    }
-    constexpr int64_t most_layers = 4096, most_columns = 1 << 24;
-    if (c.layers > most_layers || int64_t(c.heads) * c.head_dim > most_columns) {
-        return fail(EDGE_INVALID, "%d layers of %d heads of %d are beyond what is possible.", c.layers,
-                    c.heads, c.head_dim);
-    }
-    if (c.head_dim % 16 != 0)
-        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16.", c.head_dim);
-    if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
-        return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
-    }
-    if (c.kv_type != EDGE_KV_F16 && c.kv_type != EDGE_KV_F32)
-        return fail(EDGE_INVALID, "Unknown KV type %d.", c.kv_type);
-    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
-    for (const float value :
-         {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
-        if (!std::isfinite(value))
-            return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
-    }
-    if (c.rms_norm_eps <= 0.0f)
-        return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
-    return EDGE_OK;
 }
 
 constexpr int64_t max_tokens = 1 << 24, max_columns = 1 << 30;  // far from overflow in sizes
@@ -196,6 +152,50 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
     });
 }
 
+edge_status edge_attention(const edge_parallel *parallel, const char *tier, int32_t kv_type, int32_t heads,
+                           int32_t kv_heads, int32_t head_dim, const edge_sparse *sparse,
+                           const float *queries, const float *keys, const float *values, int64_t n,
+                           int64_t past, const uint64_t *tree, float *out, int32_t *selected) {
+    return guarded([&]() -> edge_status {
+        if (!parallel_is_usable(parallel) || !queries || !keys || !values || !out || n <= 0 || past < 0 ||
+            past > max_tokens || n > max_tokens) {
+            return fail(EDGE_INVALID, "edge_attention: an argument is missing or out of range.");
+        }
+        if (const edge_status status = edge::check_heads(heads, kv_heads, head_dim, kv_type)) return status;
+        if (tree != nullptr) {
+            if (const edge_status status = edge::check_tree(tree, n)) return status;
+        }
+        edge_sparse constants{};
+        if (sparse != nullptr && sparse->enabled) {
+            if (const edge_status status = edge::check_sparse(*sparse, heads / kv_heads)) return status;
+            constants = *sparse;
+        }
+        const Kernels *kernels;
+        if (const edge_status status = pick_kernels(tier, &kernels)) return status;
+        edge_cache cache({1, kv_heads, head_dim, past + n, edge_kv_type(kv_type)}, constants);
+        if (const edge_status status = cache.reserve()) return status;
+        for (int64_t position = 0; position < past + n; ++position) {
+            for (int64_t head = 0; head < kv_heads; ++head) {
+                const int64_t at = (position * kv_heads + head) * head_dim;
+                cache.store(*kernels, 0, head, position, keys + at, values + at);
+            }
+        }
+        const int64_t stride = int64_t(heads) * head_dim;
+        edge::Attention attention(cache.shape, heads, n, parallel->workers);
+        if (!constants.enabled) {
+            attention.run(*parallel, *kernels, cache, 0, queries, out, stride, n, past, tree);
+            return EDGE_OK;
+        }
+        edge::SparseAttention operation(cache.shape, constants, heads, n, parallel->workers);
+        operation.run(*parallel, *kernels, attention, cache, 0, queries, out, stride, n, past, tree);
+        if (selected != nullptr) {
+            operation.copy_selections(n, constants.topk + constants.window_size / constants.block_size,
+                                      selected);
+        }
+        return EDGE_OK;
+    });
+}
+
 // ---- The decoder ------------------------------------------------------------------------------------
 
 edge_status edge_model_create(const edge_config *config, const edge_weight *weights, int64_t count,
@@ -208,7 +208,7 @@ edge_status edge_model_create(const edge_config *config, const edge_weight *weig
         if (!weights || count <= 0 || !parallel_is_usable(parallel) || !model) {
             return fail(EDGE_INVALID, "edge_model_create: an argument is missing.");
         }
-        if (const edge_status status = check_config(*config)) return status;
+        if (const edge_status status = edge::check_config(*config)) return status;
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
         auto loaded = std::make_unique<edge_model>(*config, *parallel, *kernels);
@@ -233,7 +233,7 @@ edge_status edge_model_observe(edge_model *model, edge_observer observer, void *
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {
         if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");
-        auto fresh = std::make_unique<edge_cache>(model->cache_shape());
+        auto fresh = std::make_unique<edge_cache>(model->cache_shape(), model->config.sparse);
         if (const edge_status status = fresh->reserve()) return status;
         *cache = fresh.release();
         return EDGE_OK;

@@ -7,16 +7,28 @@
 namespace edge {
 namespace {
 
-constexpr int most_rows = 32;            // query rows of one task: they share the conversion of the keys
-constexpr int64_t split_tokens = 4;      // batches up to this size may split the context over threads
+constexpr int most_task_rows = 128;  // query rows of one task: they share the conversion of keys and values
+constexpr int row_tile = 8;          // of which the kernels take so many at once
+constexpr int64_t split_tokens = 4;  // batches up to this size may split the context over threads
 constexpr int64_t tasks_per_worker = 4;  // with fewer row tasks than this, split the context
 
 int64_t chunks_of(int64_t positions) { return (positions + attention_chunk - 1) / attention_chunk; }
 
-// maxima, sums and outputs of `rows` rows, side by side.
-int64_t state_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+}  // namespace
 
-AttentionState state_at(float *base, int64_t rows) { return {base, base + rows, base + 2 * rows}; }
+uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows, AttentionScratch *scratch) {
+    uint64_t bytes = 0;
+    place(memory, &bytes, rows * head_dim, &scratch->queries);
+    place(memory, &bytes, 2 * rows * head_dim, &scratch->query_digits);
+    place(memory, &bytes, rows, &scratch->query_scales);
+    place(memory, &bytes, 2 * rows, &scratch->query_offsets);
+    place(memory, &bytes, attention_chunk * head_dim, &scratch->tile);
+    place(memory, &bytes, rows * attention_chunk, &scratch->scores);
+    place(memory, &bytes, 2 * rows * attention_chunk, &scratch->weight_digits);
+    place(memory, &bytes, rows, &scratch->weight_scales);
+    place(memory, &bytes, 2 * rows, &scratch->weight_offsets);
+    return bytes;
+}
 
 void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
     std::fill_n(state.maxima, rows, -INFINITY);
@@ -24,18 +36,18 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
     std::fill_n(state.outputs, rows * head_dim, 0.0f);
 }
 
-}  // namespace
-
 // Row r of a KV head is query head r % group of token r / group.
-struct Attention::Rows {
+struct Attention::Task {
+    int64_t kv_head;
     int count = 0;
-    const float *queries[most_rows];
-    float *outputs[most_rows];
-    int64_t limits[most_rows];
-    uint64_t masks[most_rows];
+    const float *queries[most_task_rows];
+    float *outputs[most_task_rows];
+    int64_t limits[most_task_rows];
+    uint64_t masks[most_task_rows];
 
-    Rows(const Attention &attention, const float *in, float *out, int64_t stride, int64_t kv_head,
-         int64_t first, int64_t last, int64_t past, int64_t n, const uint64_t *tree) {
+    Task(const Attention &attention, const float *in, float *out, int64_t stride, int64_t kv_head_,
+         int64_t first, int64_t last, int64_t past, int64_t n, const uint64_t *tree)
+        : kv_head(kv_head_) {
         for (int64_t row = first; row < last; ++row, ++count) {
             const int64_t token = row / attention.group,
                           head = kv_head * attention.group + row % attention.group;
@@ -58,99 +70,119 @@ struct Attention::Rows {
     }
 };
 
-Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens, int32_t workers)
+Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens, int32_t worker_count)
     : heads(heads_),
       kv_heads(shape.kv_heads),
       head_dim(shape.head_dim),
       group(heads_ / shape.kv_heads),
-      worker_floats(round_up(attention_chunk * shape.head_dim + most_rows * attention_chunk +
-                                 2 * state_floats(most_rows, shape.head_dim),
-                             16)),
-      all_worker_floats(worker_floats * workers),
-      worker_scratch(new float[size_t(all_worker_floats)]),
+      most_rows(std::min<int64_t>(most_task_rows, round_up(max_tokens * group, row_tile))),
+      workers(size_t(worker_count)),
       split_floats(chunks_of(shape.capacity) *
                    state_floats(heads_ * std::min(split_tokens, max_tokens), head_dim)),
-      split_scratch(new float[size_t(split_floats)]) {}
+      split_scratch(new float[size_t(split_floats)]) {
+    AttentionScratch unused;
+    const uint64_t scratch_bytes = place_attention_scratch(nullptr, head_dim, most_rows, &unused);
+    const int64_t floats = round_up(state_floats(most_rows, head_dim), 16);
+    worker_bytes = scratch_bytes + 2 * uint64_t(floats) * sizeof(float);
+    worker_memory.reset(worker_bytes * workers.size());
+    uint8_t *at = worker_memory.data();
+    for (Worker &worker : workers) {
+        place_attention_scratch(at, head_dim, most_rows, &worker.scratch);
+        float *states = reinterpret_cast<float *>(at + scratch_bytes);
+        worker.part = state_at(states, most_rows);
+        worker.state = state_at(states + floats, most_rows);
+        at += worker_bytes;
+    }
+}
 
-uint64_t Attention::bytes() const { return uint64_t(split_floats + all_worker_floats) * sizeof(float); }
+uint64_t Attention::bytes() const {
+    return uint64_t(split_floats) * sizeof(float) + worker_bytes * workers.size();
+}
 
 void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache,
                     int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
                     const uint64_t *tree) {
-    const int64_t rows = n * group, tiles = (rows + most_rows - 1) / most_rows, chunks = chunks_of(past + n);
-    const float scale = 1.0f / std::sqrt(float(head_dim));
+    const int64_t rows = n * group, end = past + n, chunks = chunks_of(end);
+    const bool split = n <= split_tokens && chunks > 1 && kv_heads < tasks_per_worker * parallel.workers;
+    const int64_t wanted = rows * kv_heads / (tasks_per_worker * parallel.workers);
+    const int64_t task_rows =
+        std::min(most_rows, split ? rows : std::max<int64_t>(round_up(wanted, row_tile), row_tile));
+    const int64_t tiles = (rows + task_rows - 1) / task_rows, tasks = kv_heads * tiles;
+    for (Worker &worker : workers) worker.prepared = -1;
 
-    const auto attend_chunk = [&](const Rows &task, int64_t kv_head, int64_t chunk, int32_t worker,
+    const auto task_at = [&](int64_t index) {
+        const int64_t first = index % tiles * task_rows;
+        return Task(*this, queries, out, stride, index / tiles, first, std::min(rows, first + task_rows),
+                    past, n, tree);
+    };
+    const auto attend_chunk = [&](const Task &task, int64_t index, int64_t chunk, Worker *worker,
                                   const AttentionState &part) {
-        float *scratch = worker_scratch.get() + worker * worker_floats;
+        AttentionRows r;
+        r.type = cache.shape.type;
+        r.head_dim = head_dim;
+        r.scale = 1.0f / std::sqrt(float(head_dim));
+        r.count = task.count;
+        r.queries = task.queries;
+        r.limits = task.limits;
+        r.masks = tree ? task.masks : nullptr;
+        r.tree_start = past;
+        r.scratch = worker->scratch;
+        if (worker->prepared != index) kernels.prepare_queries(r);
+        worker->prepared = index;
         AttentionChunk c;
-        c.keys = cache.keys(layer, kv_head);
-        c.values = cache.values(layer, kv_head);
-        c.half = cache.shape.type == EDGE_KV_F16;
-        c.head_dim = head_dim;
-        c.begin = chunk * attention_chunk;
-        c.end = std::min(c.begin + attention_chunk, past + n);
-        c.scale = scale;
-        c.rows = task.count;
-        c.queries = task.queries;
-        c.limits = task.limits;
-        c.masks = tree ? task.masks : nullptr;
-        c.tree_start = past;
-        c.key_scratch = scratch;
-        c.score_scratch = scratch + attention_chunk * head_dim;
-        kernels.attend(c, part);
-    };
-    const auto rows_of = [&](int64_t kv_head, int64_t tile) {
-        return Rows(*this, queries, out, stride, kv_head, tile * most_rows,
-                    std::min(rows, (tile + 1) * most_rows), past, n, tree);
+        const int64_t begin = chunk * attention_chunk;
+        c.blocks = 0;
+        for (int64_t at = begin; at < std::min(begin + attention_chunk, end); at += attention_block) {
+            c.keys[c.blocks] = cache.keys(layer, task.kv_head, at);
+            c.values[c.blocks] = cache.values(layer, task.kv_head, at);
+            c.starts[c.blocks++] = at;
+        }
+        for (int b = 0; b < attention_blocks; ++b) {
+            const int64_t at = begin + attention_chunk + b * attention_block;
+            c.next[b] = at < end ? cache.keys(layer, task.kv_head, at) : c.keys[0];
+        }
+        kernels.attend(r, c, part);
     };
 
-    if (n <= split_tokens && chunks > 1 && kv_heads * tiles < tasks_per_worker * parallel.workers) {
-        const int64_t tasks = kv_heads * tiles;
-        const auto part_at = [&](int64_t task, int64_t chunk, const Rows &task_rows) {
-            const int64_t rows_before = task / tiles * rows + task % tiles * most_rows;
-            const int64_t row_chunks = rows_before * chunks + chunk * task_rows.count;
-            return state_at(split_scratch.get() + state_floats(row_chunks, head_dim), task_rows.count);
+    if (split) {
+        const auto part_at = [&](int64_t index, int64_t chunk, const Task &task) {
+            const int64_t rows_before = index / tiles * rows + index % tiles * task_rows;
+            const int64_t row_chunks = rows_before * chunks + chunk * task.count;
+            return state_at(split_scratch.get() + state_floats(row_chunks, head_dim), task.count);
         };
-        parallel_for(parallel, tasks * chunks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
-            for (int64_t index = begin; index < end; ++index) {
-                const int64_t task = index / chunks, chunk = index % chunks;
-                const Rows task_rows = rows_of(task / tiles, task % tiles);
-                attend_chunk(task_rows, task / tiles, chunk, worker, part_at(task, chunk, task_rows));
+        parallel_for(parallel, tasks * chunks, 1, [&](int64_t first, int64_t last, int32_t worker) {
+            for (int64_t piece = first; piece < last; ++piece) {
+                const int64_t index = piece / chunks, chunk = piece % chunks;
+                const Task task = task_at(index);
+                attend_chunk(task, index, chunk, &workers[size_t(worker)], part_at(index, chunk, task));
             }
         });
-        parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
-            for (int64_t task = begin; task < end; ++task) {
-                const Rows task_rows = rows_of(task / tiles, task % tiles);
-                const AttentionState state = scratch_state(worker, 1);
-                clear(state, task_rows.count, head_dim);
+        parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
+            for (int64_t index = first; index < last; ++index) {
+                const Task task = task_at(index);
+                const AttentionState state = workers[size_t(worker)].state;
+                clear(state, task.count, head_dim);
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                    kernels.merge(part_at(task, chunk, task_rows), task_rows.count, head_dim, state);
+                    kernels.merge(part_at(index, chunk, task), task.count, head_dim, state);
                 }
-                task_rows.finish(state, head_dim);
+                task.finish(state, head_dim);
             }
         });
         return;
     }
 
-    parallel_for(parallel, kv_heads * tiles, 1, [&](int64_t begin, int64_t end, int32_t worker) {
-        for (int64_t task = begin; task < end; ++task) {
-            const Rows task_rows = rows_of(task / tiles, task % tiles);
-            const AttentionState part = scratch_state(worker, 0), state = scratch_state(worker, 1);
-            clear(state, task_rows.count, head_dim);
-            for (int64_t chunk = 0; chunk < chunks_of(task_rows.furthest()); ++chunk) {
-                attend_chunk(task_rows, task / tiles, chunk, worker, part);
-                kernels.merge(part, task_rows.count, head_dim, state);
+    parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
+        Worker *mine = &workers[size_t(worker)];
+        for (int64_t index = first; index < last; ++index) {
+            const Task task = task_at(index);
+            clear(mine->state, task.count, head_dim);
+            for (int64_t chunk = 0; chunk < chunks_of(task.furthest()); ++chunk) {
+                attend_chunk(task, index, chunk, mine, mine->part);
+                kernels.merge(mine->part, task.count, head_dim, mine->state);
             }
-            task_rows.finish(state, head_dim);
+            task.finish(mine->state, head_dim);
         }
     });
-}
-
-AttentionState Attention::scratch_state(int32_t worker, int which) {
-    float *base = worker_scratch.get() + worker * worker_floats + attention_chunk * head_dim +
-                  most_rows * attention_chunk + which * state_floats(most_rows, head_dim);
-    return state_at(base, most_rows);
 }
 
 }  // namespace edge

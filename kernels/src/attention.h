@@ -9,11 +9,22 @@
 #include <memory>
 #include <vector>
 
+#include "aligned.h"
 #include "cache.h"
 #include "kernels.h"
 #include "pool.h"
 
 namespace edge {
+
+// Places the scratch memory of `rows` query rows at `memory`, aligned to 64, or nullptr; returns its bytes.
+uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows, AttentionScratch *scratch);
+
+// maxima, sums and outputs of `rows` rows, side by side.
+inline int64_t state_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+
+inline AttentionState state_at(float *base, int64_t rows) { return {base, base + rows, base + 2 * rows}; }
+
+void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 
 class Attention {
    public:
@@ -27,13 +38,18 @@ class Attention {
     uint64_t bytes() const;
 
    private:
-    struct Rows;  // the query rows of one task
+    // What one thread works with.
+    struct Worker {
+        AttentionScratch scratch;
+        AttentionState part, state;
+        int64_t prepared;  // the task whose queries are in the scratch memory
+    };
+    struct Task;  // the query rows of one task
 
-    AttentionState scratch_state(int32_t worker, int which);
-
-    const int64_t heads, kv_heads, head_dim, group;
-    const int64_t worker_floats, all_worker_floats;
-    std::unique_ptr<float[]> worker_scratch;
+    const int64_t heads, kv_heads, head_dim, group, most_rows;
+    uint64_t worker_bytes;
+    std::vector<Worker> workers;
+    AlignedMemory worker_memory;
     const int64_t split_floats;
     std::unique_ptr<float[]> split_scratch;  // touched only as far as the context reaches
 };

@@ -1,39 +1,117 @@
 #include "cache.h"
 
-#include <sys/mman.h>
-
+#include <algorithm>
 #include <cstring>
 #include <initializer_list>
 
 #include "error.h"
+#include "memory.h"
+#include "summaries.h"
 
-#ifndef MAP_NORESERVE
-#define MAP_NORESERVE 0
-#endif
+namespace {
+
+using edge::attention_block;
+using edge::CacheShape;
+
+constexpr int64_t lanes = 16;  // positions that stand side by side in a block of keys
+
+// Where a row's elements stand: `count` runs of `run` elements, the runs `stride` elements apart.
+struct Runs {
+    int64_t first, run, stride, count;
+};
+
+Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
+    const int64_t index = position % attention_block, dim = shape.head_dim;
+    const bool int8 = shape.type == EDGE_KV_INT8;
+    if (is_key) {
+        const int64_t lane = index % lanes, group = (index - lane) * dim, run = int8 ? 4 : 1;
+        return {group + run * lane, run, run * lanes, dim / run};
+    }
+    if (int8) return {(index - index % 4) * dim + index % 4, 1, 4, dim};
+    return {index * dim, dim, dim, 1};
+}
+
+template <class Element>
+void copy_runs(const Runs &from, const uint8_t *source, const Runs &to, uint8_t *target) {
+    const Element *read = reinterpret_cast<const Element *>(source) + from.first;
+    Element *write = reinterpret_cast<Element *>(target) + to.first;
+    for (int64_t i = 0; i < to.count; ++i, read += from.stride, write += to.stride) {
+        for (int64_t j = 0; j < to.run; ++j) write[j] = read[j];
+    }
+}
+
+void copy_runs(const CacheShape &shape, const Runs &from, const uint8_t *source, const Runs &to,
+               uint8_t *target) {
+    switch (shape.type) {
+        case EDGE_KV_INT8:
+            return copy_runs<uint8_t>(from, source, to, target);
+        case EDGE_KV_F16:
+            return copy_runs<uint16_t>(from, source, to, target);
+        case EDGE_KV_F32:
+            return copy_runs<uint32_t>(from, source, to, target);
+    }
+}
+
+float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
+    return reinterpret_cast<float *>(block + attention_block * shape.row_bytes()) +
+           position % attention_block;
+}
+
+}  // namespace
+
+void edge::copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+                    int64_t to) {
+    copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
+    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+}
+
+edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse) : shape(cache_shape) {
+    if (sparse.enabled) summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
+}
 
 edge_cache::~edge_cache() {
-    if (base != nullptr) munmap(base, bytes);
+    if (base != nullptr) edge::unmap_memory(base, bytes);
+}
+
+void edge_cache::forget_summaries(int64_t rows) const {
+    if (summaries) summaries->rows = std::min(summaries->rows, rows);
 }
 
 edge_status edge_cache::reserve() {
-    bytes = size_t(shape.layers * 2 * shape.kv_heads * shape.capacity * shape.row_bytes());
-    void *memory =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
+    bytes = size_t(shape.pages() * shape.page_bytes());
+    base = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
+    if (base == nullptr) {
         return edge::fail(EDGE_NO_MEMORY,
                           "A KV cache of %zu MB of address space could not be reserved; lower --context.",
                           bytes >> 20);
     }
-    base = static_cast<uint8_t *>(memory);
-    return EDGE_OK;
+    return summaries ? summaries->reserve() : EDGE_OK;
+}
+
+void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position,
+                       const float *key, const float *value) {
+    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
+    for (const bool is_key : {true, false}) {
+        const float *x = is_key ? key : value;
+        uint8_t *target = block(layer, head, position, is_key);
+        if (shape.type == EDGE_KV_INT8) {
+            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
+        } else if (shape.type == EDGE_KV_F16) {
+            kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
+        } else {
+            std::memcpy(row, x, size_t(shape.row_bytes()));
+        }
+        const Runs to = runs_of(shape, is_key, position);
+        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
+    }
 }
 
 void edge_cache::copy(int64_t from, int64_t to) {
-    const size_t row_bytes = size_t(shape.row_bytes());
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
         for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            for (uint8_t *region : {keys(layer, head), values(layer, head)}) {
-                std::memcpy(region + size_t(to) * row_bytes, region + size_t(from) * row_bytes, row_bytes);
+            for (const bool is_key : {true, false}) {
+                edge::copy_row(shape, is_key, block(layer, head, from, is_key), from,
+                               block(layer, head, to, is_key), to);
             }
         }
     }
@@ -49,6 +127,7 @@ edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
                           length);
     }
     cache->length = length;
+    cache->forget_summaries(length);
     return EDGE_OK;
 }
 
@@ -69,6 +148,7 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
         if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
     cache->length = length + count;
+    cache->forget_summaries(length);
     return EDGE_OK;
 }
 
@@ -78,6 +158,7 @@ edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
                           edge_cache_length(cache), length);
     }
     for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
+    cache->forget_summaries(cache->length);
     cache->length = length;
     return EDGE_OK;
 }

@@ -1,10 +1,18 @@
 // The KV cache of one sequence: address space for the whole context, memory committed as rows are written.
+//
+// Pages of 256 positions, each [layer][kv_head][keys, values][block of 64 positions]: so the rows in use lie
+// together, in huge pages, however short the sequence is. A block stands as the attention kernels read it:
+//   keys    f16, f32: [16 positions each][head_dim][16]; int8: [16 positions each][head_dim / 4][16][4]
+//   values  f16, f32: [position][head_dim]; int8: [4 positions each][head_dim][4]
+// int8 codes are stored plus 128, and after a block's codes stand its 64 scales, one per position.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "edge.h"
+#include "kernels.h"
 
 namespace edge {
 
@@ -12,31 +20,56 @@ struct CacheShape {
     int64_t layers, kv_heads, head_dim, capacity;
     edge_kv_type type;
 
-    int64_t element_bytes() const { return type == EDGE_KV_F16 ? 2 : 4; }
+    int64_t element_bytes() const { return type == EDGE_KV_INT8 ? 1 : type == EDGE_KV_F16 ? 2 : 4; }
     int64_t row_bytes() const { return head_dim * element_bytes(); }
+    int64_t scale_bytes() const { return type == EDGE_KV_INT8 ? int64_t(sizeof(float)) : 0; }
+    int64_t position_bytes() const { return 2 * layers * kv_heads * (row_bytes() + scale_bytes()); }
+    int64_t block_bytes() const { return attention_block * (row_bytes() + scale_bytes()); }
+    int64_t page_bytes() const { return layers * kv_heads * 2 * attention_blocks * block_bytes(); }
+    int64_t pages() const { return (capacity + attention_chunk - 1) / attention_chunk; }
 };
+
+// Copies a row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
+void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+              int64_t to);
+
+class KeySummaries;
 
 }  // namespace edge
 
-// Layout: [layer][keys, values][kv_head][position][head_dim].
 struct edge_cache {
-    explicit edge_cache(const edge::CacheShape &cache_shape) : shape(cache_shape) {}
+    explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
     ~edge_cache();
     edge_cache(const edge_cache &) = delete;
 
     edge_status reserve();
-    uint8_t *keys(int64_t layer, int64_t head) const { return region(layer, 0, head); }
-    uint8_t *values(int64_t layer, int64_t head) const { return region(layer, 1, head); }
+
+    // The block that holds `position`.
+    uint8_t *keys(int64_t layer, int64_t head, int64_t position) const {
+        return block(layer, head, position, true);
+    }
+    uint8_t *values(int64_t layer, int64_t head, int64_t position) const {
+        return block(layer, head, position, false);
+    }
+
+    // Writes the row of one position.
+    void store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
+               const float *value);
     // Copies all layers' rows of one position to another.
     void copy(int64_t from, int64_t to);
 
+    // The rows after the first `rows` have changed.
+    void forget_summaries(int64_t rows) const;
+
     const edge::CacheShape shape;
     int64_t length = 0;
+    std::unique_ptr<edge::KeySummaries> summaries;  // of sparse attention, or nullptr
 
    private:
-    uint8_t *region(int64_t layer, int64_t which, int64_t head) const {
-        const int64_t index = (layer * 2 + which) * shape.kv_heads + head;
-        return base + index * shape.capacity * shape.row_bytes();
+    uint8_t *block(int64_t layer, int64_t head, int64_t position, bool is_key) const {
+        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * edge::attention_blocks +
+                              position % edge::attention_chunk / edge::attention_block;
+        return base + position / edge::attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
     }
 
     uint8_t *base = nullptr;

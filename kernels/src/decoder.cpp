@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "checks.h"
 #include "error.h"
 
 using edge::fail;
@@ -41,7 +42,12 @@ edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel
       inverse_frequency(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
       layers(size_t(config.layers)),
       input(edge_activations(config.activations)),
-      attention(cache_shape(), config.heads, config.max_batch, parallel.workers) {}
+      attention(cache_shape(), config.heads, config.max_batch, parallel.workers) {
+    if (config.sparse.enabled) {
+        sparse_attention = std::make_unique<edge::SparseAttention>(cache_shape(), config.sparse, config.heads,
+                                                                   config.max_batch, parallel.workers);
+    }
+}
 
 edge::CacheShape edge_model::cache_shape() const {
     return {config.layers, config.kv_heads, config.head_dim, config.context, edge_kv_type(config.kv_type)};
@@ -162,7 +168,8 @@ uint64_t edge_model::workspace_bytes() const {
          {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &cosines, &sines}) {
         floats += buffer->size();
     }
-    return floats * sizeof(float) + input.bytes() + attention.bytes();
+    return floats * sizeof(float) + input.bytes() + attention.bytes() +
+           (sparse_attention ? sparse_attention->bytes() : 0);
 }
 
 // ---- Running ----------------------------------------------------------------------------------------
@@ -181,6 +188,9 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
         mine.head_dim != theirs.head_dim || mine.capacity != theirs.capacity || mine.type != theirs.type) {
         return fail(EDGE_INVALID, "The cache belongs to a model of another shape.");
     }
+    if ((cache.summaries != nullptr) != (sparse_attention != nullptr)) {
+        return fail(EDGE_INVALID, "The cache belongs to a model with another kind of attention.");
+    }
     for (int32_t i = 0; i < batch.n; ++i) {
         if (batch.tokens[i] < 0 || batch.tokens[i] >= config.vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d at place %d is outside the vocabulary of %d.",
@@ -191,14 +201,8 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
                         config.context);
         }
     }
-    if (batch.tree) {
-        if (batch.n > EDGE_MAX_TREE)
-            return fail(EDGE_INVALID, "A tree has at most %d tokens, got %d.", EDGE_MAX_TREE, batch.n);
-        for (int32_t i = 0; i < batch.n; ++i) {
-            if (batch.tree[i] >> i != 1) {
-                return fail(EDGE_INVALID, "Tree row %d must see itself and nothing after it.", i);
-            }
-        }
+    if (batch.tree != nullptr) {
+        if (const edge_status status = edge::check_tree(batch.tree, batch.n)) return status;
     }
     if ((batch.logits_rows != 0 && batch.logits_rows != 1 && batch.logits_rows != batch.n) ||
         (batch.logits_rows != 0 && batch.logits == nullptr)) {
@@ -233,6 +237,7 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
     }
     if (const edge_status status = finish(batch)) return status;
     cache.length = past + batch.n;
+    if (sparse_attention) sparse_attention->finish_batch(cache, batch.n, past, batch.tree);
     return EDGE_OK;
 }
 
@@ -285,12 +290,20 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
     }
     store_keys_and_values(index, cache, n, past);
     {
-        const int64_t row_bytes = 2 * cache.shape.kv_heads * cache.shape.row_bytes();
-        const int64_t pairs = batch.tree ? n * (past + n) : n * past + n * (n + 1) / 2;
+        const int64_t row_bytes = cache.shape.position_bytes() / config.layers;
+        const edge::SparseWork work =
+            sparse_attention
+                ? sparse_attention->work(n, past, batch.tree)
+                : edge::SparseWork{past + n, batch.tree ? n * (past + n) : n * past + n * (n + 1) / 2};
         const Stage stage(observer, "attention", index, {attended.data(), n, shape.query, shape.query_stride},
-                          {}, (past + n) * row_bytes, 2 * pairs * shape.query);
-        attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
-                      past, batch.tree);
+                          {}, work.positions * row_bytes, 2 * work.pairs * shape.query);
+        if (sparse_attention) {
+            sparse_attention->run(parallel, kernels, attention, cache, index, queries.data(), attended.data(),
+                                  shape.query_stride, n, past, batch.tree);
+        } else {
+            attention.run(parallel, kernels, cache, index, queries.data(), attended.data(),
+                          shape.query_stride, n, past, batch.tree);
+        }
     }
     {
         const Stage stage(observer, "o_input", index, {attended.data(), n, shape.query, shape.query_stride});
@@ -304,16 +317,9 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
 
 // Rotates queries and keys, and writes keys and values into the cache.
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
-    const int64_t dim = config.head_dim, half = dim / 2, row_bytes = cache.shape.row_bytes();
+    const int64_t dim = config.head_dim, half = dim / 2;
     const Stage stage(observer, "rope_cache", layer, {keys.data(), n, shape.kv, shape.kv_stride}, {},
-                      2 * n * config.kv_heads * row_bytes);
-    const auto write = [&](const float *from, uint8_t *to) {
-        if (cache.shape.type == EDGE_KV_F16) {
-            kernels.to_half(from, dim, reinterpret_cast<uint16_t *>(to));
-        } else {
-            std::memcpy(to, from, size_t(row_bytes));
-        }
-    };
+                      n * cache.shape.position_bytes() / config.layers);
     parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
             const float *cosine = &cosines[token * half], *sine = &sines[token * half];
@@ -323,9 +329,8 @@ void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t
             for (int64_t head = 0; head < config.kv_heads; ++head) {
                 float *key = &keys[token * shape.kv_stride + head * dim];
                 kernels.rope(key, cosine, sine, half);
-                write(key, cache.keys(layer, head) + (past + token) * row_bytes);
-                write(&values[token * shape.kv_stride + head * dim],
-                      cache.values(layer, head) + (past + token) * row_bytes);
+                cache.store(kernels, layer, head, past + token, key,
+                            &values[token * shape.kv_stride + head * dim]);
             }
         }
     });

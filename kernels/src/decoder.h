@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "observer.h"
+#include "sparse_attention.h"
 
 namespace edge {
 
@@ -65,6 +66,7 @@ struct edge_model {
     edge::LinearInput input;
     edge::AlignedMemory input_memory;
     edge::Attention attention;
+    std::unique_ptr<edge::SparseAttention> sparse_attention;  // nullptr: all queries are dense
 
     // The workspace, one row per token of a batch; columns beyond the real ones stay zero.
     std::vector<float> hidden, normed, queries, keys, values, attended, activated;

@@ -11,7 +11,15 @@
 namespace edge {
 
 constexpr int linear_lanes = tile_rows;  // a linear kernel computes one tile: 16 outputs per token
-constexpr int attention_chunk = 256;     // positions that share one softmax maximum, aligned in the sequence
+constexpr int attention_block = 64;      // positions of a block of the KV cache
+constexpr int attention_blocks = 4;      // blocks that share one softmax maximum
+constexpr int attention_chunk = attention_blocks * attention_block;
+constexpr int key_group = 16;       // keys that stand side by side in a block
+constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from overflow
+
+// Scores of sparse attention may exceed the maximum that they are taken relative to; the exponents are clamped here,
+// where a sum over thousands of heads is still finite: e^80, as a power of two.
+constexpr float largest_exponent = 80.0f * 1.44269504f;
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
@@ -38,20 +46,38 @@ struct QuantizedRow {
     int64_t count;
 };
 
-// Attention of some query rows of one KV head to the positions of one chunk.
-struct AttentionChunk {
-    const void *keys, *values;  // row-major [position][head_dim], from position 0
-    bool half;                  // float16 rows, else float32
+// Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
+struct AttentionScratch {
+    float *queries;           // [tile of rows][head_dim][row], scaled
+    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
+    float *query_scales;      // [rows]
+    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
+    float *tile;              // keys or values in float32, at most those of a chunk
+    float *scores;            // [rows][attention_chunk]
+    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
+    float *weight_scales;     // [rows]
+    int32_t *weight_offsets;  // [rows][high, low]
+};
+
+// Query rows of one KV head.
+struct AttentionRows {
+    edge_kv_type type;
     int64_t head_dim;
-    int64_t begin, end;  // positions, at most `attention_chunk` of them
     float scale;
-    int rows;
-    const float *const *queries;  // [rows] -> [head_dim]
-    const int64_t *limits;        // [rows]: row r sees positions below limits[r] ...
+    int count;
+    const float *const *queries;  // [count] -> [head_dim]
+    const int64_t *limits;        // [count]: row r sees positions below limits[r] ...
     const uint64_t *masks;        // ... and of those from tree_start on only the set bits, unless NULL
     int64_t tree_start;
-    float *key_scratch;    // [head_dim][attention_chunk]
-    float *score_scratch;  // [rows][attention_chunk]
+    AttentionScratch scratch;
+};
+
+// Blocks of the cache that share one softmax maximum, in the layout of cache.h.
+struct AttentionChunk {
+    int blocks;
+    const uint8_t *keys[attention_blocks], *values[attention_blocks];
+    int64_t starts[attention_blocks];       // first positions
+    const uint8_t *next[attention_blocks];  // keys that will be read after this chunk, worth fetching
 };
 
 // Unnormalised softmax results: per row the maximum, the sum of exponentials and the weighted sum of values.
@@ -80,8 +106,23 @@ struct Kernels {
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*to_half)(const float *x, int64_t count, uint16_t *out);  // count: a multiple of 16
 
-    void (*attend)(const AttentionChunk &chunk, const AttentionState &out);
+    // One row of the cache to int8 codes plus 128; returns the scale.
+    float (*quantize_row)(const float *x, int64_t count, uint8_t *codes);  // count: a multiple of 16
+    // Brings the queries into the scratch memory, before `attend`.
+    void (*prepare_queries)(const AttentionRows &rows);
+    void (*attend)(const AttentionRows &rows, const AttentionChunk &chunk, const AttentionState &out);
     void (*merge)(const AttentionState &part, int rows, int64_t head_dim, const AttentionState &into);
+
+    // sums[d] += element d of the 16 keys of group `group` of a block.
+    void (*add_keys)(edge_kv_type type, int64_t head_dim, const uint8_t *block, int64_t group, float *sums);
+    // scores[row][0 .. 64) of the prepared queries with a block of key summaries, rows attention_chunk apart. `next`
+    // will be read after it, and is worth fetching.
+    void (*score_windows)(const AttentionRows &rows, const uint8_t *block, const uint8_t *next,
+                          float *scores);
+    // The maximum of `count` scores, and the sum of their powers of two relative to it.
+    void (*sum_powers)(const float *scores, int64_t count, float *maximum, float *sum);
+    // out[i] += 2^(scores[i] - maximum) * factor, for count rounded up to 16
+    void (*add_weights)(const float *scores, int64_t count, float maximum, float factor, float *out);
 
     bool (*all_finite)(const float *x, int64_t count);
 

@@ -9,6 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "aligned.h"
+#include "attention.h"
+#include "cache.h"
 #include "error.h"
 #include "kernels.h"
 
@@ -33,7 +36,11 @@ class SelfTest {
         }
         for (const int64_t size : {16, 48, 576}) elementwise(size);
         for (const int64_t head_dim : {16, 64, 80, 128}) {
-            for (const bool half : {false, true}) attention(head_dim, half);
+            for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8}) {
+                for (const Values values : {random_values, all_zero, one_hot, tiny})
+                    attention(head_dim, type, values);
+                summaries(head_dim, type);
+            }
         }
         if (failure_.empty()) return EDGE_OK;
         return fail(EDGE_UNSUPPORTED,
@@ -231,56 +238,98 @@ class SelfTest {
     }
 
     // Two chunks, the second one ragged with a tree at its end, merged.
-    void attention(int64_t head_dim, bool half) {
-        constexpr int rows = 5;
-        constexpr int64_t positions = attention_chunk + 37, tree_start = positions - rows;
-        const std::vector<float> keys = make(positions * head_dim, random_values);
-        const std::vector<float> values = make(positions * head_dim, random_values);
-        const std::vector<float> queries = make(rows * head_dim, random_values);
-        std::vector<uint16_t> half_keys(keys.size()), half_values(keys.size());
-        reference_.to_half(keys.data(), int64_t(keys.size()), half_keys.data());
-        reference_.to_half(values.data(), int64_t(keys.size()), half_values.data());
+    void attention(int64_t head_dim, edge_kv_type type, Values values) {
+        constexpr int rows = 11;
+        constexpr int64_t positions = attention_chunk + 67, tree_start = positions - rows;
+        edge_cache cache({1, 1, head_dim, positions, type});
+        if (cache.reserve() != EDGE_OK) return failed("%s", edge_last_error());
+        for (int64_t p = 0; p < positions; ++p) {
+            const std::vector<float> key = make(head_dim, random_values), value = make(head_dim, values);
+            cache.store(reference_, 0, 0, p, key.data(), value.data());
+        }
+        const std::vector<float> queries = make(rows * head_dim, values);
         const float *query_rows[rows];
         int64_t limits[rows];
         uint64_t masks[rows];
         for (int r = 0; r < rows; ++r) {
-            query_rows[r] = &queries[r * head_dim];
+            query_rows[r] = &queries[size_t(r * head_dim)];
             masks[r] = uint64_t(1) << r | 1;
         }
         for (const bool tree : {false, true}) {
-            for (int r = 0; r < rows; ++r) limits[r] = tree ? positions : 3 + 70 * r;
+            for (int r = 0; r < rows; ++r) limits[r] = tree ? positions : 3 + 31 * r;
             std::vector<float> results[2];
             for (int which = 0; which < 2; ++which) {
                 const Kernels &kernels = which ? reference_ : tested_;
-                std::vector<float> key_scratch(attention_chunk * head_dim), scores(rows * attention_chunk);
-                std::vector<float> state(rows * (head_dim + 2), 0.0f), part(state);
+                AttentionRows task{
+                    type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr, tree_start, {}};
+                AlignedMemory memory;
+                memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
+                place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
+                kernels.prepare_queries(task);
+                std::vector<float> state(size_t(rows * (head_dim + 2)), 0.0f), part(state);
                 std::fill_n(state.begin(), rows, -INFINITY);
                 const auto view = [](std::vector<float> &all) {
                     return AttentionState{all.data(), all.data() + rows, all.data() + 2 * rows};
                 };
                 for (int64_t begin = 0; begin < positions; begin += attention_chunk) {
                     AttentionChunk c;
-                    c.keys = half ? static_cast<const void *>(half_keys.data()) : keys.data();
-                    c.values = half ? static_cast<const void *>(half_values.data()) : values.data();
-                    c.half = half;
-                    c.head_dim = head_dim;
-                    c.begin = begin;
-                    c.end = std::min(begin + attention_chunk, positions);
-                    c.scale = 0.125f;
-                    c.rows = rows;
-                    c.queries = query_rows;
-                    c.limits = limits;
-                    c.masks = tree ? masks : nullptr;
-                    c.tree_start = tree_start;
-                    c.key_scratch = key_scratch.data();
-                    c.score_scratch = scores.data();
-                    kernels.attend(c, view(part));
+                    c.blocks = 0;
+                    for (int64_t at = begin; at < std::min(begin + attention_chunk, positions);
+                         at += attention_block) {
+                        c.keys[c.blocks] = cache.keys(0, 0, at);
+                        c.values[c.blocks] = cache.values(0, 0, at);
+                        c.starts[c.blocks++] = at;
+                    }
+                    std::fill_n(c.next, attention_blocks, c.keys[0]);
+                    kernels.attend(task, c, view(part));
                     kernels.merge(view(part), rows, head_dim, view(state));
                 }
                 results[which] = state;
             }
             compare("attention", results[0], results[1]);
         }
+    }
+
+    // Sums of keys, and scores and weights of windows.
+    void summaries(int64_t head_dim, edge_kv_type type) {
+        constexpr int rows = 11;
+        constexpr int64_t windows = attention_block - 5;
+        edge_cache cache({1, 1, head_dim, attention_block, type});
+        if (cache.reserve() != EDGE_OK) return failed("%s", edge_last_error());
+        for (int64_t p = 0; p < attention_block; ++p) {
+            const std::vector<float> key = make(head_dim, random_values);
+            cache.store(reference_, 0, 0, p, key.data(), key.data());
+        }
+        const uint8_t *block = cache.keys(0, 0, 0);
+        const std::vector<float> queries = make(rows * head_dim, random_values);
+        const float *query_rows[rows];
+        for (int r = 0; r < rows; ++r) query_rows[r] = &queries[size_t(r * head_dim)];
+        std::vector<float> sums[2], powers[2], weights[2];
+        for (int which = 0; which < 2; ++which) {
+            const Kernels &kernels = which ? reference_ : tested_;
+            sums[which].assign(size_t(head_dim), 1.0f);
+            for (int64_t group = 0; group < attention_block / key_group; ++group) {
+                kernels.add_keys(type, head_dim, block, group, sums[which].data());
+            }
+            if (type == EDGE_KV_INT8) continue;  // summaries are floats
+            AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
+            AlignedMemory memory;
+            memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
+            place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
+            kernels.prepare_queries(task);
+            kernels.score_windows(task, block, block, task.scratch.scores);
+            weights[which].assign(size_t(attention_block), 0.0f);
+            for (int r = 0; r < rows; ++r) {
+                const float *scores = task.scratch.scores + r * attention_chunk;
+                float maximum, sum;
+                kernels.sum_powers(scores, windows, &maximum, &sum);
+                powers[which].insert(powers[which].end(), {maximum, sum});
+                kernels.add_weights(scores, windows, maximum - 1.0f, 1.0f / sum, weights[which].data());
+            }
+        }
+        compare("add_keys", sums[0], sums[1]);
+        compare("sum_powers", powers[0], powers[1]);
+        compare("add_weights", weights[0], weights[1]);
     }
 
     const Kernels &tested_, &reference_;

@@ -1,11 +1,16 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tier_*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
+#include "tier_digits.h"
 #include "tier_elementwise.h"
 #include "tier_linear.h"
 #include "tier_peaks.h"
-// attention uses the exponential of the elementwise kernels
+
+// uses the digits
 #include "tier_attention.h"
+
+// uses the scores of attention
+#include "tier_sparse.h"
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
@@ -17,8 +22,14 @@ constexpr Kernels table = {EDGE_TIER_NAME,
                            swiglu,
                            rope,
                            to_half,
+                           quantize_row,
+                           prepare_queries,
                            attend,
                            merge,
+                           add_keys,
+                           score_windows,
+                           sum_powers,
+                           add_weights,
                            all_finite,
                            int8_peak,
                            float_peak,

@@ -43,6 +43,7 @@ CHAT = ("chat", "smollm2-135m", "--prompt", "Hello")
         (("--rope-override", "{not json"), ("RoPE override",)),
         (("--rope-override", '{"rope_type": "spiral"}'), ("spiral",)),
         (("--think",), ("thinking",)),
+        (("--attention", "sparse"), ("8192", "dense_len", "--attention dense")),
         (("--head", "f16", "--group", "7"), ("group",)),
     ],
 )

@@ -24,6 +24,7 @@ FIELDS = {
     "tokens_per_second": float,
     "load_seconds": float,
     "context": int,
+    "attention": str,
     "settings": dict,
     "memory": dict,
     "logprobs": (list, type(None)),

@@ -6,7 +6,9 @@ trees, whose rows lie elsewhere in the cache, are compared within the tolerance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from edge.scheme import QuantScheme
 from edge.session import Session
 
 INT4 = QuantScheme("int4", 32)
-MODES = [("float32", "float32"), ("int8", "float16")]
+MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8"), ("float32", "int8")]
 TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
 
 
@@ -156,6 +158,25 @@ def test_keep_an_accepted_path(executor, run_all, tokens_of, assert_close, prefi
     found = run_all(executor, cache, after)
     wanted = run_all(executor, executor.new_cache(), np.concatenate([before, tree[path], after]))[-20:]
     assert_close(found, wanted, f"tree: {executor.activations} {executor.kv_type}")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell resident memory")
+@pytest.mark.parametrize("kv_type", ["float16", "int8"])
+def test_memory_grows_with_the_tokens(minicpm, make_bundle, open_native, tokens_of, kv_type: str):
+    """A long context costs what is used of it, within a page of 256 positions and two huge pages."""
+    config = minicpm(max_position_embeddings=1 << 18)
+    executor = open_native(make_bundle(config, INT4), kv_type=kv_type)
+    executor.forward(executor.new_cache(), tokens_of(config, 8))  # touches the workspace
+    row, slack = config.kv_bytes_per_token(kv_type), 4 << 20
+    cache, before = executor.new_cache(), resident_bytes()
+    for length in (8, 60_000):
+        executor.forward(cache, tokens_of(config, 8)) if length == 8 else executor.repeat(cache, length)
+        pages = -(-length // 256) * 256
+        assert pages * row - slack < resident_bytes() - before < pages * row + slack
 
 
 def test_keep_nothing_is_truncate(executor, run_all, tokens_of):

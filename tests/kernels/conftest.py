@@ -124,6 +124,28 @@ class Operators:
         native.check(status)
         return out
 
+    def attention(
+        self,
+        queries: FloatArray,
+        keys: FloatArray,
+        values: FloatArray,
+        kv_type: str,
+        tier: str,
+        tree: npt.NDArray[np.uint64] | None = None,
+    ) -> FloatArray:
+        """queries [n][heads][dim] of the last n positions of keys and values [positions][KV heads][dim]."""
+        out = np.full_like(queries, np.nan)
+        n, heads, dim = queries.shape
+        status = native.library().edge_attention(
+            ctypes.byref(self.pool.parallel),
+            tier.encode(),
+            *(native.KV_TYPE[kv_type], heads, keys.shape[1], dim, None),
+            *(queries.ctypes.data, keys.ctypes.data, values.ctypes.data, n, len(keys) - n),
+            *(None if tree is None else tree.ctypes.data, out.ctypes.data, None),
+        )
+        native.check(status)
+        return out
+
 
 @pytest.fixture(scope="session")
 def operators() -> Operators:

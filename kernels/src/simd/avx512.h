@@ -2,6 +2,7 @@
 
 constexpr int max_tokens = 8;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
+constexpr int digit_rows = 8, digit_offset = 0;
 constexpr int biased_offset = 0;
 
 struct Floats {
@@ -40,32 +41,6 @@ inline Floats scale_by_power(Floats x, Floats n) { return {_mm512_scalef_ps(x.v,
 inline float reduce_add(Floats x) { return _mm512_reduce_add_ps(x.v); }
 inline float reduce_max(Floats x) { return _mm512_reduce_max_ps(x.v); }
 
-inline void transpose(Floats *rows) {
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
-        a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
-    }
-    for (int i = 0; i < 16; i += 4) {  // b[i + c]: column c of each 128-bit part, rows i .. i + 3
-        const __m512d low = _mm512_castps_pd(a[i]), low2 = _mm512_castps_pd(a[i + 2]);
-        const __m512d high = _mm512_castps_pd(a[i + 1]), high2 = _mm512_castps_pd(a[i + 3]);
-        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
-        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
-        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
-        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
-    }
-    for (int c = 0; c < 4; ++c) {  // parts 0, 2 and 1, 3 of rows 0 .. 7 and 8 .. 15
-        const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88);
-        const __m512 odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xDD);
-        const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
-        const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xDD);
-        rows[c].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-        rows[4 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-        rows[8 + c].v = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
-        rows[12 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
-    }
-}
-
 inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
@@ -80,6 +55,7 @@ inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 
 inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
@@ -103,3 +79,9 @@ inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
     return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
 }
 inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
+typedef int32_t Word __attribute__((may_alias));
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
+    // Of the intrinsic GCC makes a broadcast and two register moves more.
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Word *>(a)));
+    return acc;
+}

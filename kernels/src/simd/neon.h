@@ -2,6 +2,7 @@
 
 constexpr int max_tokens = 4;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
+constexpr int digit_rows = 2, digit_offset = 128;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
 
 struct Floats {
@@ -83,31 +84,6 @@ inline float reduce_add(Floats x) {
 inline float reduce_max(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3])));
 }
-inline void transpose_four(float32x4_t *a, float32x4_t *b, float32x4_t *c, float32x4_t *d) {
-    const float32x4x2_t ab = vtrnq_f32(*a, *b), cd = vtrnq_f32(*c, *d);
-    *a = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
-    *b = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
-    *c = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
-    *d = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
-}
-inline void transpose(Floats *rows) {
-    for (int r = 0; r < 4; ++r) {
-        for (int c = 0; c < 4; ++c) {
-            transpose_four(&rows[4 * r].v[c], &rows[4 * r + 1].v[c], &rows[4 * r + 2].v[c],
-                           &rows[4 * r + 3].v[c]);
-        }
-    }
-    for (int r = 0; r < 4; ++r) {
-        for (int c = 0; c < r; ++c) {
-            for (int i = 0; i < 4; ++i) {
-                const float32x4_t x = rows[4 * r + i].v[c];
-                rows[4 * r + i].v[c] = rows[4 * c + i].v[r];
-                rows[4 * c + i].v[r] = x;
-            }
-        }
-    }
-}
-
 inline void store_int8(int8_t *p, Floats x) {
     int16x8_t words[2];
     for (int i = 0; i < 2; ++i) {
@@ -143,6 +119,7 @@ inline Floats to_float(Ints x) {
 }
 
 inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
+inline void prefetch_far(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
 inline Bytes load_bytes(const uint8_t *p) {
     return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
 }
@@ -189,4 +166,5 @@ inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) {
     EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), x);
     return acc;
 }
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, a); }
 #undef EDGE_QUARTERS

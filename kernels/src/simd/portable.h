@@ -2,6 +2,7 @@
 
 constexpr int max_tokens = 4;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
+constexpr int digit_rows = 2, digit_offset = 0;
 constexpr int biased_offset = 0;
 
 struct Floats {
@@ -125,15 +126,6 @@ inline float reduce_max(Floats x) {
     EDGE_LANES r = x.v[i] > r ? x.v[i] : r;
     return r;
 }
-inline void transpose(Floats *rows) {
-    for (int i = 0; i < 16; ++i) {
-        for (int j = 0; j < i; ++j) {
-            const float x = rows[i].v[j];
-            rows[i].v[j] = rows[j].v[i];
-            rows[j].v[i] = x;
-        }
-    }
-}
 inline void store_int8(int8_t *p, Floats x) {
     EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
@@ -158,6 +150,7 @@ inline Floats to_float(Ints x) {
 }
 
 inline void prefetch(const uint8_t *) {}
+inline void prefetch_far(const uint8_t *) {}
 inline Bytes load_bytes(const uint8_t *p) {
     Bytes r;
     memcpy(r.v, p, 64);
@@ -178,4 +171,5 @@ inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
     return acc;
 }
 inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, a); }
 #undef EDGE_LANES

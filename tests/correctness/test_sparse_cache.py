@@ -1,0 +1,151 @@
+"""Sparse attention in the native decoder: how a sequence got into the cache must not matter here either.
+
+Bit for bit, as in test_cache.py: the key summaries are a function of the stored rows alone. Trees are
+compared within the tolerance. Queries up to 200 tokens are dense, so that both kinds are met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from edge.config import SparseConfig
+from edge.errors import ConfigError
+from edge.memory import memory_plan
+from edge.scheme import QuantScheme
+from model.attention_mode import use_attention_mode
+
+SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
+MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8")]
+N = 620  # 10 blocks, of which a query reads 5
+
+
+@pytest.fixture
+def bundle(minicpm, make_bundle):
+    return make_bundle(minicpm(num_attention_heads=16, sparse=SPARSE), QuantScheme("int4", 32))
+
+
+@pytest.fixture(params=MODES, ids="-".join)
+def executor(request, open_native, bundle):
+    activations, kv_type = request.param
+    return open_native(bundle, activations=activations, kv_type=kv_type, max_batch=320)
+
+
+@pytest.fixture
+def whole(executor, run_all, tokens_of):
+    """Logits of all tokens, fed at once."""
+    return run_all(executor, executor.new_cache(), tokens_of(executor.config, N))
+
+
+def test_equals_the_reference(open_native, bundle, reference, run_all, tokens_of, assert_close):
+    """The whole network with sparse attention, and what it would be without."""
+    executor = open_native(bundle)
+    assert executor.sparse == SPARSE and executor.capabilities.sparse_attention
+    tokens = tokens_of(bundle.config, N)
+    found = run_all(executor, executor.new_cache(), tokens)
+    decoder = reference(bundle)
+    assert use_attention_mode(decoder, "sparse") == SPARSE
+    with torch.no_grad():
+        assert_close(found, decoder(torch.from_numpy(tokens).long()))
+    dense = open_native(bundle, attention="dense")
+    wanted = run_all(dense, dense.new_cache(), tokens)
+    np.testing.assert_array_equal(found[: SPARSE.dense_len], wanted[: SPARSE.dense_len])
+    assert np.abs(found[-1] - wanted[-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("chunks", [(1,), (7, 64), (255, 2), (190, 20, 1, 3)], ids=str)
+def test_any_chunking_equals_at_once(executor, whole, run_all, tokens_of, chunks: Sequence[int]):
+    tokens = tokens_of(executor.config, N)
+    np.testing.assert_array_equal(run_all(executor, executor.new_cache(), tokens, chunks), whole)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_thread_count_does_not_matter(open_native, bundle, run_all, tokens_of, threads: int):
+    tokens = tokens_of(bundle.config, 500)
+    one, many = (open_native(bundle, kv_type="float16", threads=count) for count in (2, threads))
+    wanted = run_all(one, one.new_cache(), tokens, (250, 190, 1))
+    np.testing.assert_array_equal(run_all(many, many.new_cache(), tokens, (250, 190, 1)), wanted)
+
+
+@pytest.mark.parametrize("shared", [5, 199, 333, 448, 619])
+def test_going_back_equals_cold_start(executor, whole, run_all, tokens_of, shared: int):
+    """Rows that another text has overwritten in between."""
+    first, second = tokens_of(executor.config, N, seed=2), tokens_of(executor.config, N)
+    first[:shared] = second[:shared]
+    cache = executor.new_cache()
+    run_all(executor, cache, first)
+    executor.truncate(cache, shared)
+    np.testing.assert_array_equal(run_all(executor, cache, second[shared:], (41,)), whole[shared:])
+
+
+PARENTS = [-1, 0, 0, 1, 1, 3, 2, 6, *range(7, 40)]
+
+
+def paths() -> list[list[int]]:
+    found: list[list[int]] = []
+    for row, parent in enumerate(PARENTS):
+        found.append([*(found[parent] if parent >= 0 else []), row])
+    return found
+
+
+MASKS = np.array([sum(1 << row for row in path) for path in paths()], np.uint64)
+
+
+@pytest.mark.parametrize("prefix", [180, 400, 455])
+def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
+    """Verifying a tree equals decoding its paths, and an accepted path goes on as if it had been fed."""
+    row = f"tree: {executor.activations} {executor.kv_type}"
+    before, after = tokens_of(executor.config, prefix), tokens_of(executor.config, 60, seed=4)
+    tree = tokens_of(executor.config, len(PARENTS), seed=3)
+    cache = executor.new_cache()
+    run_all(executor, cache, before)
+    positions = np.array([prefix + len(path) - 1 for path in paths()], np.int32)
+    found = executor.forward(cache, tree, positions=positions, tree=MASKS, want_logits="all").logits
+    accepted = paths()[-1]
+    fed = executor.new_cache()
+    wanted = run_all(executor, fed, np.concatenate([before, tree[accepted], after]))[prefix:]
+    assert_close(found[accepted], wanted[: len(accepted)], row)
+    # The root is kept as it stands, the rest is moved together.
+    executor.keep(cache, prefix + 1, [prefix + kept for kept in accepted[1:]])
+    assert_close(run_all(executor, cache, after), wanted[len(accepted) :], row)
+
+
+def test_a_tree_that_is_all_kept(executor, run_all, tokens_of, assert_close):
+    """Without `keep` the rows of a chain are simply the next ones."""
+    tokens = tokens_of(executor.config, N)
+    chain = np.array([(1 << i + 1) - 1 for i in range(64)], np.uint64)
+    cache, fed = executor.new_cache(), executor.new_cache()
+    wanted = run_all(executor, fed, tokens)
+    run_all(executor, cache, tokens[:400])
+    found = executor.forward(cache, tokens[400:464], tree=chain, want_logits="all").logits
+    np.testing.assert_array_equal(found, wanted[400:464])
+    np.testing.assert_array_equal(run_all(executor, cache, tokens[464:]), wanted[464:])
+
+
+def test_the_mode_follows_model_and_context(open_native, bundle):
+    """A network with a sparse_config is dense where it is asked to be, and where no query could be sparse."""
+    assert open_native(bundle, attention="dense").sparse is None
+    assert open_native(bundle, context=200).sparse is None  # never beyond dense_len
+
+
+def test_summaries_take_little_memory(bundle):
+    dense, sparse = (memory_plan(bundle, 1024, sparse=constants).kv_cache for constants in (None, SPARSE))
+    assert 1.03 * dense < sparse < 1.1 * dense
+
+
+@pytest.mark.parametrize(
+    "sparse, named",
+    [
+        (replace(SPARSE, block_size=32, window_size=64), "block_size of 64"),
+        (replace(SPARSE, kernel_size=24, kernel_stride=8), "multiples of 16"),
+    ],
+)
+def test_what_cannot_run_is_refused(minicpm, make_bundle, open_native, sparse: SparseConfig, named: str):
+    odd = make_bundle(minicpm(sparse=sparse))
+    assert open_native(odd).sparse is None
+    with pytest.raises(ConfigError, match=named):
+        open_native(odd, attention="sparse")

@@ -1,0 +1,1 @@
+"""Training: how the checkpoints come to be that the runtime needs. Needs torch (extra `train`)."""
