@@ -49,7 +49,7 @@ class LinearInput {
         bool active = false;
         int64_t code_count = 0, entry_count = 0;  // planned
         int8_t *codes = nullptr;
-        float *scales = nullptr, *sums = nullptr;
+        float *scales = nullptr, *sums = nullptr, *offsets = nullptr;
         int32_t *corrections = nullptr;
     };
     static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes

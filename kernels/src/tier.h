@@ -2,6 +2,8 @@
 // anonymous namespace, so that no code of one tier can be linked into another.
 
 #include "tier_elementwise.h"
+#include "tier_linear_block.h"
+// few tokens, and the choice between the two
 #include "tier_linear.h"
 #include "tier_peaks.h"
 // attention uses the exponential of the elementwise kernels
@@ -9,6 +11,9 @@
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
+                           block_tokens,
+                           block_tiles,
+                           sum_bias,
                            128 - biased_offset,
                            linear,
                            quantize,

@@ -1,5 +1,13 @@
 // Quantizing activations, norms, SwiGLU, RoPE and conversions. Part of tier.h.
 
+inline float truncated(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits &= ~3u;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 void quantize(const float *x, int64_t columns, int64_t block, int32_t zero_code, const QuantizedRow &out) {
     int64_t at = 0;
     for (int64_t first = 0; first < columns; first += block, at += out.count) {
@@ -21,11 +29,13 @@ void quantize(const float *x, int64_t columns, int64_t block, int32_t zero_code,
                 memcpy(out.codes + 4 * (i / 4 + word) * out.count, codes + 4 * word, 4);
             }
         }
-        const float sum = reduce_add(sums), scale = usable ? peak / 127.0f : 0.0f;
+        // 22 bits of mantissa, so that the product with the sum bias (1.5 x 2^23) is exact.
+        const float sum = reduce_add(sums), scale = usable ? truncated(peak / 127.0f) : 0.0f;
         // A sum that is not finite tells of an infinity or NaN, which must not vanish in the codes.
         const bool finite = sum == sum;
         out.scales[at] = finite ? scale : NAN;
-        out.corrections[at] = finite ? -zero_code * int32_t(sum) : 0;
+        out.corrections[at] = sum_bias - (finite ? zero_code * int32_t(sum) : 0);
+        out.offsets[at] = -biased_zero * out.scales[at];
         out.sums[at] = finite ? scale * sum : NAN;
     }
 }

@@ -12,7 +12,7 @@ int64_t int8_peak(int64_t iterations) {
     for (int c = 0; c < peak_chains; ++c) sums[c] = set_int(c);
     for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
-        for (int c = 0; c < peak_chains; ++c) sums[c] = dot_small(sums[c], w, codes);
+        for (int c = 0; c < peak_chains; ++c) sums[c] = dot_small(sums[c], w, load_word(codes));
     }
     Floats total = zero();
     for (int c = 0; c < peak_chains; ++c) total = add(total, to_float(sums[c]));
