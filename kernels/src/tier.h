@@ -3,6 +3,7 @@
 
 #include "tier_elementwise.h"
 #include "tier_linear_block.h"
+#include "tier_quantize.h"
 // few tokens, and the choice between the two
 #include "tier_linear.h"
 #include "tier_peaks.h"

@@ -46,37 +46,46 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
     const int32_t *corrections = a.corrections + entry;
     const uint8_t *at = weights->codes;
     Floats total[tiles][M];
+#pragma GCC unroll 2
     for (int i = 0; i < tiles; ++i) {
+#pragma GCC unroll 8
         for (int t = 0; t < M; ++t) total[i][t] = load(out + i * out_stride + t * linear_lanes);
     }
     for (int64_t column = first, entries = 0; column < last; column += m.block, entries += tile_rows) {
         const int64_t stop = column + m.block < last ? column + m.block : last;
         Ints sum[tiles][M];
+#pragma GCC unroll 8
         for (int t = 0; t < M; ++t) {
+#pragma GCC unroll 2
             for (int i = 0; i < tiles; ++i) sum[i][t] = set_int(corrections[t]);
         }
         for (int64_t c = column; c < stop; c += 8) {
 #pragma GCC unroll 2
             for (int j = 0; j < 2; ++j, at += 64) {
                 Bytes w[tiles];
+#pragma GCC unroll 2
                 for (int i = 0; i < tiles; ++i) w[i] = load_bytes(at + i * sizeof(Unpacked));
 #pragma GCC unroll 8
                 for (int t = 0; t < M; ++t, codes += 4) {
                     const Word x = load_word(codes);
+#pragma GCC unroll 2
                     for (int i = 0; i < tiles; ++i) {
                         sum[i][t] = biased ? dot_biased(sum[i][t], w[i], x) : dot_small(sum[i][t], w[i], x);
                     }
                 }
             }
         }
+#pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) {
             const Floats scale = load(weights[i].scales + entries);
+#pragma GCC unroll 8
             for (int t = 0; t < M; ++t) {
                 const Floats x = scaled(sum[i][t], set(scales[t]), set(offsets[t]));
                 total[i][t] = fma(x, scale, total[i][t]);
             }
             if (m.minimum) {
                 const Floats minimum = load(weights[i].minimums + entries);
+#pragma GCC unroll 8
                 for (int t = 0; t < M; ++t) total[i][t] = fma(minimum, set(sums[t]), total[i][t]);
             }
         }
@@ -85,7 +94,9 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
         sums += M;
         corrections += M;
     }
+#pragma GCC unroll 2
     for (int i = 0; i < tiles; ++i) {
+#pragma GCC unroll 8
         for (int t = 0; t < M; ++t) store(out + i * out_stride + t * linear_lanes, total[i][t]);
     }
 }
