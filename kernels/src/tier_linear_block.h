@@ -4,7 +4,7 @@
 constexpr int prefetch_distance = 2048;  // bytes: about what one core's reads need to stay in flight
 constexpr int unpack_columns = 512;      // with a batch's activations they fit into 48 KB for two tiles
 
-// A range of columns of one tile: codes as bytes, 64 for every 4 columns; scales per activation block.
+// A range of columns of one tile: codes as bytes, 128 for every 8 columns; scales per activation block.
 struct Unpacked {
     alignas(64) uint8_t codes[tile_rows * unpack_columns];
     alignas(64) float scales[tile_rows * unpack_columns / pad_columns];
@@ -13,6 +13,7 @@ struct Unpacked {
 
 template <int bits>
 void unpack(const Matrix &m, const uint8_t *tile, int64_t first, int64_t last, Unpacked *out) {
+    constexpr int field_count = 8 / bits;
     uint8_t *codes = out->codes;
     float *scales = out->scales, *minimums = out->minimums;
     for (int64_t column = first; column < last; column += m.block) {
@@ -20,10 +21,15 @@ void unpack(const Matrix &m, const uint8_t *tile, int64_t first, int64_t last, U
         const int64_t start = column / m.group * m.group;
         const int64_t group = m.padded - start < m.group ? m.padded - start : m.group;
         const uint8_t *at = tile + column / m.group * m.group_bytes + (column - start) * 2 * bits;
-        for (int64_t c = column; c < stop; c += 32 / bits, at += 64) {
+        for (int64_t c = column; c < stop; c += 8 * field_count, at += 128) {
             prefetch(at + prefetch_distance);
-            const Bytes bytes = load_bytes(at);
-            for (int f = 0; f < 8 / bits; ++f, codes += 64) store_bytes(codes, fields<bits>(bytes, f));
+            prefetch(at + prefetch_distance + 64);
+            const Bytes bytes[2] = {load_bytes(at), load_bytes(at + 64)};
+#pragma GCC unroll 4
+            for (int i = 0; i < 2 * field_count; i += 2, codes += 128) {
+                store_words(codes, fields<bits>(bytes[i / field_count], i % field_count),
+                            fields<bits>(bytes[(i + 1) / field_count], (i + 1) % field_count));
+            }
         }
         const uint8_t *tail = tile + column / m.group * m.group_bytes + group * 2 * bits;
         store(scales, load_half(reinterpret_cast<const uint16_t *>(tail)));
@@ -34,6 +40,46 @@ void unpack(const Matrix &m, const uint8_t *tile, int64_t first, int64_t last, U
         }
     }
 }
+
+#if !defined(EDGE_PAIRED_SUMS)
+inline void store_words(uint8_t *p, Bytes first, Bytes second) {
+    store_bytes(p, first);
+    store_bytes(p + 64, second);
+}
+
+// The integer sums of one tile and M tokens.
+template <bool biased, int M>
+struct Sums {
+    Ints sum[M];
+
+    void start(const int32_t *corrections) {
+#pragma GCC unroll 8
+        for (int t = 0; t < M; ++t) sum[t] = set_int(corrections[t]);
+    }
+    Ints of(int token) const { return sum[token]; }
+};
+
+// Adds 8 columns of the tiles that lie `stride` bytes apart times the codes of M tokens.
+template <bool biased, int M, int tiles>
+__attribute__((always_inline)) inline void add_products(Sums<biased, M> (&sums)[tiles], const uint8_t *at,
+                                                        int64_t stride, const int8_t *codes) {
+#pragma GCC unroll 2
+    for (int word = 0; word < 2; ++word) {
+        Bytes w[tiles];
+#pragma GCC unroll 2
+        for (int i = 0; i < tiles; ++i) w[i] = load_bytes(at + i * stride + 64 * word);
+#pragma GCC unroll 8
+        for (int t = 0; t < M; ++t, codes += 4) {
+            const Word x = load_word(codes);
+#pragma GCC unroll 2
+            for (int i = 0; i < tiles; ++i) {
+                Ints &sum = sums[i].sum[t];
+                sum = biased ? dot_biased(sum, w[i], x) : dot_small(sum, w[i], x);
+            }
+        }
+    }
+}
+#endif
 
 // Columns [first, last) of `tiles` unpacked tiles times a batch of M tokens, added to out[tile][token]; tile i of
 // `out` starts at i * out_stride. The same arithmetic in the same order as linear_int8.
@@ -53,34 +99,18 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
     }
     for (int64_t column = first, entries = 0; column < last; column += m.block, entries += tile_rows) {
         const int64_t stop = column + m.block < last ? column + m.block : last;
-        Ints sum[tiles][M];
-#pragma GCC unroll 8
-        for (int t = 0; t < M; ++t) {
+        Sums<biased, M> sums_of[tiles];
 #pragma GCC unroll 2
-            for (int i = 0; i < tiles; ++i) sum[i][t] = set_int(corrections[t]);
-        }
-        for (int64_t c = column; c < stop; c += 8) {
-#pragma GCC unroll 2
-            for (int j = 0; j < 2; ++j, at += 64) {
-                Bytes w[tiles];
-#pragma GCC unroll 2
-                for (int i = 0; i < tiles; ++i) w[i] = load_bytes(at + i * sizeof(Unpacked));
-#pragma GCC unroll 8
-                for (int t = 0; t < M; ++t, codes += 4) {
-                    const Word x = load_word(codes);
-#pragma GCC unroll 2
-                    for (int i = 0; i < tiles; ++i) {
-                        sum[i][t] = biased ? dot_biased(sum[i][t], w[i], x) : dot_small(sum[i][t], w[i], x);
-                    }
-                }
-            }
+        for (int i = 0; i < tiles; ++i) sums_of[i].start(corrections);
+        for (int64_t c = column; c < stop; c += 8, at += 128, codes += 8 * M) {
+            add_products(sums_of, at, sizeof(Unpacked), codes);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) {
             const Floats scale = load(weights[i].scales + entries);
 #pragma GCC unroll 8
             for (int t = 0; t < M; ++t) {
-                const Floats x = scaled(sum[i][t], set(scales[t]), set(offsets[t]));
+                const Floats x = scaled(sums_of[i].of(t), set(scales[t]), set(offsets[t]));
                 total[i][t] = fma(x, scale, total[i][t]);
             }
             if (m.minimum) {

@@ -1,13 +1,18 @@
-// Sixteen lanes in two AVX2 registers.
+// Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
 constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
+#if defined(EDGE_AVX_VNNI)
+constexpr int biased_offset = 0;
+constexpr bool fields_in_place = true;
+#else
 // Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
 constexpr int biased_offset = 128;
+constexpr bool fields_in_place = false;
+#endif
 // An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
 constexpr int32_t sum_bias = 0x4B400000;
 constexpr float biased_zero = 12582912.0f;
-constexpr bool fields_in_place = false;  // the 16-bit sums of maddubs need small codes
 
 struct Floats {
     __m256 lo, hi;
@@ -161,6 +166,12 @@ inline Word load_word(const int8_t *a) {
     memcpy(&word, a, 4);
     return {_mm256_set1_epi32(word)};
 }
+#if defined(EDGE_AVX_VNNI)
+inline Ints dot_small(Ints acc, Bytes w, Word a) {
+    return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a.v)};
+}
+inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+#else
 inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -174,3 +185,4 @@ inline Ints dot_biased(Ints acc, Bytes w, Word a) {
     return {dot8(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(a.v, lo)),
             dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(a.v, hi))};
 }
+#endif
