@@ -1,7 +1,5 @@
 // Register-only loops: the most that this tier's arithmetic can do, to hold the kernels against. Part of tier.h.
 
-constexpr int peak_chains = 12;  // enough to hide the latency of one instruction behind the others
-
 // Runs 64 * peak_chains int8 multiply-adds per iteration; returns something that depends on all of them.
 int64_t int8_peak(int64_t iterations) {
     uint8_t weights[64];

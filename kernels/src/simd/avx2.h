@@ -1,5 +1,6 @@
 // Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
+constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 #if defined(EDGE_AVX_VNNI)

@@ -1,5 +1,6 @@
 // Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
 
+constexpr int peak_chains = 4;
 constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int biased_offset = 0;
