@@ -1,5 +1,21 @@
 // Linear kernels: tiles of 16 outputs times tokens. Part of tier.h.
 
+// Activation blocks that wait for the scales at their group's end: reading those early would break up the stream.
+constexpr int most_waiting = 32;
+
+template <int M>
+inline void add_blocks(const Matrix &m, const uint16_t *tail, const Floats (*blocks)[M], const float *sums,
+                       int count, Floats *total) {
+    const Floats scale = load_half(tail);
+    for (int b = 0; b < count; ++b, sums += M) {
+        for (int t = 0; t < M; ++t) total[t] = fma(blocks[b][t], scale, total[t]);
+        if (m.minimum) {
+            const Floats minimum = load_half(tail + tile_rows);
+            for (int t = 0; t < M; ++t) total[t] = fma(minimum, set(sums[t]), total[t]);
+        }
+    }
+}
+
 // Integer dot products with a batch of M quantized tokens, over weights as they come from memory.
 template <int bits, int M>
 void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
@@ -8,17 +24,15 @@ void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64
     constexpr bool in_place = fields_in_place && bits < 8 && M <= 2;
     // Independent sums hide the latency of the dot products.
     constexpr int chains = in_place ? field_count : M <= 2 ? 2 : 1;
-    const bool has_minimum = m.minimum;
     const int8_t *codes = a.codes + token * a.stride;
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
     const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
-    Floats total[M];
+    Floats total[M], pending[most_waiting][M];
+    int waiting = 0;
     for (int t = 0; t < M; ++t) total[t] = zero();
     for (int64_t start = 0; start < m.padded; start += m.group) {
         const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
-        const uint16_t *tail = reinterpret_cast<const uint16_t *>(at + (stop - start) * 2 * bits);
-        prefetch(reinterpret_cast<const uint8_t *>(tail) + m.group_bytes);  // far away if groups are long
         for (int64_t first = start; first < stop; first += m.block) {
             const int64_t last = first + m.block < stop ? first + m.block : stop;
             Ints sum[M][chains];
@@ -46,17 +60,18 @@ void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64
                     }
                 }
             }
-            const Floats scale = load_half(tail);
             for (int t = 0; t < M; ++t) {
                 Ints whole = sum[t][0];
                 for (int c = 1; c < chains; ++c) {
                     whole = add(whole, in_place ? shift_right(sum[t][c], c * bits) : sum[t][c]);
                 }
-                total[t] = fma(scaled(whole, set(scales[t]), set(offsets[t])), scale, total[t]);
+                pending[waiting][t] = scaled(whole, set(scales[t]), set(offsets[t]));
             }
-            if (has_minimum) {
-                const Floats minimum = load_half(tail + tile_rows);
-                for (int t = 0; t < M; ++t) total[t] = fma(minimum, set(sums[t]), total[t]);
+            if (++waiting == most_waiting || last == stop) {
+                // A pointer from `at`, so that the compiler does not read the scales before the codes.
+                const uint16_t *tail = reinterpret_cast<const uint16_t *>(at + (stop - last) * 2 * bits);
+                add_blocks<M>(m, tail, pending, sums - (waiting - 1) * M, waiting, total);
+                waiting = 0;
             }
             scales += M;
             offsets += M;
