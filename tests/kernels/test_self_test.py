@@ -40,7 +40,7 @@ def arm_self_test() -> Path:
 @pytest.mark.parametrize(
     ("cpu", "tiers"),
     [
-        ("max", ["neon-dotprod", "neon", "portable"]),
+        ("max", ["neon-i8mm", "neon-dotprod", "neon", "portable"]),
         ("cortex-a76", ["neon-dotprod", "neon", "portable"]),
         ("cortex-a53", ["neon", "portable"]),
     ],
