@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from apps import cache_command, chat_command, eval_command, inspect_command
+from apps import (
+    align_command,
+    cache_command,
+    chat_command,
+    doctor_command,
+    eval_command,
+    inspect_command,
+    profile_command,
+)
 from apps.errors import run_safely
 from apps.options import Debugging, set_debug
 
@@ -22,6 +30,9 @@ app = typer.Typer(
 )
 app.command("chat")(chat_command.chat)
 app.command("inspect")(inspect_command.inspect)
+app.command("doctor")(doctor_command.doctor)
+app.command("profile")(profile_command.profile)
+app.command("align")(align_command.align)
 app.add_typer(eval_command.app, name="eval")
 app.add_typer(cache_command.app, name="cache")
 

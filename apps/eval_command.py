@@ -1,4 +1,4 @@
-"""`edge eval`: how well a model predicts a text."""
+"""`edge eval`: how well a model predicts a text, and how far one is from another."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Annotated
 
 import typer
 
-from apps.options import Json, Model, RunOptions, SourceOptions, expand
+from apps.options import (
+    MODEL_HELP,
+    Activations,
+    Json,
+    KVType,
+    Model,
+    Quantization,
+    RunOptions,
+    SourceOptions,
+    expand,
+)
 from apps.terminal import error_console, output_console
 from edge.errors import EdgeError
 
 app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
-
-
-@app.callback()
-def _eval() -> None:
-    """Keeps `perplexity` a command of its own while it is the only one."""
 
 
 @app.command("perplexity")
@@ -80,6 +85,63 @@ def perplexity(
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
     output.print(f"Arithmetic: {run.activations.value} activations, {run.kv.value} KV cache", soft_wrap=True)
     output.print(f"{result.tokens / result.seconds:.0f} tokens/s", style="dim")
+
+
+@app.command("compare")
+@expand
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=f"The reference: {MODEL_HELP}")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same network in another form.")],
+    *,
+    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to compare on.")],
+    window: Annotated[int | None, typer.Option(min=2, help="Tokens of a window; by default 512.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Compare on the beginning of the text only.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
+    quantize_a: Annotated[Quantization | None, typer.Option(help="Quantize A to this.")] = None,
+    quantize_b: Annotated[Quantization | None, typer.Option(help="Quantize B to this.")] = None,
+    kv_a: Annotated[KVType, typer.Option(help="KV cache of A.")] = KVType.float16,
+    kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
+    activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
+    activations_b: Annotated[Activations, typer.Option(help="Arithmetic of B.")] = Activations.int8,
+    as_json: Json = False,
+) -> None:
+    """KL divergence and top-1 agreement of two quantizations, KV types or activations of one model."""
+    from apps.loading import load_model
+    from edge.divergence import divergence
+
+    content = _read(text)
+    sides = ((a, quantize_a, kv_a, activations_a), (b, quantize_b, kv_b, activations_b))
+    reference, other = (
+        load_model(name, SourceOptions(quantize), RunOptions(None, threads, kv=kv, activations=activations))
+        for name, quantize, kv, activations in sides
+    )
+    with reference, other:
+        result = divergence(reference, other, content, window=window, max_tokens=max_tokens)
+    facts = [
+        {
+            "model": name,
+            "quantize": None if quantize is None else quantize.value,
+            "kv_type": kv.value,
+            "activations": activations.value,
+        }
+        for name, quantize, kv, activations in sides
+    ]
+    if as_json:
+        document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(text), **asdict(result)}
+        typer.echo(json.dumps(document))
+        return
+    output = output_console()
+    output.print(
+        f"KL divergence {result.kl_divergence:.5f} (p50 {result.kl_p50:.5f}, p90 {result.kl_p90:.5f}, p99 "
+        f"{result.kl_p99:.5f}, max {result.kl_max:.4f})",
+        style="bold",
+        soft_wrap=True,
+    )
+    output.print(f"Top-1 agreement {result.top1_agreement:.2%}", style="bold")
+    output.print(f"Perplexity: A {result.perplexity_a:.4f}, B {result.perplexity_b:.4f}")
+    output.print(f"Protocol: {result.protocol}", soft_wrap=True)
 
 
 def _read(path: Path) -> str:

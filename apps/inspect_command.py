@@ -92,7 +92,7 @@ def _print(facts: ModelFacts, console: Console) -> None:
     plan = facts.memory
     console.print(f"\nMemory at {plan.context} tokens", style="bold")
     memory = _table("", "Size>", "")
-    memory.add_row("weights", format_bytes(plan.weights), "read at the start (chat --mmap maps them)")
+    memory.add_row("weights", format_bytes(plan.weights), "read at the start (chat --mmap: when used)")
     per_token = format_bytes(config.kv_bytes_per_token(facts.kv_type))
     memory.add_row(
         "KV cache",

@@ -122,12 +122,13 @@ class RunOptions:
         typer.Option(min=1, max=1024, help="CPU threads; by default the performance cores."),
     ] = None
     mmap: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--mmap/--no-mmap",
-            help="Leave the weights in the mapped file: less memory, shared by processes, slower answers.",
+            help="Read the weights' mapped file when it is used, or copy it; by default what is fast.",
+            show_default=False,
         ),
-    ] = False
+    ] = None
     activations: Annotated[
         Activations,
         typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower."),

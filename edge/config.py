@@ -15,7 +15,7 @@ import numpy as np
 
 from edge.errors import ConfigError, ContextError
 
-RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope"]
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 KVType = Literal["float16", "float32"]
 
 _LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
@@ -24,15 +24,18 @@ _SIZES = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
+_MOST_EXPERTS = 1000
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: its type and the parameters of that type (`edge.rope` turns them into frequencies).
 
-    factor: linear, dynamic (NTK-aware) and yarn. original_max_position_embeddings: yarn, dynamic, longrope.
-    short_factor, long_factor: longrope, head_dim / 2 values each. attention_factor: overrides the factor by
-    which cos and sin are multiplied (yarn and longrope). beta_fast, beta_slow, truncate: yarn's ramp.
+    factor: all but default and longrope; dynamic is NTK-aware. original_max_position_embeddings: yarn,
+    dynamic, longrope, llama3. short_factor, long_factor: longrope, head_dim / 2 values each.
+    attention_factor: overrides the factor by which cos and sin are multiplied (yarn and longrope). beta_fast,
+    beta_slow: turns over the original length between which the ramp of yarn and llama3 lies (llama3 calls
+    them high_freq_factor and low_freq_factor). truncate: yarn's ramp begins and ends at whole pairs.
     """
 
     type: RopeType = "default"
@@ -61,8 +64,13 @@ class RopeConfig:
         for name in ("theta", "original_max_position_embeddings"):
             if getattr(self, name) is not None and getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
-        if self.type in ("yarn", "longrope") and self.original_max_position_embeddings is None:
+        if self.type in ("yarn", "longrope", "llama3") and self.original_max_position_embeddings is None:
             raise ConfigError(f"rope_type {self.type} needs the field 'original_max_position_embeddings'.")
+        if self.type == "llama3" and self.beta_fast <= self.beta_slow:
+            raise ConfigError(
+                f"high_freq_factor ({self.beta_fast}) of rope_type llama3 must be above low_freq_factor "
+                f"({self.beta_slow})."
+            )
         if self.type == "longrope":
             for name in ("short_factor", "long_factor"):
                 values = getattr(self, name)
@@ -136,6 +144,10 @@ class ModelConfig:
             )
         if self.head_dim % 16:
             raise ConfigError(f"head_dim is {self.head_dim}, but attention is built for multiples of 16.")
+        if self.num_experts > _MOST_EXPERTS:
+            raise ConfigError(
+                f"num_experts is {self.num_experts}, but at most {_MOST_EXPERTS} are supported."
+            )
         if self.num_experts and not 0 < self.num_experts_per_tok <= self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "

@@ -49,6 +49,8 @@ _ROPE_FIELDS = {
     "attention_factor",
     "beta_fast",
     "beta_slow",
+    "high_freq_factor",
+    "low_freq_factor",
     "mscale",
     "mscale_all_dim",
     "truncate",
@@ -282,7 +284,10 @@ def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> tuple[Rop
             data["attention_factor"] = longrope_scale(trained, config.max_position_embeddings)
     data["rope_type"] = kind
     data.setdefault("rope_theta", old.theta)
-    if kind in ("yarn", "dynamic", "longrope") and data.get("original_max_position_embeddings") is None:
+    if (
+        kind in ("yarn", "dynamic", "longrope", "llama3")
+        and data.get("original_max_position_embeddings") is None
+    ):
         data["original_max_position_embeddings"] = trained
     if wanted is None:
         stretched = kind in ("linear", "yarn", "dynamic") and "factor" in override
@@ -312,28 +317,34 @@ def _rope(entry: Mapping[str, Any], where: str, theta: float, max_positions: int
     source = _Fields(entry, where)
     kind = _rope_type(entry)
     original = source.optional_integer("original_max_position_embeddings")
-    if kind in ("yarn", "longrope"):
+    if kind in ("yarn", "longrope", "llama3"):
         original = source.integer("original_max_position_embeddings", max_positions)
     factor = source.optional_number("factor")
     if factor is None and kind == "yarn" and original:
         factor = max_positions / original
-    if factor is None and kind in ("linear", "dynamic"):
+    if factor is None and kind in ("linear", "dynamic", "llama3"):
         raise ConfigError(f"rope_type {kind} in {where} lacks the required field 'factor'.")
     uses_scale = kind in ("yarn", "longrope")
     return RopeConfig(
         type=kind,  # type: ignore[arg-type]  # RopeConfig refuses unknown ones
         theta=source.number("rope_theta", theta),
         factor=1.0 if factor is None or kind in ("default", "longrope") else factor,
-        original_max_position_embeddings=original if uses_scale or kind == "dynamic" else None,
+        original_max_position_embeddings=original if uses_scale or kind in ("dynamic", "llama3") else None,
         short_factor=source.numbers("short_factor"),
         long_factor=source.numbers("long_factor"),
         attention_factor=source.optional_number("attention_factor") if uses_scale else None,
-        beta_fast=source.optional_number("beta_fast") or 32.0,
-        beta_slow=source.optional_number("beta_slow") or 1.0,
+        beta_fast=_ramp_end(source, kind, "beta_fast", "high_freq_factor", 32.0),
+        beta_slow=_ramp_end(source, kind, "beta_slow", "low_freq_factor", 1.0),
         mscale=source.optional_number("mscale"),
         mscale_all_dim=source.optional_number("mscale_all_dim"),
         truncate=source.boolean("truncate", True),
     )
+
+
+def _ramp_end(source: _Fields, kind: str, name: str, llama3_name: str, default: float) -> float:
+    if kind == "llama3":
+        return source.number(llama3_name, source.optional_number(name))
+    return source.optional_number(name) or default
 
 
 def _rope_type(entry: Mapping[str, Any]) -> str:

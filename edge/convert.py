@@ -4,7 +4,7 @@ One tensor is in memory at a time; quantizing and packing go through it in block
 
 * norms are float32;
 * with a named quantization every matrix gets it, embedding and head included unless `head` says otherwise;
-* without one a matrix keeps the scheme of its checkpoint, and floats become float16.
+* without one a matrix keeps the scheme of its checkpoint, and floats become float16 or what `floats` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edge.packing import dequantize, pack, packed_scales
 from edge.quantize import quantize as quantize_matrix
 from edge.quantize import to_float16
 from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, HEAD, check_tensors, expected_tensors
+from edge.tensors import EMBEDDING, HEAD, check_dense, check_tensors, expected_tensors
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes written so far, bytes in total, and the name of the tensor."""
@@ -39,22 +39,29 @@ def convert(
     quantize: str | None = None,
     group: int | None = None,
     head: str | None = None,
+    floats: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the bundle `out`, a folder that must not exist.
 
     quantize: `int4`, `int8`, `ternary` or `f16` for every matrix; None (or "none") keeps the checkpoint's own
     types. group: columns per scale of `quantize`, by default that of `QuantScheme.from_name`. head: the same
-    names for the embedding and the head alone. Raises CheckpointError for weights that are not finite or do
-    not fit the config, BundleError for wrong options or when `out` cannot be written.
+    names for the embedding and the head alone. floats: the same names for matrices that would keep a float
+    type, or `auto`: int4, and int8 beside matrices that came quantized, whose few floats matter. Raises
+    ConfigError for a mixture of experts, CheckpointError for weights that are not finite or do not fit the
+    config, BundleError for wrong options or when `out` cannot be written.
     """
     config = checkpoint.config
+    check_dense(config)
     infos = {info.name: info for info in checkpoint.tensors}
     check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
     body_scheme = None if quantize in (None, "none") else QuantScheme.from_name(str(quantize), group)
     head_scheme = body_scheme if head is None else QuantScheme.from_name(head)
+    if floats == "auto":
+        floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
+    float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats, group)
     tensors = [
-        _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme)
+        _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
         for name in expected_tensors(config)
     ]
     total = sum(tensor.bytes for tensor in tensors)
@@ -77,11 +84,11 @@ def convert(
             progress(done, total, "")
 
 
-def _plan(info: TensorInfo, target: QuantScheme | None) -> BundleTensor:
+def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> BundleTensor:
     if len(info.shape) == 1:
         return BundleTensor(info.name, info.shape, QuantScheme("f32"), info.source_type, info.exact)
     if target is None:
-        target = QuantScheme("f16") if info.scheme.is_float else info.scheme
+        target = floats if info.scheme.is_float else info.scheme
     # Only reading tells whether floats survive float16; every other change of scheme rounds.
     exact = info.exact and (target == info.scheme or target.is_float)
     return BundleTensor(info.name, info.shape, target, info.source_type, exact)

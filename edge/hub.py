@@ -15,11 +15,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from edge.checkpoints.huggingface import CONFIG, TOKENIZER_FILES, is_complete
+from edge.checkpoints.huggingface import CONFIG, GPTQ_CONFIG, TOKENIZER_FILES, is_complete
 from edge.errors import CheckpointError
 
 _SMALL_FILES = (
     CONFIG,
+    GPTQ_CONFIG,
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",

@@ -59,7 +59,7 @@ def memory_plan(
     return MemoryPlan(
         weights=sum(tensor.bytes for tensor in bundle.tensors.values()),
         kv_cache=context * config.kv_bytes_per_token(kv_type),
-        workspace=_workspace(config, max_batch),
+        workspace=workspace_bytes(config, max_batch),
         context=context,
         mapped_weights=mapped_weights,
     )
@@ -84,7 +84,28 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _workspace(config: ModelConfig, max_batch: int) -> int:
+def huge_page_bytes(address: int, size: int) -> int | None:
+    """How much of this process's memory from `address` on lies in huge pages; None where nobody tells.
+
+    Counts anonymous memory and mapped files. Whole mappings are looked at, so memory beside it can count too.
+    """
+    total, inside = 0, False
+    try:
+        with Path("/proc/self/smaps").open() as lines:
+            for line in lines:
+                key, _, rest = line.partition(" ")
+                if key[-1] != ":":  # the head of a mapping: "START-END permissions ..."
+                    start, _, end = key.partition("-")
+                    inside = int(start, 16) < address + size and int(end, 16) > address
+                elif inside and key in ("AnonHugePages:", "FilePmdMapped:", "ShmemPmdMapped:"):
+                    total += int(rest.split()[0]) * 1024
+    except (OSError, ValueError):
+        return None
+    return min(total, size)
+
+
+def workspace_bytes(config: ModelConfig, max_batch: int) -> int:
+    """Buffers of a forward pass of `max_batch` tokens: an estimate from the shapes."""
     heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     per_token = 3 * config.hidden_size + heads + 3 * config.intermediate_size
     return 4 * (max_batch * per_token + config.vocab_size)

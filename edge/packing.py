@@ -80,15 +80,25 @@ def packed_scales(
     """
     if scheme.is_float:
         return data.view("<f4" if scheme.kind == "f32" else "<f2")
+    tails = [tail.reshape(-1) for _, tail in split_groups(data, scheme, rows, columns)]
+    return np.concatenate(tails).view("<f2")
+
+
+def split_groups(
+    data: npt.NDArray[np.uint8], scheme: QuantScheme, rows: int, columns: int
+) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Views of a packed quantized matrix: (code bytes, scale and minimum bytes) [tiles, groups, bytes].
+
+    The first pair has all groups of a tile but the last one, which may be shorter and is the second pair's.
+    """
     bounds = _group_bounds(scheme, columns)
-    tails = TILE_ROWS * 2 * (2 if scheme.minimum else 1)
-    sizes = [(stop - start) * TILE_ROWS * scheme.bits // 8 for start, stop in bounds]
-    tiles = -(-rows // TILE_ROWS)
-    stream = data[: tiles * (sum(sizes) + tails * len(bounds))].reshape(tiles, -1)
-    whole = (len(bounds) - 1) * (sizes[0] + tails)  # the last group may be ragged
-    regular = stream[:, :whole].reshape(tiles, len(bounds) - 1, sizes[0] + tails)[:, :, sizes[0] :]
-    last = stream[:, whole + sizes[-1] :]
-    return np.concatenate([regular.reshape(-1), last.reshape(-1)]).view("<f2")
+    tail = TILE_ROWS * 2 * (2 if scheme.minimum else 1)
+    first, last = ((stop - start) * TILE_ROWS * scheme.bits // 8 for start, stop in (bounds[0], bounds[-1]))
+    tiles, whole = -(-rows // TILE_ROWS), (len(bounds) - 1) * (first + tail)
+    stream = data[: tiles * (whole + last + tail)].reshape(tiles, -1)
+    regular = stream[:, :whole].reshape(tiles, len(bounds) - 1, first + tail)
+    ragged = stream[:, None, whole:]
+    return [(regular[..., :first], regular[..., first:]), (ragged[..., :last], ragged[..., last:])]
 
 
 def _zero_code(scheme: QuantScheme) -> int:

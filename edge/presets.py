@@ -32,6 +32,7 @@ def _minicpm(
     eps: float,
     eos: tuple[int, ...],
     long: bool,
+    experts: int = 0,
 ) -> ModelConfig:
     head_dim = hidden_size // heads
     ones = (1.0,) * (head_dim // 2)
@@ -54,6 +55,8 @@ def _minicpm(
         scale_emb=12.0,
         scale_depth=1.4,
         dim_model_base=256.0,
+        num_experts=experts,
+        num_experts_per_tok=2 if experts else 0,
     )
 
 
@@ -105,5 +108,34 @@ PRESETS: dict[str, ModelConfig] = {
         eps=1e-5,
         eos=(2,),
         long=False,
+    ),
+    "minicpm-moe-8x2b": _minicpm(
+        vocab_size=122753,
+        hidden_size=2304,
+        intermediate_size=5760,
+        layers=40,
+        heads=36,
+        kv_heads=36,
+        tied=True,
+        eps=1e-5,
+        eos=(2,),
+        long=False,
+        experts=8,
+    ),
+    "smollm2-135m": ModelConfig(
+        model_type="llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=CONTEXT,
+        rope=RopeConfig(theta=100000.0),
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_ids=(2,),
     ),
 }

@@ -16,6 +16,7 @@ from edge.bundle.manifest import MANIFEST
 from edge.bundle.reader import Bundle
 from edge.cache import CacheKey, cached_bundle, source_key
 from edge.checkpoints.base import Checkpoint
+from edge.compact import CompactCheckpoint
 from edge.convert import Progress, convert
 from edge.errors import CheckpointError, EdgeError
 from edge.names import DEFAULT_MODEL
@@ -44,8 +45,9 @@ def open_model(
     as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
     first. A `Path` is always a file or folder.
 
-    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file keeps its own types, float
-    checkpoints and random weights become int4 in groups of 32; `none` keeps floats as float16. revision,
+    quantize, group, head: as in `edge.convert.convert`. By default a GGUF file and packed or ternary matrices
+    keep their own types, other float checkpoints and random weights become int4 in groups of 32; `none` keeps
+    floats as float16. revision,
     offline: of hub ids, see `edge.hub.download`. verify: recompute the checksums of the bundle. progress:
     called during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download
     draw its bars.
@@ -85,7 +87,7 @@ def open_model(
                 f"'{text}' is a bundle and already packed, so it cannot be quantized again; name the "
                 "checkpoint that it was made from."
             )
-        return Bundle.open(path, verify)
+        return _open_bundle(path, options, verify, progress)
     if path.is_dir():
         return _open_folder(path, quantize, options, verify, progress, None)
     return _open_gguf(path, options, verify, progress)
@@ -105,6 +107,14 @@ def _open_gguf(path: Path, options: dict[str, Any], verify: bool, progress: Prog
     return _through_cache(source_key(path, options), open_checkpoint, options, verify, progress)
 
 
+def _open_bundle(path: Path, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
+    bundle = Bundle.open(path, verify, compact=True)
+    if not bundle.manifest.is_compact:
+        return bundle
+    checkpoint = CompactCheckpoint(bundle)
+    return _through_cache(source_key(path, options), lambda: checkpoint, options, verify, progress)
+
+
 def _open_folder(
     folder: Path,
     quantize: str | None,
@@ -114,7 +124,7 @@ def _open_folder(
     hub_label: str | None,
 ) -> Bundle:
     if quantize is None:
-        options = {**options, "quantize": _DEFAULT_QUANTIZATION}
+        options = {**options, "floats": "auto"}
 
     def open_checkpoint() -> Checkpoint:
         from edge.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -183,7 +193,7 @@ def _exists(path: Path) -> bool:
 def _unknown(text: str, may_be_name: bool) -> str:
     if not may_be_name:
         return f"There is no file or folder '{text}'; check the path."
-    names = [DEFAULT_MODEL, *(RANDOM + name for name in PRESETS)]
+    names = [DEFAULT_MODEL, *(RANDOM + name for name, shape in PRESETS.items() if not shape.num_experts)]
     close = difflib.get_close_matches(text, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (

@@ -31,6 +31,8 @@ def rope_parameters(
         return _frequencies(_ntk_base(rope, head_dim, context, max_position_embeddings), head_dim), 1.0
     if rope.type == "yarn":
         return _yarn(rope, head_dim), _yarn_scale(rope)
+    if rope.type == "llama3":
+        return _llama3(rope, head_dim), 1.0
     if rope.type == "longrope":
         original = rope.original_max_position_embeddings or max_position_embeddings
         factors = rope.long_factor if context > original else rope.short_factor
@@ -84,6 +86,14 @@ def _yarn(rope: RopeConfig, head_dim: int) -> Frequencies:
     powers = _powers(rope.theta, head_dim)
     one = np.float32(1)
     return one / (np.float32(rope.factor) * powers) * (one - kept) + one / powers * kept
+
+
+def _llama3(rope: RopeConfig, head_dim: int) -> Frequencies:
+    """Llama 3.1: as YaRN, but the ramp is linear in the turns that a pair makes over the original length."""
+    frequencies = _frequencies(rope.theta, head_dim)
+    turns = np.float32(rope.original_max_position_embeddings) * frequencies / np.float32(2 * math.pi)
+    kept = np.clip((turns - rope.beta_slow) / (rope.beta_fast - rope.beta_slow), 0, 1).astype(np.float32)
+    return (np.float32(1) - kept) * frequencies / np.float32(rope.factor) + kept * frequencies
 
 
 def _yarn_scale(rope: RopeConfig) -> float:

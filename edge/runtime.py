@@ -45,7 +45,7 @@ def load(
     kv_type: KVType = "float16",
     executor: str = "native",
     tier: str | None = None,
-    mmap: bool = False,
+    mmap: bool | None = None,
     revision: str | None = None,
     offline: bool = False,
     verify: bool = False,
@@ -57,8 +57,9 @@ def load(
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
     progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: the weights
-    stay in the mapped file rather than being read into huge pages, so they need no memory of their own.
+    `float16` or `float32`. tier: a kernel tier of this CPU, by default the best. mmap: True maps the
+    weights' file and reads it when it is used, so it needs no memory of its own; False copies it into huge
+    pages; by default it is read at once, and copied only where the system does not keep it in huge pages.
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
@@ -71,6 +72,7 @@ def load(
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
     from edge.executors.native import NativeExecutor
     from edge.resolve import open_model
+    from edge.trace import traced
 
     bundle = open_model(
         model,
@@ -86,7 +88,7 @@ def load(
         bundle = _with_config(bundle, bundle.config.with_rope_override(_override(rope_override)))
     tokens = bundle.config.max_position_embeddings if context is None else context
     bundle.config.check_context(tokens)
-    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=mmap), available_memory())
+    check_memory(memory_plan(bundle, tokens, kv_type, mapped_weights=bool(mmap)), available_memory())
     runner = NativeExecutor(
         bundle,
         context=tokens,
@@ -96,7 +98,7 @@ def load(
         tier=tier,
         mmap=mmap,
     )
-    return Model(bundle, runner, name=str(model), kv_type=kv_type, mmap=mmap)
+    return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=bool(mmap))
 
 
 class Model:

@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -44,6 +45,9 @@ _DTYPES: dict[str, str] = {
     "F64": "<f8",
 }
 _MAX_HEADER = 100 << 20
+_WRITE_BYTES = (
+    16 << 20
+)  # a multiple of the huge page: file systems that can then cache the file in huge pages
 
 
 class TensorEntry(NamedTuple):
@@ -51,6 +55,21 @@ class TensorEntry(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def to_float32(raw: npt.NDArray[Any], dtype: str, where: str) -> npt.NDArray[np.float32]:
+    """A contiguous float32 copy of an array of such a dtype.
+
+    Raises CheckpointError, beginning with `where`, if it holds no floats.
+    """
+    if dtype == "BF16":
+        return (raw.astype(np.uint32, order="C") << 16).view(np.float32)
+    if dtype in ("F16", "F32", "F64"):
+        return raw.astype(np.float32, order="C")
+    raise CheckpointError(
+        f"{where} has type {dtype}, but a floating-point type was expected; the file is probably quantized "
+        "in a format that is not supported."
+    )
 
 
 class SafetensorsFile:
@@ -68,6 +87,7 @@ class SafetensorsFile:
                 if size < 8:
                     raise self._damaged(f"it has only {size} bytes")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                _ask_for_huge_pages(self._map)
         except OSError as error:
             raise CheckpointError(f"Cannot read '{self.path}': {error.strerror or error}.") from None
         length = int.from_bytes(self._map[:8], "little")
@@ -107,16 +127,7 @@ class SafetensorsFile:
     def read_float32(self, name: str) -> npt.NDArray[np.float32]:
         """One floating-point tensor converted to float32, a copy; its pages are given back to the system."""
         raw = self.array(name)
-        dtype = self.tensors[name].dtype
-        if dtype == "BF16":
-            values: npt.NDArray[np.float32] = (raw.astype(np.uint32) << 16).view(np.float32)
-        elif dtype in ("F16", "F32", "F64"):
-            values = raw.astype(np.float32)
-        else:
-            raise CheckpointError(
-                f"Tensor '{name}' of '{self.path}' has type {dtype}, but a floating-point type was expected; "
-                "the file is probably quantized in a format that is not supported."
-            )
+        values = to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
         self._release(name)
         return values
 
@@ -140,6 +151,13 @@ class SafetensorsFile:
         return CheckpointError(
             f"'{self.path}' is truncated or not a safetensors file ({what}); copy or download it again."
         )
+
+
+def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
+    """Before the first byte is touched: what is read in small pages stays in them."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_HUGEPAGE)
 
 
 class SafetensorsWriter:
@@ -175,7 +193,8 @@ class SafetensorsWriter:
 
     def __enter__(self) -> SafetensorsWriter:
         self._temporary = partial_path(self.path)
-        self._file = self._temporary.open("xb")
+        self._file = self._temporary.open("xb", buffering=0)
+        self._buffer, self._filled = memoryview(bytearray(_WRITE_BYTES)), 0
         self._append(self._header)
         return self
 
@@ -199,18 +218,31 @@ class SafetensorsWriter:
             missing = [name for name, size in self._pending if size]
             if missing:
                 raise ValueError(f"tensor '{missing[-1]}' was not written")
-            self._file.flush()
+            self._flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(self.path)
             self.sha256 = self._hash.hexdigest()
         finally:
             try:
-                self._file.close()  # flushes, and can find the disk full
+                self._file.close()  # can find the disk full
             finally:
                 self._temporary.unlink(missing_ok=True)
 
     def _append(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
+        view = memoryview(data)
+        while len(view):
+            taken = min(len(view), _WRITE_BYTES - self._filled)
+            self._buffer[self._filled : self._filled + taken] = view[:taken]
+            self._filled += taken
+            view = view[taken:]
+            if self._filled == _WRITE_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        rest = self._buffer[: self._filled]
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self._filled = 0

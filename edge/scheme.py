@@ -85,6 +85,11 @@ class QuantScheme:
         group = f"g{self.group}" if self.group else "row"
         return f"{_LAYOUT[self.kind]}.{group}{'.min' if self.minimum else ''}.v1"
 
+    @property
+    def compact_layout(self) -> str | None:
+        """Identifier of the smaller byte layout of `edge.base3`, which ternary matrices have."""
+        return self.layout.replace("t2.", "t3.", 1) if self.kind == "ternary" else None
+
     def __str__(self) -> str:
         if self.is_float:
             return self.kind
@@ -122,7 +127,7 @@ class QuantScheme:
             layout = data["layout"]
         except KeyError as missing:
             raise BundleError(f"Quantization field {missing} is missing in the manifest.") from None
-        if layout != scheme.layout:
+        if layout not in (scheme.layout, scheme.compact_layout):
             raise BundleError(
                 f"Weight layout '{layout}' is not known to this version (it writes '{scheme.layout}'); "
                 "update minicpm-edge or convert the model again."

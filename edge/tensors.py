@@ -21,13 +21,8 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor of the network with its shape, in the order in which decoding reads them.
 
     Matrices are (rows = outputs, columns = inputs), norms are (hidden_size,). There is no `lm_head.weight`
-    when it is tied to the embedding. Raises ConfigError for a mixture of experts.
+    when it is tied to the embedding. Experts have the names of MiniCPM-MoE: w1 is gate, w3 up, w2 down.
     """
-    if config.num_experts:
-        raise ConfigError(
-            f"num_experts is {config.num_experts}: mixture-of-experts networks cannot be run yet; "
-            "use a dense model."
-        )
     hidden, inner = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
@@ -38,10 +33,15 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
         "self_attn.v_proj": (keys, hidden),
         "self_attn.o_proj": (hidden, queries),
         "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
     }
+    if config.num_experts:
+        layer["mlp.gate"] = (config.num_experts, hidden)
+        for expert in range(config.num_experts):
+            names = {"w1": (inner, hidden), "w3": (inner, hidden), "w2": (hidden, inner)}
+            layer |= {f"mlp.experts.{expert}.{name}": shape for name, shape in names.items()}
+    else:
+        layer["mlp.gate_proj"] = layer["mlp.up_proj"] = (inner, hidden)
+        layer["mlp.down_proj"] = (hidden, inner)
     tensors: dict[str, Shape] = {EMBEDDING: (config.vocab_size, hidden)}
     for index in range(config.num_hidden_layers):
         tensors |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
@@ -49,6 +49,15 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_word_embeddings:
         tensors[HEAD] = (config.vocab_size, hidden)
     return tensors
+
+
+def check_dense(config: ModelConfig) -> None:
+    """Raise ConfigError for a mixture of experts, which the runtime does not run."""
+    if config.num_experts:
+        raise ConfigError(
+            f"num_experts is {config.num_experts}: mixture-of-experts networks cannot be run yet; "
+            "use a dense model."
+        )
 
 
 def check_tensors(config: ModelConfig, found: Mapping[str, Shape], source: str) -> None:

@@ -87,12 +87,25 @@ def _longrope(rope: RopeConfig, lengths: _Lengths) -> tuple[Tensor, float]:
     return _plain(rope.theta, lengths.head_dim) / divisors, scale
 
 
+def _llama3(rope: RopeConfig, lengths: _Lengths) -> tuple[Tensor, float]:
+    """Llama 3.1: wavelengths over original / low factor are stretched, those under original / high factor are
+    kept, in between the two are mixed by original / wavelength."""
+    plain = _plain(rope.theta, lengths.head_dim)
+    trained = rope.original_max_position_embeddings or lengths.published
+    wavelengths = 2 * math.pi / plain
+    smooth = (trained / wavelengths - rope.beta_slow) / (rope.beta_fast - rope.beta_slow)
+    mixed = (1 - smooth) * plain / rope.factor + smooth * plain
+    long, short = wavelengths > trained / rope.beta_slow, wavelengths < trained / rope.beta_fast
+    return torch.where(long, plain / rope.factor, torch.where(short, plain, mixed)), 1.0
+
+
 _RULES: dict[RopeType, Callable[[RopeConfig, _Lengths], tuple[Tensor, float]]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
     "longrope": _longrope,
+    "llama3": _llama3,
 }
 
 

@@ -21,11 +21,12 @@ import numpy as np
 
 from edge.executors.native import NativeExecutor, ScratchBuffer, ThreadPool
 from edge.native import library as native
+from edge.profile.cost import NetworkCost
+from edge.profile.measure import Bench
+from edge.profile.roofline import MOST_BYTES, Region, RooflineProbe
 from edge.resolve import open_model
-from edge.sampling import Sampler, SamplingParams
 from edge.scheme import QuantScheme
 
-ROOFLINE_BYTES = 1 << 30
 SCHEMES = [
     QuantScheme("int4", 32),
     QuantScheme("int4", 128),
@@ -39,35 +40,10 @@ CONTEXT = 512
 DECODE_STEPS = 24
 
 
-class Region:
-    """Memory in huge pages, filled once."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.pointer = size, ctypes.c_void_p()
-        native.check(native.library().edge_region_create(size, ctypes.byref(self.pointer)))
-        ctypes.memset(self.pointer, 0x24, size)
-
-    def close(self) -> None:
-        native.library().edge_region_destroy(self.pointer, self.size)
-
-
 def seconds(call: Callable[[], object]) -> float:
     start = perf_counter()
     call()
     return perf_counter() - start
-
-
-def roofline(pool: ThreadPool, tier: str, region: Region) -> native.Roofline:
-    out = native.Roofline()
-    arguments = (
-        ctypes.byref(pool.parallel),
-        tier.encode(),
-        region.pointer,
-        ROOFLINE_BYTES,
-        ctypes.byref(out),
-    )
-    native.check(native.library().edge_measure_roofline(*arguments))
-    return out
 
 
 def linear(
@@ -93,45 +69,31 @@ def linear(
     return seconds(lambda: native.check(call(*arguments, x.ctypes.data, n, y.ctypes.data))), size
 
 
-def decoder(executor: NativeExecutor, samples: dict[str, list[float]]) -> None:
+def decoder(executor: NativeExecutor, bench: Bench, samples: dict[str, list[float]]) -> None:
     """Prefill, decode with sampling, and verification of n tokens at a context of CONTEXT tokens."""
-    tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
-    cache = executor.new_cache()
-    pieces = [tokens[i : i + executor.max_batch] for i in range(0, CONTEXT, executor.max_batch)]
-    prefill = seconds(lambda: [executor.forward(cache, piece) for piece in pieces])
-    samples["prefill tokens/s"].append(CONTEXT / prefill)
-    sampler = Sampler(SamplingParams(temperature=0.8, top_p=0.8, seed=0))
-    token, steps = 5, []
-    for _ in range(DECODE_STEPS):
-        start = perf_counter()
-        logits = executor.forward(cache, [token]).logits
-        assert logits is not None
-        token = sampler.sample(logits[0], tokens[:0]).token
-        steps.append(perf_counter() - start)
-    step = float(np.median(steps))
+    samples["prefill tokens/s"].append(CONTEXT / bench.measure("prefill", CONTEXT, 0).seconds)
+    step = float(np.median(bench.measure("decode", DECODE_STEPS, CONTEXT).token_seconds))
     samples["decode tokens/s"].append(1 / step)
+    cache = executor.new_cache()
+    tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
+    for start in range(0, CONTEXT, executor.max_batch):
+        executor.forward(cache, tokens[start : start + executor.max_batch], want_logits="none")
     for n in BATCHES[1:]:
-        executor.truncate(cache, CONTEXT)
         chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
         verify = lambda n=n, chain=chain: executor.forward(cache, tokens[:n], tree=chain, want_logits="all")  # noqa: E731
         verify()
         executor.truncate(cache, CONTEXT)
         samples[f"verify {n} / decode"].append(seconds(verify) / step)
+        executor.truncate(cache, CONTEXT)
 
 
 def deep(executor: NativeExecutor, depth: int, samples: dict[str, list[float]]) -> None:
-    """Decode at `depth`, over a cache filled with what short batches leave in it."""
-    cache = executor.new_cache()
-    tokens = np.arange(executor.max_batch, dtype=np.int32) + 3
-    while cache.length + executor.max_batch <= depth:
-        executor.forward(cache, tokens, want_logits="none")
-    length = cache.length
-    steps = [seconds(lambda: executor.forward(cache, [5])) for _ in range(5)]
-    samples[f"decode tokens/s at {length}"].append(1 / float(np.median(steps)))
-    executor.truncate(cache, length)
-    samples[f"prefill {executor.max_batch} tokens/s at {length}"].append(
-        executor.max_batch / seconds(lambda: executor.forward(cache, tokens, want_logits="none"))
-    )
+    """Decode and prefill at `depth`, over a cache of repeated rows."""
+    bench, batch = Bench(executor, "float16", "synthetic"), executor.max_batch
+    step = float(np.median(bench.measure("decode", 5, depth).token_seconds))
+    samples[f"decode tokens/s at {depth}"].append(1 / step)
+    prefill = bench.measure("prefill", batch, depth).seconds
+    samples[f"prefill {batch} tokens/s at {depth}"].append(batch / prefill)
 
 
 def main() -> None:
@@ -150,31 +112,35 @@ def main() -> None:
     context = max(2 * CONTEXT, options.depth + 1024)
     executor = NativeExecutor(bundle, context=context, threads=options.threads)
     tier = executor.tier
-    weights = sum(t.bytes for t in bundle.tensors.values())
-    region = Region(max(ROOFLINE_BYTES, SCHEMES[2].packed_bytes(STREAM_ROWS, COLUMNS)))
+    tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
+    weights = NetworkCost.of(bundle.config, tensors, "float16").streamed
+    region = Region(max(MOST_BYTES, SCHEMES[2].packed_bytes(STREAM_ROWS, COLUMNS)))
+    probe, bench = RooflineProbe(region), Bench(executor, "float16", "prefill")
 
     limits: dict[str, list[float]] = defaultdict(list)
     kernels: dict[str, list[float]] = defaultdict(list)
     steps: dict[str, list[float]] = defaultdict(list)
     for _ in range(options.repeats):
-        limit = roofline(pool, tier, region)
-        limits["read GB/s"].append(limit.read_bytes_per_second / 1e9)
-        limits["int8 GMAC/s"].append(limit.int8_per_second / 1e9)
-        limits["float GMAC/s"].append(limit.float_per_second / 1e9)
+        limit = probe.measure(pool.threads, tier)
+        limits["read GB/s"].append(limit.read_bytes / 1e9)
+        limits["int8 GMAC/s"].append(limit.int8 / 1e9)
+        limits["float GMAC/s"].append(limit.float32 / 1e9)
+        if limit.region_seconds is not None:
+            limits["parallel region us"].append(limit.region_seconds * 1e6)
         for scheme in SCHEMES:
             time, size = linear(pool, tier, region, scheme, STREAM_ROWS, 1)
-            kernels[f"{scheme} n=1 share of read bandwidth"].append(size / time / limit.read_bytes_per_second)
+            kernels[f"{scheme} n=1 share of read bandwidth"].append(size / time / limit.read_bytes)
             for n in (8, 256):
                 time, _ = linear(pool, tier, region, scheme, BATCH_ROWS, n)
-                share = BATCH_ROWS * COLUMNS * n / time / limit.int8_per_second
+                share = BATCH_ROWS * COLUMNS * n / time / limit.int8
                 kernels[f"{scheme} n={n} share of int8 peak"].append(share)
-        decoder(executor, steps)
+        decoder(executor, bench, steps)
         steps["decode share of read bandwidth"].append(
-            steps["decode tokens/s"][-1] * weights / limit.read_bytes_per_second
+            steps["decode tokens/s"][-1] * weights / limit.read_bytes
         )
     if options.depth:
         deep(executor, options.depth, steps)
-    region.close()
+    probe.close()
 
     document = {
         "machine": {"tier": tier, "threads": executor.threads, "load": round(load, 2)},

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from edge.base3 import base3_bytes
 from edge.config import ModelConfig
 from edge.errors import BundleError, ConfigError
 from edge.scheme import QuantScheme
@@ -41,7 +42,8 @@ class BundleTensor:
     """One packed tensor.
 
     shape: (rows, columns), or (n,) for a norm. source_type: what the checkpoint called its type, for example
-    `Q4_1`. exact: False when its values were rounded on the way from the checkpoint.
+    `Q4_1`. exact: False when its values were rounded on the way from the checkpoint. compact: stored in
+    base 3 (`edge.base3`), which is smaller and must be unpacked before it runs.
     """
 
     name: str
@@ -49,6 +51,7 @@ class BundleTensor:
     scheme: QuantScheme
     source_type: str
     exact: bool
+    compact: bool = False
 
     @property
     def rows(self) -> int:
@@ -62,8 +65,15 @@ class BundleTensor:
 
     @property
     def bytes(self) -> int:
-        """Size in the canonical layout."""
+        """Size in the file."""
+        if self.compact:
+            return base3_bytes(self.scheme, self.rows, self.columns)
         return self.scheme.packed_bytes(self.rows, self.columns)
+
+    @property
+    def layout(self) -> str:
+        """Identifier of its byte layout in the file."""
+        return (self.scheme.compact_layout if self.compact else None) or self.scheme.layout
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,11 @@ class Manifest:
         body = self._body()
         return _digest({name: body[name] for name in ("config", "tensors", "files")})
 
+    @property
+    def is_compact(self) -> bool:
+        """Whether some tensors are stored in base 3."""
+        return any(tensor.compact for tensor in self.tensors.values())
+
     def to_json(self) -> dict[str, Any]:
         """The contents of `manifest.json`."""
         body = self._body()
@@ -110,7 +125,7 @@ class Manifest:
             "tensors": {
                 tensor.name: {
                     "shape": list(tensor.shape),
-                    "scheme": tensor.scheme.to_json(),
+                    "scheme": {**tensor.scheme.to_json(), "layout": tensor.layout},
                     "source_type": tensor.source_type,
                     "exact": tensor.exact,
                 }
@@ -176,9 +191,9 @@ def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:
     shape = tuple(int(size) for size in entry["shape"])
     if len(shape) not in (1, 2):
         raise ValueError(name)
-    return BundleTensor(
-        name, shape, QuantScheme.from_json(entry["scheme"]), str(entry["source_type"]), bool(entry["exact"])
-    )
+    scheme = QuantScheme.from_json(entry["scheme"])
+    compact = entry["scheme"]["layout"] == scheme.compact_layout
+    return BundleTensor(name, shape, scheme, str(entry["source_type"]), bool(entry["exact"]), compact)
 
 
 def _digest(data: Any) -> str:

@@ -28,7 +28,7 @@ from edge.bundle.stamps import Stamps
 from edge.config import ModelConfig
 from edge.errors import BundleError, CheckpointError, ConfigError
 from edge.safetensors_file import SafetensorsFile
-from edge.tensors import expected_tensors
+from edge.tensors import check_dense, expected_tensors
 
 _NOT_TOKENIZER = (WEIGHTS, CHAT_TEMPLATE, GENERATION_CONFIG)
 
@@ -45,9 +45,10 @@ class Bundle:
         self._weights = weights
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = False) -> Bundle:
+    def open(cls, path: str | Path, verify: bool = False, *, compact: bool = False) -> Bundle:
         """Check and map the bundle in folder `path`; verify recomputes every checksum.
 
+        compact: accept a bundle with tensors in base 3, which can't run as it is (`edge.compact`).
         Raises BundleError, with one sentence, for a folder that is no bundle and for one that is truncated,
         altered, newer than this program, or contradicts its own config.
         """
@@ -61,6 +62,11 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"Cannot read '{path / MANIFEST}': {error.strerror or error}.") from None
         manifest = Manifest.parse(text, str(path / MANIFEST))
+        if manifest.is_compact and not compact:
+            raise BundleError(
+                f"'{path}' is a compact bundle, which must be unpacked before it runs; open it with "
+                "`edge.load` or another command of this program."
+            )
         _check_files(path, manifest, verify)
         try:
             weights = SafetensorsFile(path / WEIGHTS)
@@ -165,9 +171,10 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
 def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
     advice = "convert the model again."
     try:
-        expected = expected_tensors(manifest.config)
+        check_dense(manifest.config)
     except ConfigError as error:
         raise BundleError(f"'{path}' needs a newer version, update minicpm-edge: {error}") from None
+    expected = expected_tensors(manifest.config)
     for name, shape in expected.items():
         tensor = manifest.tensors.get(name)
         if tensor is None:
@@ -181,7 +188,7 @@ def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> 
         if stored is None or stored.dtype != "U8" or stored.shape != (tensor.bytes,):
             raise BundleError(
                 f"Tensor '{name}' of '{path}' is not stored as {tensor.bytes} bytes of layout "
-                f"{tensor.scheme.layout}; {advice}"
+                f"{tensor.layout}; {advice}"
             )
     for name in manifest.tensors:
         if name not in expected:

@@ -78,6 +78,11 @@ class GGUFCheckpoint:
             short_factor=short,
             long_factor=long,
         )
+        if self._config.num_experts:
+            raise CheckpointError(
+                f"'{self._path}' is a mixture of experts, whose GGUF tensors are not understood; use the "
+                "Hugging Face checkpoint."
+            )
         self._source_names = {_canonical(name): name for name in self._raw if name not in _ROPE_TENSORS}
         found = {
             name: tuple(int(n) for n in reversed(self._raw[raw].shape))
@@ -145,6 +150,16 @@ class GGUFCheckpoint:
                 f"{self._where(name)} has codes that are not ternary; download the file again."
             )
         return matrix
+
+    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32, exactly as llama.cpp dequantizes it."""
+        from gguf.quants import dequantize
+
+        source_name = self._source_names[name]
+        tensor = self._raw[source_name]
+        if tensor.tensor_type.name in _FLOATS:
+            return self._rows(name, self._floats(source_name))
+        return dequantize(self._rows(name, tensor.data), tensor.tensor_type)
 
     def _round(self, name: str, raw: npt.NDArray[np.uint8], tensor_type: Any) -> QuantizedMatrix:
         """Dequantize and round to int8, some rows at a time: a large head's floats never exist at once."""

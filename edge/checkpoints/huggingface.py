@@ -1,4 +1,7 @@
-"""Hugging Face checkpoints: a folder of `config.json` and safetensors or PyTorch files, whole or sharded."""
+"""Hugging Face checkpoints: a folder of `config.json` and safetensors or PyTorch files, whole or sharded.
+
+What 4-bit packings mean is known to `int4_linear`; which of a network's matrices are packed is found here.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
+from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
+from edge.checkpoints.ternary_values import ternary_scheme
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.config import ModelConfig
 from edge.errors import CheckpointError
-from edge.safetensors_file import SafetensorsFile, TensorEntry
-from edge.scheme import QuantScheme
+from edge.quantize import quantize
+from edge.safetensors_file import SafetensorsFile, TensorEntry, to_float32
+from edge.scheme import QuantizedMatrix, QuantScheme
 from edge.tensors import HEAD, check_tensors, expected_tensors
 
 CONFIG = "config.json"
+GPTQ_CONFIG = "quantize_config.json"
 WEIGHTS = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -38,6 +45,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 class _WeightFile(Protocol):
@@ -46,15 +54,18 @@ class _WeightFile(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorEntry]: ...
 
+    def array(self, name: str) -> npt.NDArray[Any]: ...
+
     def read_float32(self, name: str) -> npt.NDArray[np.float32]: ...
 
 
 class HuggingFaceCheckpoint:
-    """A folder as `save_pretrained` writes it, with float weights in safetensors or PyTorch files.
+    """A folder as `save_pretrained` writes it: floats, or linear layers packed by GPTQ, AWQ or Marlin.
 
-    source: where the folder came from, by default its path. Raises CheckpointError for a folder that lacks a
-    file, for damaged files, and for weights that are quantized or do not fit `config.json`; ConfigError for a
-    config that it does not understand.
+    source: where the folder came from, by default its path. Float matrices that hold ternary values (BitCPM)
+    are found by those values. Raises CheckpointError for a folder that lacks a file, for damaged files, and
+    for weights that are quantized otherwise or do not fit `config.json`; ConfigError for a config that it
+    does not understand.
     """
 
     def __init__(self, folder: Path | str, source: str | None = None) -> None:
@@ -66,22 +77,31 @@ class HuggingFaceCheckpoint:
                 f"'{self._folder}' has no {CONFIG}, so it is not a Hugging Face checkpoint; give the folder "
                 "that holds config.json, the weights and the tokenizer."
             )
-        method = _quantization_method(data)
-        if method is not None:
-            raise CheckpointError(
-                f"'{self._folder}' holds weights quantized with {method}, which cannot be imported; use the "
-                "unquantized checkpoint or a GGUF file of the model."
-            )
+        entry = quantization_config(self._folder)
+        settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
         self._config = ModelConfig.from_hf(data)
         self._files = self._open_weights()
         if data.get("tie_word_embeddings") is None and HEAD in self._files:
             # The default for MiniCPM is to tie, but a head of its own is not to be lost silently.
             self._config = replace(self._config, tie_word_embeddings=False)
-        found = {name: file.tensors[name].shape for name, file in self._files.items()}
+        self._packed = {} if settings is None else self._open_packed(settings)
+        packed = any(name.endswith(".qweight") for name in self._files)
+        if packed != (settings is not None):
+            has = "packed 4-bit weights but no" if packed else "plain weights but a"
+            raise CheckpointError(
+                f"'{self._folder}' has {has} 'quantization_config'; its files do not belong together."
+            )
+        found = {
+            name: file.tensors[name].shape
+            for name, file in self._files.items()
+            if settings is None or not self._belongs_to_packed(name)
+        }
+        found |= {name: linear.shape for name, linear in self._packed.items()}
         check_tensors(self._config, found, f"'{self._folder}'")
         self._tensors = [
             self._describe(name, shape) for name, shape in expected_tensors(self._config).items()
         ]
+        self._schemes = {info.name: info.scheme for info in self._tensors}
 
     @property
     def source(self) -> str:
@@ -98,8 +118,18 @@ class HuggingFaceCheckpoint:
         """Every tensor that the network needs, checked against the config's shapes."""
         return self._tensors
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor as float32."""
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
+        """One tensor in the scheme that its TensorInfo names."""
+        if name in self._packed:
+            return self._packed[name].read()
+        values = self._files[name].read_float32(name)
+        scheme = self._schemes[name]
+        return values if scheme.is_float else quantize(values, scheme, name)
+
+    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32, exactly as the file means it: nothing is rounded."""
+        if name in self._packed:
+            return self._packed[name].read_float32()
         return self._files[name].read_float32(name)
 
     @property
@@ -138,13 +168,58 @@ class HuggingFaceCheckpoint:
         return _read_json(self._folder / "generation_config.json") or {}
 
     def _describe(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        if name in self._packed:
+            linear = self._packed[name]
+            return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
         dtype = self._files[name].tensors[name].dtype
         if dtype not in _FLOATS:
             raise CheckpointError(
                 f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
                 "expected; use the unquantized checkpoint or a GGUF file of the model."
             )
-        return TensorInfo(name, shape, dtype, QuantScheme("f32" if len(shape) == 1 else "f16"))
+        if len(shape) == 1:
+            return TensorInfo(name, shape, dtype, QuantScheme("f32"))
+        raw = self._files[name].array(name)
+        ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
+        if ternary is not None:
+            return TensorInfo(name, shape, f"{dtype} ternary", ternary)
+        return TensorInfo(name, shape, dtype, QuantScheme("f16"))
+
+    def _open_packed(self, settings: Int4Settings) -> dict[str, Int4Linear]:
+        """Name of a weight -> its packed matrix; fused layers are taken apart."""
+        where = f"'{self._folder}'"
+        entries = {name: file.tensors[name] for name, file in self._files.items()}
+        shapes = expected_tensors(self._config)
+        found: dict[str, Int4Linear] = {}
+
+        def read(name: str) -> npt.NDArray[Any]:
+            return self._files[name].array(name)
+
+        for name in self._files:
+            stem, _, part = name.rpartition(".")
+            if part != "qweight":
+                continue
+            parent, _, layer = stem.rpartition(".")
+            names = [f"{parent}.{each}.weight" for each in _FUSED.get(layer, (layer,))]
+            if any(len(shapes.get(each, ())) != 2 or each in self._files for each in names):
+                raise CheckpointError(
+                    f"{where} has a tensor '{name}', which has no place in the network, or a second one "
+                    "for it; running without it would give wrong text."
+                )
+            sizes = [shapes[each][0] for each in names]
+            whole = open_int4(stem, sum(sizes), shapes[names[0]][1], settings, entries, read, where)
+            start = 0
+            for each, size in zip(names, sizes, strict=True):
+                found[each] = whole if len(names) == 1 else whole.rows(start, start + size)
+                start += size
+        return found
+
+    def _belongs_to_packed(self, name: str) -> bool:
+        """Whether a tensor is a part of a packed layer, or a bias of zeros, which some packers add."""
+        stem, _, part = name.rpartition(".")
+        if f"{stem}.qweight" not in self._files:
+            return False
+        return part in PARTS or (part == "bias" and not self._files[name].read_float32(name).any())
 
     def _open_weights(self) -> dict[str, _WeightFile]:
         """Tensor name -> the open file that holds it."""
@@ -182,8 +257,12 @@ def is_complete(folder: Path) -> bool:
 
 
 def _weights_name(folder: Path) -> str | None:
-    """The best of WEIGHTS in a folder."""
-    return next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    """The best of WEIGHTS in a folder, or else its only safetensors file."""
+    known = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if known is not None:
+        return known
+    files = sorted(path.name for path in folder.glob("*.safetensors"))  # packers invent names of their own
+    return files[0] if len(files) == 1 else None
 
 
 def _weight_map(folder: Path, index: str) -> dict[str, str]:
@@ -225,9 +304,19 @@ def _open_file(path: Path) -> _WeightFile:
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
-def _quantization_method(config: dict[str, Any]) -> str | None:
+def quantization_config(folder: Path) -> dict[str, Any] | None:
+    """How a folder's weights are packed, as its files say: None for plain floats.
+
+    `config.json` says it, or AutoGPTQ's older `quantize_config.json`. Raises CheckpointError for an entry
+    that is not an object.
+    """
+    config = _read_json(folder / CONFIG) or {}
     entry = config.get("quantization_config")
     if entry is None:
-        return None
-    method = entry.get("quant_method") if isinstance(entry, dict) else None
-    return str(method or "an unnamed method (field 'quantization_config')")
+        older = _read_json(folder / GPTQ_CONFIG)
+        return None if older is None else {"quant_method": "gptq", **older}
+    if not isinstance(entry, dict):
+        raise CheckpointError(
+            f"The field 'quantization_config' of '{folder / CONFIG}' must be an object, not {entry!r}."
+        )
+    return entry

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
-from edge.safetensors_file import TensorEntry
+from edge.safetensors_file import TensorEntry, to_float32
 
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
@@ -84,25 +84,21 @@ class TorchFile:
         for name in self._tensors:
             self._check(name)
 
-    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
-        """One floating-point tensor as float32, a copy."""
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One tensor, zero-copy and read-only, maybe strided; BF16 appears as its uint16 bits."""
         if name not in self._tensors:
             raise CheckpointError(f"'{self.path}' has no tensor '{name}'.")
         tensor = self._tensors[name]
         dtype, size = tensor.storage.dtype, np.dtype(_NUMPY[tensor.storage.dtype]).itemsize
-        if dtype not in ("F64", "F32", "F16", "BF16"):
-            raise CheckpointError(
-                f"Tensor '{name}' of '{self.path}' has type {dtype}, but a floating-point type was expected; "
-                "the file is probably quantized in a format that is not supported."
-            )
         start = self._data_start(tensor.storage.key) + tensor.offset * size
-        count = tensor.span
-        flat: npt.NDArray[Any] = np.frombuffer(self._map, _NUMPY[dtype], count, start)
+        flat: npt.NDArray[Any] = np.frombuffer(self._map, _NUMPY[dtype], tensor.span, start)
         steps = [stride * size for stride in tensor.strides]
-        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
-        if dtype == "BF16":
-            return (view.astype(np.uint32, order="C") << 16).view(np.float32)
-        return view.astype(np.float32, order="C")
+        return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
+
+    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
+        """One floating-point tensor as float32, a copy."""
+        raw = self.array(name)
+        return to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
 
     def _check(self, name: str) -> None:
         """Every index that the tensor's shape and strides can form must lie inside its storage's bytes."""

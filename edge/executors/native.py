@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from edge.bundle.reader import Bundle
 from edge.config import ModelConfig
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
-from edge.executors.weights import HugePageWeights, MappedWeights, WeightMemory
+from edge.executors.weights import WeightMemory, open_weights
 from edge.native import library as native
 from edge.rope import rope_parameters
 
@@ -109,15 +109,16 @@ class NativeExecutor:
         kv_type: str = "float16",
         tier: str | None = None,
         max_batch: int = 256,
-        mmap: bool = False,
+        mmap: bool | None = None,
     ) -> None:
         """An executor for `bundle`.
 
         context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
         (exact). kv_type: `float16` or `float32`. tier: a kernel tier of this CPU, by default $EDGE_CPU or
-        the best. max_batch: most tokens of one forward call. mmap: leave the weights in the mapped file
-        rather than reading them into huge pages (`edge.executors.weights`).
+        the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file and reads it
+        when it is used, False copies it into huge pages; by default whichever is at once and fast
+        (`edge.executors.weights`).
         """
         config = bundle.config
         if config.num_experts:
@@ -132,7 +133,8 @@ class NativeExecutor:
         self._pool = ThreadPool(threads)
         self.activations, self.kv_type = activations, kv_type
         # The model borrows this memory.
-        self._weights: WeightMemory | None = MappedWeights(bundle) if mmap else HugePageWeights(bundle)
+        weight_memory = open_weights(bundle, mmap)
+        self._weights: WeightMemory | None = weight_memory
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, self._context, config.max_position_embeddings
         )
@@ -158,7 +160,7 @@ class NativeExecutor:
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
         )
         weights = (native.Weight * len(bundle.tensors))(
-            *(_weight(info, self._weights.address(name)) for name, info in bundle.tensors.items())
+            *(_weight(info, weight_memory.address(name)) for name, info in bundle.tensors.items())
         )
         lib, handle = native.library(), ctypes.c_void_p()
         tier = tier or os.environ.get(TIER_VARIABLE) or None
@@ -196,6 +198,13 @@ class NativeExecutor:
     def threads(self) -> int:
         """Threads that work on a step."""
         return self._pool.threads
+
+    @property
+    def weights(self) -> WeightMemory:
+        """Where the weights lie, and how much of them in huge pages."""
+        self._check_open()
+        assert self._weights is not None
+        return self._weights
 
     @property
     def capabilities(self) -> Capabilities:
@@ -261,6 +270,29 @@ class NativeExecutor:
         """Drop all rows of the cache after the first n."""
         with self._lock:
             native.check(native.library().edge_cache_truncate(_handle(cache), n))
+
+    def repeat(self, cache: KVCache, n: int) -> None:
+        """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""
+        with self._lock:
+            native.check(native.library().edge_cache_repeat(_handle(cache), n))
+
+    def observe(self, observer: Callable[[bytes], None] | None) -> None:
+        """Call `observer` with the bytes of a `native.Event` after every operator; None ends it.
+
+        The output that an event points to is valid during the call only. The observer may not call the
+        executor, and what it raises is lost.
+        """
+        size = ctypes.sizeof(native.Event)
+        # Bytes are cheap to keep: a slow observer would let the threads fall asleep between operators.
+        hook = (
+            native.Observer()
+            if observer is None
+            else native.Observer(lambda _, event: observer(ctypes.string_at(event, size)))
+        )
+        with self._lock:
+            self._check_open()
+            native.check(native.library().edge_model_observe(self.handle, hook, None))
+            self._observer = hook  # the library holds its address
 
     def close(self) -> None:
         """Free the native model; later calls raise NativeError."""

@@ -1,7 +1,8 @@
-"""Where the native executor's weights lie: read into huge pages, or mapped from the file.
+"""Where the native executor's weights lie: mapped from their file, or copied into huge pages.
 
-Streaming reads from huge pages are much faster than from the 4 KB pages of a mapped file. A mapping starts
-without reading anything and is shared between processes; it suits machines short of memory.
+Streaming reads from huge pages are faster than from the usual 4 KB pages. Recent Linux kernels can keep files
+in huge pages themselves: then it is enough to map the file, which takes no time and no memory of its own.
+Elsewhere the file is copied.
 """
 
 from __future__ import annotations
@@ -14,38 +15,87 @@ from typing import Protocol
 
 from edge.bundle.reader import Bundle
 from edge.errors import BundleError
+from edge.memory import huge_page_bytes
 from edge.native import library as native
 
-_PIECE = 8 << 20  # bytes that one thread reads at a time
+_PIECE = 8 << 20  # bytes that one thread reads at a time, whole huge pages
 _READERS = 4  # a page cache is read fastest by a few threads
+_PROBE = 64 << 20  # what is tried before the whole file is read to be mapped
+_ENOUGH = 0.9  # of a file in huge pages; one that is half in them reads like one that is not
 
 
 class WeightMemory(Protocol):
-    """The packed bytes of a bundle's tensors in memory, for as long as this object lives."""
+    """The packed bytes of a bundle's tensors in memory, for as long as this object lives.
+
+    mapped: whether they are the file's own pages. bytes: their size.
+    """
+
+    mapped: bool
+    bytes: int
 
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
+
+    @property
+    def huge_bytes(self) -> int | None:
+        """How many of the bytes lie in huge pages now; None where the system does not tell."""
+
+
+def open_weights(bundle: Bundle, mmap: bool | None = None) -> WeightMemory:
+    """The weights of `bundle` in fast memory: mapped if their file lies in huge pages, else copied into some.
+
+    mmap: True maps the file and reads it when it is used, False copies it in any case.
+    """
+    if mmap is False:
+        return CopiedWeights(bundle)
+    mapped = MappedWeights(bundle)
+    return mapped if mmap or mapped.read_in_huge_pages() else CopiedWeights(bundle)
 
 
 class MappedWeights:
     """The bundle's own mapping of its file; who shortens the file in use ends the process (SIGBUS)."""
 
+    mapped = True
+
     def __init__(self, bundle: Bundle) -> None:
         self._arrays = {name: bundle.data(name) for name in bundle.tensors}
+        first, array = next(iter(self._arrays.items()))
+        self._start = int(array.ctypes.data) - bundle.offset(first)  # of the file: the system aligns it well
+        self.bytes = _size(bundle)
+        self._where = bundle.weights_file
 
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
         return int(self._arrays[name].ctypes.data)
 
+    @property
+    def huge_bytes(self) -> int | None:
+        """Of what was read so far."""
+        return huge_page_bytes(self._start, self.bytes)
 
-class HugePageWeights:
+    def read_in_huge_pages(self) -> bool:
+        """Read the file now; False if it is not in huge pages, which some of its middle tells."""
+        whole, probe = (0, self.bytes), (self.bytes // 2, min(_PROBE, self.bytes // 2))
+        for start, count in (probe, whole):
+            # One reader: several at a time would make the system read in smaller pieces.
+            status = native.library().edge_mapping_prefault(self._start + start, count)
+            if status not in (0, native.UNSUPPORTED):
+                raise BundleError(f"'{self._where}' became shorter while it was read; convert it again.")
+            huge = self.huge_bytes
+            if status == native.UNSUPPORTED or huge is None or huge < _ENOUGH * count:
+                return False
+        return True
+
+
+class CopiedWeights:
     """A private copy of the weights file in huge pages (in ordinary ones where the system has no others)."""
+
+    mapped = False
 
     def __init__(self, bundle: Bundle) -> None:
         path = bundle.weights_file
         self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
-        # What the tensors need, not what the file has now: it may have been replaced since it was checked.
-        size = max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())
+        self.bytes = size = _size(bundle)
         lib, region = native.library(), ctypes.c_void_p()
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
         self._finalizer = weakref.finalize(self, lib.edge_region_destroy, region, size)
@@ -74,3 +124,13 @@ class HugePageWeights:
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
         return self._base + self._offsets[name]
+
+    @property
+    def huge_bytes(self) -> int | None:
+        """The system may have had too few huge pages for all of it."""
+        return huge_page_bytes(self._base, self.bytes)
+
+
+def _size(bundle: Bundle) -> int:
+    """What the tensors need, not what the file has now: it may have been replaced since it was checked."""
+    return max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())

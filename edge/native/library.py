@@ -21,6 +21,8 @@ LIBRARY_VARIABLE = "EDGE_LIBRARY"
 _FILE_NAME = "libedge.dylib" if sys.platform == "darwin" else "libedge.so"
 
 _CONTEXT, _VOCABULARY = 3, 5
+UNSUPPORTED = 6
+"""The status of a call that this CPU, build or system lacks."""
 
 KIND = {"f32": 0, "f16": 1, "int8": 2, "int4": 3, "ternary": 4}
 ACTIVATIONS = {"int8": 0, "float32": 1}
@@ -64,7 +66,8 @@ class Roofline(ctypes.Structure):
     """edge_roofline"""
 
     _fields_ = tuple(
-        (name, c_double) for name in ("read_bytes_per_second", "int8_per_second", "float_per_second")
+        (name, c_double)
+        for name in ("read_bytes_per_second", "int8_per_second", "float_per_second", "region_seconds")
     )
 
 
@@ -118,6 +121,29 @@ class Batch(ctypes.Structure):
     )
 
 
+class Event(ctypes.Structure):
+    """edge_event"""
+
+    _fields_ = (
+        ("operation", c_char_p),
+        ("path", c_char_p),
+        ("layer", c_int32),
+        ("reserved", c_int32),
+        ("start_ns", c_int64),
+        ("nanoseconds", c_int64),
+        ("bytes", c_uint64),
+        ("operations", c_uint64),
+        ("output", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("stride", c_int64),
+    )
+
+
+Observer = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Event))
+"""edge_observer"""
+
+
 class Sampling(ctypes.Structure):
     """edge_sampling"""
 
@@ -158,6 +184,7 @@ _FUNCTIONS = {
     ),
     "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
     "edge_region_destroy": (None, (c_void_p, c_uint64)),
+    "edge_mapping_prefault": (_STATUS, (c_void_p, c_uint64)),
     "edge_linear": (
         _STATUS,
         (
@@ -165,6 +192,7 @@ _FUNCTIONS = {
             *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
         ),
     ),
+    "edge_linear_path": (c_char_p, (POINTER(Matrix), c_int32)),
     "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
     "edge_rms_norm": (
         _STATUS,
@@ -180,11 +208,13 @@ _FUNCTIONS = {
     "edge_model_destroy": (None, (c_void_p,)),
     "edge_model_tier": (c_char_p, (c_void_p,)),
     "edge_model_workspace_bytes": (c_uint64, (c_void_p,)),
+    "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
     "edge_cache_destroy": (None, (c_void_p,)),
     "edge_cache_length": (c_int32, (c_void_p,)),
     "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
     "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
+    "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
     "edge_sample": (
         _STATUS,

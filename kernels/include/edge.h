@@ -66,9 +66,10 @@ EDGE_API const char *edge_cpu_tiers(void);
 /* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that differs. */
 EDGE_API edge_status edge_self_test(const char *tier);
 
-/* What the machine can do at most, in bytes and multiply-adds per second; for judging the kernels. */
+/* What the machine can do at most, in bytes and multiply-adds per second, and the seconds that one parallel region
+ * takes when each worker has next to nothing to do; for judging the kernels. */
 typedef struct {
-    double read_bytes_per_second, int8_per_second, float_per_second;
+    double read_bytes_per_second, int8_per_second, float_per_second, region_seconds;
 } edge_roofline;
 
 /* Reads `memory` once (give it far more than the caches hold) and runs register-only loops; takes some 50 ms. */
@@ -99,12 +100,20 @@ typedef enum {
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
 
+/* Reads a mapped file (or a part) into memory and maps what is there, in huge pages where the system keeps the file so;
+ * EDGE_UNSUPPORTED where the system has no such call. */
+EDGE_API edge_status edge_mapping_prefault(const void *address, uint64_t bytes);
+
 /* ---- Operators, for tests and host runtimes ------------------------------------------------------- */
 
 /* y[n][rows] = x[n][columns] * w^T; tier NULL = best. */
 EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
                                  const edge_matrix *w, int32_t activations, const float *x, int64_t n,
                                  float *y);
+
+/* In a few words, which kernel computes edge_linear for such a matrix; its data is not read. NULL (and an error
+ * sentence) for one that is refused. */
+EDGE_API const char *edge_linear_path(const edge_matrix *w, int32_t activations);
 
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
@@ -161,12 +170,32 @@ EDGE_API void edge_model_destroy(edge_model *model);
 EDGE_API const char *edge_model_tier(const edge_model *model);
 EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 
+/* One operator of a forward pass, as it has just ended. Fused operators are one event. */
+typedef struct {
+    const char *operation; /* its name; lives as long as the library, as does `path` */
+    const char *path;      /* the kind of weights that chose its kernel, or "" */
+    int32_t layer;         /* -1 outside the layers */
+    int32_t reserved;
+    int64_t start_ns, nanoseconds; /* on the monotonic clock */
+    uint64_t bytes, operations;    /* weights and cache rows it must move; multiply-adds */
+    const float *output;           /* [rows][columns], `stride` floats apart; valid during the call only */
+    int64_t rows, columns, stride;
+} edge_event;
+
+/* Called on the thread of edge_forward; may not call the model. */
+typedef void (*edge_observer)(void *context, const edge_event *event);
+
+/* Reports every operator of later edge_forward calls to `observer`; NULL ends it. */
+EDGE_API edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context);
+
 EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
 EDGE_API int32_t edge_cache_length(const edge_cache *cache);
 EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int32_t length);
 /* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
 EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count);
+/* Grows the cache to `length` rows by repeating those it has: plausible values without a prefill, for timing. */
+EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int32_t length);
 
 typedef struct {
     uint32_t size;            /* sizeof(edge_batch) */

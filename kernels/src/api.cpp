@@ -143,6 +143,16 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
     });
 }
 
+const char *edge_linear_path(const edge_matrix *w, int32_t activations) {
+    Matrix matrix;
+    if (!w || (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32)) {
+        fail(EDGE_INVALID, "edge_linear_path: the matrix is missing, or the activations are unknown.");
+        return nullptr;
+    }
+    if (edge::check_matrix(*w, "The matrix", &matrix)) return nullptr;
+    return edge::linear_path(matrix, edge_activations(activations));
+}
+
 edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
     return guarded([&]() -> edge_status {
         if (!w || !out) return fail(EDGE_INVALID, "edge_dequantize_row: an argument is missing.");
@@ -213,6 +223,12 @@ void edge_model_destroy(edge_model *model) { delete model; }
 const char *edge_model_tier(const edge_model *model) { return model ? model->kernels.name : ""; }
 
 uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? model->workspace_bytes() : 0; }
+
+edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context) {
+    if (!model) return fail(EDGE_INVALID, "edge_model_observe: the model is missing.");
+    model->observer = {observer, context};
+    return EDGE_OK;
+}
 
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {

@@ -28,6 +28,17 @@ edge_status edge_cache::reserve() {
     return EDGE_OK;
 }
 
+void edge_cache::copy(int64_t from, int64_t to) {
+    const size_t row_bytes = size_t(shape.row_bytes());
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+        for (int64_t head = 0; head < shape.kv_heads; ++head) {
+            for (uint8_t *region : {keys(layer, head), values(layer, head)}) {
+                std::memcpy(region + size_t(to) * row_bytes, region + size_t(from) * row_bytes, row_bytes);
+            }
+        }
+    }
+}
+
 int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cache->length) : 0; }
 
 void edge_cache_destroy(edge_cache *cache) { delete cache; }
@@ -54,17 +65,19 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
         }
         previous = rows[i];
     }
-    const edge::CacheShape &shape = cache->shape;
-    const size_t row_bytes = size_t(shape.row_bytes());
-    for (int64_t layer = 0; layer < shape.layers; ++layer) {
-        for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            for (uint8_t *region : {cache->keys(layer, head), cache->values(layer, head)}) {
-                for (int32_t i = 0; i < count; ++i) {
-                    std::memmove(region + (length + i) * row_bytes, region + rows[i] * row_bytes, row_bytes);
-                }
-            }
-        }
+    for (int32_t i = 0; i < count; ++i) {
+        if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
     cache->length = length + count;
+    return EDGE_OK;
+}
+
+edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
+    if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %d rows can't be repeated up to %d rows.",
+                          edge_cache_length(cache), length);
+    }
+    for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
+    cache->length = length;
     return EDGE_OK;
 }

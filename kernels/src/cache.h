@@ -27,6 +27,8 @@ struct edge_cache {
     edge_status reserve();
     uint8_t *keys(int64_t layer, int64_t head) const { return region(layer, 0, head); }
     uint8_t *values(int64_t layer, int64_t head) const { return region(layer, 1, head); }
+    // Copies all layers' rows of one position to another.
+    void copy(int64_t from, int64_t to);
 
     const edge::CacheShape shape;
     int64_t length = 0;

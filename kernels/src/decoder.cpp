@@ -10,6 +10,7 @@
 using edge::fail;
 using edge::Matrix;
 using edge::parallel_for;
+using edge::Stage;
 
 namespace {
 
@@ -240,6 +241,8 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
 }
 
 void edge_model::embed(const edge_batch &batch) {
+    const Stage stage(observer, "embed", -1, {hidden.data(), batch.n, shape.hidden, shape.hidden_stride}, {},
+                      batch.n * embedding.tile_bytes / edge::tile_rows);
     parallel_for(parallel, batch.n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
             float *row = &hidden[token * shape.hidden_stride];
@@ -269,16 +272,36 @@ void edge_model::norm_row(const edge::Norm &norm, float scale, int64_t token) {
 void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_batch &batch, int64_t past) {
     const edge::Layer &layer = layers[size_t(index)];
     const int64_t n = batch.n;
-    input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n, {&layer.q, &layer.k, &layer.v},
-                  [&](int64_t token) { norm_row(layer.attention_norm, 1.0f, token); });
-    const edge::LinearJob projections[] = {{&layer.q, queries.data(), shape.query_stride},
-                                           {&layer.k, keys.data(), shape.kv_stride},
-                                           {&layer.v, values.data(), shape.kv_stride}};
-    run_linear(parallel, kernels, input, n, projections, 3);
+    {
+        const Stage stage(observer, "attention_norm", index,
+                          {normed.data(), n, shape.hidden, shape.hidden_stride});
+        input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n,
+                      {&layer.q, &layer.k, &layer.v},
+                      [&](int64_t token) { norm_row(layer.attention_norm, 1.0f, token); });
+    }
+    {
+        const Stage stage(observer, "qkv", index, {queries.data(), n, shape.query, shape.query_stride},
+                          {&layer.q, &layer.k, &layer.v});
+        const edge::LinearJob projections[] = {{&layer.q, queries.data(), shape.query_stride},
+                                               {&layer.k, keys.data(), shape.kv_stride},
+                                               {&layer.v, values.data(), shape.kv_stride}};
+        run_linear(parallel, kernels, input, n, projections, 3);
+    }
     store_keys_and_values(index, cache, n, past);
-    attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
-                  past, batch.tree);
-    input.prepare(parallel, kernels, attended.data(), shape.query_stride, n, {&layer.o}, [](int64_t) {});
+    {
+        const int64_t row_bytes = 2 * cache.shape.kv_heads * cache.shape.row_bytes();
+        const int64_t pairs = batch.tree ? n * (past + n) : n * past + n * (n + 1) / 2;
+        const Stage stage(observer, "attention", index, {attended.data(), n, shape.query, shape.query_stride},
+                          {}, (past + n) * row_bytes, 2 * pairs * shape.query);
+        attention.run(parallel, kernels, cache, index, queries.data(), attended.data(), shape.query_stride, n,
+                      past, batch.tree);
+    }
+    {
+        const Stage stage(observer, "o_input", index, {attended.data(), n, shape.query, shape.query_stride});
+        input.prepare(parallel, kernels, attended.data(), shape.query_stride, n, {&layer.o}, [](int64_t) {});
+    }
+    const Stage stage(observer, "o", index, {hidden.data(), n, shape.hidden, shape.hidden_stride},
+                      {&layer.o});
     const edge::LinearJob output{&layer.o, hidden.data(), shape.hidden_stride, true, config.residual_scale};
     run_linear(parallel, kernels, input, n, &output, 1);
 }
@@ -286,6 +309,8 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
 // Rotates queries and keys, and writes keys and values into the cache.
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
     const int64_t dim = config.head_dim, half = dim / 2, row_bytes = cache.shape.row_bytes();
+    const Stage stage(observer, "rope_cache", layer, {keys.data(), n, shape.kv, shape.kv_stride}, {},
+                      2 * n * config.kv_heads * row_bytes);
     const auto write = [&](const float *from, uint8_t *to) {
         if (cache.shape.type == EDGE_KV_F16) {
             kernels.to_half(from, dim, reinterpret_cast<uint16_t *>(to));
@@ -312,12 +337,26 @@ void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t
 
 void edge_model::mlp_block(int64_t index, int64_t n) {
     const edge::Layer &layer = layers[size_t(index)];
-    input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n, {&layer.gate, &layer.up},
-                  [&](int64_t token) { norm_row(layer.mlp_norm, 1.0f, token); });
-    run_swiglu(parallel, kernels, input, n, layer.gate, layer.up, activated.data(),
-               shape.intermediate_stride);
-    input.prepare(parallel, kernels, activated.data(), shape.intermediate_stride, n, {&layer.down},
-                  [](int64_t) {});
+    {
+        const Stage stage(observer, "mlp_norm", index, {normed.data(), n, shape.hidden, shape.hidden_stride});
+        input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n, {&layer.gate, &layer.up},
+                      [&](int64_t token) { norm_row(layer.mlp_norm, 1.0f, token); });
+    }
+    {
+        const Stage stage(observer, "gate_up", index,
+                          {activated.data(), n, shape.intermediate, shape.intermediate_stride},
+                          {&layer.gate, &layer.up});
+        run_swiglu(parallel, kernels, input, n, layer.gate, layer.up, activated.data(),
+                   shape.intermediate_stride);
+    }
+    {
+        const Stage stage(observer, "down_input", index,
+                          {activated.data(), n, shape.intermediate, shape.intermediate_stride});
+        input.prepare(parallel, kernels, activated.data(), shape.intermediate_stride, n, {&layer.down},
+                      [](int64_t) {});
+    }
+    const Stage stage(observer, "down", index, {hidden.data(), n, shape.hidden, shape.hidden_stride},
+                      {&layer.down});
     const edge::LinearJob output{&layer.down, hidden.data(), shape.hidden_stride, true,
                                  config.residual_scale};
     run_linear(parallel, kernels, input, n, &output, 1);
@@ -337,10 +376,18 @@ edge_status edge_model::finish(const edge_batch &batch) {
                    ? EDGE_OK
                    : fail(EDGE_NOT_FINITE, "The hidden state is not finite: the weights are damaged.");
     }
-    input.prepare(parallel, kernels, &normed[first * shape.hidden_stride], shape.hidden_stride, rows,
-                  {&head()}, [&](int64_t token) { norm_row(final_norm, config.logit_scale, first + token); });
-    const edge::LinearJob job{&head(), batch.logits, config.vocab_size};
-    run_linear(parallel, kernels, input, rows, &job, 1);
+    {
+        float *const last = &normed[first * shape.hidden_stride];
+        const Stage stage(observer, "final_norm", -1, {last, rows, shape.hidden, shape.hidden_stride});
+        input.prepare(parallel, kernels, last, shape.hidden_stride, rows, {&head()},
+                      [&](int64_t token) { norm_row(final_norm, config.logit_scale, first + token); });
+    }
+    {
+        const Stage stage(observer, "head", -1, {batch.logits, rows, config.vocab_size, config.vocab_size},
+                          {&head()});
+        const edge::LinearJob job{&head(), batch.logits, config.vocab_size};
+        run_linear(parallel, kernels, input, rows, &job, 1);
+    }
     if (!kernels.all_finite(batch.logits, rows * config.vocab_size)) {
         return fail(EDGE_NOT_FINITE, "The logits are not finite: the weights are damaged.");
     }

@@ -10,6 +10,7 @@
 #include "cache.h"
 #include "kernels.h"
 #include "linear.h"
+#include "observer.h"
 
 namespace edge {
 
@@ -34,6 +35,7 @@ struct edge_model {
 
     const edge_config config;
     const edge::Kernels &kernels;
+    edge::Observer observer;
 
    private:
     struct Shape {

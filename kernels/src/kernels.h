@@ -4,7 +4,7 @@
 // order alone or in a batch. So prefill in any chunking, decoding and prompt reuse agree bit for bit.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 #include "matrix.h"
 

@@ -147,6 +147,24 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     return a;
 }
 
+const char *linear_path(const Matrix &matrix, edge_activations mode) {
+    if (matrix.kind == EDGE_F32) return "float32 rows";
+    if (matrix.kind == EDGE_F16) return "float32 products, float16 weights";
+    const int kind = matrix.kind == EDGE_INT8 ? 0 : matrix.kind == EDGE_TERNARY ? 3 : matrix.minimum ? 2 : 1;
+    static const char *const exact[] = {
+        "float32 products, dequantized int8", "float32 products, dequantized int4",
+        "float32 products, dequantized int4 with minimums", "float32 products, dequantized ternary"};
+    static const char *const whole[] = {"int8 dots, int8 weights", "int8 dots, int4 weights",
+                                        "int8 dots, int4 weights with minimums",
+                                        "int8 dots, ternary weights"};
+    static const char *const split[] = {"int8 dots, int8 weights, groups in parts",
+                                        "int8 dots, int4 weights, groups in parts",
+                                        "int8 dots, int4 weights with minimums, groups in parts",
+                                        "int8 dots, ternary weights, groups in parts"};
+    if (mode == EDGE_ACTIVATIONS_F32) return exact[kind];
+    return (matrix.block == matrix.group ? whole : split)[kind];
+}
+
 void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
                 const LinearJob *jobs, int count) {
     int64_t tiles = 0, bytes = 0;

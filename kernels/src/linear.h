@@ -69,6 +69,9 @@ class LinearInput {
     int form_count_ = 0;
 };
 
+// Which kernel computes a matrix's operator, in a few words.
+const char *linear_path(const Matrix &matrix, edge_activations mode);
+
 // out[n][rows] = input x matrix^T, or out += scale * that.
 struct LinearJob {
     const Matrix *matrix;

@@ -1,7 +1,7 @@
 // Geometry of the canonical weight layout (edge/packing.py describes it).
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
 
 #include "edge.h"
 

@@ -1,7 +1,7 @@
 // A fork-join pool. Every thread starts in its own contiguous share of a loop, so that its reads run on through
 // memory, and takes it piece by piece; whoever is done helps the others. A thread that the system holds up delays
 // only its own piece. Waiting threads spin briefly (the next region of a decoder follows within microseconds), then
-// park.
+// park: a caller that sleeps while a helper waits for a processor gives it one.
 #include "pool.h"
 
 #include <unistd.h>
@@ -33,6 +33,18 @@ inline void relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// Waits for `ready` with the processor held; false: not within `time`.
+template <class Ready>
+bool spin_for(std::chrono::microseconds time, const Ready &ready) {
+    using clock = std::chrono::steady_clock;
+    const auto until = clock::now() + time;
+    for (int spins = 1; !ready(); ++spins) {
+        relax();
+        if (spins % spins_per_clock_read == 0 && clock::now() > until) return false;
+    }
+    return true;
 }
 
 // What is left of one thread's share of a region, in one atomic word: a piece is claimed by adding 1 to `next`, and
@@ -95,10 +107,13 @@ struct edge_pool {
             wake.notify_all();
         }
         work(0);
-        for (int spins = 0; done.load(std::memory_order_acquire) < pieces; ++spins) {
-            edge::relax();
-            // A helper may have been descheduled in the middle of its piece: let it have this core.
-            if (spins > 20000) std::this_thread::yield();
+        const auto finished = [&] { return done.load() >= pieces; };
+        if (!edge::spin_for(edge::spin_time, finished)) {
+            // A helper was descheduled in the middle of a piece: leave it this core.
+            std::unique_lock<std::mutex> lock(mutex);
+            caller_parked.store(true);
+            piece_done.wait(lock, finished);
+            caller_parked.store(false);
         }
         busy.clear(std::memory_order_release);
     }
@@ -130,25 +145,22 @@ struct edge_pool {
                 const int64_t begin = piece * region.grain,
                               end = std::min(begin + region.grain, region.count);
                 region.task(region.argument, begin, end, worker);
-                done.fetch_add(1, std::memory_order_release);
+                done.fetch_add(1);
+                if (caller_parked.load()) {
+                    { std::lock_guard<std::mutex> lock(mutex); }
+                    piece_done.notify_one();
+                }
             }
         }
     }
 
     void help(int32_t worker) {
-        using clock = std::chrono::steady_clock;
         uint32_t seen = 0;
         const auto new_region = [&] { return generation.load() != seen; };
         while (!stopping.load(std::memory_order_relaxed)) {
-            auto spin_until = clock::now() + edge::spin_time;
-            for (int spins = 1;; ++spins) {
-                if (new_region()) {
-                    seen = generation.load();
-                    work(worker);
-                    spin_until = clock::now() + edge::spin_time;
-                }
-                edge::relax();
-                if (spins % edge::spins_per_clock_read == 0 && clock::now() > spin_until) break;
+            while (edge::spin_for(edge::spin_time, new_region)) {
+                seen = generation.load();
+                work(worker);
             }
             std::unique_lock<std::mutex> lock(mutex);
             parked.fetch_add(1);
@@ -163,9 +175,9 @@ struct edge_pool {
     alignas(64) std::atomic<uint32_t> generation{0};
     alignas(64) std::atomic<int64_t> done{0};
     alignas(64) std::atomic<int32_t> parked{0};
-    std::atomic<bool> stopping{false};
+    std::atomic<bool> caller_parked{false}, stopping{false};
     std::mutex mutex;
-    std::condition_variable wake;
+    std::condition_variable wake, piece_done;
     std::vector<std::thread> helpers;
 };
 

@@ -1,4 +1,6 @@
-// The machine's limits, measured: read bandwidth from huge pages and the arithmetic peaks of a tier.
+// The machine's limits, measured: read bandwidth from huge pages, the arithmetic peaks of a tier, and what one
+// parallel region costs.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -13,6 +15,7 @@ namespace {
 constexpr int64_t piece_bytes = 1 << 20;
 constexpr int64_t peak_iterations = 200000;  // of one piece: some milliseconds
 constexpr int64_t pieces_per_worker = 4;
+constexpr int region_batches = 50, regions_per_batch = 100, most_spins = 10000;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -51,6 +54,26 @@ double peak_rate(const edge_parallel &parallel, int64_t (*loop)(int64_t), int64_
     return double(pieces * peak_iterations * operations) / seconds_since(start);
 }
 
+// Every worker waits until all have begun, as they do when each has work to share: otherwise the caller alone would
+// be done before the others notice. A runner that has fewer threads than workers only waits in vain for a while.
+double region_time(const edge_parallel &parallel) {
+    double times[region_batches];
+    for (double &time : times) {
+        const auto start = std::chrono::steady_clock::now();
+        for (int i = 0; i < regions_per_batch; ++i) {
+            std::atomic<int32_t> begun{0};
+            parallel_for(parallel, parallel.workers, 1, [&](int64_t, int64_t, int32_t) {
+                begun.fetch_add(1);
+                for (int spins = 0; begun.load() < parallel.workers && spins < most_spins; ++spins) {}
+            });
+        }
+        time = seconds_since(start) / regions_per_batch;
+    }
+    // The median: a moment without a processor does not count.
+    std::nth_element(times, times + region_batches / 2, times + region_batches);
+    return times[region_batches / 2];
+}
+
 }  // namespace
 }  // namespace edge
 
@@ -68,5 +91,6 @@ edge_status edge_measure_roofline(const edge_parallel *parallel, const char *tie
         edge::peak_rate(*parallel, kernels->int8_peak, kernels->int8_peak_operations, &sink);
     out->float_per_second =
         edge::peak_rate(*parallel, kernels->float_peak, kernels->float_peak_operations, &sink);
+    out->region_seconds = edge::region_time(*parallel);
     return EDGE_OK;
 }

@@ -45,6 +45,15 @@ struct Scratch {
     std::vector<float> weights, sums;  // exp((logit - peak) / temperature); per chunk
     std::vector<Candidate> candidates;
     std::vector<int32_t> seen, seen_ids;  // occurrences by token id; zero between calls
+
+    // So that no token after the first one allocates. What stays unused is never touched.
+    void reserve(int64_t vocab_size) {
+        const size_t n = static_cast<size_t>(vocab_size);
+        for (auto *floats : {&adjusted, &few, &peaks, &order, &sums}) floats->reserve(n);
+        for (auto *ids : {&few_ids, &seen, &seen_ids}) ids->reserve(n);
+        weights.reserve(static_cast<size_t>(chunk_count(vocab_size) * kChunk));
+        candidates.reserve(n);
+    }
 };
 
 // What is left of the vocabulary: n logits and, unless they are all of it, their ids. s.peaks, s.weights and
@@ -104,14 +113,15 @@ void narrow(const Passes &pass, Scratch &s, Remaining &left) {
     std::sort(s.candidates.begin(), s.candidates.end(),
               [](const Candidate &a, const Candidate &b) { return a.index < b.index; });
     const size_t n = s.candidates.size();
-    std::vector<float> logits(n);
-    std::vector<int32_t> ids(n);
-    for (size_t i = 0; i < n; ++i) {
-        logits[i] = left.logits[s.candidates[i].index];
-        ids[i] = left.id(s.candidates[i].index);
+    if (left.ids == nullptr) {  // else `left` lies in these two, and tokens only move forward
+        s.few.resize(n);
+        s.few_ids.resize(n);
     }
-    s.few.swap(logits);
-    s.few_ids.swap(ids);
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t from = s.candidates[i].index;
+        s.few[i] = left.logits[from];
+        s.few_ids[i] = left.id(from);
+    }
     left.logits = s.few.data();
     left.ids = s.few_ids.data();
     left.n = static_cast<int64_t>(n);
@@ -273,7 +283,6 @@ const float *adjust(Scratch &s, const float *logits, int32_t vocab_size, const e
     if (!penalties) return x;
     if (static_cast<int32_t>(s.seen.size()) < vocab_size) s.seen.resize(vocab_size);
     s.seen_ids.clear();
-    s.seen_ids.reserve(history_length);
     for (int32_t i = 0; i < history_length; ++i) {
         if (s.seen[history[i]]++ == 0) s.seen_ids.push_back(history[i]);
     }
@@ -372,6 +381,7 @@ edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling 
                    const float *bias_values, int32_t bias_count, double random, bool want_logprob,
                    edge_sample_result &result) {
     thread_local Scratch s;
+    s.reserve(vocab_size);
     const Passes &pass = best_passes();
     const float plain_peak = find_peak(pass, s, logits, vocab_size);
     if (std::isnan(plain_peak))

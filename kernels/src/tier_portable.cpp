@@ -1,7 +1,4 @@
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
+#include "freestanding.h"
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "portable"

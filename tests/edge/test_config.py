@@ -15,7 +15,7 @@ from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.errors import CheckpointError, ConfigError, ContextError
 from edge.presets import PRESETS, preset
 from edge.rope import rope_parameters
-from edge.tensors import check_tensors, expected_tensors
+from edge.tensors import check_dense, check_tensors, expected_tensors
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -33,6 +33,7 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": 1000,
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
 GGUF: dict[str, Any] = {
     "general.architecture": "minicpm",
     "minicpm.block_count": 24,
@@ -173,7 +174,9 @@ def test_missing_field_is_named(name: str) -> None:
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
         ({"sliding_window": 4096}, "sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_scaling": {"rope_type": "abf", "factor": 8.0}}, "abf"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}}, "high_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4}}, "low_freq_factor"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x"}}, "factor"),
@@ -230,11 +233,16 @@ def test_sparse_config() -> None:
     assert sparse == SparseConfig(topk=32, use_nope=True, dense_len=-1)
 
 
-def test_experts_are_read_and_refused_where_tensors_are_needed() -> None:
+def test_experts_are_read_and_refused_where_they_would_run() -> None:
     config = llama(num_experts=8, num_experts_per_tok=2)
     assert (config.num_experts, config.num_experts_per_tok) == (8, 2)
+    shapes = expected_tensors(config)
+    assert shapes["model.layers.1.mlp.gate.weight"] == (8, 256)
+    assert shapes["model.layers.1.mlp.experts.7.w2.weight"] == (256, 512)
+    assert not any("down_proj" in name for name in shapes)
     with pytest.raises(ConfigError, match="num_experts"):
-        expected_tensors(config)
+        check_dense(config)
+    check_dense(llama())
 
 
 def test_gguf_inverts_the_scales() -> None:
@@ -411,6 +419,8 @@ def test_presets() -> None:
     assert sizes["minicpm4-0.5b"] == pytest.approx(0.434, abs=0.001)
     assert sizes["minicpm4-8b"] == pytest.approx(8.19, abs=0.01)
     assert sizes["minicpm-1.2b"] == pytest.approx(1.36, abs=0.01)
+    assert sizes["minicpm-moe-8x2b"] == pytest.approx(13.87, abs=0.01)
+    assert sizes["smollm2-135m"] == pytest.approx(0.1345, abs=0.0001)
     assert sizes["minicpm-2.4b"] == pytest.approx(2.72, abs=0.01)
     with pytest.raises(ConfigError, match=r"minicpm4-0\.5b"):
         preset("minicpm4-0.5")

@@ -15,7 +15,7 @@ import pytest
 
 from edge.bundle.reader import Bundle
 from edge.convert import convert
-from edge.errors import BundleError, CheckpointError
+from edge.errors import BundleError, CheckpointError, ConfigError
 from edge.packing import dequantize, pack, unpack
 from edge.quantize import quantize
 from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
@@ -252,3 +252,10 @@ def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / name), name]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
         assert float(result.stdout) < 2 * 64
+
+
+def test_experts_are_refused(tiny_config: Any, array_checkpoint: Make, tmp_path: Path) -> None:
+    checkpoint = array_checkpoint(replace(tiny_config, num_experts=4, num_experts_per_tok=2))
+    with pytest.raises(ConfigError, match="num_experts is 4"):
+        convert(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()

@@ -140,10 +140,10 @@ def test_real_minicpm4_files(shared_data: Path, tmp_path: Path) -> None:
     assert checkpoint.generation_config["temperature"] == 0.8
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors", None])
 def test_quantized_checkpoints_are_refused_by_method(tmp_path: Path, method: str) -> None:
     write_folder(tmp_path, quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(CheckpointError, match=f"quantized with {method}"):
+    with pytest.raises(CheckpointError, match=f"quantized with {method or 'an unnamed'}"):
         HuggingFaceCheckpoint(tmp_path)
 
 

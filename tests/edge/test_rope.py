@@ -46,6 +46,18 @@ CASES = {
         64,
         8192,
     ),
+    "llama3": (
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        128,
+        131072,
+    ),
     "longrope": (
         {
             "rope_type": "longrope",

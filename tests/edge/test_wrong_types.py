@@ -46,6 +46,8 @@ ROPE: dict[str, Any] = {
     "short_factor": [1.0] * 32,
     "long_factor": [2.0] * 32,
     **dict.fromkeys(("type", "attention_factor", "beta_fast", "beta_slow", "mscale")),
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
     **dict.fromkeys(("mscale_all_dim", "truncate", "rope_theta", "partial_rotary_factor")),
 }
 GGUF: dict[str, Any] = {
@@ -99,10 +101,9 @@ def test_config_json(json_values: list[Any]) -> None:
         config = ModelConfig.from_hf(data)
         if config.head_dim < 10**6:  # that the weights have another shape is found before
             rope_parameters(config.rope, config.head_dim, 512, config.max_position_embeddings)
-        if not config.num_experts:
-            expected_tensors(config)
+        expected_tensors(config)
 
-    for kind in ("longrope", "yarn", "linear", "dynamic", "default"):
+    for kind in ("longrope", "yarn", "linear", "dynamic", "llama3", "default"):
         factor = None if kind == "longrope" else 2.0
         good = {**HUGGING_FACE, "rope_scaling": {**ROPE, "rope_type": kind, "factor": factor}}
         read(good)

@@ -11,10 +11,10 @@ from edge.scheme import QuantScheme
 
 SCHEMES = [
     QuantScheme("f16"),
-    *(QuantScheme("int8", group) for group in (0, 32, 128)),
-    *(QuantScheme("int4", group) for group in (0, 32, 96, 128, 256)),
+    *(QuantScheme("int8", group) for group in (0, 32, 128, 160)),
+    *(QuantScheme("int4", group) for group in (0, 32, 64, 96, 128, 256, 4096)),  # also longer than a row
     *(QuantScheme("int4", group, minimum=True) for group in (32, 256)),
-    *(QuantScheme("ternary", group) for group in (0, 32, 256)),
+    *(QuantScheme("ternary", group) for group in (0, 32, 64, 128, 256)),
 ]
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 17]

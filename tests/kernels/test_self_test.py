@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from edge.errors import NativeError
 from edge.native import library as native
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 
 
 def test_this_cpu(tier):
@@ -24,19 +19,6 @@ def test_unknown_tier():
         native.check(native.library().edge_self_test(b"altivec"))
 
 
-@pytest.fixture(scope="module")
-def arm_self_test() -> Path:
-    for tool in (COMPILER, EMULATOR, "cmake", "ninja"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed; scripts/install-test-packages installs it")
-    build = ROOT / "build" / "aarch64"
-    configure = ["cmake", "-G", "Ninja", "-S", ROOT / "kernels", "-B", build, "-DCMAKE_SYSTEM_NAME=Linux"]
-    configure += ["-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
-    subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(["ninja", "-C", build, "selftest"], check=True, capture_output=True)
-    return build / "selftest"
-
-
 @pytest.mark.parametrize(
     ("cpu", "tiers"),
     [
@@ -45,8 +27,9 @@ def arm_self_test() -> Path:
         ("cortex-a53", ["neon", "portable"]),
     ],
 )
-def test_arm(arm_self_test, cpu, tiers):
-    command = [EMULATOR, "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu", arm_self_test]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_arm(arm, cpu, tiers):
+    result = subprocess.run(
+        [*arm.emulator(cpu), arm.build / "selftest"], capture_output=True, text=True, timeout=120
+    )
     assert result.stdout.splitlines() == [f"{tier}: ok" for tier in tiers]
     assert result.returncode == 0

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from edge.config import ModelConfig
-from edge.errors import CheckpointError, ConfigError
-from model.decoder import Decoder
+from edge.errors import CheckpointError
+from model.decoder import Decoder, fused_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32 against float32, logits of about 1
 
@@ -117,6 +117,57 @@ def smaller_mlp(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_experts_are_refused(tiny_config):
-    with pytest.raises(ConfigError, match="num_experts"):
-        Decoder(tiny_config(num_experts=8, num_experts_per_tok=2))
+def test_fused_attention_equals_plain(tiny_config, llama):
+    """The one seam of attention: another function behind it gives the same network."""
+    config = tiny_config()
+    decoder = Decoder.from_tensors(config, llama(config).state_dict())
+    ids = tokens(config, 30).reshape(2, 15)
+    plain = decoder(ids)
+    calls = []
+
+    def counted(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(arguments[4])
+        return fused_attention(*arguments)
+
+    torch.testing.assert_close(decoder.use_attention(counted)(ids), plain, **TOLERANCE)
+    assert len(calls) == config.num_hidden_layers and calls[0].tolist() == list(range(15))
+
+
+def test_bfloat16_rounds_where_llama_does(tiny_config, llama):
+    config = tiny_config()
+    peer = llama(config).to(torch.bfloat16)
+    ids = tokens(config, 21)
+    exact = Decoder.from_tensors(config, {k: v.float() for k, v in peer.state_dict().items()})(ids)
+    ours = Decoder.from_tensors(config, peer.state_dict())(ids)
+    theirs = peer(ids[None]).logits[0]
+    assert ours.dtype == torch.bfloat16
+    spread = exact.std()
+    assert (ours - exact).abs().max() < 0.1 * spread
+    assert (ours - exact).abs().mean() < 1.5 * (theirs - exact).abs().mean()
+
+
+def test_gradients_equal_llama_with_and_without_checkpointing(tiny_config, llama):
+    config = tiny_config()
+    peer = llama(config).requires_grad_(True)
+    ids = tokens(config, 22).reshape(2, 11)
+    peer(ids, labels=ids).loss.backward()
+    kept = []
+    for checkpointing in (False, True):
+        decoder = Decoder.from_tensors(config, {k: v.clone() for k, v in peer.state_dict().items()})
+        decoder.requires_grad_(True).train()
+        decoder.model.gradient_checkpointing = checkpointing
+        saved: list[int] = []
+
+        def count(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            logits = decoder(ids)
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            kept.append(sum(saved))
+        loss.backward()
+        for name, parameter in peer.named_parameters():
+            ours = decoder.get_parameter(name).grad
+            torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert kept[1] < 0.5 * kept[0]

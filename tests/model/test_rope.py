@@ -33,13 +33,15 @@ class Case:
         """The same configuration in transformers' words."""
         rope = self.rope
         words: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-        if rope.type in ("linear", "dynamic", "yarn"):
+        if rope.type in ("linear", "dynamic", "yarn", "llama3"):
             words["factor"] = rope.factor
         if rope.type == "yarn":
             words |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
         if rope.type == "longrope":
             words |= {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
-        if rope.type in ("yarn", "longrope"):
+        if rope.type == "llama3":
+            words |= {"high_freq_factor": rope.beta_fast, "low_freq_factor": rope.beta_slow}
+        if rope.type in ("yarn", "longrope", "llama3"):
             words["original_max_position_embeddings"] = rope.original_max_position_embeddings
         for name in ("attention_factor", "mscale", "mscale_all_dim"):
             if getattr(rope, name) is not None:
@@ -74,6 +76,12 @@ CASES = {
     "yarn-untruncated": Case(yarn(truncate=False), 128, 40),
     "yarn-mscale": Case(yarn(mscale=1.5, mscale_all_dim=0.7), 128, 40),
     "yarn-attention": Case(yarn(attention_factor=0.8), 128, 40),
+    "abf-and-ntk": Case(RopeConfig("dynamic", theta=1000000.0, factor=4.0), 32, 60),  # as MiniCPM-128K
+    "llama3": Case(
+        RopeConfig("llama3", 500000.0, 8.0, 32, beta_fast=4.0, beta_slow=1.0),
+        128,
+        40,
+    ),
     "longrope-short": Case(longrope(), 32, 32),
     "longrope-long": Case(longrope(), 128, 48),
     "longrope-attention": Case(longrope(attention_factor=1.25), 128, 48),

@@ -102,8 +102,13 @@ inline Floats divide(Floats a, Floats b) {
     EDGE_LANES a.v[i] /= b.v[i];
     return a;
 }
+inline float round_even(float x) {
+    // A float of 2^23 or more has no bits for a fraction.
+    const float no_fraction = x < 0.0f ? -8388608.0f : 8388608.0f;
+    return fabsf(x) < 8388608.0f ? (x + no_fraction) - no_fraction : x;
+}
 inline Floats round_even(Floats a) {
-    EDGE_LANES a.v[i] = nearbyintf(a.v[i]);
+    EDGE_LANES a.v[i] = round_even(a.v[i]);
     return a;
 }
 inline Floats scale_by_power(Floats x, Floats n) {
@@ -137,7 +142,7 @@ inline void transpose(Floats *rows) {
     }
 }
 inline void store_int8(int8_t *p, Floats x) {
-    EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(nearbyintf(x.v[i])) : 0;
+    EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     EDGE_LANES a.v[i] = first + i < limit ? a.v[i] : b.v[i];

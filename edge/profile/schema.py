@@ -1,0 +1,226 @@
+"""The result of a profile: frozen dataclasses and their JSON form, which docs/profile.md describes.
+
+`SCHEMA` grows when a field changes its meaning or goes away. Reading is strict: an unknown, missing or
+mistyped field is a ProfileError that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from edge.errors import EdgeError
+
+SCHEMA = 1
+T = TypeVar("T")
+
+
+class ProfileError(EdgeError):
+    """A profile can't be measured, read or compared."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens per second. median, min, max: over the repeats. p50, p90, p99: the rate that this share of the
+    single tokens reach at least (decode; of a prefill, of the repeats).
+    """
+
+    median: float
+    min: float
+    max: float
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a test that are known by name; the rest of its peak is the interpreter and libraries."""
+
+    weights: int
+    kv_cache: int
+    workspace: int
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator in one pass, or one decode step: the median over the passes.
+
+    layer: -1 outside the layers. path: the kind of weights that chose its kernel. bytes: weights and cache
+    rows it must move. operations: multiply-adds. limit_share: the time that the nearer limit needs, over
+    `seconds`.
+    """
+
+    operation: str
+    layer: int
+    path: str
+    seconds: float
+    bytes: int
+    operations: int
+    limit_share: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test of one configuration; every `_per_token` is for the tokens of this test at this depth.
+
+    model: as it was named. quantize, group: of most of the weights. depth: tokens in the cache before.
+    ttft_seconds: time to the first sampled token of a prompt, or None for a decode. samples: tokens per
+    second of every repeat. latency_percentiles: seconds of the single tokens of a decode, percentiles 0 to
+    100 (empty for a prefill). operations_per_token: multiply-adds. bandwidth_share: weight and KV bytes moved
+    per second over the read bandwidth. compute_share: time at the arithmetic peaks over the time taken.
+    joules_per_token: None where the machine does not tell.
+    """
+
+    model: str
+    executor: str
+    quantize: str
+    group: int
+    threads: int
+    attention: str
+    kv_type: str
+    activations: str
+    tier: str
+    fill: str
+    test: str
+    tokens: int
+    depth: int
+    ttft_seconds: float | None
+    tokens_per_second: Rate
+    samples: tuple[float, ...]
+    latency_percentiles: tuple[float, ...]
+    weight_bytes_per_token: float
+    kv_bytes_per_token: float
+    operations_per_token: float
+    bandwidth_share: float
+    compute_share: float
+    load_seconds: float
+    peak_memory_bytes: int
+    memory: Memory
+    joules_per_token: float | None
+    operators: tuple[Operator, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two rows the same test; the executor's tier may differ."""
+        return (
+            *(self.model, self.executor, self.quantize, self.group, self.threads, self.attention),
+            *(self.kv_type, self.activations, self.fill, self.test, self.tokens, self.depth),
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine can do at most with so many threads: medians over the repeats."""
+
+    threads: int
+    read_bandwidth_gb_s: float
+    int8_tops: float
+    float_tflops: float
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The machine and its state; what it does not tell is None.
+
+    read_bandwidth_gb_s, int8_tops, float_tflops: with the most threads that were measured; a multiply-add is
+    two operations. load: the average number of running processes in the minute before. other_cpu_share: share
+    of all CPU time that others used during the run, the hypervisor's included. clock_mhz,
+    temperature_celsius: at the start and at the end. noisy, throttled: with `remarks` that say why.
+    """
+
+    system: str
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    huge_pages: str | None
+    read_bandwidth_gb_s: float
+    int8_tops: float
+    float_tflops: float
+    limits: tuple[Limits, ...]
+    load: float | None
+    other_cpu_share: float | None
+    clock_mhz: tuple[float, ...]
+    temperature_celsius: tuple[float, ...]
+    noisy: bool
+    throttled: bool
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that one run measured. created: UTC, ISO 8601."""
+
+    schema: int
+    program: str
+    created: str
+    repeat: int
+    machine: MachineFacts
+    results: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> Profile:
+        """Inverse of `to_json`; raises ProfileError."""
+        if isinstance(data, Mapping) and data.get("schema") not in (None, SCHEMA):
+            raise ProfileError(
+                f"The profile has schema {data['schema']!r}, but this program reads {SCHEMA}: measure again."
+            )
+        return _read(cls, data, "the profile")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a file that `--out` or `--json` wrote: the document is its last line, or all of it."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ProfileError(f"Cannot read the profile '{path}': {reason}.") from None
+        for candidate in (text, text.strip().rpartition("\n")[2]):
+            try:
+                data = json.loads(candidate)
+            except ValueError:
+                continue
+            try:
+                return cls.from_json(data)
+            except ProfileError as error:
+                raise ProfileError(f"'{path}' is not a profile: {error}") from None
+        raise ProfileError(f"'{path}' is not a profile: it holds no JSON document.")
+
+
+def _read(kind: type[T], data: Any, where: str) -> T:
+    """A dataclass from a JSON object, field by field."""
+    if not isinstance(data, Mapping):
+        raise ProfileError(f"{where} must be a JSON object, got {data!r:.40}.")
+    hints, names = get_type_hints(kind), [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in data:
+        if name not in names:
+            raise ProfileError(f"{where} has an unknown field '{name}'.")
+    for name in names:
+        if name not in data:
+            raise ProfileError(f"{where} has no field '{name}'.")
+    return kind(**{name: _value(hints[name], data[name], f"'{name}' of {where}") for name in names})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if value is None else _value(arguments[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ProfileError(f"{where} must be a list, got {value!r:.40}.")
+        return tuple(_value(arguments[0], item, f"entry {i} of {where}") for i, item in enumerate(value))
+    if is_dataclass(kind):
+        return _read(kind, value, where)  # type: ignore[arg-type]
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+        raise ProfileError(f"{where} must be {kind.__name__}, got {value!r:.40}.")
+    return kind(value)

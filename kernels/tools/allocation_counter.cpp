@@ -1,0 +1,84 @@
+// Counts the allocations of a call. Loaded before everything else (LD_PRELOAD), it stands in for the C library's
+// allocator (glibc's), which operator new uses as well.
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+
+#include "edge.h"
+
+extern "C" {
+
+void *__libc_malloc(size_t bytes);
+void *__libc_calloc(size_t count, size_t bytes);
+void *__libc_realloc(void *memory, size_t bytes);
+void *__libc_memalign(size_t alignment, size_t bytes);
+
+static std::atomic<int64_t> allocations{0};
+
+EDGE_API void *malloc(size_t bytes) {
+    ++allocations;
+    return __libc_malloc(bytes);
+}
+
+EDGE_API void *calloc(size_t count, size_t bytes) {
+    ++allocations;
+    return __libc_calloc(count, bytes);
+}
+
+EDGE_API void *realloc(void *memory, size_t bytes) {
+    ++allocations;
+    return __libc_realloc(memory, bytes);
+}
+
+EDGE_API void *aligned_alloc(size_t alignment, size_t bytes) {
+    ++allocations;
+    return __libc_memalign(alignment, bytes);
+}
+
+EDGE_API int posix_memalign(void **memory, size_t alignment, size_t bytes) {
+    ++allocations;
+    *memory = __libc_memalign(alignment, bytes);
+    return *memory == nullptr ? ENOMEM : 0;
+}
+
+// These call a function of libedge; afterwards allocations_counted() says how often any thread allocated meanwhile.
+
+static int64_t counted = 0;
+
+EDGE_API int64_t allocations_counted(void) { return counted; }
+
+EDGE_API edge_status counted_forward(decltype(&edge_forward) call, edge_model *model, edge_cache *cache,
+                                     const edge_batch *batch) {
+    const int64_t before = allocations;
+    const edge_status status = call(model, cache, batch);
+    counted = allocations - before;
+    return status;
+}
+
+EDGE_API edge_status counted_sample(decltype(&edge_sample) call, const float *logits, int32_t vocab_size,
+                                    const edge_sampling *sampling, const int32_t *history,
+                                    int32_t history_length, const int32_t *bias_tokens,
+                                    const float *bias_values, int32_t bias_count, double random,
+                                    int32_t want_logprob, edge_sample_result *result) {
+    const int64_t before = allocations;
+    const edge_status status = call(logits, vocab_size, sampling, history, history_length, bias_tokens,
+                                    bias_values, bias_count, random, want_logprob, result);
+    counted = allocations - before;
+    return status;
+}
+
+// One allocation of each kind, to see that they are counted.
+EDGE_API void counted_example(void) {
+    const int64_t before = allocations;
+    volatile char *plain = new char[100];
+    struct alignas(64) Line {
+        char bytes[64];
+    };
+    volatile Line *line = new Line;
+    counted = allocations - before;
+    delete line;
+    delete[] plain;
+}
+
+}  // extern "C"
