@@ -1,8 +1,6 @@
 #include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 
+#include "freestanding.h"
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "avx2vnni"

@@ -1,8 +1,6 @@
 #include <arm_neon.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 
+#include "freestanding.h"
 #include "kernels.h"
 
 #define EDGE_TIER_NAME "neon-i8mm"
