@@ -4,7 +4,7 @@
 constexpr int most_waiting = 32;
 
 template <int M>
-inline void add_blocks(const Matrix &m, const uint16_t *tail, const Floats (*blocks)[M], const float *sums,
+inline void add_blocks(const Matrix &m, const uint16_t *tail, Floats (*blocks)[M], const float *sums,
                        int count, Floats *total) {
     const Floats scale = load_half(tail);
     for (int b = 0; b < count; ++b, sums += M) {
