@@ -3,17 +3,21 @@
 
 #include "kernels.h"
 
-#if defined(__linux__) && defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace edge {
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx2vnni, kernels_avx512;
 #elif defined(__aarch64__)
-extern const Kernels kernels_neon, kernels_neon_dotprod;
+extern const Kernels kernels_neon, kernels_neon_dotprod, kernels_neon_i8mm;
 #endif
 
 namespace {
@@ -31,13 +35,21 @@ bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 
+bool has_avx2vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
 
-const Tier tiers[] = {{&kernels_avx512, has_avx512}, {&kernels_avx2, has_avx2}, {&kernels_portable, always}};
+const Tier tiers[] = {{&kernels_avx512, has_avx512},
+                      {&kernels_avx2vnni, has_avx2vnni},
+                      {&kernels_avx2, has_avx2},
+                      {&kernels_portable, always}};
 
 #elif defined(__aarch64__)
 
@@ -52,8 +64,23 @@ bool has_dotprod() {
 #endif
 }
 
-const Tier tiers[] = {
-    {&kernels_neon_dotprod, has_dotprod}, {&kernels_neon, always}, {&kernels_portable, always}};
+bool has_i8mm() {
+#if defined(__linux__)
+    constexpr unsigned long i8mm = 1ul << 13;
+    return has_dotprod() && (getauxval(AT_HWCAP2) & i8mm);
+#elif defined(__APPLE__)
+    int present = 0;
+    size_t size = sizeof present;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &present, &size, nullptr, 0) == 0 && present;
+#else
+    return false;
+#endif
+}
+
+const Tier tiers[] = {{&kernels_neon_i8mm, has_i8mm},
+                      {&kernels_neon_dotprod, has_dotprod},
+                      {&kernels_neon, always},
+                      {&kernels_portable, always}};
 
 #else
 

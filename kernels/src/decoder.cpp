@@ -22,7 +22,11 @@ const char *const role_names[] = {"embedding", "head",      "final norm", "atten
                                   "MLP norm",  "gate_proj", "up_proj",    "down_proj"};
 constexpr int role_count = 12;
 
-int64_t stride_of(int64_t columns) { return edge::round_up(columns, edge::pad_columns); }
+// Not a large power of two: columns of many tokens would all fall into the same few sets of a cache.
+int64_t stride_of(int64_t columns) {
+    const int64_t stride = edge::round_up(columns, edge::pad_columns);
+    return stride % 256 == 0 ? stride + edge::pad_columns : stride;
+}
 
 }  // namespace
 

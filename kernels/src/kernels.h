@@ -20,20 +20,24 @@ constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from 
 // Scores of sparse attention may exceed the maximum that they are taken relative to; the exponents are clamped here,
 // where a sum over thousands of heads is still finite: e^80, as a power of two.
 constexpr float largest_exponent = 80.0f * 1.44269504f;
+constexpr int linear_tokens = 132;  // the most of one call; a multiple of every tier's block_tokens
+constexpr int linear_tiles = 2;     // the most of one call
 
 // The left operands of a linear operator over n tokens: floats, or int8 codes with a scale per block of columns.
 //
-// Quantized tokens are interleaved in batches of Kernels::max_tokens (the last batch holds the rest): with c
-// tokens in a batch, the 4 codes from column 4j on of its token t stand at byte 4 (j c + t), and what belongs to
-// block b at index b c + t. So a kernel walks along one pointer. A batch starts at its first token's
-// `stride` bytes and `blocks` entries.
+// Quantized tokens are interleaved in batches (the last one holds the rest): with c tokens in a batch, the 4 codes
+// from column 4j on of its token t stand at byte 4 (j c + t), and what belongs to block b at index b c + t. So a
+// kernel walks along one pointer. A batch starts at its first token's `stride` bytes and `blocks` entries.
 struct Activations {
-    const float *values = nullptr;         // [n][stride]
-    int64_t stride = 0;                    // columns, padded with zeros
-    int64_t blocks = 0;                    // activation blocks per row
-    const int8_t *codes = nullptr;         // nullptr: exact products with the values
-    const float *scales = nullptr;         // of the blocks
-    const int32_t *corrections = nullptr;  // -(zero code of the weights) x (sum of the block's codes)
+    const float *values = nullptr;  // [n][stride]
+    int64_t stride = 0;             // columns, padded with zeros
+    int64_t blocks = 0;             // activation blocks per row
+    int64_t batch = 1;              // tokens of a batch
+    const int8_t *codes = nullptr;  // nullptr: exact products with the values
+    const float *scales = nullptr;  // of the blocks
+    const int32_t *corrections =
+        nullptr;                     // the tier's sum bias - zero code of the weights x sum of the codes
+    const float *offsets = nullptr;  // -(the sum bias as a float) x scale
     const float *sums = nullptr;  // scale x sum of the block's codes; exact: [n][blocks] sums of the values
 };
 
@@ -42,7 +46,7 @@ struct QuantizedRow {
     int8_t *codes;
     float *scales;
     int32_t *corrections;
-    float *sums;
+    float *offsets, *sums;
     int64_t count;
 };
 
@@ -88,12 +92,16 @@ struct AttentionState {
 
 struct Kernels {
     const char *name;
-    int max_tokens;      // tokens of a batch, the most of one `linear` call
+    int max_tokens;      // so many tokens at most form one batch, for which weights are used as they are read
+    int block_tokens;    // more tokens form batches of so many, for which `linear` unpacks weights ...
+    int block_tiles;     // ... of so many tiles at once
+    int32_t sum_bias;    // added to the integer sums of a block
     int int8_zero_code;  // of int8 weights as the dot products see them
 
-    // out[count][16] = tile x activations of the batch of `count` tokens that starts at `token`
-    void (*linear)(const Matrix &matrix, int64_t tile, const Activations &activations, int64_t token,
-                   int count, float *out);
+    // out[tiles][count][16] = tiles x activations of `count` tokens from `token` on, where a batch starts; count is
+    // at most linear_tokens. Quantized tokens must be one batch, or whole batches but for the last one of all.
+    void (*linear)(const Matrix &matrix, int64_t tile, int tiles, const Activations &activations,
+                   int64_t token, int count, float *out);
     // One token to int8, `block` columns per scale; columns is a multiple of 32.
     void (*quantize)(const float *x, int64_t columns, int64_t block, int32_t zero_code,
                      const QuantizedRow &out);
@@ -130,6 +138,9 @@ struct Kernels {
     int64_t (*int8_peak)(int64_t iterations);
     int64_t (*float_peak)(int64_t iterations);
     int64_t int8_peak_operations, float_peak_operations;
+
+    // Tokens of one batch when n of them are quantized together.
+    int64_t batch(int64_t n) const { return n <= max_tokens ? max_tokens : block_tokens; }
 
     // The code of a weight of zero as the integer dot products see it.
     int32_t zero_code(const Matrix &matrix) const {

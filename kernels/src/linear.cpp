@@ -7,28 +7,40 @@ namespace edge {
 namespace {
 
 constexpr int64_t alignment = 64;
-constexpr int most_tokens = 8;             // upper bound of Kernels::max_tokens
 constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
 int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
     const int64_t by_size = std::max<int64_t>(1, piece_bytes / tile_bytes);
     const int64_t by_balance = std::max<int64_t>(1, tiles / (least_pieces_per_worker * workers));
-    return std::min(by_size, by_balance);
+    return round_up(std::min(by_size, by_balance), linear_tiles);
 }
 
-void finish_tile(const LinearJob &job, int64_t tile, int64_t token, int count, const float *tile_out) {
-    const int64_t row = tile * tile_rows;
-    const int64_t rows = std::min<int64_t>(tile_rows, job.matrix->rows - row);
+// Moves in[tiles][count][16] to its place.
+void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t token, int count, const float *in) {
     for (int t = 0; t < count; ++t) {
-        float *out = job.out + (token + t) * job.stride + row;
-        const float *in = tile_out + t * tile_rows;
-        if (job.accumulate) {
-            for (int64_t i = 0; i < rows; ++i) out[i] += job.scale * in[i];
-        } else {
-            std::memcpy(out, in, size_t(rows) * sizeof(float));
+        for (int i = 0; i < tiles; ++i) {
+            const int64_t row = (tile + i) * tile_rows, rows = job.matrix->rows - row;
+            float *out = job.out + (token + t) * job.stride + row;
+            __builtin_prefetch(out + linear_tiles * tile_rows, 1);  // the next call's rows, most likely
+            const float *values = in + (int64_t(i) * count + t) * tile_rows;
+            if (job.accumulate) {
+                for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r)
+                    out[r] += job.scale * values[r];
+            } else if (rows >= tile_rows) {
+                std::memcpy(out, values, tile_rows * sizeof(float));
+            } else {
+                std::memcpy(out, values, size_t(rows) * sizeof(float));
+            }
         }
     }
+}
+
+// Tokens that a tile is multiplied by at a time: all, or equal shares in whole batches.
+int64_t tokens_per_call(const Kernels &kernels, int64_t n) {
+    if (n <= kernels.max_tokens) return n;
+    const int64_t calls = (n + linear_tokens - 1) / linear_tokens;
+    return round_up((n + calls - 1) / calls, kernels.block_tokens);
 }
 
 }  // namespace
@@ -62,7 +74,7 @@ uint64_t LinearInput::bytes() const {
     int64_t total = 0;
     for (int i = 0; i < form_count_; ++i) {
         total +=
-            round_up(forms_[i].code_count, alignment) + 3 * round_up(4 * forms_[i].entry_count, alignment);
+            round_up(forms_[i].code_count, alignment) + 4 * round_up(4 * forms_[i].entry_count, alignment);
     }
     return uint64_t(total);
 }
@@ -78,6 +90,7 @@ void LinearInput::place(uint8_t *memory) {
         form.codes = reinterpret_cast<int8_t *>(take(form.code_count));
         form.scales = reinterpret_cast<float *>(take(4 * form.entry_count));
         form.sums = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.offsets = reinterpret_cast<float *>(take(4 * form.entry_count));
         form.corrections = reinterpret_cast<int32_t *>(take(4 * form.entry_count));
     }
 }
@@ -96,15 +109,18 @@ void LinearInput::select(const Kernels &kernels, const float *values, int64_t st
 
 void LinearInput::convert(const Kernels &kernels, int64_t token) {
     const float *row = values_ + token * stride_;
-    const int64_t batch = token / kernels.max_tokens * kernels.max_tokens, lane = token - batch;
+    const int64_t most = kernels.batch(tokens_), batch = token / most * most, lane = token - batch;
     for (int i = 0; i < form_count_; ++i) {
         const Form &form = forms_[i];
         if (!form.active) continue;
         if (mode_ == EDGE_ACTIVATIONS_INT8) {
             const int64_t at = batch * blocks(form) + lane;
-            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane], &form.scales[at],
-                                   &form.corrections[at], &form.sums[at],
-                                   std::min<int64_t>(kernels.max_tokens, tokens_ - batch)};
+            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane],
+                                   &form.scales[at],
+                                   &form.corrections[at],
+                                   &form.offsets[at],
+                                   &form.sums[at],
+                                   std::min(most, tokens_ - batch)};
             kernels.quantize(row, columns_, form.block, form.zero_code, out);
         } else {
             kernels.sum_blocks(row, columns_, form.block, &form.sums[token * blocks(form)]);
@@ -122,6 +138,8 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     a.sums = form.sums;
     if (mode_ == EDGE_ACTIVATIONS_INT8) {
         a.stride = columns_;
+        a.batch = kernels.batch(tokens_);
+        a.offsets = form.offsets;
         a.codes = form.codes;
         a.scales = form.scales;
         a.corrections = form.corrections;
@@ -155,8 +173,9 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
         bytes += jobs[j].matrix->tiles * jobs[j].matrix->tile_bytes;
     }
     const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
+    const int64_t step = tokens_per_call(kernels, n);
     parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
-        alignas(64) float tile_out[most_tokens * tile_rows];
+        alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
         int64_t first = 0;
         for (int j = 0; j < count; first += jobs[j++].matrix->tiles) {
             const Matrix &matrix = *jobs[j].matrix;
@@ -164,11 +183,12 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
                           to = std::min(end - first, matrix.tiles);
             if (from >= to) continue;
             const Activations activations = input.form(kernels, matrix);
-            for (int64_t token = 0; token < n; token += kernels.max_tokens) {
-                const int now = int(std::min<int64_t>(kernels.max_tokens, n - token));
-                for (int64_t tile = from; tile < to; ++tile) {
-                    kernels.linear(matrix, tile, activations, token, now, tile_out);
-                    finish_tile(jobs[j], tile, token, now, tile_out);
+            for (int64_t token = 0; token < n; token += step) {
+                const int now = int(std::min(step, n - token));
+                for (int64_t tile = from; tile < to; tile += linear_tiles) {
+                    const int tile_count = int(std::min<int64_t>(linear_tiles, to - tile));
+                    kernels.linear(matrix, tile, tile_count, activations, token, now, tile_out);
+                    finish_tiles(jobs[j], tile, tile_count, token, now, tile_out);
                 }
             }
         }
@@ -180,15 +200,17 @@ void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const Lin
     const LinearJob job{&gate, out, stride};
     const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
+    const int64_t step = tokens_per_call(kernels, n);
     parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
-        alignas(64) float gate_out[most_tokens * tile_rows], up_out[most_tokens * tile_rows];
-        for (int64_t token = 0; token < n; token += kernels.max_tokens) {
-            const int now = int(std::min<int64_t>(kernels.max_tokens, n - token));
-            for (int64_t tile = begin; tile < end; ++tile) {
-                kernels.linear(gate, tile, gate_input, token, now, gate_out);
-                kernels.linear(up, tile, up_input, token, now, up_out);
-                kernels.swiglu(gate_out, up_out, now * tile_rows, gate_out);
-                finish_tile(job, tile, token, now, gate_out);
+        alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
+        for (int64_t token = 0; token < n; token += step) {
+            const int now = int(std::min(step, n - token));
+            for (int64_t tile = begin; tile < end; tile += linear_tiles) {
+                const int tile_count = int(std::min<int64_t>(linear_tiles, end - tile));
+                kernels.linear(gate, tile, tile_count, gate_input, token, now, gate_out);
+                kernels.linear(up, tile, tile_count, up_input, token, now, up_out);
+                kernels.swiglu(gate_out, up_out, int64_t(tile_count) * now * tile_rows, gate_out);
+                finish_tiles(job, tile, tile_count, token, now, gate_out);
             }
         }
     });

@@ -29,7 +29,8 @@ class LinearInput {
     void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
                  int64_t n, std::initializer_list<const Matrix *> matrices, const Before &before) {
         select(kernels, values, stride, n, matrices);
-        constexpr int64_t tokens_per_piece = 4;
+        // Interleaved tokens of one batch share cache lines.
+        const int64_t tokens_per_piece = n <= kernels.max_tokens ? 4 : kernels.block_tokens;
         parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
             for (int64_t token = begin; token < end; ++token) {
                 before(token);
@@ -49,7 +50,7 @@ class LinearInput {
         bool active = false;
         int64_t code_count = 0, entry_count = 0;  // planned
         int8_t *codes = nullptr;
-        float *scales = nullptr, *sums = nullptr;
+        float *scales = nullptr, *sums = nullptr, *offsets = nullptr;
         int32_t *corrections = nullptr;
     };
     static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes

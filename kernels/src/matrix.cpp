@@ -70,8 +70,9 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
         m.block = activation_block(m.group);
         m.zero_code = in.kind == EDGE_INT8 ? 128 : in.kind == EDGE_TERNARY ? 1 : m.minimum ? 0 : 8;
         const int64_t groups = (m.padded + m.group - 1) / m.group;
-        m.tile_bytes =
-            m.padded * tile_rows * bits_of(in.kind) / 8 + groups * tile_rows * 2 * (m.minimum ? 2 : 1);
+        const int64_t scale_bytes = tile_rows * 2 * (m.minimum ? 2 : 1);
+        m.group_bytes = m.group * tile_rows * bits_of(in.kind) / 8 + scale_bytes;
+        m.tile_bytes = m.padded * tile_rows * bits_of(in.kind) / 8 + groups * scale_bytes;
         bytes = m.tiles * m.tile_bytes;
     }
     bytes = round_up(bytes, 64);

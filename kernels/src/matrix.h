@@ -22,12 +22,13 @@ struct Matrix {
     int32_t kind = EDGE_F32;
     bool minimum = false;
     int64_t rows = 0, columns = 0;
-    int64_t padded = 0;      // columns rounded up to 32
-    int64_t group = 0;       // columns per scale (per-row: padded)
-    int64_t block = 0;       // columns per activation scale: divides group; 0 for floats
-    int64_t tiles = 0;       // tiles of 16 rows
-    int64_t tile_bytes = 0;  // bytes of a tile
-    int32_t zero_code = 0;   // the stored code of a weight of zero; with minimums codes start at 0
+    int64_t padded = 0;       // columns rounded up to 32
+    int64_t group = 0;        // columns per scale (per-row: padded)
+    int64_t group_bytes = 0;  // of a whole group's codes, scales and minimums
+    int64_t block = 0;        // columns per activation scale: divides group; 0 for floats
+    int64_t tiles = 0;        // tiles of 16 rows
+    int64_t tile_bytes = 0;   // bytes of a tile
+    int32_t zero_code = 0;    // the stored code of a weight of zero; with minimums codes start at 0
     const uint8_t *data = nullptr;
 
     // Always inlined: no tier may emit a copy of it that another one could be linked to.

@@ -126,22 +126,26 @@ class SelfTest {
         if (check_matrix(raw, "self-test", &matrix) != EDGE_OK) return failed("%s", edge_last_error());
 
         for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
-            for (int count = 1; count <= tested_.max_tokens; ++count) {
+            const int most = std::max(tested_.max_tokens, tested_.block_tokens) + tested_.block_tokens;
+            // Every batch size with random values; with special ones few tokens and several batches.
+            for (int count = 1; count <= most; count += values == random_values ? 1 : most - 1) {
                 const std::vector<float> x = make(count * padded, values);
                 for (const bool exact : {true, false}) compare_linear(matrix, x, count, exact);
             }
         }
     }
 
-    // A batch of `count` tokens on the tested tier, each token alone on the reference.
+    // `count` tokens on the tested tier, each token alone on the reference.
     void compare_linear(const Matrix &matrix, const std::vector<float> &x, int count, bool exact) {
-        std::vector<float> got(size_t(count) * 16), wanted(got);
-        const Inputs batch(tested_, matrix, x.data(), count, exact);
-        for (int64_t tile = 0; tile < matrix.tiles; ++tile) {
-            tested_.linear(matrix, tile, batch.activations, 0, count, got.data());
-            for (int t = 0; t < count; ++t) {
-                const Inputs alone(reference_, matrix, &x[size_t(t * matrix.padded)], 1, exact);
-                reference_.linear(matrix, tile, alone.activations, 0, 1, &wanted[size_t(t) * 16]);
+        const Inputs together(tested_, matrix, x.data(), count, exact);
+        for (int64_t tile = 0; tile < matrix.tiles; tile += linear_tiles) {
+            const int tiles = int(std::min<int64_t>(linear_tiles, matrix.tiles - tile));
+            std::vector<float> got(size_t(tiles * count) * 16), wanted(got);
+            tested_.linear(matrix, tile, tiles, together.activations, 0, count, got.data());
+            for (int i = 0; i < tiles * count; ++i) {
+                const Inputs alone(reference_, matrix, &x[size_t(i % count * matrix.padded)], 1, exact);
+                reference_.linear(matrix, tile + i / count, 1, alone.activations, 0, 1,
+                                  &wanted[size_t(i) * 16]);
             }
             char what[96];
             std::snprintf(what, sizeof what, "linear kind %d group %d%s columns %d tokens %d %s", matrix.kind,
@@ -151,7 +155,7 @@ class SelfTest {
         }
     }
 
-    // One batch of activations in the form that a matrix wants.
+    // Activations in the form that a matrix wants.
     struct Inputs {
         Inputs(const Kernels &kernels, const Matrix &matrix, const float *x, int count, bool exact) {
             const int64_t columns = matrix.padded, block = matrix.block ? matrix.block : columns;
@@ -159,30 +163,36 @@ class SelfTest {
             codes.resize(size_t(count * columns));
             scales.resize(size_t(count * blocks));
             sums.resize(scales.size());
+            offsets.resize(scales.size());
             corrections.resize(scales.size());
             for (int64_t t = 0; t < count; ++t) {
                 if (exact) {
                     kernels.sum_blocks(x + t * columns, columns, block, &sums[size_t(t * blocks)]);
                 } else {
-                    kernels.quantize(x + t * columns, columns, block, kernels.zero_code(matrix),
-                                     {&codes[size_t(4 * t)], &scales[size_t(t)], &corrections[size_t(t)],
-                                      &sums[size_t(t)], count});
+                    const int64_t most = kernels.batch(count), batch = t / most * most;
+                    const size_t at = size_t(batch * blocks + t - batch);
+                    kernels.quantize(
+                        x + t * columns, columns, block, kernels.zero_code(matrix),
+                        {&codes[size_t(batch * columns + 4 * (t - batch))], &scales[at], &corrections[at],
+                         &offsets[at], &sums[at], std::min(most, count - batch)});
                 }
             }
             activations.values = x;
             activations.stride = columns;
             activations.blocks = blocks;
+            activations.batch = kernels.batch(count);
             activations.sums = sums.data();
             if (!exact) {
                 activations.codes = codes.data();
                 activations.scales = scales.data();
+                activations.offsets = offsets.data();
                 activations.corrections = corrections.data();
             }
         }
 
         Activations activations;
         std::vector<int8_t> codes;
-        std::vector<float> scales, sums;
+        std::vector<float> scales, sums, offsets;
         std::vector<int32_t> corrections;
     };
 
@@ -219,19 +229,22 @@ class SelfTest {
         constexpr int64_t block = 32, count = 3;  // the last lane of a batch of three
         const size_t blocks = size_t((size + block - 1) / block);
         std::vector<int8_t> codes[2];
-        std::vector<float> scales[2], sums[2];
+        std::vector<float> scales[2], sums[2], offsets[2];
         std::vector<int32_t> corrections[2];
         for (int which = 0; which < 2; ++which) {
             codes[which].resize(x.size() * count);
             scales[which].resize(blocks * count);
             sums[which].resize(blocks * count);
             corrections[which].resize(blocks * count);
+            offsets[which].resize(blocks * count);
             (which ? reference_ : tested_)
-                .quantize(
-                    x.data(), size, block, 8,
-                    {&codes[which][8], &scales[which][2], &corrections[which][2], &sums[which][2], count});
+                .quantize(x.data(), size, block, 8,
+                          {&codes[which][8], &scales[which][2], &corrections[which][2], &offsets[which][2],
+                           &sums[which][2], count});
         }
         if (codes[0] != codes[1]) failed("quantize: other codes");
+        // The sum bias differs, and what stands for it.
+        for (size_t i = 2; i < corrections[0].size(); i += count) corrections[0][i] -= tested_.sum_bias;
         if (scales[0] != scales[1] || sums[0] != sums[1] || corrections[0] != corrections[1]) {
             failed("quantize: other scales or sums");
         }

@@ -3,6 +3,9 @@
 
 #include "tier_digits.h"
 #include "tier_elementwise.h"
+#include "tier_linear_block.h"
+#include "tier_quantize.h"
+// few tokens, and the choice between the two
 #include "tier_linear.h"
 #include "tier_peaks.h"
 
@@ -14,6 +17,9 @@
 
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
+                           block_tokens,
+                           block_tiles,
+                           sum_bias,
                            128 - biased_offset,
                            linear,
                            quantize,

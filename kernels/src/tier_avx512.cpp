@@ -5,6 +5,7 @@
 
 #define EDGE_TIER_NAME "avx512vnni"
 #define EDGE_MAX_TOKENS 8
+#define EDGE_BLOCK_TOKENS 6
 
 namespace edge {
 namespace {

@@ -1,34 +1,4 @@
-// Quantizing activations, norms, SwiGLU, RoPE and conversions. Part of tier.h.
-
-void quantize(const float *x, int64_t columns, int64_t block, int32_t zero_code, const QuantizedRow &out) {
-    int64_t at = 0;
-    for (int64_t first = 0; first < columns; first += block, at += out.count) {
-        const int64_t last = first + block < columns ? first + block : columns;
-        Floats largest = zero();
-        for (int64_t i = first; i < last; i += 16) largest = max(largest, absolute(load(x + i)));
-        const float peak = reduce_max(largest);
-        const float inverse = peak > 0.0f ? 127.0f / peak : 0.0f;
-        // Below the normal range 127 / peak overflows; such a block is zero for all that follows.
-        const bool usable = inverse <= 3.0e38f;
-        const Floats factor = set(usable ? inverse : 0.0f);
-        Floats sums = zero();  // of integers: exact
-        for (int64_t i = first; i < last; i += 16) {
-            const Floats rounded = round_even(mul(load(x + i), factor));
-            sums = add(sums, rounded);
-            int8_t codes[16];
-            store_int8(codes, rounded);
-            for (int word = 0; word < 4; ++word) {
-                memcpy(out.codes + 4 * (i / 4 + word) * out.count, codes + 4 * word, 4);
-            }
-        }
-        const float sum = reduce_add(sums), scale = usable ? peak / 127.0f : 0.0f;
-        // A sum that is not finite tells of an infinity or NaN, which must not vanish in the codes.
-        const bool finite = sum == sum;
-        out.scales[at] = finite ? scale : NAN;
-        out.corrections[at] = finite ? -zero_code * int32_t(sum) : 0;
-        out.sums[at] = finite ? scale * sum : NAN;
-    }
-}
+// Norms, SwiGLU, RoPE and conversions. Part of tier.h.
 
 void sum_blocks(const float *x, int64_t columns, int64_t block, float *sums) {
     for (int64_t first = 0; first < columns; first += block) {

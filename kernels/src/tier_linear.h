@@ -1,26 +1,40 @@
-// Linear kernels: tiles of 16 outputs times a batch of tokens. Part of tier.h.
+// Linear kernels: tiles of 16 outputs times tokens. Part of tier.h.
 
-constexpr int prefetch_distance = 2048;  // bytes: about what one core's reads need to stay in flight
+// Activation blocks that wait for the scales at their group's end: reading those early would break up the stream.
+constexpr int most_waiting = 32;
 
-// Integer dot products with a batch of M quantized tokens. `whole_groups`: every activation block is a weight group.
-template <int bits, int M, bool whole_groups>
+template <int M>
+inline void add_blocks(const Matrix &m, const uint16_t *tail, Floats (*blocks)[M], const float *sums,
+                       int count, Floats *total) {
+    const Floats scale = load_half(tail);
+    for (int b = 0; b < count; ++b, sums += M) {
+        for (int t = 0; t < M; ++t) total[t] = fma(blocks[b][t], scale, total[t]);
+        if (m.minimum) {
+            const Floats minimum = load_half(tail + tile_rows);
+            for (int t = 0; t < M; ++t) total[t] = fma(minimum, set(sums[t]), total[t]);
+        }
+    }
+}
+
+// Integer dot products with a batch of M quantized tokens, over weights as they come from memory.
+template <int bits, int M>
 void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
     constexpr int field_count = 8 / bits, block_columns = 4 * field_count;
-    constexpr int chains = M <= 2 ? 2 : 1;  // independent sums hide the latency of the dot products
-    const bool has_minimum = m.minimum;
+    // A field that stays where it is in its byte saves a shift, but its sums need a chain of their own.
+    constexpr bool in_place = fields_in_place && bits < 8 && M <= 2;
+    // Independent sums hide the latency of the dot products.
+    constexpr int chains = in_place ? field_count : M <= 2 ? 2 : 1;
     const int8_t *codes = a.codes + token * a.stride;
-    const float *scales = a.scales + token * a.blocks, *sums = a.sums + token * a.blocks;
+    const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
+    const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
-    Floats total[M];
+    Floats total[M], pending[most_waiting][M];
+    int waiting = 0;
     for (int t = 0; t < M; ++t) total[t] = zero();
     for (int64_t start = 0; start < m.padded; start += m.group) {
         const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
-        const float *group_sums = sums;
-        Floats partial[M];
-        for (int t = 0; t < M; ++t) partial[t] = zero();
-        int64_t first = start;
-        do {
-            const int64_t last = whole_groups || first + m.block > stop ? stop : first + m.block;
+        for (int64_t first = start; first < stop; first += m.block) {
+            const int64_t last = first + m.block < stop ? first + m.block : stop;
             Ints sum[M][chains];
             for (int t = 0; t < M; ++t) {
                 sum[t][0] = set_int(corrections[t]);
@@ -29,44 +43,42 @@ void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64
             for (int64_t column = first; column < last; column += 2 * block_columns) {
 #pragma GCC unroll 2
                 for (int j = 0; j < 2; ++j) {
-                    if (M <= 4) prefetch(at + prefetch_distance);  // larger batches wait for arithmetic
+                    prefetch(at + prefetch_distance);
                     const Bytes bytes = load_bytes(at);
                     at += 64;
 #pragma GCC unroll 4
                     for (int f = 0; f < field_count; ++f) {
-                        const Bytes weights = fields<bits>(bytes, f);
+                        const Bytes weights =
+                            in_place ? field_in_place<bits>(bytes, f) : fields<bits>(bytes, f);
                         const int chain = (j * field_count + f) % chains;
 #pragma GCC unroll 8
                         for (int t = 0; t < M; ++t, codes += 4) {
-                            sum[t][chain] = bits == 8 ? dot_biased(sum[t][chain], weights, codes)
-                                                      : dot_small(sum[t][chain], weights, codes);
+                            const Word x = load_word(codes);
+                            sum[t][chain] = bits == 8 ? dot_biased(sum[t][chain], weights, x)
+                                                      : dot_small(sum[t][chain], weights, x);
                         }
                     }
                 }
             }
             for (int t = 0; t < M; ++t) {
                 Ints whole = sum[t][0];
-                for (int c = 1; c < chains; ++c) whole = add(whole, sum[t][c]);
-                const Floats scaled = mul(to_float(whole), set(scales[t]));
-                partial[t] = whole_groups ? scaled : add(partial[t], scaled);
+                for (int c = 1; c < chains; ++c) {
+                    whole = add(whole, in_place ? shift_right(sum[t][c], c * bits) : sum[t][c]);
+                }
+                pending[waiting][t] = scaled(whole, set(scales[t]), set(offsets[t]));
+            }
+            if (++waiting == most_waiting || last == stop) {
+                // A pointer from `at`, so that the compiler does not read the scales before the codes.
+                const uint16_t *tail = reinterpret_cast<const uint16_t *>(at + (stop - last) * 2 * bits);
+                add_blocks<M>(m, tail, pending, sums - (waiting - 1) * M, waiting, total);
+                waiting = 0;
             }
             scales += M;
+            offsets += M;
             sums += M;
             corrections += M;
-            first += m.block;
-        } while (!whole_groups && first < stop);
-        const Floats scale = load_half(reinterpret_cast<const uint16_t *>(at));
-        at += 2 * linear_lanes;
-        for (int t = 0; t < M; ++t) total[t] = fma(partial[t], scale, total[t]);
-        if (has_minimum) {
-            const Floats minimum = load_half(reinterpret_cast<const uint16_t *>(at));
-            at += 2 * linear_lanes;
-            for (int t = 0; t < M; ++t) {
-                float sum = 0.0f;
-                for (const float *s = group_sums + t; s < sums; s += M) sum += *s;
-                total[t] = fma(minimum, set(sum), total[t]);
-            }
         }
+        at += m.group_bytes - (stop - start) * 2 * bits;
     }
     for (int t = 0; t < M; ++t) store(out + t * linear_lanes, total[t]);
 }
@@ -144,23 +156,16 @@ void linear_half(const Matrix &m, const uint8_t *at, const Activations &a, int64
 
 using LinearFunction = void (*)(const Matrix &, const uint8_t *, const Activations &, int64_t, float *);
 
-template <int bits, bool whole_groups>
+template <int bits>
 LinearFunction pick_int8(int count) {
     static const LinearFunction table[] = {
-        linear_int8<bits, 1, whole_groups>, linear_int8<bits, 2, whole_groups>,
-        linear_int8<bits, 3, whole_groups>, linear_int8<bits, 4, whole_groups>,
+        linear_int8<bits, 1>, linear_int8<bits, 2>, linear_int8<bits, 3>, linear_int8<bits, 4>,
 #if EDGE_MAX_TOKENS > 4
-        linear_int8<bits, 5, whole_groups>, linear_int8<bits, 6, whole_groups>,
-        linear_int8<bits, 7, whole_groups>, linear_int8<bits, 8, whole_groups>,
+        linear_int8<bits, 5>, linear_int8<bits, 6>, linear_int8<bits, 7>, linear_int8<bits, 8>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == max_tokens, "one function for every batch size");
     return table[count - 1];
-}
-
-template <int bits>
-LinearFunction pick_int8(const Matrix &m, int count) {
-    return m.block == m.group ? pick_int8<bits, true>(count) : pick_int8<bits, false>(count);
 }
 
 constexpr int max_exact_tokens = 4;
@@ -177,21 +182,37 @@ LinearFunction pick_half(int count) {
     return table[count - 1];
 }
 
-void linear(const Matrix &m, int64_t tile, const Activations &a, int64_t token, int count, float *out) {
-    const uint8_t *data = m.tile(tile);
-    if (m.kind != EDGE_F16 && a.codes != nullptr) {
-        const LinearFunction run = m.kind == EDGE_INT4   ? pick_int8<4>(m, count)
-                                   : m.kind == EDGE_INT8 ? pick_int8<8>(m, count)
-                                                         : pick_int8<2>(m, count);
-        run(m, data, a, token, out);
+template <int bits>
+void linear_quantized(const Matrix &m, int64_t tile, int tiles, const Activations &a, int64_t token,
+                      int count, float *out) {
+    if (count > a.batch) {
+        for (int i = 0; i < tiles; i += block_tiles) {
+            const int now = tiles - i < block_tiles ? tiles - i : block_tiles;
+            linear_block<bits>(m, tile + i, now, a, token, count, out + i * count * linear_lanes);
+        }
         return;
     }
-    for (int done = 0; done < count; done += max_exact_tokens) {
-        const int now = count - done < max_exact_tokens ? count - done : max_exact_tokens;
-        const LinearFunction run = m.kind == EDGE_F16    ? pick_half(now)
-                                   : m.kind == EDGE_INT4 ? pick_exact<4>(now)
-                                   : m.kind == EDGE_INT8 ? pick_exact<8>(now)
-                                                         : pick_exact<2>(now);
-        run(m, data, a, token + done, out + done * linear_lanes);
+    const LinearFunction run = pick_int8<bits>(count);
+    for (int i = 0; i < tiles; ++i) run(m, m.tile(tile + i), a, token, out + i * count * linear_lanes);
+}
+
+void linear(const Matrix &m, int64_t tile, int tiles, const Activations &a, int64_t token, int count,
+            float *out) {
+    if (m.kind != EDGE_F16 && a.codes != nullptr) {
+        const auto run = m.kind == EDGE_INT4   ? linear_quantized<4>
+                         : m.kind == EDGE_INT8 ? linear_quantized<8>
+                                               : linear_quantized<2>;
+        run(m, tile, tiles, a, token, count, out);
+        return;
+    }
+    for (int i = 0; i < tiles; ++i) {
+        for (int done = 0; done < count; done += max_exact_tokens) {
+            const int now = count - done < max_exact_tokens ? count - done : max_exact_tokens;
+            const LinearFunction run = m.kind == EDGE_F16    ? pick_half(now)
+                                       : m.kind == EDGE_INT4 ? pick_exact<4>(now)
+                                       : m.kind == EDGE_INT8 ? pick_exact<8>(now)
+                                                             : pick_exact<2>(now);
+            run(m, m.tile(tile + i), a, token + done, out + (i * count + done) * linear_lanes);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 #define EDGE_TIER_NAME "neon-dotprod"
 #define EDGE_MAX_TOKENS 4
+#define EDGE_BLOCK_TOKENS 4
 #define EDGE_NEON_DOTPROD
 
 namespace edge {

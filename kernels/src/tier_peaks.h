@@ -1,7 +1,5 @@
 // Register-only loops: the most that this tier's arithmetic can do, to hold the kernels against. Part of tier.h.
 
-constexpr int peak_chains = 12;  // enough to hide the latency of one instruction behind the others
-
 // Runs 64 * peak_chains int8 multiply-adds per iteration; returns something that depends on all of them.
 int64_t int8_peak(int64_t iterations) {
     uint8_t weights[64];
@@ -12,7 +10,7 @@ int64_t int8_peak(int64_t iterations) {
     for (int c = 0; c < peak_chains; ++c) sums[c] = set_int(c);
     for (int64_t i = 0; i < iterations; ++i) {
 #pragma GCC unroll 12
-        for (int c = 0; c < peak_chains; ++c) sums[c] = dot_small(sums[c], w, codes);
+        for (int c = 0; c < peak_chains; ++c) sums[c] = dot_small(sums[c], w, load_word(codes));
     }
     Floats total = zero();
     for (int c = 0; c < peak_chains; ++c) total = add(total, to_float(sums[c]));

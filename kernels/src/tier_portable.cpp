@@ -3,6 +3,7 @@
 
 #define EDGE_TIER_NAME "portable"
 #define EDGE_MAX_TOKENS 4
+#define EDGE_BLOCK_TOKENS 4
 
 namespace edge {
 namespace {

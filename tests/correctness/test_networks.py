@@ -30,7 +30,7 @@ SCHEMES = [
     QuantScheme("ternary", 256),
     QuantScheme("ternary"),
 ]
-TIERS = ["portable", "avx2", "avx512vnni", "neon", "neon-dotprod"]
+TIERS = ["portable", "avx2", "avx2vnni", "avx512vnni", "neon", "neon-dotprod", "neon-i8mm"]
 
 ROPES = {
     "default": RopeConfig(theta=500000.0),

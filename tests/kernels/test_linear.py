@@ -17,7 +17,7 @@ SCHEMES = [
     *(QuantScheme("ternary", group) for group in (0, 32, 64, 128, 256)),
 ]
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
-COUNTS = [1, 2, 3, 4, 5, 8, 9, 17]
+COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 17]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
 # Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
 
@@ -98,6 +98,23 @@ def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matri
     together = operators.linear(matrix, x, mode, tier)
     for n in COUNTS:
         assert np.array_equal(operators.linear(matrix, x[:n], mode, tier), together[:n])
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group == 0 and not s.is_float], ids=str)
+def test_rows_longer_than_the_kernels_buffers(operators, tier, random_matrix, scheme):
+    shape = (19, 4700)
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
+    matrix = operators.matrix(data, scheme, *shape)
+    x = activations("random", 150, shape[1])
+    together = operators.linear(matrix, x, "int8", tier)
+    wanted = x.astype(np.float64) @ weights.T
+    bound = EXACT_TOLERANCE * np.sqrt((wanted**2).mean()) + rounding_bound(
+        x, weights, activation_block(scheme, shape[1])
+    )
+    assert (np.abs(together - wanted) <= bound).all()
+    for n in (1, 8, 9):
+        assert np.array_equal(operators.linear(matrix, x[:n], "int8", tier), together[:n])
 
 
 @pytest.mark.parametrize("scheme", [QuantScheme("f32"), *SCHEMES], ids=str)

@@ -22,7 +22,7 @@ def test_unknown_tier():
 @pytest.mark.parametrize(
     ("cpu", "tiers"),
     [
-        ("max", ["neon-dotprod", "neon", "portable"]),
+        ("max", ["neon-i8mm", "neon-dotprod", "neon", "portable"]),
         ("cortex-a76", ["neon-dotprod", "neon", "portable"]),
         ("cortex-a53", ["neon", "portable"]),
     ],

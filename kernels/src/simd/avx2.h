@@ -1,10 +1,20 @@
-// Sixteen lanes in two AVX2 registers.
+// Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
-constexpr int max_tokens = 4;
+constexpr int peak_chains = 6;
+constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 0;
+#if defined(EDGE_AVX_VNNI)
+constexpr int biased_offset = 0;
+constexpr bool fields_in_place = true;
+#else
 // Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
 constexpr int biased_offset = 128;
+constexpr bool fields_in_place = false;
+#endif
+// An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
+constexpr int32_t sum_bias = 0x4B400000;
+constexpr float biased_zero = 12582912.0f;
 
 struct Floats {
     __m256 lo, hi;
@@ -14,6 +24,9 @@ struct Ints {
 };
 struct Bytes {
     __m256i lo, hi;
+};
+struct Word {
+    __m256i v;
 };
 
 inline Floats set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -85,6 +98,12 @@ inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
 
 inline Ints set_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline Ints shift_right(Ints x, int bits) {
+    return {_mm256_srai_epi32(x.lo, bits), _mm256_srai_epi32(x.hi, bits)};
+}
+inline Floats scaled(Ints sum, Floats scale, Floats offset) {
+    return fma({_mm256_castsi256_ps(sum.lo), _mm256_castsi256_ps(sum.hi)}, scale, offset);
+}
 inline Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 
 inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
@@ -92,6 +111,11 @@ inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const
 inline Bytes load_bytes(const uint8_t *p) {
     const __m256i *halves = reinterpret_cast<const __m256i *>(p);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+inline void store_bytes(uint8_t *p, Bytes x) {
+    __m256i *halves = reinterpret_cast<__m256i *>(p);
+    _mm256_storeu_si256(halves, x.lo);
+    _mm256_storeu_si256(halves + 1, x.hi);
 }
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
@@ -103,28 +127,39 @@ template <>
 inline Bytes fields<8>(Bytes x, int) {
     return x;
 }
+template <int bits>
+inline Bytes field_in_place(Bytes x, int field) {
+    const __m256i mask = _mm256_set1_epi8(char(((1 << bits) - 1) << (field * bits)));
+    return {_mm256_and_si256(x.lo, mask), _mm256_and_si256(x.hi, mask)};
+}
 inline Floats column(Bytes x, int byte) {
     const __m256i mask = _mm256_set1_epi32(255);
     return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.lo, 8 * byte), mask)),
             _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.hi, 8 * byte), mask))};
 }
-inline __m256i broadcast4(const int8_t *a) {
+inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
-    return _mm256_set1_epi32(word);
+    return {_mm256_set1_epi32(word)};
 }
+#if defined(EDGE_AVX_VNNI)
+inline Ints dot_small(Ints acc, Bytes w, Word a) {
+    return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a.v)};
+}
+inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+#else
 inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
-    const __m256i x = broadcast4(a);
-    return {dot8(acc.lo, w.lo, x), dot8(acc.hi, w.hi, x)};
+inline Ints dot_small(Ints acc, Bytes w, Word a) {
+    return {dot8(acc.lo, w.lo, a.v), dot8(acc.hi, w.hi, a.v)};
 }
-inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) {
-    const __m256i x = broadcast4(a), bias = _mm256_set1_epi8(-128);
+inline Ints dot_biased(Ints acc, Bytes w, Word a) {
+    const __m256i bias = _mm256_set1_epi8(-128);
     const __m256i lo = _mm256_xor_si256(w.lo, bias), hi = _mm256_xor_si256(w.hi, bias);
-    return {dot8(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(x, lo)),
-            dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(x, hi))};
+    return {dot8(acc.lo, _mm256_abs_epi8(lo), _mm256_sign_epi8(a.v, lo)),
+            dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(a.v, hi))};
 }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
+#endif
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }

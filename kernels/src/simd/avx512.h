@@ -1,9 +1,14 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
-constexpr int max_tokens = 8;
+constexpr int peak_chains = 12;
+constexpr int max_tokens = 8, block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int digit_rows = 8, digit_offset = 0;
 constexpr int biased_offset = 0;
+// An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
+constexpr int32_t sum_bias = 0x4B400000;
+constexpr float biased_zero = 12582912.0f;
+constexpr bool fields_in_place = true;
 
 struct Floats {
     __m512 v;
@@ -12,6 +17,9 @@ struct Ints {
     __m512i v;
 };
 struct Bytes {
+    __m512i v;
+};
+struct Word {
     __m512i v;
 };
 
@@ -52,10 +60,15 @@ inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
 
 inline Ints set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Ints add(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Ints shift_right(Ints x, int bits) { return {_mm512_srai_epi32(x.v, unsigned(bits))}; }
 inline Floats to_float(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+inline Floats scaled(Ints sum, Floats scale, Floats offset) {
+    return {_mm512_fmadd_ps(_mm512_castsi512_ps(sum.v), scale.v, offset.v)};
+}
 
 inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
 inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+inline void store_bytes(uint8_t *p, Bytes x) { _mm512_storeu_si512(p, x.v); }
 inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
@@ -66,22 +79,24 @@ template <>
 inline Bytes fields<8>(Bytes x, int) {
     return x;
 }
+template <int bits>
+inline Bytes field_in_place(Bytes x, int field) {
+    return {_mm512_and_si512(x.v, _mm512_set1_epi8(char(((1 << bits) - 1) << (field * bits))))};
+}
 inline Floats column(Bytes x, int byte) {
     return {_mm512_cvtepi32_ps(
         _mm512_and_si512(_mm512_srli_epi32(x.v, unsigned(8 * byte)), _mm512_set1_epi32(255)))};
 }
-inline __m512i broadcast4(const int8_t *a) {
+inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
-    return _mm512_set1_epi32(word);
+    return {_mm512_set1_epi32(word)};
 }
-inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
-    return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
-}
-inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
-typedef int32_t Word __attribute__((may_alias));
+inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
+inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+typedef int32_t Aliased __attribute__((may_alias));
 inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
     // Of the intrinsic GCC makes a broadcast and two register moves more.
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Word *>(a)));
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Aliased *>(a)));
     return acc;
 }

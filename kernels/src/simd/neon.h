@@ -1,9 +1,13 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
-constexpr int max_tokens = 4;
+constexpr int peak_chains = 6;
+constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 128;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
+constexpr int32_t sum_bias = 0;
+constexpr float biased_zero = 0.0f;
+constexpr bool fields_in_place = false;  // the upper field would be negative
 
 struct Floats {
     float32x4_t v[4];
@@ -13,6 +17,9 @@ struct Ints {
 };
 struct Bytes {
     uint8x16_t v[4];
+};
+struct Word {
+    int8x16_t v;
 };
 
 #define EDGE_QUARTERS for (int i = 0; i < 4; ++i)
@@ -118,8 +125,15 @@ inline Floats to_float(Ints x) {
     return r;
 }
 
+inline Ints shift_right(Ints x, int bits) {
+    EDGE_QUARTERS x.v[i] = vshlq_s32(x.v[i], vdupq_n_s32(-bits));
+    return x;
+}
+inline Floats scaled(Ints sum, Floats scale, Floats) { return mul(to_float(sum), scale); }
+
 inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
 inline void prefetch_far(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
+inline void store_bytes(uint8_t *p, Bytes x) { EDGE_QUARTERS vst1q_u8(p + 16 * i, x.v[i]); }
 inline Bytes load_bytes(const uint8_t *p) {
     return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
 }
@@ -132,6 +146,11 @@ inline Bytes fields(Bytes x, int field) {
 }
 template <>
 inline Bytes fields<8>(Bytes x, int) {
+    return x;
+}
+template <int bits>
+inline Bytes field_in_place(Bytes x, int field) {
+    EDGE_QUARTERS x.v[i] = vandq_u8(x.v[i], vdupq_n_u8(((1 << bits) - 1) << (field * bits)));
     return x;
 }
 inline Floats column(Bytes x, int byte) {
@@ -150,21 +169,19 @@ inline int32x4_t dot4(int32x4_t acc, int8x16_t w, int8x16_t a) {
     return vpadalq_s16(acc, vpaddq_s16(low, high));
 #endif
 }
-inline int8x16_t broadcast4(const int8_t *a) {
+inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
-    return vreinterpretq_s8_s32(vdupq_n_s32(word));
+    return {vreinterpretq_s8_s32(vdupq_n_s32(word))};
 }
-inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
-    const int8x16_t x = broadcast4(a);
-    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x);
+inline Ints dot_small(Ints acc, Bytes w, Word a) {
+    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(w.v[i]), a.v);
     return acc;
 }
-inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) {
-    const int8x16_t x = broadcast4(a);
+inline Ints dot_biased(Ints acc, Bytes w, Word a) {
     const uint8x16_t bias = vdupq_n_u8(128);
-    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), x);
+    EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), a.v);
     return acc;
 }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, a); }
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_QUARTERS

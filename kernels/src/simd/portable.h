@@ -1,9 +1,13 @@
 // Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
 
-constexpr int max_tokens = 4;
+constexpr int peak_chains = 4;
+constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 0;
 constexpr int biased_offset = 0;
+constexpr int32_t sum_bias = 0;
+constexpr float biased_zero = 0.0f;
+constexpr bool fields_in_place = false;
 
 struct Floats {
     float v[16];
@@ -13,6 +17,9 @@ struct Ints {
 };
 struct Bytes {
     uint8_t v[64];
+};
+struct Word {
+    int8_t v[4];
 };
 
 #define EDGE_LANES for (int i = 0; i < 16; ++i)
@@ -149,8 +156,15 @@ inline Floats to_float(Ints x) {
     return r;
 }
 
+inline Ints shift_right(Ints x, int bits) {
+    EDGE_LANES x.v[i] >>= bits;
+    return x;
+}
+inline Floats scaled(Ints sum, Floats scale, Floats) { return mul(to_float(sum), scale); }
+
 inline void prefetch(const uint8_t *) {}
 inline void prefetch_far(const uint8_t *) {}
+inline void store_bytes(uint8_t *p, Bytes x) { memcpy(p, x.v, 64); }
 inline Bytes load_bytes(const uint8_t *p) {
     Bytes r;
     memcpy(r.v, p, 64);
@@ -161,15 +175,21 @@ inline Bytes fields(Bytes x, int field) {
     for (int i = 0; i < 64; ++i) x.v[i] = x.v[i] >> (field * bits) & ((1 << bits) - 1);
     return x;
 }
+template <int bits>
+inline Bytes field_in_place(Bytes x, int field) {
+    for (int i = 0; i < 64; ++i) x.v[i] &= ((1 << bits) - 1) << (field * bits);
+    return x;
+}
 inline Floats column(Bytes x, int byte) {
     Floats r;
     EDGE_LANES r.v[i] = float(x.v[4 * i + byte]);
     return r;
 }
-inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
-    EDGE_LANES for (int b = 0; b < 4; ++b) acc.v[i] += int32_t(w.v[4 * i + b]) * a[b];
+inline Word load_word(const int8_t *a) { return {{a[0], a[1], a[2], a[3]}}; }
+inline Ints dot_small(Ints acc, Bytes w, Word a) {
+    EDGE_LANES for (int b = 0; b < 4; ++b) acc.v[i] += int32_t(w.v[4 * i + b]) * a.v[b];
     return acc;
 }
-inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, a); }
+inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_LANES
