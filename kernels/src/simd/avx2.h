@@ -80,6 +80,33 @@ inline float reduce_max(Floats x) {
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
+inline void transpose_eight(__m256 *rows) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xEE);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+    }
+    for (int c = 0; c < 4; ++c) {
+        rows[c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x20);
+        rows[4 + c] = _mm256_permute2f128_ps(b[c], b[4 + c], 0x31);
+    }
+}
+inline void transpose(Floats *rows) {
+    __m256 quarters[2][2][8];  // [upper rows][upper columns]
+    for (int i = 0; i < 16; ++i) {
+        quarters[i / 8][0][i % 8] = rows[i].lo;
+        quarters[i / 8][1][i % 8] = rows[i].hi;
+    }
+    for (int i = 0; i < 4; ++i) transpose_eight(quarters[i / 2][i % 2]);
+    for (int i = 0; i < 16; ++i) rows[i] = {quarters[0][i / 8][i % 8], quarters[1][i / 8][i % 8]};
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
     const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);

@@ -49,6 +49,32 @@ inline Floats scale_by_power(Floats x, Floats n) { return {_mm512_scalef_ps(x.v,
 inline float reduce_add(Floats x) { return _mm512_reduce_add_ps(x.v); }
 inline float reduce_max(Floats x) { return _mm512_reduce_max_ps(x.v); }
 
+inline void transpose(Floats *rows) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+    for (int i = 0; i < 16; i += 4) {  // b[i + c]: column c of each 128-bit part, rows i .. i + 3
+        const __m512d low = _mm512_castps_pd(a[i]), low2 = _mm512_castps_pd(a[i + 2]);
+        const __m512d high = _mm512_castps_pd(a[i + 1]), high2 = _mm512_castps_pd(a[i + 3]);
+        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+    }
+    for (int c = 0; c < 4; ++c) {  // parts 0, 2 and 1, 3 of rows 0 .. 7 and 8 .. 15
+        const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xDD);
+        const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xDD);
+        rows[c].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        rows[4 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        rows[8 + c].v = _mm512_shuffle_f32x4(even_low, even_high, 0xDD);
+        rows[12 + c].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xDD);
+    }
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }

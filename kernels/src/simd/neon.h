@@ -91,6 +91,31 @@ inline float reduce_add(Floats x) {
 inline float reduce_max(Floats x) {
     return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3])));
 }
+inline void transpose_four(float32x4_t *a, float32x4_t *b, float32x4_t *c, float32x4_t *d) {
+    const float32x4x2_t ab = vtrnq_f32(*a, *b), cd = vtrnq_f32(*c, *d);
+    *a = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+    *b = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+    *c = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+    *d = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+}
+inline void transpose(Floats *rows) {
+    for (int r = 0; r < 4; ++r) {
+        for (int c = 0; c < 4; ++c) {
+            transpose_four(&rows[4 * r].v[c], &rows[4 * r + 1].v[c], &rows[4 * r + 2].v[c],
+                           &rows[4 * r + 3].v[c]);
+        }
+    }
+    for (int r = 0; r < 4; ++r) {
+        for (int c = 0; c < r; ++c) {
+            for (int i = 0; i < 4; ++i) {
+                const float32x4_t x = rows[4 * r + i].v[c];
+                rows[4 * r + i].v[c] = rows[4 * c + i].v[r];
+                rows[4 * c + i].v[r] = x;
+            }
+        }
+    }
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     int16x8_t words[2];
     for (int i = 0; i < 2; ++i) {

@@ -133,6 +133,16 @@ inline float reduce_max(Floats x) {
     EDGE_LANES r = x.v[i] > r ? x.v[i] : r;
     return r;
 }
+inline void transpose(Floats *rows) {
+    for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const float x = rows[i].v[j];
+            rows[i].v[j] = rows[j].v[i];
+            rows[j].v[i] = x;
+        }
+    }
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
