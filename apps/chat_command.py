@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,13 @@ def chat(
             "--think/--no-think", help="Switch thinking, if the chat template can.", show_default=False
         ),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Begin with the KV cache in this file, if there is one, and leave ours there.",
+        ),
+    ] = None,
     as_json: Json = False,
     source: SourceOptions,
     run: RunOptions,
@@ -68,6 +76,8 @@ def chat(
     with load_model(model, source, run) as loaded:
         load_seconds = perf_counter() - started
         conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
+        if cache is not None and cache.exists():
+            conversation.session.load(cache)
         view: View
         if as_json:
             describe = partial(answer_document, loaded, conversation, load_seconds)
@@ -75,14 +85,18 @@ def chat(
         else:
             view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
         loop = ChatLoop(loaded, conversation, view, system=system, thinking=think)
-        if interactive:
-            _interact(loop, loaded)
-        elif message is not None:
-            done = loop.say(message)
-            if done.stop_reason == "cancelled":
-                raise KeyboardInterrupt  # for the exit code: the answer is not whole
-        else:
-            _read_lines(loop)
+        try:
+            if interactive:
+                _interact(loop, loaded)
+            elif message is not None:
+                done = loop.say(message)
+                if done.stop_reason == "cancelled":
+                    raise KeyboardInterrupt  # for the exit code: the answer is not whole
+            else:
+                _read_lines(loop)
+        finally:
+            if cache is not None:
+                conversation.session.save(cache)
 
 
 def _message(prompt: str) -> str:

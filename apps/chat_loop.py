@@ -23,7 +23,7 @@ _COMMANDS = {
     "/help": "list the commands",
     "/reset": "forget the conversation",
     "/system": "TEXT: set the system prompt; alone: show it; /system - : back to the model's own",
-    "/save": "FILE: write the conversation to a file",
+    "/save": "FILE: write the conversation to a file, and its KV cache beside it",
     "/load": "FILE: continue a saved conversation",
     "/stats": "speed and memory of this conversation",
     "/think": "let the model think before it answers",
@@ -139,7 +139,11 @@ class ChatLoop:
     def _save(self, argument: str) -> None:
         path = _path(argument, "/save")
         self._chat.save(path)
-        self._remark(f"Saved {_messages(self._chat)} to {path}.")
+        size = self._chat.session.save(_cache_beside(path))
+        self._remark(
+            f"Saved {_messages(self._chat)} to {path}, and {self._chat.session.length} tokens of KV cache "
+            f"({format_bytes(size)}) beside it."
+        )
 
     def _load(self, argument: str) -> None:
         path = _path(argument, "/load")
@@ -150,6 +154,13 @@ class ChatLoop:
             self._chat.thinking = self._flag_thinking
         self._last = None
         self._remark(f"Loaded {_messages(self._chat)} from {path}.")
+        if (cache := _cache_beside(path)).exists():
+            try:
+                self._chat.session.load(cache)
+            except EdgeError as error:  # the conversation is whole without it, only slower to continue
+                self._remark(str(error))
+            else:
+                self._remark(f"{self._chat.session.length} tokens are in the KV cache already.")
 
     def _switch_thinking(self, wanted: bool) -> None:
         if not self._model.chat_template.supports_thinking:
@@ -208,6 +219,10 @@ def _path(argument: str, command: str) -> Path:
     if not argument:
         raise EdgeError(f"{command} needs the name of a file, for example {command} chat.json.")
     return Path(argument).expanduser()
+
+
+def _cache_beside(path: Path) -> Path:
+    return path.with_name(path.name + ".kv")
 
 
 def _messages(chat: Chat) -> str:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def partial_path(path: Path) -> Path:
@@ -17,18 +20,25 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def write_file(path: str | Path, data: bytes) -> None:
-    """Replace the file `path` by `data`; raises OSError."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends well; raises OSError."""
     path = Path(path)
     temporary = partial_path(path)
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Replace the file `path` by `data`; raises OSError."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def sync_folder(path: Path) -> None:

@@ -7,12 +7,15 @@ executor runs their calls one after the other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.cache_file import read_cache, write_cache
 from edge.errors import ContextError, EdgeError
-from edge.executors.base import Executor
+from edge.executors.base import CacheStore, Executor
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
 
@@ -98,6 +101,33 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         self.truncate(0)
+
+    def save(self, path: str | Path) -> int:
+        """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
+        store = self._store()
+        return write_cache(path, store.cache_identity, self.tokens, store.cache_memory(self._cache))
+
+    def load(self, path: str | Path) -> None:
+        """Make what `save` wrote the content of the cache.
+
+        Raises EdgeError, and changes nothing, for a file of another model or setting or a damaged one, and
+        ContextError for one that does not fit.
+        """
+        store = self._store()
+        stored = read_cache(path, store.cache_identity)
+        count = len(stored.tokens)
+        if count > self.context:
+            raise ContextError(
+                f"The KV cache '{path}' holds {count} tokens and the context {self.context}: open the model "
+                "with a longer context."
+            )
+        store.restore(self._cache, count, stored.memory)
+        self._tokens = np.array(stored.tokens, np.int32)
+
+    def _store(self) -> CacheStore:
+        if not self.executor.capabilities.cache_files:
+            raise EdgeError("This executor can't keep its KV cache in a file: use the native one.")
+        return cast(CacheStore, self.executor)
 
     def _append(self, tokens: npt.NDArray[np.int32], want_logits: bool) -> npt.NDArray[np.float32] | None:
         before = self.length

@@ -5,7 +5,7 @@ Sampling, sessions, speculation, chat and the profiler use this protocol and not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,6 +26,7 @@ class Capabilities:
     max_tree: int = 0
     hidden_states: bool = False
     sparse_attention: bool = False
+    cache_files: bool = False
     kv_types: tuple[str, ...] = ("float16",)
 
 
@@ -104,3 +105,17 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the weights and threads; the executor and its caches can't be used afterwards."""
+
+
+class CacheStore(Protocol):
+    """What an executor with `capabilities.cache_files` offers beside `Executor`."""
+
+    @property
+    def cache_identity(self) -> Mapping[str, str]:
+        """What the rows of a cache depend on, by name; one that differs makes them useless."""
+
+    def cache_memory(self, cache: KVCache) -> npt.NDArray[np.uint8]:
+        """The rows in use as they stand in memory, for a file; borrowed until the cache changes."""
+
+    def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
+        """Make n rows that `cache_memory` gave the content of the cache."""

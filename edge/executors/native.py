@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,14 @@ class NativeExecutor:
             config.rope, config.head_dim, self._context, config.max_position_embeddings
         )
         frequency = np.ascontiguousarray(frequency, np.float32)
+        self._cache_identity = {
+            "model": bundle.manifest.content_hash,
+            "layout": f"native {native.CACHE_LAYOUT}",
+            "kv_type": kv_type,
+            "activations": activations,
+            "rope": hashlib.sha256(frequency.tobytes() + np.float32(rope_scale).tobytes()).hexdigest(),
+            "attention": "dense" if self.sparse is None else repr(self.sparse),
+        }
         c_config = native.Config(
             size=ctypes.sizeof(native.Config),
             vocab_size=config.vocab_size,
@@ -219,6 +228,7 @@ class NativeExecutor:
             max_tree=native.MAX_TREE,
             hidden_states=True,
             sparse_attention=_sparse_obstacle(self._config) is None,
+            cache_files=True,
             kv_types=tuple(native.KV_TYPE),
         )
 
@@ -279,6 +289,27 @@ class NativeExecutor:
         """Drop all rows of the cache after the first n."""
         with self._lock:
             native.check(native.library().edge_cache_truncate(_handle(cache), n))
+
+    @property
+    def cache_identity(self) -> Mapping[str, str]:
+        """The model's contents, the layout and every setting that changes keys and values."""
+        return self._cache_identity
+
+    def cache_memory(self, cache: KVCache) -> npt.NDArray[np.uint8]:
+        """The rows in use as they stand in memory; borrowed until the cache changes."""
+        memory, size = ctypes.c_void_p(), ctypes.c_uint64()
+        with self._lock:
+            native.check(
+                native.library().edge_cache_memory(_handle(cache), ctypes.byref(memory), ctypes.byref(size))
+            )
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(memory.value or 0))
+
+    def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
+        """Make n rows that `cache_memory` gave the content of the cache."""
+        with self._lock:
+            native.check(
+                native.library().edge_cache_restore(_handle(cache), n, memory.ctypes.data, memory.nbytes)
+            )
 
     def repeat(self, cache: KVCache, n: int) -> None:
         """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""

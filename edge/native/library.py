@@ -13,6 +13,7 @@ import edge
 from edge.errors import ContextError, NativeError, TokenizerError
 
 ABI_VERSION = 1
+CACHE_LAYOUT = 1
 MAX_TREE = 64
 MAX_LOGPROBS = 64
 LIBRARY_VARIABLE = "EDGE_LIBRARY"
@@ -235,6 +236,8 @@ _FUNCTIONS = {
     "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
     "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
     "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
+    "edge_cache_memory": (_STATUS, (c_void_p, POINTER(c_void_p), POINTER(c_uint64))),
+    "edge_cache_restore": (_STATUS, (c_void_p, c_int32, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
     "edge_sample": (
         _STATUS,

@@ -220,6 +220,14 @@ EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const in
 /* Grows the cache to `length` rows by repeating those it has: plausible values without a prefill, for timing. */
 EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int32_t length);
 
+/* Counts up when the meaning of a cache's memory changes. */
+#define EDGE_CACHE_LAYOUT 1
+/* The memory that holds the rows in use, for a file; borrowed until the cache changes. */
+EDGE_API edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes);
+/* Makes `memory`, which edge_cache_memory gave for `length` rows of a cache of the same shape, the content. */
+EDGE_API edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *memory,
+                                        uint64_t bytes);
+
 typedef struct {
     uint32_t size;            /* sizeof(edge_batch) */
     int32_t n;                /* tokens */

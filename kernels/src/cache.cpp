@@ -162,3 +162,27 @@ edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
     cache->length = length;
     return EDGE_OK;
 }
+
+edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes) {
+    if (cache == nullptr || memory == nullptr || bytes == nullptr) {
+        return edge::fail(EDGE_INVALID, "edge_cache_memory: an argument is NULL.");
+    }
+    *memory = cache->memory();
+    *bytes = cache->shape.bytes_of(cache->length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *memory, uint64_t bytes) {
+    if (cache == nullptr || memory == nullptr || length < 0 || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %d rows.",
+                          cache ? (long long)cache->shape.capacity : 0LL, length);
+    }
+    if (bytes != cache->shape.bytes_of(length)) {
+        return edge::fail(EDGE_INVALID, "%d rows of this cache take %llu bytes, not %llu.", length,
+                          (unsigned long long)cache->shape.bytes_of(length), (unsigned long long)bytes);
+    }
+    std::memcpy(cache->memory(), memory, bytes);
+    cache->length = length;
+    cache->forget_summaries(0);
+    return EDGE_OK;
+}

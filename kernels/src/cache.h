@@ -26,7 +26,9 @@ struct CacheShape {
     int64_t position_bytes() const { return 2 * layers * kv_heads * (row_bytes() + scale_bytes()); }
     int64_t block_bytes() const { return attention_block * (row_bytes() + scale_bytes()); }
     int64_t page_bytes() const { return layers * kv_heads * 2 * attention_blocks * block_bytes(); }
-    int64_t pages() const { return (capacity + attention_chunk - 1) / attention_chunk; }
+    int64_t pages_of(int64_t rows) const { return (rows + attention_chunk - 1) / attention_chunk; }
+    int64_t pages() const { return pages_of(capacity); }
+    uint64_t bytes_of(int64_t rows) const { return uint64_t(pages_of(rows) * page_bytes()); }
 };
 
 // Copies a row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
@@ -60,6 +62,8 @@ struct edge_cache {
 
     // The rows after the first `rows` have changed.
     void forget_summaries(int64_t rows) const;
+    // The pages of the rows in use stand at its start, shape.bytes_of(length) bytes.
+    uint8_t *memory() const { return base; }
 
     const edge::CacheShape shape;
     int64_t length = 0;

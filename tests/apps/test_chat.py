@@ -54,6 +54,33 @@ def test_one_prompt(run_edge: Callable[..., Any], smollm2: str):
     assert process.stderr in ("", "(stopped: the limit of 200 tokens is reached)\n")
 
 
+def test_a_cache_file_spares_the_prompt(ask, run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
+    file = str(tmp_path / "chat.kv")
+    first = ask(COMPILER, "--cache", file)
+    again = ask(COMPILER, "--cache", file)
+    assert (first["reused_tokens"], again["reused_tokens"]) == (0, first["prompt_tokens"] - 1)
+    assert again["text"] == first["text"]
+    other = run_edge("chat", smollm2, "--prompt", COMPILER, "--cache", file, "--kv", "float32")
+    assert other.returncode == 1
+    assert "--kv" in other.stderr
+
+
+def test_saving_keeps_the_kv_cache_beside_the_conversation(
+    run_edge: Callable[..., Any], smollm2: str, tmp_path: Path
+):
+    file = tmp_path / "talk.json"
+    saved = run_edge("chat", smollm2, *GREEDY, stdin=f"{COMPILER}\n/save {file}\n")
+    assert "of KV cache" in " ".join(saved.stderr.split())
+    loaded = run_edge("chat", smollm2, *GREEDY, stdin=f"/load {file}\n/stats\n")
+    assert "are in the KV cache already" in " ".join(loaded.stderr.split())
+    beside = tmp_path / "talk.json.kv"
+    beside.write_bytes(beside.read_bytes()[:-1])
+    damaged = run_edge("chat", smollm2, *GREEDY, stdin=f"/load {file}\n")
+    assert damaged.returncode == 0
+    remarks = " ".join(damaged.stderr.split())
+    assert "Loaded 2 messages" in remarks and "is damaged" in remarks
+
+
 def test_the_default_model_needs_no_name(run_edge: Callable[..., Any], smollm2: str):
     assert run_edge("chat", "--prompt", COMPILER, *GREEDY).stdout.startswith("A compiler is")
 
