@@ -27,7 +27,7 @@ def check_tokens(
     context: int,
     max_batch: int,
 ) -> npt.NDArray[np.int64]:
-    """int64 [n]: 1 to max_batch ids within the vocabulary that fit a cache with `length` of `context` rows."""
+    """int64 [n]: 1 to max_batch ids within the vocabulary that fit into `context` rows after `length`."""
     try:
         ids = np.asarray(tokens, np.int64)
     except OverflowError:

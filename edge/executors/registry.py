@@ -1,4 +1,4 @@
-"""The names of `--executor` that the runtime knows, in one place, and how it opens those for exported folders.
+"""The names of `--executor` that the runtime knows, and how it opens those for exported folders.
 
 `native` runs bundles and is made by `edge.runtime.load` itself, as is any executor given as a function. Every
 other one is a module here with `open_executor(artifact, *, context, threads)`, imported when it is chosen.
@@ -30,16 +30,16 @@ def open_artifact_executor(
     """The executor `name` over an exported folder.
 
     context: at most, and by default, the one that the folder was exported for. threads: by default the
-    performance cores. Raises EdgeError for a missing package, a version of the runtime that the folder does not
-    support, and a context beyond it.
+    performance cores. Raises EdgeError for a missing package, a version of the runtime that the folder does
+    not support, and a context beyond its own.
     """
     if name not in ARTIFACT_EXECUTORS:
         raise EdgeError(f"Unknown executor '{name}'; choose one of {', '.join(EXECUTORS)}.")
     limit = artifact.manifest.context
     if context is not None and context > limit:
         raise EdgeError(
-            f"The model was exported for a context of {limit} tokens, not {context}: ask for less, or export it "
-            "again with a longer context."
+            f"The model was exported for a context of {limit} tokens, not {context}: ask for less, or "
+            "export it again with a longer context."
         )
     executor: Executor = importlib.import_module(_MODULES[name]).open_executor(
         artifact, context=context or limit, threads=threads

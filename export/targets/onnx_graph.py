@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import EdgeError
+from edge.errors import ExportError
 
 try:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 except ImportError as error:
-    raise EdgeError(
-        f"The ONNX target needs the package onnx ({error}); install it with `pip install 'minicpm-edge[export]'`."
+    raise ExportError(
+        f"The ONNX target needs the package onnx ({error}); install it with "
+        "`pip install 'minicpm-edge[export]'`."
     ) from error
 
 MODEL_FILE = "model.onnx"

@@ -22,7 +22,7 @@ from export.targets.onnx_graph import MICROSOFT, GraphBuilder
 from export.targets.onnx_weights import BlockLayout, float_vector, matrix_pieces
 
 LOGITS_FROM = "logits_from"
-"""Input: the first token of a pass whose logits are wanted; -1, which it is by default, for the last alone."""
+"""Input: the first token of a pass whose logits are wanted; by default -1, the last alone."""
 
 
 class PortableDecoder:

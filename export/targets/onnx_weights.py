@@ -1,8 +1,8 @@
 """Bundle matrices as operands of com.microsoft's MatMulNBits and GatherBlockQuantized, code by code.
 
 A weight stays what it is: w = scale * (code - zero), with the zero in the middle that those operators assume
-when they are given none. Only the order of the codes changes: rows, one after the other, in blocks of columns,
-the first code in the low bits. Matrices pass through memory some rows at a time.
+when they are given none. Only the order of the codes changes: rows, one after the other, in blocks of
+columns, the first code in the low bits. Matrices pass through memory some rows at a time.
 """
 
 from __future__ import annotations
