@@ -45,17 +45,19 @@ Dimension = int | str
 class GraphBuilder:
     """Builds one graph and its data file; use it in a `with` block, and `save` at its end.
 
-    domains: custom operator domains with their versions, beside ONNX's own and com.microsoft.
+    Without a folder it writes nothing and only tells what it would write, for a plan.
     """
 
-    def __init__(self, folder: Path, domains: dict[str, int] | None = None) -> None:
+    def __init__(self, folder: Path | None = None, domains: dict[str, int] | None = None) -> None:
+        """domains: custom operator domains with their versions, beside ONNX's own and com.microsoft."""
         self._folder = folder
         self._domains = {"": OPSET, MICROSOFT: 1, **(domains or {})}
+        self.data_bytes = 0
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._initializers: dict[str, Any] = {}
-        self._data = (folder / DATA_FILE).open("wb")
+        self._data = None if folder is None else (folder / DATA_FILE).open("wb")
 
     def __enter__(self) -> GraphBuilder:
         return self
@@ -63,7 +65,8 @@ class GraphBuilder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data.close()
+        if self._data is not None:
+            self._data.close()
 
     def input(self, name: str, kind: str, shape: Sequence[Dimension]) -> str:
         """A graph input; `kind` is a NumPy type name. Returns its name."""
@@ -104,14 +107,15 @@ class GraphBuilder:
     def tensor(self, name: str, kind: str, shape: Sequence[int], pieces: Iterable[npt.NDArray[Any]]) -> str:
         """A tensor in the data file, whose bytes are those of `pieces` one after the other."""
         size = int(np.prod(shape)) * np.dtype(kind).itemsize
-        step = _PAGE if size >= _LARGE else _LINE
-        self._data.write(bytes(-self._data.tell() % step))
-        start = self._data.tell()
-        for piece in pieces:
-            self._data.write(np.ascontiguousarray(piece).data)
-        written = self._data.tell() - start
-        assert written == size, f"{name}: {written} bytes instead of {size}"
+        padding = -self.data_bytes % (_PAGE if size >= _LARGE else _LINE)
+        start = self.data_bytes + padding
+        self.data_bytes = start + size
         self._refer(name, kind, shape, start, size)
+        if self._data is not None:
+            self._data.write(bytes(padding))
+            for piece in pieces:
+                self._data.write(np.ascontiguousarray(piece).data)
+            assert self._data.tell() == self.data_bytes, f"{name} has not the size of its shape"
         return name
 
     def same_bytes(self, name: str, other: str, shape: Sequence[int]) -> str:
@@ -122,8 +126,14 @@ class GraphBuilder:
         self._refer(name, kind, shape, place["offset"], place["length"])
         return name
 
-    def save(self, metadata: dict[str, str]) -> None:
-        """Check the graph and write the model file; metadata goes into its properties."""
+    @property
+    def operators(self) -> dict[str, int]:
+        """Every operator in use, as `domain::name`, with the version of its domain."""
+        used = sorted({(node.domain, node.op_type) for node in self._nodes})
+        return {f"{domain or 'ai.onnx'}::{name}": self._domains[domain] for domain, name in used}
+
+    def save(self, metadata: dict[str, str]) -> int:
+        """Write the model file, with metadata in its properties; returns its size in bytes."""
         graph = helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
         )
@@ -134,7 +144,9 @@ class GraphBuilder:
             producer_name="minicpm-edge",
         )
         helper.set_model_props(model, metadata)
-        (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        if self._folder is not None:
+            (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+        return int(model.ByteSize())
 
     def _refer(self, name: str, kind: str, shape: Sequence[int], offset: int, length: int) -> None:
         tensor = onnx.TensorProto(

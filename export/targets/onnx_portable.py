@@ -18,6 +18,7 @@ from edge.bundle.reader import Bundle
 from edge.rope import rope_parameters
 from edge.scheme import QuantizedMatrix, QuantScheme
 from edge.tensors import EMBEDDING, FINAL_NORM, HEAD
+from export.targets import Progress
 from export.targets.onnx_graph import MICROSOFT, GraphBuilder
 from export.targets.onnx_weights import BlockLayout, float_vector, matrix_pieces
 
@@ -28,9 +29,11 @@ LOGITS_FROM = "logits_from"
 class PortableDecoder:
     """Writes the decoder of one bundle into a graph."""
 
-    def __init__(self, graph: GraphBuilder, bundle: Bundle, context: int) -> None:
+    def __init__(
+        self, graph: GraphBuilder, bundle: Bundle, context: int, progress: Progress | None = None
+    ) -> None:
         """context: longest sequence in tokens; rotary frequencies are chosen for it."""
-        self.graph, self.bundle, self.context = graph, bundle, context
+        self.graph, self.bundle, self.context, self._progress = graph, bundle, context, progress
         self.config = bundle.config
         self._made: set[str] = set()  # values that several nodes share
 
@@ -44,6 +47,8 @@ class PortableDecoder:
         self._rotary()
         stream, pending = self._embedding(), ""
         for layer in range(config.num_hidden_layers):
+            if self._progress is not None:
+                self._progress(layer, config.num_hidden_layers, f"layer {layer}")
             stream, pending = self._layer(layer, stream, pending)
         graph.node("Add", [stream, pending], "stream")
         ends, axes = (self._integers(name, [value]) for name, value in (("last", 2**62), ("axis_1", 1)))
@@ -74,13 +79,13 @@ class PortableDecoder:
             self.graph.tensor(f"rotary.{name}", "float32", values.shape, [values])
 
     def _caches(self) -> None:
-        config = self.config
-        shape = ["batch_size", config.num_key_value_heads, "{}_sequence_length", config.head_dim]
+        config, graph = self.config, self.graph
         for layer in range(config.num_hidden_layers):
             for part in ("key", "value"):
-                for time, declare in (("past", self.graph.input), ("present", self.graph.output)):
-                    name = cache_name(time, layer, part)
-                    declare(name, "float32", [str(d).format(time) if d == shape[2] else d for d in shape])
+                for time, declare in (("past", graph.input), ("present", graph.output)):
+                    rows = f"{time}_sequence_length"
+                    shape: list[int | str] = ["batch_size", config.num_key_value_heads, rows, config.head_dim]
+                    declare(cache_name(time, layer, part), "float32", shape)
 
     def _layer(self, layer: int, stream: str, pending: str) -> tuple[str, str]:
         """stream, pending: the residual stream and what has still to be added to it; returns the same."""
