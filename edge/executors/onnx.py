@@ -144,7 +144,7 @@ class OnnxExecutor:
             "logits_from": np.array([n - rows], np.int64),
         }
         with self._lock:
-            self._run(own.binding, inputs, {"logits": logits})
+            self._run(own.binding, inputs, {"row_logits": logits})
             if not np.isfinite(logits).all():
                 raise NativeError("The logits are not finite: the weights are damaged.")
             own.length += n  # only now: what a failed pass wrote lies beyond the cache's rows

@@ -23,8 +23,8 @@ from export.targets.onnx_portable import PortableDecoder
 RUNTIME = RuntimeRange("onnxruntime", "1.32")
 _FORMULA = (
     "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has them), or 2 "
-    "bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x head_dim bytes; "
-    "tensors padded to 64 bytes, large ones to 4096; about 8 kB of graph per layer"
+    "bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x head_dim "
+    "bytes; tensors padded to 64 bytes, large ones to 4096; about 8 kB of graph per layer"
 )
 _LIMIT = 0.1  # nats: inputs of matrices are rounded to int8 per block, which the reference does not do
 _WORKING_MEMORY = 256 << 20  # of an export: some rows of a matrix, unpacked and packed again
