@@ -48,7 +48,7 @@ class OnnxTarget:
             export_memory=_WORKING_MEMORY,
             run_memory={
                 "weights": graph.data_bytes,
-                "KV cache": context * source.config.kv_bytes_per_token(OnnxExecutor.kv_type),
+                "KV cache": context * source.config.kv_bytes_per_token("float32"),
             },
             operators=graph.operators,
             runtime=RUNTIME,

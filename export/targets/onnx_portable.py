@@ -19,13 +19,8 @@ from edge.rope import rope_parameters
 from edge.scheme import QuantizedMatrix, QuantScheme
 from edge.tensors import EMBEDDING, FINAL_NORM, HEAD
 from export.targets import Progress
-from export.targets.onnx_graph import MICROSOFT, GraphBuilder
+from export.targets.onnx_graph import LOGITS_FROM, MICROSOFT, ROW_LOGITS, GraphBuilder
 from export.targets.onnx_weights import BlockLayout, float_vector, matrix_pieces
-
-LOGITS_FROM = "logits_from"
-"""Input: the first token of a pass whose logits are wanted; by default -1, the last alone."""
-ROW_LOGITS = "row_logits"
-"""Output: the logits of those tokens; `logits` is the last row of it."""
 
 
 class PortableDecoder:
