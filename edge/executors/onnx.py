@@ -74,6 +74,10 @@ class OnnxExecutor:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _WARNINGS
+        if self._flavour.needs_operators:
+            from edge.native.adapters import onnxruntime_library
+
+            options.register_custom_ops_library(str(onnxruntime_library()))
         try:
             self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
