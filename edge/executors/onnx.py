@@ -143,7 +143,7 @@ class OnnxExecutor:
         places = None if positions is None else check_positions(positions, n, self._context)
         masks = None if tree is None else check_tree(tree, n)
         inputs = self._flavour.inputs(ids, own.length, places, masks)
-        inputs["logits_from"] = np.array([n - rows], np.int64)
+        inputs["logits_from"] = np.array([n - max(rows, self._flavour.least_logits)], np.int64)
         outputs = self._flavour.outputs(n, rows, want_hidden, taps)
         with self._lock:
             self._run(own, inputs, outputs)
