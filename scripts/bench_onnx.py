@@ -29,7 +29,7 @@ from export.artifact import export_model
 from export.options import ExportOptions
 from export.source import Source
 
-CONTEXT, PROMPT, TOKENS, REPEATS = 1024, 64, 32, 7
+CONTEXT, PROMPT, TOKENS, REPEATS = 1024, 64, 16, 25
 
 
 class NamedTokens(Source):
