@@ -6,7 +6,7 @@ interrupted finds it there and does not quantize again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from edge.config import ModelConfig, SparseConfig
 from edge.convert import Progress
 from edge.errors import ExportError
 from edge.packing import dequantize, unpack
-from edge.scheme import QuantizedMatrix
+from edge.scheme import TILE_ROWS, QuantizedMatrix
 from export.options import QUANTIZATIONS, ExportOptions
+
+_BLOCK_WEIGHTS = 1 << 22
 
 
 class Source:
@@ -54,6 +56,17 @@ class Source:
         info = self.tensors[name]
         plain = unpack(self.bundle.data(name), info.scheme, info.rows, info.columns)
         return plain.reshape(info.shape) if isinstance(plain, np.ndarray) else plain
+
+    def row_blocks(self, name: str) -> Iterator[npt.NDArray[np.floating[Any]] | QuantizedMatrix]:
+        """A matrix in plain order, some rows at a time, so that a large head never exists twice."""
+        info, data = self.tensors[name], self.bundle.data(name)
+        # Tiles stand one after another; two of them take a multiple of the padding in every scheme.
+        step = max(_BLOCK_WEIGHTS // info.columns // (2 * TILE_ROWS), 1) * 2 * TILE_ROWS
+        whole = info.scheme.packed_bytes(step, info.columns)
+        for index, start in enumerate(range(0, info.rows, step)):
+            rows = min(step, info.rows - start)
+            part = data[index * whole : index * whole + info.scheme.packed_bytes(rows, info.columns)]
+            yield unpack(part, info.scheme, rows, info.columns)
 
     def packed(self, name: str) -> npt.NDArray[np.uint8]:
         """One tensor in the canonical layout of `edge.packing`, mapped and read-only, padded to 64 bytes."""
