@@ -30,6 +30,8 @@ from export.check import (
 
 _LIMIT = 0.05  # llama.cpp rounds activations to 8 bits
 _EXACT_LIMIT = 1e-6
+# Without the current folder on the path: a user's own export.py must not be taken for ours.
+_PROGRAM = "import sys; sys.path.pop(0); from export.targets.llama_cpp_run import main; main(*sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def run_llama_cpp(
     }
     with TemporaryDirectory() as folder:
         out = Path(folder) / "result.npz"
-        command = [sys.executable, "-m", "export.targets.llama_cpp_run", json.dumps(job), str(out)]
+        command = [sys.executable, "-c", _PROGRAM, json.dumps(job), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode < 0:
             raise ArtifactError(

@@ -1,14 +1,13 @@
 """Runs tokens through llama.cpp in a process of its own, which a library built for another processor can end.
 
-`python -m export.targets.llama_cpp_run JOB OUT`: JOB is a JSON object with `model` (a GGUF file), `context`,
-`prompt` (token ids to prefill), `answer` (ids to decode one by one) and `greedy` (how many to choose after it).
-OUT gets an .npz with `logits` [1 + answers, vocabulary], the `tokens` chosen, and the library's `version`.
+`main(JOB, OUT)`: JOB is a JSON object with `model` (a GGUF file), `context`, `prompt` (token ids to prefill),
+`answer` (ids to decode one by one) and `greedy` (how many to choose after it). OUT gets an .npz with `logits`
+[1 + answers, vocabulary], the `tokens` chosen, and the library's `version`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,3 @@ def main(job_text: str, out: str) -> None:
         np.savez(
             file, logits=np.stack(rows), tokens=np.array(chosen), version=np.array(llama_cpp.__version__)
         )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
