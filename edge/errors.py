@@ -27,3 +27,7 @@ class NativeError(EdgeError):
 
 class ContextError(EdgeError):
     """A prompt or a conversation does not fit the context window."""
+
+
+class ExportError(EdgeError):
+    """A model cannot be exported as asked, or an exported artifact is damaged or does not fit its runtime."""

@@ -1,0 +1,1 @@
+"""Export: quantize a checkpoint, and lower it to what a phone runs. Needs torch (extra `export`)."""
