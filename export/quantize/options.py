@@ -58,8 +58,8 @@ class QuantizeOptions:
             raise ExportError(f"damping must be above 0 and at most 1, got {self.damping}.")
         if self.is_calibrated and self.quantize not in SCHEMES:
             raise ExportError(
-                f"'{self.quantize}' keeps the weights as they are, so neither a method nor smoothing applies; "
-                f"leave them out, or quantize to {', '.join(SCHEMES)}."
+                f"'{self.quantize}' keeps the weights as they are, which leaves nothing to calibrate: "
+                f"leave method and smoothing out, or quantize to {', '.join(SCHEMES)}."
             )
 
     @property
