@@ -26,6 +26,7 @@ PACKAGE = "model.mlpackage"
 RUNTIME = RuntimeRange("coreml", "18.0")  # iOS 18 has states, int4 blocks and 2-bit tables
 _SPEC_VERSION = 9
 _LIMIT = 1e-3  # nats; weights and rotary tables are float16, the check's arithmetic is float32
+_OPERATOR_BYTES = {"f32": 0, "f16": 0, "ternary": 430}  # of a tensor's constexpr, in model.mlmodel
 _LARGEST_CONTEXT = 1 << 16
 _REMARK = (
     "The saved program was evaluated operator by operator in NumPy: prediction by Core ML itself needs macOS "
@@ -52,8 +53,8 @@ class CoreMLTarget:
         infos = source.tensors.values()
         weights = sum(map(stored_bytes, infos)) + shared_bytes(infos)
         tables = 2 * context * config.head_dim + 4 * context
-        ternary = sum(info.scheme.kind == "ternary" for info in infos)
-        operators = 11_200 + 15_900 * config.num_hidden_layers + 330 * ternary
+        operators = 11_050 + 15_150 * config.num_hidden_layers + 1000 * (not config.tie_word_embeddings)
+        operators += sum(_OPERATOR_BYTES.get(info.scheme.kind, 105) for info in infos)
         cache = context * config.kv_bytes_per_token("float16")
         codes = sum(info.rows * info.columns for info in source.tensors.values())
         return Plan(
@@ -63,8 +64,8 @@ class CoreMLTarget:
                 f"{PACKAGE}/Manifest.json": 617,
             },
             formula="codes and a float16 scale per block of every matrix, float32 norms, float16 cos and sin "
-            "[context, head_dim / 2], an int32 index per position, zero biases, and 15.9 kB of operators per "
-            "layer",
+            "[context, head_dim / 2], an int32 index per position, zero biases, and about 16 kB of operators "
+            "per layer",
             export_memory=3 * codes + (256 << 20),
             run_memory={"weights": weights, "KV cache": cache, "workspace": 64 << 20},
             operators={"coreml.mlprogram": _SPEC_VERSION},
