@@ -24,7 +24,7 @@ _SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def small_config(vocabulary: int) -> ModelConfig:
-    """About 4 M parameters with a vocabulary of 2048."""
+    """About 3.5 M parameters with a vocabulary of 1024."""
     return ModelConfig(
         model_type="llama",
         vocab_size=vocabulary,
@@ -78,7 +78,7 @@ def train(decoder: Decoder, ids: Tensor, steps: int, seed: int) -> Iterator[floa
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 40, (steps - step) / (0.6 * steps), 1.0)
     )
-    source = batches(ids, 8, 256, torch.Generator().manual_seed(seed))
+    source = batches(ids, 4, 256, torch.Generator().manual_seed(seed))
     for _ in range(steps):
         tokens = next(source)
         logits = decoder(tokens[:, :-1])
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument(
         "--skip", type=float, default=0.1, help="share of the text left unseen, from the start"
     )
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
