@@ -24,15 +24,15 @@ _SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def small_config(vocabulary: int) -> ModelConfig:
-    """About 3.5 M parameters with a vocabulary of 1024."""
+    """About 1.4 M parameters with a vocabulary of 512."""
     return ModelConfig(
         model_type="llama",
         vocab_size=vocabulary,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
         head_dim=64,
         rms_norm_eps=1e-5,
         max_position_embeddings=1024,
@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument(
         "--skip", type=float, default=0.1, help="share of the text left unseen, from the start"
     )
-    parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--vocabulary", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--vocabulary", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -116,14 +116,14 @@ def main() -> None:
     decoder, losses, started = Decoder(config), [], time.process_time()
     for loss in train(decoder, ids, arguments.steps, arguments.seed):
         losses.append(loss)
-        if len(losses) % 50 == 0:
-            print(f"step {len(losses)}: loss {sum(losses[-50:]) / 50:.3f}", flush=True)
+        if len(losses) % 40 == 0:
+            print(f"step {len(losses)}: loss {sum(losses[-40:]) / 40:.3f}", flush=True)
     save_huggingface(arguments.out, config, decoder.state_dict(), tokenizer_files=files)
     document = {
         "parameters": sum(parameter.numel() for parameter in decoder.parameters()),
         "text_tokens": len(ids),
         "steps": len(losses),
-        "loss": round(sum(losses[-50:]) / len(losses[-50:]), 4),
+        "loss": round(sum(losses[-40:]) / len(losses[-40:]), 4),
         "processor_seconds": round(time.process_time() - started, 1),
     }
     print(json.dumps(document))
