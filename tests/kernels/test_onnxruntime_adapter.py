@@ -32,7 +32,11 @@ def layer(operators) -> LayerOperators:
 
 
 def session(
-    name: str, inputs: dict[str, np.ndarray], outputs: list[np.dtype], threads: int, attributes: dict[str, Any]
+    name: str,
+    inputs: dict[str, np.ndarray],
+    outputs: list[np.dtype],
+    threads: int,
+    attributes: dict[str, Any],
 ) -> Any:
     helper = onnx.helper
     node = helper.make_node(
@@ -91,12 +95,16 @@ def test_rows(layer, operators, random_matrix, threads: int, n: int, columns: in
         inputs = {"x": x, "norm": norm, **{f"w{i}": d for i, d in enumerate(data)}}
         (found,) = run(
             *("rms_norm_linear", inputs),
-            **{"threads": threads, "matrices": described, "eps": 1e-5, "scale": 0.5, "activations": activations},
+            **{
+                "threads": threads,
+                "matrices": described,
+                "eps": 1e-5,
+                "scale": 0.5,
+                "activations": activations,
+            },
         )
         assert found.shape == (1, n, 62)
-        np.testing.assert_array_equal(
-            found[0], layer.rms_norm_linear(x[0], norm, 1e-5, 0.5, matrices, mode)
-        )
+        np.testing.assert_array_equal(found[0], layer.rms_norm_linear(x[0], norm, 1e-5, 0.5, matrices, mode))
         gate, up = random_matrix(INT4, 33, columns), random_matrix(INT8, 33, columns)
         (found,) = run(
             *("rms_norm_swiglu", {"x": x, "norm": norm, "gate": gate, "up": up}),
@@ -216,10 +224,13 @@ def test_wrong_input_is_refused(layer, random_matrix):
 
     refused("x has rows of 95", "rms_norm_linear", {"x": x[:, :95].copy(), "n": norm, "w": data}, **good)
     refused("norm has 95", "rms_norm_linear", {"x": x, "n": norm[:95], "w": data}, **good)
-    refused("edge_rms_norm_linear: a 40 x 96 matrix takes 2624 bytes, got 2560", "rms_norm_linear", {"x": x, "n": norm, "w": data[:-64]}, **good)
     refused(
-        *("rms_norm_linear takes", "rms_norm_linear", {"x": x, "n": norm, "w": data, "v": data}), **good
+        "edge_rms_norm_linear: a 40 x 96 matrix takes 2624 bytes, got 2560",
+        "rms_norm_linear",
+        {"x": x, "n": norm, "w": data[:-64]},
+        **good,
     )
+    refused(*("rms_norm_linear takes", "rms_norm_linear", {"x": x, "n": norm, "w": data, "v": data}), **good)
     refused(
         *("Unknown kind of activations 7", "rms_norm_linear", {"x": x, "n": norm, "w": data}),
         **{**good, "activations": 7},
@@ -239,7 +250,12 @@ def test_wrong_input_is_refused(layer, random_matrix):
     refused("A cache of this shape", "paged_attention", {**at, "cache": cache.own[1:]}, **cache.attributes)
     refused("tree has 1", "paged_attention", {**at, "tree": np.array([1])}, **cache.attributes)
     refused("Tree row 1", "paged_attention", {**at, "tree": np.array([1, 1])}, **cache.attributes)
-    refused("queries has rows of 128", "paged_attention", at, **{**cache.attributes, "heads": 3, "kv_heads": 2, "head_dim": 32})
+    refused(
+        "queries has rows of 128",
+        "paged_attention",
+        at,
+        **{**cache.attributes, "heads": 3, "kv_heads": 2, "head_dim": 32},
+    )
     rows = {"rows": np.array([3, 3]), "start": np.array([0]), "cache": cache.own}
     refused(
         *("Rows to keep must ascend", "kv_keep", rows, np.dtype(np.int64), np.dtype(np.uint8)),
