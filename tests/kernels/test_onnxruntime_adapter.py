@@ -1,4 +1,4 @@
-"""The custom-operator library in a real ONNX Runtime: one node per model, bit-equal to libedge's operators."""
+"""The custom-operator library in a real ONNX Runtime: one node a model, bit-equal to libedge's operators."""
 
 from __future__ import annotations
 
