@@ -99,7 +99,7 @@ def test_rope_table(run):
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("heads, kv_heads, dim", [(6, 2, 32), (3, 3, 16)])
 def test_cache(run, kv_type, sparse: SparseConfig | None, heads: int, kv_heads: int, dim: int):
-    """Rows and summaries have the same places and values; attention reads them alike; a path is kept alike."""
+    """Rows and summaries have the same places and values; attention and kept paths agree."""
     layer = LayerCache(heads, kv_heads, dim, kv_type, 520, sparse)
     mine = NativeCache(
         *(native.KV_TYPE[kv_type], heads, kv_heads, dim, 520),
