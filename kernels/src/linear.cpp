@@ -7,7 +7,8 @@ namespace edge {
 namespace {
 
 constexpr int64_t alignment = 64;
-constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
+constexpr int64_t piece_bytes =
+    256 << 10;  // stays in the L2 cache across token blocks; two streams far apart
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
 // Tiles that a thread takes at a time: an even number, unless there is one only.
