@@ -1,4 +1,4 @@
-"""A small network with a tokenizer, texts to calibrate with, and exported folders of tiny networks."""
+"""Fixtures of the export tests: a network for the quantizers, exported folders, and distances of logits."""
 
 from __future__ import annotations
 
