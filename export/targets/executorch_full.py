@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import model.ops_cache  # noqa: F401  (defines operators)
 from edge.config import SparseConfig
 from edge.rope import rope_parameters
 from edge.tensors import EMBEDDING, FINAL_NORM, HEAD

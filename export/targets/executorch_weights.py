@@ -131,8 +131,6 @@ class PortableEmbedding(nn.Module):
         return rows.flatten(-2)[:, : self.columns]
 
 
-
-
 def linear_weight(weights: PortableWeights) -> Tensor:
     """torchao's tensor that a linear layer lowers to XNNPACK, activations quantized per token."""
     from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
