@@ -30,9 +30,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge.bundle.manifest import GENERATION_CONFIG, FileEntry
+from edge.bundle.manifest import GENERATION_CONFIG, BundleTensor, FileEntry
 from edge.config import ModelConfig
 from edge.errors import ArtifactError, ConfigError
+from edge.scheme import QuantScheme
 from edge.tensors import expected_tensors
 
 FORMAT = "minicpm-edge-artifact"
@@ -251,6 +252,15 @@ class Artifact:
     def content_hash(self) -> str:
         """Hex digest of every file."""
         return _digest({path: entry.sha256 for path, entry in self.manifest.files.items()})
+
+    @property
+    def tensors(self) -> dict[str, BundleTensor]:
+        """Every tensor of the network, for targets that store them in edge's own quantization schemes."""
+        stored = self.manifest.quantization.tensors
+        return {
+            name: BundleTensor(name, shape, QuantScheme.parse(stored[name]), self.manifest.target, exact=True)
+            for name, shape in expected_tensors(self.config).items()
+        }
 
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:

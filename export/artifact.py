@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, Quantization, file_sha256
@@ -48,8 +47,7 @@ def export_model(
     for what the target can't do, a full disk or a folder that can't be written.
     """
     out = Path(out)
-    if out.exists():
-        raise ExportError(f"'{out}' exists already; remove it or choose another folder.")
+    refuse_existing(out)
     plan = plan_export(source, options)
     folder = partial_path(out)
     try:
@@ -71,6 +69,12 @@ def export_model(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return Artifact.open(out, verify=False)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise ExportError if there is something at `out`."""
+    if out.exists():
+        raise ExportError(f"'{out}' exists already; remove it or choose another folder.")
 
 
 def check_artifact(path: str | Path) -> CheckResult:
@@ -180,8 +184,9 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def plan_document(source: Source, options: ExportOptions, plan: Plan) -> Mapping[str, object]:
-    """The dry run as one JSON document."""
+def plan_document(source: Source, options: ExportOptions) -> dict[str, object]:
+    """The dry run as one JSON document; raises what the export itself would raise for bad input."""
+    plan = plan_export(source, options)
     return {
         "target": options.target,
         "source": source.name,

@@ -91,11 +91,21 @@ class Source:
         return self.bundle.generation_config
 
 
-def open_source(model: str, options: ExportOptions, progress: Progress | None = None) -> Source:
+def open_source(
+    model: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Source:
     """Open and, where asked for, quantize what a person names (see `edge.resolve.open_model`)."""
     from edge.resolve import open_model
 
     if options.calibrated:
         raise ExportError("Calibrated quantization is not part of this version; use `--method rtn`.")
     quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
-    return Source(open_model(model, quantize=quantize, group=group, progress=progress))
+    bundle = open_model(
+        model, quantize=quantize, group=group, revision=revision, offline=offline, progress=progress
+    )
+    return Source(bundle)

@@ -1,0 +1,206 @@
+"""Runs the folders of `edge export --to onnx` on ONNX Runtime, which is imported when an executor is made.
+
+Inputs, outputs and KV caches are NumPy arrays that stay where they are: ONNX Runtime reads and writes them in
+place, and a cache is bound to the inputs and the outputs of a pass at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.artifact import Artifact
+from edge.config import KVType, ModelConfig
+from edge.errors import EdgeError, NativeError
+from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.checks import check_kept_rows, check_logits, check_tokens
+from edge.native import library as native
+
+_MAX_BATCH = 256
+_CPU = "CPUExecutionProvider"
+_WARNINGS = 3  # only errors are logged
+Array = npt.NDArray[Any]
+
+
+def open_executor(artifact: Artifact, *, context: int, threads: int | None = None) -> OnnxExecutor:
+    """An executor over an artifact of the target onnx; see `edge.executors.registry`."""
+    return OnnxExecutor(artifact, context=context, threads=threads)
+
+
+def runtime_version() -> str:
+    """The installed version of ONNX Runtime; EdgeError if there is none."""
+    version: str = _onnxruntime().__version__
+    return version
+
+
+class OnnxCache:
+    """The keys and values of one sequence, [1, KV heads, capacity, head_dim] each; written in place.
+
+    Memory is committed as the cache fills, since zeros that were never written take none.
+    """
+
+    def __init__(self, executor: OnnxExecutor, shape: Sequence[int], binding: Any) -> None:
+        self.executor, self.binding = executor, binding
+        self.length, self.capacity = 0, executor.context
+        self._memory = []
+        for layer in range(executor.config.num_hidden_layers):
+            for part in ("key", "value"):
+                rows = np.zeros(shape, np.float32)
+                self._memory.append(rows)
+                _bind(binding.bind_input, f"past_key_values.{layer}.{part}", rows)
+                _bind(binding.bind_output, f"present.{layer}.{part}", rows)
+
+
+class OnnxExecutor:
+    """Runs an exported decoder; calls are taken one at a time. threads: those of ONNX Runtime."""
+
+    kv_type: KVType = "float32"
+
+    def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
+        """context: longest sequence in tokens, at most the artifact's."""
+        runtime = _onnxruntime()
+        artifact.manifest.runtime.check(runtime.__version__)
+        self._config, self._context = artifact.config, context
+        self.threads = threads or native.default_threads()
+        self._lock = threading.Lock()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = _WARNINGS
+        try:
+            self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
+            raise EdgeError(
+                f"ONNX Runtime {runtime.__version__} can't open '{artifact.model}': {_first_line(error)}; "
+                "update onnxruntime or export the model again."
+            ) from None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self._config
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return self._context
+
+    @property
+    def max_batch(self) -> int:
+        """Most tokens of one forward call."""
+        return min(_MAX_BATCH, self._context)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tokens in a row and their logits; the operators of the portable flavour know no trees."""
+        return Capabilities(kv_types=(self.kv_type,))
+
+    @property
+    def tier(self) -> str:
+        """What computes, in words."""
+        return f"onnxruntime {runtime_version()}"
+
+    @property
+    def workspace_bytes(self) -> int:
+        """ONNX Runtime does not tell how much it has in its arena."""
+        return 0
+
+    def new_cache(self) -> OnnxCache:
+        """An empty cache."""
+        with self._lock:
+            shape = (1, self._config.num_key_value_heads, self._context, self._config.head_dim)
+            return OnnxCache(self, shape, self._opened().io_binding())
+
+    def forward(
+        self,
+        cache: KVCache,
+        tokens: Sequence[int] | npt.NDArray[np.int32],
+        *,
+        positions: npt.NDArray[np.int32] | None = None,
+        tree: npt.NDArray[np.uint64] | None = None,
+        want_logits: Logits = "last",
+        want_hidden: bool = False,
+        taps: Sequence[int] = (),
+    ) -> ForwardResult:
+        """See `edge.executors.base.Executor.forward`; what it has no capability for is refused."""
+        own = self._own(cache)
+        for name, asked in {"positions": positions is not None, "tree": tree is not None}.items():
+            if asked:
+                raise EdgeError(f"This executor can't run with {name}: export the full flavour.")
+        if want_hidden or len(taps):
+            raise EdgeError("This executor gives no hidden states: export the full flavour.")
+        ids = check_tokens(
+            tokens, self._config, length=own.length, context=self._context, max_batch=self.max_batch
+        )
+        n = len(ids)
+        rows = check_logits(want_logits, n)
+        logits = np.empty((1, rows, self._config.vocab_size), np.float32)
+        inputs = {
+            "input_ids": ids[None],
+            "attention_mask": np.ones((1, own.length + n), np.int64),
+            "logits_from": np.array([n - rows], np.int64),
+        }
+        with self._lock:
+            self._run(own.binding, inputs, {"logits": logits})
+            if not np.isfinite(logits).all():
+                raise NativeError("The logits are not finite: the weights are damaged.")
+            own.length += n  # only now: what a failed pass wrote lies beyond the cache's rows
+        return ForwardResult(logits[0] if rows else None)
+
+    def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
+        """Drop all rows after the first n; others can be kept only if they follow at once."""
+        own = self._own(cache)
+        kept = check_kept_rows(rows, n, own.length)
+        if kept != list(range(n, n + len(kept))):
+            raise EdgeError("This executor has no trees, so rows can be kept from the start only.")
+        own.length = n + len(kept)
+
+    def truncate(self, cache: KVCache, n: int) -> None:
+        """Drop all rows of the cache after the first n."""
+        self.keep(cache, n, ())
+
+    def close(self) -> None:
+        """Free the weights; later calls raise NativeError."""
+        with self._lock:
+            self._session = None
+
+    def _run(self, binding: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, array in arrays.items():
+                _bind(bind, name, array)
+        try:
+            self._opened().run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise NativeError(f"ONNX Runtime failed: {_first_line(error)}.") from None
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise NativeError("The model is closed; load it again.")
+        return self._session
+
+    def _own(self, cache: KVCache) -> OnnxCache:
+        if not isinstance(cache, OnnxCache) or cache.executor is not self:
+            raise NativeError("This cache belongs to another executor.")
+        return cache
+
+
+def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
+    """Let ONNX Runtime read or write `array` where it is."""
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EdgeError(
+            f"The onnx executor needs ONNX Runtime ({error}); install it with `pip install onnxruntime`."
+        ) from None
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
