@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edge.config import ModelConfig
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
-from export.targets.executorch_weights import Matrix, PortableEmbedding, linear_weight, portable_weights
+from export.targets.executorch_weights import Matrix, PortableEmbedding, PortableLinear, portable_weights
 from model.decoder import Decoder, View
 
 ReadTensor = Callable[[str], Matrix]
@@ -31,7 +31,6 @@ class PortableNetwork(nn.Module):
     def __init__(self, config: ModelConfig, read: ReadTensor, context: int) -> None:
         super().__init__()
         self.context = context
-        self.inexact: list[str] = []
         decoder = self._decoder(config, read, context).use_attention(_grouped_attention)
         cosines, sines = decoder.model.rotary(torch.arange(context))
         self.register_buffer("cosines", cosines)
@@ -50,18 +49,14 @@ class PortableNetwork(nn.Module):
         for name, shape in expected_tensors(untied).items():
             if name == EMBEDDING:
                 continue
-            stored = EMBEDDING if name == HEAD and config.tie_word_embeddings else name
-            owner = decoder.get_submodule(name.rpartition(".")[0])
-            matrix = read(stored)
+            matrix = read(EMBEDDING if name == HEAD and config.tie_word_embeddings else name)
+            path = name.removesuffix(".weight")
             if len(shape) == 1:
-                assert isinstance(matrix, np.ndarray)
-                norm = torch.tensor(matrix.reshape(shape), dtype=torch.float32)
-                owner.weight = nn.Parameter(norm, requires_grad=False)
+                norm = torch.tensor(np.asarray(matrix).reshape(shape), dtype=torch.float32)
+                decoder.get_submodule(path).weight = nn.Parameter(norm)
                 continue
-            weights = portable_weights(matrix)
-            if not weights.exact:
-                self.inexact.append(name)
-            owner.weight = nn.Parameter(linear_weight(weights), requires_grad=False)
+            parent, _, child = path.rpartition(".")
+            setattr(decoder.get_submodule(parent), child, PortableLinear(portable_weights(matrix)))
         return decoder.requires_grad_(False).eval()
 
     def forward(self, tokens: Tensor, start_pos: Tensor) -> Tensor:
@@ -74,7 +69,10 @@ class PortableNetwork(nn.Module):
         for layer, cache in zip(self.decoder.model.layers, self.caches, strict=True):
             cache.rows = rows
             x, _ = layer(x, view, cache)
-        return self.decoder.logits(self.decoder.model.norm(x[-1:]))
+        head = self.decoder.lm_head
+        assert head is not None
+        logits: Tensor = head(self.decoder.model.norm(x[-1:]) * self.decoder.config.logit_scale)
+        return logits
 
 
 class _LayerCache(nn.Module):

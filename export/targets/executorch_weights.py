@@ -1,102 +1,105 @@
-"""Weights as XNNPACK's int4 (8da4w) takes them: what becomes of each scheme of a bundle.
+"""Weights on XNNPACK's int4 (8da4w): how each scheme of a bundle becomes one of its linear layers.
 
-XNNPACK multiplies int4 (or int8) weights with activations that it quantizes to int8 per token. Its int4 format has
-positive bfloat16 scales, one for every group of columns, and no minimums, so not every scheme passes unchanged.
+XNNPACK multiplies int4 (or int8) weights with activations that it quantizes to int8 per token. Its int4 format
+has positive bfloat16 scales, one for every group of columns, and no minimums. What a group needs beside that, a
+minimum or the other sign, is the same for all its columns, so it is a small matrix times the sums of the groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edge.quantize import quantize
-from edge.scheme import QuantizedMatrix, QuantScheme
+from edge.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
 
 Matrix = QuantizedMatrix | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class PortableWeights:
-    """A matrix as XNNPACK takes it.
+    """weight = scale * code + offset, of a matrix of `bits` 4 or 8.
 
-    codes: int8 [rows, columns], -8..7 if bits is 4. scales: float32 [rows, groups], positive. exact: whether it
-    holds the source's own codes; its scales may still have been rounded to bfloat16.
+    codes: int8 [rows, columns], -8..7 if bits is 4. scales: float32 [rows, groups], positive. offsets: float32
+    [rows, groups], or None if all are zero. exact: whether these are the source's own codes.
     """
 
     bits: int
     codes: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
-    exact: bool
+    offsets: npt.NDArray[np.float32] | None = None
+    exact: bool = True
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.codes.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights, float32 [rows, columns]."""
-        return self.codes * np.repeat(self.scales, self.codes.shape[1] // self.scales.shape[1], axis=1)
+        weights = self.codes * np.repeat(self.scales, self.group, axis=1)
+        return weights if self.offsets is None else weights + np.repeat(self.offsets, self.group, axis=1)
+
+
+def keeps_codes(scheme: QuantScheme, columns: int) -> bool:
+    """Whether XNNPACK can hold a matrix's own codes: its groups are whole, and int8 has one scale per row."""
+    if scheme.kind == "int8":
+        return scheme.group == 0
+    group = scheme.group or columns
+    return not scheme.is_float and columns % group == 0 and group % PAD_COLUMNS == 0
 
 
 def portable_weights(matrix: Matrix) -> PortableWeights:
-    """The nearest form that XNNPACK has.
+    """The matrix with its own codes where `keeps_codes` says so, else as int8 with one scale per row.
 
-    int4 and ternary keep group and codes; a group with a negative scale, whose code -8 has no opposite, and one
-    with a minimum are rounded again. int8 and floats become int8 with one scale per row, as does int4 with a ragged
-    last group.
+    Scales of int4 and ternary are rounded to bfloat16.
     """
-    if not isinstance(matrix, QuantizedMatrix) or matrix.scheme.kind == "int8":
-        return _int8_rows(matrix)
-    columns = matrix.shape[1]
-    group = matrix.scheme.group or columns
-    if columns % group or group % 32:
-        return _int8_rows(matrix)
-    scales = matrix.scales.astype(np.float32)
-    if matrix.scheme.minimum:
-        again = quantize(matrix.dequantize(), QuantScheme("int4", matrix.scheme.group))
-        return replace(portable_weights(again), exact=False)
-    zero = 1 if matrix.scheme.kind == "ternary" else 8
-    codes = (matrix.codes.astype(np.int8) - zero).reshape(len(scales), -1, group)
+    if not isinstance(matrix, QuantizedMatrix) or not keeps_codes(matrix.scheme, matrix.shape[1]):
+        floats = matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix
+        rounded = quantize(floats, QuantScheme("int8"))
+        return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
+    if matrix.scheme.kind == "int8":
+        return PortableWeights(8, matrix.codes, _positive(matrix.scales))
+    columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
+    zero = _zero(matrix.scheme)
+    turn = 1 if matrix.scheme.kind == "ternary" else 7  # minus the stored code: the code of the opposite scale
+    stored = matrix.codes.astype(np.int8).reshape(*scales.shape, -1)
     negative = scales < 0
-    exact = not negative.any() or matrix.scheme.kind == "ternary"
-    codes[negative], scales[negative] = _turn(codes[negative], -scales[negative])
-    scales[scales == 0] = 1  # of a group of zeros
-    return PortableWeights(4, codes.reshape(-1, columns), _bfloat16(scales), exact)
+    codes = np.where(negative[..., None], turn - stored, stored - (zero or 8)).reshape(-1, columns)
+    offsets = np.where(negative, scales * (turn - zero), 0 if zero else scales * 8)
+    if matrix.minimums is not None:
+        offsets += matrix.minimums.astype(np.float32)
+    scales = np.abs(scales)
+    scales[scales == 0] = 1  # of a group of one value, with codes of zero
+    codes = np.where(np.repeat(matrix.scales == 0, codes.shape[1] // scales.shape[1], axis=1), 0, codes)
+    nearest = torch.from_numpy(scales).bfloat16().float().numpy()  # what XNNPACK makes of them
+    return PortableWeights(4, codes.astype(np.int8), nearest, offsets if offsets.any() else None)
 
 
-def _turn(
-    codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Codes [groups, width] of a negative scale as codes of a positive one: the better of two roundings.
+class PortableLinear(nn.Module):
+    """A linear layer that XNNPACK runs, and the sums of groups times their offsets where there are any."""
 
-    The opposite of -8 either is clipped to 7, or decides the scale.
-    """
-    opposite = -codes.astype(np.float32)
-    clipped = np.minimum(opposite, 7)
-    coarse = np.rint(opposite * np.float32(7 / 8))
-    wider = np.square(coarse * np.float32(8 / 7) - opposite).sum(-1) < np.square(clipped - opposite).sum(-1)
-    wider &= opposite.max(-1) > 7
-    chosen = np.where(wider[:, None], coarse, clipped)
-    return chosen.astype(np.int8), np.where(wider, scales * np.float32(8 / 7), scales)
+    offsets: Tensor | None
 
+    def __init__(self, weights: PortableWeights) -> None:
+        super().__init__()
+        self.group = weights.group
+        self.weight = nn.Parameter(_linear_weight(weights), requires_grad=False)
+        offsets = None if weights.offsets is None else torch.from_numpy(weights.offsets)
+        self.register_buffer("offsets", offsets)
 
-def _int8_rows(matrix: Matrix) -> PortableWeights:
-    if isinstance(matrix, QuantizedMatrix):
-        if matrix.scheme == QuantScheme("int8"):
-            return PortableWeights(8, matrix.codes, _positive(matrix.scales), exact=True)
-        matrix = matrix.dequantize()
-    rounded = quantize(matrix, QuantScheme("int8"))
-    return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
-
-
-def _positive(scales: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    wide = scales.astype(np.float32)
-    return np.where(wide == 0, np.float32(1), wide)
-
-
-def _bfloat16(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What XNNPACK will make of them."""
-    return torch.from_numpy(scales).bfloat16().float().numpy()
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., columns] -> [..., rows]"""
+        y = functional.linear(x, self.weight)
+        if self.offsets is None:
+            return y
+        return y + functional.linear(x.unflatten(-1, (-1, self.group)).sum(-1), self.offsets)
 
 
 class PortableEmbedding(nn.Module):
@@ -110,13 +113,11 @@ class PortableEmbedding(nn.Module):
         super().__init__()
         if not isinstance(matrix, QuantizedMatrix):
             matrix = quantize(matrix, QuantScheme("int8"))
-        zero = {"int4": 0 if matrix.scheme.minimum else 8, "int8": 0, "ternary": 1}[matrix.scheme.kind]
-        columns = matrix.shape[1]
-        self.group = matrix.scheme.group or columns
+        self.columns = matrix.shape[1]
+        self.group = matrix.scheme.group or self.columns
         # A ragged last group is filled up, and cut off after the lookup.
-        padding = -columns % self.group
-        codes = np.pad((matrix.codes.astype(np.int16) - zero).astype(np.int8), ((0, 0), (0, padding)))
-        self.columns = columns
+        padding = ((0, 0), (0, -self.columns % self.group))
+        codes = np.pad((matrix.codes.astype(np.int16) - _zero(matrix.scheme)).astype(np.int8), padding)
         self.register_buffer("codes", torch.from_numpy(codes))
         self.register_buffer("scales", torch.from_numpy(matrix.scales.astype(np.float32)))
         minimums = None if matrix.minimums is None else torch.from_numpy(matrix.minimums.astype(np.float32))
@@ -131,7 +132,17 @@ class PortableEmbedding(nn.Module):
         return rows.flatten(-2)[:, : self.columns]
 
 
-def linear_weight(weights: PortableWeights) -> Tensor:
+def _zero(scheme: QuantScheme) -> int:
+    """The stored code of a weight of zero (of the minimum, if there is one)."""
+    return {"int4": 0 if scheme.minimum else 8, "int8": 0, "ternary": 1}[scheme.kind]
+
+
+def _positive(scales: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    wide = scales.astype(np.float32)
+    return np.where(wide == 0, np.float32(1), wide)
+
+
+def _linear_weight(weights: PortableWeights) -> Tensor:
     """torchao's tensor that a linear layer lowers to XNNPACK, activations quantized per token."""
     from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
         IntxUnpackedToInt8Tensor,
@@ -144,7 +155,7 @@ def linear_weight(weights: PortableWeights) -> Tensor:
         scales,
         torch.zeros_like(scales, dtype=torch.int8),
         torch.int4 if weights.bits == 4 else torch.int8,
-        (1, weights.codes.shape[1] // scales.shape[1]),
+        (1, weights.group),
         torch.float32,
         IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN,
     )

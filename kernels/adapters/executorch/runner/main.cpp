@@ -23,15 +23,17 @@ int fail(const std::string &sentence) {
 }
 
 /* Logits after the last of `tokens`, which follow `start` rows; empty on failure. */
-std::vector<float> forward(edge_et_cache *cache, const std::vector<int64_t> &tokens, int64_t start, int64_t vocab) {
+std::vector<float> forward(edge_et_cache *cache, const std::vector<int64_t> &tokens, int64_t start,
+                           int64_t vocab) {
     std::vector<float> logits(static_cast<size_t>(vocab));
-    const edge_et_input inputs[] = {{tokens.data(), 2, {1, static_cast<int32_t>(tokens.size())}}, {&start, 1, {1}}};
+    const edge_et_input inputs[] = {{tokens.data(), 2, {1, static_cast<int32_t>(tokens.size())}},
+                                    {&start, 1, {1}}};
     edge_et_output output = {logits.data(), logits.size() * sizeof(float), 0};
     if (edge_et_run(cache, "forward", inputs, 2, &output, 1) != 0) return {};
     return logits;
 }
 
-} // namespace
+}  // namespace
 
 int main(int count, char **arguments) {
     if (count < 4) return fail("usage: edge_executorch MODEL.pte COUNT TOKEN...");
@@ -43,7 +45,8 @@ int main(int count, char **arguments) {
     std::ifstream file(arguments[1], std::ios::binary | std::ios::ate);
     if (!file) return fail(std::string("Cannot read '") + arguments[1] + "'.");
     const auto size = static_cast<size_t>(file.tellg());
-    const std::unique_ptr<void, void (*)(void *)> memory(std::aligned_alloc(64, (size + 63) / 64 * 64), std::free);
+    const std::unique_ptr<void, void (*)(void *)> memory(std::aligned_alloc(64, (size + 63) / 64 * 64),
+                                                         std::free);
     file.seekg(0);
     if (!memory || !file.read(static_cast<char *>(memory.get()), static_cast<std::streamsize>(size)))
         return fail(std::string("Cannot read '") + arguments[1] + "' into memory.");

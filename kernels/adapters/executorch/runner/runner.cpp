@@ -4,9 +4,11 @@
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
 #include <executorch/runtime/executor/method.h>
 #include <executorch/runtime/executor/program.h>
+#include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -18,12 +20,12 @@
 /* The wheel has this library but not its header. */
 namespace executorch::extension::threadpool {
 class ThreadPool {
-public:
+   public:
     size_t get_thread_count() const;
     bool _unsafe_reset_threadpool(uint32_t threads);
 };
 ThreadPool *get_threadpool();
-} // namespace executorch::extension::threadpool
+}  // namespace executorch::extension::threadpool
 
 namespace {
 
@@ -66,19 +68,16 @@ struct Memory {
     }
 };
 
-constexpr size_t kMutableBuffers = 1; // index of the planned memory that holds the KV cache
+constexpr size_t kMutableBuffers = 1;  // index of the planned memory that holds the KV cache
 
-} // namespace
-
-struct edge_et_program {
+/* What a program and its caches share; it lives as long as any of them. */
+struct State {
     std::unique_ptr<BufferDataLoader> loader;
     std::optional<Program> program;
-    std::map<std::string, std::vector<size_t>> planned; // method -> bytes of each of its memories
+    std::map<std::string, std::vector<size_t>> planned;  // method -> bytes of each of its memories
     std::vector<size_t> largest;
-    std::vector<Memory> shared; // everything but the KV cache
+    std::vector<Memory> shared;  // everything but the KV cache
 };
-
-namespace {
 
 struct LoadedMethod {
     MallocMemoryAllocator allocator, temporary;
@@ -88,10 +87,20 @@ struct LoadedMethod {
     std::optional<Method> method;
 };
 
-} // namespace
+void log_errors(et_timestamp_t, et_pal_log_level_t level, const char *, const char *, size_t,
+                const char *message, size_t) {
+    if (level == et_pal_log_level_t::kError || level == et_pal_log_level_t::kFatal)
+        std::fprintf(stderr, "executorch: %s\n", message);
+}
+
+}  // namespace
+
+struct edge_et_program {
+    std::shared_ptr<State> state;
+};
 
 struct edge_et_cache {
-    edge_et_program *program;
+    std::shared_ptr<State> program;
     Memory rows;
     std::map<std::string, std::unique_ptr<LoadedMethod>> methods;
 
@@ -132,10 +141,14 @@ int edge_et_threads(void) {
 }
 
 int edge_et_open(const void *data, uint64_t bytes, int32_t threads, edge_et_program **program) {
+    static const bool quiet =
+        executorch::runtime::register_pal(executorch::runtime::PalImpl::create(log_errors, __FILE__));
+    (void)quiet;
     executorch::runtime::runtime_init();
     if (threads > 0)
-        executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(static_cast<uint32_t>(threads));
-    auto made = std::make_unique<edge_et_program>();
+        executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(
+            static_cast<uint32_t>(threads));
+    auto made = std::make_shared<State>();
     made->loader = std::make_unique<BufferDataLoader>(data, bytes);
     auto loaded = Program::load(made->loader.get(), Program::Verification::InternalConsistency);
     if (!loaded.ok())
@@ -158,20 +171,21 @@ int edge_et_open(const void *data, uint64_t bytes, int32_t threads, edge_et_prog
     for (size_t j = 0; j < made->shared.size(); ++j)
         if (j != kMutableBuffers && !made->shared[j].allocate(made->largest[j]))
             return fail("There is not enough memory for the activations.");
-    *program = made.release();
+    *program = new edge_et_program{std::move(made)};
     return 0;
 }
 
 void edge_et_close(edge_et_program *program) { delete program; }
 
 int edge_et_has(const edge_et_program *program, const char *method) {
-    return program->planned.count(method) != 0;
+    return program->state->planned.count(method) != 0;
 }
 
 int edge_et_cache_create(edge_et_program *program, edge_et_cache **cache) {
     auto made = std::make_unique<edge_et_cache>();
-    made->program = program;
-    const size_t bytes = program->largest.size() > kMutableBuffers ? program->largest[kMutableBuffers] : 0;
+    made->program = program->state;
+    const auto &largest = program->state->largest;
+    const size_t bytes = largest.size() > kMutableBuffers ? largest[kMutableBuffers] : 0;
     if (!made->rows.allocate(bytes)) return fail("There is not enough memory for a KV cache.");
     *cache = made.release();
     return 0;
@@ -179,12 +193,14 @@ int edge_et_cache_create(edge_et_program *program, edge_et_cache **cache) {
 
 void edge_et_cache_destroy(edge_et_cache *cache) { delete cache; }
 
-int edge_et_constant(edge_et_program *program, const char *method, int64_t *values, int32_t room, int32_t *count) {
+int edge_et_constant(edge_et_program *program, const char *method, int64_t *values, int32_t room,
+                     int32_t *count) {
     edge_et_cache nothing;
-    nothing.program = program;
+    nothing.program = program->state;
     LoadedMethod *loaded = nothing.load(method);
     if (loaded == nullptr) return 1;
-    if (loaded->method->execute() != Error::Ok) return fail(std::string("The constant '") + method + "' is unreadable.");
+    if (loaded->method->execute() != Error::Ok)
+        return fail(std::string("The constant '") + method + "' is unreadable.");
     *count = 0;
     for (size_t i = 0; i < loaded->method->outputs_size(); ++i) {
         const EValue &value = loaded->method->get_output(i);
@@ -216,15 +232,16 @@ int edge_et_run(edge_et_cache *cache, const char *name, const edge_et_input *inp
     if (input_count > 8) return fail("The method " + where + " has too many inputs.");
     for (int32_t i = 0; i < input_count; ++i) {
         const int32_t dimensions = inputs[i].dimensions;
-        if (dimensions < 1 || dimensions > EDGE_ET_DIMENSIONS) return fail("An input has too many dimensions.");
+        if (dimensions < 1 || dimensions > EDGE_ET_DIMENSIONS)
+            return fail("An input has too many dimensions.");
         int32_t stride = 1;
         for (int32_t d = dimensions - 1; d >= 0; --d) {
             sizes[i][d] = inputs[i].sizes[d];
             strides[i][d] = stride;
             stride *= inputs[i].sizes[d];
         }
-        tensors.emplace_back(ScalarType::Long, dimensions, sizes[i], const_cast<int64_t *>(inputs[i].data), order,
-                             strides[i]);
+        tensors.emplace_back(ScalarType::Long, dimensions, sizes[i], const_cast<int64_t *>(inputs[i].data),
+                             order, strides[i]);
         const Error error = method.set_input(EValue(Tensor(&tensors.back())), static_cast<size_t>(i));
         if (error != Error::Ok)
             return fail("Input " + std::to_string(i) + " does not fit the method " + where + " (error " +
@@ -232,17 +249,19 @@ int edge_et_run(edge_et_cache *cache, const char *name, const edge_et_input *inp
     }
     const Error error = method.execute();
     if (error != Error::Ok)
-        return fail("The method " + where + " failed (error " + std::to_string(static_cast<int>(error)) + ").");
+        return fail("The method " + where + " failed (error " + std::to_string(static_cast<int>(error)) +
+                    ").");
     for (int32_t i = 0; i < output_count; ++i) {
         if (outputs[i].data == nullptr) continue;
         const EValue &value = method.get_output(static_cast<size_t>(i));
         if (!value.isTensor()) return fail("A result of the method " + where + " is not a tensor.");
         const Tensor tensor = value.toTensor();
-        if (tensor.nbytes() > outputs[i].room) return fail("A result of the method " + where + " is too large.");
+        if (tensor.nbytes() > outputs[i].room)
+            return fail("A result of the method " + where + " is too large.");
         std::memcpy(outputs[i].data, tensor.const_data_ptr(), tensor.nbytes());
         outputs[i].bytes = tensor.nbytes();
     }
     return 0;
 }
 
-} // extern "C"
+}  // extern "C"

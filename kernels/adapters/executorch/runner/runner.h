@@ -43,8 +43,8 @@ EDGE_ET_API int edge_et_constant(edge_et_program *program, const char *method, i
                                  int32_t *count);
 EDGE_ET_API int edge_et_cache_create(edge_et_program *program, edge_et_cache **cache);
 EDGE_ET_API void edge_et_cache_destroy(edge_et_cache *cache);
-EDGE_ET_API int edge_et_run(edge_et_cache *cache, const char *method, const edge_et_input *inputs, int32_t input_count,
-                            edge_et_output *outputs, int32_t output_count);
+EDGE_ET_API int edge_et_run(edge_et_cache *cache, const char *method, const edge_et_input *inputs,
+                            int32_t input_count, edge_et_output *outputs, int32_t output_count);
 
 #ifdef __cplusplus
 }
