@@ -138,7 +138,9 @@ def _tool_path() -> str:
 def _tool(name: str) -> str:
     found = shutil.which(name, path=_tool_path())
     if found is None:
-        raise EdgeError(f"Compiling the ExecuTorch runner needs {name}; install it with `pip install {name}`.")
+        raise EdgeError(
+            f"Compiling the ExecuTorch runner needs {name}; install it with `pip install {name}`."
+        )
     return found
 
 

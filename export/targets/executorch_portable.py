@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from edge.config import ModelConfig
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
+from export.targets.executorch_lowering import Entry
 from export.targets.executorch_weights import Matrix, PortableEmbedding, PortableLinear, portable_weights
 from model.decoder import Decoder, View
 
+_EXAMPLE = 3  # tokens of the example inputs; any length from 2 on
 ReadTensor = Callable[[str], Matrix]
 """A tensor of the source by name: a quantized matrix, or floats."""
 
@@ -104,3 +106,10 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions:
     scores = (grouped @ k.transpose(-1, -2)).unflatten(1, (group, n))
     weights = torch.where(mask, scores, -1e9).softmax(-1)
     return (weights.flatten(1, 2) @ v).unflatten(1, (group, n)).flatten(0, 1)
+
+
+def entry(network: PortableNetwork, max_tokens: int) -> Entry:
+    """The method `forward` with a prefill of 1 to max_tokens tokens."""
+    inputs = torch.ones(1, _EXAMPLE, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    many = torch.export.Dim("n", min=1, max=max_tokens)
+    return Entry(network, inputs, {"tokens": {1: many}, "start_pos": None})

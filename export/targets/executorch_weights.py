@@ -68,7 +68,9 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
         return PortableWeights(8, matrix.codes, _positive(matrix.scales))
     columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
     zero = _zero(matrix.scheme)
-    turn = 1 if matrix.scheme.kind == "ternary" else 7  # minus the stored code: the code of the opposite scale
+    turn = (
+        1 if matrix.scheme.kind == "ternary" else 7
+    )  # minus the stored code: the code of the opposite scale
     stored = matrix.codes.astype(np.int8).reshape(*scales.shape, -1)
     negative = scales < 0
     codes = np.where(negative[..., None], turn - stored, stored - (zero or 8)).reshape(-1, columns)
