@@ -27,7 +27,7 @@ RUNTIME = RuntimeRange(RUNTIME_NAME, "1.5.1", "2")
 MAX_TOKENS = 256
 """Most tokens of one `forward` call."""
 
-_GRAPH, _LAYER = {"full": 5_000, "portable": 12_000}, {"full": 16_000, "portable": 40_000}
+_GRAPH, _LAYER = {"full": 13_000, "portable": 12_400}, {"full": 11_000, "portable": 28_000}  # bytes
 _FORMULA = {
     "full": "the bundle's packed tensors, each padded to 64 bytes, and {graph} + {layer} bytes of graph per layer",
     "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and 4 per offset where groups have "
