@@ -1,7 +1,7 @@
 """The operators of a decoder layer over numpy arrays (`kernels/include/edge_operators.h`).
 
-For executors that keep caches of host runtimes, and for tests. Arrays are dense and float32 unless said otherwise;
-caches are changed in place. A call that libedge refuses raises the EdgeError of its status.
+For executors that keep caches of host runtimes, and for tests. Arrays are dense and float32 unless said
+otherwise; caches are changed in place. A call that libedge refuses raises the EdgeError of its status.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def _library() -> ctypes.CDLL:
 
 
 class LayerOperators:
-    """Runs the operators on the threads of `parallel`, in the memory of `scratch`; tier: None for the best kernels."""
+    """Runs the operators on the threads of `parallel`, in the memory of `scratch`.
+
+    tier: None for the best kernels of this CPU.
+    """
 
     def __init__(self, parallel: native.Parallel, scratch: native.Scratch, tier: str | None = None) -> None:
         self._host = Host(
@@ -177,7 +180,7 @@ class LayerOperators:
         start: int,
         tree: Masks | None = None,
     ) -> Floats:
-        """qkv [n, (heads + 2 KV heads) x head_dim], rope [n, 2, half] -> rotated queries [n, heads x head_dim]."""
+        """qkv [n, (heads + 2 KV heads) head_dim], rope [n, 2, half] -> rotated queries [n, heads head_dim]."""
         rows = np.ascontiguousarray(qkv, np.float32)
         out = np.empty((len(rows), cache.heads * cache.head_dim), np.float32)
         held = cache.over(memory)

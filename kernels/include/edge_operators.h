@@ -23,6 +23,19 @@ typedef struct {
     const char *tier;
 } edge_host;
 
+#define EDGE_MAX_WORKERS 64
+
+/* Threads of a host that runs numbered tasks: run() calls task(argument, i) once for each i below `count`, on whatever
+ * threads it has, and returns when all are done. `workers` should be the number of its threads. */
+typedef struct {
+    void *context;
+    int32_t workers;
+    void (*run)(void *context, int32_t count, void (*task)(void *argument, int32_t index), void *argument);
+} edge_tasks;
+
+/* A loop runner on such threads, on at most EDGE_MAX_WORKERS; `tasks` must outlive it. */
+EDGE_API edge_parallel edge_tasks_parallel(const edge_tasks *tasks);
+
 /* out[n][columns] = rows `tokens` of w, times `scale`. EDGE_VOCABULARY for a token that w has no row for. */
 EDGE_API edge_status edge_embedding(const edge_host *host, const edge_matrix *w, const int64_t *tokens,
                                     int64_t n, float scale, float *out);

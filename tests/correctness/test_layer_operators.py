@@ -103,7 +103,7 @@ class OperatorDecoder:
 
 @pytest.fixture
 def open_both(open_native, make_bundle, minicpm):
-    """(native executor, operators' decoder) of a random network; options: of its config and of the executor."""
+    """(native executor, operators' decoder) of a random network; options: of its config and the executor."""
 
     def open_one(scheme: QuantScheme, head: QuantScheme | None = None, threads: int = 2, **options):
         own = ("activations", "kv_type", "tier")
