@@ -30,6 +30,7 @@ from edge.executors.checks import (
 )
 from edge.executors.weights import HugePageFile
 from edge.native import library as native
+from edge.native.adapters import executorch_version
 
 RUNTIME = "executorch"
 FULL = "full"
@@ -62,13 +63,15 @@ class ExecuTorchExecutor:
 
     def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
         """context: longest sequence in tokens, at most the artifact's."""
-        artifact.manifest.runtime.check(runner.runtime_version())
+        artifact.manifest.runtime.check(executorch_version())
         self._config, self._context = artifact.config, context
         self._full = artifact.manifest.flavour == FULL
         sparse = artifact.manifest.attention == "sparse"
         self.sparse: SparseConfig | None = artifact.config.sparse if sparse else None
         self._lock = threading.Lock()
         lib = runner.library()
+        if self._full:
+            runner.load_operators()
         file = HugePageFile(artifact.model, artifact.model.stat().st_size)
         program = ctypes.c_void_p()
         runner.check(
@@ -117,7 +120,7 @@ class ExecuTorchExecutor:
     @property
     def tier(self) -> str:
         """What computes, in words."""
-        return f"executorch {runner.runtime_version()}"
+        return f"executorch {executorch_version()}"
 
     @property
     def workspace_bytes(self) -> int:

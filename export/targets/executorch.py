@@ -12,8 +12,8 @@ from edge.artifact import Artifact, RuntimeRange
 from edge.config import ModelConfig, SparseConfig
 from edge.executors.executorch import RUNTIME as RUNTIME_NAME
 from edge.executors.executorch import ExecuTorchExecutor
-from edge.executors.executorch_library import runtime_version
 from edge.executors.native import choose_attention
+from edge.native.adapters import executorch_version
 from edge.tensors import EMBEDDING, HEAD, expected_tensors
 from export.check import CheckResult, Reference, compare_logits, run_executor
 from export.options import ExportOptions
@@ -91,7 +91,7 @@ class ExecuTorchTarget:
             reference,
             run_executor(executor, reference),
             runtime=RUNTIME.name,
-            version=runtime_version(),
+            version=executorch_version(),
             limit=_LIMIT,
         )
 
