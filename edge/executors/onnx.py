@@ -7,23 +7,30 @@ place, and a cache is bound to the inputs and the outputs of a pass at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
-from edge.config import KVType, ModelConfig
+from edge.config import ModelConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
-from edge.executors.checks import check_kept_rows, check_logits, check_tokens
+from edge.executors.checks import (
+    check_kept_rows,
+    check_logits,
+    check_positions,
+    check_taps,
+    check_tokens,
+    check_tree,
+)
+from edge.executors.onnx_flavours import FLAVOURS, Array, CacheArrays
 from edge.native import library as native
 
 _MAX_BATCH = 256
 _CPU = "CPUExecutionProvider"
 _WARNINGS = 3  # only errors are logged
-Array = npt.NDArray[Any]
 
 
 def open_executor(artifact: Artifact, *, context: int, threads: int | None = None) -> OnnxExecutor:
@@ -38,38 +45,39 @@ def runtime_version() -> str:
 
 
 class OnnxCache:
-    """The keys and values of one sequence, [1, KV heads, capacity, head_dim] each; written in place.
+    """The keys and values of one sequence; memory is committed as it fills."""
 
-    Memory is committed as the cache fills, since zeros that were never written take none.
-    """
-
-    def __init__(self, executor: OnnxExecutor, shape: Sequence[int], binding: Any) -> None:
-        self.executor, self.binding = executor, binding
+    def __init__(self, executor: OnnxExecutor, arrays: CacheArrays, binding: Any) -> None:
+        """binding: of ONNX Runtime, to which the arrays are bound for good."""
+        self.executor, self.arrays, self.binding = executor, arrays, binding
         self.length, self.capacity = 0, executor.context
-        self._memory = []
-        for layer in range(executor.config.num_hidden_layers):
-            for part in ("key", "value"):
-                rows = np.zeros(shape, np.float32)
-                self._memory.append(rows)
-                _bind(binding.bind_input, f"past_key_values.{layer}.{part}", rows)
-                _bind(binding.bind_output, f"present.{layer}.{part}", rows)
+        self.outputs: Set[str] | None = None  # that are bound beside the cache
+        for (taken, _), memory in arrays.items():
+            _bind(binding.bind_input, taken, memory)
 
 
 class OnnxExecutor:
-    """Runs an exported decoder; calls are taken one at a time. threads: those of ONNX Runtime."""
+    """Runs an exported decoder; calls are taken one at a time.
 
-    kv_type: KVType = "float32"
+    threads: those of ONNX Runtime. sparse: the constants of sparse attention, None if every query is dense.
+    """
 
     def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
         """context: longest sequence in tokens, at most the artifact's."""
         runtime = _onnxruntime()
         artifact.manifest.runtime.check(runtime.__version__)
         self._config, self._context = artifact.config, context
+        self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context)
+        self.sparse = self._flavour.sparse
         self.threads = threads or native.default_threads()
         self._lock = threading.Lock()
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _WARNINGS
+        if self._flavour.needs_operators:
+            from edge.native.adapters import onnxruntime_library
+
+            options.register_custom_ops_library(str(onnxruntime_library()))
         try:
             self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
@@ -95,8 +103,8 @@ class OnnxExecutor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Tokens in a row and their logits; the operators of the portable flavour know no trees."""
-        return Capabilities(kv_types=(self.kv_type,))
+        """Everything in the full flavour, tokens in a row and their logits in the portable one."""
+        return self._flavour.capabilities
 
     @property
     def tier(self) -> str:
@@ -111,8 +119,7 @@ class OnnxExecutor:
     def new_cache(self) -> OnnxCache:
         """An empty cache."""
         with self._lock:
-            shape = (1, self._config.num_key_value_heads, self._context, self._config.head_dim)
-            return OnnxCache(self, shape, self._opened().io_binding())
+            return OnnxCache(self, self._flavour.new_cache(), self._opened().io_binding())
 
     def forward(
         self,
@@ -127,36 +134,36 @@ class OnnxExecutor:
     ) -> ForwardResult:
         """See `edge.executors.base.Executor.forward`; what it has no capability for is refused."""
         own = self._own(cache)
-        for name, asked in {"positions": positions is not None, "tree": tree is not None}.items():
-            if asked:
-                raise EdgeError(f"This executor can't run with {name}: export the full flavour.")
-        if want_hidden or len(taps):
-            raise EdgeError("This executor gives no hidden states: export the full flavour.")
         ids = check_tokens(
             tokens, self._config, length=own.length, context=self._context, max_batch=self.max_batch
         )
         n = len(ids)
         rows = check_logits(want_logits, n)
-        logits = np.empty((1, rows, self._config.vocab_size), np.float32)
-        inputs = {
-            "input_ids": ids[None],
-            "attention_mask": np.ones((1, own.length + n), np.int64),
-            "logits_from": np.array([n - rows], np.int64),
-        }
+        check_taps(taps, self._config)
+        places = None if positions is None else check_positions(positions, n, self._context)
+        masks = None if tree is None else check_tree(tree, n)
+        inputs = self._flavour.inputs(ids, own.length, places, masks)
+        inputs["logits_from"] = np.array([n - rows], np.int64)
+        outputs = self._flavour.outputs(n, rows, want_hidden, taps)
         with self._lock:
-            self._run(own.binding, inputs, {"logits": logits})
-            if not np.isfinite(logits).all():
+            self._run(own, inputs, outputs)
+            if not all(np.isfinite(array).all() for array in outputs.values()):
                 raise NativeError("The logits are not finite: the weights are damaged.")
             own.length += n  # only now: what a failed pass wrote lies beyond the cache's rows
-        return ForwardResult(logits[0] if rows else None)
+        return ForwardResult(
+            outputs["row_logits"].reshape(rows, -1) if rows else None,
+            outputs["hidden"] if want_hidden else None,
+            tuple(outputs[f"layers.{layer}.stream"] for layer in taps),
+        )
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
-        """Drop all rows after the first n; others can be kept only if they follow at once."""
+        """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
         own = self._own(cache)
         kept = check_kept_rows(rows, n, own.length)
-        if kept != list(range(n, n + len(kept))):
-            raise EdgeError("This executor has no trees, so rows can be kept from the start only.")
-        own.length = n + len(kept)
+        with self._lock:
+            if kept:
+                self._flavour.keep(own.arrays, n, kept)
+            own.length = n + len(kept)
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
@@ -167,7 +174,13 @@ class OnnxExecutor:
         with self._lock:
             self._session = None
 
-    def _run(self, binding: Any, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def _run(self, cache: OnnxCache, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        binding = cache.binding
+        if outputs.keys() != cache.outputs:  # what was bound before would be written again
+            binding.clear_binding_outputs()
+            for (_, given), memory in cache.arrays.items():
+                _bind(binding.bind_output, given, memory)
+            cache.outputs = outputs.keys()
         for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, array in arrays.items():
                 _bind(bind, name, array)

@@ -1,31 +1,36 @@
 """The target onnx: plans, writes and checks an artifact for ONNX Runtime.
 
-The flavour `portable` (`export.targets.onnx_portable`) needs no library beside ONNX Runtime.
+The flavour `portable` (`export.targets.onnx_portable`) needs no library beside ONNX Runtime. The flavour
+`full` (`export.targets.onnx_full`) needs our operators, and computes what the native executor computes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from edge.artifact import Artifact, RuntimeRange
-from edge.errors import ExportError
+from edge.config import KVType, SparseConfig
+from edge.executors.native import choose_attention
 from edge.executors.onnx import OnnxExecutor, runtime_version
 from export.check import CheckResult, Reference, compare_logits, run_executor
 from export.options import ExportOptions
 from export.plan import Plan
 from export.source import Source
 from export.targets import Progress, Written
+from export.targets.onnx_full import DOMAIN, FullDecoder
 from export.targets.onnx_genai import GENAI_CONFIG, genai_config
 from export.targets.onnx_graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from export.targets.onnx_portable import PortableDecoder
 
-RUNTIME = RuntimeRange("onnxruntime", "1.32")
-_FORMULA = (
-    "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has them), or 2 "
-    "bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x head_dim bytes; "
-    "tensors padded to 64 bytes, large ones to 4096; about 8 kB of graph per layer"
-)
+RUNTIME = RuntimeRange("onnxruntime", "1.30")
+_FORMULA = {
+    "portable": "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has "
+    "them), or 2 bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x "
+    "head_dim bytes; tensors padded to 64 bytes, large ones to 4096; about 8 kB of graph per layer",
+    "full": "per tensor its bytes in the bundle, a tied embedding once; tensors padded to 64 bytes, large "
+    "ones to 4096; about 4 kB of graph per layer",
+}
+_KV_TYPE: dict[str, KVType] = {"portable": "float32", "full": "float16"}
 _LIMIT = 0.1  # nats: inputs of matrices are rounded to int8 per block, which the reference does not do
 _WORKING_MEMORY = 256 << 20  # of an export: some rows of a matrix, unpacked and packed again
 
@@ -37,35 +42,38 @@ class OnnxTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are exact: the same code that writes, without the bytes of the tensors."""
-        context, attention = source.context(options), _attention(source, options)
-        with GraphBuilder() as graph:
-            PortableDecoder(graph, source.bundle, context).write()
-            model = graph.save(_metadata(source, context))
-        config_file = genai_config(source.config, context, source.generation_config)
+        context, sparse = source.context(options), _sparse(source, options)
+        with _graph(options) as graph:
+            _write_decoder(graph, source, options)
+            files = {MODEL_FILE: graph.save(_metadata(source, context)), DATA_FILE: graph.data_bytes}
+        if options.portable:
+            files[GENAI_CONFIG] = len(genai_config(source.config, context, source.generation_config))
+        flavour = "portable" if options.portable else "full"
         return Plan(
-            files={MODEL_FILE: model, DATA_FILE: graph.data_bytes, GENAI_CONFIG: len(config_file)},
-            formula=_FORMULA,
+            files=files,
+            formula=_FORMULA[flavour],
             export_memory=_WORKING_MEMORY,
             run_memory={
                 "weights": graph.data_bytes,
-                "KV cache": context * source.config.kv_bytes_per_token(OnnxExecutor.kv_type),
+                "KV cache": context * source.config.kv_bytes_per_token(_KV_TYPE[flavour]),
             },
             operators=graph.operators,
             runtime=RUNTIME,
-            flavour="portable",
-            attention=attention,
+            flavour=flavour,
+            attention="dense" if sparse is None else "sparse",
         )
 
     def write(
         self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
     ) -> Written:
-        """The graph, its data file and `genai_config.json`."""
+        """The graph and its data file, and for the portable flavour `genai_config.json`."""
         context = source.context(options)
-        with GraphBuilder(folder) as graph:
-            PortableDecoder(graph, source.bundle, context, progress).write()
+        with _graph(options, folder) as graph:
+            _write_decoder(graph, source, options, progress)
             graph.save(_metadata(source, context))
-        config_file = genai_config(source.config, context, source.generation_config)
-        (folder / GENAI_CONFIG).write_bytes(config_file)
+        if options.portable:
+            config_file = genai_config(source.config, context, source.generation_config)
+            (folder / GENAI_CONFIG).write_bytes(config_file)
         return Written(MODEL_FILE, {name: str(info.scheme) for name, info in source.tensors.items()})
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
@@ -80,14 +88,25 @@ class OnnxTarget:
         )
 
 
-def _attention(source: Source, options: ExportOptions) -> Literal["dense"]:
-    if not options.portable:
-        raise ExportError(
-            "The full flavour of onnx is not part of this version; add `--portable` for ONNX Runtime's own "
-            "operators."
-        )
-    source.sparse(options, obstacle="ONNX Runtime's own operators have no block-sparse attention")
-    return "dense"
+def _graph(options: ExportOptions, folder: Path | None = None) -> GraphBuilder:
+    return GraphBuilder(folder, {} if options.portable else {DOMAIN: 1})
+
+
+def _write_decoder(
+    graph: GraphBuilder, source: Source, options: ExportOptions, progress: Progress | None = None
+) -> None:
+    context = source.context(options)
+    if options.portable:
+        PortableDecoder(graph, source.bundle, context, progress).write()
+    else:
+        FullDecoder(graph, source.bundle, context, _sparse(source, options), progress).write()
+
+
+def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
+    """The constants of the artifact's attention, None for dense."""
+    if options.portable:
+        return source.sparse(options, obstacle="ONNX Runtime's own operators have no block-sparse attention")
+    return choose_attention(source.config, options.attention, source.context(options))
 
 
 def _metadata(source: Source, context: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A small writer of ONNX files: nodes by name, and tensors that stream into a file beside the model.
 
-It knows nothing of networks. The model file holds the graph only, so that it stays far below protobuf's limit
-of 2 GB; the tensors' bytes pass through memory one piece at a time.
+It knows no network, only the names that all decoders share. The model file holds the graph, so that it stays
+far below protobuf's limit of 2 GB; the tensors' bytes pass through memory one piece at a time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ DATA_FILE = "model.onnx.data"
 IR_VERSION = 10
 OPSET = 21
 MICROSOFT = "com.microsoft"
+LOGITS_FROM = "logits_from"
+"""Input of a decoder: the first token of a pass whose logits are wanted; by default -1, the last alone."""
+ROW_LOGITS = "row_logits"
+"""Output of a decoder: the logits of those tokens."""
 
 _PAGE, _LINE, _LARGE = 4096, 64, 1 << 16  # large tensors start at a page, so that a runtime can map them
 _TYPES = {
@@ -117,6 +121,10 @@ class GraphBuilder:
                 self._data.write(np.ascontiguousarray(piece).data)
             assert self._data.tell() == self.data_bytes, f"{name} has not the size of its shape"
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name already."""
+        return name in self._initializers
 
     def same_bytes(self, name: str, other: str, shape: Sequence[int]) -> str:
         """A tensor that shares the bytes of `other`, which is in the data file, under another shape."""

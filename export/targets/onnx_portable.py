@@ -19,11 +19,8 @@ from edge.rope import rope_parameters
 from edge.scheme import QuantizedMatrix, QuantScheme
 from edge.tensors import EMBEDDING, FINAL_NORM, HEAD
 from export.targets import Progress
-from export.targets.onnx_graph import MICROSOFT, GraphBuilder
+from export.targets.onnx_graph import LOGITS_FROM, MICROSOFT, ROW_LOGITS, GraphBuilder
 from export.targets.onnx_weights import BlockLayout, float_vector, matrix_pieces
-
-LOGITS_FROM = "logits_from"
-"""Input: the first token of a pass whose logits are wanted; by default -1, the last alone."""
 
 
 class PortableDecoder:
@@ -55,7 +52,10 @@ class PortableDecoder:
         graph.node("Slice", ["stream", LOGITS_FROM, ends, axes], "wanted")
         norm = float_vector(self.bundle, FINAL_NORM) * np.float32(config.logit_scale)
         self._head(self._norm("wanted", "final_norm", norm))
-        graph.output("logits", "float32", ["batch_size", "logits_length", config.vocab_size])
+        graph.output(ROW_LOGITS, "float32", ["batch_size", "logits_length", config.vocab_size])
+        # onnxruntime-genai takes one row, if the graph promises that there is no more.
+        graph.node("Slice", [ROW_LOGITS, self._integers("minus_1", [-1]), ends, axes], "logits")
+        graph.output("logits", "float32", ["batch_size", 1, config.vocab_size])
         self._caches()
 
     def _lengths(self) -> None:
@@ -166,14 +166,12 @@ class PortableDecoder:
             rows = graph.node("Cast", ["embedding.rows"], "embedding.wide", to=1)
         else:
             layout = BlockLayout.of(scheme)
-            packed = "embedding.codes"
-            if shape[1] % layout.block == 0:  # the same bytes as MatMulNBits has
-                flat = [shape[0], shape[1] * layout.bits // 8]
-                graph.same_bytes("embedding.rows_of_codes", packed, flat)
-                packed = "embedding.rows_of_codes"
+            row_bytes = layout.blocks(shape[1]) * layout.block_bytes()
+            # A tied head multiplies by the same bytes.
+            codes = graph.same_bytes("embedding.row_codes", "embedding.codes", [shape[0], row_bytes])
             rows = graph.node(
                 "GatherBlockQuantized",
-                [packed, "input_ids", self._scales("embedding")],
+                [codes, "input_ids", self._scales("embedding")],
                 "embedding.rows",
                 domain=MICROSOFT,
                 bits=layout.bits,
@@ -181,6 +179,9 @@ class PortableDecoder:
                 gather_axis=0,
                 quantize_axis=1,
             )
+            if shape[1] % layout.block:
+                bounds = [self._integers(f"columns.{n}", [n]) for n in (0, shape[1], 2)]
+                rows = graph.node("Slice", [rows, *bounds], "embedding.unpadded")
             if scheme.minimum:
                 graph.node("Gather", [self._offsets("embedding"), "input_ids"], "embedding.offset_rows")
                 blocks = self._block_members(layout, shape[1])
@@ -198,10 +199,10 @@ class PortableDecoder:
 
     def _head(self, x: str) -> None:
         if self.config.tie_word_embeddings:
-            self._multiply(x, "logits", "embedding", [EMBEDDING], 1.0, {})
+            self._multiply(x, ROW_LOGITS, "embedding", [EMBEDDING], 1.0, {})
         else:
             self._store("head", [HEAD])
-            self._multiply(x, "logits", "head", [HEAD], 1.0, {})
+            self._multiply(x, ROW_LOGITS, "head", [HEAD], 1.0, {})
 
     def _scaled_linear(self, x: str, name: str, tensor: str) -> str:
         """A product that joins the residual stream (muP, place 2)."""
