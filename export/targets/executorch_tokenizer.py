@@ -1,7 +1,9 @@
-"""A `tokenizer.json` for phone runners, made from SentencePiece's `tokenizer.model` where a model has only that.
+"""A `tokenizer.json` that ExecuTorch's phone runner reads like the model's own tokenizer.
 
-SentencePiece's BPE joins the pair whose piece has the best score; as a list of merges in the order of scores it is
-what `tokenizer.json` holds. Whatever that form can't say (other algorithms, a normalizer with rules) is refused.
+Where a model has SentencePiece's `tokenizer.model` only, one is made: its BPE joins the pair whose piece has the
+best score, and a list of merges in the order of scores is what `tokenizer.json` holds. Whatever that form can't
+say (other algorithms, a normalizer with rules) is refused. An existing file is changed in one place: the runner
+loses text that a `Split` does not match, so the one that isolates digits is written as `Digits`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,12 @@ from export.source import Source
 
 TOKENIZER = "tokenizer.json"
 _BPE, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 2, 3, 4, 6  # sentencepiece_model.proto
+_DIGIT_SPLIT = {
+    "type": "Split",
+    "pattern": {"Regex": r"\p{N}"},
+    "behavior": "Isolated",
+    "invert": False,
+}
 _SAMPLES = (
     "The quick brown fox jumps over the lazy dog.",
     "  two spaces, a\ttab and\n\na blank line ",
@@ -28,13 +36,28 @@ _SAMPLES = (
 
 
 def runner_tokenizer(source: Source) -> bytes | None:
-    """The file to add, or None if the source has a `tokenizer.json`; ExportError if none is exact."""
+    """The file to write, or None if the source's own will do; ExportError if none is exact."""
     files = source.tokenizer_files
-    if TOKENIZER in files or "tokenizer.model" not in files:
+    if TOKENIZER in files:
+        changed = json.loads(files[TOKENIZER])
+        if not _write_digits(changed.get("pre_tokenizer")):
+            return None
+    elif "tokenizer.model" in files:
+        changed = _convert(files)
+    else:
         return None
-    data = json.dumps(_convert(files), ensure_ascii=False).encode()
+    data = json.dumps(changed, ensure_ascii=False).encode()
     _compare(source, data)
     return data
+
+
+def _write_digits(pre_tokenizer: Any) -> bool:
+    """Replace every `Split` that isolates single digits, in place; whether there was one."""
+    parts = (pre_tokenizer or {}).get("pretokenizers", [])
+    found = [index for index, part in enumerate(parts) if part == _DIGIT_SPLIT]
+    for index in found:
+        parts[index] = {"type": "Digits", "individual_digits": True}
+    return bool(found)
 
 
 def _convert(files: dict[str, bytes]) -> dict[str, Any]:
