@@ -1,7 +1,8 @@
 """Runs the folders of `edge export --to executorch` on ExecuTorch's C++ runtime.
 
-Neither torch nor executorch's Python modules are loaded: a small C++ library (`edge.executors.executorch_library`)
-stands between. The full flavour has trees, KV compaction and hidden states; the portable one continues rows only.
+Neither torch nor executorch's Python modules are loaded: a small C++ library stands between
+(`edge.executors.executorch_library`). The full flavour has trees, KV compaction and hidden states; the portable
+one continues rows only.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class ExecuTorchExecutor:
     def _continue(
         self, cache: ExecuTorchCache, ids: Ids, want_hidden: bool, after: int = 0
     ) -> tuple[Floats, Floats | None]:
-        """Logits of the last token [1, vocab], and hidden states if wanted; `after` more rows precede them."""
+        """Logits of the last token [1, vocab], and hidden states if wanted; `after` rows are not counted yet."""
         logits = np.empty((1, self._config.vocab_size), np.float32)
         inputs = (ids[None], _one(cache.length + after))
         if not want_hidden:

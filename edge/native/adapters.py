@@ -75,7 +75,7 @@ def executorch_library() -> Path:
 
 
 def executorch_runner() -> Path:
-    """The library that runs a .pte (`adapters/executorch/runner/runner.h`); compiled and refused as the kernels."""
+    """The library that runs a .pte (`adapters/executorch/runner/runner.h`), compiled as the kernels are."""
     return _compiled(_EXECUTORCH_RUNNER)
 
 

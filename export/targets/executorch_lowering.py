@@ -1,6 +1,6 @@
-"""From PyTorch modules to one .pte: torch.export, ExecuTorch's edge dialect, and a file that is written piece by piece.
+"""From PyTorch modules to one .pte: torch.export, ExecuTorch's edge dialect, and the file.
 
-The metadata methods are those that ExecuTorch's `TextLLMRunner` asks for, and every .pte has all of them.
+The metadata methods are those that ExecuTorch's `TextLLMRunner` asks for; every .pte has all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The portable flavour of ExecuTorch: standard operators only, matrices as XNNPACK's int4 (8da4w).
 
-The network is `model.decoder` itself, with quantized weights in its linear layers and a KV cache of a fixed size
-that is written in place.
+The network is `model.decoder` itself, with quantized weights in its linear layers and a KV cache of a fixed
+size that is written in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ReadTensor = Callable[[str], Matrix]
 
 
 class PortableNetwork(nn.Module):
-    """What the phone runner calls: `forward(tokens int64 [1, n], start_pos int64 [1])` -> logits [1, vocab]."""
+    """`forward(tokens int64 [1, n], start_pos int64 [1])` -> logits [1, vocab]: what phone runners call."""
 
     cosines: Tensor
     sines: Tensor

@@ -43,7 +43,7 @@ class PortableWeights:
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights, float32 [rows, columns]."""
-        weights = self.codes * np.repeat(self.scales, self.group, axis=1)
+        weights: npt.NDArray[np.float32] = self.codes * np.repeat(self.scales, self.group, axis=1)
         return weights if self.offsets is None else weights + np.repeat(self.offsets, self.group, axis=1)
 
 
@@ -156,7 +156,7 @@ def _linear_weight(weights: PortableWeights) -> Tensor:
         torch.from_numpy(weights.codes),
         scales,
         torch.zeros_like(scales, dtype=torch.int8),
-        torch.int4 if weights.bits == 4 else torch.int8,
+        getattr(torch, f"int{weights.bits}"),
         (1, weights.group),
         torch.float32,
         IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN,
