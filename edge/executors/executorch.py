@@ -1,8 +1,8 @@
 """Runs the folders of `edge export --to executorch` on ExecuTorch's C++ runtime.
 
 Neither torch nor executorch's Python modules are loaded: a small C++ library stands between
-(`edge.executors.executorch_library`). The full flavour has trees, KV compaction and hidden states; the portable
-one continues rows only.
+(`edge.executors.executorch_library`). The full flavour has trees, KV compaction and hidden states; the
+portable one continues rows only.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class ExecuTorchExecutor:
     def _continue(
         self, cache: ExecuTorchCache, ids: Ids, want_hidden: bool, after: int = 0
     ) -> tuple[Floats, Floats | None]:
-        """Logits of the last token [1, vocab], and hidden states if wanted; `after` rows are not counted yet."""
+        """Logits of the last token [1, vocab], and hidden states if wanted; `after`: rows not counted yet."""
         logits = np.empty((1, self._config.vocab_size), np.float32)
         inputs = (ids[None], _one(cache.length + after))
         if not want_hidden:

@@ -1,7 +1,8 @@
-"""The libraries that offer libedge's operators to host runtimes: built with libedge, or compiled at first use.
+"""The libraries that offer libedge's operators to host runtimes: built with it, or compiled at first use.
 
-ONNX Runtime keeps its C interface stable, so its library is part of the installation. ExecuTorch does not: its
-kernels are compiled against the installed wheel when they are first asked for, and kept for that version.
+ONNX Runtime keeps its C interface stable, so its library is part of the installation. ExecuTorch does not:
+its kernels are compiled against the installed wheel when they are first asked for, and kept for that
+version.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _DEFINITIONS = ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLE
 
 @dataclass(frozen=True)
 class _Adapter:
-    """A library to compile. sources: the first is compiled, the others are included. libraries: of the wheel."""
+    """A library to compile. sources: the first is compiled, the others are its headers.
+
+    libraries: of the wheel, in the order of the linker.
+    """
 
     name: str
     sources: tuple[str, ...]
@@ -58,7 +62,7 @@ _COMPILE_SECONDS = 300
 
 
 def onnxruntime_library() -> Path:
-    """The custom-operator library for `SessionOptions.register_custom_ops_library`; NativeError if missing."""
+    """What `SessionOptions.register_custom_ops_library` takes; NativeError if it is missing."""
     name = f"libedge_onnxruntime.{_SUFFIX}"
     path = native.path().parent / name
     if not path.is_file():
@@ -147,4 +151,4 @@ def _compile(command: list[str], target: Path, version: str) -> None:
                 f"The kernels do not compile against ExecuTorch {version}; this version of minicpm-edge is "
                 f"made for 1.5: {first}"
             )
-        os.replace(built, target)
+        built.replace(target)

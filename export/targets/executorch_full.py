@@ -5,8 +5,9 @@ one module, and with it the weights and the KV cache:
 
 * `forward(tokens [1, n], start_pos [1])` -> logits [1, vocab] of the last token: what phone runners call;
 * `hidden_states(tokens, start_pos)` -> the same logits, and hidden states [n, hidden] after the final norm;
-* `verify(tokens [1, n], positions [n], tree [n], start_pos)` -> logits [n, vocab] and hidden states of a tree of
-  up to 64 tokens, with masks as `edge.executors.base.Executor.forward` has them; without masks of tokens in a row;
+* `verify(tokens [1, n], positions [n], tree [n], start_pos)` -> logits [n, vocab] and hidden states of a
+  tree of up to 64 tokens, with masks as `edge.executors.base.Executor.forward` has them; without masks of
+  tokens in a row;
 * `keep(rows [k], start_pos)` -> the new length: after the first start_pos rows keep these.
 """
 

@@ -1,9 +1,10 @@
 """A `tokenizer.json` that ExecuTorch's phone runner reads like the model's own tokenizer.
 
-Where a model has SentencePiece's `tokenizer.model` only, one is made: its BPE joins the pair whose piece has the
-best score, and a list of merges in the order of scores is what `tokenizer.json` holds. Whatever that form can't
-say (other algorithms, a normalizer with rules) is refused. An existing file is changed in one place: the runner
-loses text that a `Split` does not match, so the one that isolates digits is written as `Digits`.
+Where a model has SentencePiece's `tokenizer.model` only, one is made: its BPE joins the pair whose piece
+has the best score, and a list of merges in the order of scores is what `tokenizer.json` holds. Whatever
+that form can't say (other algorithms, a normalizer with rules) is refused. An existing file is changed in
+one place: the runner loses text that a `Split` does not match, so the one that isolates digits is written
+as `Digits`.
 """
 
 from __future__ import annotations

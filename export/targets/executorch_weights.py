@@ -1,8 +1,9 @@
 """Weights on XNNPACK's int4 (8da4w): how each scheme of a bundle becomes one of its linear layers.
 
-XNNPACK multiplies int4 (or int8) weights with activations that it quantizes to int8 per token. Its int4 format
-has positive bfloat16 scales, one for every group of columns, and no minimums. What a group needs beside that, a
-minimum or the other sign, is the same for all its columns, so it is a small matrix times the sums of the groups.
+XNNPACK multiplies int4 (or int8) weights with activations that it quantizes to int8 per token. Its int4
+format has positive bfloat16 scales, one for every group of columns, and no minimums. What a group needs
+beside that, a minimum or the other sign, is the same for all its columns, so it is a small matrix times the
+sums of the groups.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Matrix = QuantizedMatrix | npt.NDArray[Any]
 class PortableWeights:
     """weight = scale * code + offset, of a matrix of `bits` 4 or 8.
 
-    codes: int8 [rows, columns], -8..7 if bits is 4. scales: float32 [rows, groups], positive. offsets: float32
-    [rows, groups], or None if all are zero. exact: whether these are the source's own codes.
+    codes: int8 [rows, columns], -8..7 if bits is 4. scales: float32 [rows, groups], positive. offsets:
+    float32 [rows, groups], or None if all are zero. exact: whether these are the source's own codes.
     """
 
     bits: int
@@ -43,7 +44,7 @@ class PortableWeights:
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights, float32 [rows, columns]."""
-        weights: npt.NDArray[np.float32] = self.codes * np.repeat(self.scales, self.group, axis=1)
+        weights = self.codes.astype(np.float32) * np.repeat(self.scales, self.group, axis=1)
         return weights if self.offsets is None else weights + np.repeat(self.offsets, self.group, axis=1)
 
 
