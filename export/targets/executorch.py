@@ -31,8 +31,9 @@ _GRAPH, _LAYER = {"full": 13_000, "portable": 12_400}, {"full": 11_000, "portabl
 _FORMULA = {
     "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
     "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 4 per "
-    "group's offset; the embedding once more as 1 byte per weight and 4 per scale (and minimum); 4 per norm weight; "
-    "rotary tables of 4 x context x head_dim bytes; {graph} + {layer} bytes of graph per layer",
+    "group's offset; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
+    "4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
+    "{graph} + {layer} bytes of graph per layer",
 }
 _LIMIT = 0.1  # nats: inputs of matrices are rounded to int8, which the reference does not do
 _OPERATORS = {
