@@ -30,9 +30,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge.bundle.manifest import GENERATION_CONFIG, BundleTensor, FileEntry
+from edge.bundle.manifest import GENERATION_CONFIG, WEIGHTS, BundleTensor, FileEntry
 from edge.config import ModelConfig
 from edge.errors import ArtifactError, ConfigError
+from edge.safetensors_file import SafetensorsFile
 from edge.scheme import QuantScheme
 from edge.tensors import expected_tensors
 
@@ -262,6 +263,23 @@ class Artifact:
             for name, shape in expected_tensors(self.config).items()
         }
 
+    @property
+    def weights_file(self) -> Path:
+        """The file of packed tensors, in folders that hold a bundle's."""
+        return self.path / WEIGHTS
+
+    @cached_property
+    def _weights(self) -> SafetensorsFile:
+        return SafetensorsFile(self.weights_file)
+
+    def offset(self, name: str) -> int:
+        """Where the packed bytes of a tensor start in that file."""
+        return self._weights.offset(name)
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The packed bytes of a tensor, mapped and read-only."""
+        return self._weights.array(name)
+
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name; one that was only made for the target's own runner is left out."""
@@ -284,8 +302,6 @@ class Artifact:
     @cached_property
     def reference(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """(tokens [n], logits [k, vocab_size] after each of the last k tokens) of the exported weights."""
-        from edge.safetensors_file import SafetensorsFile
-
         file = SafetensorsFile(self.path / REFERENCE)
         return file.array("tokens"), file.array("logits")
 

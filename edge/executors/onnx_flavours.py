@@ -29,9 +29,11 @@ class Portable:
     """Operators of ONNX Runtime alone: float32 caches [1, KV heads, context, head_dim], no trees.
 
     capabilities: what the graph can do. sparse: the constants of sparse attention, None for dense.
+    least_logits: rows of logits that are computed at least.
     """
 
     needs_operators = False
+    least_logits = 0
     sparse: SparseConfig | None = None
     capabilities = Capabilities(kv_types=("float32",))
 
@@ -73,6 +75,7 @@ class Full:
     """Our own operators: one opaque uint8 cache per layer, in the native kernels' order."""
 
     needs_operators = True
+    least_logits = 1  # the operators take no empty tensors
 
     def __init__(self, manifest: ArtifactManifest, context: int) -> None:
         self._config: ModelConfig = manifest.config

@@ -1,8 +1,7 @@
-"""The libraries that offer libedge's operators to host runtimes: built with it, or compiled at first use.
+"""The libraries that offer libedge's operators to host runtimes, built with libedge or compiled at first use.
 
 ONNX Runtime keeps its C interface stable, so its library is part of the installation. ExecuTorch does not:
-its kernels are compiled against the installed wheel when they are first asked for, and kept for that
-version.
+the kernels are compiled against the installed wheel when they are first asked for, and kept for that version.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _BATCH_TOKENS = 2048
 
 
 class Stream:
-    """All calibration sequences before one layer: the residual stream [sequences, length, hidden], float32."""
+    """The residual stream before one layer, float32 [sequences, length, hidden]."""
 
     def __init__(self, config: ModelConfig, hidden: Tensor) -> None:
         self.hidden = hidden

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -72,21 +73,7 @@ def quantize_layers(
         digest = layer_digest(tensors)
         layer = load_layer(checkpoint.config, index, tensors)
         exponents = _smooth_layer(layer, stream, options) if options.smooth else {}
-        packed, errors = {}, []
-        for stage in STAGES:
-            (gram,) = stream.grams(layer, stage.consumers[:1], _skipped(options))
-            for name in stage.consumers:
-                say(f"{prefix}{name}.weight")
-                weight = layer.get_parameter(f"{name}.weight")
-                matrix = _quantize(weight, gram, options, f"{prefix}{name}")
-                rounded = torch.from_numpy(matrix.dequantize())
-                errors.append({"name": f"{prefix}{name}.weight", **_errors(weight, rounded, gram)})
-                weight.copy_(rounded)
-                packed[f"{prefix}{name}.weight"] = pack(matrix, matrix.scheme)
-            del gram
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            norm = layer.get_parameter(f"{name}.weight").numpy()
-            packed[f"{prefix}{name}.weight"] = norm.view(np.uint8).reshape(-1)
+        packed, errors = _quantize_layer(layer, prefix, stream, options, say)
         stream.advance(layer)
         report = {
             "layer": index,
@@ -125,6 +112,28 @@ def _smooth_layer(layer: Layer, stream: Stream, options: QuantizeOptions) -> dic
         stage.producer: smooth(layer, stage, gram, options.scheme)
         for stage, gram in zip(STAGES, grams, strict=True)
     }
+
+
+def _quantize_layer(
+    layer: Layer, prefix: str, stream: Stream, options: QuantizeOptions, say: Callable[[str], None]
+) -> tuple[dict[str, npt.NDArray[np.uint8]], list[dict[str, Any]]]:
+    """Quantize a layer's matrices in place; (its packed tensors by name, the errors of its matrices)."""
+    packed, errors = {}, []
+    for stage in STAGES:
+        (gram,) = stream.grams(layer, stage.consumers[:1], _skipped(options))
+        for name in stage.consumers:
+            full_name = f"{prefix}{name}.weight"
+            say(full_name)
+            weight = layer.get_parameter(f"{name}.weight")
+            matrix = _quantize(weight, gram, options, full_name)
+            rounded = torch.from_numpy(matrix.dequantize())
+            errors.append({"name": full_name, **_errors(weight, rounded, gram)})
+            weight.copy_(rounded)
+            packed[full_name] = pack(matrix, matrix.scheme)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = layer.get_parameter(f"{name}.weight").numpy()
+        packed[f"{prefix}{name}.weight"] = norm.view(np.uint8).reshape(-1)
+    return packed, errors
 
 
 def _quantize(weight: Tensor, gram: Tensor, options: QuantizeOptions, name: str) -> QuantizedMatrix:

@@ -64,12 +64,14 @@ def _inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
         damped = gram.clone()
         damped.diagonal().add_(damping * mean)
         damped.diagonal()[dead] = 1.0
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        del damped
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # such a matrix is the largest thing in memory
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(factor)
+            del factor
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not failed:
-                return upper
+                return factor
         damping *= 10
     raise ExportError(
         f"The activations that reach {name} have no usable Hessian; give another calibration text."

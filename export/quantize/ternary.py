@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.checkpoints.base import Checkpoint
 from edge.errors import ExportError
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
 from export.quantize.weights import layer_matrices, read_float32
 
 _GROUPS = (0, 128, 64, 32)
+_ROUNDS = 8
 
 
 def check_ternary(checkpoint: Checkpoint) -> None:
@@ -27,10 +27,18 @@ def check_ternary(checkpoint: Checkpoint) -> None:
     )
 
 
-def ternary_distance(matrix: np.ndarray) -> float:
-    """||W - T|| / ||W||, T by BitCPM's rule, for the best of groups of 32, 64, 128 and whole rows."""
+def ternary_distance(matrix: npt.NDArray[np.float32]) -> float:
+    """||W - T|| / ||W||, T the nearest ternary matrix in groups of 32, 64, 128 or whole rows."""
     norm = float(np.linalg.norm(matrix)) or 1.0
-    return min(
-        float(np.linalg.norm(matrix - quantize(matrix, QuantScheme("ternary", group)).dequantize())) / norm
-        for group in _GROUPS
-    )
+    return min(_distance(np.abs(matrix), group or matrix.shape[1]) for group in _GROUPS) / norm
+
+
+def _distance(sizes: npt.NDArray[np.float32], group: int) -> float:
+    """||sizes - T||, T of 0 and one s per group: in turn which are 0, and the mean of the others."""
+    padded = np.pad(sizes, ((0, 0), (0, -sizes.shape[1] % group)))
+    parts = padded.reshape(len(sizes), -1, group)
+    scale = parts.mean(-1, keepdims=True)
+    for _ in range(_ROUNDS):
+        kept = parts > scale / 2
+        scale = (parts * kept).sum(-1, keepdims=True) / np.maximum(kept.sum(-1, keepdims=True), 1)
+    return float(np.linalg.norm(parts - kept * scale))

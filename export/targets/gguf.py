@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,7 +116,7 @@ class GGUFTarget:
                 if progress is not None:
                     progress(done, total, info.name)
                 data = _tensor_data(source, info, types[info.name])
-                writer.write_tensor_data(data)
+                _write_data(writer, data)
                 done += data.nbytes
         finally:
             writer.close()
@@ -161,6 +163,15 @@ def _tensor_data(source: Source, info: BundleTensor, kind: str) -> npt.NDArray[A
         return rows
     # llama.cpp rotates neighbouring pairs, Hugging Face's order has halves; whole rows move.
     return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
+    try:
+        writer.write_tensor_data(data)
+    except OSError as error:
+        if error.errno is None:  # numpy says "requested and written" where the room ended
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _heads(name: str, config: ModelConfig) -> int | None:

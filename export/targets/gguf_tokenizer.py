@@ -70,7 +70,7 @@ def _bpe(document: Mapping[str, Any], settings: TokenizerSettings, size: int) ->
     texts, types = _table(tokens, size)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     values: Metadata = {"model": "gpt2", "pre": pre, "tokens": texts, "token_type": types}
-    # An empty array can't be written; llama.cpp reads a merge of one part as none.
+    # An empty array can't be written; llama.cpp takes an empty text for a merge that never happens.
     return {**values, "merges": merges or [""]}
 
 
@@ -81,6 +81,8 @@ def _pre_tokenizer_name(document: Mapping[str, Any]) -> str:
     nfc = kinds.get(normalizer.get("type", "?") if normalizer else "")
     expressions = _expressions(document.get("pre_tokenizer"))
     ignore_merges = bool(document["model"].get("ignore_merges"))
+    if expressions is not None and not nfc and not document["model"]["merges"]:
+        return "gpt-2"  # without merges every byte is a token, wherever the text is cut
     for name, kind in PRE_TOKENIZERS.items():
         if (kind.expressions, kind.nfc, kind.ignore_merges) == (expressions, nfc, ignore_merges):
             return name

@@ -6,12 +6,15 @@ The flavour `portable` (`export.targets.onnx_portable`) needs no library beside 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from edge.artifact import Artifact, RuntimeRange
+from edge.bundle.manifest import WEIGHTS
 from edge.config import KVType, SparseConfig
 from edge.executors.native import choose_attention
 from edge.executors.onnx import OnnxExecutor, runtime_version
+from edge.tensors import EMBEDDING
 from export.check import CheckResult, Reference, compare_logits, run_executor
 from export.options import ExportOptions
 from export.plan import Plan
@@ -22,13 +25,14 @@ from export.targets.onnx_genai import GENAI_CONFIG, genai_config
 from export.targets.onnx_graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from export.targets.onnx_portable import PortableDecoder
 
-RUNTIME = RuntimeRange("onnxruntime", "1.30")
+RUNTIME = "onnxruntime"
+_OLDEST, _TERNARY_EMBEDDING = "1.23", "1.30"  # 1.26 does not know GatherBlockQuantized of 2 bits
 _FORMULA = {
     "portable": "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has "
     "them), or 2 bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x "
     "head_dim bytes; tensors padded to 64 bytes, large ones to 4096; about 8 kB of graph per layer",
-    "full": "per tensor its bytes in the bundle, a tied embedding once; tensors padded to 64 bytes, large "
-    "ones to 4096; about 4 kB of graph per layer",
+    "full": "the bundle's own weights file (codes and scales of every tensor, padded to 64 bytes), exactly, "
+    "and about 4 kB of graph per layer",
 }
 _KV_TYPE: dict[str, KVType] = {"portable": "float32", "full": "float16"}
 _LIMIT = 0.1  # nats: inputs of matrices are rounded to int8 per block, which the reference does not do
@@ -45,20 +49,22 @@ class OnnxTarget:
         context, sparse = source.context(options), _sparse(source, options)
         with _graph(options) as graph:
             _write_decoder(graph, source, options)
-            files = {MODEL_FILE: graph.save(_metadata(source, context)), DATA_FILE: graph.data_bytes}
+            files = {MODEL_FILE: graph.save(_metadata(source, context))}
+        flavour, weights = "full", source.bundle.weights_file.stat().st_size
         if options.portable:
+            flavour, weights = "portable", graph.data_bytes
             files[GENAI_CONFIG] = len(genai_config(source.config, context, source.generation_config))
-        flavour = "portable" if options.portable else "full"
+        files[DATA_FILE if options.portable else WEIGHTS] = weights
         return Plan(
             files=files,
             formula=_FORMULA[flavour],
             export_memory=_WORKING_MEMORY,
             run_memory={
-                "weights": graph.data_bytes,
+                "weights": weights,
                 "KV cache": context * source.config.kv_bytes_per_token(_KV_TYPE[flavour]),
             },
             operators=graph.operators,
-            runtime=RUNTIME,
+            runtime=_runtime(source, options),
             flavour=flavour,
             attention="dense" if sparse is None else "sparse",
         )
@@ -66,7 +72,7 @@ class OnnxTarget:
     def write(
         self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
     ) -> Written:
-        """The graph and its data file, and for the portable flavour `genai_config.json`."""
+        """The graph and its tensors, and for the portable flavour `genai_config.json`."""
         context = source.context(options)
         with _graph(options, folder) as graph:
             _write_decoder(graph, source, options, progress)
@@ -74,6 +80,8 @@ class OnnxTarget:
         if options.portable:
             config_file = genai_config(source.config, context, source.generation_config)
             (folder / GENAI_CONFIG).write_bytes(config_file)
+        else:
+            shutil.copyfile(source.bundle.weights_file, folder / WEIGHTS)
         return Written(MODEL_FILE, {name: str(info.scheme) for name, info in source.tensors.items()})
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
@@ -82,7 +90,7 @@ class OnnxTarget:
         return compare_logits(
             reference,
             run_executor(executor, reference),
-            runtime=RUNTIME.name,
+            runtime=RUNTIME,
             version=runtime_version(),
             limit=_LIMIT,
         )
@@ -107,6 +115,11 @@ def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
     if options.portable:
         return source.sparse(options, obstacle="ONNX Runtime's own operators have no block-sparse attention")
     return choose_attention(source.config, options.attention, source.context(options))
+
+
+def _runtime(source: Source, options: ExportOptions) -> RuntimeRange:
+    ternary = options.portable and source.tensors[EMBEDDING].scheme.kind == "ternary"
+    return RuntimeRange(RUNTIME, _TERNARY_EMBEDDING if ternary else _OLDEST)
 
 
 def _metadata(source: Source, context: int) -> dict[str, str]:

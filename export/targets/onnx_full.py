@@ -1,7 +1,8 @@
 """The full flavour of the ONNX target: a decoder of our own operators (docs/operators.md), domain `edge`.
 
 A layer is six nodes, whose arithmetic is the native decoder's: int8 activations, a float16 KV cache, and
-sparse attention where the model has it. Weights are the bundle's bytes. Caches are changed in place: a caller
+sparse attention where the model has it. Weights are the bundle's file,
+whose tensors the graph refers to by their names. Caches are changed in place: a caller
 binds one memory as `cache.N` and as `cache_out.N`.
 """
 
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge.bundle.manifest import WEIGHTS
 from edge.bundle.reader import Bundle
 from edge.config import SparseConfig
 from edge.rope import rope_parameters
 from edge.tensors import EMBEDDING, FINAL_NORM, HEAD
 from export.targets import Progress
 from export.targets.onnx_graph import LOGITS_FROM, ROW_LOGITS, GraphBuilder
-from export.targets.onnx_weights import float_vector
 from model.cache_pages import LayerCache
 from model.ops_linear import PackedShape
 
@@ -80,7 +81,7 @@ class FullDecoder:
     def _end(self, stream: str) -> None:
         """Hidden states of all tokens, and the logits of those that are wanted."""
         graph, config = self.graph, self.config
-        norm = self._norm("model.norm", FINAL_NORM)
+        norm = self._norm(FINAL_NORM)
         eps = config.rms_norm_eps
         graph.output(
             self._node("rms_norm", [stream, norm], "hidden", eps=eps, scale=1.0),
@@ -112,7 +113,7 @@ class FullDecoder:
         self._node(
             "rms_norm_linear",
             [
-                *(stream, self._norm(f"{prefix}.input_norm", f"{tensors}.input_layernorm.weight")),
+                *(stream, self._norm(f"{tensors}.input_layernorm.weight")),
                 *map(self._weights, qkv),
             ],
             f"{prefix}.qkv",
@@ -129,7 +130,7 @@ class FullDecoder:
             f"{prefix}.seen", f"{tensors}.self_attn.o_proj.weight", stream, f"{prefix}.attended"
         )
         gate, up = (f"{tensors}.mlp.{part}_proj.weight" for part in ("gate", "up"))
-        norm = self._norm(f"{prefix}.mlp_norm", f"{tensors}.post_attention_layernorm.weight")
+        norm = self._norm(f"{tensors}.post_attention_layernorm.weight")
         self._node(
             "rms_norm_swiglu",
             [attended, norm, self._weights(gate), self._weights(up)],
@@ -155,17 +156,13 @@ class FullDecoder:
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
         return self.graph.node(operator, inputs, output, DOMAIN, **attributes)
 
-    def _norm(self, name: str, tensor: str) -> str:
-        weight = float_vector(self.bundle, tensor)
-        return self.graph.tensor(name, "float32", weight.shape, [weight])
+    def _norm(self, tensor: str) -> str:
+        columns, offset = self.bundle.tensors[tensor].columns, self.bundle.offset(tensor)
+        return self.graph.refer(tensor, "float32", [columns], WEIGHTS, offset)
 
     def _weights(self, tensor: str) -> str:
-        """The bundle's bytes, once."""
-        if not self.graph.has(tensor):
-            self.graph.tensor(
-                tensor, "uint8", [self.bundle.tensors[tensor].bytes], [self.bundle.data(tensor)]
-            )
-        return tensor
+        size, offset = self.bundle.tensors[tensor].bytes, self.bundle.offset(tensor)
+        return self.graph.refer(tensor, "uint8", [size], WEIGHTS, offset)
 
     def _numbers(self, tensor: str) -> list[int]:
         info = self.bundle.tensors[tensor]

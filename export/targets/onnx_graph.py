@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class GraphBuilder:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._initializers: dict[str, Any] = {}
-        self._data = None if folder is None else (folder / DATA_FILE).open("wb")
+        self._data: BinaryIO | None = None  # made for the first tensor
 
     def __enter__(self) -> GraphBuilder:
         return self
@@ -114,24 +114,35 @@ class GraphBuilder:
         padding = -self.data_bytes % (_PAGE if size >= _LARGE else _LINE)
         start = self.data_bytes + padding
         self.data_bytes = start + size
-        self._refer(name, kind, shape, start, size)
-        if self._data is not None:
+        self.refer(name, kind, shape, DATA_FILE, start)
+        if self._folder is not None:
+            if self._data is None:
+                self._data = (self._folder / DATA_FILE).open("wb")
             self._data.write(bytes(padding))
             for piece in pieces:
                 self._data.write(np.ascontiguousarray(piece).data)
             assert self._data.tell() == self.data_bytes, f"{name} has not the size of its shape"
         return name
 
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name already."""
-        return name in self._initializers
-
     def same_bytes(self, name: str, other: str, shape: Sequence[int]) -> str:
         """A tensor that shares the bytes of `other`, which is in the data file, under another shape."""
         twin = self._initializers[other]
-        place = {entry.key: int(entry.value) for entry in twin.external_data if entry.key != "location"}
+        start = next(int(entry.value) for entry in twin.external_data if entry.key == "offset")
         kind = next(kind for kind, number in _TYPES.items() if number == twin.data_type)
-        self._refer(name, kind, shape, place["offset"], place["length"])
+        return self.refer(name, kind, shape, DATA_FILE, start)
+
+    def refer(self, name: str, kind: str, shape: Sequence[int], file: str, offset: int) -> str:
+        """A tensor whose bytes lie in a file beside the model; the same name again is the same tensor."""
+        length = int(np.prod(shape)) * np.dtype(kind).itemsize
+        tensor = onnx.TensorProto(
+            name=name,
+            data_type=_TYPES[kind],
+            dims=list(shape),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        for key, value in (("location", file), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        self._initializers[name] = tensor
         return name
 
     @property
@@ -155,14 +166,3 @@ class GraphBuilder:
         if self._folder is not None:
             (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         return int(model.ByteSize())
-
-    def _refer(self, name: str, kind: str, shape: Sequence[int], offset: int, length: int) -> None:
-        tensor = onnx.TensorProto(
-            name=name,
-            data_type=_TYPES[kind],
-            dims=list(shape),
-            data_location=onnx.TensorProto.EXTERNAL,
-        )
-        for key, value in (("location", DATA_FILE), ("offset", str(offset)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=value)
-        self._initializers[name] = tensor

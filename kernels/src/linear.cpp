@@ -7,7 +7,8 @@ namespace edge {
 namespace {
 
 constexpr int64_t alignment = 64;
-constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
+constexpr int64_t piece_bytes =
+    256 << 10;  // stays in the L2 cache across token blocks; two streams far apart
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
 // Tiles that a thread takes at a time: an even number, unless there is one only.
@@ -17,8 +18,8 @@ int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
     return round_up(std::min(by_size, by_balance), linear_tiles);
 }
 
-// Calls body(tile, tiles, distance) for tiles [from, to), two at a time. Few tokens take them half the range apart:
-// memory gives two streams more than one, if they lie some pages apart. Many take neighbours.
+// Calls body(tile, tiles, distance) for tiles [from, to), two at a time, neighbours or half the range apart: memory
+// gives two streams more than one, if they lie some pages apart.
 template <class Body>
 void for_tile_pairs(int64_t from, int64_t to, bool apart, const Body &body) {
     const int64_t distance = apart ? (to - from + 1) / 2 : 1, step = apart ? 1 : linear_tiles;
@@ -185,7 +186,7 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
     }
     const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = n <= kernels.max_tokens;
+    const bool apart = n <= kernels.streamed_tokens;
     parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
         int64_t first = 0;
@@ -212,7 +213,7 @@ void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const Lin
     const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = n <= kernels.max_tokens;
+    const bool apart = n <= kernels.streamed_tokens;
     parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
         for (int64_t token = 0; token < n; token += step) {

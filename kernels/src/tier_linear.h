@@ -3,6 +3,8 @@
 // Activation blocks that wait for the scales at their group's end: reading those early would break up the stream.
 constexpr int most_waiting = 32;
 
+inline const uint16_t *tail_at(const uint8_t *at) { return reinterpret_cast<const uint16_t *>(at); }
+
 template <int M>
 inline void add_blocks(const Matrix &m, const uint16_t *tail, const Floats *blocks, const float *sums,
                        int count, Floats *total) {
@@ -30,6 +32,7 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
     const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
+    const int64_t tail_bytes = m.group_bytes - m.group * 2 * bits;
     const uint8_t *at[T];
     Floats total[T][M], pending[T][most_waiting * M];
     int waiting = 0;
@@ -79,30 +82,38 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
                     }
                 }
             }
+            Floats scaled_sum[T][M];
             for (int i = 0; i < T; ++i) {
                 for (int t = 0; t < M; ++t) {
                     Ints whole = sum[i][t][0];
                     for (int c = 1; c < chains; ++c) {
                         whole = add(whole, in_place ? shift_right(sum[i][t][c], c * bits) : sum[i][t][c]);
                     }
-                    pending[i][waiting * M + t] = scaled(whole, set(scales[t]), set(offsets[t]));
+                    scaled_sum[i][t] = scaled(whole, set(scales[t]), set(offsets[t]));
                 }
             }
-            if (++waiting == most_waiting || last == stop) {
+            if (m.block == m.group) {
+                for (int i = 0; i < T; ++i)
+                    add_blocks<M>(m, tail_at(at[i]), scaled_sum[i], sums, 1, total[i]);
+            } else {
                 for (int i = 0; i < T; ++i) {
-                    // A pointer from `at`, so that the compiler does not read the scales before the codes.
-                    const uint16_t *tail =
-                        reinterpret_cast<const uint16_t *>(at[i] + (stop - last) * 2 * bits);
-                    add_blocks<M>(m, tail, pending[i], sums - (waiting - 1) * M, waiting, total[i]);
+                    for (int t = 0; t < M; ++t) pending[i][waiting * M + t] = scaled_sum[i][t];
                 }
-                waiting = 0;
+                if (++waiting == most_waiting || last == stop) {
+                    for (int i = 0; i < T; ++i) {
+                        // A pointer from `at`, so that the compiler does not read the scales before the codes.
+                        add_blocks<M>(m, tail_at(at[i] + (stop - last) * 2 * bits), pending[i],
+                                      sums - (waiting - 1) * M, waiting, total[i]);
+                    }
+                    waiting = 0;
+                }
             }
             scales += M;
             offsets += M;
             sums += M;
             corrections += M;
         }
-        for (int i = 0; i < T; ++i) at[i] += m.group_bytes - (stop - start) * 2 * bits;
+        for (int i = 0; i < T; ++i) at[i] += tail_bytes;
     }
     for (int i = 0; i < T; ++i) {
         for (int t = 0; t < M; ++t) store(out + (i * M + t) * linear_lanes, total[i][t]);
