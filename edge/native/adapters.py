@@ -1,7 +1,7 @@
-"""The libraries that offer libedge's operators to host runtimes, built with libedge or compiled at first use.
+"""Libraries that offer libedge's operators to host runtimes: built with libedge, or compiled at first use.
 
 ONNX Runtime keeps its C interface stable, so its library is part of the installation. ExecuTorch does not:
-the kernels are compiled against the installed wheel when they are first asked for, and kept for that version.
+its kernels are compiled against the installed wheel when they are first asked for, and kept for that version.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _COMPILE_SECONDS = 300
 
 
 def onnxruntime_library() -> Path:
-    """What `SessionOptions.register_custom_ops_library` takes; NativeError if it is missing."""
+    """For `SessionOptions.register_custom_ops_library`; NativeError if it is missing."""
     name = f"libedge_onnxruntime.{_SUFFIX}"
     path = native.path().parent / name
     if not path.is_file():
