@@ -76,6 +76,8 @@ class ExecutorName(str, Enum):
     """Names of `--executor`."""
 
     native = "native"
+    onnx = "onnx"
+    executorch = "executorch"
     torch = "torch"
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from edge.bundle.reader import Bundle
 from edge.cache import cached_models
 from edge.errors import BundleError, EdgeError
+from edge.executors.registry import EXECUTORS
 from edge.memory import available_memory
 from edge.paths import cache_folder
 from edge.profile import machine
-from edge.profile.options import EXECUTORS
 
 State = Literal["ok", "note", "warning", "problem"]
 

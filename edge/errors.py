@@ -30,4 +30,8 @@ class ContextError(EdgeError):
 
 
 class ExportError(EdgeError):
-    """A model cannot be exported as asked, or an exported artifact is damaged or does not fit its runtime."""
+    """A model cannot be exported as it was asked for, or the result could not be written or checked."""
+
+
+class ArtifactError(EdgeError):
+    """An exported folder is incomplete, altered, or asks for another runtime version."""

@@ -1,7 +1,8 @@
-"""The custom operators: the only file that defines names in torch's `edge` namespace.
+"""The custom operators of torch's `edge` namespace, which only files called model/ops*.py define.
 
-A schema here is what native code, ExecuTorch and ONNX Runtime implement under the same name; the CPU
-implementation is plain PyTorch, so that exported graphs run without native code. The operators have no
+The ones of a packed decoder layer, which native code, ExecuTorch and ONNX Runtime implement under the same
+name and schema, are in `model.ops_linear` and `model.ops_cache`; those of this file work on plain tensors.
+The CPU implementation is plain PyTorch, so that exported graphs run without native code. There is no
 gradient: training calls `model.block_attention` (`model.attention_mode` chooses).
 
 Shapes:

@@ -10,10 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
-from edge.bundle.reader import Bundle
+import numpy as np
+import numpy.typing as npt
+
+from edge.bundle.manifest import BundleTensor
 from edge.errors import BundleError
 from edge.memory import huge_page_bytes
 from edge.native import library as native
@@ -41,7 +46,25 @@ class WeightMemory(Protocol):
         """How many of the bytes lie in huge pages now; None where the system does not tell."""
 
 
-def open_weights(bundle: Bundle, mmap: bool | None = None) -> WeightMemory:
+class PackedFile(Protocol):
+    """A file of packed tensors, whether of a bundle or of an exported folder."""
+
+    @property
+    def weights_file(self) -> Path:
+        """Where it is."""
+
+    @property
+    def tensors(self) -> Mapping[str, BundleTensor]:
+        """Its tensors by name."""
+
+    def offset(self, name: str) -> int:
+        """Where the bytes of a tensor start in it."""
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a tensor, mapped."""
+
+
+def open_weights(bundle: PackedFile, mmap: bool | None = None) -> WeightMemory:
     """The weights of `bundle` in fast memory: mapped if their file lies in huge pages, else copied into some.
 
     mmap: True maps the file and reads it when it is used, False copies it in any case.
@@ -57,7 +80,7 @@ class MappedWeights:
 
     mapped = True
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: PackedFile) -> None:
         self._arrays = {name: bundle.data(name) for name in bundle.tensors}
         first, array = next(iter(self._arrays.items()))
         self._start = int(array.ctypes.data) - bundle.offset(first)  # of the file: the system aligns it well
@@ -92,7 +115,7 @@ class CopiedWeights:
 
     mapped = False
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: PackedFile) -> None:
         path = bundle.weights_file
         self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
         self.bytes = size = _size(bundle)
@@ -131,6 +154,6 @@ class CopiedWeights:
         return huge_page_bytes(self._base, self.bytes)
 
 
-def _size(bundle: Bundle) -> int:
+def _size(bundle: PackedFile) -> int:
     """What the tensors need, not what the file has now: it may have been replaced since it was checked."""
     return max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())

@@ -251,7 +251,8 @@ _FUNCTIONS = {
 }
 
 
-def _path() -> Path:
+def path() -> Path:
+    """Where libedge is; NativeError if it is missing."""
     override = os.environ.get(LIBRARY_VARIABLE)
     if override:
         return Path(override)
@@ -267,21 +268,21 @@ def _path() -> Path:
 @cache
 def library() -> ctypes.CDLL:
     """The opened library with its types set; NativeError if it is missing or of another version."""
-    path = _path()
+    where = path()
     try:
-        lib = ctypes.CDLL(str(path))
+        lib = ctypes.CDLL(str(where))
     except OSError as error:
-        raise NativeError(f"The native library '{path}' can't be opened: {error}.") from None
+        raise NativeError(f"The native library '{where}' can't be opened: {error}.") from None
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(lib, name, None)
         if function is None:
             raise NativeError(
-                f"The native library '{path}' lacks {name}; build it again with `pip install .`."
+                f"The native library '{where}' lacks {name}; build it again with `pip install .`."
             )
         function.restype, function.argtypes = result, arguments
     if lib.edge_abi_version() != ABI_VERSION:
         raise NativeError(
-            f"The native library '{path}' has interface {lib.edge_abi_version()}, "
+            f"The native library '{where}' has interface {lib.edge_abi_version()}, "
             f"this package needs {ABI_VERSION}; rebuild it with `pip install .`."
         )
     return lib

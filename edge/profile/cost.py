@@ -38,8 +38,8 @@ class Efficiency:
     """
 
     stream: float = 0.8
-    compute: float = 0.4
-    attention: float = 0.3
+    compute: float = 0.5
+    attention: float = 0.55
     step_seconds: float = 2e-4
 
 

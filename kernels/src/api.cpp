@@ -2,12 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <memory>
-#include <new>
-#include <vector>
 
+#include "aligned.h"
 #include "attention.h"
+#include "border.h"
 #include "checks.h"
 #include "decoder.h"
 #include "error.h"
@@ -20,43 +19,10 @@ using edge::fail;
 using edge::Kernels;
 using edge::Matrix;
 
-namespace {
-
-template <class Body>
-edge_status guarded(const Body &body) {
-    try {
-        return body();
-    } catch (const std::bad_alloc &) {
-        return fail(EDGE_NO_MEMORY, "Out of memory; lower the context or the batch size.");
-    } catch (const std::exception &error) { return fail(EDGE_INVALID, "%s.", error.what()); }
-}
-
-edge_status pick_kernels(const char *tier, const Kernels **kernels) {
-    *kernels = edge::find_kernels(tier);
-    if (*kernels != nullptr) return EDGE_OK;
-    return fail(EDGE_UNSUPPORTED, "This CPU has no kernels called '%s'; it has: %s.", tier ? tier : "",
-                edge_cpu_tiers());
-}
-
-constexpr int64_t max_tokens = 1 << 24, max_columns = 1 << 30;  // far from overflow in sizes
-
-edge_status take_scratch(const edge_scratch *scratch, uint64_t bytes, uint8_t **memory) {
-    if (!scratch || !scratch->allocate)
-        return fail(EDGE_INVALID, "The operator needs scratch memory, got none.");
-    *memory = static_cast<uint8_t *>(scratch->allocate(scratch->context, bytes > 0 ? bytes : 1));
-    if (*memory == nullptr) {
-        return fail(EDGE_NO_MEMORY, "The caller has no %llu bytes of scratch memory.",
-                    (unsigned long long)bytes);
-    }
-    return EDGE_OK;
-}
-
-bool parallel_is_usable(const edge_parallel *parallel) {
-    return parallel != nullptr && parallel->workers >= 1 &&
-           (parallel->workers == 1 || parallel->run != nullptr);
-}
-
-}  // namespace
+using edge::guarded;
+using edge::parallel_is_usable;
+using edge::pick_kernels;
+using edge::take_scratch;
 
 int32_t edge_abi_version(void) { return EDGE_ABI_VERSION; }
 
@@ -65,7 +31,7 @@ int32_t edge_abi_version(void) { return EDGE_ABI_VERSION; }
 edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scratch, const char *tier,
                         const edge_matrix *w, int32_t activations, const float *x, int64_t n, float *y) {
     return guarded([&]() -> edge_status {
-        if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0 || n > max_tokens) {
+        if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0 || n > edge::most_tokens) {
             return fail(EDGE_INVALID, "edge_linear: an argument is missing or out of range.");
         }
         if (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32) {
@@ -126,7 +92,7 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
                           int64_t size, float *out) {
     return guarded([&]() -> edge_status {
         if (!parallel_is_usable(parallel) || !x || !weight || !out || n <= 0 || size <= 0 ||
-            size > max_columns) {
+            size > edge::most_columns) {
             return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing or out of range.");
         }
         const Kernels *kernels;
@@ -158,7 +124,7 @@ edge_status edge_attention(const edge_parallel *parallel, const char *tier, int3
                            int64_t past, const uint64_t *tree, float *out, int32_t *selected) {
     return guarded([&]() -> edge_status {
         if (!parallel_is_usable(parallel) || !queries || !keys || !values || !out || n <= 0 || past < 0 ||
-            past > max_tokens || n > max_tokens) {
+            past > edge::most_tokens || n > edge::most_tokens) {
             return fail(EDGE_INVALID, "edge_attention: an argument is missing or out of range.");
         }
         if (const edge_status status = edge::check_heads(heads, kv_heads, head_dim, kv_type)) return status;
@@ -182,11 +148,16 @@ edge_status edge_attention(const edge_parallel *parallel, const char *tier, int3
         }
         const int64_t stride = int64_t(heads) * head_dim;
         edge::Attention attention(cache.shape, heads, n, parallel->workers);
+        edge::AlignedMemory memory, sparse_memory;
+        memory.reset(attention.bytes());
+        attention.place(memory.data());
         if (!constants.enabled) {
             attention.run(*parallel, *kernels, cache, 0, queries, out, stride, n, past, tree);
             return EDGE_OK;
         }
         edge::SparseAttention operation(cache.shape, constants, heads, n, parallel->workers);
+        sparse_memory.reset(operation.bytes());
+        operation.place(sparse_memory.data());
         operation.run(*parallel, *kernels, attention, cache, 0, queries, out, stride, n, past, tree);
         if (selected != nullptr) {
             operation.copy_selections(n, constants.topk + constants.window_size / constants.block_size,

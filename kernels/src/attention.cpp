@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+
+#include "aligned.h"
 
 namespace edge {
 namespace {
@@ -70,36 +73,35 @@ struct Attention::Task {
     }
 };
 
-Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens, int32_t worker_count)
+Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens, int32_t worker_count_)
     : heads(heads_),
       kv_heads(shape.kv_heads),
       head_dim(shape.head_dim),
       group(heads_ / shape.kv_heads),
       most_rows(std::min<int64_t>(most_task_rows, round_up(max_tokens * group, row_tile))),
-      workers(size_t(worker_count)),
+      worker_count(worker_count_),
       split_floats(chunks_of(shape.capacity) *
                    state_floats(heads_ * std::min(split_tokens, max_tokens), head_dim)),
-      split_scratch(new float[size_t(split_floats)]) {
-    AttentionScratch unused;
-    const uint64_t scratch_bytes = place_attention_scratch(nullptr, head_dim, most_rows, &unused);
-    const int64_t floats = round_up(state_floats(most_rows, head_dim), 16);
-    worker_bytes = scratch_bytes + 2 * uint64_t(floats) * sizeof(float);
-    worker_memory.reset(worker_bytes * workers.size());
-    uint8_t *at = worker_memory.data();
-    for (Worker &worker : workers) {
-        place_attention_scratch(at, head_dim, most_rows, &worker.scratch);
-        float *states = reinterpret_cast<float *>(at + scratch_bytes);
-        worker.part = state_at(states, most_rows);
-        worker.state = state_at(states + floats, most_rows);
-        at += worker_bytes;
+      bytes_(lay_out(nullptr)) {}
+
+uint64_t Attention::lay_out(uint8_t *memory) {
+    uint64_t bytes = 0;
+    edge::place(memory, &bytes, worker_count, &workers);
+    for (int64_t i = 0; i < worker_count; ++i) {
+        Worker unused, &worker = memory ? workers[i] : unused;
+        bytes +=
+            place_attention_scratch(memory ? memory + bytes : nullptr, head_dim, most_rows, &worker.scratch);
+        for (AttentionState *state : {&worker.part, &worker.state}) {
+            float *floats;
+            edge::place(memory, &bytes, state_floats(most_rows, head_dim), &floats);
+            if (memory) *state = state_at(floats, most_rows);
+        }
     }
+    edge::place(memory, &bytes, split_floats, &split_scratch);
+    return bytes;
 }
 
-uint64_t Attention::bytes() const {
-    return uint64_t(split_floats) * sizeof(float) + worker_bytes * workers.size();
-}
-
-void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache,
+void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache,
                     int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
                     const uint64_t *tree) {
     const int64_t rows = n * group, end = past + n, chunks = chunks_of(end);
@@ -108,7 +110,7 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
     const int64_t task_rows =
         std::min(most_rows, split ? rows : std::max<int64_t>(round_up(wanted, row_tile), row_tile));
     const int64_t tiles = (rows + task_rows - 1) / task_rows, tasks = kv_heads * tiles;
-    for (Worker &worker : workers) worker.prepared = -1;
+    for (int64_t i = 0; i < worker_count; ++i) workers[i].prepared = -1;
 
     const auto task_at = [&](int64_t index) {
         const int64_t first = index % tiles * task_rows;
@@ -148,19 +150,19 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
         const auto part_at = [&](int64_t index, int64_t chunk, const Task &task) {
             const int64_t rows_before = index / tiles * rows + index % tiles * task_rows;
             const int64_t row_chunks = rows_before * chunks + chunk * task.count;
-            return state_at(split_scratch.get() + state_floats(row_chunks, head_dim), task.count);
+            return state_at(split_scratch + state_floats(row_chunks, head_dim), task.count);
         };
         parallel_for(parallel, tasks * chunks, 1, [&](int64_t first, int64_t last, int32_t worker) {
             for (int64_t piece = first; piece < last; ++piece) {
                 const int64_t index = piece / chunks, chunk = piece % chunks;
                 const Task task = task_at(index);
-                attend_chunk(task, index, chunk, &workers[size_t(worker)], part_at(index, chunk, task));
+                attend_chunk(task, index, chunk, &workers[worker], part_at(index, chunk, task));
             }
         });
         parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
             for (int64_t index = first; index < last; ++index) {
                 const Task task = task_at(index);
-                const AttentionState state = workers[size_t(worker)].state;
+                const AttentionState state = workers[worker].state;
                 clear(state, task.count, head_dim);
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                     kernels.merge(part_at(index, chunk, task), task.count, head_dim, state);
@@ -172,7 +174,7 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
     }
 
     parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
-        Worker *mine = &workers[size_t(worker)];
+        Worker *mine = &workers[worker];
         for (int64_t index = first; index < last; ++index) {
             const Task task = task_at(index);
             clear(mine->state, task.count, head_dim);

@@ -6,10 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <vector>
 
-#include "aligned.h"
 #include "cache.h"
 #include "kernels.h"
 #include "pool.h"
@@ -26,16 +23,18 @@ inline AttentionState state_at(float *base, int64_t rows) { return {base, base +
 
 void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 
+// Works in memory of the caller: bytes() bytes, aligned to 64, which place() takes before the first run.
 class Attention {
    public:
     Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);
 
     // out[n][heads * head_dim] for queries of the same shape, whose keys and values are rows past .. past + n of
     // the cache. tree: [n] masks over those rows, or NULL for causal order. Both strides in floats.
-    void run(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache, int64_t layer,
+    void run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache, int64_t layer,
              const float *queries, float *out, int64_t stride, int64_t n, int64_t past, const uint64_t *tree);
 
-    uint64_t bytes() const;
+    uint64_t bytes() const { return bytes_; }
+    void place(uint8_t *memory) { lay_out(memory); }
 
    private:
     // What one thread works with.
@@ -46,12 +45,12 @@ class Attention {
     };
     struct Task;  // the query rows of one task
 
-    const int64_t heads, kv_heads, head_dim, group, most_rows;
-    uint64_t worker_bytes;
-    std::vector<Worker> workers;
-    AlignedMemory worker_memory;
-    const int64_t split_floats;
-    std::unique_ptr<float[]> split_scratch;  // touched only as far as the context reaches
+    uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes
+
+    const int64_t heads, kv_heads, head_dim, group, most_rows, worker_count, split_floats;
+    const uint64_t bytes_;
+    Worker *workers = nullptr;
+    float *split_scratch = nullptr;  // touched only as far as the context reaches
 };
 
 }  // namespace edge

@@ -65,12 +65,15 @@ void edge::copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64
     if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
-edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse) : shape(cache_shape) {
-    if (sparse.enabled) summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
+edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse)
+    : edge::CacheView{cache_shape} {
+    if (sparse.enabled) own_summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
+    summaries = own_summaries.get();
 }
 
 edge_cache::~edge_cache() {
-    if (base != nullptr) edge::unmap_memory(base, bytes);
+    if (memory != nullptr) edge::unmap_memory(memory, shape.bytes_of(shape.capacity));
+    if (summaries && summaries->memory) edge::unmap_memory(summaries->memory, summaries->shape.bytes());
 }
 
 void edge_cache::forget_summaries(int64_t rows) const {
@@ -78,18 +81,20 @@ void edge_cache::forget_summaries(int64_t rows) const {
 }
 
 edge_status edge_cache::reserve() {
-    bytes = size_t(shape.pages() * shape.page_bytes());
-    base = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
-    if (base == nullptr) {
+    const auto map = [](uint64_t bytes, const char *what, uint8_t **where) -> edge_status {
+        *where = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
+        if (*where != nullptr) return EDGE_OK;
         return edge::fail(EDGE_NO_MEMORY,
-                          "A KV cache of %zu MB of address space could not be reserved; lower --context.",
-                          bytes >> 20);
-    }
-    return summaries ? summaries->reserve() : EDGE_OK;
+                          "%llu MB of address space for %s could not be reserved; lower --context.",
+                          (unsigned long long)(bytes >> 20), what);
+    };
+    if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory))
+        return status;
+    return summaries ? map(summaries->shape.bytes(), "key summaries", &summaries->memory) : EDGE_OK;
 }
 
-void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position,
-                       const float *key, const float *value) {
+void edge::CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position,
+                            const float *key, const float *value) const {
     alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
     for (const bool is_key : {true, false}) {
         const float *x = is_key ? key : value;
@@ -106,7 +111,7 @@ void edge_cache::store(const edge::Kernels &kernels, int64_t layer, int64_t head
     }
 }
 
-void edge_cache::copy(int64_t from, int64_t to) {
+void edge::CacheView::copy(int64_t from, int64_t to) const {
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
         for (int64_t head = 0; head < shape.kv_heads; ++head) {
             for (const bool is_key : {true, false}) {
@@ -167,7 +172,7 @@ edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint
     if (cache == nullptr || memory == nullptr || bytes == nullptr) {
         return edge::fail(EDGE_INVALID, "edge_cache_memory: an argument is NULL.");
     }
-    *memory = cache->memory();
+    *memory = cache->memory;
     *bytes = cache->shape.bytes_of(cache->length);
     return EDGE_OK;
 }
@@ -181,7 +186,7 @@ edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *me
         return edge::fail(EDGE_INVALID, "%d rows of this cache take %llu bytes, not %llu.", length,
                           (unsigned long long)cache->shape.bytes_of(length), (unsigned long long)bytes);
     }
-    std::memcpy(cache->memory(), memory, bytes);
+    std::memcpy(cache->memory, memory, bytes);
     cache->length = length;
     cache->forget_summaries(0);
     return EDGE_OK;

@@ -37,15 +37,8 @@ void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t fro
 
 class KeySummaries;
 
-}  // namespace edge
-
-struct edge_cache {
-    explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
-    ~edge_cache();
-    edge_cache(const edge_cache &) = delete;
-
-    edge_status reserve();
-
+// The rows of a cache, in memory that somebody else owns.
+struct CacheView {
     // The block that holds `position`.
     uint8_t *keys(int64_t layer, int64_t head, int64_t position) const {
         return block(layer, head, position, true);
@@ -55,27 +48,37 @@ struct edge_cache {
     }
 
     // Writes the row of one position.
-    void store(const edge::Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
-               const float *value);
+    void store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
+               const float *value) const;
     // Copies all layers' rows of one position to another.
-    void copy(int64_t from, int64_t to);
+    void copy(int64_t from, int64_t to) const;
 
-    // The rows after the first `rows` have changed.
-    void forget_summaries(int64_t rows) const;
-    // The pages of the rows in use stand at its start, shape.bytes_of(length) bytes.
-    uint8_t *memory() const { return base; }
-
-    const edge::CacheShape shape;
-    int64_t length = 0;
-    std::unique_ptr<edge::KeySummaries> summaries;  // of sparse attention, or nullptr
+    const CacheShape shape;
+    uint8_t *memory = nullptr;          // the pages; those of the rows in use stand at its start
+    KeySummaries *summaries = nullptr;  // of sparse attention, or nullptr
 
    private:
     uint8_t *block(int64_t layer, int64_t head, int64_t position, bool is_key) const {
-        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * edge::attention_blocks +
-                              position % edge::attention_chunk / edge::attention_block;
-        return base + position / edge::attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
+        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * attention_blocks +
+                              position % attention_chunk / attention_block;
+        return memory + position / attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
     }
+};
 
-    uint8_t *base = nullptr;
-    size_t bytes = 0;
+}  // namespace edge
+
+struct edge_cache : edge::CacheView {
+    explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
+    ~edge_cache();
+    edge_cache(const edge_cache &) = delete;
+
+    edge_status reserve();
+
+    // The rows after the first `rows` have changed.
+    void forget_summaries(int64_t rows) const;
+
+    int64_t length = 0;
+
+   private:
+    std::unique_ptr<edge::KeySummaries> own_summaries;
 };

@@ -1,12 +1,12 @@
 #include "decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 
 #include "checks.h"
 #include "error.h"
+#include "layer.h"
 
 using edge::fail;
 using edge::Matrix;
@@ -22,12 +22,6 @@ const char *const role_names[] = {"embedding", "head",      "final norm", "atten
                                   "MLP norm",  "gate_proj", "up_proj",    "down_proj"};
 constexpr int role_count = 12;
 
-// Not a large power of two: columns of many tokens would all fall into the same few sets of a cache.
-int64_t stride_of(int64_t columns) {
-    const int64_t stride = edge::round_up(columns, edge::pad_columns);
-    return stride % 256 == 0 ? stride + edge::pad_columns : stride;
-}
-
 }  // namespace
 
 edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel_,
@@ -39,10 +33,10 @@ edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel
             int64_t(config.heads) * config.head_dim,
             int64_t(config.kv_heads) * config.head_dim,
             config.intermediate_size,
-            stride_of(config.hidden_size),
-            stride_of(int64_t(config.heads) * config.head_dim),
-            stride_of(int64_t(config.kv_heads) * config.head_dim),
-            stride_of(config.intermediate_size)},
+            edge::row_stride(config.hidden_size),
+            edge::row_stride(int64_t(config.heads) * config.head_dim),
+            edge::row_stride(int64_t(config.kv_heads) * config.head_dim),
+            edge::row_stride(config.intermediate_size)},
       inverse_frequency(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
       layers(size_t(config.layers)),
       input(edge_activations(config.activations)),
@@ -155,6 +149,12 @@ void edge_model::allocate() {
     input.plan(kernels, head(), n);
     input_memory.reset(input.bytes());
     input.place(input_memory.data());
+    attention_memory.reset(attention.bytes());
+    attention.place(attention_memory.data());
+    if (sparse_attention) {
+        sparse_memory.reset(sparse_attention->bytes());
+        sparse_attention->place(sparse_memory.data());
+    }
     hidden.resize(size_t(n * shape.hidden_stride));
     normed.resize(size_t(n * shape.hidden_stride));
     queries.resize(size_t(n * shape.query_stride));
@@ -162,14 +162,12 @@ void edge_model::allocate() {
     keys.resize(size_t(n * shape.kv_stride));
     values.resize(size_t(n * shape.kv_stride));
     activated.resize(size_t(n * shape.intermediate_stride));
-    cosines.resize(size_t(n * config.head_dim / 2));
-    sines.resize(cosines.size());
+    rope.resize(size_t(n * config.head_dim));
 }
 
 uint64_t edge_model::workspace_bytes() const {
     uint64_t floats = 0;
-    for (const auto *buffer :
-         {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &cosines, &sines}) {
+    for (const auto *buffer : {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &rope}) {
         floats += buffer->size();
     }
     return floats * sizeof(float) + input.bytes() + attention.bytes() +
@@ -250,22 +248,17 @@ void edge_model::embed(const edge_batch &batch) {
                       batch.n * embedding.tile_bytes / edge::tile_rows);
     parallel_for(parallel, batch.n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
-            float *row = &hidden[token * shape.hidden_stride];
-            edge::dequantize_row(embedding, batch.tokens[token], row);
-            for (int64_t i = 0; i < shape.hidden; ++i) row[i] *= config.embedding_scale;
+            edge::embed_token(embedding, batch.tokens[token], config.embedding_scale,
+                              &hidden[token * shape.hidden_stride]);
         }
     });
 }
 
 void edge_model::prepare_rope(const edge_batch &batch, int64_t past) {
-    const int64_t half = config.head_dim / 2;
     for (int64_t token = 0; token < batch.n; ++token) {
         const float position = float(batch.positions ? batch.positions[token] : past + token);
-        for (int64_t i = 0; i < half; ++i) {
-            const float angle = position * inverse_frequency[i];  // in float, as the models were trained
-            cosines[token * half + i] = std::cos(angle) * config.rope_scale;
-            sines[token * half + i] = std::sin(angle) * config.rope_scale;
-        }
+        edge::rope_row(position, inverse_frequency.data(), config.head_dim / 2, config.rope_scale,
+                       &rope[token * config.head_dim]);
     }
 }
 
@@ -321,21 +314,13 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
 
 // Rotates queries and keys, and writes keys and values into the cache.
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
-    const int64_t dim = config.head_dim, half = dim / 2;
     const Stage stage(observer, "rope_cache", layer, {keys.data(), n, shape.kv, shape.kv_stride}, {},
                       n * cache.shape.position_bytes() / config.layers);
     parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
-            const float *cosine = &cosines[token * half], *sine = &sines[token * half];
-            for (int64_t head = 0; head < config.heads; ++head) {
-                kernels.rope(&queries[token * shape.query_stride + head * dim], cosine, sine, half);
-            }
-            for (int64_t head = 0; head < config.kv_heads; ++head) {
-                float *key = &keys[token * shape.kv_stride + head * dim];
-                kernels.rope(key, cosine, sine, half);
-                cache.store(kernels, layer, head, past + token, key,
-                            &values[token * shape.kv_stride + head * dim]);
-            }
+            edge::append_token(kernels, cache, layer, past + token, &rope[token * config.head_dim],
+                               config.heads, &queries[token * shape.query_stride],
+                               &keys[token * shape.kv_stride], &values[token * shape.kv_stride]);
         }
     });
 }

@@ -64,11 +64,11 @@ struct edge_model {
     edge::Norm final_norm;
     std::vector<edge::Layer> layers;
     edge::LinearInput input;
-    edge::AlignedMemory input_memory;
     edge::Attention attention;
     std::unique_ptr<edge::SparseAttention> sparse_attention;  // nullptr: all queries are dense
+    edge::AlignedMemory input_memory, attention_memory, sparse_memory;
 
     // The workspace, one row per token of a batch; columns beyond the real ones stay zero.
     std::vector<float> hidden, normed, queries, keys, values, attended, activated;
-    std::vector<float> cosines, sines;  // [token][head_dim / 2]
+    std::vector<float> rope;  // [token][cosines, sines][head_dim / 2]
 };

@@ -92,16 +92,18 @@ struct AttentionState {
 
 struct Kernels {
     const char *name;
-    int max_tokens;      // so many tokens at most form one batch, for which weights are used as they are read
-    int block_tokens;    // more tokens form batches of so many, for which `linear` unpacks weights ...
-    int block_tiles;     // ... of so many tiles at once
-    int32_t sum_bias;    // added to the integer sums of a block
-    int int8_zero_code;  // of int8 weights as the dot products see them
+    int max_tokens;  // so many tokens at most form one batch, for which weights are used as they are read
+    int streamed_tokens;  // up to so many, `linear` reads its two tiles at the same time
+    int block_tokens;     // more tokens form batches of so many, for which `linear` unpacks weights ...
+    int block_tiles;      // ... of so many tiles at once
+    int32_t sum_bias;     // added to the integer sums of a block
+    int int8_zero_code;   // of int8 weights as the dot products see them
 
-    // out[tiles][count][16] = tiles x activations of `count` tokens from `token` on, where a batch starts; count is
-    // at most linear_tokens. Quantized tokens must be one batch, or whole batches but for the last one of all.
-    void (*linear)(const Matrix &matrix, int64_t tile, int tiles, const Activations &activations,
-                   int64_t token, int count, float *out);
+    // out[tiles][count][16] = tiles `tile`, `tile` + `distance` x activations of `count` tokens from `token` on, where
+    // a batch starts; count is at most linear_tokens. Quantized tokens must be one batch, or whole batches but for
+    // the last one of all.
+    void (*linear)(const Matrix &matrix, int64_t tile, int tiles, int64_t distance,
+                   const Activations &activations, int64_t token, int count, float *out);
     // One token to int8, `block` columns per scale; columns is a multiple of 32.
     void (*quantize)(const float *x, int64_t columns, int64_t block, int32_t zero_code,
                      const QuantizedRow &out);

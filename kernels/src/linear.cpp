@@ -7,20 +7,32 @@ namespace edge {
 namespace {
 
 constexpr int64_t alignment = 64;
-constexpr int64_t piece_bytes = 64 << 10;  // weights of one piece stay in the L2 cache across token blocks
+constexpr int64_t piece_bytes =
+    256 << 10;  // stays in the L2 cache across token blocks; two streams far apart
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
+// Tiles that a thread takes at a time: an even number, unless there is one only.
 int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
     const int64_t by_size = std::max<int64_t>(1, piece_bytes / tile_bytes);
     const int64_t by_balance = std::max<int64_t>(1, tiles / (least_pieces_per_worker * workers));
     return round_up(std::min(by_size, by_balance), linear_tiles);
 }
 
+// Calls body(tile, tiles, distance) for tiles [from, to), two at a time, neighbours or half the range apart: memory
+// gives two streams more than one, if they lie some pages apart.
+template <class Body>
+void for_tile_pairs(int64_t from, int64_t to, bool apart, const Body &body) {
+    const int64_t distance = apart ? (to - from + 1) / 2 : 1, step = apart ? 1 : linear_tiles;
+    for (int64_t tile = from; tile < (apart ? from + distance : to); tile += step)
+        body(tile, tile + distance < to ? linear_tiles : 1, distance);
+}
+
 // Moves in[tiles][count][16] to its place.
-void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t token, int count, const float *in) {
+void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distance, int64_t token, int count,
+                  const float *in) {
     for (int t = 0; t < count; ++t) {
         for (int i = 0; i < tiles; ++i) {
-            const int64_t row = (tile + i) * tile_rows, rows = job.matrix->rows - row;
+            const int64_t row = (tile + i * distance) * tile_rows, rows = job.matrix->rows - row;
             float *out = job.out + (token + t) * job.stride + row;
             __builtin_prefetch(out + linear_tiles * tile_rows, 1);  // the next call's rows, most likely
             const float *values = in + (int64_t(i) * count + t) * tile_rows;
@@ -174,6 +186,7 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
     }
     const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
+    const bool apart = n <= kernels.streamed_tokens;
     parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
         int64_t first = 0;
@@ -185,11 +198,10 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
             const Activations activations = input.form(kernels, matrix);
             for (int64_t token = 0; token < n; token += step) {
                 const int now = int(std::min(step, n - token));
-                for (int64_t tile = from; tile < to; tile += linear_tiles) {
-                    const int tile_count = int(std::min<int64_t>(linear_tiles, to - tile));
-                    kernels.linear(matrix, tile, tile_count, activations, token, now, tile_out);
-                    finish_tiles(jobs[j], tile, tile_count, token, now, tile_out);
-                }
+                for_tile_pairs(from, to, apart, [&](int64_t tile, int pair, int64_t distance) {
+                    kernels.linear(matrix, tile, pair, distance, activations, token, now, tile_out);
+                    finish_tiles(jobs[j], tile, pair, distance, token, now, tile_out);
+                });
             }
         }
     });
@@ -201,17 +213,17 @@ void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const Lin
     const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
+    const bool apart = n <= kernels.streamed_tokens;
     parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
         for (int64_t token = 0; token < n; token += step) {
             const int now = int(std::min(step, n - token));
-            for (int64_t tile = begin; tile < end; tile += linear_tiles) {
-                const int tile_count = int(std::min<int64_t>(linear_tiles, end - tile));
-                kernels.linear(gate, tile, tile_count, gate_input, token, now, gate_out);
-                kernels.linear(up, tile, tile_count, up_input, token, now, up_out);
-                kernels.swiglu(gate_out, up_out, int64_t(tile_count) * now * tile_rows, gate_out);
-                finish_tiles(job, tile, tile_count, token, now, gate_out);
-            }
+            for_tile_pairs(begin, end, apart, [&](int64_t tile, int pair, int64_t distance) {
+                kernels.linear(gate, tile, pair, distance, gate_input, token, now, gate_out);
+                kernels.linear(up, tile, pair, distance, up_input, token, now, up_out);
+                kernels.swiglu(gate_out, up_out, int64_t(pair) * now * tile_rows, gate_out);
+                finish_tiles(job, tile, pair, distance, token, now, gate_out);
+            });
         }
     });
 }

@@ -10,6 +10,13 @@
 
 namespace edge {
 
+// Floats from one row of `columns` values to the next, zeros after them. Not a large power of two: columns of many
+// tokens would all fall into the same few sets of a cache.
+inline int64_t row_stride(int64_t columns) {
+    const int64_t stride = round_up(columns, pad_columns);
+    return stride % 256 == 0 ? stride + pad_columns : stride;
+}
+
 // The left operands of linear operators, in every form that the planned matrices need. One object serves all
 // operators of a decoder, one input at a time.
 class LinearInput {

@@ -4,7 +4,7 @@
 
 namespace edge {
 
-void PathBlocks::build(const edge_cache &cache, int64_t layer, int64_t head, int64_t past, uint64_t mask,
+void PathBlocks::build(const CacheView &cache, int64_t layer, int64_t head, int64_t past, uint64_t mask,
                        uint8_t *memory) {
     memory_ = memory;
     start_ = past / attention_block * attention_block;

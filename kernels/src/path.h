@@ -15,7 +15,7 @@ class PathBlocks {
 
     // Puts the blocks from that of position `past` on into `memory`. mask: the tree's rows on the path, which
     // stand in the cache from `past` on.
-    void build(const edge_cache &cache, int64_t layer, int64_t head, int64_t past, uint64_t mask,
+    void build(const CacheView &cache, int64_t layer, int64_t head, int64_t past, uint64_t mask,
                uint8_t *memory);
 
     // From this position on, blocks are those of this path.

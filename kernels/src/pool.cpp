@@ -1,9 +1,11 @@
 // A fork-join pool. Every thread starts in its own contiguous share of a loop, so that its reads run on through
 // memory, and takes it piece by piece; whoever is done helps the others. A thread that the system holds up delays
 // only its own piece. Waiting threads spin briefly (the next region of a decoder follows within microseconds), then
-// park: a caller that sleeps while a helper waits for a processor gives it one.
+// park: a caller that sleeps while a helper waits for a processor gives it one. A helper offers its processor to
+// others before the system takes it away, so that this happens between two pieces, when nobody waits for it.
 #include "pool.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "error.h"
+#include "share.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,6 +28,7 @@ namespace edge {
 namespace {
 
 constexpr auto spin_time = std::chrono::microseconds(50);
+constexpr auto turn_time = std::chrono::milliseconds(2);  // shorter than a time slice of Linux
 constexpr int spins_per_clock_read = 64;
 
 inline void relax() {
@@ -47,36 +51,60 @@ bool spin_for(std::chrono::microseconds time, const Ready &ready) {
     return true;
 }
 
-// What is left of one thread's share of a region, in one atomic word: a piece is claimed by adding 1 to `next`, and
-// the `end` that comes back with it says whether the claim is good. A region's parameters can be read only with a
-// good claim, and can change only after every claimed piece is done.
-struct alignas(64) Share {
-    std::atomic<uint64_t> word{0};
+// The time that a thread takes before it offers its processor to others.
+struct alignas(64) Turn {
+    std::chrono::steady_clock::time_point start{};
 
-    void publish(uint32_t begin, uint32_t end) {
-        word.store(uint64_t(end) << 32 | begin, std::memory_order_release);
-    }
-
-    bool claim(uint32_t *piece) {
-        const uint64_t old = word.fetch_add(1, std::memory_order_acq_rel);
-        *piece = uint32_t(old);
-        return *piece < uint32_t(old >> 32);
+    void yield_if_over() {
+        if (std::chrono::steady_clock::now() - start < turn_time) return;
+        std::this_thread::yield();
+        start = std::chrono::steady_clock::now();
     }
 };
 
-// Far from 32 bits: failed claims at a region's end count on.
-constexpr int64_t max_pieces = 1 << 30;
+// Keeps helpers off the caller's processor: the system would wake them there while another program has theirs, and
+// caller and helper would take turns, each waiting for the other.
+class Places {
+   public:
+#if defined(__linux__) && !defined(__ANDROID__)
+    Places() : usable_(sched_getaffinity(0, sizeof allowed_, &allowed_) == 0) {}
+
+    void set_helpers(std::vector<std::thread> &helpers) {
+        usable_ = usable_ && CPU_COUNT(&allowed_) > int(helpers.size());
+    }
+
+    // On the caller's thread, before it wakes a helper.
+    void keep_apart(std::vector<std::thread> &helpers) {
+        const int processor = usable_ ? sched_getcpu() : left_out_;
+        if (processor == left_out_) return;
+        left_out_ = processor;
+        cpu_set_t others = allowed_;
+        CPU_CLR(size_t(processor), &others);
+        for (std::thread &helper : helpers)
+            pthread_setaffinity_np(helper.native_handle(), sizeof others, &others);
+    }
+
+   private:
+    cpu_set_t allowed_;
+    bool usable_;
+    int left_out_ = -1;
+#else
+    void set_helpers(std::vector<std::thread> &) {}
+    void keep_apart(std::vector<std::thread> &) {}
+#endif
+};
 
 }  // namespace
 }  // namespace edge
 
 struct edge_pool {
-    explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)) {
+    explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)), turns(size_t(threads)) {
         try {
             helpers.reserve(size_t(threads));
             for (int32_t worker = 1; worker < threads; ++worker) {
                 helpers.emplace_back([this, worker] { help(worker); });
             }
+            places.set_helpers(helpers);
         } catch (...) {  // the system has no more threads: a running one must not be destroyed
             stop();
             throw;
@@ -101,6 +129,7 @@ struct edge_pool {
             shares[size_t(worker)].publish(uint32_t(pieces * worker / workers),
                                            uint32_t(pieces * (worker + 1) / workers));
         }
+        places.keep_apart(helpers);
         generation.fetch_add(1);
         if (parked.load() > 0) {
             { std::lock_guard<std::mutex> lock(mutex); }
@@ -150,6 +179,7 @@ struct edge_pool {
                     { std::lock_guard<std::mutex> lock(mutex); }
                     piece_done.notify_one();
                 }
+                if (worker > 0) turns[size_t(worker)].yield_if_over();
             }
         }
     }
@@ -172,6 +202,7 @@ struct edge_pool {
     std::atomic_flag busy = ATOMIC_FLAG_INIT;
     Region region{};
     std::vector<edge::Share> shares;
+    std::vector<edge::Turn> turns;
     alignas(64) std::atomic<uint32_t> generation{0};
     alignas(64) std::atomic<int64_t> done{0};
     alignas(64) std::atomic<int32_t> parked{0};
@@ -179,6 +210,7 @@ struct edge_pool {
     std::mutex mutex;
     std::condition_variable wake, piece_done;
     std::vector<std::thread> helpers;
+    edge::Places places;
 };
 
 edge_status edge_pool_create(int32_t threads, edge_pool **pool) {

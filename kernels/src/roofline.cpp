@@ -12,7 +12,7 @@
 namespace edge {
 namespace {
 
-constexpr int64_t piece_bytes = 1 << 20;
+constexpr int64_t piece_bytes = 1 << 20, stream_bytes = 64 << 10;
 constexpr int64_t peak_iterations = 200000;  // of one piece: some milliseconds
 constexpr int64_t pieces_per_worker = 4;
 constexpr int region_batches = 50, regions_per_batch = 100, most_spins = 10000;
@@ -21,11 +21,16 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Adds up 64-bit words in independent chains: one core's loads stay in flight.
-uint64_t sum_words(const uint64_t *words, int64_t count) {
+// Adds up 64-bit words of a piece as two streams, with hints ahead: no other plain loop read faster.
+uint64_t sum_words(const uint64_t *words) {
+    constexpr int64_t stream = stream_bytes / 8, ahead = 2048 / 8;
     uint64_t sums[8] = {};
-    for (int64_t i = 0; i + 8 <= count; i += 8) {
-        for (int c = 0; c < 8; ++c) sums[c] += words[i + c];
+    for (int64_t start = 0; start < piece_bytes / 8; start += 2 * stream) {
+        for (int64_t i = start; i < start + stream; i += 8) {
+            __builtin_prefetch(words + i + ahead);
+            __builtin_prefetch(words + i + stream + ahead);
+            for (int c = 0; c < 8; ++c) sums[c] += words[i + c] + words[i + stream + c];
+        }
     }
     uint64_t total = 0;
     for (const uint64_t sum : sums) total += sum;
@@ -38,7 +43,7 @@ double read_rate(const edge_parallel &parallel, const void *memory, int64_t byte
     parallel_for(parallel, bytes / piece_bytes, 1, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t piece = begin; piece < end; ++piece) {
             const uint8_t *at = static_cast<const uint8_t *>(memory) + piece * piece_bytes;
-            *sink += int64_t(sum_words(reinterpret_cast<const uint64_t *>(at), piece_bytes / 8));
+            *sink += int64_t(sum_words(reinterpret_cast<const uint64_t *>(at)));
         }
     });
     return double(bytes / piece_bytes * piece_bytes) / seconds_since(start);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "aligned.h"
+
 namespace edge {
 namespace {
 
@@ -74,7 +76,7 @@ struct BlockSelection::Task {
 };
 
 BlockSelection::BlockSelection(const CacheShape &shape, const edge_sparse &sparse_, int64_t heads_,
-                               int64_t max_tokens, int32_t workers)
+                               int64_t max_tokens_, int32_t workers)
     : most_blocks(std::min<int64_t>(sparse_.topk + sparse_.window_size / sparse_.block_size,
                                     ceil_div(shape.capacity, sparse_.block_size))),
       sparse(sparse_),
@@ -83,34 +85,32 @@ BlockSelection::BlockSelection(const CacheShape &shape, const edge_sparse &spars
       kv_heads(shape.kv_heads),
       head_dim(shape.head_dim),
       group(heads_ / shape.kv_heads),
+      max_tokens(max_tokens_),
+      worker_count(workers),
       tokens_per_tile(std::max<int64_t>(1, most_tile_rows / group)),
       window_capacity(round_up(summaries.fine.complete(shape.capacity) + 1, chunk_windows)),
       block_capacity(ceil_div(shape.capacity, sparse_.block_size)),
-      blocks_(size_t(max_tokens * kv_heads * most_blocks)),
-      counts_(size_t(max_tokens * kv_heads)),
-      parts_(size_t(2 * workers * group * (window_capacity / chunk_windows))),
-      workers_(size_t(workers)) {
-    const auto lay_out = [&](Worker *worker, uint8_t *memory) {
-        const int64_t rows = tokens_per_tile * group;
-        uint64_t bytes = place_attention_scratch(memory, head_dim, rows, &worker->scratch);
-        place(memory, &bytes, rows, &worker->maxima);
-        place(memory, &bytes, rows, &worker->sums);
-        place(memory, &bytes, tokens_per_tile * window_capacity, &worker->scores);
-        place(memory, &bytes, block_capacity, &worker->pooled);
-        place(memory, &bytes, PathBlocks::bytes(shape), &worker->path_memory);
-        place(memory, &bytes, 4 * summaries.block_bytes(), &worker->own_memory);
-        return bytes;
-    };
-    Worker unused;
-    worker_bytes_ = lay_out(&unused, nullptr);
-    memory_.reset(worker_bytes_ * workers_.size());
-    for (size_t i = 0; i < workers_.size(); ++i) lay_out(&workers_[i], memory_.data() + i * worker_bytes_);
-}
+      path_bytes(PathBlocks::bytes(shape)),
+      bytes_(lay_out(nullptr)) {}
 
-BlockSelection::~BlockSelection() = default;
-
-uint64_t BlockSelection::bytes() const {
-    return worker_bytes_ * workers_.size() + (blocks_.size() + counts_.size() + parts_.size()) * 4;
+uint64_t BlockSelection::lay_out(uint8_t *memory) {
+    uint64_t bytes = 0;
+    edge::place(memory, &bytes, max_tokens * kv_heads * most_blocks, &blocks_);
+    edge::place(memory, &bytes, max_tokens * kv_heads, &counts_);
+    edge::place(memory, &bytes, 2 * worker_count * group * (window_capacity / chunk_windows), &parts_);
+    edge::place(memory, &bytes, worker_count, &workers_);
+    const int64_t rows = tokens_per_tile * group;
+    for (int64_t i = 0; i < worker_count; ++i) {
+        Worker unused, &worker = memory ? workers_[i] : unused;
+        bytes += place_attention_scratch(memory ? memory + bytes : nullptr, head_dim, rows, &worker.scratch);
+        edge::place(memory, &bytes, rows, &worker.maxima);
+        edge::place(memory, &bytes, rows, &worker.sums);
+        edge::place(memory, &bytes, tokens_per_tile * window_capacity, &worker.scores);
+        edge::place(memory, &bytes, block_capacity, &worker.pooled);
+        edge::place(memory, &bytes, path_bytes, &worker.path_memory);
+        edge::place(memory, &bytes, 4 * summaries.block_bytes(), &worker.own_memory);
+    }
+    return bytes;
 }
 
 BlockSelection::Task BlockSelection::task_at(const SparseBatch &batch, int64_t index,
@@ -210,7 +210,7 @@ void BlockSelection::add_chunk_weights(const Kernels &kernels, const Task &task,
 }
 
 void BlockSelection::run(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch) {
-    for (Worker &worker : workers_) worker.prepared = -1;
+    for (int64_t i = 0; i < worker_count; ++i) workers_[i].prepared = -1;
     // A tree's tokens have windows of their own, so each is a task, and its pieces stay with one thread.
     if (batch.tree == nullptr && batch.count * kv_heads < parallel.workers) {
         return run_split(parallel, kernels, batch);
@@ -219,7 +219,7 @@ void BlockSelection::run(const edge_parallel &parallel, const Kernels &kernels, 
     const int64_t tasks = kv_heads * ceil_div(batch.count, tile_tokens);
     parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
         for (int64_t index = begin; index < end; ++index) {
-            run_task(kernels, batch, task_at(batch, index, tile_tokens), &workers_[size_t(worker)]);
+            run_task(kernels, batch, task_at(batch, index, tile_tokens), &workers_[worker]);
         }
     });
 }
@@ -262,7 +262,7 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
                                const SparseBatch &batch) {
     const int64_t tasks = batch.count * kv_heads, most_chunks = window_capacity / chunk_windows;
     const auto part = [&](int64_t task, int64_t chunk) {
-        return &parts_[size_t(2 * group * (task * most_chunks + chunk))];
+        return parts_ + 2 * group * (task * most_chunks + chunk);
     };
     int64_t sum_chunks = 0, weight_chunks = 0;
     for (int64_t index = 0; index < tasks; ++index) {
@@ -271,7 +271,7 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
         weight_chunks = std::max(weight_chunks, ceil_div(task.fine[0], chunk_windows));
     }
     parallel_for(parallel, tasks * sum_chunks, 1, [&](int64_t begin, int64_t end, int32_t which) {
-        Worker *worker = &workers_[size_t(which)];
+        Worker *worker = &workers_[which];
         for (int64_t piece = begin; piece < end; ++piece) {
             const Task task = task_at(batch, piece / sum_chunks, 1);
             const int64_t chunk = piece % sum_chunks, left = task.normalisers[0] - chunk * chunk_windows;
@@ -287,7 +287,7 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
     });
     for (int64_t index = 0; index < tasks; ++index) {
         const Task task = task_at(batch, index, 1);
-        const Worker &result = workers_[size_t(index)];
+        const Worker &result = workers_[index];
         for (int64_t row = 0; row < group; ++row) {
             result.maxima[row] = -INFINITY;
             result.sums[row] = 0.0f;
@@ -298,20 +298,20 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
         }
     }
     parallel_for(parallel, tasks * weight_chunks, 1, [&](int64_t begin, int64_t end, int32_t which) {
-        Worker *worker = &workers_[size_t(which)];
+        Worker *worker = &workers_[which];
         for (int64_t piece = begin; piece < end; ++piece) {
             const Task task = task_at(batch, piece / weight_chunks, 1);
             const int64_t chunk = piece % weight_chunks;
             if (task.fine[0] <= chunk * chunk_windows) continue;
             prepare(kernels, batch, task, worker);
             score_chunk(kernels, batch, task, SummaryLevel::fine, chunk, task.fine[0], *worker);
-            const Worker &result = workers_[size_t(task.index)];
+            const Worker &result = workers_[task.index];
             add_chunk_weights(kernels, task, 0, chunk, *worker, result.maxima, result.sums, result.scores);
         }
     });
     parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t index = begin; index < end; ++index) {
-            const Worker &result = workers_[size_t(index)];
+            const Worker &result = workers_[index];
             choose(batch, task_at(batch, index, 1), 0, result.scores, result.pooled);
         }
     });
@@ -325,7 +325,7 @@ void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t 
     const int64_t local = std::max<int64_t>(0, total - sparse.window_size / size);
     const int64_t first = std::min<int64_t>(sparse.init_blocks, local), candidates = local - first;
     const int64_t wanted = std::min<int64_t>(sparse.topk - sparse.init_blocks, candidates);
-    int32_t *out = &blocks_[size_t((query * kv_heads + task.kv_head) * most_blocks)];
+    int32_t *out = blocks_ + (query * kv_heads + task.kv_head) * most_blocks;
     const int32_t *const start = out;
     for (int64_t block = 0; block < first; ++block) *out++ = int32_t(block);
 
@@ -349,7 +349,7 @@ void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t 
         if (pooled[i] > threshold || (pooled[i] == threshold && ties-- > 0)) *out++ = int32_t(first + i);
     }
     for (int64_t block = local; block < total; ++block) *out++ = int32_t(block);
-    counts_[size_t(query * kv_heads + task.kv_head)] = int32_t(out - start);
+    counts_[query * kv_heads + task.kv_head] = int32_t(out - start);
 }
 
 }  // namespace edge

@@ -5,9 +5,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
-#include "aligned.h"
 #include "attention.h"
 #include "cache.h"
 #include "kernels.h"
@@ -24,7 +22,7 @@ struct SparseQuery {
 
 // Sparse queries of one batch over one layer.
 struct SparseBatch {
-    const edge_cache &cache;
+    const CacheView &cache;
     int64_t layer, past;
     const float *queries;  // [token][heads * head_dim], `stride` floats apart
     int64_t stride;
@@ -33,24 +31,23 @@ struct SparseBatch {
     int64_t count;
 };
 
+// Works in memory of the caller, like Attention.
 class BlockSelection {
    public:
     BlockSelection(const CacheShape &shape, const edge_sparse &sparse, int64_t heads, int64_t max_tokens,
                    int32_t workers);
-    ~BlockSelection();
 
     // Selects for every query of the batch; the cache's summaries are those of its rows.
     void run(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch);
 
     // Ids of the blocks that query `index` of the batch reads, ascending.
     const int32_t *blocks(int64_t index, int64_t kv_head) const {
-        return &blocks_[size_t((index * kv_heads + kv_head) * most_blocks)];
+        return blocks_ + (index * kv_heads + kv_head) * most_blocks;
     }
-    int64_t count(int64_t index, int64_t kv_head) const {
-        return counts_[size_t(index * kv_heads + kv_head)];
-    }
+    int64_t count(int64_t index, int64_t kv_head) const { return counts_[index * kv_heads + kv_head]; }
 
-    uint64_t bytes() const;
+    uint64_t bytes() const { return bytes_; }
+    void place(uint8_t *memory) { lay_out(memory); }
 
     const int64_t most_blocks;  // of one query
 
@@ -58,6 +55,7 @@ class BlockSelection {
     struct Worker;
     struct Task;
 
+    uint64_t lay_out(uint8_t *memory);
     Task task_at(const SparseBatch &batch, int64_t index, int64_t tile_tokens) const;
     AttentionRows rows_of(const Task &task, const Worker &worker) const;
     void prepare(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
@@ -73,12 +71,12 @@ class BlockSelection {
     const edge_sparse sparse;
     const SummaryShape summaries;
     const int64_t heads, kv_heads, head_dim, group;
-    const int64_t tokens_per_tile, window_capacity, block_capacity;
-    std::vector<int32_t> blocks_, counts_;
-    std::vector<float> parts_;  // maxima and sums of the normalisers' chunks
-    std::vector<Worker> workers_;
-    AlignedMemory memory_;
-    uint64_t worker_bytes_;
+    const int64_t max_tokens, worker_count;
+    const int64_t tokens_per_tile, window_capacity, block_capacity, path_bytes;
+    const uint64_t bytes_;
+    int32_t *blocks_ = nullptr, *counts_ = nullptr;
+    float *parts_ = nullptr;  // maxima and sums of the normalisers' chunks
+    Worker *workers_ = nullptr;
 };
 
 }  // namespace edge

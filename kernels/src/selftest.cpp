@@ -138,13 +138,15 @@ class SelfTest {
     // `count` tokens on the tested tier, each token alone on the reference.
     void compare_linear(const Matrix &matrix, const std::vector<float> &x, int count, bool exact) {
         const Inputs together(tested_, matrix, x.data(), count, exact);
-        for (int64_t tile = 0; tile < matrix.tiles; tile += linear_tiles) {
-            const int tiles = int(std::min<int64_t>(linear_tiles, matrix.tiles - tile));
+        const int64_t distance =
+            std::max<int64_t>(1, matrix.tiles - 1);  // all tiles: each first one to the last
+        for (int64_t tile = 0; tile < matrix.tiles; tile += distance) {
+            const int tiles = tile + distance < matrix.tiles ? 2 : 1;
             std::vector<float> got(size_t(tiles * count) * 16), wanted(got);
-            tested_.linear(matrix, tile, tiles, together.activations, 0, count, got.data());
+            tested_.linear(matrix, tile, tiles, distance, together.activations, 0, count, got.data());
             for (int i = 0; i < tiles * count; ++i) {
                 const Inputs alone(reference_, matrix, &x[size_t(i % count * matrix.padded)], 1, exact);
-                reference_.linear(matrix, tile + i / count, 1, alone.activations, 0, 1,
+                reference_.linear(matrix, tile + i / count * distance, 1, 0, alone.activations, 0, 1,
                                   &wanted[size_t(i) * 16]);
             }
             char what[96];

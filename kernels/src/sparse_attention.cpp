@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+
+#include "aligned.h"
 
 namespace edge {
 namespace {
@@ -49,35 +52,33 @@ SparseAttention::SparseAttention(const CacheShape &shape, const edge_sparse &spa
       kv_heads_(shape.kv_heads),
       head_dim_(shape.head_dim),
       group_(heads / shape.kv_heads),
+      max_tokens_(max_tokens),
+      worker_count_(workers),
       // Prepared queries stand in tiles of rows, which only groups of whole tiles can take apart again.
       tokens_per_tile_(group_ % row_tile == 0 ? std::max<int64_t>(1, most_tile_rows / group_) : 1),
       selection_(shape, sparse, heads, max_tokens, workers),
-      workers_(size_t(workers)),
       split_floats_(selection_.most_blocks *
                     state_floats(heads * std::min(split_tokens, max_tokens), head_dim_)),
-      split_scratch_(new float[size_t(split_floats_)]) {
-    queries_.reserve(size_t(max_tokens));
+      path_bytes_(PathBlocks::bytes(shape)),
+      bytes_(lay_out(nullptr)) {}
+
+uint64_t SparseAttention::lay_out(uint8_t *memory) {
+    uint64_t bytes = 0;
+    edge::place(memory, &bytes, max_tokens_, &queries_);
+    edge::place(memory, &bytes, worker_count_, &workers_);
     const int64_t rows = tokens_per_tile_ * group_;
-    const auto lay_out = [&](Worker *worker, uint8_t *memory) {
-        uint64_t bytes = place_attention_scratch(memory, head_dim_, rows, &worker->scratch);
-        for (AttentionState *state : {&worker->part, &worker->state}) {
+    for (int64_t i = 0; i < worker_count_; ++i) {
+        Worker unused, &worker = memory ? workers_[i] : unused;
+        bytes += place_attention_scratch(memory ? memory + bytes : nullptr, head_dim_, rows, &worker.scratch);
+        for (AttentionState *state : {&worker.part, &worker.state}) {
             float *floats;
-            place(memory, &bytes, state_floats(rows, head_dim_), &floats);
+            edge::place(memory, &bytes, state_floats(rows, head_dim_), &floats);
             if (memory != nullptr) *state = state_at(floats, rows);
         }
-        place(memory, &bytes, PathBlocks::bytes(shape), &worker->path_memory);
-        return bytes;
-    };
-    Worker unused;
-    worker_bytes_ = lay_out(&unused, nullptr);
-    memory_.reset(worker_bytes_ * workers_.size());
-    for (size_t i = 0; i < workers_.size(); ++i) lay_out(&workers_[i], memory_.data() + i * worker_bytes_);
-}
-
-SparseAttention::~SparseAttention() = default;
-
-uint64_t SparseAttention::bytes() const {
-    return worker_bytes_ * workers_.size() + uint64_t(split_floats_) * sizeof(float) + selection_.bytes();
+        edge::place(memory, &bytes, path_bytes_, &worker.path_memory);
+    }
+    edge::place(memory, &bytes, split_floats_, &split_scratch_);
+    return bytes;
 }
 
 SparseAttention::Task SparseAttention::task_at(const SparseBatch &batch, float *out, int64_t index,
@@ -191,10 +192,10 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
                                 const SparseBatch &batch, float *out) {
     const int64_t tasks = batch.count * kv_heads_, most = selection_.most_blocks;
     const auto part_at = [&](int64_t task, int64_t i) {
-        return state_at(split_scratch_.get() + state_floats((task * most + i) * group_, head_dim_), group_);
+        return state_at(split_scratch_ + state_floats((task * most + i) * group_, head_dim_), group_);
     };
     parallel_for(parallel, tasks * most, blocks_per_piece, [&](int64_t begin, int64_t end, int32_t which) {
-        Worker *worker = &workers_[size_t(which)];
+        Worker *worker = &workers_[which];
         for (int64_t piece = begin; piece < end; ++piece) {
             const int64_t i = piece % most;
             const Task task = task_at(batch, out, piece / most, 1);
@@ -207,7 +208,7 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
         }
     });
     parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t which) {
-        const AttentionState &state = workers_[size_t(which)].state;
+        const AttentionState &state = workers_[which].state;
         for (int64_t index = begin; index < end; ++index) {
             const Task task = task_at(batch, out, index, 1);
             clear(state, group_, head_dim_);
@@ -220,39 +221,39 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
 }
 
 void SparseAttention::run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense,
-                          const edge_cache &cache, int64_t layer, const float *queries, float *out,
+                          const CacheView &cache, int64_t layer, const float *queries, float *out,
                           int64_t stride, int64_t n, int64_t past, const uint64_t *tree) {
-    queries_.clear();
+    query_count_ = 0;
     for (int64_t token = 0; token < n; ++token) {
         const int64_t rows = rows_of(token, past, tree);
-        if (is_sparse(rows)) queries_.push_back({token, rows});
+        if (is_sparse(rows)) queries_[query_count_++] = {token, rows};
     }
-    const int64_t sparse = int64_t(queries_.size());
+    const int64_t sparse = query_count_;
     if (sparse < n) {
         // In a tree, dense and sparse tokens are mixed; the latter are then computed again.
         dense.run(parallel, kernels, cache, layer, queries, out, stride, tree ? n : n - sparse, past, tree);
     }
     if (sparse == 0) return;
     cache.summaries->update(parallel, kernels, cache, layer, tree ? past : past + n);
-    const SparseBatch batch{cache, layer, past, queries, stride, tree, queries_.data(), sparse};
+    const SparseBatch batch{cache, layer, past, queries, stride, tree, queries_, sparse};
     selection_.run(parallel, kernels, batch);
 
-    for (Worker &worker : workers_) worker.prepared = -1;
+    for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
     if (sparse <= split_tokens && sparse * kv_heads_ < tasks_per_worker * parallel.workers) {
         return run_split(parallel, kernels, batch, out);
     }
     const int64_t tasks = kv_heads_ * ((sparse + tokens_per_tile_ - 1) / tokens_per_tile_);
     parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
         for (int64_t index = begin; index < end; ++index) {
-            walk(kernels, batch, task_at(batch, out, index, tokens_per_tile_), &workers_[size_t(worker)]);
+            walk(kernels, batch, task_at(batch, out, index, tokens_per_tile_), &workers_[worker]);
         }
     });
 }
 
-void SparseAttention::finish_batch(const edge_cache &cache, int64_t n, int64_t past,
+void SparseAttention::finish_batch(const CacheView &cache, int64_t n, int64_t past,
                                    const uint64_t *tree) const {
     // A batch without sparse queries has not looked at the summaries.
-    if (!queries_.empty()) cache.summaries->rows = std::max(cache.summaries->rows, tree ? past : past + n);
+    if (query_count_ > 0) cache.summaries->rows = std::max(cache.summaries->rows, tree ? past : past + n);
 }
 
 SparseWork SparseAttention::work(int64_t n, int64_t past, const uint64_t *tree) const {
@@ -273,9 +274,9 @@ SparseWork SparseAttention::work(int64_t n, int64_t past, const uint64_t *tree) 
 
 void SparseAttention::copy_selections(int64_t n, int64_t width, int32_t *selected) const {
     std::fill_n(selected, n * kv_heads_ * width, -1);
-    for (size_t i = 0; i < queries_.size(); ++i) {
+    for (int64_t i = 0; i < query_count_; ++i) {
         for (int64_t head = 0; head < kv_heads_; ++head) {
-            std::copy_n(selection_.blocks(int64_t(i), head), selection_.count(int64_t(i), head),
+            std::copy_n(selection_.blocks(i, head), selection_.count(i, head),
                         selected + (queries_[i].token * kv_heads_ + head) * width);
         }
     }

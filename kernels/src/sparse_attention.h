@@ -6,10 +6,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <vector>
 
-#include "aligned.h"
 #include "attention.h"
 #include "cache.h"
 #include "kernels.h"
@@ -24,20 +21,20 @@ struct SparseWork {
     int64_t positions, pairs;
 };
 
+// Works in memory of the caller, like Attention.
 class SparseAttention {
    public:
     SparseAttention(const CacheShape &shape, const edge_sparse &sparse, int64_t heads, int64_t max_tokens,
                     int32_t workers);
-    ~SparseAttention();
 
     // Like Attention::run, which it calls for queries that are dense. The cache has summaries; it keeps them up to
     // date for the rows before a tree, or for all rows. `finish_batch` follows the last layer.
-    void run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense, const edge_cache &cache,
+    void run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense, const CacheView &cache,
              int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
              const uint64_t *tree);
 
     // After the last layer of a batch of n tokens: its summaries are those of all layers now.
-    void finish_batch(const edge_cache &cache, int64_t n, int64_t past, const uint64_t *tree) const;
+    void finish_batch(const CacheView &cache, int64_t n, int64_t past, const uint64_t *tree) const;
 
     // The selections of the last `run`, [n][kv_heads][width]: ids of blocks, ascending, then -1; a dense query has
     // none. width: topk + window_size / block_size.
@@ -45,11 +42,17 @@ class SparseAttention {
 
     SparseWork work(int64_t n, int64_t past, const uint64_t *tree) const;
 
-    uint64_t bytes() const;
+    uint64_t bytes() const { return bytes_ + selection_.bytes(); }
+    void place(uint8_t *memory) {
+        lay_out(memory);
+        selection_.place(memory + bytes_);
+    }
 
    private:
     struct Worker;
     struct Task;
+
+    uint64_t lay_out(uint8_t *memory);
 
     Task task_at(const SparseBatch &batch, float *out, int64_t index, int64_t tile_tokens) const;
     void prepare(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
@@ -65,14 +68,14 @@ class SparseAttention {
     bool is_sparse(int64_t rows) const { return rows > sparse_.dense_len; }
 
     const edge_sparse sparse_;
-    const int64_t heads_, kv_heads_, head_dim_, group_, tokens_per_tile_;
+    const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, worker_count_, tokens_per_tile_;
     BlockSelection selection_;
-    std::vector<SparseQuery> queries_;  // of the last run
-    std::vector<Worker> workers_;
-    uint64_t worker_bytes_;
-    AlignedMemory memory_;
-    const int64_t split_floats_;
-    std::unique_ptr<float[]> split_scratch_;
+    const int64_t split_floats_, path_bytes_;
+    const uint64_t bytes_;  // beside those of the selection
+    SparseQuery *queries_ = nullptr;
+    int64_t query_count_ = 0;  // of the last run
+    Worker *workers_ = nullptr;
+    float *split_scratch_ = nullptr;
 };
 
 }  // namespace edge

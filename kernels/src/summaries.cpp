@@ -1,8 +1,5 @@
 #include "summaries.h"
 
-#include "error.h"
-#include "memory.h"
-
 namespace edge {
 
 SummaryShape::SummaryShape(const CacheShape &cache, const edge_sparse &sparse)
@@ -14,20 +11,7 @@ SummaryShape::SummaryShape(const CacheShape &cache, const edge_sparse &sparse)
       fine{sparse.kernel_size, sparse.kernel_stride},
       coarse{coarsening * sparse.kernel_size, coarsening * sparse.kernel_stride} {}
 
-KeySummaries::~KeySummaries() {
-    if (base_ != nullptr) unmap_memory(base_, uint64_t(shape.pages() * shape.page_bytes()));
-}
-
-edge_status KeySummaries::reserve() {
-    const uint64_t bytes = uint64_t(shape.pages() * shape.page_bytes());
-    base_ = static_cast<uint8_t *>(map_memory(bytes, Commit::when_written));
-    if (base_ != nullptr) return EDGE_OK;
-    return fail(EDGE_NO_MEMORY,
-                "%llu MB of address space for key summaries could not be reserved; lower --context.",
-                (unsigned long long)(bytes >> 20));
-}
-
-void KeySummaries::update(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache,
+void KeySummaries::update(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache,
                           int64_t layer, int64_t to) const {
     constexpr int64_t windows_per_piece = 16;
     for (const SummaryLevel level : summary_levels) {

@@ -43,6 +43,7 @@ struct SummaryShape {
         const int64_t positions = attention_block * coarse.stride;
         return (capacity + positions - 1) / positions;
     }
+    uint64_t bytes() const { return uint64_t(pages() * page_bytes()); }
 };
 
 // Writes the mean of one window to its place in `block`. keys_at(position) is the block of keys that holds it.
@@ -70,33 +71,27 @@ void summarise(const Kernels &kernels, const SummaryShape &shape, edge_kv_type k
     }
 }
 
-// The summaries of one cache: address space for the whole context, memory committed as they are written.
+// The summaries of one cache, in memory that somebody else owns.
 class KeySummaries {
    public:
     KeySummaries(const CacheShape &cache, const edge_sparse &sparse) : shape(cache, sparse) {}
-    ~KeySummaries();
-    KeySummaries(const KeySummaries &) = delete;
-
-    edge_status reserve();
 
     // The block that holds window `window`.
     uint8_t *block(int64_t layer, int64_t head, SummaryLevel level, int64_t window) const {
         const int64_t blocks = level == SummaryLevel::fine ? SummaryShape::coarsening : 1;
         const int64_t index = window / attention_block;
         const int64_t piece = level == SummaryLevel::fine ? index % blocks : SummaryShape::coarsening;
-        return base_ + index / blocks * shape.page_bytes() +
+        return memory + index / blocks * shape.page_bytes() +
                (layer * shape.kv_heads + head) * shape.head_bytes() + piece * shape.block_bytes();
     }
 
     // Computes the windows of a layer that are complete in `to` rows and were not in `rows`.
-    void update(const edge_parallel &parallel, const Kernels &kernels, const edge_cache &cache, int64_t layer,
+    void update(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache, int64_t layer,
                 int64_t to) const;
 
     const SummaryShape shape;
-    int64_t rows = 0;  // whose complete windows are up to date, in every layer
-
-   private:
-    uint8_t *base_ = nullptr;
+    uint8_t *memory = nullptr;  // shape.bytes()
+    int64_t rows = 0;           // whose complete windows are up to date, in every layer
 };
 
 }  // namespace edge

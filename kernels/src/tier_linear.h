@@ -3,12 +3,14 @@
 // Activation blocks that wait for the scales at their group's end: reading those early would break up the stream.
 constexpr int most_waiting = 32;
 
+inline const uint16_t *tail_at(const uint8_t *at) { return reinterpret_cast<const uint16_t *>(at); }
+
 template <int M>
-inline void add_blocks(const Matrix &m, const uint16_t *tail, Floats (*blocks)[M], const float *sums,
+inline void add_blocks(const Matrix &m, const uint16_t *tail, const Floats *blocks, const float *sums,
                        int count, Floats *total) {
     const Floats scale = load_half(tail);
-    for (int b = 0; b < count; ++b, sums += M) {
-        for (int t = 0; t < M; ++t) total[t] = fma(blocks[b][t], scale, total[t]);
+    for (int b = 0; b < count; ++b, blocks += M, sums += M) {
+        for (int t = 0; t < M; ++t) total[t] = fma(blocks[t], scale, total[t]);
         if (m.minimum) {
             const Floats minimum = load_half(tail + tile_rows);
             for (int t = 0; t < M; ++t) total[t] = fma(minimum, set(sums[t]), total[t]);
@@ -16,71 +18,106 @@ inline void add_blocks(const Matrix &m, const uint16_t *tail, Floats (*blocks)[M
     }
 }
 
-// Integer dot products with a batch of M quantized tokens, over weights as they come from memory.
-template <int bits, int M>
-void linear_int8(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
+// Integer dot products of T tiles, each a stream of its own, with a batch of M quantized tokens, over weights as they
+// come from memory.
+template <int bits, int M, int T>
+void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, const Activations &a,
+                 int64_t token, float *out) {
     constexpr int field_count = 8 / bits, block_columns = 4 * field_count;
     // A field that stays where it is in its byte saves a shift, but its sums need a chain of their own.
     constexpr bool in_place = fields_in_place && bits < 8 && M <= 2;
     // Independent sums hide the latency of the dot products.
-    constexpr int chains = in_place ? field_count : M <= 2 ? 2 : 1;
+    constexpr int chains = in_place ? field_count : M * T <= 2 ? 2 : 1;
     const int8_t *codes = a.codes + token * a.stride;
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
     const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
-    Floats total[M], pending[most_waiting][M];
+    const int64_t tail_bytes = m.group_bytes - m.group * 2 * bits;
+    const uint8_t *at[T];
+    Floats total[T][M], pending[T][most_waiting * M];
     int waiting = 0;
-    for (int t = 0; t < M; ++t) total[t] = zero();
+    for (int i = 0; i < T; ++i) {
+        at[i] = first_tile + i * distance * m.tile_bytes;
+        for (int t = 0; t < M; ++t) total[i][t] = zero();
+    }
     for (int64_t start = 0; start < m.padded; start += m.group) {
         const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
         for (int64_t first = start; first < stop; first += m.block) {
             const int64_t last = first + m.block < stop ? first + m.block : stop;
-            Ints sum[M][chains];
-            for (int t = 0; t < M; ++t) {
-                sum[t][0] = set_int(corrections[t]);
-                for (int c = 1; c < chains; ++c) sum[t][c] = set_int(0);
+            Ints sum[T][M][chains];
+            for (int i = 0; i < T; ++i) {
+                for (int t = 0; t < M; ++t) {
+                    sum[i][t][0] = set_int(corrections[t]);
+                    for (int c = 1; c < chains; ++c) sum[i][t][c] = set_int(0);
+                }
             }
             for (int64_t column = first; column < last; column += 2 * block_columns) {
 #pragma GCC unroll 2
                 for (int j = 0; j < 2; ++j) {
-                    prefetch(at + prefetch_distance);
-                    const Bytes bytes = load_bytes(at);
-                    at += 64;
+                    Bytes bytes[T];
+#pragma GCC unroll 2
+                    for (int i = 0; i < T; ++i) {
+                        prefetch(at[i] + prefetch_distance);
+                        bytes[i] = load_bytes(at[i]);
+                        at[i] += 64;
+                    }
 #pragma GCC unroll 4
                     for (int f = 0; f < field_count; ++f) {
-                        const Bytes weights =
-                            in_place ? field_in_place<bits>(bytes, f) : fields<bits>(bytes, f);
                         const int chain = (j * field_count + f) % chains;
+                        Bytes weights[T];
+#pragma GCC unroll 2
+                        for (int i = 0; i < T; ++i) {
+                            weights[i] =
+                                in_place ? field_in_place<bits>(bytes[i], f) : fields<bits>(bytes[i], f);
+                        }
 #pragma GCC unroll 8
                         for (int t = 0; t < M; ++t, codes += 4) {
                             const Word x = load_word(codes);
-                            sum[t][chain] = bits == 8 ? dot_biased(sum[t][chain], weights, x)
-                                                      : dot_small(sum[t][chain], weights, x);
+#pragma GCC unroll 2
+                            for (int i = 0; i < T; ++i) {
+                                Ints &to = sum[i][t][chain];
+                                to = bits == 8 ? dot_biased(to, weights[i], x) : dot_small(to, weights[i], x);
+                            }
                         }
                     }
                 }
             }
-            for (int t = 0; t < M; ++t) {
-                Ints whole = sum[t][0];
-                for (int c = 1; c < chains; ++c) {
-                    whole = add(whole, in_place ? shift_right(sum[t][c], c * bits) : sum[t][c]);
+            Floats scaled_sum[T][M];
+            for (int i = 0; i < T; ++i) {
+                for (int t = 0; t < M; ++t) {
+                    Ints whole = sum[i][t][0];
+                    for (int c = 1; c < chains; ++c) {
+                        whole = add(whole, in_place ? shift_right(sum[i][t][c], c * bits) : sum[i][t][c]);
+                    }
+                    scaled_sum[i][t] = scaled(whole, set(scales[t]), set(offsets[t]));
                 }
-                pending[waiting][t] = scaled(whole, set(scales[t]), set(offsets[t]));
             }
-            if (++waiting == most_waiting || last == stop) {
-                // A pointer from `at`, so that the compiler does not read the scales before the codes.
-                const uint16_t *tail = reinterpret_cast<const uint16_t *>(at + (stop - last) * 2 * bits);
-                add_blocks<M>(m, tail, pending, sums - (waiting - 1) * M, waiting, total);
-                waiting = 0;
+            if (m.block == m.group) {
+                for (int i = 0; i < T; ++i)
+                    add_blocks<M>(m, tail_at(at[i]), scaled_sum[i], sums, 1, total[i]);
+            } else {
+                for (int i = 0; i < T; ++i) {
+                    for (int t = 0; t < M; ++t) pending[i][waiting * M + t] = scaled_sum[i][t];
+                }
+                if (++waiting == most_waiting || last == stop) {
+                    for (int i = 0; i < T; ++i) {
+                        // A pointer from `at`, so that the compiler does not read the scales before the codes.
+                        add_blocks<M>(m, tail_at(at[i] + (stop - last) * 2 * bits), pending[i],
+                                      sums - (waiting - 1) * M, waiting, total[i]);
+                    }
+                    waiting = 0;
+                }
             }
             scales += M;
             offsets += M;
             sums += M;
             corrections += M;
         }
-        at += m.group_bytes - (stop - start) * 2 * bits;
+        for (int i = 0; i < T; ++i) at[i] += tail_bytes;
     }
-    for (int t = 0; t < M; ++t) store(out + t * linear_lanes, total[t]);
+    for (int i = 0; i < T; ++i) {
+        for (int t = 0; t < M; ++t) store(out + (i * M + t) * linear_lanes, total[i][t]);
+    }
 }
 
 // Float products with the dequantized weights, M tokens at once.
@@ -155,13 +192,15 @@ void linear_half(const Matrix &m, const uint8_t *at, const Activations &a, int64
 }
 
 using LinearFunction = void (*)(const Matrix &, const uint8_t *, const Activations &, int64_t, float *);
+using StreamFunction = void (*)(const Matrix &, const uint8_t *, int64_t, const Activations &, int64_t,
+                                float *);
 
-template <int bits>
-LinearFunction pick_int8(int count) {
-    static const LinearFunction table[] = {
-        linear_int8<bits, 1>, linear_int8<bits, 2>, linear_int8<bits, 3>, linear_int8<bits, 4>,
+template <int bits, int T>
+StreamFunction pick_int8(int count) {
+    static const StreamFunction table[] = {
+        linear_int8<bits, 1, T>, linear_int8<bits, 2, T>, linear_int8<bits, 3, T>, linear_int8<bits, 4, T>,
 #if EDGE_MAX_TOKENS > 4
-        linear_int8<bits, 5>, linear_int8<bits, 6>, linear_int8<bits, 7>, linear_int8<bits, 8>,
+        linear_int8<bits, 5, T>, linear_int8<bits, 6, T>, linear_int8<bits, 7, T>, linear_int8<bits, 8, T>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == max_tokens, "one function for every batch size");
@@ -183,26 +222,31 @@ LinearFunction pick_half(int count) {
 }
 
 template <int bits>
-void linear_quantized(const Matrix &m, int64_t tile, int tiles, const Activations &a, int64_t token,
-                      int count, float *out) {
+void linear_quantized(const Matrix &m, int64_t tile, int tiles, int64_t distance, const Activations &a,
+                      int64_t token, int count, float *out) {
     if (count > a.batch) {
         for (int i = 0; i < tiles; i += block_tiles) {
             const int now = tiles - i < block_tiles ? tiles - i : block_tiles;
-            linear_block<bits>(m, tile + i, now, a, token, count, out + i * count * linear_lanes);
+            linear_block<bits>(m, tile + i * distance, now, distance, a, token, count,
+                               out + i * count * linear_lanes);
         }
-        return;
+    } else if (tiles == 2 && count <= streamed_tokens) {
+        pick_int8<bits, 2>(count)(m, m.tile(tile), distance, a, token, out);
+    } else {
+        const StreamFunction run = pick_int8<bits, 1>(count);
+        for (int i = 0; i < tiles; ++i) {
+            run(m, m.tile(tile + i * distance), 0, a, token, out + i * count * linear_lanes);
+        }
     }
-    const LinearFunction run = pick_int8<bits>(count);
-    for (int i = 0; i < tiles; ++i) run(m, m.tile(tile + i), a, token, out + i * count * linear_lanes);
 }
 
-void linear(const Matrix &m, int64_t tile, int tiles, const Activations &a, int64_t token, int count,
-            float *out) {
+void linear(const Matrix &m, int64_t tile, int tiles, int64_t distance, const Activations &a, int64_t token,
+            int count, float *out) {
     if (m.kind != EDGE_F16 && a.codes != nullptr) {
         const auto run = m.kind == EDGE_INT4   ? linear_quantized<4>
                          : m.kind == EDGE_INT8 ? linear_quantized<8>
                                                : linear_quantized<2>;
-        run(m, tile, tiles, a, token, count, out);
+        run(m, tile, tiles, distance, a, token, count, out);
         return;
     }
     for (int i = 0; i < tiles; ++i) {
@@ -212,7 +256,7 @@ void linear(const Matrix &m, int64_t tile, int tiles, const Activations &a, int6
                                        : m.kind == EDGE_INT4 ? pick_exact<4>(now)
                                        : m.kind == EDGE_INT8 ? pick_exact<8>(now)
                                                              : pick_exact<2>(now);
-            run(m, m.tile(tile + i), a, token + done, out + (i * count + done) * linear_lanes);
+            run(m, m.tile(tile + i * distance), a, token + done, out + (i * count + done) * linear_lanes);
         }
     }
 }

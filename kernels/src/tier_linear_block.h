@@ -147,10 +147,10 @@ MultiplyFunction pick_multiply(int count) {
     return table[count - 1];
 }
 
-// out[tiles][count][16] for `count` tokens in several batches; at most block_tiles tiles.
+// out[tiles][count][16] for `count` tokens in several batches; at most block_tiles tiles, `distance` apart.
 template <int bits>
-void linear_block(const Matrix &m, int64_t tile, int tiles, const Activations &a, int64_t token, int count,
-                  float *out) {
+void linear_block(const Matrix &m, int64_t tile, int tiles, int64_t distance, const Activations &a,
+                  int64_t token, int count, float *out) {
     constexpr bool biased = bits == 8 && biased_offset != 0;
     Unpacked unpacked[block_tiles];
     const int64_t step = unpack_columns / m.block * m.block;
@@ -158,7 +158,8 @@ void linear_block(const Matrix &m, int64_t tile, int tiles, const Activations &a
     for (int64_t i = 0; i < tiles * out_stride; i += linear_lanes) store(out + i, zero());
     for (int64_t first = 0; first < m.padded; first += step) {
         const int64_t last = first + step < m.padded ? first + step : m.padded;
-        for (int i = 0; i < tiles; ++i) unpack<bits>(m, m.tile(tile + i), first, last, &unpacked[i]);
+        for (int i = 0; i < tiles; ++i)
+            unpack<bits>(m, m.tile(tile + i * distance), first, last, &unpacked[i]);
         const int64_t lines = (last - first) * tiles * m.tile_bytes / m.padded / 64,
                       share = lines * a.batch / count;
         const uint8_t *next = m.tile(tile + tiles) + first * tiles * m.tile_bytes / m.padded;

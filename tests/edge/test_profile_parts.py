@@ -180,7 +180,7 @@ def test_tests_are_every_length_at_every_depth():
     ("changes", "sentence"),
     [
         ({"executor": ("cuda",)}, "no executor 'cuda' in this version; there is: native"),
-        ({"attention": ("sparse",)}, "no attention 'sparse'"),
+        ({"attention": ("sliding",)}, "no attention 'sliding'"),
         ({"fill": "guess"}, "no fill 'guess'"),
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),

@@ -33,7 +33,7 @@ def tiny_bundle(tiny_config, array_checkpoint, tmp_path) -> Path:
 
 @pytest.fixture
 def setup(tiny_bundle) -> Setup:
-    return Setup(str(tiny_bundle), "native", 64, 1, "float16", "int8", "prefill")
+    return Setup(str(tiny_bundle), "native", 64, 1, "float16", "int8", "prefill", "dense")
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_same_document_as_python(run_bench, bundle, scheme):
         for name in ("weight_bytes_per_token", "kv_bytes_per_token", "operations_per_token"):
             assert getattr(row, name) == pytest.approx(getattr(python, name), rel=1e-8), name
         assert (row.memory.weights, row.memory.kv_cache) == (python.memory.weights, python.memory.kv_cache)
-        assert row.tier == "neon-dotprod" and len(row.samples) == 1
+        assert row.tier == "neon-i8mm" and len(row.samples) == 1
         assert len(row.latency_percentiles) == (101 if row.test == "decode" else 0)
         assert row.tokens_per_second.median == pytest.approx(np.median(row.samples))
         assert (row.ttft_seconds is None) == (row.test == "decode")

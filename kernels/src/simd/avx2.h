@@ -1,7 +1,7 @@
 // Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
 constexpr int peak_chains = 6;
-constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
+constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 0;
 #if defined(EDGE_AVX_VNNI)

@@ -1,7 +1,7 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
 constexpr int peak_chains = 12;
-constexpr int max_tokens = 8, block_tokens = 6, block_tiles = 2;
+constexpr int max_tokens = 8, streamed_tokens = 8, block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int digit_rows = 8, digit_offset = 0;
 constexpr int biased_offset = 0;

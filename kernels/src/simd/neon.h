@@ -1,7 +1,7 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
 constexpr int peak_chains = 6;
-constexpr int max_tokens = 4, block_tokens = 4, block_tiles = 1;
+constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 128;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
