@@ -70,7 +70,7 @@ class TorchExecutor:
     """
 
     def __init__(self, decoder: Decoder, max_batch: int = 256, sparse: SparseConfig | None = None) -> None:
-        """max_batch: most tokens of one forward call. sparse: what `use_attention_mode` made of the decoder."""
+        """max_batch: most tokens of one forward call. sparse: what `use_attention_mode` returned."""
         self.sparse = sparse
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
