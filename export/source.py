@@ -29,10 +29,14 @@ _BLOCK_WEIGHTS = 1 << 22
 
 
 class Source:
-    """A bundle as targets see it. Tensor names and row order are those of `edge.tensors`."""
+    """A bundle as targets see it. Tensor names and row order are those of `edge.tensors`.
 
-    def __init__(self, bundle: Bundle) -> None:
+    report: what a quantizer wrote about the error of every layer, as JSON.
+    """
+
+    def __init__(self, bundle: Bundle, report: bytes | None = None) -> None:
         self.bundle = bundle
+        self.report = report
 
     @property
     def config(self) -> ModelConfig:
@@ -124,20 +128,20 @@ def open_source(
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     exact = options.quantize == "ternary" and not model.startswith(RANDOM)
     if options.calibrated or exact:
-        return Source(_quantized(model, options, progress, hub))
+        return _quantized(model, options, progress, hub)
     quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
     head = None if quantize in (None, "none") else options.head or DEFAULT_HEAD
     bundle = open_model(model, quantize=quantize, group=group, head=head, progress=progress, **hub)
     return Source(bundle)
 
 
-def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Bundle:
-    """The bundle that `export.quantize` makes, from the cache if it is there."""
+def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:
+    """What `export.quantize` makes, from the cache if it is there."""
     from edge.cache import cached_bundle
     from edge.resolve import open_checkpoint
 
     try:
-        from export.quantize import QuantizeOptions, quantize_checkpoint
+        from export.quantize import QuantizeOptions, quantize_checkpoint, report_path
     except ImportError as error:
         raise ExportError(
             f"Calibrated and ternary quantization need PyTorch ({error}); install it with "
@@ -157,7 +161,9 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
     def build(out: Path) -> None:
         quantize_checkpoint(checkpoint, out, wanted, progress)
 
-    return cached_bundle(replace(key, facts=facts), build)
+    bundle = cached_bundle(replace(key, facts=facts), build)
+    report = report_path(bundle.path)
+    return Source(bundle, report.read_bytes() if report.is_file() else None)
 
 
 def _text_sha256(path: Path) -> str:

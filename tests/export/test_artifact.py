@@ -66,6 +66,14 @@ def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
         assert model.complete("the", max_new_tokens=4, temperature=0).text is not None
 
 
+def test_the_report_of_a_quantizer_comes_along(tmp_path: Path):
+    source = make_source(tmp_path, llama_config(num_hidden_layers=1))
+    source.report = b'{"layers": []}'
+    artifact = export_model(source, BUNDLE, tmp_path / "out")
+    assert "quantization.json" in artifact.manifest.files
+    assert (artifact.path / "quantization.json").read_bytes() == source.report
+
+
 def test_the_same_source_gives_the_same_bytes(tmp_path: Path):
     source = make_source(tmp_path, minicpm_config(num_hidden_layers=1))
     texts = [
