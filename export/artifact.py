@@ -23,6 +23,8 @@ from export.plan import Plan
 from export.source import Source
 from export.targets import Progress, Written, get_target
 
+QUANTIZATION = "quantization.json"
+"""The report of a calibrated or ternary quantization, where there was one."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -128,6 +130,8 @@ def _small_files(source: Source) -> dict[str, bytes]:
         files[CHAT_TEMPLATE] = source.chat_template.encode()
     if source.generation_config:
         files[GENERATION_CONFIG] = json.dumps(source.generation_config, indent=1).encode()
+    if source.report is not None:
+        files[QUANTIZATION] = source.report
     return files
 
 

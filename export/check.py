@@ -119,7 +119,7 @@ def make_reference(source: Source, context: int) -> Reference:
     Raises ExportError when the context is too short for it.
     """
     tokenizer = load_tokenizer(source.tokenizer_files, source.config)
-    tokens = tokenizer.encode(PROMPT)[: min(_MOST_TOKENS, context - POSITIONS)]
+    tokens = tokenizer.encode(PROMPT)[: max(0, min(_MOST_TOKENS, context - POSITIONS))]
     if not tokens:
         raise ExportError(
             f"A context of {context} tokens is too short for the check of the artifact; use {2 * POSITIONS} "

@@ -11,6 +11,7 @@ from edge.errors import ExportError
 
 TargetName = Literal["bundle", "executorch", "onnx", "coreml", "gguf"]
 Method = Literal["rtn", "gptq", "p-gptq"]
+Head = Literal["int4", "int8", "f16"]
 GGUFType = Literal["f16", "q8_0", "q4_1", "q4_0", "tq2_0", "tq1_0"]
 
 QUANTIZATIONS: dict[str, tuple[str | None, int | None]] = {
@@ -21,13 +22,15 @@ QUANTIZATIONS: dict[str, tuple[str | None, int | None]] = {
     "none": ("none", None),
 }
 """Names of `--quantize` -> the converter's name and group (None: its own default)."""
+DEFAULT_HEAD: Head = "int8"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
     """quantize: a name of QUANTIZATIONS; None keeps the source's own types (int4 in groups of 32 for floats).
 
-    method, smooth, calibration: the calibrated quantizers, int4 only; calibration is a text file.
+    method, smooth, calibration: the calibrated quantizers (`export.quantize`); calibration is a text file.
+    head: scheme of embedding and head where quantize is given, by default int8 in groups of 32.
     context: tokens that the artifact is made for, by default the trained ones. attention: as `--attention`
     everywhere. portable: only operators of the unmodified runtime. gguf_type: type of all matrices in a GGUF
     file; None takes the one that is exact for each. Raises ExportError for a contradiction.
@@ -36,6 +39,7 @@ class ExportOptions:
     target: TargetName
     quantize: str | None = None
     method: Method = "rtn"
+    head: Head | None = None
     smooth: bool = False
     calibration: Path | None = None
     context: int | None = None
@@ -48,6 +52,7 @@ class ExportOptions:
             ("target", self.target, get_args(TargetName)),
             ("quantization", self.quantize, ("", *QUANTIZATIONS)),
             ("method", self.method, get_args(Method)),
+            ("head", self.head, ("", *get_args(Head))),
             ("attention", self.attention, get_args(AttentionMode)),
             ("GGUF type", self.gguf_type, ("", *get_args(GGUFType))),
         )
@@ -56,15 +61,14 @@ class ExportOptions:
                 raise ExportError(
                     f"Unknown {what} '{value}'; choose one of {', '.join(filter(None, names))}."
                 )
-        if self.calibrated and self.quantize not in ("int4", "int4-g32"):
+        if self.calibrated and self.quantize not in ("int4", "int4-g32", "int8"):
             raise ExportError(
-                "The methods gptq and p-gptq and smoothing are made for int4; give `--quantize int4` or "
-                "`int4-g32`, or leave `--method` and `--smooth` out."
+                "The methods gptq and p-gptq and smoothing choose how to round; give `--quantize int4`, "
+                "int4-g32 or int8 with them, or leave `--method` and `--smooth` out."
             )
-        if self.calibrated and self.calibration is None:
+        if self.head is not None and self.quantize in (None, "none"):
             raise ExportError(
-                "The methods gptq and p-gptq and smoothing need a text to calibrate with; "
-                "give one with `--calibration FILE`."
+                "`--head` belongs to `--quantize`; without it embedding and head keep their own types."
             )
         if self.calibration is not None and not self.calibrated:
             raise ExportError(

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edge.attention import AttentionMode
 from edge.bundle.reader import Bundle
-from edge.config import ModelConfig
+from edge.config import ModelConfig, SparseConfig
 from edge.errors import NativeError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
@@ -29,17 +30,23 @@ from edge.executors.checks import (
     check_tree,
 )
 from edge.memory import available_memory, check_memory, memory_plan
+from model.attention_mode import use_attention_mode
 from model.decoder import Decoder
 from model.kv_cache import GrowingCache
 from model.loading import reference_from_bundle
 
 
-def open_torch(bundle: Bundle, context: int) -> TorchExecutor:
-    """An executor over a bundle's weights in float32; ContextError if the memory does not suffice."""
+def open_torch(bundle: Bundle, context: int, attention: AttentionMode = "auto") -> TorchExecutor:
+    """An executor over a bundle's weights in float32; ContextError if the memory does not suffice.
+
+    attention: see `edge.attention`; ConfigError where sparse was asked for and can't run.
+    """
     plan = memory_plan(bundle, context, "float32")
     weights = 4 * sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
     check_memory(replace(plan, weights=weights), available_memory())
-    return TorchExecutor(reference_from_bundle(bundle, context))
+    decoder = reference_from_bundle(bundle, context)
+    sparse = use_attention_mode(decoder, attention)
+    return TorchExecutor(decoder, sparse=sparse)
 
 
 class TorchCache:
@@ -57,10 +64,14 @@ class TorchCache:
 
 
 class TorchExecutor:
-    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time."""
+    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time.
 
-    def __init__(self, decoder: Decoder, max_batch: int = 256) -> None:
-        """max_batch: most tokens of one forward call."""
+    sparse: the constants of sparse attention, None if every query is dense.
+    """
+
+    def __init__(self, decoder: Decoder, max_batch: int = 256, sparse: SparseConfig | None = None) -> None:
+        """max_batch: most tokens of one forward call. sparse: what `use_attention_mode` returned."""
+        self.sparse = sparse
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
@@ -83,8 +94,14 @@ class TorchExecutor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Trees, hidden states, and caches of float32."""
-        return Capabilities(trees=True, max_tree=MAX_TREE, hidden_states=True, kv_types=("float32",))
+        """Trees, hidden states, sparse attention, and caches of float32."""
+        return Capabilities(
+            trees=True,
+            max_tree=MAX_TREE,
+            hidden_states=True,
+            sparse_attention=True,
+            kv_types=("float32",),
+        )
 
     def new_cache(self) -> TorchCache:
         """An empty cache."""

@@ -29,35 +29,12 @@ from export.artifact import export_model
 from export.options import ExportOptions
 from export.source import Source
 
-CONTEXT, PROMPT, TOKENS, REPEATS = 1024, 64, 32, 7
-
-
-class NamedTokens(Source):
-    """Random weights have no tokenizer: one of letters stands in, since a folder must have one."""
-
-    @property
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """A byte-level tokenizer.json."""
-        found = super().tokenizer_files
-        if found:
-            return found
-        letters = [chr(code) for code in range(33, 127)] + ["\u0120"]
-        words = [*letters, *(f"word{token}" for token in range(len(letters), self.config.vocab_size))]
-        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        model = {"type": "BPE", "vocab": {word: token for token, word in enumerate(words)}, "merges": []}
-        document = {
-            "version": "1.0",
-            "added_tokens": [],
-            "pre_tokenizer": level,
-            "decoder": level,
-            "model": model,
-        }
-        return {"tokenizer.json": json.dumps(document).encode()}
+CONTEXT, PROMPT, TOKENS, REPEATS = 1024, 64, 16, 25
 
 
 def export(model: str, out: str, portable: bool) -> None:
     """Write one folder and print what that took; runs in a process of its own."""
-    source = NamedTokens(open_model(model))
+    source = Source(open_model(model))
     started = time.perf_counter()
     export_model(source, ExportOptions("onnx", portable=portable, context=CONTEXT), out)
     facts = {

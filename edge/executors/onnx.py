@@ -9,13 +9,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
@@ -28,6 +28,7 @@ from edge.executors.checks import (
 )
 from edge.executors.onnx_flavours import FLAVOURS, Array, CacheArrays
 from edge.executors.weights import open_weights
+from edge.memory import available_memory, check_memory, memory_plan
 from edge.native import library as native
 from edge.native.adapters import onnxruntime_library
 
@@ -66,12 +67,17 @@ class OnnxExecutor:
     """
 
     def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
-        """context: longest sequence in tokens, at most the artifact's."""
+        """context: longest sequence in tokens, at most the artifact's.
+
+        Raises ContextError if the memory does not suffice, and EdgeError as the registry says.
+        """
         runtime = _onnxruntime()
         artifact.manifest.runtime.check(runtime.__version__)
         self._config, self._context = artifact.config, context
         self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context)
         self.sparse = self._flavour.sparse
+        kv_type = cast(KVType, self.capabilities.kv_types[0])
+        check_memory(memory_plan(artifact, context, kv_type, sparse=self.sparse), available_memory())
         self.threads = threads or native.default_threads()
         self._lock = threading.Lock()
         options = runtime.SessionOptions()

@@ -110,21 +110,20 @@ class MappedWeights:
         return True
 
 
-class CopiedWeights:
-    """A private copy of the weights file in huge pages (in ordinary ones where the system has no others)."""
+class HugePageFile:
+    """A private copy of a file's first bytes in huge pages (in ordinary ones where the system has no others).
 
-    mapped = False
+    start: address of the first byte, aligned to 64.
+    """
 
-    def __init__(self, bundle: PackedFile) -> None:
-        path = bundle.weights_file
-        self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
-        self.bytes = size = _size(bundle)
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises BundleError if the file is shorter or can't be read."""
         lib, region = native.library(), ctypes.c_void_p()
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
         self._finalizer = weakref.finalize(self, lib.edge_region_destroy, region, size)
         self._finalizer.atexit = False  # another thread may still be reading them
-        self._base = region.value or 0
-        memory = memoryview((ctypes.c_char * size).from_address(self._base)).cast("B")
+        self.start, self.bytes = region.value or 0, size
+        memory = memoryview((ctypes.c_char * size).from_address(self.start)).cast("B")
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -144,14 +143,25 @@ class CopiedWeights:
         finally:
             os.close(descriptor)
 
+
+class CopiedWeights:
+    """A private copy of the weights file in huge pages."""
+
+    mapped = False
+
+    def __init__(self, bundle: PackedFile) -> None:
+        self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
+        self.bytes = _size(bundle)
+        self._copy = HugePageFile(bundle.weights_file, self.bytes)
+
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
-        return self._base + self._offsets[name]
+        return self._copy.start + self._offsets[name]
 
     @property
     def huge_bytes(self) -> int | None:
         """The system may have had too few huge pages for all of it."""
-        return huge_page_bytes(self._base, self.bytes)
+        return huge_page_bytes(self._copy.start, self.bytes)
 
 
 def _size(bundle: PackedFile) -> int:

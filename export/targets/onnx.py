@@ -14,6 +14,7 @@ from edge.bundle.manifest import WEIGHTS
 from edge.config import KVType, SparseConfig
 from edge.executors.native import choose_attention
 from edge.executors.onnx import OnnxExecutor, runtime_version
+from edge.tensors import EMBEDDING
 from export.check import CheckResult, Reference, compare_logits, run_executor
 from export.options import ExportOptions
 from export.plan import Plan
@@ -24,7 +25,8 @@ from export.targets.onnx_genai import GENAI_CONFIG, genai_config
 from export.targets.onnx_graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from export.targets.onnx_portable import PortableDecoder
 
-RUNTIME = RuntimeRange("onnxruntime", "1.30")
+RUNTIME = "onnxruntime"
+_OLDEST, _TERNARY_EMBEDDING = "1.23", "1.30"  # 1.26 does not know GatherBlockQuantized of 2 bits
 _FORMULA = {
     "portable": "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has "
     "them), or 2 bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x "
@@ -62,7 +64,7 @@ class OnnxTarget:
                 "KV cache": context * source.config.kv_bytes_per_token(_KV_TYPE[flavour]),
             },
             operators=graph.operators,
-            runtime=RUNTIME,
+            runtime=_runtime(source, options),
             flavour=flavour,
             attention="dense" if sparse is None else "sparse",
         )
@@ -88,7 +90,7 @@ class OnnxTarget:
         return compare_logits(
             reference,
             run_executor(executor, reference),
-            runtime=RUNTIME.name,
+            runtime=RUNTIME,
             version=runtime_version(),
             limit=_LIMIT,
         )
@@ -113,6 +115,11 @@ def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
     if options.portable:
         return source.sparse(options, obstacle="ONNX Runtime's own operators have no block-sparse attention")
     return choose_attention(source.config, options.attention, source.context(options))
+
+
+def _runtime(source: Source, options: ExportOptions) -> RuntimeRange:
+    ternary = options.portable and source.tensors[EMBEDDING].scheme.kind == "ternary"
+    return RuntimeRange(RUNTIME, _TERNARY_EMBEDDING if ternary else _OLDEST)
 
 
 def _metadata(source: Source, context: int) -> dict[str, str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -171,6 +174,20 @@ def test_the_artifact(make_bundle, minicpm, export_bundle):
     with load(artifact.path, executor="onnx") as model:
         assert model.attention.startswith("sparse beyond 64 tokens")
         assert model.complete("abc", max_new_tokens=5, temperature=0).text
+
+
+def test_running_needs_neither_torch_nor_onnx(make_bundle, minicpm, export_bundle):
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
+    folder = str(export_bundle(bundle, "onnx", context=64).path)
+    program = (
+        "import sys, edge\n"
+        f"with edge.load({folder!r}, executor='onnx') as model:\n"
+        "    model.complete('abc', max_new_tokens=3)\n"
+        "print({'onnxruntime', 'onnx', 'torch', 'export', 'model'} & set(sys.modules))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "{'onnxruntime'}"
 
 
 def test_the_default_model_says_the_same(smollm2_gguf, export_bundle):

@@ -12,7 +12,7 @@ import pytest
 from edge.artifact import Artifact
 from edge.bundle.manifest import FileEntry
 from edge.config import RopeConfig, SparseConfig
-from edge.errors import ArtifactError, ConfigError, EdgeError, NativeError
+from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError, NativeError
 from edge.executors.registry import open_artifact_executor
 from edge.runtime import load
 from edge.scheme import QuantScheme
@@ -136,7 +136,7 @@ def test_the_artifact_says_what_it_is(tiny: Artifact):
     assert (manifest.flavour, manifest.attention, manifest.context) == ("portable", "dense", CONTEXT)
     assert {name.partition("::")[0] for name in manifest.operators} == {"ai.onnx", "com.microsoft"}
     assert "com.microsoft::MatMulNBits" in manifest.operators
-    assert manifest.runtime.name == "onnxruntime"
+    assert str(manifest.runtime) == "onnxruntime >= 1.23"
     assert tiny.tensors["lm_head.weight"].scheme == QuantScheme("int4", 32)
 
 
@@ -179,6 +179,9 @@ def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkey
     options = ExportOptions("onnx", portable=True, attention="sparse", context=CONTEXT)
     with pytest.raises(ConfigError, match="no block-sparse attention"):
         plan_export(Source(bundle), options)
+    with monkeypatch.context() as little, pytest.raises(ContextError, match="choose a shorter context"):
+        little.setattr("edge.executors.onnx.available_memory", lambda: 1000)
+        opened(tiny)
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "__version__", "1.0.0")
