@@ -45,8 +45,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Where the weights came from, in words."""
-        return self.bundle.manifest.source
+        """Where the weights came from, in words; of a path only its last part, which is nobody's secret."""
+        source = self.bundle.manifest.source
+        return Path(source).name if Path(source).is_absolute() else source
 
     @property
     def sha256(self) -> str:

@@ -52,6 +52,7 @@ def test_a_folder_has_everything(artifact: Artifact, tmp_path: Path):
     assert {"weights.safetensors", "manifest.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert {"chat_template.jinja", "generation_config.json", REFERENCE} <= names
     assert manifest.target == "bundle" and manifest.context == 256 and manifest.attention == "dense"
+    assert manifest.source == "tiny"
     assert manifest.quantization.name == manifest.quantization.method == "source"
     assert manifest.operators == {"attention.dense": 1, "linear.int4": 1}
     assert manifest.total_bytes == sum((artifact.path / name).stat().st_size for name in manifest.files)

@@ -36,7 +36,7 @@ class ArrayCheckpoint:
     config: ModelConfig
     weights: dict[str, Any]
     tokenizer_files: dict[str, bytes]
-    source: str = "tiny"
+    source: str = "/somewhere/tiny"
     chat_template: str | None = TEMPLATE
     generation_config: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.5, "top_k": 20})
 
