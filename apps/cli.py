@@ -16,6 +16,7 @@ from apps import (
     chat_command,
     doctor_command,
     eval_command,
+    export_command,
     inspect_command,
     profile_command,
 )
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("chat")(chat_command.chat)
 app.command("inspect")(inspect_command.inspect)
 app.command("doctor")(doctor_command.doctor)
+app.command("export")(export_command.export)
 app.command("profile")(profile_command.profile)
 app.command("align")(align_command.align)
 app.add_typer(eval_command.app, name="eval")

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
@@ -76,6 +76,8 @@ class ExecutorName(str, Enum):
     """Names of `--executor`."""
 
     native = "native"
+    onnx = "onnx"
+    executorch = "executorch"
     torch = "torch"
 
 
@@ -310,7 +312,7 @@ def _torch_executor(run: RunOptions) -> Callable[..., Any]:
         ) from error
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    return open_torch
+    return partial(open_torch, attention=run.attention.value)
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,9 @@ class TestOptions:
 
     PANEL: ClassVar = "What to measure (lists by commas)"
 
-    executor: Annotated[str, typer.Option(metavar="LIST", help="What runs the network: native.")] = "native"
+    executor: Annotated[
+        str, typer.Option(metavar="LIST", help="What runs the network: native, onnx, executorch.")
+    ] = "native"
     quantize: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="int4, int8, ternary, f16; by default what the model has."),

@@ -67,7 +67,7 @@ def state_folder() -> Path:
 
 
 @contextmanager
-def convert_progress(label: str) -> Iterator[ConvertProgress]:
+def convert_progress(label: str, action: str = "Converting") -> Iterator[ConvertProgress]:
     """A progress bar on stderr for a conversion: from the first report on, and only in a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -87,7 +87,7 @@ def convert_progress(label: str) -> Iterator[ConvertProgress]:
         nonlocal task
         if task is None:
             bar.start()
-            task = bar.add_task(f"Converting {label}", total=total)
+            task = bar.add_task(f"{action} {label}", total=total)
         bar.update(task, completed=done)
 
     try:

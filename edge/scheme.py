@@ -6,7 +6,7 @@ The byte layout that belongs to a scheme is written down in `edge.packing`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,16 @@ class QuantScheme:
             if name == kind:
                 return cls(kind, default if group is None else group)
         raise BundleError(f"Unknown quantization '{name}'; choose one of {', '.join(_DEFAULT_GROUP)}, f16.")
+
+    @classmethod
+    def parse(cls, text: str) -> QuantScheme:
+        """Inverse of `str`: `int4-g32-min`, `ternary-row`, `f16`."""
+        kind, _, rest = text.partition("-")
+        group, _, minimum = rest.partition("-")
+        scheme = cls(cast(Kind, kind), int(group[1:]) if group[1:].isdigit() else 0, minimum == "min")
+        if str(scheme) != text:
+            raise BundleError(f"Unknown quantization '{text}'.")
+        return scheme
 
     @property
     def is_float(self) -> bool:

@@ -9,31 +9,44 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edge.attention import AttentionMode
 from edge.bundle.reader import Bundle
-from edge.config import ModelConfig
-from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
+from edge.config import ModelConfig, SparseConfig
+from edge.errors import NativeError
 from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.checks import (
+    MAX_TREE,
+    check_kept_rows,
+    check_logits,
+    check_positions,
+    check_taps,
+    check_tokens,
+    check_tree,
+)
 from edge.memory import available_memory, check_memory, memory_plan
+from model.attention_mode import use_attention_mode
 from model.decoder import Decoder
 from model.kv_cache import GrowingCache
 from model.loading import reference_from_bundle
 
-MAX_TREE = 64
 
+def open_torch(bundle: Bundle, context: int, attention: AttentionMode = "auto") -> TorchExecutor:
+    """An executor over a bundle's weights in float32; ContextError if the memory does not suffice.
 
-def open_torch(bundle: Bundle, context: int) -> TorchExecutor:
-    """An executor over a bundle's weights in float32; ContextError if the memory does not suffice."""
+    attention: see `edge.attention`; ConfigError where sparse was asked for and can't run.
+    """
     plan = memory_plan(bundle, context, "float32")
     weights = 4 * sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
     check_memory(replace(plan, weights=weights), available_memory())
-    return TorchExecutor(reference_from_bundle(bundle, context))
+    decoder = reference_from_bundle(bundle, context)
+    sparse = use_attention_mode(decoder, attention)
+    return TorchExecutor(decoder, sparse=sparse)
 
 
 class TorchCache:
@@ -51,10 +64,14 @@ class TorchCache:
 
 
 class TorchExecutor:
-    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time."""
+    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time.
 
-    def __init__(self, decoder: Decoder, max_batch: int = 256) -> None:
-        """max_batch: most tokens of one forward call."""
+    sparse: the constants of sparse attention, None if every query is dense.
+    """
+
+    def __init__(self, decoder: Decoder, max_batch: int = 256, sparse: SparseConfig | None = None) -> None:
+        """max_batch: most tokens of one forward call. sparse: what `use_attention_mode` returned."""
+        self.sparse = sparse
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
@@ -77,8 +94,14 @@ class TorchExecutor:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Trees, hidden states, and caches of float32."""
-        return Capabilities(trees=True, max_tree=MAX_TREE, hidden_states=True, kv_types=("float32",))
+        """Trees, hidden states, sparse attention, and caches of float32."""
+        return Capabilities(
+            trees=True,
+            max_tree=MAX_TREE,
+            hidden_states=True,
+            sparse_attention=True,
+            kv_types=("float32",),
+        )
 
     def new_cache(self) -> TorchCache:
         """An empty cache."""
@@ -99,31 +122,28 @@ class TorchExecutor:
     ) -> ForwardResult:
         """See `edge.executors.base.Executor.forward`."""
         own = self._own(cache)
-        ids = self._token_ids(tokens, own)
-        n = len(ids)
-        places = self._positions(positions, n)
-        mask = None if tree is None else _tree_mask(tree, n)
-        if want_logits not in ("none", "last", "all"):
-            raise EdgeError(f"Unknown choice of logits '{want_logits}'; choose one of none, last, all.")
-        for layer in taps:
-            if not 0 <= layer < self._config.num_hidden_layers:
-                raise EdgeError(f"Tapped layer {layer} does not exist.")
+        checked = check_tokens(
+            tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
+        )
+        n = len(checked)
+        ids = torch.from_numpy(checked)
+        places = None if positions is None else torch.from_numpy(check_positions(positions, n, self._context))
+        mask = None if tree is None else _tree_mask(check_tree(tree, n))
+        rows = check_logits(want_logits, n)
+        check_taps(taps, self._config)
         with self._lock, torch.inference_mode():
             decoder = self._opened()
             before = own.length
             try:
                 trunk = decoder.trunk(ids, places, mask, own.rows)
-                wanted = {"none": trunk.hidden[:0], "last": trunk.hidden[-1:], "all": trunk.hidden}[
-                    want_logits
-                ]
-                logits = decoder.logits(wanted)
+                logits = decoder.logits(trunk.hidden[n - rows :])
                 if not (trunk.hidden.isfinite().all() and logits.isfinite().all()):
                     raise NativeError("The logits are not finite: the weights are damaged.")
             except BaseException:
                 own.rows.truncate(before)
                 raise
         return ForwardResult(
-            None if want_logits == "none" else logits.numpy(),
+            logits.numpy() if rows else None,
             trunk.hidden.numpy() if want_hidden else None,
             tuple(trunk.stream[layer].numpy() for layer in taps),
         )
@@ -131,13 +151,9 @@ class TorchExecutor:
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
         own = self._own(cache)
-        if not 0 <= n <= own.length:
-            raise EdgeError(f"The cache has {own.length} rows, so the first {n} can't be kept.")
-        order = [n - 1, *(int(row) for row in rows)]
-        if any(after <= before for before, after in pairwise(order)) or order[-1] >= own.length:
-            raise EdgeError(f"Rows to keep must ascend from {n}, within the {own.length} of the cache.")
+        kept = check_kept_rows(rows, n, own.length)
         with self._lock:
-            own.rows.keep(n, order[1:])
+            own.rows.keep(n, kept)
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
@@ -158,47 +174,8 @@ class TorchExecutor:
             raise NativeError("This cache belongs to another executor.")
         return cache
 
-    def _token_ids(self, tokens: Sequence[int] | npt.NDArray[np.int32], cache: TorchCache) -> Tensor:
-        try:
-            ids = np.asarray(tokens, np.int64)
-        except OverflowError:
-            raise TokenizerError("A token id is far outside the vocabulary.") from None
-        if ids.ndim != 1 or not 0 < ids.size <= self._max_batch:
-            raise EdgeError(f"A batch has 1 to {self._max_batch} tokens in a row, got shape {ids.shape}.")
-        for token in ids:
-            if not 0 <= token < self._config.vocab_size:
-                raise TokenizerError(
-                    f"Token id {token} is outside the vocabulary of {self._config.vocab_size}."
-                )
-        if cache.length + ids.size > self._context:
-            raise ContextError(
-                f"{ids.size} more tokens after {cache.length} do not fit the context of {self._context} "
-                "tokens."
-            )
-        return torch.from_numpy(ids)
 
-    def _positions(self, positions: npt.NDArray[np.int32] | None, n: int) -> Tensor | None:
-        if positions is None:
-            return None
-        places = np.asarray(positions, np.int64)
-        if places.shape != (n,):
-            raise EdgeError(f"positions must have one entry per token ({n}), got shape {places.shape}.")
-        if places.min() < 0 or places.max() >= self._context:
-            raise ContextError(
-                f"Positions {places.min()} to {places.max()} reach outside the context of {self._context} "
-                "tokens."
-            )
-        return torch.from_numpy(places)
-
-
-def _tree_mask(tree: npt.NDArray[np.uint64], n: int) -> Tensor:
+def _tree_mask(masks: npt.NDArray[np.uint64]) -> Tensor:
     """bool [n, n] from one 64-bit mask per row."""
-    bits = np.asarray(tree, np.uint64)
-    if n > MAX_TREE:
-        raise EdgeError(f"A tree has at most {MAX_TREE} tokens, got {n}.")
-    if bits.shape != (n,):
-        raise EdgeError(f"tree must have one entry per token ({n}), got shape {bits.shape}.")
-    for row, mask in enumerate(int(mask) for mask in bits):
-        if mask >> row != 1:
-            raise EdgeError(f"Tree row {row} must see itself and nothing after it.")
-    return torch.from_numpy((bits[:, None] >> np.arange(n, dtype=np.uint64) & np.uint64(1)).astype(bool))
+    columns = np.arange(len(masks), dtype=np.uint64)
+    return torch.from_numpy((masks[:, None] >> columns & np.uint64(1)).astype(bool))

@@ -1,16 +1,31 @@
-"""Fixtures that every test folder shares: the default model, a cache of our own, and optional shared data."""
+"""Fixtures that every test folder shares: a cache of our own, the default model, tiny networks, bundles."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from edge.bundle.manifest import BundleTensor
+from edge.bundle.reader import Bundle
+from edge.bundle.writer import BundleWriter
 from edge.config import ModelConfig, RopeConfig
+from edge.packing import pack
+from edge.quantize import quantize
+from edge.scheme import QuantScheme
+from edge.tensors import EMBEDDING, HEAD, expected_tensors
+
+Floats = npt.NDArray[np.float32]
+F16 = QuantScheme("f16")
+MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
@@ -62,3 +77,115 @@ def tiny_config() -> Callable[..., ModelConfig]:
         return ModelConfig(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def minicpm(tiny_config: Callable[..., ModelConfig]) -> Callable[..., ModelConfig]:
+    """`minicpm(field=value, ...)`: a tiny MiniCPM4 with all muP scales on and odd sizes."""
+
+    def make(**changes: Any) -> ModelConfig:
+        fields: dict[str, Any] = {
+            "vocab_size": 203,
+            "hidden_size": 144,
+            "intermediate_size": 272,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "max_position_embeddings": 1024,
+            **MUP,
+        }
+        return tiny_config(**{**fields, **changes})
+
+    return make
+
+
+def random_weights(
+    name: str, shape: tuple[int, ...], config: ModelConfig, generator: np.random.Generator
+) -> Floats:
+    """Weights that keep activations near 1, attention selective and logits near 1."""
+    if len(shape) == 1:
+        return generator.uniform(0.5, 1.5, shape).astype(np.float32)
+    spread = 1 / math.sqrt(shape[1])
+    if name == EMBEDDING:
+        spread = 1 / config.embedding_scale if not config.tie_word_embeddings else spread / config.logit_scale
+    if name == HEAD:
+        spread /= config.logit_scale
+    if ".q_proj." in name or ".k_proj." in name:
+        spread *= 1.5
+    return (generator.standard_normal(shape, dtype=np.float32) * spread).astype(np.float32)
+
+
+def letter_tokenizer(vocab_size: int) -> bytes:
+    """A byte-level tokenizer.json: one token per ASCII letter, then words that no text has."""
+    letters = [chr(code) for code in range(33, 127)] + ["\u0120"]  # the last is how byte level writes a space
+    words = [*letters, *(f"word{token}" for token in range(len(letters), vocab_size))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": []},
+        }
+    ).encode()
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """`make_bundle(config, scheme, head=scheme, seed=0, change=None, tokenizer=False)`: random weights.
+
+    head: the scheme of embedding and head. change: called with (name, floats), may alter a tensor's values
+    before they are stored. tokenizer: with one of letters.
+    """
+    made: dict[Any, Bundle] = {}
+
+    def make(
+        config: ModelConfig,
+        scheme: QuantScheme = F16,
+        head: QuantScheme | None = None,
+        seed: int = 0,
+        change: Callable[[str, Floats], None] | None = None,
+        tokenizer: bool = False,
+    ) -> Bundle:
+        key = (config, scheme, head, seed, change, tokenizer)
+        if key in made:
+            return made[key]
+        generator = np.random.default_rng(seed)
+        schemes = {
+            name: QuantScheme("f32")
+            if len(shape) == 1
+            else (head or scheme)
+            if name in (EMBEDDING, HEAD)
+            else scheme
+            for name, shape in expected_tensors(config).items()
+        }
+        tensors = [
+            BundleTensor(name, shape, schemes[name], "random", True)
+            for name, shape in expected_tensors(config).items()
+        ]
+        folder = tmp_path_factory.mktemp("bundle") / "model"
+        files = {"tokenizer.json": letter_tokenizer(config.vocab_size)} if tokenizer else {}
+        with BundleWriter(folder, config, "random weights", tensors, tokenizer_files=files) as writer:
+            for tensor in tensors:
+                weights = random_weights(tensor.name, tensor.shape, config, generator)
+                if change is not None:
+                    change(tensor.name, weights)
+                stored = weights if tensor.scheme.is_float else quantize(weights, tensor.scheme)
+                if len(tensor.shape) == 1:
+                    stored = weights.reshape(1, -1)
+                writer.write(tensor.name, pack(stored, tensor.scheme))
+        made[key] = Bundle.open(folder)
+        return made[key]
+
+    return make
+
+
+def random_tokens(config: ModelConfig, n: int, seed: int = 1) -> npt.NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n, dtype=np.int32)
+
+
+@pytest.fixture(scope="session")
+def tokens_of() -> Callable[..., npt.NDArray[np.int32]]:
+    """`tokens_of(config, n, seed=1)`: random token ids, int32 [n]."""
+    return random_tokens

@@ -25,12 +25,12 @@ from edge.tensors import check_tensors, expected_tensors
 MAGIC = b"GGUF"
 _FLOATS = ("F32", "F16", "BF16")
 _KNOWN = (*_FLOATS, *gguf_blocks.SCHEMES, *gguf_blocks.ROUNDED)
-_NAMES = {
+NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output.weight": "lm_head.weight",
     "output_norm.weight": "model.norm.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -253,9 +253,9 @@ def _metadata(reader: Any, path: Path) -> dict[str, Any]:
 def _canonical(source_name: str) -> str:
     """Hugging Face's name of a tensor; what has no place in a Llama keeps its own name (refused later)."""
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", source_name)
-    if layer and layer[2] in _LAYER_NAMES:
-        return f"model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.weight"
-    return _NAMES.get(source_name, source_name)
+    if layer and layer[2] in LAYER_NAMES:
+        return f"model.layers.{int(layer[1])}.{LAYER_NAMES[layer[2]]}.weight"
+    return NAMES.get(source_name, source_name)
 
 
 def _describe(name: str, shape: tuple[int, ...], kind: str, where: str) -> TensorInfo:

@@ -10,10 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
-from edge.bundle.reader import Bundle
+import numpy as np
+import numpy.typing as npt
+
+from edge.bundle.manifest import BundleTensor
 from edge.errors import BundleError
 from edge.memory import huge_page_bytes
 from edge.native import library as native
@@ -41,7 +46,25 @@ class WeightMemory(Protocol):
         """How many of the bytes lie in huge pages now; None where the system does not tell."""
 
 
-def open_weights(bundle: Bundle, mmap: bool | None = None) -> WeightMemory:
+class PackedFile(Protocol):
+    """A file of packed tensors, whether of a bundle or of an exported folder."""
+
+    @property
+    def weights_file(self) -> Path:
+        """Where it is."""
+
+    @property
+    def tensors(self) -> Mapping[str, BundleTensor]:
+        """Its tensors by name."""
+
+    def offset(self, name: str) -> int:
+        """Where the bytes of a tensor start in it."""
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a tensor, mapped."""
+
+
+def open_weights(bundle: PackedFile, mmap: bool | None = None) -> WeightMemory:
     """The weights of `bundle` in fast memory: mapped if their file lies in huge pages, else copied into some.
 
     mmap: True maps the file and reads it when it is used, False copies it in any case.
@@ -57,7 +80,7 @@ class MappedWeights:
 
     mapped = True
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: PackedFile) -> None:
         self._arrays = {name: bundle.data(name) for name in bundle.tensors}
         first, array = next(iter(self._arrays.items()))
         self._start = int(array.ctypes.data) - bundle.offset(first)  # of the file: the system aligns it well
@@ -87,21 +110,20 @@ class MappedWeights:
         return True
 
 
-class CopiedWeights:
-    """A private copy of the weights file in huge pages (in ordinary ones where the system has no others)."""
+class HugePageFile:
+    """A private copy of a file's first bytes in huge pages (in ordinary ones where the system has no others).
 
-    mapped = False
+    start: address of the first byte, aligned to 64.
+    """
 
-    def __init__(self, bundle: Bundle) -> None:
-        path = bundle.weights_file
-        self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
-        self.bytes = size = _size(bundle)
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises BundleError if the file is shorter or can't be read."""
         lib, region = native.library(), ctypes.c_void_p()
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
         self._finalizer = weakref.finalize(self, lib.edge_region_destroy, region, size)
         self._finalizer.atexit = False  # another thread may still be reading them
-        self._base = region.value or 0
-        memory = memoryview((ctypes.c_char * size).from_address(self._base)).cast("B")
+        self.start, self.bytes = region.value or 0, size
+        memory = memoryview((ctypes.c_char * size).from_address(self.start)).cast("B")
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -121,16 +143,27 @@ class CopiedWeights:
         finally:
             os.close(descriptor)
 
+
+class CopiedWeights:
+    """A private copy of the weights file in huge pages."""
+
+    mapped = False
+
+    def __init__(self, bundle: PackedFile) -> None:
+        self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
+        self.bytes = _size(bundle)
+        self._copy = HugePageFile(bundle.weights_file, self.bytes)
+
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
-        return self._base + self._offsets[name]
+        return self._copy.start + self._offsets[name]
 
     @property
     def huge_bytes(self) -> int | None:
         """The system may have had too few huge pages for all of it."""
-        return huge_page_bytes(self._base, self.bytes)
+        return huge_page_bytes(self._copy.start, self.bytes)
 
 
-def _size(bundle: Bundle) -> int:
+def _size(bundle: PackedFile) -> int:
     """What the tensors need, not what the file has now: it may have been replaced since it was checked."""
     return max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())

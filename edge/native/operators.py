@@ -192,7 +192,7 @@ class LayerOperators:
         start: int,
         tree: Masks | None = None,
     ) -> Floats:
-        """qkv [n, (heads + 2 KV heads) head_dim], rope [n, 2, half] -> rotated queries."""
+        """qkv [n, (heads + 2 KV heads) head_dim], rope [n, 2, half] -> queries [n, heads head_dim]."""
         rows = np.ascontiguousarray(qkv, np.float32)
         out = np.empty((len(rows), cache.heads * cache.head_dim), np.float32)
         held = cache.over(memory)

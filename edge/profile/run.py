@@ -5,20 +5,22 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edge import __version__
+from edge.artifact import Artifact
 from edge.bundle.reader import Bundle
 from edge.config import KVType, SparseConfig
+from edge.executors.registry import ARTIFACT_EXECUTORS
 from edge.memory import available_memory
 from edge.native import library as native
 from edge.profile import machine
@@ -43,7 +45,7 @@ class _Configuration:
     executor: str
     attention: str
     kv_type: KVType
-    bundle: Bundle
+    bundle: Bundle | Artifact
     cost: NetworkCost
     worker: Worker
     shares: dict[Any, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -61,27 +63,33 @@ def profile(
     opening a model raises.
     """
     options = options or ProfileOptions()
-    bundles = {name: _open(model, name, options) for name in options.quantize}
+    bundles = {
+        chosen: _open(model, *chosen, options) for chosen in product(options.executor, options.quantize)
+    }
     for bundle in bundles.values():
         bundle.config.check_context(options.context)
-    settings = list(
-        product(options.executor, options.quantize, options.threads, options.attention, options.kv_type)
-    )
-    _check_memory([(bundles[quantize], kv_type) for _, quantize, _, _, kv_type in settings], options)
+    settings = [
+        (executor, quantize, threads, attention, kv_type)
+        for (executor, quantize), bundle in bundles.items()
+        for threads in options.threads
+        for attention, kv_type in _arithmetic(bundle, options)
+    ]
+    _check_memory([(bundles[each[:2]], each[4]) for each in settings], options)
     watch = machine.Watch()
     with ExitStack() as stack:
         configurations = []
         for executor, quantize, threads, attention, kv_type in settings:
-            bundle = bundles[quantize]
+            bundle = bundles[executor, quantize]
             setup = Setup(
                 *(str(bundle.path), executor, options.context, threads),
                 *(kv_type, options.activations, options.fill, attention),
             )
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
+            worker = stack.enter_context(Worker(setup))
+            kv_type = cast(KVType, worker.ready.kv_type)  # a folder that was exported has its own
             cost = NetworkCost.of(bundle.config, tensors, kv_type, options.activations)
             if attention == "sparse":
                 cost = replace(cost, sparse=bundle.config.sparse or SparseConfig())
-            worker = stack.enter_context(Worker(setup))
             configurations.append(
                 _Configuration(str(model), executor, attention, kv_type, bundle, cost, worker)
             )
@@ -142,11 +150,22 @@ def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> M
     )
 
 
-def _open(model: str | Path, quantize: str | None, options: ProfileOptions) -> Bundle:
+def _open(
+    model: str | Path, executor: str, quantize: str | None, options: ProfileOptions
+) -> Bundle | Artifact:
+    if executor in ARTIFACT_EXECUTORS:
+        return Artifact.open(model, target=executor)
     return open_model(model, quantize=quantize, group=options.group, head=options.head)
 
 
-def _check_memory(settings: list[tuple[Bundle, KVType]], options: ProfileOptions) -> None:
+def _arithmetic(bundle: Bundle | Artifact, options: ProfileOptions) -> Iterable[tuple[str, KVType]]:
+    """(attention, KV type) of each run over a bundle; of an exported folder, its own attention."""
+    if isinstance(bundle, Artifact):
+        return [(bundle.manifest.attention, options.kv_type[0])]
+    return product(options.attention, options.kv_type)
+
+
+def _check_memory(settings: list[tuple[Bundle | Artifact, KVType]], options: ProfileOptions) -> None:
     """All configurations are in memory at once, so that their repeats can take turns."""
     rows = sum(depth for depth in set(options.depth)) + options.context
     needed = sum(
@@ -275,7 +294,7 @@ def rate(repeats: list[float], tokens: list[float]) -> Rate:
     return Rate(median(repeats), min(repeats), max(repeats), p50, p90, p99)
 
 
-def quantization(bundle: Bundle) -> tuple[str, int]:
+def quantization(bundle: Bundle | Artifact) -> tuple[str, int]:
     """(kind, group) of most of the weights in the layers."""
     sizes: dict[tuple[str, int], int] = defaultdict(int)
     for name, tensor in bundle.tensors.items():

@@ -13,16 +13,18 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+from edge.config import KVType
 from edge.errors import EdgeError
+from edge.executors.registry import ARTIFACT_EXECUTORS, open_artifact_executor
 from edge.profile.measure import Bench, Measured
 from edge.profile.schema import ProfileError
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker opens: `model` is the folder of a bundle."""
+    """What a worker opens: `model` is the folder of a bundle, or one exported for the executor."""
 
     model: str
     executor: str
@@ -36,9 +38,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Ready:
-    """What it opened. load_seconds: from the bundle's folder to an executor that can run."""
+    """What it opened. load_seconds: from the folder to an executor that can run."""
 
     threads: int
+    kv_type: str
     tier: str
     max_batch: int
     workspace_bytes: int
@@ -111,11 +114,30 @@ class Worker:
 
 
 def _open(setup: Setup) -> tuple[Bench, Ready]:
+    started = time.perf_counter()
+    kv_type, executor = _open_executor(setup)
+    seconds = time.perf_counter() - started
+    bench = Bench(executor, kv_type, setup.fill)
+    ready = Ready(
+        *(executor.threads, kv_type, executor.tier, executor.max_batch, executor.workspace_bytes, seconds)
+    )
+    return bench, ready
+
+
+def _open_executor(setup: Setup) -> tuple[KVType, Any]:
+    """(the number type of its KV cache, the executor)"""
+    if setup.executor in ARTIFACT_EXECUTORS:
+        from edge.artifact import Artifact
+
+        artifact = Artifact.open(setup.model, target=setup.executor)
+        runner = open_artifact_executor(
+            setup.executor, artifact, context=setup.context, threads=setup.threads
+        )
+        return cast(KVType, runner.capabilities.kv_types[0]), runner
     from edge.bundle.reader import Bundle
     from edge.executors.native import NativeExecutor
 
-    started = time.perf_counter()
-    executor = NativeExecutor(
+    native = NativeExecutor(
         Bundle.open(setup.model),
         context=setup.context,
         threads=setup.threads,
@@ -123,10 +145,7 @@ def _open(setup: Setup) -> tuple[Bench, Ready]:
         kv_type=setup.kv_type,
         attention=setup.attention,  # type: ignore[arg-type]
     )
-    seconds = time.perf_counter() - started
-    bench = Bench(executor, setup.kv_type, setup.fill)  # type: ignore[arg-type]
-    ready = Ready(executor.threads, executor.tier, executor.max_batch, executor.workspace_bytes, seconds)
-    return bench, ready
+    return cast(KVType, setup.kv_type), native
 
 
 def main() -> None:

@@ -117,7 +117,8 @@ def _bpe(
 ) -> bytes:
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
     _check_unique(tokens, vocabulary)
-    merges = [merge.split(" ") for merge in _required(metadata, "tokenizer.ggml.merges")]
+    # An array can't be empty in GGUF, so a vocabulary without merges has one empty text.
+    merges = [merge.split(" ") for merge in _required(metadata, "tokenizer.ggml.merges") if merge]
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
             raise TokenizerError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from edge.errors import TokenizerError
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SYMBOLS}"
@@ -63,10 +63,10 @@ class PreTokenizer:
 
 
 _KINDS: tuple[tuple[PreTokenizer, tuple[str, ...]], ...] = (
-    (PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")), ("default",)),
-    (PreTokenizer((_GPT2,)), ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4")),
+    (PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")), ("default",)),
+    (PreTokenizer((GPT2,)), ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4")),
     (
-        PreTokenizer((r"\p{N}", _GPT2)),
+        PreTokenizer((r"\p{N}", GPT2)),
         ("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"),
     ),
     (

@@ -18,6 +18,7 @@ from edge.errors import ConfigError
 from edge.memory import memory_plan
 from edge.scheme import QuantScheme
 from model.attention_mode import use_attention_mode
+from model.executor import open_torch
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
 MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8")]
@@ -55,6 +56,22 @@ def test_equals_the_reference(open_native, bundle, reference, run_all, tokens_of
     wanted = run_all(dense, dense.new_cache(), tokens)
     np.testing.assert_array_equal(found[: SPARSE.dense_len], wanted[: SPARSE.dense_len])
     assert np.abs(found[-1] - wanted[-1]).max() > 0.1
+
+
+def test_the_torch_executor_is_sparse_too(open_native, bundle, run_all, tokens_of, assert_close):
+    """In pieces and after going back, as a session runs it."""
+    torch_executor = open_torch(bundle, bundle.config.max_position_embeddings)
+    native = open_native(bundle)
+    assert torch_executor.sparse == native.sparse == SPARSE
+    tokens = tokens_of(bundle.config, 420)
+    found, wanted = [], []
+    for executor, results in ((torch_executor, found), (native, wanted)):
+        cache = executor.new_cache()
+        run_all(executor, cache, tokens, (200, 60))
+        executor.truncate(cache, 350)
+        results.append(run_all(executor, cache, tokens[350:], (25, 1)))
+    assert_close(found[0], wanted[0])
+    assert open_torch(bundle, bundle.config.max_position_embeddings, "dense").sparse is None
 
 
 @pytest.mark.parametrize("chunks", [(1,), (7, 64), (255, 2), (190, 20, 1, 3)], ids=str)

@@ -48,7 +48,16 @@ def test_a_conversation_needs_neither_torch_nor_the_other_rooms(own_files, smoll
     )
     result = run(own_files, program)
     assert result["text"]
-    for name in ("torch", "transformers", "model", "train", "export", "apps", "huggingface_hub"):
+    for name in (
+        "torch",
+        "transformers",
+        "model",
+        "train",
+        "export",
+        "apps",
+        "huggingface_hub",
+        "onnxruntime",
+    ):
         assert name not in result["modules"]
 
 

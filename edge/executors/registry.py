@@ -1,0 +1,47 @@
+"""The names of `--executor` that the runtime knows, and how it opens those for exported folders.
+
+`native` runs bundles and is made by `edge.runtime.load` itself, as is any executor given as a function. Every
+other one is a module here with `open_executor(artifact, *, context, threads)`, imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from edge.errors import EdgeError
+from edge.executors.base import Executor
+
+if TYPE_CHECKING:
+    from edge.artifact import Artifact
+
+NATIVE = "native"
+_MODULES = {"onnx": "edge.executors.onnx", "executorch": "edge.executors.executorch"}
+ARTIFACT_EXECUTORS = tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
+"""Executors that run what `edge export --to NAME` writes."""
+EXECUTORS = (NATIVE, *ARTIFACT_EXECUTORS)
+"""All names."""
+
+
+def open_artifact_executor(
+    name: str, artifact: Artifact, *, context: int | None = None, threads: int | None = None
+) -> Executor:
+    """The executor `name` over an exported folder.
+
+    context: at most, and by default, the one that the folder was exported for. threads: by default the
+    performance cores. Raises EdgeError for a missing package, a version of the runtime that the folder does
+    not support, and a context beyond its own.
+    """
+    if name not in ARTIFACT_EXECUTORS:
+        raise EdgeError(f"Unknown executor '{name}'; choose one of {', '.join(EXECUTORS)}.")
+    limit = artifact.manifest.context
+    if context is not None and context > limit:
+        raise EdgeError(
+            f"The model was exported for a context of {limit} tokens, not {context}: ask for less, or "
+            "export it again with a longer context."
+        )
+    executor: Executor = importlib.import_module(_MODULES[name]).open_executor(
+        artifact, context=context or limit, threads=threads
+    )
+    return executor

@@ -1,0 +1,201 @@
+"""Makes a complete folder of what a target writes; it appears under its name whole and checked, or not.
+
+The steps: plan, room on the disk, the target's own files in a hidden folder beside `out`, then tokenizer,
+template, settings, reference and manifest; checksums; fsync; rename. The format is `edge.artifact`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, Quantization, file_sha256
+from edge.atomic import partial_path, sync_folder, write_failure
+from edge.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
+from edge.errors import ExportError, TokenizerError
+from edge.safetensors_file import SafetensorsWriter
+from edge.tokenizer import load_tokenizer
+from export.check import POSITIONS, CheckResult, Reference, make_reference, program_version, read_reference
+from export.options import ExportOptions
+from export.plan import Plan
+from export.source import Source
+from export.targets import Progress, Written, get_target
+
+QUANTIZATION = "quantization.json"
+"""The report of a calibrated or ternary quantization, where there was one."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+def plan_export(source: Source, options: ExportOptions) -> Plan:
+    """What the export would write and need; raises what the export itself would raise for bad input."""
+    check_tokenizer(source)
+    return get_target(options.target).plan(source, options)
+
+
+def small_files_bytes(source: Source) -> int:
+    """Size of what every artifact has beside the target's files, without its manifest."""
+    logits = 4 * POSITIONS * source.config.vocab_size
+    return sum(len(data) for data in _small_files(source).values()) + logits
+
+
+def export_model(
+    source: Source, options: ExportOptions, out: str | Path, progress: Progress | None = None
+) -> Artifact:
+    """Write the artifact `out`, a folder that must not exist, and open it with its checksums verified.
+
+    Leftovers of an export to the same `out` that was killed are removed. Raises ExportError with one sentence
+    for what the target can't do, a full disk or a folder that can't be written.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    plan = plan_export(source, options)
+    folder = partial_path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        _check_room(out, plan.bytes + small_files_bytes(source))
+        folder.mkdir()
+        written = get_target(options.target).write(source, options, folder, progress)
+        context = source.context(options)
+        _write_small_files(source, make_reference(source, context), folder)
+        manifest = _manifest(source, options, plan, written, folder)
+        _write(folder / ARTIFACT, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False).encode())
+        _sync(folder)
+        Artifact.open(folder)  # what was written is what the manifest says
+        folder.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ExportError(write_failure(out, error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return Artifact.open(out, verify=False)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise ExportError if there is something at `out`."""
+    if out.exists():
+        raise ExportError(f"'{out}' exists already; remove it or choose another folder.")
+
+
+def check_artifact(path: str | Path) -> CheckResult:
+    """Verify every checksum of the folder and run its reference in the target's own runtime."""
+    artifact = Artifact.open(path)
+    return get_target(artifact.manifest.target).check(artifact, read_reference(artifact))
+
+
+def check_tokenizer(source: Source) -> None:
+    """Raise ExportError when the tokenizer is missing or contradicts the vocabulary."""
+    try:
+        load_tokenizer(source.tokenizer_files, source.config)
+    except TokenizerError as error:
+        raise ExportError(f"The model can't be exported with this tokenizer: {error}") from None
+
+
+def _manifest(
+    source: Source, options: ExportOptions, plan: Plan, written: Written, folder: Path
+) -> ArtifactManifest:
+    names = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    return ArtifactManifest(
+        target=options.target,
+        flavour=plan.flavour,
+        model=written.model,
+        runtime=plan.runtime,
+        operators=plan.operators,
+        source=source.name,
+        source_sha256=source.sha256,
+        config=source.config,
+        quantization=Quantization(
+            name=options.quantize or "source",
+            method=options.method if options.quantize else "source",
+            smooth=options.smooth,
+            tensors=written.tensors,
+        ),
+        context=source.context(options),
+        attention=plan.attention,
+        tokenizer=next(name for name in _TOKENIZERS if name in source.tokenizer_files),
+        chat_template=CHAT_TEMPLATE if CHAT_TEMPLATE in names else None,
+        generation_config=GENERATION_CONFIG if GENERATION_CONFIG in names else None,
+        files={name: FileEntry(path.stat().st_size, file_sha256(path)) for name, path in names.items()},
+        created_by=f"minicpm-edge {program_version()}",
+    )
+
+
+def _small_files(source: Source) -> dict[str, bytes]:
+    files = dict(source.tokenizer_files)
+    if source.chat_template is not None:
+        files[CHAT_TEMPLATE] = source.chat_template.encode()
+    if source.generation_config:
+        files[GENERATION_CONFIG] = json.dumps(source.generation_config, indent=1).encode()
+    if source.report is not None:
+        files[QUANTIZATION] = source.report
+    return files
+
+
+def _write_small_files(source: Source, reference: Reference, folder: Path) -> None:
+    for name, data in _small_files(source).items():
+        if not (folder / name).exists():  # a target may have its own form of one
+            _write(folder / name, data)
+    arrays = {"tokens": ("I32", reference.tokens), "logits": ("F32", reference.logits)}
+    specs = [(name, kind, array.shape) for name, (kind, array) in arrays.items()]
+    with SafetensorsWriter(folder / REFERENCE, specs, {"format": "minicpm-edge"}) as writer:
+        for name, (_, array) in arrays.items():
+            writer.write(name, array.reshape(-1).view("u1"))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+
+
+def _sync(folder: Path) -> None:
+    """fsync every file and folder: after the rename the whole artifact survives a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _check_room(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise ExportError(
+            f"'{out}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; free some "
+            "space or choose another folder."
+        )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Hidden folders of exports to `out` whose process has ended."""
+    for leftover in out.parent.glob(f".{out.name}.*.partial"):
+        process = leftover.name.removeprefix(f".{out.name}.").partition("-")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def plan_document(source: Source, options: ExportOptions) -> dict[str, object]:
+    """The dry run as one JSON document; raises what the export itself would raise for bad input."""
+    plan = plan_export(source, options)
+    return {
+        "target": options.target,
+        "source": source.name,
+        "source_sha256": source.sha256,
+        "context": source.context(options),
+        "small_files": small_files_bytes(source),
+        **plan.to_json(),
+    }

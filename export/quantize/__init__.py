@@ -1,0 +1,10 @@
+"""Quantizers: from a checkpoint to a quantized bundle, with a report of the error of every layer beside it.
+
+Round-to-nearest itself is in `edge.quantize`; here is what needs the checkpoint's activations, and the one
+entry to all of it.
+"""
+
+from export.quantize.options import METHODS, QUANTIZATIONS, SCHEMES, QuantizeOptions
+from export.quantize.run import quantize_checkpoint, report_path
+
+__all__ = ["METHODS", "QUANTIZATIONS", "SCHEMES", "QuantizeOptions", "quantize_checkpoint", "report_path"]

@@ -1,0 +1,153 @@
+"""GPTQ, P-GPTQ and smoothing, layer by layer: one decoder layer is in memory at a time.
+
+Every layer sees the calibration text as the quantized layers before it leave it, and within a layer every
+matrix sees what the quantized matrices before it compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edge.checkpoints.base import Checkpoint
+from edge.packing import pack
+from edge.quantize import quantize
+from edge.scheme import QuantizedMatrix
+from edge.tensors import EMBEDDING, expected_tensors
+from export.calibration import Calibration
+from export.quantize.activations import Stream, load_layer
+from export.quantize.gptq import gptq
+from export.quantize.options import QuantizeOptions
+from export.quantize.smooth import STAGES, smooth
+from export.quantize.weights import read_float32
+from export.quantize.workspace import SOURCE, Workspace
+from model.decoder import Layer
+
+MASKED_POSITIONS = 4
+"""Positions at the beginning of every sequence that P-GPTQ leaves out."""
+
+
+def embed(checkpoint: Checkpoint, calibration: Calibration) -> Tensor:
+    """The residual stream before the first layer, float32 [sequences, length, hidden]."""
+    rows = read_float32(checkpoint, EMBEDDING)[calibration.tokens]
+    return torch.from_numpy(rows).mul_(checkpoint.config.embedding_scale)
+
+
+def job(
+    checkpoint: Checkpoint, options: QuantizeOptions, calibration: Calibration, hidden: Tensor
+) -> dict[str, Any]:
+    """What tells one quantization from another, as JSON values; layers have digests of their own."""
+    chosen = {**asdict(options), "calibration": calibration.sha256}
+    return {
+        "version": 1,
+        "torch": torch.__version__,
+        "source": checkpoint.source,
+        "config": checkpoint.config.to_json(),
+        "options": chosen,
+        "embedding": hashlib.sha256(hidden.numpy().data).hexdigest(),
+    }
+
+
+def quantize_layers(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    hidden: Tensor,
+    workspace: Workspace,
+    say: Callable[[str], None],
+) -> None:
+    """Bring the workspace from its finished layers to all. say: gets the name of every matrix begun."""
+    kept = workspace.take_hidden()
+    stream = Stream(checkpoint.config, hidden if kept is None else kept)
+    for index in range(workspace.finished, checkpoint.config.num_hidden_layers):
+        started = time.perf_counter()
+        prefix = f"model.layers.{index}."
+        tensors = read_layer(checkpoint, index)
+        digest = layer_digest(tensors)
+        layer = load_layer(checkpoint.config, index, tensors)
+        exponents = _smooth_layer(layer, stream, options) if options.smooth else {}
+        packed, errors = _quantize_layer(layer, prefix, stream, options, say)
+        stream.advance(layer)
+        report = {
+            "layer": index,
+            "seconds": round(time.perf_counter() - started, 2),
+            "smoothing_exponents": exponents,
+            "matrices": errors,
+            SOURCE: digest,
+        }
+        workspace.finish(packed, report, stream.hidden)
+
+
+def read_layer(checkpoint: Checkpoint, index: int) -> dict[str, Tensor]:
+    """Float32 weights of one decoder layer, by their names inside the layer."""
+    prefix = f"model.layers.{index}."
+    names = [name for name in expected_tensors(checkpoint.config) if name.startswith(prefix)]
+    return {name.removeprefix(prefix): torch.from_numpy(read_float32(checkpoint, name)) for name in names}
+
+
+def layer_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a layer's weights: a finished layer is used again only for the same ones."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()
+
+
+def _skipped(options: QuantizeOptions) -> int:
+    return MASKED_POSITIONS if options.method == "p-gptq" else 0
+
+
+def _smooth_layer(layer: Layer, stream: Stream, options: QuantizeOptions) -> dict[str, float]:
+    """Smooth all stages of a layer in place; the exponents by the producer's name."""
+    inputs = [stage.consumers[0] for stage in STAGES]
+    grams = stream.grams(layer, inputs, _skipped(options))
+    return {
+        stage.producer: smooth(layer, stage, gram, options.scheme)
+        for stage, gram in zip(STAGES, grams, strict=True)
+    }
+
+
+def _quantize_layer(
+    layer: Layer, prefix: str, stream: Stream, options: QuantizeOptions, say: Callable[[str], None]
+) -> tuple[dict[str, npt.NDArray[np.uint8]], list[dict[str, Any]]]:
+    """Quantize a layer's matrices in place; (its packed tensors by name, the errors of its matrices)."""
+    packed, errors = {}, []
+    for stage in STAGES:
+        (gram,) = stream.grams(layer, stage.consumers[:1], _skipped(options))
+        for name in stage.consumers:
+            full_name = f"{prefix}{name}.weight"
+            say(full_name)
+            weight = layer.get_parameter(f"{name}.weight")
+            matrix = _quantize(weight, gram, options, full_name)
+            rounded = torch.from_numpy(matrix.dequantize())
+            errors.append({"name": full_name, **_errors(weight, rounded, gram)})
+            weight.copy_(rounded)
+            packed[full_name] = pack(matrix, matrix.scheme)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        norm = layer.get_parameter(f"{name}.weight").numpy()
+        packed[f"{prefix}{name}.weight"] = norm.view(np.uint8).reshape(-1)
+    return packed, errors
+
+
+def _quantize(weight: Tensor, gram: Tensor, options: QuantizeOptions, name: str) -> QuantizedMatrix:
+    if options.method == "rtn":
+        return quantize(weight.numpy(), options.scheme, name)
+    return gptq(weight, gram, options.scheme, damping=options.damping, act_order=options.act_order, name=name)
+
+
+def _errors(weight: Tensor, rounded: Tensor, gram: Tensor) -> dict[str, float]:
+    """Relative squared errors: of the outputs over the calibration inputs, and of the weights."""
+    difference = weight - rounded
+    output = float((difference @ gram).mul_(difference).sum())
+    total = float((weight @ gram).mul_(weight).sum())
+    return {
+        "output_error": output / total if total else 0.0,
+        "weight_error": float(difference.square().sum() / weight.square().sum().clamp_min(1e-30)),
+    }

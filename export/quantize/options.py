@@ -1,0 +1,73 @@
+"""What a quantization is asked to do: names, their schemes, and the settings of the calibrated methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.errors import ExportError
+from edge.scheme import QuantScheme
+
+SCHEMES = {
+    "int4": QuantScheme("int4", 128),
+    "int4-g32": QuantScheme("int4", 32),
+    "int8": QuantScheme("int8", 32),
+}
+"""Rounding schemes of the linear layers by name; `ternary` and `none` keep what the checkpoint holds."""
+QUANTIZATIONS = (*SCHEMES, "ternary", "none")
+METHODS = ("rtn", "gptq", "p-gptq")
+HEADS = ("int4", "int8", "f16")
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """One quantization; checked when it is made (ExportError names the field).
+
+    quantize: `int4` (groups of 128), `int4-g32`, `int8`, `ternary` (the checkpoint must hold ternary weights:
+    they are packed exactly), or `none` (floats become float16, packed weights stay as they are).
+    method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence stay out of the Hessian).
+    smooth: AWQ-style scaling of input channels before either; it needs calibration too.
+    calibration: a UTF-8 text; None takes the text of `export.calibration.default_text`.
+    sequences, length: calibration sequences and their tokens, BOS included. head: scheme of the embedding and
+    the head, in groups of 32 and always round-to-nearest. damping: share of the Hessian's mean diagonal that
+    is added to it. act_order: quantize the columns with the largest activations first. threads: of torch
+    while this runs; results are bit-equal only for the same number.
+    """
+
+    quantize: str
+    method: str = "rtn"
+    smooth: bool = False
+    calibration: Path | None = None
+    sequences: int = 64
+    length: int = 512
+    head: str = "int8"
+    damping: float = 0.01
+    act_order: bool = True
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for field, known in (("quantize", QUANTIZATIONS), ("method", METHODS), ("head", HEADS)):
+            if getattr(self, field) not in known:
+                raise ExportError(
+                    f"Unknown {field} '{getattr(self, field)}'; choose one of {', '.join(known)}."
+                )
+        for field, least in (("sequences", 1), ("length", 8), ("threads", 1)):
+            if getattr(self, field) < least:
+                raise ExportError(f"{field} must be {least} or more, got {getattr(self, field)}.")
+        if not 0 < self.damping <= 1:
+            raise ExportError(f"damping must be above 0 and at most 1, got {self.damping}.")
+        if self.is_calibrated and self.quantize not in SCHEMES:
+            raise ExportError(
+                f"'{self.quantize}' keeps the weights as they are, which leaves nothing to calibrate: "
+                f"leave method and smoothing out, or quantize to {', '.join(SCHEMES)}."
+            )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a text has to be run through the network."""
+        return self.smooth or self.method != "rtn"
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """The scheme of every linear layer; only for a quantization that rounds."""
+        return SCHEMES[self.quantize]

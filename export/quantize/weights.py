@@ -1,0 +1,104 @@
+"""A checkpoint's weights as floats, and a checkpoint whose layers have been quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.gguf import GGUFCheckpoint
+from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.config import ModelConfig
+from edge.errors import CheckpointError
+from edge.packing import dequantize
+from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
+from edge.tensors import EMBEDDING, HEAD
+from export.quantize.workspace import Workspace
+
+
+def layer_matrices(checkpoint: Checkpoint) -> list[TensorInfo]:
+    """The linear layers: every matrix but embedding and head."""
+    return [
+        info for info in checkpoint.tensors if len(info.shape) == 2 and info.name not in (EMBEDDING, HEAD)
+    ]
+
+
+def read_float32(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32]:
+    """One tensor as float32, as exactly as its format means it; a copy that may be changed.
+
+    Raises CheckpointError for one that is not finite.
+    """
+    if isinstance(checkpoint, (HuggingFaceCheckpoint, GGUFCheckpoint)):
+        values = checkpoint.read_float32(name)
+    else:
+        source = checkpoint.read(name)
+        if isinstance(source, PackedMatrix):
+            values = dequantize(source.data, source.scheme, *source.shape)
+        else:
+            values = source.dequantize() if isinstance(source, QuantizedMatrix) else source.copy()
+    if not np.isfinite([values.min(), values.max()]).all():
+        raise CheckpointError(
+            f"Tensor '{name}' of {checkpoint.source} has NaN or infinite values; "
+            "the checkpoint is damaged, download or save it again."
+        )
+    return values
+
+
+class QuantizedCheckpoint:
+    """The checkpoint with the layers of a finished workspace in place of its own."""
+
+    def __init__(self, checkpoint: Checkpoint, workspace: Workspace, scheme: QuantScheme) -> None:
+        self._checkpoint, self._workspace = checkpoint, workspace
+        self._layer_of = {
+            name: layer for layer in range(workspace.finished) for name in workspace.layer(layer).tensors
+        }
+        self._infos = [
+            TensorInfo(info.name, info.shape, info.source_type, scheme, exact=False)
+            if info.name in self._layer_of and len(info.shape) == 2
+            else info
+            for info in checkpoint.tensors
+        ]
+        self._shapes = {info.name: info for info in self._infos}
+
+    @property
+    def source(self) -> str:
+        """That of the checkpoint."""
+        return self._checkpoint.source
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self._checkpoint.config
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor; those of the layers in their new scheme."""
+        return self._infos
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix:
+        """One tensor: packed where it was quantized."""
+        if name not in self._layer_of:
+            return self._checkpoint.read(name)
+        data, info = self._workspace.layer(self._layer_of[name]).array(name), self._shapes[name]
+        if len(info.shape) == 1:
+            return data.view("<f4")
+        rows, columns = info.shape
+        return PackedMatrix(info.scheme, (rows, columns), data)
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Those of the checkpoint."""
+        return self._checkpoint.tokenizer_files
+
+    @property
+    def chat_template(self) -> str | None:
+        """That of the checkpoint."""
+        return self._checkpoint.chat_template
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """That of the checkpoint."""
+        return self._checkpoint.generation_config

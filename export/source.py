@@ -1,0 +1,174 @@
+"""The model that a target lowers: a bundle, read one tensor at a time.
+
+Whatever a person names becomes a bundle first, through the cache of converted models: an export that was
+interrupted finds it there and does not quantize again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.artifact import file_sha256
+from edge.attention import resolve_attention
+from edge.bundle.manifest import BundleTensor
+from edge.bundle.reader import Bundle
+from edge.config import ModelConfig, SparseConfig
+from edge.convert import Progress
+from edge.errors import ExportError
+from edge.packing import dequantize, unpack
+from edge.scheme import TILE_ROWS, QuantizedMatrix
+from export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
+
+_BLOCK_WEIGHTS = 1 << 22
+
+
+class Source:
+    """A bundle as targets see it. Tensor names and row order are those of `edge.tensors`.
+
+    report: what a quantizer wrote about the error of every layer, as JSON.
+    """
+
+    def __init__(self, bundle: Bundle, report: bytes | None = None) -> None:
+        self.bundle = bundle
+        self.report = report
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self.bundle.config
+
+    @property
+    def name(self) -> str:
+        """Where the weights came from, in words; of a path only its last part, which is nobody's secret."""
+        source = self.bundle.manifest.source
+        return Path(source).name if Path(source).is_absolute() else source
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of what is exported: config, tensors and every file of the bundle."""
+        return self.bundle.content_hash
+
+    @property
+    def tensors(self) -> Mapping[str, BundleTensor]:
+        """Shape and scheme of every tensor, in the order in which decoding reads them."""
+        return self.bundle.tensors
+
+    def tensor(self, name: str) -> npt.NDArray[np.floating[Any]] | QuantizedMatrix:
+        """One tensor in plain order: codes and scales, float16 [rows, columns], or a float32 norm [n]."""
+        info = self.tensors[name]
+        plain = unpack(self.bundle.data(name), info.scheme, info.rows, info.columns)
+        return plain.reshape(info.shape) if isinstance(plain, np.ndarray) else plain
+
+    def row_blocks(self, name: str) -> Iterator[npt.NDArray[np.floating[Any]] | QuantizedMatrix]:
+        """A matrix in plain order, some rows at a time, so that a large head never exists twice."""
+        info, data = self.tensors[name], self.bundle.data(name)
+        # Tiles stand one after another; two of them take a multiple of the padding in every scheme.
+        step = max(_BLOCK_WEIGHTS // info.columns // (2 * TILE_ROWS), 1) * 2 * TILE_ROWS
+        whole = info.scheme.packed_bytes(step, info.columns)
+        for index, start in enumerate(range(0, info.rows, step)):
+            rows = min(step, info.rows - start)
+            part = data[index * whole : index * whole + info.scheme.packed_bytes(rows, info.columns)]
+            yield unpack(part, info.scheme, rows, info.columns)
+
+    def packed(self, name: str) -> npt.NDArray[np.uint8]:
+        """One tensor in the canonical layout of `edge.packing`, mapped and read-only, padded to 64 bytes."""
+        return self.bundle.data(name)
+
+    def floats(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32 in its own shape."""
+        info = self.tensors[name]
+        return dequantize(self.bundle.data(name), info.scheme, info.rows, info.columns).reshape(info.shape)
+
+    def context(self, options: ExportOptions) -> int:
+        """The context in tokens that the artifact is made for; ContextError beyond the trained one."""
+        tokens = self.config.max_position_embeddings if options.context is None else options.context
+        self.config.check_context(tokens)
+        return tokens
+
+    def sparse(self, options: ExportOptions, obstacle: str | None = None) -> SparseConfig | None:
+        """The constants of sparse attention, None for dense; obstacle: why the target can't run it, if so."""
+        context = self.context(options)
+        return resolve_attention(self.config, options.attention, context=context, obstacle=obstacle)
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name."""
+        return self.bundle.tokenizer_files
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, or None."""
+        return self.bundle.chat_template
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The model's own sampling settings, or an empty dict."""
+        return self.bundle.generation_config
+
+
+def open_source(
+    model: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Source:
+    """Open and, where asked for, quantize what a person names (see `edge.resolve.open_model`).
+
+    Rounding to nearest needs no torch; calibrated and ternary quantization do.
+    """
+    from edge.resolve import RANDOM, open_model
+
+    hub: dict[str, Any] = {"revision": revision, "offline": offline}
+    exact = options.quantize == "ternary" and not model.startswith(RANDOM)
+    if options.calibrated or exact:
+        return _quantized(model, options, progress, hub)
+    quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
+    head = None if quantize in (None, "none") else options.head or DEFAULT_HEAD
+    bundle = open_model(model, quantize=quantize, group=group, head=head, progress=progress, **hub)
+    return Source(bundle)
+
+
+def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:
+    """What `export.quantize` makes, from the cache if it is there."""
+    from edge.cache import cached_bundle
+    from edge.resolve import open_checkpoint
+
+    try:
+        from export.quantize import QuantizeOptions, quantize_checkpoint, report_path
+    except ImportError as error:
+        raise ExportError(
+            f"Calibrated and ternary quantization need PyTorch ({error}); install it with "
+            "`pip install 'minicpm-edge[export]'`."
+        ) from error
+    checkpoint, key = open_checkpoint(model, progress=progress, **hub)
+    wanted = QuantizeOptions(
+        quantize=str(options.quantize),
+        method=options.method,
+        smooth=options.smooth,
+        calibration=options.calibration,
+        head=options.head or DEFAULT_HEAD,
+    )
+    text = None if options.calibration is None else _text_sha256(options.calibration)
+    facts = {**key.facts, "export": {**asdict(wanted), "calibration": text}}
+
+    def build(out: Path) -> None:
+        quantize_checkpoint(checkpoint, out, wanted, progress)
+
+    bundle = cached_bundle(replace(key, facts=facts), build)
+    report = report_path(bundle.path)
+    return Source(bundle, report.read_bytes() if report.is_file() else None)
+
+
+def _text_sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ExportError(f"Cannot read the calibration text '{path}': {error.strerror or error}.") from None

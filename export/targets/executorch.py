@@ -1,0 +1,189 @@
+"""The target executorch: plans, writes and checks a .pte that ExecuTorch's phone runner loads.
+
+Two flavours: `portable` (`export.targets.executorch_portable`) runs in unmodified apps on XNNPACK; `full`
+(`export.targets.executorch_full`) needs the library of our operators and runs as the native decoder does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.artifact import Artifact, RuntimeRange
+from edge.config import ModelConfig, SparseConfig
+from edge.executors.executorch import RUNTIME as RUNTIME_NAME
+from edge.executors.executorch import ExecuTorchExecutor
+from edge.executors.native import choose_attention
+from edge.native.adapters import executorch_version
+from edge.tensors import EMBEDDING, HEAD, expected_tensors
+from export.check import CheckResult, Reference, compare_logits, run_executor
+from export.options import ExportOptions
+from export.plan import Plan
+from export.source import Source
+from export.targets import Progress, Written, need
+from export.targets.executorch_tokenizer import TOKENIZER, runner_tokenizer
+
+MODEL = "model.pte"
+RUNTIME = RuntimeRange(RUNTIME_NAME, "1.5.1", "2")
+MAX_TOKENS = 256
+"""Most tokens of one `forward` call."""
+
+_GRAPH, _LAYER = {"full": 13_000, "portable": 12_400}, {"full": 11_000, "portable": 28_000}  # bytes
+_FORMULA = {
+    "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
+    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 4 per "
+    "group's offset; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
+    "4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
+    "{graph} + {layer} bytes of graph per layer",
+}
+# Nats. Inputs of matrices are rounded to int8, which the reference does not do; per token if portable.
+_LIMIT = {"full": 0.1, "portable": 0.5}
+_OPERATORS = {
+    "full": (
+        *("edge::embedding", "edge::kv_append", "edge::kv_keep", "edge::linear", "edge::paged_attention"),
+        *("edge::rms_norm", "edge::rms_norm_linear", "edge::rms_norm_swiglu", "edge::rope_table"),
+    ),
+    "portable": ("XnnpackBackend",),
+}
+_OBSTACLE = "ExecuTorch's own operators have no block-sparse attention"
+
+
+class ExecuTorchTarget:
+    """See the head of this file."""
+
+    name = "executorch"
+
+    def plan(self, source: Source, options: ExportOptions) -> Plan:
+        """Sizes by the formula of the flavour."""
+        flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
+        tokenizer = runner_tokenizer(source)
+        size = _model_bytes(source, context, flavour)
+        graph = {"graph": _GRAPH[flavour], "layer": _LAYER[flavour]}
+        return Plan(
+            files={MODEL: size, **({TOKENIZER: len(tokenizer)} if tokenizer else {})},
+            formula=_FORMULA[flavour].format(**graph),
+            export_memory=(4 if flavour == "full" else 8) * size + (1 << 30),
+            run_memory={"weights": size, "KV cache": _cache_bytes(source.config, context, flavour, sparse)},
+            operators=dict.fromkeys(_OPERATORS[flavour], 1),
+            runtime=RUNTIME,
+            flavour=flavour,
+            attention="dense" if sparse is None else "sparse",
+        )
+
+    def write(
+        self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
+    ) -> Written:
+        """`model.pte`, and a `tokenizer.json` where the source has none."""
+        need("executorch.exir", "Exporting to ExecuTorch")
+        if options.portable:
+            need("torchao", "The portable flavour")
+        tokenizer = runner_tokenizer(source)
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_bytes(tokenizer)
+        context = source.context(options)
+        if progress is not None:
+            progress(0, 1, MODEL)
+        if options.portable:
+            return Written(MODEL, _write_portable(source, context, folder / MODEL))
+        return Written(MODEL, _write_full(source, context, _sparse(source, options), folder / MODEL))
+
+    def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
+        """Run it on the installed ExecuTorch, by the C++ runner."""
+        executor = ExecuTorchExecutor(artifact, context=artifact.manifest.context)
+        return compare_logits(
+            reference,
+            run_executor(executor, reference),
+            runtime=RUNTIME.name,
+            version=executorch_version(),
+            limit=_LIMIT[artifact.manifest.flavour],
+        )
+
+
+def _flavour(options: ExportOptions) -> str:
+    return "portable" if options.portable else "full"
+
+
+def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
+    if options.portable:
+        return source.sparse(options, obstacle=_OBSTACLE)
+    return choose_attention(source.config, options.attention, source.context(options))
+
+
+def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: Path) -> dict[str, str]:
+    from export.targets.executorch_full import FullNetwork, entries
+    from export.targets.executorch_lowering import lower, metadata
+
+    tokens = min(MAX_TOKENS, context)
+    lower(
+        entries(FullNetwork(source, context, sparse), tokens), metadata(source.config, context, tokens), out
+    )
+    return {name: str(info.scheme) for name, info in source.tensors.items()}
+
+
+def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
+        XnnpackDynamicallyQuantizedPartitioner,
+    )
+
+    from export.targets.executorch_lowering import lower, metadata
+    from export.targets.executorch_portable import PortableNetwork, entry
+    from export.targets.executorch_weights import keeps_codes
+
+    tokens = min(MAX_TOKENS, context)
+    network = PortableNetwork(source.config, source.tensor, context)
+    lower(
+        {"forward": entry(network, tokens)},
+        metadata(source.config, context, tokens),
+        out,
+        [XnnpackDynamicallyQuantizedPartitioner()],
+    )
+    return {
+        name: str(info.scheme)
+        if len(info.shape) == 1 or keeps_codes(info.scheme, info.columns)
+        else "int8-row"
+        for name, info in source.tensors.items()
+    }
+
+
+def _model_bytes(source: Source, context: int, flavour: str) -> int:
+    graph = _GRAPH[flavour] + _LAYER[flavour] * source.config.num_hidden_layers
+    if flavour == "full":
+        return graph + sum(-(-info.bytes // 64) * 64 for info in source.tensors.values())
+    tables = 4 * context * source.config.head_dim
+    names = [name for name in expected_tensors(source.config) if name != EMBEDDING]
+    head = EMBEDDING if source.config.tie_word_embeddings else HEAD
+    matrices = sum(_portable_bytes(source, name) for name in {*names, head})
+    return graph + tables + matrices + _embedding_bytes(source)
+
+
+def _portable_bytes(source: Source, name: str) -> int:
+    from export.targets.executorch_weights import keeps_codes
+
+    info = source.tensors[name]
+    if len(info.shape) == 1:
+        return 4 * info.columns
+    if not keeps_codes(info.scheme, info.columns):
+        return info.rows * info.columns + 4 * info.rows
+    bits = 8 if info.scheme.kind == "int8" else 4
+    scale = 2 if bits == 4 and info.scheme.group else 4
+    offset = 4 if info.scheme.kind == "int4" else 0
+    return info.rows * (info.columns * bits // 8 + info.scheme.groups(info.columns) * (scale + offset))
+
+
+def _embedding_bytes(source: Source) -> int:
+    info = source.tensors[EMBEDDING]
+    groups = info.scheme.groups(info.columns) or 1
+    padded = groups * (info.scheme.group or info.columns)
+    return info.rows * (padded + 4 * groups * (2 if info.scheme.minimum else 1))
+
+
+def _cache_bytes(config: ModelConfig, context: int, flavour: str, sparse: SparseConfig | None) -> int:
+    if flavour == "portable":
+        return context * config.kv_bytes_per_token("float32")
+    from model.cache_pages import LayerCache
+
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    layer = LayerCache(heads, kv_heads, config.head_dim, "float16", context, sparse)
+    return config.num_hidden_layers * layer.bytes
+
+
+TARGET = ExecuTorchTarget()

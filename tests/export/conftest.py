@@ -1,0 +1,53 @@
+"""Exported folders of tiny networks, and how near an executor's logits must be to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.artifact import Artifact
+from edge.bundle.reader import Bundle
+from edge.executors.base import Executor
+from export.artifact import export_model
+from export.options import ExportOptions
+from export.source import Source
+from model.executor import TorchExecutor
+from model.loading import reference_from_bundle
+
+
+@pytest.fixture
+def export_bundle(tmp_path: Any) -> Callable[..., Artifact]:
+    """`export_bundle(bundle, target, **options)`: the exported folder."""
+
+    def export(bundle: Bundle, target: str, **options: Any) -> Artifact:
+        folder = tmp_path / f"{target}-{len(list(tmp_path.iterdir()))}"
+        return export_model(Source(bundle), ExportOptions(target, **options), folder)
+
+    return export
+
+
+@pytest.fixture
+def distance() -> Callable[..., float]:
+    """`distance(executor, bundle, tokens, context, chunks=(256,))`: the largest error of a logit.
+
+    Against PyTorch, in units of the truth's standard deviation, over all tokens, fed in such chunks.
+    """
+
+    def measure(
+        executor: Executor, bundle: Bundle, tokens: Any, context: int, chunks: tuple[int, ...] = (256,)
+    ) -> float:
+        reference = TorchExecutor(reference_from_bundle(bundle, context))
+        truth = reference.forward(reference.new_cache(), tokens, want_logits="all").logits
+        cache, rows, at = executor.new_cache(), [], 0
+        while at < len(tokens):
+            size = chunks[len(rows) % len(chunks)]
+            rows.append(executor.forward(cache, tokens[at : at + size], want_logits="all").logits)
+            at += size
+        found = np.concatenate(rows)
+        assert found.shape == truth.shape
+        return float(np.abs(found - truth).max() / truth.std())
+
+    return measure

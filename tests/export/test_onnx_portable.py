@@ -1,0 +1,253 @@
+"""The portable ONNX flavour on the installed ONNX Runtime, against PyTorch over the same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edge.artifact import Artifact
+from edge.bundle.manifest import FileEntry
+from edge.config import RopeConfig, SparseConfig
+from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError, NativeError
+from edge.executors.registry import open_artifact_executor
+from edge.runtime import load
+from edge.scheme import QuantScheme
+from edge.session import Session
+from export.artifact import check_artifact, plan_export
+from export.options import ExportOptions
+from export.source import Source
+
+onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+
+SCHEMES = ["int4-g32", "int4-g32-min", "int4-g128", "int4-g96", "int4-row", "int8-g32", "ternary-g128"]
+CONTEXT = 128
+# Standard deviations. Level 4 rounds inputs to int8 as the native kernels do; level 1 does not round.
+ROUNDED, EXACT = 0.2, 1e-4
+
+
+def opened(artifact: Artifact, **options: int):
+    return open_artifact_executor("onnx", artifact, **options)
+
+
+def without_rounding(artifact: Artifact) -> Artifact:
+    """The same folder with matrices that are multiplied in float32."""
+    model = onnx.load(artifact.model, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    artifact.model.write_bytes(model.SerializeToString())
+    return artifact
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "f16"])
+def test_logits_are_those_of_the_reference(scheme, minicpm, make_bundle, export_bundle, distance, tokens_of):
+    """Sizes are odd: 144 columns fill 4.5 groups of 32, and no power of two."""
+    bundle = make_bundle(minicpm(), QuantScheme.parse(scheme), tokenizer=True)
+    artifact = export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
+    tokens = tokens_of(bundle.config, 60)
+    rounded = distance(opened(artifact), bundle, tokens, CONTEXT, (7, 1, 30))
+    assert rounded < (EXACT if scheme == "f16" else ROUNDED)
+    assert distance(opened(without_rounding(artifact)), bundle, tokens, CONTEXT) < EXACT
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g32-min", "int8-g32", "ternary-g128", "f16"])
+@pytest.mark.parametrize("hidden", [128, 144])
+def test_tied_embeddings(scheme, hidden, minicpm, make_bundle, export_bundle, distance, tokens_of):
+    config = minicpm(tie_word_embeddings=True, hidden_size=hidden)
+    bundle = make_bundle(config, QuantScheme("int4", 32), QuantScheme.parse(scheme), tokenizer=True)
+    artifact = export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
+    tokens = tokens_of(config, 20)
+    assert distance(opened(without_rounding(artifact)), bundle, tokens, CONTEXT) < EXACT
+
+
+def test_matrices_of_different_schemes(tiny_config, make_bundle, export_bundle, distance, tokens_of):
+    """Queries, keys and values are one matrix only if they have one scheme."""
+    bundle = make_bundle(tiny_config(), QuantScheme("int8", 32), QuantScheme("f16"), tokenizer=True)
+    artifact = export_bundle(bundle, "onnx", portable=True, context=64)
+    found = distance(opened(without_rounding(artifact)), bundle, tokens_of(bundle.config, 20), 64)
+    assert found < EXACT
+
+
+@pytest.mark.parametrize("context", [64, 128])
+def test_longrope_follows_the_context_of_the_export(
+    context, minicpm, make_bundle, export_bundle, distance, tokens_of
+):
+    factors = np.linspace(1, 4, 32)
+    rope = RopeConfig("longrope", 10000.0, 1.0, 64, tuple(factors), tuple(3 * factors))
+    bundle = make_bundle(minicpm(rope=rope), QuantScheme("f16"), tokenizer=True)
+    artifact = export_bundle(bundle, "onnx", portable=True, context=context)
+    assert distance(opened(artifact), bundle, tokens_of(bundle.config, 50), context) < EXACT
+
+
+@pytest.fixture
+def tiny(minicpm, make_bundle, export_bundle) -> Artifact:
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
+    return export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
+
+
+def test_truncated_rows_are_forgotten(tiny: Artifact, tokens_of):
+    executor = opened(tiny, threads=2)
+    tokens, others = tokens_of(tiny.config, 40), tokens_of(tiny.config, 30, seed=2)
+    cache, fresh = executor.new_cache(), executor.new_cache()
+    executor.forward(cache, tokens[:20])
+    executor.forward(cache, others)
+    executor.truncate(cache, 20)
+    assert cache.length == 20
+    found = executor.forward(cache, tokens[20:]).logits
+    wanted = executor.forward(fresh, tokens).logits
+    assert np.abs(found - wanted).max() < 1e-4
+    executor.keep(cache, 10, [10, 11])
+    assert cache.length == 12
+    with pytest.raises(EdgeError, match="no trees"):
+        executor.keep(cache, 10, [11])
+
+
+def test_sessions_reuse_what_prompts_share(tiny: Artifact, tokens_of):
+    first, second = tokens_of(tiny.config, 90, seed=1), tokens_of(tiny.config, 80, seed=2)
+    second[:70] = first[:70]
+    executor = opened(tiny)
+    used, cold = Session(executor), Session(executor)
+    used.prefill(first)
+    before = used.computed_tokens
+    assert np.abs(used.prefill(second) - cold.prefill(second)).max() < 1e-3
+    assert used.computed_tokens - before == 10
+
+
+def test_choice_of_logits(tiny: Artifact, tokens_of):
+    executor, tokens = opened(tiny), tokens_of(tiny.config, 9)
+    cache = executor.new_cache()
+    assert executor.forward(cache, tokens, want_logits="none").logits is None and cache.length == 9
+    executor.truncate(cache, 0)
+    every = executor.forward(cache, tokens, want_logits="all").logits
+    executor.truncate(cache, 0)
+    last = executor.forward(cache, tokens).logits
+    assert every.shape == (9, 203) and last.shape == (1, 203)
+    assert np.abs(every[-1] - last[0]).max() < 1e-5
+
+
+def test_the_artifact_says_what_it_is(tiny: Artifact):
+    manifest = tiny.manifest
+    assert (manifest.flavour, manifest.attention, manifest.context) == ("portable", "dense", CONTEXT)
+    assert {name.partition("::")[0] for name in manifest.operators} == {"ai.onnx", "com.microsoft"}
+    assert "com.microsoft::MatMulNBits" in manifest.operators
+    assert str(manifest.runtime) == "onnxruntime >= 1.23"
+    assert tiny.tensors["lm_head.weight"].scheme == QuantScheme("int4", 32)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "f16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_plan_is_exact(scheme, tied, minicpm, make_bundle, export_bundle):
+    bundle = make_bundle(minicpm(tie_word_embeddings=tied), QuantScheme.parse(scheme), tokenizer=True)
+    options = {"portable": True, "context": CONTEXT}
+    plan = plan_export(Source(bundle), ExportOptions("onnx", **options))
+    artifact = export_bundle(bundle, "onnx", **options)
+    assert plan.files == {name: (artifact.path / name).stat().st_size for name in plan.files}
+    weights = sum(tensor.bytes for tensor in bundle.tensors.values())
+    assert plan.files["model.onnx.data"] > 0.9 * weights
+
+
+def test_check_compares_with_the_exported_weights(tiny: Artifact):
+    result = check_artifact(tiny.path)
+    assert result.passed and result.divergence > 0
+    data = tiny.path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(ArtifactError, match="altered or damaged"):
+        check_artifact(tiny.path)
+
+
+def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkeypatch):
+    executor = opened(tiny)
+    cache = executor.new_cache()
+    with pytest.raises(EdgeError, match="exported for a context of 128"):
+        opened(tiny, context=129)
+    with pytest.raises(EdgeError, match="tree"):
+        executor.forward(cache, [1], tree=np.array([1], np.uint64))
+    with pytest.raises(EdgeError, match="outside the vocabulary"):
+        executor.forward(cache, [203])
+    with pytest.raises(NativeError, match="another executor"):
+        opened(tiny).forward(cache, [1])
+    with pytest.raises(EdgeError, match="quantize can't be changed"):
+        load(tiny.path, executor="onnx", quantize="int8")
+    sparse = SparseConfig(dense_len=64, window_size=64, topk=1)
+    bundle = make_bundle(minicpm(sparse=sparse), QuantScheme("int4", 32), tokenizer=True)
+    options = ExportOptions("onnx", portable=True, attention="sparse", context=CONTEXT)
+    with pytest.raises(ConfigError, match="no block-sparse attention"):
+        plan_export(Source(bundle), options)
+    with monkeypatch.context() as little, pytest.raises(ContextError, match="choose a shorter context"):
+        little.setattr("edge.executors.onnx.available_memory", lambda: 1000)
+        opened(tiny)
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "__version__", "1.0.0")
+    with pytest.raises(ArtifactError, match=r"needs onnxruntime >= .*version 1.0.0 is installed"):
+        opened(tiny)
+
+
+def test_a_damaged_model_is_refused(tiny: Artifact):
+    tiny.model.write_bytes(tiny.model.read_bytes()[:100])
+    with pytest.raises(EdgeError, match="can't open"):
+        opened(tiny)
+
+
+def test_load_and_complete(tiny: Artifact):
+    with load(tiny.path, executor="onnx", threads=1) as model:
+        answer = model.complete("abc", max_new_tokens=5, temperature=0)
+        assert len(answer.text) >= 5 and model.attention == "dense"
+        assert model.memory_plan.kv_cache == CONTEXT * model.config.kv_bytes_per_token("float32")
+
+
+def test_genai_gives_the_same_tokens(tiny: Artifact):
+    genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
+    prompt, count = [5, 6, 7, 8], 12
+    model = genai.Model(str(tiny.path))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array([prompt], np.int32))
+    found: list[int] = []
+    while len(found) < count and not generator.is_done():
+        generator.generate_next_token()
+        found.append(int(generator.get_next_tokens()[0]))
+    assert found == greedy(tiny, prompt, len(found)) and len(found) > 3
+
+
+def test_ort_format(tiny: Artifact, tmp_path):
+    """A folder whose model was converted to ONNX Runtime's own format gives the same tokens."""
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    wanted = greedy(tiny, [5, 6, 7], 5)
+    folder = tmp_path / "ort"
+    shutil.copytree(tiny.path, folder)
+    convert_onnx_models_to_ort(folder, optimization_styles=[OptimizationStyle.Fixed])
+    for name in ("model.onnx", "model.onnx.data"):
+        (folder / name).unlink()
+    converted = FileEntry((folder / "model.ort").stat().st_size, "0" * 64)
+    manifest = replace(
+        tiny.manifest, model="model.ort", files={**tiny.manifest.files, "model.ort": converted}
+    )
+    assert greedy(Artifact(folder, manifest), [5, 6, 7], 5) == wanted
+
+
+def greedy(artifact: Artifact, prompt: list[int], count: int) -> list[int]:
+    executor = opened(artifact, threads=1)
+    cache, given, found = executor.new_cache(), prompt, []
+    for _ in range(count):
+        found.append(int(executor.forward(cache, given).logits[0].argmax()))
+        given = found[-1:]
+    return found
+
+
+def test_genai_config_names_what_the_graph_has(tiny: Artifact):
+    document = json.loads((tiny.path / "genai_config.json").read_bytes())["model"]
+    graph = onnx.load(tiny.model, load_external_data=False).graph
+    inputs = {value.name for value in graph.input} - {value.name for value in graph.initializer}
+    names = document["decoder"]["inputs"]
+    layers = range(document["decoder"]["num_hidden_layers"])
+    caches = {names[f"past_{part}_names"] % layer for part in ("key", "value") for layer in layers}
+    assert inputs == {names["input_ids"], names["attention_mask"], *caches}
