@@ -119,6 +119,18 @@ class LayerOperators:
         )
         return out
 
+    def rms_norm(self, x: Floats, norm: Floats, eps: float, scale: float) -> Floats:
+        """x [n, columns] -> the same shape."""
+        rows = np.ascontiguousarray(x, np.float32)
+        out = np.empty_like(rows)
+        native.check(
+            native.library().edge_rms_norm(
+                *(self._host.parallel, self._host.scratch, self._host.tier, rows.ctypes.data),
+                *(norm.ctypes.data, eps, scale, *rows.shape, out.ctypes.data),
+            )
+        )
+        return out
+
     def rms_norm_linear(
         self,
         x: Floats,

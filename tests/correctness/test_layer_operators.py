@@ -120,9 +120,12 @@ def assert_equal_forwards(executor, decoder, tokens, chunks=CHUNKS) -> None:
     last = decoder.config.num_hidden_layers - 1
     for size in chunks:
         piece = tokens[at : at + size]
-        wanted = executor.forward(cache, piece, want_logits="all", taps=[last])
+        wanted = executor.forward(cache, piece, want_logits="all", taps=[last], want_hidden=True)
         logits, x = decoder.forward(piece)
         np.testing.assert_array_equal(x, wanted.taps[0])
+        norm = decoder.norm("model.norm.weight")
+        hidden = decoder.operators.rms_norm(x, norm, decoder.config.rms_norm_eps, 1.0)
+        np.testing.assert_array_equal(hidden, wanted.hidden)
         np.testing.assert_array_equal(logits, wanted.logits)
         at += size
 

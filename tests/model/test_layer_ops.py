@@ -71,6 +71,8 @@ def test_products(run, scheme: QuantScheme, activations: str, n: int, columns: i
     assert_close(found, run.rms_norm_linear(x.numpy(), norm.numpy(), 1e-5, 0.7, matrices, activations), close)
     found = ops.linear(x, weights[0], numbers[:5], None, 1.0, mode)
     assert_close(found, run.linear(x.numpy(), matrices[0], activations), close)
+    found = ops.rms_norm(x, norm, 1e-5, 0.7)
+    assert_close(found, run.rms_norm(x.numpy(), norm.numpy(), 1e-5, 0.7))
     base = random(n, 19, seed=2)
     found = ops.linear(x, weights[0], numbers[:5], base, 0.3, mode)
     assert_close(found, run.linear(x.numpy(), matrices[0], activations, base.numpy(), 0.3), close)
