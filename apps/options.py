@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import typer
 
 from edge.errors import EdgeError
+from edge.executors.registry import offered_executor
 from edge.names import DEFAULT_MODEL
 
 MODEL_HELP = (
@@ -302,17 +303,9 @@ def _torch_executor(run: RunOptions) -> Callable[..., Any]:
     """The factory of the torch executor, which needs an optional package."""
     if run.mmap:
         raise EdgeError("The torch executor holds its weights in float32, so --mmap can't be used with it.")
-    try:
-        import torch
-
-        from model.executor import open_torch
-    except ImportError as error:
-        raise EdgeError(
-            f"The torch executor needs PyTorch ({error}); install it with `pip install minicpm-edge[train]`."
-        ) from error
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    return partial(open_torch, attention=run.attention.value)
+    return partial(
+        offered_executor(ExecutorName.torch.value), attention=run.attention.value, threads=run.threads
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ class TestOptions:
     PANEL: ClassVar = "What to measure (lists by commas)"
 
     executor: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs the network: native, onnx, executorch.")
+        str, typer.Option(metavar="LIST", help="What runs the network: native, onnx, executorch, torch.")
     ] = "native"
     quantize: Annotated[
         str | None,

@@ -33,7 +33,7 @@ def print_profile(profile: Profile, console: Console) -> None:
     for row in profile.results:
         speed = row.tokens_per_second
         table.add_row(
-            f"{row.test} {row.tokens}{' sparse' if row.attention == 'sparse' else ''}",
+            f"{_test_name(row)}{' sparse' if row.attention == 'sparse' else ''}",
             f"{row.quantize}-g{row.group}" if row.group else row.quantize,
             row.kv_type,
             str(row.threads),
@@ -82,6 +82,10 @@ def _print_operators(row: Row, console: Console) -> None:
     console.print(table)
 
 
+def _test_name(row: Row) -> str:
+    return f"{row.test} {row.tokens}{'' if row.executor == 'native' else f' {row.executor}'}"
+
+
 def print_comparison(
     found: Comparison, slower: Sequence[Ratio], remarks: Sequence[str], console: Console
 ) -> None:
@@ -90,7 +94,7 @@ def print_comparison(
     for ratio in found.ratios:
         row = ratio.after
         table.add_row(
-            f"{row.test} {row.tokens}",
+            _test_name(row),
             row.quantize,
             str(row.threads),
             str(row.depth),

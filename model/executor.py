@@ -36,11 +36,16 @@ from model.kv_cache import GrowingCache
 from model.loading import reference_from_bundle
 
 
-def open_torch(bundle: Bundle, context: int, attention: AttentionMode = "auto") -> TorchExecutor:
+def open_torch(
+    bundle: Bundle, context: int, attention: AttentionMode = "auto", threads: int | None = None
+) -> TorchExecutor:
     """An executor over a bundle's weights in float32; ContextError if the memory does not suffice.
 
-    attention: see `edge.attention`; ConfigError where sparse was asked for and can't run.
+    attention: see `edge.attention`; ConfigError where sparse was asked for and can't run. threads: of
+    PyTorch, in the whole process.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     plan = memory_plan(bundle, context, "float32")
     weights = 4 * sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
     check_memory(replace(plan, weights=weights), available_memory())
@@ -91,6 +96,21 @@ class TorchExecutor:
     def max_batch(self) -> int:
         """Most tokens of one forward call."""
         return self._max_batch
+
+    @property
+    def threads(self) -> int:
+        """Threads that PyTorch uses."""
+        return torch.get_num_threads()
+
+    @property
+    def tier(self) -> str:
+        """What computes, in words."""
+        return f"torch {torch.__version__}"
+
+    @property
+    def workspace_bytes(self) -> int:
+        """PyTorch allocates as it goes."""
+        return 0
 
     @property
     def capabilities(self) -> Capabilities:

@@ -1,14 +1,20 @@
 """The names of `--executor` that the runtime knows, and how it opens those for exported folders.
 
-`native` runs bundles and is made by `edge.runtime.load` itself, as is any executor given as a function. Every
-other one is a module here with `open_executor(artifact, *, context, threads)`, imported when it is chosen.
+`native` runs bundles and is made by `edge.runtime.load` itself, as is any executor given as a function.
+Those over exported folders are modules here with `open_executor(artifact, *, context, threads)`, imported
+when they are chosen. Other packages offer references over bundles, with weights, activations and caches in
+float32, as entry points of the group `minicpm_edge.executors`: functions (bundle, context, attention,
+threads). `model` does so for `torch`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
 from edge.executors.base import Executor
@@ -21,7 +27,26 @@ _MODULES = {"onnx": "edge.executors.onnx", "executorch": "edge.executors.executo
 ARTIFACT_EXECUTORS = tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
 """Executors that run what `edge export --to NAME` writes."""
 EXECUTORS = (NATIVE, *ARTIFACT_EXECUTORS)
-"""All names."""
+"""All names of this package."""
+_GROUP = "minicpm_edge.executors"
+
+
+@cache
+def offered_executors() -> dict[str, EntryPoint]:
+    """The references that installed packages offer, by name."""
+    return {entry.name: entry for entry in entry_points(group=_GROUP)}
+
+
+def offered_executor(name: str) -> Callable[..., Any]:
+    """The function that makes it; EdgeError if a package that it needs is missing."""
+    try:
+        make: Callable[..., Any] = offered_executors()[name].load()
+    except ImportError as error:
+        raise EdgeError(
+            f"The executor '{name}' needs a package that is not installed ({error}); "
+            "install it with `pip install minicpm-edge[train]`."
+        ) from None
+    return make
 
 
 def open_artifact_executor(

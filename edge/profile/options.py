@@ -7,7 +7,7 @@ from typing import Literal
 
 from edge.config import KVType
 from edge.errors import EdgeError
-from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE
+from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, offered_executors
 
 ATTENTION = ("dense", "sparse")
 """Kinds of attention that exist."""
@@ -47,7 +47,7 @@ class ProfileOptions:
 
     def __post_init__(self) -> None:
         for name, given, known in (
-            ("executor", self.executor, EXECUTORS),
+            ("executor", self.executor, (*EXECUTORS, *offered_executors())),
             ("attention", self.attention, ATTENTION),
             ("fill", (self.fill,), FILLS),
         ):

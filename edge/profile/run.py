@@ -20,7 +20,7 @@ from edge import __version__
 from edge.artifact import Artifact
 from edge.bundle.reader import Bundle
 from edge.config import KVType, SparseConfig
-from edge.executors.registry import ARTIFACT_EXECUTORS
+from edge.executors.registry import ARTIFACT_EXECUTORS, offered_executors
 from edge.memory import available_memory
 from edge.native import library as native
 from edge.profile import machine
@@ -32,6 +32,7 @@ from edge.profile.roofline import RooflineProbe
 from edge.profile.schema import SCHEMA, Limits, MachineFacts, Memory, Profile, ProfileError, Rate, Row
 from edge.profile.worker import Setup, Worker
 from edge.resolve import open_model
+from edge.scheme import QuantScheme
 from edge.tensors import EMBEDDING, HEAD
 
 Progress = Callable[[int, int, str], None]
@@ -84,10 +85,11 @@ def profile(
                 *(str(bundle.path), executor, options.context, threads),
                 *(kv_type, options.activations, options.fill, attention),
             )
-            tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
+            reference = QuantScheme("f32") if executor in offered_executors() else None
+            tensors = [(info.name, info.shape, reference or info.scheme) for info in bundle.tensors.values()]
             worker = stack.enter_context(Worker(setup))
             kv_type = cast(KVType, worker.ready.kv_type)  # a folder that was exported has its own
-            cost = NetworkCost.of(bundle.config, tensors, kv_type, options.activations)
+            cost = NetworkCost.of(bundle.config, tensors, kv_type, worker.ready.activations)
             if attention == "sparse":
                 cost = replace(cost, sparse=bundle.config.sparse or SparseConfig())
             configurations.append(
@@ -265,7 +267,7 @@ def _row(
         threads=ready.threads,
         attention=each.attention,
         kv_type=each.kv_type,
-        activations=options.activations,
+        activations=ready.activations,
         tier=ready.tier,
         fill=options.fill,
         test=name,

@@ -17,7 +17,13 @@ from typing import Any, cast
 
 from edge.config import KVType
 from edge.errors import EdgeError
-from edge.executors.registry import ARTIFACT_EXECUTORS, open_artifact_executor
+from edge.executors.registry import (
+    ARTIFACT_EXECUTORS,
+    NATIVE,
+    offered_executor,
+    offered_executors,
+    open_artifact_executor,
+)
 from edge.profile.measure import Bench, Measured
 from edge.profile.schema import ProfileError
 
@@ -42,6 +48,7 @@ class Ready:
 
     threads: int
     kv_type: str
+    activations: str
     tier: str
     max_batch: int
     workspace_bytes: int
@@ -118,8 +125,15 @@ def _open(setup: Setup) -> tuple[Bench, Ready]:
     kv_type, executor = _open_executor(setup)
     seconds = time.perf_counter() - started
     bench = Bench(executor, kv_type, setup.fill)
+    offered = setup.executor in offered_executors()
     ready = Ready(
-        *(executor.threads, kv_type, executor.tier, executor.max_batch, executor.workspace_bytes, seconds)
+        threads=executor.threads,
+        kv_type=kv_type,
+        activations="float32" if offered else setup.activations,
+        tier=executor.tier,
+        max_batch=executor.max_batch,
+        workspace_bytes=executor.workspace_bytes,
+        load_seconds=seconds,
     )
     return bench, ready
 
@@ -137,8 +151,13 @@ def _open_executor(setup: Setup) -> tuple[KVType, Any]:
     from edge.bundle.reader import Bundle
     from edge.executors.native import NativeExecutor
 
+    bundle = Bundle.open(setup.model)
+    if setup.executor != NATIVE:
+        make = offered_executor(setup.executor)
+        reference = make(bundle, setup.context, attention=setup.attention, threads=setup.threads)
+        return reference.capabilities.kv_types[0], reference
     native = NativeExecutor(
-        Bundle.open(setup.model),
+        bundle,
         context=setup.context,
         threads=setup.threads,
         activations=setup.activations,

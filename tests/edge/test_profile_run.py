@@ -92,6 +92,18 @@ def test_operators_add_up(tiny_bundle):
         assert {entry.path for entry in row.operators} == {"", "int8 dots, int4 weights"}
 
 
+def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):
+    """The reference in PyTorch: float32 throughout, and so much slower that no noise hides it."""
+    pytest.importorskip("torch")
+    options = replace(OPTIONS, executor=("native", "torch"), threads=(1,), depth=(0,), prompt=(), repeat=1)
+    native, reference = profile(tiny_bundle, options).results
+    assert (native.executor, reference.executor) == ("native", "torch")
+    assert (reference.kv_type, reference.activations, reference.threads) == ("float32", "float32", 1)
+    assert reference.tier.startswith("torch ")
+    assert reference.weight_bytes_per_token > 4 * native.weight_bytes_per_token
+    assert reference.tokens_per_second.median < native.tokens_per_second.median
+
+
 def test_synthetic_and_honest_caches_have_the_same_length(tiny_executor):
     for fill in ("prefill", "synthetic"):
         bench = Bench(tiny_executor, "float32", fill)
