@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import typer
 
 from edge.errors import EdgeError
-from edge.executors.registry import offered_executor
 from edge.names import DEFAULT_MODEL
 
 MODEL_HELP = (
@@ -303,6 +302,8 @@ def _torch_executor(run: RunOptions) -> Callable[..., Any]:
     """The factory of the torch executor, which needs an optional package."""
     if run.mmap:
         raise EdgeError("The torch executor holds its weights in float32, so --mmap can't be used with it.")
+    from edge.executors.registry import offered_executor
+
     return partial(
         offered_executor(ExecutorName.torch.value), attention=run.attention.value, threads=run.threads
     )
