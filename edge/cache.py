@@ -126,6 +126,8 @@ def remove_cached(name: str | None = None) -> list[CacheEntry]:
             if free:
                 _remove(entry.path)
                 remove_stamp(entry.path)
+                for report in entry.path.parent.glob(f"{entry.name}.*.json"):  # a quantizer's, beside it
+                    report.unlink(missing_ok=True)
                 removed.append(entry)
     if name is not None and not removed:
         raise EdgeError(f"'{name}' is being converted by another process; try again when that has ended.")
@@ -176,8 +178,10 @@ def _remove(path: Path) -> None:
 
 
 def _key_name(folder: Path) -> str:
-    """The key that a folder belongs to, whether it is finished or `.NAME.*.partial`."""
-    return folder.name[1:].rsplit(".", 2)[0] if folder.name.endswith(".partial") else folder.name
+    """The key that a folder belongs to: finished, `.NAME.*.partial`, or `.NAME.quantizing` (layers so far)."""
+    if folder.name.endswith(".partial"):
+        return folder.name[1:].rsplit(".", 2)[0]
+    return folder.name[1:].removesuffix(".quantizing") if folder.name.startswith(".") else folder.name
 
 
 @contextmanager

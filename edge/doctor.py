@@ -213,7 +213,7 @@ def _cache() -> Iterator[Finding]:
     sound = 0
     for entry in entries:
         command = f"edge cache remove {entry.name}"
-        if entry.name.endswith(".partial"):
+        if entry.name.startswith("."):
             detail = f"'{entry.name}' is unfinished: a conversion is running, or was killed"
             yield Finding("cached model", "warning", detail, command)
             continue

@@ -31,6 +31,7 @@ from model.checkpoint import open_checkpoint
 WINDOW = 512
 METHODS = {
     "RTN": {"method": "rtn"},
+    "S-RTN": {"method": "rtn", "smooth": True},
     "GPTQ": {"method": "gptq"},
     "P-GPTQ": {"method": "p-gptq"},
     "S-P-GPTQ": {"method": "p-gptq", "smooth": True},

@@ -1,7 +1,7 @@
-"""Trains a small float model on a text: a network whose weights no quantizer has touched.
+"""Trains a small float model on texts: a network whose weights no quantizer has touched.
 
-Llama-shaped, byte-level BPE made from the text itself. Good enough to have something to lose by rounding; it
-is for measuring quantizers, not for talking to.
+Llama-shaped, byte-level BPE made from the texts themselves. Trained for long enough to have something to lose
+by rounding; it is for measuring quantizers, not for talking to.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SPECIAL = ("<unk>", "<s>", "</s>")
 
 
 def small_config(vocabulary: int) -> ModelConfig:
-    """About 1.4 M parameters with a vocabulary of 512."""
+    """About 2.8 M parameters with a vocabulary of 1024."""
     return ModelConfig(
         model_type="llama",
         vocab_size=vocabulary,
         hidden_size=192,
         intermediate_size=512,
-        num_hidden_layers=3,
+        num_hidden_layers=6,
         num_attention_heads=3,
         num_key_value_heads=1,
         head_dim=64,
@@ -94,20 +94,20 @@ def train(decoder: Decoder, ids: Tensor, steps: int, seed: int) -> Iterator[floa
 def main() -> None:
     """Trains and saves a Hugging Face folder; the last line is a JSON document."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("text", type=Path, help="UTF-8 text; only the part after --skip is used")
     parser.add_argument("out", type=Path, help="folder that must not exist")
+    parser.add_argument("texts", type=Path, nargs="+", help="UTF-8 files, learned as they are")
     parser.add_argument(
-        "--skip", type=float, default=0.1, help="share of the text left unseen, from the start"
+        "--skip", type=float, default=0.1, help="share of the first text left unseen, from its start"
     )
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--vocabulary", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--vocabulary", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    text = arguments.text.read_text(encoding="utf-8")
-    text = text[int(len(text) * arguments.skip) :]
+    first, *others = (path.read_text(encoding="utf-8") for path in arguments.texts)
+    text = "".join((first[int(len(first) * arguments.skip) :], *others))
     files = {"tokenizer.json": train_tokenizer(text, arguments.vocabulary)}
     config = small_config(arguments.vocabulary)
     from edge.tokenizer.load import load_tokenizer

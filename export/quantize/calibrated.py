@@ -24,7 +24,7 @@ from edge.scheme import QuantizedMatrix
 from edge.tensors import EMBEDDING, expected_tensors
 from export.calibration import Calibration
 from export.quantize.activations import Stream, load_layer
-from export.quantize.gptq import gptq
+from export.quantize.gptq import Hessian, gptq, invert
 from export.quantize.options import QuantizeOptions
 from export.quantize.smooth import STAGES, smooth
 from export.quantize.weights import read_float32
@@ -121,11 +121,12 @@ def _quantize_layer(
     packed, errors = {}, []
     for stage in STAGES:
         (gram,) = stream.grams(layer, stage.consumers[:1], _skipped(options))
+        hessian = _hessian(gram, options, f"{prefix}{stage.consumers[0]}.weight")
         for name in stage.consumers:
             full_name = f"{prefix}{name}.weight"
             say(full_name)
             weight = layer.get_parameter(f"{name}.weight")
-            matrix = _quantize(weight, gram, options, full_name)
+            matrix = _quantize(weight, hessian, options.scheme, full_name)
             rounded = torch.from_numpy(matrix.dequantize())
             errors.append({"name": full_name, **_errors(weight, rounded, gram)})
             weight.copy_(rounded)
@@ -136,10 +137,14 @@ def _quantize_layer(
     return packed, errors
 
 
-def _quantize(weight: Tensor, gram: Tensor, options: QuantizeOptions, name: str) -> QuantizedMatrix:
+def _hessian(gram: Tensor, options: QuantizeOptions, name: str) -> Hessian | None:
     if options.method == "rtn":
-        return quantize(weight.numpy(), options.scheme, name)
-    return gptq(weight, gram, options.scheme, damping=options.damping, act_order=options.act_order, name=name)
+        return None
+    return invert(gram, damping=options.damping, act_order=options.act_order, name=name)
+
+
+def _quantize(weight: Tensor, hessian: Hessian | None, scheme: QuantScheme, name: str) -> QuantizedMatrix:
+    return quantize(weight.numpy(), scheme, name) if hessian is None else gptq(weight, hessian, scheme, name)
 
 
 def _errors(weight: Tensor, rounded: Tensor, gram: Tensor) -> dict[str, float]:

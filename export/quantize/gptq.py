@@ -7,6 +7,8 @@ group. Groups are neighbouring columns in the matrix's own order, so that the re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,22 +21,27 @@ _BLOCK = 128  # columns whose errors are gathered before they touch the columns 
 _MOST_DAMPING = 10.0
 
 
-def gptq(
-    weights: Tensor, gram: Tensor, scheme: QuantScheme, *, damping: float, act_order: bool, name: str
-) -> QuantizedMatrix:
-    """Codes of weights float32 [rows, columns] that keep X W^T, where gram [columns, columns] = X^T X.
+@dataclass(frozen=True)
+class Hessian:
+    """What GPTQ needs to know of the inputs; matrices that read the same ones share it.
 
-    damping: share of the mean diagonal that is added to the diagonal; ten times as much, repeatedly, where
-    that leaves the matrix singular. Columns that no activation reaches are rounded to the nearest code.
-    Raises ExportError, with the name, for activations that are not finite.
+    diagonal [columns]: before damping. order [columns]: in which they are quantized. factor [columns,
+    columns]: in that order, the upper triangular U with U^T U = (gram + damping)^-1.
+    """
+
+    diagonal: Tensor
+    order: Tensor
+    factor: Tensor
+
+
+def gptq(weights: Tensor, hessian: Hessian, scheme: QuantScheme, name: str) -> QuantizedMatrix:
+    """Codes of weights float32 [rows, columns] that keep X W^T.
+
+    Columns that no activation reaches are rounded to the nearest code.
     """
     rows, columns = weights.shape
-    diagonal = gram.diagonal()
-    if not bool(torch.isfinite(diagonal).all()):
-        raise ExportError(f"The activations that reach {name} are not finite; the checkpoint is damaged.")
-    scales = best_scales(weights, diagonal, scheme, name)
-    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(columns)
-    factor = _inverse_factor(gram[order][:, order], damping, name)
+    order, factor = hessian.order, hessian.factor
+    scales = best_scales(weights, hessian.diagonal, scheme, name)
     group = scheme.group or columns
     low, high = CODE_RANGE[scheme.kind]
     # Columns become rows: a step then works on contiguous memory.
@@ -56,22 +63,31 @@ def gptq(
     return QuantizedMatrix(scheme, stored.astype(np.int8 if scheme.kind == "int8" else np.uint8), scales)
 
 
-def _inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
-    """The upper triangular U with U^T U = (gram + damping)^-1."""
-    mean = gram.diagonal().mean()
-    dead = gram.diagonal() == 0
+def invert(gram: Tensor, *, damping: float, act_order: bool, name: str) -> Hessian:
+    """The Hessian of inputs X with gram [columns, columns] = X^T X.
+
+    damping: share of the mean diagonal that is added to the diagonal; ten times as much, repeatedly, where
+    that leaves the matrix singular. act_order: columns with the largest activations first.
+    Raises ExportError, with the name of a matrix, for activations that are not finite.
+    """
+    diagonal = gram.diagonal().clone()
+    if not bool(torch.isfinite(diagonal).all()):
+        raise ExportError(f"The activations that reach {name} are not finite; the checkpoint is damaged.")
+    order = (
+        diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
+    )
+    failed, mean = torch.empty((), dtype=torch.int32), diagonal.mean()
     while damping <= _MOST_DAMPING:
-        damped = gram.clone()
-        damped.diagonal().add_(damping * mean)
-        damped.diagonal()[dead] = 1.0
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        del damped  # such a matrix is the largest thing in memory
+        # In place where it can be: such a matrix is the largest thing in memory.
+        factor = gram[order][:, order]
+        factor.diagonal().add_(damping * mean)
+        factor.diagonal()[diagonal[order] == 0] = 1.0
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
-            inverse = torch.cholesky_inverse(factor)
-            del factor
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            factor = torch.cholesky_inverse(factor)
+            torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
             if not failed:
-                return factor
+                return Hessian(diagonal, order, factor)
         damping *= 10
     raise ExportError(
         f"The activations that reach {name} have no usable Hessian; give another calibration text."

@@ -174,6 +174,23 @@ def test_processes_share_one_conversion(build: Any, tmp_path: Path) -> None:
     assert all(worker.returncode == 0 for worker in workers)
 
 
+def test_a_running_quantizer_keeps_its_layers(build: Any, cache: Path) -> None:
+    """Its finished layers lie in `.NAME.quantizing`: removed only where nobody holds the lock of NAME."""
+    key = CacheKey("model-1.5", {})
+
+    def quantize(out: Path) -> None:
+        work = out.with_name(f".{out.name}.quantizing")
+        work.mkdir()
+        assert [entry.name for entry in cached_models()] == [work.name]
+        assert remove_cached() == [] and work.is_dir()
+        work.rename(out.with_name(f".{out.name}.killed.quantizing"))
+        build(out)
+        out.with_name(f"{out.name}.quantization.json").write_text("{}")
+
+    cached_bundle(key, quantize)
+    assert len(remove_cached()) == 2 and not list((cache / "models").iterdir())
+
+
 @pytest.mark.skipif(os.name != "posix", reason="lock files are removed where open files can be")
 def test_a_removed_lock_still_excludes(cache: Path) -> None:
     """Threads that waited for a lock whose file its holder removed never hold it two at a time."""

@@ -10,7 +10,7 @@ from edge.errors import ExportError
 from edge.packing import pack, unpack
 from edge.quantize import quantize
 from edge.scheme import QuantizedMatrix, QuantScheme
-from export.quantize.gptq import gptq
+from export.quantize.gptq import gptq, invert
 from export.quantize.scales import CODE_RANGE, best_scales
 
 ROWS = 11
@@ -29,6 +29,16 @@ def correlated(columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
     mixing = torch.randn(columns, columns, generator=make) + 3 * torch.eye(columns)
     x = torch.randn(6 * columns, columns, generator=make) @ mixing * torch.rand(columns, generator=make)
     return weights, x.t() @ x
+
+
+def codes_of(
+    weights: torch.Tensor,
+    gram: torch.Tensor,
+    scheme: QuantScheme,
+    damping: float = 0.01,
+    act_order: bool = True,
+) -> QuantizedMatrix:
+    return gptq(weights, invert(gram, damping=damping, act_order=act_order, name="w"), scheme, "w")
 
 
 def obvious(
@@ -62,7 +72,7 @@ def obvious(
 @pytest.mark.parametrize("columns", [72, 160])
 def test_codes_are_those_of_the_definition(scheme: QuantScheme, act_order: bool, columns: int):
     weights, gram = correlated(columns)
-    found = gptq(weights, gram, scheme, damping=0.01, act_order=act_order, name="w")
+    found = codes_of(weights, gram, scheme, act_order=act_order)
     scales = found.scales.astype(np.float64)
     wanted = obvious(weights.double().numpy(), gram.double().numpy(), scales, scheme, 0.01, act_order)
     zero = 8 if scheme.kind == "int4" else 0
@@ -78,7 +88,7 @@ def test_outputs_are_closer_than_those_of_rounding(scheme: QuantScheme):
         difference = weights - torch.from_numpy(matrix.dequantize())
         return float((difference @ gram * difference).sum())
 
-    ours = output_error(gptq(weights, gram, scheme, damping=0.01, act_order=True, name="w"))
+    ours = output_error(codes_of(weights, gram, scheme))
     assert ours < 0.5 * output_error(quantize(weights.numpy(), scheme))
 
 
@@ -86,7 +96,7 @@ def test_outputs_are_closer_than_those_of_rounding(scheme: QuantScheme):
 def test_independent_inputs_leave_rounding_to_the_nearest(scheme: QuantScheme):
     weights, _ = correlated(160)
     importance = torch.rand(160, generator=torch.Generator().manual_seed(1)) + 0.1
-    found = gptq(weights, importance.diag(), scheme, damping=0.01, act_order=True, name="w")
+    found = codes_of(weights, importance.diag(), scheme)
     step = found.scales.astype(np.float32)[:, np.arange(160) // (scheme.group or 160)]
     low, high = CODE_RANGE[scheme.kind]
     inside = (weights.numpy() / step > low - 0.5) & (weights.numpy() / step < high + 0.5)
@@ -97,7 +107,7 @@ def test_independent_inputs_leave_rounding_to_the_nearest(scheme: QuantScheme):
 @pytest.mark.parametrize("columns", [72, 160])
 def test_codes_and_scales_survive_packing(scheme: QuantScheme, columns: int):
     weights, gram = correlated(columns)
-    found = gptq(weights, gram, scheme, damping=0.01, act_order=True, name="w")
+    found = codes_of(weights, gram, scheme)
     low, high = (0, 15) if scheme.kind == "int4" else (-127, 127)
     assert low <= found.codes.min() and found.codes.max() <= high
     assert found.scales.shape == (ROWS, scheme.groups(columns))
@@ -132,7 +142,7 @@ def test_columns_without_activations_are_rounded():
     x[:, 5], x[:, 70] = 0, 0
     x[:, 6] = x[:, 7]
     scheme = QuantScheme("int4", 32)
-    found = gptq(weights, x.t() @ x, scheme, damping=1e-9, act_order=True, name="w")
+    found = codes_of(weights, x.t() @ x, scheme, damping=1e-9)
     assert np.isfinite(found.dequantize()).all()
     scale = found.scales.astype(np.float32)
     for column in (5, 70):
@@ -143,7 +153,7 @@ def test_columns_without_activations_are_rounded():
 
 
 def test_activations_that_are_not_finite_are_refused():
-    weights, gram = correlated(64)
+    _, gram = correlated(64)
     gram[3, 3] = float("inf")
     with pytest.raises(ExportError, match=r"layers\.7\.q"):
-        gptq(weights, gram, SCHEMES[0], damping=0.01, act_order=True, name="layers.7.q")
+        invert(gram, damping=0.01, act_order=True, name="layers.7.q")
