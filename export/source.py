@@ -142,7 +142,7 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
     from edge.resolve import open_checkpoint
 
     try:
-        from export.quantize import QuantizeOptions, quantize_checkpoint, report_path
+        from export.quantize import VERSION, QuantizeOptions, quantize_checkpoint, report_path
     except ImportError as error:
         raise ExportError(
             f"Calibrated and ternary quantization need PyTorch ({error}); install it with "
@@ -157,7 +157,7 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
         head=options.head or DEFAULT_HEAD,
     )
     text = None if options.calibration is None else _text_sha256(options.calibration)
-    facts = {**key.facts, "export": {**asdict(wanted), "calibration": text}}
+    facts = {**key.facts, "export": {**asdict(wanted), "calibration": text, "version": VERSION}}
 
     def build(out: Path) -> None:
         quantize_checkpoint(checkpoint, out, wanted, progress)

@@ -4,7 +4,15 @@ Round-to-nearest itself is in `edge.quantize`; here is what needs the checkpoint
 entry to all of it.
 """
 
-from export.quantize.options import METHODS, QUANTIZATIONS, SCHEMES, QuantizeOptions
+from export.quantize.options import METHODS, QUANTIZATIONS, SCHEMES, VERSION, QuantizeOptions
 from export.quantize.run import quantize_checkpoint, report_path
 
-__all__ = ["METHODS", "QUANTIZATIONS", "SCHEMES", "QuantizeOptions", "quantize_checkpoint", "report_path"]
+__all__ = [
+    "METHODS",
+    "QUANTIZATIONS",
+    "SCHEMES",
+    "VERSION",
+    "QuantizeOptions",
+    "quantize_checkpoint",
+    "report_path",
+]

@@ -11,6 +11,8 @@ from edge.config import ModelConfig
 from model.decoder import Layer, View, fused_attention
 from model.rope import RotaryEmbedding
 
+MASKED_POSITIONS = 4
+"""Positions at the beginning of every sequence that P-GPTQ takes out of the Hessian."""
 _BATCH_TOKENS = 2048
 
 
@@ -30,16 +32,16 @@ class Stream:
         for part in self._parts():
             part.copy_(layer(part, self._view)[0])
 
-    def grams(self, layer: Layer, names: Sequence[str], skip: int) -> list[Tensor]:
+    def grams(self, layer: Layer, names: Sequence[str], *, masked: bool) -> list[Tensor]:
         """X^T X [columns, columns] of the inputs of some of the layer's linear modules, in float32.
 
-        skip: positions at the beginning of every sequence that are left out. The layer runs only as far as
-        the last module needs; names are in the order in which they run.
+        masked: quieten the first positions of every sequence. The layer runs only as far as the last module
+        needs; names are in the order in which they run.
         """
-        found: dict[str, Tensor] = {}
+        adders = [_Adder(MASKED_POSITIONS if masked else 0, name == names[-1]) for name in names]
         hooks = [
-            layer.get_submodule(name).register_forward_pre_hook(_Adder(found, name, skip, name == names[-1]))
-            for name in names
+            layer.get_submodule(name).register_forward_pre_hook(adder)
+            for name, adder in zip(names, adders, strict=True)
         ]
         try:
             for part in self._parts():
@@ -50,7 +52,7 @@ class Stream:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [found[name] for name in names]
+        return [adder.gram() for adder in adders]
 
     def _parts(self) -> Iterator[Tensor]:
         return iter(self.hidden.split(max(1, _BATCH_TOKENS // self.hidden.shape[1])))
@@ -61,20 +63,36 @@ class _Enough(Exception):
 
 
 class _Adder:
-    """A forward hook that adds X^T X of a module's inputs to `found[name]`."""
+    """A forward hook that adds X^T X of a module's inputs; `gram` gives the sum."""
 
-    def __init__(self, found: dict[str, Tensor], name: str, skip: int, is_last: bool) -> None:
-        self._found, self._name, self._skip, self._is_last = found, name, skip, is_last
+    def __init__(self, skip: int, is_last: bool) -> None:
+        self._skip, self._is_last = skip, is_last
+        self._total: Tensor | None = None
+        self._count = 0
+        self._first: list[Tensor] = []
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         x = inputs[0][:, self._skip :].flatten(0, 1)
-        total = self._found.get(self._name)
-        if total is None:
-            self._found[self._name] = x.t() @ x
+        if self._total is None:
+            self._total = x.t() @ x
         else:
-            total.addmm_(x.t(), x)
+            self._total.addmm_(x.t(), x)
+        self._count += len(x)
+        self._first.append(inputs[0][:, : self._skip].flatten(0, 1).clone())
         if self._is_last:
             raise _Enough
+
+    def gram(self) -> Tensor:
+        """The sum, with every skipped position at the size of an ordinary one at most.
+
+        Without a trace of them, a channel that speaks only there would look free: GPTQ would move the errors
+        of all others into it. But attention sinks are made of such channels.
+        """
+        assert self._total is not None
+        ordinary, first = self._total.trace() / self._count, torch.cat(self._first)
+        size = first.square().sum(1, keepdim=True).clamp_min(1e-30)
+        first *= (ordinary / size).clamp_max(1).sqrt()
+        return self._total.addmm_(first.t(), first)
 
 
 def load_layer(config: ModelConfig, index: int, tensors: dict[str, Tensor]) -> Layer:

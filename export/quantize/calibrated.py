@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,14 +25,11 @@ from edge.tensors import EMBEDDING, expected_tensors
 from export.calibration import Calibration
 from export.quantize.activations import Stream, load_layer
 from export.quantize.gptq import Hessian, gptq, invert
-from export.quantize.options import QuantizeOptions
+from export.quantize.options import VERSION, QuantizeOptions
 from export.quantize.smooth import STAGES, smooth
 from export.quantize.weights import read_float32
 from export.quantize.workspace import SOURCE, Workspace
 from model.decoder import Layer
-
-MASKED_POSITIONS = 4
-"""Positions at the beginning of every sequence that P-GPTQ leaves out."""
 
 
 def embed(checkpoint: Checkpoint, calibration: Calibration) -> Tensor:
@@ -47,7 +44,7 @@ def job(
     """What tells one quantization from another, as JSON values; layers have digests of their own."""
     chosen = {**asdict(options), "calibration": calibration.sha256}
     return {
-        "version": 1,
+        "version": VERSION,
         "torch": torch.__version__,
         "source": checkpoint.source,
         "config": checkpoint.config.to_json(),
@@ -72,8 +69,7 @@ def quantize_layers(
         tensors = read_layer(checkpoint, index)
         digest = layer_digest(tensors)
         layer = load_layer(checkpoint.config, index, tensors)
-        exponents = _smooth_layer(layer, stream, options) if options.smooth else {}
-        packed, errors = _quantize_layer(layer, prefix, stream, options, say)
+        packed, errors, exponents = quantize_layer(layer, prefix, stream, options, say)
         stream.advance(layer)
         report = {
             "layer": index,
@@ -100,27 +96,28 @@ def layer_digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _skipped(options: QuantizeOptions) -> int:
-    return MASKED_POSITIONS if options.method == "p-gptq" else 0
+def _grams(stream: Stream, layer: Layer, names: Sequence[str], options: QuantizeOptions) -> list[Tensor]:
+    return stream.grams(layer, names, masked=options.method == "p-gptq")
 
 
 def _smooth_layer(layer: Layer, stream: Stream, options: QuantizeOptions) -> dict[str, float]:
     """Smooth all stages of a layer in place; the exponents by the producer's name."""
     inputs = [stage.consumers[0] for stage in STAGES]
-    grams = stream.grams(layer, inputs, _skipped(options))
+    grams = _grams(stream, layer, inputs, options)
     return {
         stage.producer: smooth(layer, stage, gram, options.scheme)
         for stage, gram in zip(STAGES, grams, strict=True)
     }
 
 
-def _quantize_layer(
+def quantize_layer(
     layer: Layer, prefix: str, stream: Stream, options: QuantizeOptions, say: Callable[[str], None]
-) -> tuple[dict[str, npt.NDArray[np.uint8]], list[dict[str, Any]]]:
-    """Quantize a layer's matrices in place; (its packed tensors by name, the errors of its matrices)."""
+) -> tuple[dict[str, npt.NDArray[np.uint8]], list[dict[str, Any]], dict[str, float]]:
+    """Quantize a layer in place; (packed tensors by name, errors of its matrices, smoothing exponents)."""
+    exponents = _smooth_layer(layer, stream, options) if options.smooth else {}
     packed, errors = {}, []
     for stage in STAGES:
-        (gram,) = stream.grams(layer, stage.consumers[:1], _skipped(options))
+        (gram,) = _grams(stream, layer, stage.consumers[:1], options)
         hessian = _hessian(gram, options, f"{prefix}{stage.consumers[0]}.weight")
         for name in stage.consumers:
             full_name = f"{prefix}{name}.weight"
@@ -134,7 +131,7 @@ def _quantize_layer(
     for name in ("input_layernorm", "post_attention_layernorm"):
         norm = layer.get_parameter(f"{name}.weight").numpy()
         packed[f"{prefix}{name}.weight"] = norm.view(np.uint8).reshape(-1)
-    return packed, errors
+    return packed, errors, exponents
 
 
 def _hessian(gram: Tensor, options: QuantizeOptions, name: str) -> Hessian | None:

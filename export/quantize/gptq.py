@@ -73,9 +73,7 @@ def invert(gram: Tensor, *, damping: float, act_order: bool, name: str) -> Hessi
     diagonal = gram.diagonal().clone()
     if not bool(torch.isfinite(diagonal).all()):
         raise ExportError(f"The activations that reach {name} are not finite; the checkpoint is damaged.")
-    order = (
-        diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
-    )
+    order = diagonal.argsort(descending=True, stable=True) if act_order else torch.arange(len(diagonal))
     failed, mean = torch.empty((), dtype=torch.int32), diagonal.mean()
     while damping <= _MOST_DAMPING:
         # In place where it can be: such a matrix is the largest thing in memory.

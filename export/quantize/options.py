@@ -15,6 +15,8 @@ SCHEMES = {
 }
 """Rounding schemes of the linear layers by name; `ternary` and `none` keep what the checkpoint holds."""
 QUANTIZATIONS = (*SCHEMES, "ternary", "none")
+VERSION = 2
+"""Changes when the same options would give other weights; part of every key under which results are kept."""
 METHODS = ("rtn", "gptq", "p-gptq")
 HEADS = ("int4", "int8", "f16")
 
@@ -25,7 +27,8 @@ class QuantizeOptions:
 
     quantize: `int4` (groups of 128), `int4-g32`, `int8`, `ternary` (the checkpoint must hold ternary weights:
     they are packed exactly), or `none` (floats become float16, packed weights stay as they are).
-    method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence stay out of the Hessian).
+    method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence stay out of the Hessian's
+    sum; they count in its damping only).
     smooth: AWQ-style scaling of input channels before either; it needs calibration too.
     calibration: a UTF-8 text; None takes the text of `export.calibration.default_text`.
     sequences, length: calibration sequences and their tokens, BOS included. head: scheme of the embedding and

@@ -56,7 +56,7 @@ def network(checkpoint: RandomCheckpoint) -> Decoder:
 def test_layers_see_what_the_whole_network_computes(
     checkpoint: RandomCheckpoint, text: Path, sequences: torch.Tensor, network: Decoder
 ):
-    """The stream after every layer, and X^T X of every stage with and without the first positions."""
+    """The stream after every layer, and X^T X of every stage."""
     inputs: dict[tuple[int, str], torch.Tensor] = {}
     names = [stage.consumers[0] for stage in STAGES]
     for index, layer in enumerate(network.model.layers):
@@ -68,40 +68,13 @@ def test_layers_see_what_the_whole_network_computes(
     stream = Stream(checkpoint.config, embed(checkpoint, calibration(checkpoint, text, 6, 64)))
     for index in range(checkpoint.config.num_hidden_layers):
         layer = load_layer(checkpoint.config, index, read_layer(checkpoint, index))
-        for skip in (0, 4):
-            for name, gram in zip(names, stream.grams(layer, names, skip), strict=True):
-                x = inputs[index, name][:, skip:].flatten(0, 1).double()
-                torch.testing.assert_close(gram.double(), x.t() @ x, rtol=1e-3, atol=1e-3)
-        (alone,) = stream.grams(layer, names[-1:], 4)
+        for name, gram in zip(names, stream.grams(layer, names, masked=False), strict=True):
+            x = inputs[index, name].flatten(0, 1).double()
+            torch.testing.assert_close(gram.double(), x.t() @ x, rtol=1e-3, atol=1e-3)
+        (alone,) = stream.grams(layer, names[-1:], masked=False)
         torch.testing.assert_close(alone, gram, rtol=0, atol=0)
         stream.advance(layer)
         torch.testing.assert_close(stream.hidden, wanted.stream[index], rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_the_mask_hides_the_first_four_positions(checkpoint: RandomCheckpoint, text: Path):
-    """P-GPTQ: what stands there does not reach the Hessian of the first matrices; the fifth position does."""
-    hidden = embed(checkpoint, calibration(checkpoint, text, 6, 64))
-    layer = load_layer(checkpoint.config, 0, read_layer(checkpoint, 0))
-
-    def gram(changed: int, skip: int) -> torch.Tensor:
-        loud = hidden.clone()
-        loud[:, changed] = torch.randn(96, generator=torch.Generator().manual_seed(0)) * 100
-        return Stream(checkpoint.config, loud).grams(layer, ["self_attn.q_proj"], skip)[0]
-
-    plain = Stream(checkpoint.config, hidden.clone()).grams(layer, ["self_attn.q_proj"], 4)[0]
-    for position in range(4):
-        torch.testing.assert_close(gram(position, 4), plain, rtol=0, atol=0)
-        assert not torch.equal(gram(position, 0), plain)
-    assert not torch.equal(gram(4, 4), plain)
-
-
-@torch.no_grad()
-def test_methods_differ_by_the_mask(checkpoint: RandomCheckpoint, options, tmp_path: Path):
-    for method in ("gptq", "p-gptq"):
-        quantize_checkpoint(checkpoint, tmp_path / method, options(method=method))
-    hashes = {Bundle.open(tmp_path / method).content_hash for method in ("gptq", "p-gptq")}
-    assert len(hashes) == 2
 
 
 @torch.no_grad()
@@ -121,7 +94,7 @@ def test_smoothing_leaves_the_function(checkpoint: RandomCheckpoint, text: Path)
     before.advance(layer)
     names = [stage.consumers[0] for stage in STAGES]
     old = {name: layer.get_parameter(f"{name}.weight").clone() for name in names}
-    for stage, gram in zip(STAGES, stream.grams(layer, names, 0), strict=True):
+    for stage, gram in zip(STAGES, stream.grams(layer, names, masked=False), strict=True):
         assert smooth(layer, stage, gram, QuantScheme("int4", 32)) > 0, stage.producer
     for name in names:
         assert not torch.equal(old[name], layer.get_parameter(f"{name}.weight")), name
