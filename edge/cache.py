@@ -178,7 +178,7 @@ def _remove(path: Path) -> None:
 
 
 def _key_name(folder: Path) -> str:
-    """The key that a folder belongs to: finished, `.NAME.*.partial`, or `.NAME.quantizing` (layers so far)."""
+    """The key that a folder belongs to: finished, `.NAME.*.partial`, or the layers in `.NAME.quantizing`."""
     if folder.name.endswith(".partial"):
         return folder.name[1:].rsplit(".", 2)[0]
     return folder.name[1:].removesuffix(".quantizing") if folder.name.startswith(".") else folder.name

@@ -20,7 +20,7 @@ from torch import Tensor
 from edge.checkpoints.base import Checkpoint
 from edge.packing import pack
 from edge.quantize import quantize
-from edge.scheme import QuantizedMatrix
+from edge.scheme import QuantizedMatrix, QuantScheme
 from edge.tensors import EMBEDDING, expected_tensors
 from export.calibration import Calibration
 from export.quantize.activations import Stream, load_layer

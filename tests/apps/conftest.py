@@ -43,8 +43,7 @@ def run_edge(edge_script: str, environment: dict[str, str]) -> Run:
             capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",
-            timeout=120,
-            **{"env": environment, **changes},
+            **{"env": environment, "timeout": 120, **changes},
         )
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from edge.safetensors_file import SafetensorsFile
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -44,6 +48,95 @@ def test_quantizing_on_the_way(
     assert tensors["model.embed_tokens.weight"] == ("F16" if quantize == "none" else "Q8_0")
     checked = run_edge("export", "--check", str(out), "--json")
     assert checked.returncode == 0 and json.loads(checked.stdout.splitlines()[-1])["passed"]
+
+
+def second_layer(tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if ".layers.0." in name]:
+        tensors[name.replace(".0.", ".1.")] = tensors[name][::-1].copy()
+
+
+@pytest.fixture
+def calibration_text(tmp_path: Path) -> Path:
+    """More than the 64 sequences of 512 tokens that are looked at, a byte each."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{n} sheep and {n * n % 97} dogs cross the river.\n" for n in range(900)))
+    return path
+
+
+def test_smoothing_before_rounding(
+    run_edge: Run, tiny_checkpoint: Callable[..., Path], calibration_text: Path, tmp_path: Path
+):
+    pytest.importorskip("torch")
+    out = tmp_path / "out"
+    arguments = ("--quantize", "int4-g32", "--smooth", "--calibration", str(calibration_text))
+    done = run_edge("export", str(tiny_checkpoint()), "--to", "gguf", *arguments, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / "artifact.json").read_text())
+    tensors = manifest["quantization"].pop("tensors")
+    assert manifest["quantization"] == {"name": "int4-g32", "method": "rtn", "smooth": True}
+    assert tensors["model.layers.0.mlp.up_proj.weight"] == "Q4_0"
+    (layer,) = json.loads((out / "quantization.json").read_text())["layers"]
+    assert len(layer["matrices"]) == 7 and len(layer["smoothing_exponents"]) == 4
+    checked = run_edge("export", "--check", str(out), "--json")
+    assert checked.returncode == 0 and json.loads(checked.stdout.splitlines()[-1])["passed"]
+
+
+def test_ternary_weights_are_packed_exactly(
+    run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    pytest.importorskip("torch")
+
+    def ternary(tensors: dict[str, Any]) -> None:
+        for name, tensor in tensors.items():
+            if "_proj" in name:
+                scale = np.float32(2.0**-4)
+                tensors[name] = np.clip(np.rint(tensor), -1, 1).astype(np.float32) * scale
+
+    out = tmp_path / "out"
+    model = str(tiny_checkpoint(ternary))
+    done = run_edge("export", model, "--to", "bundle", "--quantize", "ternary", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    (layer,) = json.loads((out / "quantization.json").read_text())["layers"]
+    assert [matrix["weight_error"] for matrix in layer["matrices"]] == [0.0] * 7
+    checked = run_edge("export", "--check", str(out), "--json")
+    assert checked.returncode == 0 and json.loads(checked.stdout.splitlines()[-1])["passed"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_quantization_goes_on(
+    edge_script: str,
+    environment: dict[str, str],
+    run_edge: Run,
+    tiny_checkpoint: Callable[..., Path],
+    calibration_text: Path,
+    tmp_path: Path,
+):
+    """Killed after a layer, and run again: it goes on there, and the files are those of an unbroken run."""
+    pytest.importorskip("torch")
+    model = str(tiny_checkpoint(second_layer, num_hidden_layers=2))
+    arguments = ("--quantize", "int4", "--calibration", str(calibration_text), "--method", "gptq", "--out")
+    command = ["export", model, "--to", "gguf", *arguments]
+    process = subprocess.Popen(
+        [edge_script, *command, str(tmp_path / "out")], env=environment, stderr=subprocess.DEVNULL
+    )
+    work, deadline = tmp_path / "cache" / "models", time.monotonic() + 100
+    while not list(work.glob(".*.quantizing/layer-000.safetensors")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (kept,) = work.glob(".*.quantizing/layer-000.safetensors")
+    assert not list(kept.parent.glob("layer-001*"))
+    done = SafetensorsFile(kept).metadata["report"]
+    environment["EDGE_CACHE"] = str(tmp_path / "other-cache")
+    assert run_edge(*command, str(tmp_path / "whole"), timeout=400).returncode == 0
+    environment["EDGE_CACHE"] = str(tmp_path / "cache")
+    assert run_edge(*command, str(tmp_path / "out"), timeout=400).returncode == 0
+    layers = json.loads((tmp_path / "out" / "quantization.json").read_text())["layers"]
+    assert layers[0] == json.loads(done) and len(layers) == 2  # its seconds are those of the killed run
+    for name in ("model.gguf", "reference.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(work.glob(".*"))
 
 
 def test_the_dry_run_writes_nothing(run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path):

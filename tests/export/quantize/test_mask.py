@@ -78,7 +78,7 @@ class Sink:
 def test_the_sink_is_kept(
     checkpoint: RandomCheckpoint, text: Path, monkeypatch: pytest.MonkeyPatch, smooth: bool
 ):
-    """P-GPTQ serves the other positions better than GPTQ and the first like them; a plain mask destroys it."""
+    """P-GPTQ serves the others better than GPTQ does and the first like them; a plain mask destroys it."""
     sink, first, rest = Sink(checkpoint, text), {}, {}
     chosen: dict[str, Any] = {"calibration": text, "sequences": 6, "length": 64, "threads": 1}
     for method in ("rtn", "gptq", "p-gptq"):
