@@ -120,7 +120,7 @@ def test_a_killed_quantization_goes_on(
         [edge_script, *command, str(tmp_path / "out")], env=environment, stderr=subprocess.DEVNULL
     )
     work, deadline = tmp_path / "cache" / "models", time.monotonic() + 100
-    while not list(work.glob(".*.quantizing/layer-000.safetensors")) and time.monotonic() < deadline:
+    while not list(work.glob(".*.quantizing/stream.safetensors")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
