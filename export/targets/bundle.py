@@ -28,8 +28,9 @@ class BundleTarget:
         """Sizes are those of the bundle's files, exactly."""
         sparse = source.sparse(options)
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
+        manifest = source.bundle.manifest
         return Plan(
-            files={name: (source.bundle.path / name).stat().st_size for name in (WEIGHTS, MANIFEST)},
+            files={WEIGHTS: manifest.files[WEIGHTS].bytes, MANIFEST: len(manifest.encode())},
             formula="the bundle's own files: codes and scales of every tensor, padded to 64 bytes, exactly",
             export_memory=64 << 20,
             run_memory={
@@ -37,7 +38,7 @@ class BundleTarget:
                 "KV cache": memory.kv_cache,
                 "workspace": memory.workspace,
             },
-            operators=dict.fromkeys(source.bundle.manifest.operators, 1),
+            operators=dict.fromkeys(manifest.operators, 1),
             runtime=RUNTIME,
             flavour="full",
             attention="dense" if sparse is None else "sparse",
