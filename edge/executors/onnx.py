@@ -26,7 +26,8 @@ from edge.executors.checks import (
     check_tokens,
     check_tree,
 )
-from edge.executors.onnx_flavours import FLAVOURS, Array, CacheArrays
+from edge.executors.huge_pages import moved_to_huge_pages
+from edge.executors.onnx_flavours import FLAVOURS, SESSION_ENTRIES, Array, CacheArrays
 from edge.executors.weights import open_weights
 from edge.memory import available_memory, check_memory, memory_plan
 from edge.native import library as native
@@ -55,7 +56,8 @@ class OnnxCache:
         """binding: of ONNX Runtime, to which the arrays are bound for good."""
         self.executor, self.arrays, self.binding = executor, arrays, binding
         self.length, self.capacity = 0, executor.context
-        self.outputs: Set[str] | None = None  # that are bound beside the cache
+        self.inputs: dict[str, Array] = {}  # that are bound beside the cache
+        self.outputs: Set[str] | None = None
         for (taken, _), memory in arrays.items():
             _bind(binding.bind_input, taken, memory)
 
@@ -83,9 +85,12 @@ class OnnxExecutor:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _WARNINGS
+        for name, value in SESSION_ENTRIES.items():
+            options.add_session_config_entry(name, value)
         self._borrowed = _add_operators(options, artifact) if self._flavour.needs_operators else []
         try:
-            self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
+            with moved_to_huge_pages():
+                self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise EdgeError(
                 f"ONNX Runtime {runtime.__version__} can't open '{artifact.model}': {_first_line(error)}; "
@@ -188,9 +193,15 @@ class OnnxExecutor:
             for (_, given), memory in cache.arrays.items():
                 _bind(binding.bind_output, given, memory)
             cache.outputs = outputs.keys()
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                _bind(bind, name, array)
+        for name, array in inputs.items():
+            bound = cache.inputs.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array
+            else:
+                cache.inputs[name] = array.copy()  # it may be the caller's
+                _bind(binding.bind_input, name, cache.inputs[name])
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
         try:
             self._opened().run_with_iobinding(binding)
         except RuntimeError as error:
