@@ -4,8 +4,8 @@
 
 MODEL: as everywhere, by default random:minicpm4-0.5b; int4 in groups of 32. --genai: a folder for
 onnxruntime-genai, for example of its own builder, measured beside the portable one, also with the session's
-entries of ours. Every measurement has a process of its own, in another order each round: where a process finds its
-memory changes its speed by some percent. Ratios are medians over rounds, so they hold on a busy machine too.
+entries of ours. Every measurement has a process of its own, in another order each round: where a process
+finds its memory changes its speed by some percent. Ratios are medians over rounds.
 """
 
 from __future__ import annotations

@@ -249,6 +249,7 @@ def _onnxruntime() -> Any:
         raise EdgeError(
             f"The onnx executor needs ONNX Runtime ({error}); install it with `pip install onnxruntime`."
         ) from None
+    onnxruntime.disable_telemetry_events()  # newer builds note every session, to send it
     return onnxruntime
 
 

@@ -1,9 +1,8 @@
-"""The portable ONNX flavour in onnxruntime-web (WebAssembly): under node, and in a browser on the page of the docs."""
+"""The portable ONNX flavour in onnxruntime-web: under node, and in a browser on the page of the docs."""
 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import runpy
 import shutil
@@ -52,7 +51,8 @@ VISITOR = """<!doctype html><iframe></iframe><script>
   const shown = (id) => frame.contentDocument?.getElementById(id);
   const text = () => shown("status")?.textContent ?? "";
   const until = async (start) => {
-    while (!text().startsWith(start) && !text().startsWith("Failed")) await new Promise((r) => setTimeout(r, 50));
+    while (!text().startsWith(start) && !text().startsWith("Failed"))
+      await new Promise((resolve) => setTimeout(resolve, 50));
   };
   (async () => {
     await until("Ready");
@@ -61,7 +61,8 @@ VISITOR = """<!doctype html><iframe></iframe><script>
       shown("send").click();
       await until(given.tokens);
     }
-    const found = { status: text(), answer: shown("answer").textContent, tokens: shown("answer").dataset.tokens };
+    const { textContent: answer, dataset } = shown("answer");
+    const found = { status: text(), answer, tokens: dataset.tokens };
     await fetch("/found", { method: "POST", body: JSON.stringify(found) });
   })();
 </script>"""
@@ -148,7 +149,7 @@ def distances_to_best(artifact: Artifact, prompt: list[int], tokens: list[int]) 
 def visit(
     browser: str, modules: Path, model: Path, prompt: str, tokens: int, timeout: float
 ) -> dict[str, Any]:
-    """The docs' page in the browser, served with the docs' server: what it shows after an answer to `prompt`."""
+    """The docs' page in the browser, served with the docs' server: what it shows after an answer."""
     page = f"/index.html?folder=model&tokens={tokens}"
     with served(modules, model, {"page": page, "prompt": prompt, "tokens": f"{tokens} tokens"}) as (
         url,
@@ -203,8 +204,8 @@ def served(
         site = Path(scratch)
         for name in ("index.html", "decoder.mjs"):
             shutil.copy(PAGE / name, site)
-        os.symlink(modules / "node_modules", site / "node_modules")
-        os.symlink(model, site / "model")
+        (site / "node_modules").symlink_to(modules / "node_modules")
+        (site / "model").symlink_to(model)
         server = ThreadingHTTPServer(("localhost", 0), partial(Visited, directory=scratch))
         Thread(target=server.serve_forever, daemon=True).start()
         try:
