@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
-from edge.config import KVType, ModelConfig
+from edge.config import KVType
 from edge.errors import EdgeError, NativeError
-from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
     check_kept_rows,
     check_logits,
@@ -62,7 +62,7 @@ class OnnxCache:
             _bind(binding.bind_input, taken, memory)
 
 
-class OnnxExecutor:
+class OnnxExecutor(ExecutorFacts):
     """Runs an exported decoder; calls are taken one at a time.
 
     threads: those of ONNX Runtime. sparse: the constants of sparse attention, None if every query is dense.
@@ -76,6 +76,7 @@ class OnnxExecutor:
         runtime = _onnxruntime()
         artifact.manifest.runtime.check(runtime.__version__)
         self._config, self._context = artifact.config, context
+        self._max_batch = min(_MAX_BATCH, context)
         self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context)
         self.sparse = self._flavour.sparse
         kv_type = cast(KVType, self.capabilities.kv_types[0])
@@ -96,21 +97,6 @@ class OnnxExecutor:
                 f"ONNX Runtime {runtime.__version__} can't open '{artifact.model}': {_first_line(error)}; "
                 "update onnxruntime or export the model again."
             ) from None
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-        return self._config
-
-    @property
-    def context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._context
-
-    @property
-    def max_batch(self) -> int:
-        """Most tokens of one forward call."""
-        return min(_MAX_BATCH, self._context)
 
     @property
     def capabilities(self) -> Capabilities:
