@@ -235,7 +235,7 @@ def _onnxruntime() -> Any:
         raise EdgeError(
             f"The onnx executor needs ONNX Runtime ({error}); install it with `pip install onnxruntime`."
         ) from None
-    onnxruntime.disable_telemetry_events()  # newer builds note every session, to send it
+    onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 
