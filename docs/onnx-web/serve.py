@@ -1,6 +1,6 @@
 """Serves a folder at http://localhost:8000 with the headers that threads of WebAssembly need.
 
-    python serve.py [FOLDER]
+python serve.py [FOLDER]
 """
 
 from __future__ import annotations

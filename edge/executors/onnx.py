@@ -235,7 +235,7 @@ def _onnxruntime() -> Any:
         raise EdgeError(
             f"The onnx executor needs ONNX Runtime ({error}); install it with `pip install onnxruntime`."
         ) from None
-    onnxruntime.disable_telemetry_events()
+    onnxruntime.disable_telemetry_events()  # what runs here is nobody's business
     return onnxruntime
 
 
