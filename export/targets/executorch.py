@@ -120,21 +120,16 @@ def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: 
 
 
 def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-        XnnpackDynamicallyQuantizedPartitioner,
-    )
-
     from export.targets.executorch_lowering import lower, metadata
     from export.targets.executorch_portable import PortableNetwork, entry
     from export.targets.executorch_weights import keeps_codes
 
     tokens = min(MAX_TOKENS, context)
-    network = PortableNetwork(source.config, source.tensor, context)
+    network = PortableNetwork(source.config, source.tensor, context, tokens)
     lower(
         {"forward": entry(network, tokens)},
         metadata(source.config, context, tokens),
         out,
-        [XnnpackDynamicallyQuantizedPartitioner()],
     )
     return {
         name: str(info.scheme)
