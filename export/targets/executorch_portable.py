@@ -26,10 +26,11 @@ from export.targets.executorch_weights import (
     stacked,
 )
 from export.targets.xnnpack_graph import XnnpackGraph
-from export.targets.xnnpack_shapes import Rows, Shape
+from export.targets.xnnpack_shapes import Shape, Size
 from model.rope import RotaryEmbedding
 
 _EXAMPLE = 3  # tokens of the example inputs; any length from 2 on
+_BLOCK = 64  # attention reads the cache up to a multiple of so many rows
 _HIDDEN = -1e9  # added to the scores of rows that a token may not see
 ReadTensor = Callable[[str], Matrix]
 """A tensor of the source by name: a quantized matrix, or floats."""
@@ -44,16 +45,17 @@ class PortableNetwork(nn.Module):
     def __init__(self, config: ModelConfig, read: ReadTensor, context: int, max_tokens: int) -> None:
         """max_tokens: most tokens of a call."""
         super().__init__()
-        self.config, self.context = config, context
+        self.config = config
+        self.capacity = capacity = -(-context // _BLOCK) * _BLOCK
         self.embedding = PortableEmbedding(read(EMBEDDING))
         cosines, sines = RotaryEmbedding(config, context)(torch.arange(context))
         self.register_buffer("cosines", cosines)
         self.register_buffer("sines", sines)
-        shape = (config.num_key_value_heads, context, config.head_dim)
+        shape = (config.num_key_value_heads, capacity, config.head_dim)
         for layer in range(config.num_hidden_layers):
             self.register_buffer(f"keys_{layer}", torch.zeros(shape), persistent=False)
             self.register_buffer(f"values_{layer}", torch.zeros(shape), persistent=False)
-        programs = _Programs(config, read, context, max_tokens)
+        programs = _Programs(config, read, capacity, max_tokens)
         self.first = programs.first()
         self.stages = nn.ModuleList(programs.stage(layer) for layer in range(config.num_hidden_layers))
         self.head = programs.head()
@@ -64,7 +66,10 @@ class PortableNetwork(nn.Module):
         rows = start_pos + torch.arange(ids.shape[0])
         angles = self.cosines.index_select(1, rows), self.sines.index_select(1, rows)
         cos, sin = (table.squeeze(0).unsqueeze(1) for table in angles)
-        seen = torch.arange(self.context) <= rows.unsqueeze(-1)
+        used: int = ((start_pos + ids.shape[0] + _BLOCK - 1) // _BLOCK * _BLOCK)[0].item()  # type: ignore[assignment]
+        torch._check(used >= _BLOCK)
+        torch._check(used <= self.capacity)
+        seen = torch.arange(used) <= rows.unsqueeze(-1)
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         mask = torch.where(seen, 0.0, _HIDDEN).repeat(group, 1)
         x = self.embedding(ids) * self.config.embedding_scale
@@ -75,7 +80,7 @@ class PortableNetwork(nn.Module):
             keys[:, rows] = k
             values[:, rows] = v
             last = layer == self.config.num_hidden_layers - 1
-            given = (x, q, keys, values, mask)
+            given = (x, q, keys[:, :used], values[:, :used], mask)
             if last:
                 (x,) = stage(*given)
             else:
@@ -87,27 +92,30 @@ class PortableNetwork(nn.Module):
 class _Programs:
     """Writes the XNNPACK programs of a network."""
 
-    def __init__(self, config: ModelConfig, read: ReadTensor, context: int, max_tokens: int) -> None:
-        self.config, self.read, self.context, self.most = config, read, context, max_tokens
+    def __init__(self, config: ModelConfig, read: ReadTensor, capacity: int, max_tokens: int) -> None:
+        self.config, self.read, self.most = config, read, max_tokens
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.group, self.dim = self.heads // self.kv_heads, config.head_dim
-        self._x: Shape = (Rows(), config.hidden_size)
-        self._q: Shape = (self.kv_heads, Rows(self.group), self.dim)
-        self._kv: Shape = (self.kv_heads, Rows(), self.dim)
-        self._cache: Shape = (self.kv_heads, context, self.dim)
+        tokens, used = Size("tokens", max_tokens), Size("used", capacity)
+        self._x: Shape = (tokens, config.hidden_size)
+        self._angle: Shape = (tokens, 1, self.dim // 2)
+        self._q: Shape = (self.kv_heads, tokens * self.group, self.dim)
+        self._kv: Shape = (self.kv_heads, tokens, self.dim)
+        self._cache: Shape = (self.kv_heads, used, self.dim)
+        self._mask: Shape = (tokens * self.group, used)
 
     def first(self) -> nn.Module:
         """x, cos, sin -> q, k, v of layer 0."""
-        graph = XnnpackGraph(self.most)
+        graph = XnnpackGraph()
         x, cos, sin = graph.input(self._x), *self._angles(graph)
         return graph.lowered(self._projections(graph, x, cos, sin, 0))
 
     def stage(self, layer: int) -> nn.Module:
         """x, q, keys, values, mask (, cos, sin) -> x after this layer (, q, k, v of the next one)."""
-        graph, last = XnnpackGraph(self.most), layer == self.config.num_hidden_layers - 1
+        graph, last = XnnpackGraph(), layer == self.config.num_hidden_layers - 1
         x, q = graph.input(self._x), graph.input(self._q)
         keys, values = graph.input(self._cache), graph.input(self._cache)
-        mask = graph.input((Rows(self.group), self.context))
+        mask = graph.input(self._mask)
         angles = None if last else self._angles(graph)
         scores = graph.add(graph.matmul(q, keys, transposed=True), mask)
         seen = graph.matmul(graph.softmax(scores), values)
@@ -118,7 +126,7 @@ class _Programs:
 
     def head(self) -> nn.Module:
         """x [1, hidden] -> logits [1, vocab]."""
-        config, graph = self.config, XnnpackGraph(self.most)
+        config, graph = self.config, XnnpackGraph()
         x = graph.input((1, config.hidden_size))
         norm = self._floats(FINAL_NORM) * np.float32(config.logit_scale)
         name = EMBEDDING if config.tie_word_embeddings else HEAD
@@ -126,8 +134,7 @@ class _Programs:
         return graph.lowered({logits: (1, config.vocab_size)})
 
     def _angles(self, graph: XnnpackGraph) -> tuple[int, int]:
-        shape = Rows(), 1, self.dim // 2
-        return graph.input(shape), graph.input(shape)
+        return graph.input(self._angle), graph.input(self._angle)
 
     def _floats(self, name: str) -> npt.NDArray[np.float32]:
         return np.asarray(self.read(name), np.float32).reshape(-1)

@@ -30,7 +30,7 @@ from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from export.targets.executorch_weights import PortableWeights
-from export.targets.xnnpack_shapes import Shape, sizes, shape_program
+from export.targets.xnnpack_shapes import Shape, largest, shape_program
 
 BACKEND = "XnnpackBackend"
 _TYPES = schema.XNNDatatype
@@ -39,9 +39,7 @@ _TYPES = schema.XNNDatatype
 class XnnpackGraph:
     """The nodes and constants of one program; see the head of this file."""
 
-    def __init__(self, most: int) -> None:
-        """most: the most tokens of a call."""
-        self.most = most
+    def __init__(self) -> None:
         self._arguments: list[Shape] = []
         self._nodes: list[Any] = []
         self._values: list[Any] = []
@@ -54,7 +52,7 @@ class XnnpackGraph:
     def input(self, shape: Shape) -> int:
         """The next argument, float32."""
         self._arguments.append(shape)
-        value = self._value(sizes(shape, self.most), external=len(self._inputs), flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
+        value = self._value(largest(shape), external=len(self._inputs), flags=XNN_VALUE_FLAG_EXTERNAL_INPUT)
         self._inputs.append(value)
         return value
 
@@ -159,7 +157,7 @@ class XnnpackGraph:
             constant_data=self._constants,
         )
         payload = serialize_xnnpack_binary(graph, bytearray())
-        program = shape_program(tuple(self._arguments), tuple(results.values()), self.most)
+        program = shape_program(tuple(self._arguments), tuple(results.values()))
         return LoweredBackendModule(program, BACKEND, payload, [], self._data.get_named_data_store_output())
 
     def _linear(self, x: int, weights: int, rows: int) -> int:
