@@ -167,7 +167,7 @@ def _portable_bytes(source: Source, name: str) -> int:
     if not keeps_codes(info.scheme, info.columns):
         return info.rows * info.columns + 4 * info.rows
     bits = 8 if info.scheme.kind == "int8" else 4
-    scale = 2 if bits == 4 and info.scheme.group else 4
+    scale = 2 if bits == 4 else 4
     offset = 4 if info.scheme.kind == "int4" else 0
     return info.rows * (info.columns * bits // 8 + info.scheme.groups(info.columns) * (scale + offset))
 

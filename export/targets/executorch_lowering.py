@@ -41,9 +41,7 @@ def metadata(config: ModelConfig, context: int, max_tokens: int) -> dict[str, An
     }
 
 
-def lower(
-    entries: Mapping[str, Entry], constants: Mapping[str, Any], out: Path
-) -> None:
+def lower(entries: Mapping[str, Entry], constants: Mapping[str, Any], out: Path) -> None:
     """Write the .pte `out` with these methods and constant methods.
 
     Mutable buffers of one name are the same memory in all methods.

@@ -1,9 +1,9 @@
 """The portable flavour of ExecuTorch: XNNPACK programs between standard operators that keep the KV cache.
 
 A program goes from the attention of a layer to the keys of the next one: softmax attention, projection,
-SwiGLU, then norm, queries, keys and values of the next layer. Between two programs the new keys and values are
-written into the cache in place, which XNNPACK can't do. Matrices are XNNPACK's int4 or int8 with activations
-rounded to int8 per token (8da4w); everything else is float32.
+SwiGLU, then norm, queries, keys and values of the next layer. Between two programs the new keys and values
+are written into the cache in place, which XNNPACK can't do. Matrices are XNNPACK's int4 or int8, with
+activations rounded to int8 per token (8da4w); everything else is float32.
 """
 
 from __future__ import annotations

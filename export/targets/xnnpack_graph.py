@@ -186,21 +186,15 @@ class XnnpackGraph:
         codes, scales = weights.codes, weights.scales
         if weights.bits == 4:
             stored = (codes + 8).astype(np.uint8)
-            data, name = stored[:, 1::2] << 4 | stored[:, ::2], _TYPES.xnn_datatype_qcint4
-        else:
-            data, name = codes, _TYPES.xnn_datatype_qcint8
-        buffer = self._store(data)
-        grouped = scales.shape[1] > 1
-        if grouped:
-            name = _TYPES.xnn_datatype_qbint4
+            data = self._store(stored[:, 1::2] << 4 | stored[:, ::2])
             brief = (scales.view(np.uint32) >> 16).astype(np.uint16)  # exact: they are bfloat16 already
             quantized = schema.PerChannelGroupQuant(
                 [], 0, weights.group, scale_buffer_idx=self._store(brief, "scale_"), num_scales=brief.size
             )
-        else:
-            wide = self._store(scales, "scale_")
-            quantized = schema.PerChannelQuant([], 0, scale_buffer_idx=wide, num_scales=scales.size)
-        return self._value(codes.shape, name, quantized, buffer=buffer)
+            return self._value(codes.shape, _TYPES.xnn_datatype_qbint4, quantized, buffer=data)
+        data, wide = self._store(codes), self._store(scales, "scale_")
+        per_row = schema.PerChannelQuant([], 0, scale_buffer_idx=wide, num_scales=scales.size)
+        return self._value(codes.shape, _TYPES.xnn_datatype_qcint8, per_row, buffer=data)
 
     def _store(self, array: npt.NDArray[Any], prefix: str = "") -> int:
         data = np.ascontiguousarray(array).tobytes()
