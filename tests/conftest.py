@@ -76,7 +76,13 @@ def arm(require: Callable[..., None]) -> ArmToolchain:
     # Of test processes that run side by side, the first one builds.
     with (arm.build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = ["cmake", *place, *system, "-DBUILD_SHARED_LIBS=OFF", f"-DCMAKE_CXX_COMPILER={arm.compiler}"]
+        configure = [
+            "cmake",
+            *place,
+            *system,
+            "-DBUILD_SHARED_LIBS=OFF",
+            f"-DCMAKE_CXX_COMPILER={arm.compiler}",
+        ]
         subprocess.run(configure, check=True, capture_output=True)
         subprocess.run(["ninja", "-C", str(arm.build), *programs], check=True, capture_output=True)
     return arm

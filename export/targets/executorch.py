@@ -30,8 +30,8 @@ MAX_TOKENS = 256
 _GRAPH, _LAYER = {"full": 13_000, "portable": 16_600}, {"full": 11_000, "portable": 14_900}  # bytes
 _FORMULA = {
     "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
-    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 4 per "
-    "group's offset; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
+    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 1 per "
+    "group's offset and 4 per row; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
     "4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
     "{graph} + {layer} bytes of graph per layer",
 }
@@ -166,10 +166,11 @@ def _portable_bytes(source: Source, name: str) -> int:
         return 4 * info.columns
     if not keeps_codes(info.scheme, info.columns):
         return info.rows * info.columns + 4 * info.rows
-    bits = 8 if info.scheme.kind == "int8" else 4
-    scale = 2 if bits == 4 else 4
-    offset = 4 if info.scheme.kind == "int4" else 0
-    return info.rows * (info.columns * bits // 8 + info.scheme.groups(info.columns) * (scale + offset))
+    groups = info.scheme.groups(info.columns)
+    if info.scheme.kind == "int8":
+        return info.rows * (info.columns + 4)
+    offsets = groups + 4 if info.scheme.kind == "int4" else 0
+    return info.rows * (info.columns // 2 + 2 * groups + offsets)
 
 
 def _embedding_bytes(source: Source) -> int:

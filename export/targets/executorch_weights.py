@@ -83,9 +83,7 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
     Scales of int4 and ternary are rounded to bfloat16.
     """
     if not isinstance(matrix, QuantizedMatrix) or not keeps_codes(matrix.scheme, matrix.shape[1]):
-        floats = matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix
-        rounded = quantize(floats, QuantScheme("int8"))
-        return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
+        return byte_rows(matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix)
     if matrix.scheme.kind == "int8":
         return PortableWeights(8, matrix.codes, _positive(matrix.scales))
     columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
@@ -104,6 +102,12 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
     codes = np.where(np.repeat(matrix.scales == 0, codes.shape[1] // scales.shape[1], axis=1), 0, codes)
     nearest = torch.from_numpy(scales).bfloat16().float().numpy()  # what XNNPACK makes of them
     return PortableWeights(4, codes.astype(np.int8), nearest, offsets if offsets.any() else None)
+
+
+def byte_rows(floats: npt.NDArray[Any]) -> PortableWeights:
+    """Floats [rows, columns] rounded to int8 with one scale per row."""
+    rounded = quantize(floats, QuantScheme("int8"))
+    return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
 
 
 class PortableEmbedding(nn.Module):

@@ -29,7 +29,7 @@ from executorch.backends.xnnpack.utils.xnnpack_constants import (
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-from export.targets.executorch_weights import PortableWeights
+from export.targets.executorch_weights import PortableWeights, byte_rows
 from export.targets.xnnpack_shapes import Shape, largest, shape_program
 
 BACKEND = "XnnpackBackend"
@@ -132,13 +132,15 @@ class XnnpackGraph:
     def quantized_linear(self, x: int, weights: PortableWeights) -> int:
         """The same with packed weights: x is rounded to int8, with a scale and a zero point per row of x.
 
-        Offsets are the sums of a group's columns of x times one number each, in float32.
+        Offsets are the sums of a group's columns of x, in float32, times one number each, which is rounded to
+        int8 with a scale per row.
         """
         rows, columns = weights.codes.shape
         y = self._linear(self._quantized(x), self._packed(weights), rows)
         if weights.offsets is None:
             return y
-        return self.add(y, self.linear(self._group_sums(x, columns // weights.group), weights.offsets))
+        sums = self._group_sums(x, columns // weights.group)
+        return self.add(y, self._linear(sums, self._packed(byte_rows(weights.offsets)), rows))
 
     def lowered(self, results: Mapping[int, Shape]) -> LoweredBackendModule:
         """The module, called with all arguments; results: values with their shapes, in order."""
