@@ -31,8 +31,8 @@ _GRAPH, _LAYER = {"full": 13_000, "portable": 16_600}, {"full": 11_000, "portabl
 _FORMULA = {
     "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
     "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 1 per "
-    "group's offset and 4 per row; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
-    "4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
+    "group's offset and 4 per row; the embedding once more as 1 byte per weight and 4 per scale (and "
+    "minimum); 4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
     "{graph} + {layer} bytes of graph per layer",
 }
 # Nats. Inputs of matrices are rounded to int8, which the reference does not do; per token if portable.
