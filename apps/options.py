@@ -177,6 +177,8 @@ class RunOptions:
         """Number types of activations and KV cache, as they will be used."""
         if self.executor is ExecutorName.torch:
             return {"activations": "float32", "kv_type": "float32"}
+        if self.executor in (ExecutorName.onnx, ExecutorName.executorch):
+            return {"activations": "as exported", "kv_type": "as exported"}
         return {"activations": self.activations.value, "kv_type": self.kv.value}
 
 

@@ -66,7 +66,7 @@ def require() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def arm(require: Callable[..., None]) -> ArmToolchain:
-    """The toolchain, with the programs of `kernels/tools` compiled."""
+    """The toolchain, with the programs of `kernels/tools` and the static library that they link compiled."""
     arm = ArmToolchain(ROOT / "build" / "aarch64")
     require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
     arm.build.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,13 @@ def arm(require: Callable[..., None]) -> ArmToolchain:
     # Of test processes that run side by side, the first one builds.
     with (arm.build / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = ["cmake", *place, *system, f"-DCMAKE_CXX_COMPILER={arm.compiler}"]
+        configure = [
+            "cmake",
+            *place,
+            *system,
+            "-DBUILD_SHARED_LIBS=OFF",
+            f"-DCMAKE_CXX_COMPILER={arm.compiler}",
+        ]
         subprocess.run(configure, check=True, capture_output=True)
         subprocess.run(["ninja", "-C", str(arm.build), *programs], check=True, capture_output=True)
     return arm

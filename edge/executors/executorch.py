@@ -57,7 +57,8 @@ class ExecuTorchCache:
 
 
 class ExecuTorchExecutor(ExecutorFacts):
-    """Runs a .pte; calls are taken one at a time. The weights are copied into huge pages.
+    """Runs a .pte; calls are taken one at a time. The weights of the full flavour are copied into huge pages,
+    those of the portable one mapped: XNNPACK makes a copy of them in its own layout.
 
     threads: those of ExecuTorch's pool, which all executors of a process share: the last one's choice counts.
     """
@@ -73,14 +74,18 @@ class ExecuTorchExecutor(ExecutorFacts):
         lib = runner.library()
         if self._full:
             runner.load_operators()
-        file = HugePageFile(artifact.model, artifact.model.stat().st_size)
+        file: HugePageFile | npt.NDArray[np.uint8]
+        if self._full:
+            file = HugePageFile(artifact.model, artifact.model.stat().st_size)
+            start, size = file.start, file.bytes
+        else:
+            file = np.memmap(artifact.model, np.uint8, mode="r")
+            start, size = int(file.ctypes.data), file.nbytes
         program = ctypes.c_void_p()
         runner.check(
-            lib.edge_et_open(
-                file.start, file.bytes, threads or native.default_threads(), ctypes.byref(program)
-            )
+            lib.edge_et_open(start, size, threads or native.default_threads(), ctypes.byref(program))
         )
-        self._file: HugePageFile | None = file  # the program reads from it
+        self._file: HugePageFile | npt.NDArray[np.uint8] | None = file  # the program reads from it
         self._program = program
         self._finalizer = weakref.finalize(self, lib.edge_et_close, program)
         self._finalizer.atexit = False

@@ -27,12 +27,12 @@ RUNTIME = RuntimeRange(RUNTIME_NAME, "1.5.1", "2")
 MAX_TOKENS = 256
 """Most tokens of one `forward` call."""
 
-_GRAPH, _LAYER = {"full": 13_000, "portable": 12_400}, {"full": 11_000, "portable": 28_000}  # bytes
+_GRAPH, _LAYER = {"full": 13_000, "portable": 16_600}, {"full": 11_000, "portable": 14_900}  # bytes
 _FORMULA = {
     "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
-    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 4 per "
-    "group's offset; the embedding once more as 1 byte per weight and 4 per scale (and minimum); "
-    "4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
+    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 1 per "
+    "group's offset and 4 per row; the embedding once more as 1 byte per weight and 4 per scale (and "
+    "minimum); 4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
     "{graph} + {layer} bytes of graph per layer",
 }
 # Nats. Inputs of matrices are rounded to int8, which the reference does not do; per token if portable.
@@ -62,7 +62,11 @@ class ExecuTorchTarget:
             files={MODEL: size, **({TOKENIZER: len(tokenizer)} if tokenizer else {})},
             formula=_FORMULA[flavour].format(**graph),
             export_memory=(4 if flavour == "full" else 8) * size + (1 << 30),
-            run_memory={"weights": size, "KV cache": _cache_bytes(source.config, context, flavour, sparse)},
+            run_memory={
+                "weights": size,
+                **({"XNNPACK's copy of the matrices": _packed_bytes(source)} if options.portable else {}),
+                "KV cache": _cache_bytes(source.config, context, flavour, sparse),
+            },
             operators=dict.fromkeys(_OPERATORS[flavour], 1),
             runtime=RUNTIME,
             flavour=flavour,
@@ -75,7 +79,7 @@ class ExecuTorchTarget:
         """`model.pte`, and a `tokenizer.json` where the source has none."""
         need("executorch.exir", "Exporting to ExecuTorch")
         if options.portable:
-            need("torchao", "The portable flavour")
+            need("torchao", "The portable flavour")  # ExecuTorch's XNNPACK modules import it
         tokenizer = runner_tokenizer(source)
         if tokenizer is not None:
             (folder / TOKENIZER).write_bytes(tokenizer)
@@ -120,21 +124,16 @@ def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: 
 
 
 def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
-        XnnpackDynamicallyQuantizedPartitioner,
-    )
-
     from export.targets.executorch_lowering import lower, metadata
     from export.targets.executorch_portable import PortableNetwork, entry
     from export.targets.executorch_weights import keeps_codes
 
     tokens = min(MAX_TOKENS, context)
-    network = PortableNetwork(source.config, source.tensor, context)
+    network = PortableNetwork(source.config, source.tensor, context, tokens)
     lower(
         {"forward": entry(network, tokens)},
         metadata(source.config, context, tokens),
         out,
-        [XnnpackDynamicallyQuantizedPartitioner()],
     )
     return {
         name: str(info.scheme)
@@ -149,10 +148,14 @@ def _model_bytes(source: Source, context: int, flavour: str) -> int:
     if flavour == "full":
         return graph + sum(-(-info.bytes // 64) * 64 for info in source.tensors.values())
     tables = 4 * context * source.config.head_dim
-    names = [name for name in expected_tensors(source.config) if name != EMBEDDING]
-    head = EMBEDDING if source.config.tie_word_embeddings else HEAD
-    matrices = sum(_portable_bytes(source, name) for name in {*names, head})
-    return graph + tables + matrices + _embedding_bytes(source)
+    return graph + tables + _packed_bytes(source) + _embedding_bytes(source)
+
+
+def _packed_bytes(source: Source) -> int:
+    """Everything that XNNPACK programs hold."""
+    names = {name for name in expected_tensors(source.config) if name != EMBEDDING}
+    names.add(EMBEDDING if source.config.tie_word_embeddings else HEAD)
+    return sum(_portable_bytes(source, name) for name in names)
 
 
 def _portable_bytes(source: Source, name: str) -> int:
@@ -163,10 +166,11 @@ def _portable_bytes(source: Source, name: str) -> int:
         return 4 * info.columns
     if not keeps_codes(info.scheme, info.columns):
         return info.rows * info.columns + 4 * info.rows
-    bits = 8 if info.scheme.kind == "int8" else 4
-    scale = 2 if bits == 4 and info.scheme.group else 4
-    offset = 4 if info.scheme.kind == "int4" else 0
-    return info.rows * (info.columns * bits // 8 + info.scheme.groups(info.columns) * (scale + offset))
+    groups = info.scheme.groups(info.columns)
+    if info.scheme.kind == "int8":
+        return info.rows * (info.columns + 4)
+    offsets = groups + 4 if info.scheme.kind == "int4" else 0
+    return info.rows * (info.columns // 2 + 2 * groups + offsets)
 
 
 def _embedding_bytes(source: Source) -> int:

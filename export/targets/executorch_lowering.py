@@ -6,7 +6,7 @@ The metadata methods are those that ExecuTorch's `TextLLMRunner` asks for; every
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,7 @@ def metadata(config: ModelConfig, context: int, max_tokens: int) -> dict[str, An
     }
 
 
-def lower(
-    entries: Mapping[str, Entry], constants: Mapping[str, Any], out: Path, partitioners: Sequence[Any] = ()
-) -> None:
+def lower(entries: Mapping[str, Entry], constants: Mapping[str, Any], out: Path) -> None:
     """Write the .pte `out` with these methods and constant methods.
 
     Mutable buffers of one name are the same memory in all methods.
@@ -61,16 +59,15 @@ def lower(
             )
     edge = to_edge_transform_and_lower(
         programs,
-        partitioner=list(partitioners) or None,
         constant_methods=dict(constants),
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
-    several = len(entries) > 1
     program = edge.to_executorch(
         ExecutorchBackendConfig(
             run_reinplace_pass=True,
             sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=several),
+            # Also with one method: it puts the buffers into a memory of their own, one for every sequence.
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, share_mutable_buffers=True),
         )
     )
     with out.open("wb") as file:

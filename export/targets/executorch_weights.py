@@ -8,14 +8,15 @@ sums of the groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edge.quantize import quantize
 from edge.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
@@ -42,10 +43,30 @@ class PortableWeights:
         """Columns that share a scale."""
         return self.codes.shape[1] // self.scales.shape[1]
 
+    def rows(self, order: npt.NDArray[np.int64]) -> PortableWeights:
+        """These rows of the matrix."""
+        offsets = None if self.offsets is None else self.offsets[order]
+        return replace(self, codes=self.codes[order], scales=self.scales[order], offsets=offsets)
+
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weights, float32 [rows, columns]."""
         weights = self.codes.astype(np.float32) * np.repeat(self.scales, self.group, axis=1)
         return weights if self.offsets is None else weights + np.repeat(self.offsets, self.group, axis=1)
+
+
+def stacked(parts: Sequence[PortableWeights]) -> list[PortableWeights]:
+    """Neighbours of one format as one matrix, above each other."""
+    return [_stack(list(run)) for _, run in itertools.groupby(parts, lambda part: (part.bits, part.group))]
+
+
+def _stack(parts: list[PortableWeights]) -> PortableWeights:
+    offsets = None
+    if any(part.offsets is not None for part in parts):
+        offsets = np.concatenate(
+            [np.zeros_like(part.scales) if part.offsets is None else part.offsets for part in parts]
+        )
+    codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    return PortableWeights(parts[0].bits, codes, scales, offsets, all(part.exact for part in parts))
 
 
 def keeps_codes(scheme: QuantScheme, columns: int) -> bool:
@@ -62,9 +83,7 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
     Scales of int4 and ternary are rounded to bfloat16.
     """
     if not isinstance(matrix, QuantizedMatrix) or not keeps_codes(matrix.scheme, matrix.shape[1]):
-        floats = matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix
-        rounded = quantize(floats, QuantScheme("int8"))
-        return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
+        return byte_rows(matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix)
     if matrix.scheme.kind == "int8":
         return PortableWeights(8, matrix.codes, _positive(matrix.scales))
     columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
@@ -85,24 +104,10 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
     return PortableWeights(4, codes.astype(np.int8), nearest, offsets if offsets.any() else None)
 
 
-class PortableLinear(nn.Module):
-    """A linear layer that XNNPACK runs, and the sums of groups times their offsets where there are any."""
-
-    offsets: Tensor | None
-
-    def __init__(self, weights: PortableWeights) -> None:
-        super().__init__()
-        self.group = weights.group
-        self.weight = nn.Parameter(_linear_weight(weights), requires_grad=False)
-        offsets = None if weights.offsets is None else torch.from_numpy(weights.offsets)
-        self.register_buffer("offsets", offsets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., columns] -> [..., rows]"""
-        y = functional.linear(x, self.weight)
-        if self.offsets is None:
-            return y
-        return y + functional.linear(x.unflatten(-1, (-1, self.group)).sum(-1), self.offsets)
+def byte_rows(floats: npt.NDArray[Any]) -> PortableWeights:
+    """Floats [rows, columns] rounded to int8 with one scale per row."""
+    rounded = quantize(floats, QuantScheme("int8"))
+    return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
 
 
 class PortableEmbedding(nn.Module):
@@ -143,22 +148,3 @@ def _zero(scheme: QuantScheme) -> int:
 def _positive(scales: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
     wide = scales.astype(np.float32)
     return np.where(wide == 0, np.float32(1), wide)
-
-
-def _linear_weight(weights: PortableWeights) -> Tensor:
-    """torchao's tensor that a linear layer lowers to XNNPACK, activations quantized per token."""
-    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
-        IntxUnpackedToInt8Tensor,
-        IntxUnpackedToInt8TensorActivationQuantization,
-    )
-
-    scales = torch.from_numpy(weights.scales)
-    return IntxUnpackedToInt8Tensor(
-        torch.from_numpy(weights.codes),
-        scales,
-        torch.zeros_like(scales, dtype=torch.int8),
-        getattr(torch, f"int{weights.bits}"),
-        (1, weights.group),
-        torch.float32,
-        IntxUnpackedToInt8TensorActivationQuantization.INT8_ASYM_PER_TOKEN,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.executors.native import NativeExecutor
+from edge.executors.registry import open_artifact_executor
 from edge.native import adapters
 from edge.paths import cache_folder
 from edge.scheme import QuantScheme
@@ -22,13 +22,12 @@ from tests.export.tiny import llama_config, make_source
 pytest.importorskip("executorch", reason="the package executorch is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 SYSTEM_ROOT = Path("/usr/aarch64-linux-gnu")
 PROCESSORS = ("max", "cortex-a76", "cortex-a53")  # i8mm, dot products, neither
-TOOLCHAIN = f"""
+TOOLCHAIN = """
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
-set(CMAKE_CXX_COMPILER {COMPILER})
+set(CMAKE_CXX_COMPILER {compiler})
 """
 
 
@@ -50,41 +49,53 @@ def wheel() -> Path:
     return folder / "executorch"
 
 
-@pytest.mark.slow
-def test_the_same_tokens_on_arm(wheel: Path, tmp_path: Path):
-    for tool in (COMPILER, EMULATOR):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed (`make packages`)")
-    build, toolchain = tmp_path / "build", tmp_path / "toolchain.cmake"
-    toolchain.write_text(TOOLCHAIN)
-    sources = ROOT / "kernels/adapters/executorch"
+@pytest.fixture(scope="module")
+def build(arm, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CMake project of `kernels/adapters/executorch`, with the static libedge of the other ARM tests."""
+    folder = tmp_path_factory.mktemp("arm")
+    toolchain = folder / "toolchain.cmake"
+    toolchain.write_text(TOOLCHAIN.format(compiler=arm.compiler))
+    options = {
+        "CMAKE_TOOLCHAIN_FILE": toolchain,
+        "executorch_DIR": wheel / "share/cmake",
+        "EDGE_LIBRARY": arm.build / "libedge.a",
+    }
+    place = ["-G", "Ninja", "-S", str(ROOT / "kernels/adapters/executorch"), "-B", str(folder)]
     for command in (
-        [
-            *("cmake", "-G", "Ninja", "-S", str(sources), "-B", str(build)),
-            *(f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-Dexecutorch_DIR={wheel / 'share/cmake'}"),
-        ],
-        ["cmake", "--build", str(build), "--target", "edge_executorch", "edge_executorch_operators"],
+        ["cmake", *place, *(f"-D{name}={value}" for name, value in options.items())],
+        ["cmake", "--build", str(folder), "--target", "edge_executorch", "edge_executorch_operators"],
     ):
         subprocess.run(command, check=True, capture_output=True)
-    source = make_source(tmp_path, llama_config(num_hidden_layers=1), QuantScheme("int4", 32, True))
-    artifact = export_model(source, ExportOptions("executorch", context=64), tmp_path / "full")
+    return folder
+
+
+@pytest.mark.parametrize("portable", [False, True], ids=["full", "portable"])
+def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, portable: bool):
+    scheme = QuantScheme("int4", 32, True)
+    # Untied: a tied head answers with one token over and over.
+    config = llama_config(num_hidden_layers=1, tie_word_embeddings=False)
+    source = make_source(tmp_path, config, scheme)
+    options = ExportOptions("executorch", context=64, portable=portable)
+    artifact = export_model(source, options, tmp_path / "folder")
+    here = NativeExecutor(source.bundle, context=64)
+    if portable:
+        here.close()
+        here = open_artifact_executor("executorch", artifact)
     prompt = [40, 70, 71, 72, 40, 90]
-    native = NativeExecutor(source.bundle, context=64)
-    cache, given, wanted = native.new_cache(), prompt, []
+    cache, given, wanted = here.new_cache(), prompt, []
     for _ in range(4):
-        given = [int(native.forward(cache, given).logits[-1].argmax())]
+        given = [int(here.forward(cache, given).logits[-1].argmax())]
         wanted += given
-    native.close()
+    here.close()
+    assert len(set(wanted)) > 2
     libraries = os.pathsep.join((str(wheel / "lib"), str(SYSTEM_ROOT / "lib")))
+    environment = {
+        "LD_LIBRARY_PATH": libraries,
+        "EDGE_EXECUTORCH_LIBRARIES": build / "libedge_executorch_operators.so",
+    }
     for processor in PROCESSORS:
-        done = subprocess.run(
-            [
-                *(EMULATOR, "-cpu", processor, "-L", str(SYSTEM_ROOT), "-E", f"LD_LIBRARY_PATH={libraries}"),
-                *("-E", f"EDGE_EXECUTORCH_LIBRARIES={build / 'libedge_executorch_operators.so'}"),
-                *(str(build / "edge_executorch"), str(artifact.model), "4", *map(str, prompt)),
-            ],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        settings = [part for name, value in environment.items() for part in ("-E", f"{name}={value}")]
+        program = [str(build / "edge_executorch"), str(artifact.model), "4", *map(str, prompt)]
+        command = [*arm.emulator(processor), *settings, *program]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         assert [int(token) for token in done.stdout.split()] == wanted, processor

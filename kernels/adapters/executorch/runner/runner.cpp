@@ -2,6 +2,8 @@
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
+#include <executorch/runtime/backend/interface.h>
+#include <executorch/runtime/backend/options.h>
 #include <executorch/runtime/executor/method.h>
 #include <executorch/runtime/executor/program.h>
 #include <executorch/runtime/platform/platform.h>
@@ -47,6 +49,14 @@ thread_local std::string last_error;
 int fail(const std::string &sentence) {
     last_error = sentence;
     return 1;
+}
+
+/* XNNPACK packs the weights of a method when it is loaded. Caches load methods of their own; this lets them share
+ * what was packed. A runtime without XNNPACK has nothing to set. */
+void share_packed_weights() {
+    executorch::runtime::BackendOptions<1> options;
+    if (options.set_option("weight_cache_enabled", true) == Error::Ok)
+        (void)executorch::runtime::set_option("XnnpackBackend", options.view());
 }
 
 /* Zeros that the system commits when they are touched. */
@@ -145,6 +155,7 @@ int edge_et_open(const void *data, uint64_t bytes, int32_t threads, edge_et_prog
         executorch::runtime::register_pal(executorch::runtime::PalImpl::create(log_errors, __FILE__));
     (void)quiet;
     executorch::runtime::runtime_init();
+    share_packed_weights();
     if (threads > 0)
         executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(
             static_cast<uint32_t>(threads));
