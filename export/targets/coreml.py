@@ -169,7 +169,7 @@ def _convert(program: Any, target: str, *, passes: bool = True) -> Any:
 
 
 def _share_weights(program: Any) -> Any:
-    """Give equal constants of all functions one entry in weight.bin, as `ct.utils.save_multifunction` does."""
+    """Give equal constants of all functions one entry in weight.bin, as `ct.utils.save_multifunction`."""
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(program)

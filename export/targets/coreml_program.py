@@ -1,9 +1,9 @@
 """The decoder as a stateful ML Program for iOS 18, built operator by operator.
 
-The function `main` gives `logits` float32 [1, vocab_size] of the last of `tokens` int32 [1, n], which stand at
-`position` int32 [1] and after. Keys and values are states, float16 [KV heads, context, head_dim] for every
-layer: rows from `position` on are overwritten, so a sequence is continued by the next position, and cut back by
-a smaller one.
+The function `main` gives `logits` float32 [1, vocab_size] of the last of `tokens` int32 [1, n], which stand
+at `position` int32 [1] and after. Keys and values are states, float16 [KV heads, context, head_dim] for every
+layer: rows from `position` on are overwritten, so a sequence is continued by the next position, and cut back
+by a smaller one.
 Weights, products and caches are float16; the residual stream and the norms are float32, because the squares
 of large activations leave float16's range.
 
