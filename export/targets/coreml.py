@@ -131,7 +131,12 @@ def _program_bytes(source: Source, layout: SparseLayout | None) -> int:
     untied = 1000 * (not config.tie_word_embeddings)
     if layout is None:
         return 11_050 + 15_150 * config.num_hidden_layers + untied + tensors
-    return 37_164 + 74_150 * config.num_hidden_layers + 2 * (untied + tensors)
+    common, layer = 37_200, 73_000
+    if not layout.coarse:
+        common, layer = common - 7_400, layer - 11_700
+    elif layout.early:
+        common, layer = common + 400, layer + 2_700
+    return common + layer * config.num_hidden_layers + 2 * (untied + tensors)
 
 
 def _run_memory(config: ModelConfig, context: int, layout: SparseLayout | None) -> dict[str, int]:

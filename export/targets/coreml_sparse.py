@@ -53,6 +53,11 @@ class SparseLayout:
         return _windows(self.rows, self.sparse.coarse_size, self.sparse.coarse_stride)
 
     @property
+    def early(self) -> bool:
+        """Whether a query can be sparse that sees no complete coarse window yet."""
+        return self.coarse > 0 and self.sparse.dense_len < self.sparse.coarse_size - 1
+
+    @property
     def states(self) -> dict[str, int]:
         """Rows of the states of a layer by kind."""
         rows = {"keys": self.rows, "values": self.rows, "fine": self.fine, "coarse": self.coarse}
@@ -148,15 +153,11 @@ class SparseAttention:
             first = mb.minimum(x=first, y=np.int32(windows - count))
             self._first[size] = first, mb.mul(x=first, y=np.int32(stride))
         first, row = self._first[size]
-        parts = count - 1 + size // stride  # a window is size / stride of them
-        read = mb.slice_by_size(x=keys, begin=self._at(row), size=[heads, parts * stride, width])
-        read = mb.reshape(x=mb.cast(x=read, dtype="fp32"), shape=[heads, parts, stride, width])
-        sums = mb.reduce_sum(x=read, axes=[2], keep_dims=False)
-        total = None
-        for shift in range(size // stride):
-            part = mb.slice_by_size(x=sums, begin=[0, shift, 0], size=[heads, count, width])
-            total = part if total is None else mb.add(x=total, y=part)
-        means = mb.cast(x=mb.mul(x=total, y=np.float32(1 / size)), dtype="fp16")
+        length = (count - 1) * stride + size
+        read = mb.slice_by_size(x=keys, begin=self._at(row), size=[heads, length, width])
+        read = mb.expand_dims(x=mb.cast(x=read, dtype="fp32"), axes=[0])
+        means = mb.avg_pool(x=read, kernel_sizes=[size, 1], strides=[stride, 1], pad_type="valid")
+        means = mb.cast(x=mb.squeeze(x=means, axes=[0]), dtype="fp16")
         end = mb.add(x=first, y=np.int32(count))
         after = mb.slice_update(
             x=mb.read_state(input=self.inputs[state]),
@@ -204,13 +205,11 @@ class SparseAttention:
     def _normaliser(self, coarse: Any, fine: Any) -> Any:
         """Products with the coarse kernels, and with the fine ones for queries that see no coarse one yet."""
         mb, sparse = self.mb, self.sparse
-        few = min(
-            _windows(sparse.coarse_size - 1, sparse.kernel_size, sparse.kernel_stride), self.layout.fine
-        )
-        if sparse.dense_len >= sparse.coarse_size - 1:
-            return coarse  # all such queries are dense
-        begin, end = [0, 0, 0, 0], [0, 0, 0, few]
-        fine = mb.slice_by_index(x=fine, begin=begin, end=end, end_mask=[True, True, True, False])
+        if not self.layout.early:
+            return coarse
+        few = _windows(sparse.coarse_size - 1, sparse.kernel_size, sparse.kernel_stride)
+        end, whole = [0, 0, 0, few], [True, True, True, False]
+        fine = mb.slice_by_index(x=fine, begin=[0, 0, 0, 0], end=end, end_mask=whole)
         early = mb.less(x=self.position, y=np.int32(sparse.coarse_size - 1))
         return mb.concat(values=[coarse, mb.select(cond=early, a=fine, b=_LEAST)], axis=-1)
 

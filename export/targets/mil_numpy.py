@@ -1,7 +1,7 @@
 """Runs a saved ML Program in NumPy: the check of a Core ML artifact where there is no Core ML.
 
-Operators follow the MIL documentation of iOS 18; arithmetic is float32, so what it tests is the program and
-its weights, not how a device rounds.
+Operators follow the MIL documentation of iOS 18. Arithmetic is float32, so what it tests is the program and
+its weights; `rounded` rounds every float16 result, as a device that sums in float32 would.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ _DTYPES = {"fp32": np.float32, "fp16": np.float32, "int32": np.int32, "bool": np
 
 
 class MilProgram:
-    """A program loaded from an .mlpackage, with its states; ArtifactError for one that can't be read."""
+    """A program loaded from an .mlpackage, with its states; ArtifactError for one that can't be read.
 
-    def __init__(self, package: Path) -> None:
+    rounded: whether results that the program declares as float16 are rounded to it.
+    """
+
+    def __init__(self, package: Path, rounded: bool = False) -> None:
         import coremltools as ct
         from coremltools.converters.mil.frontend.milproto import load as milproto
 
@@ -34,7 +37,7 @@ class MilProgram:
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ArtifactError(f"'{package}' is not a readable ML Program ({error}).") from None
-        self.functions = program.functions
+        self.functions, self.rounded = program.functions, rounded
         self.states: dict[str, Array] = {  # which the functions share
             name: np.zeros(variable.shape, np.float32)
             for name, variable in self.functions["main"].inputs.items()
@@ -57,13 +60,19 @@ class MilProgram:
             "position": np.array([position], np.int32),
             **{name: name for name in self.states},  # a state stands for itself
         }
+        last = _last_uses(body)
         for operation in body.operations:
             if operation.op_type == "const" or operation.op_type.startswith("constexpr_"):
                 results = [self._constant(operation, function)]
             else:
                 results = self._run(operation, values)
-            for variable, result in zip(operation.outputs, results, strict=True):
-                values[variable.name] = result
+                if self.rounded:
+                    results = [*map(_rounded, operation.outputs, results)]
+            values.update(
+                (variable.name, result) for variable, result in zip(operation.outputs, results, strict=True)
+            )
+            for name in last.get(operation.name, ()):  # scores over a long cache are large
+                del values[name]
         logits: npt.NDArray[np.float32] = values[body.outputs[0].name][-1]
         return logits
 
@@ -87,6 +96,29 @@ class MilProgram:
             raise ArtifactError(f"The check does not know the operator '{kind}'; update minicpm-edge.")
         result = _OPERATORS[kind](given)
         return result if isinstance(result, list) else [result]
+
+
+def _last_uses(function: Any) -> dict[str, list[str]]:
+    """Operator -> the results of other operators that no later one takes."""
+    last: dict[str, str] = {}
+    for operation in function.operations:
+        for given in operation.inputs.values():
+            for variable in given if isinstance(given, (list, tuple)) else [given]:
+                if variable.op is not None:
+                    last[variable.name] = operation.name
+    names: dict[str, list[str]] = {}
+    for name, operation_name in last.items():
+        names.setdefault(operation_name, []).append(name)
+    return names
+
+
+def _rounded(variable: Any, result: Any) -> Any:
+    """The result as float32, rounded to float16 where the program declares that type."""
+    from coremltools.converters.mil.mil import types
+
+    if types.is_tensor(variable.sym_type) and variable.dtype == types.fp16:
+        return result.astype(np.float16).astype(np.float32)
+    return result
 
 
 def _expand(operation: Any) -> Any:
@@ -160,13 +192,21 @@ def _topk(given: Mapping[str, Any]) -> Array:
     return found
 
 
-def _max_pool(given: Mapping[str, Any]) -> Array:
-    """Of one spatial dimension: [n, channels, width]; padding never wins."""
-    x, size, stride, pad = given["x"], *(given[name] for name in ("kernel_sizes", "strides", "pad"))
-    padded = np.pad(x, [(0, 0), (0, 0), tuple(pad)], constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, int(size[0]), axis=-1)
-    found: Array = windows[..., :: int(stride[0]), :].max(axis=-1)
-    return found
+def _pool(function: Callable[..., Any], outside: float) -> Callable[[Mapping[str, Any]], Array]:
+    """A pool over [n, channels, *sizes], whose padding has the value `outside`."""
+
+    def pooled(given: Mapping[str, Any]) -> Array:
+        x, sizes, strides = given["x"], tuple(given["kernel_sizes"]), given["strides"]
+        if given["pad_type"] == "custom":
+            pads = np.reshape(given["pad"], (-1, 2)).tolist()
+            x = np.pad(x, [(0, 0), (0, 0), *pads], constant_values=outside)
+        axes = tuple(range(2, x.ndim))
+        windows = np.lib.stride_tricks.sliding_window_view(x, sizes, axis=axes)
+        kept = tuple(slice(None, None, step) for step in (1, 1, *strides))
+        found: Array = function(windows[kept], axis=tuple(range(x.ndim, windows.ndim)))
+        return found
+
+    return pooled
 
 
 def _cumsum(given: Mapping[str, Any]) -> Array:
@@ -178,6 +218,7 @@ def _cumsum(given: Mapping[str, Any]) -> Array:
 
 _OPERATORS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "add": lambda given: given["x"] + given["y"],
+    "avg_pool": _pool(np.mean, np.nan),  # only ever without padding
     "cast": lambda given: np.asarray(given["x"]).astype(_DTYPES[given["dtype"]]),
     "concat": lambda given: np.concatenate(given["values"], axis=given["axis"]),
     "cumsum": _cumsum,
@@ -194,7 +235,7 @@ _OPERATORS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "logical_and": lambda given: given["x"] & given["y"],
     "logical_or": lambda given: given["x"] | given["y"],
     "matmul": _matmul,
-    "max_pool": _max_pool,
+    "max_pool": _pool(np.max, -np.inf),
     "maximum": lambda given: np.maximum(given["x"], given["y"]),
     "minimum": lambda given: np.minimum(given["x"], given["y"]),
     "mul": lambda given: given["x"] * given["y"],
