@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 from importlib import metadata
@@ -174,10 +175,17 @@ def _convert(program: Any, target: str, *, passes: bool = True) -> Any:
 
 
 def _share_weights(program: Any) -> Any:
-    """Give equal constants of all functions one entry in weight.bin, as `ct.utils.save_multifunction`."""
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+    """Give equal constants of all functions one entry in weight.bin, as `ct.utils.save_multifunction` does.
 
-    PASS_REGISTRY["common::const_deduplication"]._deduplicate_const_across_functions(program)
+    By a digest: comparing two arrays as that does takes several times their memory.
+    """
+    for function in program.functions.values():
+        for operation in function.operations:
+            value = operation.outputs[0].val if operation.op_type == "const" else None
+            if isinstance(value, np.ndarray):
+                digest = hashlib.sha256(np.ascontiguousarray(value))
+                digest.update(f"{operation.outputs[0].dtype} {value.shape}".encode())
+                operation.weight_id = digest.hexdigest()
     program.export_as_multifunction = True
     return program
 
