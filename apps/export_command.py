@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -151,20 +151,23 @@ def _export(
     out: Path | None,
     revision: str | None,
     offline: bool,
-    dry_run: bool,
+    is_dry_run: bool,
     as_json: bool,
 ) -> int:
-    from export.artifact import export_model, plan_document, refuse_existing
+    from export.artifact import dry_run, export_model, refuse_existing
     from export.source import open_source
 
     if out is not None:
         refuse_existing(out)  # before minutes of quantizing
+    hub: dict[str, Any] = {"revision": revision, "offline": offline}
     with naming_flags("--context"):
-        with convert_progress(model) as progress:
-            source = open_source(model, options, progress, revision=revision, offline=offline)
-        if dry_run or out is None:
-            _print_plan(plan_document(source, options), as_json)
+        if is_dry_run or out is None:
+            with convert_progress(model) as progress:
+                document = dry_run(model, options, progress, **hub)
+            _print_plan(document, as_json)
             return 0
+        with convert_progress(model) as progress:
+            source = open_source(model, options, progress, **hub)
         with convert_progress(f"to {options.target}", "Writing") as progress:
             artifact = export_model(source, options, out, progress)
     _print_artifact(artifact, as_json)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.bundle.manifest import BundleTensor
+from edge.bundle.planned import PlannedBundle
 from edge.bundle.writer import BundleWriter
 from edge.checkpoints.base import Checkpoint, TensorInfo
 from edge.errors import CheckpointError
@@ -51,24 +52,12 @@ def convert(
     ConfigError for a mixture of experts, CheckpointError for weights that are not finite or do not fit the
     config, BundleError for wrong options or when `out` cannot be written.
     """
-    config = checkpoint.config
-    check_dense(config)
-    infos = {info.name: info for info in checkpoint.tensors}
-    check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
-    body_scheme = None if quantize in (None, "none") else QuantScheme.from_name(str(quantize), group)
-    head_scheme = body_scheme if head is None else QuantScheme.from_name(head)
-    if floats == "auto":
-        floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
-    float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats, group)
-    tensors = [
-        _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
-        for name in expected_tensors(config)
-    ]
+    tensors = _plan_tensors(checkpoint, quantize, group, head, floats)
     total = sum(tensor.bytes for tensor in tensors)
     done = 0
     with BundleWriter(
         out,
-        config,
+        checkpoint.config,
         checkpoint.source,
         tensors,
         tokenizer_files=checkpoint.tokenizer_files,
@@ -78,10 +67,47 @@ def convert(
         for tensor in tensors:
             if progress is not None:
                 progress(done, total, tensor.name)
-            _convert_tensor(checkpoint, infos[tensor.name], tensor, writer)
+            _convert_tensor(checkpoint, tensor, writer)
             done += tensor.bytes
         if progress is not None:
             progress(done, total, "")
+
+
+def plan_bundle(
+    checkpoint: Checkpoint,
+    *,
+    quantize: str | None = None,
+    group: int | None = None,
+    head: str | None = None,
+    floats: str | None = None,
+) -> PlannedBundle:
+    """What `convert` would write with the same arguments; no weights are read."""
+    return PlannedBundle(
+        checkpoint.config,
+        checkpoint.source,
+        _plan_tensors(checkpoint, quantize, group, head, floats),
+        tokenizer_files=checkpoint.tokenizer_files,
+        chat_template=checkpoint.chat_template,
+        generation_config=checkpoint.generation_config,
+    )
+
+
+def _plan_tensors(
+    checkpoint: Checkpoint, quantize: str | None, group: int | None, head: str | None, floats: str | None
+) -> list[BundleTensor]:
+    config = checkpoint.config
+    check_dense(config)
+    infos = {info.name: info for info in checkpoint.tensors}
+    check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
+    body_scheme = None if quantize in (None, "none") else QuantScheme.from_name(str(quantize), group)
+    head_scheme = body_scheme if head is None else QuantScheme.from_name(head)
+    if floats == "auto":
+        floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
+    float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats, group)
+    return [
+        _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
+        for name in expected_tensors(config)
+    ]
 
 
 def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> BundleTensor:
@@ -94,13 +120,11 @@ def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> 
     return BundleTensor(info.name, info.shape, target, info.source_type, exact)
 
 
-def _convert_tensor(
-    checkpoint: Checkpoint, info: TensorInfo, tensor: BundleTensor, writer: BundleWriter
-) -> None:
+def _convert_tensor(checkpoint: Checkpoint, tensor: BundleTensor, writer: BundleWriter) -> None:
     source = checkpoint.read(tensor.name)
-    if source.shape != info.shape:
+    if source.shape != tensor.shape:
         raise CheckpointError(
-            f"Tensor '{tensor.name}' of {checkpoint.source} was announced as {list(info.shape)}, "
+            f"Tensor '{tensor.name}' of {checkpoint.source} was announced as {list(tensor.shape)}, "
             f"but is {list(source.shape)}; the file is damaged."
         )
     if not _is_finite(source):

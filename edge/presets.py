@@ -6,6 +6,8 @@ weights give no text either way, and the context reaches 131072 tokens so that l
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edge.config import ModelConfig, RopeConfig
 from edge.errors import ConfigError
 
@@ -32,7 +34,6 @@ def _minicpm(
     eps: float,
     eos: tuple[int, ...],
     long: bool,
-    experts: int = 0,
 ) -> ModelConfig:
     head_dim = hidden_size // heads
     ones = (1.0,) * (head_dim // 2)
@@ -55,11 +56,21 @@ def _minicpm(
         scale_emb=12.0,
         scale_depth=1.4,
         dim_model_base=256.0,
-        num_experts=experts,
-        num_experts_per_tok=2 if experts else 0,
     )
 
 
+_MINICPM_2B = _minicpm(
+    vocab_size=122753,
+    hidden_size=2304,
+    intermediate_size=5760,
+    layers=40,
+    heads=36,
+    kv_heads=36,
+    tied=True,
+    eps=1e-5,
+    eos=(2,),
+    long=False,
+)
 PRESETS: dict[str, ModelConfig] = {
     "minicpm4-0.5b": _minicpm(
         vocab_size=73448,
@@ -97,31 +108,8 @@ PRESETS: dict[str, ModelConfig] = {
         eos=(2,),
         long=False,
     ),
-    "minicpm-2.4b": _minicpm(
-        vocab_size=122753,
-        hidden_size=2304,
-        intermediate_size=5760,
-        layers=40,
-        heads=36,
-        kv_heads=36,
-        tied=True,
-        eps=1e-5,
-        eos=(2,),
-        long=False,
-    ),
-    "minicpm-moe-8x2b": _minicpm(
-        vocab_size=122753,
-        hidden_size=2304,
-        intermediate_size=5760,
-        layers=40,
-        heads=36,
-        kv_heads=36,
-        tied=True,
-        eps=1e-5,
-        eos=(2,),
-        long=False,
-        experts=8,
-    ),
+    "minicpm-2.4b": _MINICPM_2B,
+    "minicpm-moe-8x2b": replace(_MINICPM_2B, num_experts=8, num_experts_per_tok=2),
     "smollm2-135m": ModelConfig(
         model_type="llama",
         vocab_size=49152,

@@ -17,7 +17,7 @@ from edge.bundle.reader import Bundle
 from edge.cache import CacheKey, cached_bundle, source_key
 from edge.checkpoints.base import Checkpoint
 from edge.compact import CompactCheckpoint
-from edge.convert import Progress, convert
+from edge.convert import Progress, convert, plan_bundle
 from edge.errors import CheckpointError, EdgeError
 from edge.names import DEFAULT_MODEL
 from edge.presets import PRESETS, preset
@@ -58,18 +58,36 @@ def open_model(
 
     Raises EdgeError (CheckpointError, ConfigError, BundleError), always with one sentence.
     """
-    options = {"quantize": None if quantize == "none" else quantize, "group": group, "head": head}
     found = _find(spec, revision, offline, progress is not None)
-    if found.kind == "random":
-        return _open_random(found.name, options, verify, progress)
-    assert found.path is not None
-    if found.kind == "gguf":
-        return _open_gguf(found.path, options, verify, progress)
-    if found.kind == "folder":
-        return _open_folder(found.path, quantize, options, verify, progress, found.hub_label)
-    if quantize is not None or group is not None or head is not None:
-        raise EdgeError(_PACKED.format(spec))
-    return _open_bundle(found.path, options, verify, progress)
+    recipe = _recipe(found, quantize, group, head, verify)
+    if isinstance(recipe, Bundle):
+        return recipe
+
+    def build(out: Path) -> None:
+        convert(recipe.open_checkpoint(), out, progress=progress, **recipe.options)
+
+    return cached_bundle(recipe.key, build, verify=verify)
+
+
+def plan_model(
+    spec: str | Path,
+    *,
+    quantize: str | None = None,
+    group: int | None = None,
+    head: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """What `open_model` would open, without converting: a bundle, or a `PlannedBundle` without weights.
+
+    progress: lets a download draw its bars. Raises what `open_model` raises, but for damage in the weights.
+    """
+    found = _find(spec, revision, offline, progress is not None)
+    recipe = _recipe(found, quantize, group, head, verify=False)
+    if isinstance(recipe, Bundle):
+        return recipe
+    return plan_bundle(recipe.open_checkpoint(), **recipe.options)
 
 
 def open_checkpoint(
@@ -142,7 +160,39 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
     return _Found("bundle" if (path / MANIFEST).is_file() else "folder", path=path)
 
 
-def _open_gguf(path: Path, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
+@dataclass(frozen=True)
+class _Recipe:
+    """How a bundle is made. key: of its place in the cache. options: of `edge.convert.convert`."""
+
+    key: CacheKey
+    open_checkpoint: Callable[[], Checkpoint]
+    options: dict[str, Any]
+
+
+def _recipe(
+    found: _Found, quantize: str | None, group: int | None, head: str | None, verify: bool
+) -> _Recipe | Bundle:
+    """For what is named; a bundle that runs as it is needs none and is opened."""
+    options = {"quantize": None if quantize == "none" else quantize, "group": group, "head": head}
+    if found.kind == "random":
+        return _random_recipe(found.name, options)
+    assert found.path is not None
+    if found.kind == "gguf":
+        return _gguf_recipe(found.path, options)
+    if found.kind == "folder":
+        if quantize is None:
+            options["floats"] = "auto"
+        return _folder_recipe(found.path, options, found.hub_label)
+    if quantize is not None or group is not None or head is not None:
+        raise EdgeError(_PACKED.format(found.path))
+    bundle = Bundle.open(found.path, verify, compact=True)
+    if not bundle.manifest.is_compact:
+        return bundle
+    checkpoint = CompactCheckpoint(bundle)
+    return _Recipe(source_key(found.path, options), lambda: checkpoint, options)
+
+
+def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
     if options["group"] is not None and options["quantize"] is None:
         raise EdgeError(
             f"'{path}' keeps its own groups unless it is quantized anew; give `quantize` with `group`."
@@ -153,28 +203,10 @@ def _open_gguf(path: Path, options: dict[str, Any], verify: bool, progress: Prog
 
         return GGUFCheckpoint(path)
 
-    return _through_cache(source_key(path, options), open_checkpoint, options, verify, progress)
+    return _Recipe(source_key(path, options), open_checkpoint, options)
 
 
-def _open_bundle(path: Path, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
-    bundle = Bundle.open(path, verify, compact=True)
-    if not bundle.manifest.is_compact:
-        return bundle
-    checkpoint = CompactCheckpoint(bundle)
-    return _through_cache(source_key(path, options), lambda: checkpoint, options, verify, progress)
-
-
-def _open_folder(
-    folder: Path,
-    quantize: str | None,
-    options: dict[str, Any],
-    verify: bool,
-    progress: Progress | None,
-    hub_label: str | None,
-) -> Bundle:
-    if quantize is None:
-        options = {**options, "floats": "auto"}
-
+def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None) -> _Recipe:
     def open_checkpoint() -> Checkpoint:
         from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 
@@ -183,10 +215,10 @@ def _open_folder(
     key = source_key(folder, options)
     if hub_label is not None:  # the snapshot's folder is named by a commit
         key = replace(key, label=hub_label)
-    return _through_cache(key, open_checkpoint, options, verify, progress)
+    return _Recipe(key, open_checkpoint, options)
 
 
-def _open_random(name: str, options: dict[str, Any], verify: bool, progress: Progress | None) -> Bundle:
+def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
     from edge.checkpoints import synthetic
 
     config = preset(name)
@@ -195,21 +227,8 @@ def _open_random(name: str, options: dict[str, Any], verify: bool, progress: Pro
     checkpoint = synthetic.RandomCheckpoint(name, scheme, head)
     facts = {"random": config.to_json(), "schemes": [str(info.scheme) for info in checkpoint.tensors]}
     key = CacheKey(f"random-{name}-{scheme}", {**facts, "generator": synthetic.VERSION})
-    nothing = dict.fromkeys(options)  # the weights have their schemes from the start
-    return _through_cache(key, lambda: checkpoint, nothing, verify, progress)
-
-
-def _through_cache(
-    key: CacheKey,
-    open_checkpoint: Callable[[], Checkpoint],
-    options: dict[str, Any],
-    verify: bool,
-    progress: Progress | None,
-) -> Bundle:
-    def build(out: Path) -> None:
-        convert(open_checkpoint(), out, progress=progress, **options)
-
-    return cached_bundle(key, build, verify=verify)
+    # The weights have their schemes from the start.
+    return _Recipe(key, lambda: checkpoint, {})
 
 
 def _default_model() -> Path:

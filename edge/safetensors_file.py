@@ -108,8 +108,7 @@ class SafetensorsFile:
 
     def nbytes(self, name: str) -> int:
         """Size of one tensor's data."""
-        dtype, shape = self.tensors[name]
-        return math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        return _nbytes(*self.tensors[name])
 
     def offset(self, name: str) -> int:
         """Where one tensor's data starts in the file, in bytes."""
@@ -143,7 +142,7 @@ class SafetensorsFile:
             raise CheckpointError(f"Tensor '{name}' of '{self.path}' has the unknown type {dtype}.")
         if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
             raise ValueError(name)
-        if stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
+        if stop - start != _nbytes(dtype, shape):
             raise ValueError(name)
         return TensorEntry(dtype, shape), start
 
@@ -158,6 +157,30 @@ def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)
+
+
+def safetensors_layout(
+    specs: Sequence[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """What stands before the data of a file with these tensors (see `SafetensorsWriter`), and offsets.
+
+    The offsets are those of the tensors' data in the file, in bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    starts, offset = {}, 0
+    for name, dtype, shape in specs:
+        start, offset = offset, offset + _nbytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, offset]}
+        starts[name] = start
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, {
+        name: 8 + len(text) + start for name, start in starts.items()
+    }
+
+
+def _nbytes(dtype: str, shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
 
 
 class SafetensorsWriter:
@@ -177,18 +200,8 @@ class SafetensorsWriter:
         self.path = Path(path)
         self.sha256 = ""
         self.bytes = 0
-        header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-        self._pending: list[tuple[str, int]] = []
-        offset = 0
-        for name, dtype, shape in specs:
-            size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-            self._pending.append((name, size))
-            offset += size
-        self._pending.reverse()
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        self._header = len(text).to_bytes(8, "little") + text
+        self._header, _ = safetensors_layout(specs, metadata)
+        self._pending = [(name, _nbytes(dtype, shape)) for name, dtype, shape in reversed(specs)]
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> SafetensorsWriter:

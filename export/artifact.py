@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, Quantization, file_sha256
 from edge.atomic import partial_path, sync_folder, write_failure
 from edge.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
+from edge.bundle.planned import UnreadWeightsError
 from edge.errors import ExportError, TokenizerError
 from edge.safetensors_file import SafetensorsWriter
 from edge.tokenizer import load_tokenizer
@@ -28,7 +30,7 @@ from export.check import (
 )
 from export.options import ExportOptions
 from export.plan import Plan
-from export.source import Source
+from export.source import Source, open_source, plan_source
 from export.targets import Progress, Written, get_target
 
 QUANTIZATION = "quantization.json"
@@ -40,6 +42,34 @@ def plan_export(source: Source, options: ExportOptions) -> Plan:
     """What the export would write and need; raises what the export itself would raise for bad input."""
     check_tokenizer(source)
     return get_target(options.target).plan(source, options)
+
+
+def dry_run(
+    model: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> dict[str, object]:
+    """The plan of an export as one JSON document; raises what the export would raise for bad input.
+
+    The model is converted only where the plan depends on its weights: for exact ternary types.
+    """
+    hub: dict[str, Any] = {"revision": revision, "offline": offline}
+    source = plan_source(model, options, progress, **hub)
+    try:
+        plan = plan_export(source, options)
+    except UnreadWeightsError:
+        source = open_source(model, options, progress, **hub)
+        plan = plan_export(source, options)
+    return {
+        "target": options.target,
+        "source": source.name,
+        "context": source.context(options),
+        "small_files": small_files_bytes(source),
+        **plan.to_json(),
+    }
 
 
 def small_files_bytes(source: Source) -> int:
@@ -198,16 +228,3 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def plan_document(source: Source, options: ExportOptions) -> dict[str, object]:
-    """The dry run as one JSON document; raises what the export itself would raise for bad input."""
-    plan = plan_export(source, options)
-    return {
-        "target": options.target,
-        "source": source.name,
-        "source_sha256": source.sha256,
-        "context": source.context(options),
-        "small_files": small_files_bytes(source),
-        **plan.to_json(),
-    }

@@ -124,16 +124,48 @@ def open_source(
 
     Rounding to nearest needs no torch; calibrated and ternary quantization do.
     """
-    from edge.resolve import RANDOM, open_model
+    from edge.resolve import open_model
 
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
-    exact = options.quantize == "ternary" and not model.startswith(RANDOM)
-    if options.calibrated or exact:
+    if options.calibrated or _packs_ternary(model, options):
         return _quantized(model, options, progress, hub)
+    return Source(open_model(model, **_rounding(options), progress=progress, **hub))
+
+
+def plan_source(
+    model: str,
+    options: ExportOptions,
+    progress: Progress | None = None,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Source:
+    """What `open_source` would open, for a plan: nothing is quantized, and there may be no weights.
+
+    Reading a tensor of it can raise UnreadWeightsError. Only reading tells whether weights are ternary, so
+    for ternary quantization this is `open_source`.
+    """
+    from edge.resolve import plan_model
+
+    if _packs_ternary(model, options):
+        return open_source(model, options, progress, revision=revision, offline=offline)
+    return Source(
+        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline)
+    )
+
+
+def _packs_ternary(model: str, options: ExportOptions) -> bool:
+    """Whether ternary weights are looked for; random ones are made so."""
+    from edge.resolve import RANDOM
+
+    return options.quantize == "ternary" and not model.startswith(RANDOM)
+
+
+def _rounding(options: ExportOptions) -> dict[str, Any]:
+    """Arguments of `edge.resolve.open_model`; calibrated methods give tensors of the same shapes."""
     quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
     head = None if quantize in (None, "none") else options.head or DEFAULT_HEAD
-    bundle = open_model(model, quantize=quantize, group=group, head=head, progress=progress, **hub)
-    return Source(bundle)
+    return {"quantize": quantize, "group": group, "head": head}
 
 
 def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:

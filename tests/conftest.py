@@ -1,12 +1,18 @@
-"""Fixtures that every test folder shares: a cache of our own, the default model, tiny networks, bundles."""
+"""Fixtures that every test folder shares: a cache of our own, the default model, tiny networks, bundles, and
+the emulator of 64-bit ARM.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,49 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
 # cmake and ninja of the development environment
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+
+
+@dataclass(frozen=True)
+class ArmToolchain:
+    """Cross-compiler and emulator of 64-bit ARM Linux; build: where the programs were compiled."""
+
+    build: Path
+    compiler: str = "aarch64-linux-gnu-g++"
+
+    @staticmethod
+    def emulator(cpu: str) -> list[str]:
+        """The command that runs a program on the emulated `cpu`."""
+        return ["qemu-aarch64-static", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[..., None]:
+    """Skips the test where one of the named tools is missing."""
+
+    def check(*tools: str) -> None:
+        for tool in tools:
+            if shutil.which(tool) is None:
+                pytest.skip(f"{tool} is not installed; scripts/install-test-packages installs it")
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def arm(require: Callable[..., None]) -> ArmToolchain:
+    """The toolchain, with the programs of `kernels/tools` compiled."""
+    arm = ArmToolchain(ROOT / "build" / "aarch64")
+    require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
+    arm.build.mkdir(parents=True, exist_ok=True)
+    programs = ("selftest", "edge_bench", "edge_generate")
+    place = ["-G", "Ninja", "-S", str(ROOT / "kernels"), "-B", str(arm.build)]
+    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    # Of test processes that run side by side, the first one builds.
+    with (arm.build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure = ["cmake", *place, *system, f"-DCMAKE_CXX_COMPILER={arm.compiler}"]
+        subprocess.run(configure, check=True, capture_output=True)
+        subprocess.run(["ninja", "-C", str(arm.build), *programs], check=True, capture_output=True)
+    return arm
 
 
 @pytest.fixture(scope="session")

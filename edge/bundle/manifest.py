@@ -111,6 +111,10 @@ class Manifest:
         body = self._body()
         return {**body, "sha256": _digest(body)}
 
+    def encode(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
+
     def _body(self) -> dict[str, Any]:
         return {
             "format": FORMAT,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +32,9 @@ from edge.config import ModelConfig
 from edge.errors import BundleError
 from edge.safetensors_file import SafetensorsWriter
 from edge.tensors import expected_tensors
+
+WEIGHTS_METADATA = {"format": "minicpm-edge"}
+"""Of the weights file."""
 
 
 class BundleWriter:
@@ -59,11 +62,7 @@ class BundleWriter:
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         if shapes != expected_tensors(config):
             raise ValueError("the tensors do not match the config")
-        self._small_files = dict(tokenizer_files or {})
-        if chat_template is not None:
-            self._small_files[CHAT_TEMPLATE] = chat_template.encode()
-        if generation_config:
-            self._small_files[GENERATION_CONFIG] = json.dumps(generation_config, indent=1).encode()
+        self._small_files = small_files(tokenizer_files or {}, chat_template, generation_config or {})
 
     def __enter__(self) -> BundleWriter:
         if self.path.exists():
@@ -79,8 +78,9 @@ class BundleWriter:
                     "there; free some space or choose another folder."
                 )
             self._folder.mkdir()
-            specs = [(tensor.name, "U8", (tensor.bytes,)) for tensor in self._tensors.values()]
-            self._weights = SafetensorsWriter(self._folder / WEIGHTS, specs, {"format": "minicpm-edge"})
+            self._weights = SafetensorsWriter(
+                self._folder / WEIGHTS, weight_specs(self._tensors.values()), WEIGHTS_METADATA
+            )
             self._weights.__enter__()
         except OSError as error:
             self._discard()
@@ -121,9 +121,9 @@ class BundleWriter:
             tensors=self._tensors,
             files=files,
             operators=required_operators(self._tensors),
-            created_by=_program(),
+            created_by=created_by(),
         )
-        self._write_small(MANIFEST, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False).encode())
+        self._write_small(MANIFEST, manifest.encode())
         sync_folder(self._folder)
         self._folder.rename(self.path)
         sync_folder(self.path.parent)
@@ -142,7 +142,25 @@ class BundleWriter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _program() -> str:
+def small_files(
+    tokenizer_files: Mapping[str, bytes], chat_template: str | None, generation_config: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The files of a bundle beside weights and manifest, by name."""
+    files = dict(tokenizer_files)
+    if chat_template is not None:
+        files[CHAT_TEMPLATE] = chat_template.encode()
+    if generation_config:
+        files[GENERATION_CONFIG] = json.dumps(generation_config, indent=1).encode()
+    return files
+
+
+def weight_specs(tensors: Iterable[BundleTensor]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The tensors of a bundle's weights file, as `SafetensorsWriter` takes them."""
+    return [(tensor.name, "U8", (tensor.bytes,)) for tensor in tensors]
+
+
+def created_by() -> str:
+    """This program and its version."""
     try:
         return f"minicpm-edge {metadata.version('minicpm-edge')}"
     except metadata.PackageNotFoundError:

@@ -1,14 +1,22 @@
-"""The bundle: what `edge` itself runs, with the manifest of an artifact beside its own."""
+"""The bundle: what `edge` itself runs, with the manifest of an artifact beside its own.
+
+`decoder.json` has what a program without Python needs beside the bundle's manifest, resolved for the context
+of the export: rotary frequencies, the constants of sparse attention, end tokens. `edge_generate` reads it.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from edge.artifact import Artifact, RuntimeRange
 from edge.bundle.manifest import MANIFEST, WEIGHTS
 from edge.bundle.reader import Bundle
+from edge.executors.native import choose_attention
 from edge.memory import memory_plan
+from edge.rope import rope_parameters
 from export.check import CheckResult, Reference, compare_logits, exact_executor, program_version, run_executor
 from export.options import ExportOptions
 from export.plan import Plan
@@ -16,6 +24,7 @@ from export.source import Source
 from export.targets import Progress, Written
 
 RUNTIME = RuntimeRange("minicpm-edge", "0.1.0")
+DECODER = "decoder.json"
 _LIMIT = 1e-6  # the same arithmetic on the same weights; another CPU sums in another order
 
 
@@ -26,10 +35,15 @@ class BundleTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are those of the bundle's files, exactly."""
-        sparse = source.sparse(options)
+        sparse = choose_attention(source.config, options.attention, source.context(options))
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
+        manifest = source.bundle.manifest
         return Plan(
-            files={name: (source.bundle.path / name).stat().st_size for name in (WEIGHTS, MANIFEST)},
+            files={
+                WEIGHTS: manifest.files[WEIGHTS].bytes,
+                MANIFEST: len(manifest.encode()),
+                DECODER: len(_decoder(source, options)),
+            },
             formula="the bundle's own files: codes and scales of every tensor, padded to 64 bytes, exactly",
             export_memory=64 << 20,
             run_memory={
@@ -37,7 +51,7 @@ class BundleTarget:
                 "KV cache": memory.kv_cache,
                 "workspace": memory.workspace,
             },
-            operators=dict.fromkeys(source.bundle.manifest.operators, 1),
+            operators=dict.fromkeys(manifest.operators, 1),
             runtime=RUNTIME,
             flavour="full",
             attention="dense" if sparse is None else "sparse",
@@ -55,6 +69,7 @@ class BundleTarget:
                 progress(done, sum(sizes.values()), name)
             shutil.copyfile(source.bundle.path / name, folder / name)
             done += size
+        (folder / DECODER).write_bytes(_decoder(source, options))
         return Written(WEIGHTS, {name: str(info.scheme) for name, info in source.tensors.items()})
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
@@ -65,6 +80,25 @@ class BundleTarget:
         executor = exact_executor(Bundle.open(artifact.path), manifest.context, manifest.attention)
         logits = run_executor(executor, reference)
         return compare_logits(reference, logits, runtime=RUNTIME.name, version=version, limit=_LIMIT)
+
+
+def _decoder(source: Source, options: ExportOptions) -> bytes:
+    """`decoder.json`"""
+    config, context = source.config, source.context(options)
+    frequencies, scale = rope_parameters(
+        config.rope, config.head_dim, context, config.max_position_embeddings
+    )
+    sparse = choose_attention(config, options.attention, context)
+    document = {
+        "format": "minicpm-edge-decoder",
+        "version": 1,
+        "context": context,
+        "rope": {"inverse_frequency": frequencies.tolist(), "scale": float(scale)},
+        "sparse": None if sparse is None else asdict(sparse),
+        "begin_token": config.bos_token_id,
+        "end_tokens": list(config.eos_token_ids),
+    }
+    return json.dumps(document, indent=1).encode()
 
 
 TARGET = BundleTarget()

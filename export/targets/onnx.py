@@ -50,7 +50,7 @@ class OnnxTarget:
         with _graph(options) as graph:
             _write_decoder(graph, source, options)
             files = {MODEL_FILE: graph.save(_metadata(source, context))}
-        flavour, weights = "full", source.bundle.weights_file.stat().st_size
+        flavour, weights = "full", source.bundle.manifest.files[WEIGHTS].bytes
         if options.portable:
             flavour, weights = "portable", graph.data_bytes
             files[GENAI_CONFIG] = len(genai_config(source.config, context, source.generation_config))

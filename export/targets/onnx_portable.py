@@ -50,8 +50,7 @@ class PortableDecoder:
         graph.node("Add", [stream, pending], "stream")
         ends, axes = (self._integers(name, [value]) for name, value in (("last", 2**62), ("axis_1", 1)))
         graph.node("Slice", ["stream", LOGITS_FROM, ends, axes], "wanted")
-        norm = float_vector(self.bundle, FINAL_NORM) * np.float32(config.logit_scale)
-        self._head(self._norm("wanted", "final_norm", norm))
+        self._head(self._norm("wanted", "final_norm", FINAL_NORM, config.logit_scale))
         graph.output(ROW_LOGITS, "float32", ["batch_size", "logits_length", config.vocab_size])
         # onnxruntime-genai takes one row, if the graph promises that there is no more.
         graph.node("Slice", [ROW_LOGITS, self._integers("minus_1", [-1]), ends, axes], "logits")
@@ -130,11 +129,10 @@ class PortableDecoder:
             f"{prefix}.inner", f"{prefix}.down", f"{tensors}.mlp.down_proj.weight"
         )
 
-    def _norm(self, x: str, name: str, weight: np.ndarray) -> str:
-        self.graph.tensor(f"{name}.weight", "float32", weight.shape, [weight])
+    def _norm(self, x: str, name: str, tensor: str, scale: float = 1.0) -> str:
         return self.graph.node(
             "SimplifiedLayerNormalization",
-            [x, f"{name}.weight"],
+            [x, self._norm_weight(name, tensor, scale)],
             name,
             axis=-1,
             epsilon=self.config.rms_norm_eps,
@@ -143,18 +141,22 @@ class PortableDecoder:
 
     def _add_norm(self, stream: str, pending: str, name: str, tensor: str) -> tuple[str, str]:
         """(norm of the sum, the sum)"""
-        weight = float_vector(self.bundle, f"{tensor}.weight")
         if not pending:
-            return self._norm(stream, name, weight), stream
-        self.graph.tensor(f"{name}.weight", "float32", weight.shape, [weight])
+            return self._norm(stream, name, f"{tensor}.weight"), stream
         self.graph.node(
             "SkipSimplifiedLayerNormalization",
-            [stream, pending, f"{name}.weight"],
+            [stream, pending, self._norm_weight(name, f"{tensor}.weight")],
             [name, "", "", f"{name}.stream"],
             domain=MICROSOFT,
             epsilon=self.config.rms_norm_eps,
         )
         return name, f"{name}.stream"
+
+    def _norm_weight(self, name: str, tensor: str, scale: float = 1.0) -> str:
+        values = (
+            float_vector(self.bundle, each) * np.float32(scale) for each in (tensor,)
+        )  # read when written
+        return self.graph.tensor(f"{name}.weight", "float32", self.bundle.tensors[tensor].shape, values)
 
     def _embedding(self) -> str:
         graph, config = self.graph, self.config

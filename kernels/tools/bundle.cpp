@@ -9,7 +9,7 @@
 #include <map>
 #include <memory>
 
-namespace bench {
+namespace tools {
 namespace {
 
 struct Role {
@@ -145,12 +145,40 @@ void Bundle::read_config(const Json &json) {
         json.at("dim_model_base").is_null() ? 1.0f : float(or_one("dim_model_base") / config.hidden_size);
     most_context = whole("max_position_embeddings");
     tied_ = json.at("tie_word_embeddings").boolean();
-    // The plain frequencies, whatever the model's own: they cost the same time, and no text is read.
     const double theta = json.at("rope").at("theta").number();
     for (int32_t i = 0; i < config.head_dim / 2; ++i)
         inverse_frequency_.push_back(float(std::pow(theta, -2.0 * i / config.head_dim)));
     config.rope_scale = 1.0f;
     config.inverse_frequency = inverse_frequency_.data();
+}
+
+void Bundle::read_decoder(const std::string &folder) {
+    const std::string path = folder + "/decoder.json";
+    const Json json = Json::parse(read_file(path), "'" + path + "'");
+    if (json.at("format").text() != "minicpm-edge-decoder" || json.at("version").integer() != 1)
+        throw Error("'" + path + "' is not a decoder of version 1; export the model again.");
+    most_context = int32_t(json.at("context").integer());
+    const Json &rope = json.at("rope");
+    config.rope_scale = float(rope.at("scale").number());
+    inverse_frequency_.clear();
+    for (const Json &each : rope.at("inverse_frequency").items())
+        inverse_frequency_.push_back(float(each.number()));
+    if (int64_t(inverse_frequency_.size()) != config.head_dim / 2)
+        throw Error("'" + path + "' does not belong to this bundle; export the model again.");
+    config.inverse_frequency = inverse_frequency_.data();
+    for (const Json &each : json.at("end_tokens").items()) end_tokens.push_back(int32_t(each.integer()));
+    const Json &sparse = json.at("sparse");
+    if (sparse.is_null()) return;
+    const auto whole = [&](const char *field) { return int32_t(sparse.at(field).integer()); };
+    config.sparse = {1,
+                     whole("kernel_size"),
+                     whole("kernel_stride"),
+                     whole("block_size"),
+                     whole("init_blocks"),
+                     whole("window_size"),
+                     whole("topk"),
+                     whole("dense_len"),
+                     sparse.at("exact_lse").boolean()};
 }
 
 void Bundle::read_weights(const std::string &folder, const Json &manifest) {
@@ -218,4 +246,4 @@ Cost Bundle::cost(bool int8_activations) const {
     return cost;
 }
 
-}  // namespace bench
+}  // namespace tools

@@ -8,7 +8,7 @@
 #include "edge.h"
 #include "json.h"
 
-namespace bench {
+namespace tools {
 
 // What one token costs; the same arithmetic as edge/profile/cost.py.
 struct Cost {
@@ -21,6 +21,7 @@ struct Cost {
 class Bundle {
    public:
     // Throws Error with a sentence. Sizes and layouts are checked, checksums are not.
+    // Attention is dense, and rotary frequencies are plain ones: enough to measure time. read_decoder sets both.
     explicit Bundle(const std::string &folder);
     ~Bundle();
     Bundle(const Bundle &) = delete;
@@ -31,7 +32,13 @@ class Bundle {
     int32_t group = 0;
     int32_t most_context = 0;
 
+    std::vector<int32_t> end_tokens;
+
     Cost cost(bool int8_activations) const;
+
+    // What the export to `bundle` resolved: decoder.json, with the model's own rotary frequencies, the constants of
+    // sparse attention, the context and the end tokens. Throws Error.
+    void read_decoder(const std::string &folder);
 
    private:
     void read_config(const Json &manifest);
@@ -45,4 +52,4 @@ class Bundle {
 
 std::string read_file(const std::string &path);
 
-}  // namespace bench
+}  // namespace tools

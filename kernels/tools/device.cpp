@@ -17,7 +17,7 @@
 #include <sched.h>
 #endif
 
-namespace bench {
+namespace tools {
 namespace {
 
 std::string line_of(const std::string &path, const std::string &start = "") {
@@ -154,4 +154,4 @@ std::string utc_now() {
     return text;
 }
 
-}  // namespace bench
+}  // namespace tools

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace bench {
+namespace tools {
 
 std::optional<double> load();                 // running processes, averaged over the last minute
 std::optional<double> clock_mhz();            // mean of the CPUs
@@ -27,4 +27,4 @@ int64_t peak_memory();  // of this process, in bytes
 
 std::string utc_now();  // ISO 8601
 
-}  // namespace bench
+}  // namespace tools

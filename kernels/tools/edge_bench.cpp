@@ -15,7 +15,7 @@
 #include "report.h"
 #include "runner.h"
 
-namespace bench {
+namespace tools {
 namespace {
 
 constexpr uint64_t roofline_bytes = uint64_t(1) << 28;
@@ -165,11 +165,11 @@ void run(const Options &options) {
 }
 
 }  // namespace
-}  // namespace bench
+}  // namespace tools
 
 int main(int count, char **arguments) {
     try {
-        bench::run(bench::parse(count, arguments));
+        tools::run(tools::parse(count, arguments));
     } catch (const std::exception &error) {
         std::fprintf(stderr, "Error: %s\n", error.what());
         return 1;

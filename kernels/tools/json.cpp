@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-namespace bench {
+namespace tools {
 
 class Parser {
    public:
@@ -246,4 +246,4 @@ std::string quoted(const std::string &text) {
     return out + "\"";
 }
 
-}  // namespace bench
+}  // namespace tools

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-namespace bench {
+namespace tools {
 
 // What a user can mend; the message is one sentence.
 struct Error : std::runtime_error {
@@ -48,4 +48,4 @@ class Json {
 // A JSON string literal with its quotation marks.
 std::string quoted(const std::string &text);
 
-}  // namespace bench
+}  // namespace tools

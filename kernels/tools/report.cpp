@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
-namespace bench {
+namespace tools {
 namespace {
 
 constexpr double noisy_load = 0.5, noisy_share = 0.1, throttled_clock = 0.9;  // as edge/profile/machine.py
@@ -145,4 +145,4 @@ std::string machine_json(const Watch &watch, const std::map<int32_t, std::vector
            ", \"throttled\": " + (throttled ? "true" : "false") + ", \"remarks\": [" + remarks + "]}";
 }
 
-}  // namespace bench
+}  // namespace tools

@@ -10,7 +10,7 @@
 #include "device.h"
 #include "runner.h"
 
-namespace bench {
+namespace tools {
 
 struct Work {
     double weights, rows, linear, attention;
@@ -38,4 +38,4 @@ std::string row_json(const Options &options, const Bundle &bundle, const Cost &c
                      const Runner &runner, const Test &test, const Measured &measured, double load_seconds);
 std::string machine_json(const Watch &watch, const std::map<int32_t, std::vector<edge_roofline>> &limits);
 
-}  // namespace bench
+}  // namespace tools

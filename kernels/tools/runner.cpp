@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 
-namespace bench {
+namespace tools {
 namespace {
 
 constexpr int32_t batch_tokens = 256, seed_rows = 64, warm_up = 4;  // as edge/profile/measure.py
@@ -121,4 +121,4 @@ edge_cache *Runner::cache_at(int32_t depth) {
     return cache;
 }
 
-}  // namespace bench
+}  // namespace tools

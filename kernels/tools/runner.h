@@ -10,7 +10,7 @@
 #include "bundle.h"
 #include "edge.h"
 
-namespace bench {
+namespace tools {
 
 struct Options {
     std::string folder, model, fill = "prefill", kv_type = "float16";
@@ -66,4 +66,4 @@ class Runner {
     std::mt19937_64 random_{0};
 };
 
-}  // namespace bench
+}  // namespace tools

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -60,7 +61,25 @@ def test_the_dry_run_writes_nothing(run_edge: Run, tiny_checkpoint: Callable[...
     document = run_edge("export", str(model), "--to", "gguf", "--dry-run", "--json")
     plan = json.loads(document.stdout.splitlines()[-1])
     assert plan["context"] == 128 and plan["bytes"] == plan["files"]["model.gguf"] > 0
-    assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"tiny", "cache", "state"}
+    assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"tiny", "state"}  # not even a cache
+
+
+def test_a_dry_run_that_needs_weights_converts(
+    run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    """Ternary weights of one scale per row: whether they fit TQ2_0 is told by the weights alone."""
+
+    def ternary(tensors: dict[str, Any]) -> None:
+        for name, values in tensors.items():
+            if "layers" in name and values.ndim == 2:
+                tensors[name] = np.sign(values.round()).astype(np.float32) / 8
+
+    model = tiny_checkpoint(ternary)
+    plan = json.loads(run_edge("export", str(model), "--to", "gguf", "--dry-run", "--json").stdout)
+    out = tmp_path / "out"
+    assert run_edge("export", str(model), "--to", "gguf", "--out", str(out)).returncode == 0
+    assert (out / "model.gguf").stat().st_size == pytest.approx(plan["bytes"], rel=0.02)
+    assert plan["operators"].keys() == json.loads((out / "artifact.json").read_text())["operators"].keys()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, RuntimeRange, version_key
 from edge.errors import ArtifactError, ContextError, ExportError
 from edge.runtime import load
-from export.artifact import check_artifact, export_model, plan_document, plan_export
+from export.artifact import check_artifact, export_model, plan_export, small_files_bytes
 from export.check import POSITIONS, compare_logits, make_reference, read_reference
 from export.options import ExportOptions
 from export.targets import get_target, need
@@ -215,8 +215,7 @@ def test_sizes_are_as_planned(tmp_path: Path, target: Any):
     found = export_model(source, options, tmp_path / "out").manifest.files
     for name, size in plan.files.items():
         assert found[name].bytes == pytest.approx(size, rel=0.02), name
-    document = plan_document(source, options)
-    written = document["bytes"] + document["small_files"]  # type: ignore[operator]
+    written = plan.bytes + small_files_bytes(source)
     assert sum(entry.bytes for entry in found.values()) == pytest.approx(written, rel=0.02)
 
 

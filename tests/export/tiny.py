@@ -105,19 +105,18 @@ def byte_tokenizer_files() -> dict[str, bytes]:
     }
 
 
-def make_source(
-    folder: Path,
+def make_checkpoint(
     config: ModelConfig,
     scheme: QuantScheme | None = None,
     *,
     head: QuantScheme | None = None,
     change: Callable[[dict[str, Any]], None] = lambda weights: None,
     tokenizer_files: dict[str, bytes] | None = None,
-) -> Source:
-    """A bundle of random weights, written into a new folder below `folder`.
+) -> ArrayCheckpoint:
+    """A checkpoint of random weights in memory.
 
     scheme: of the layers' matrices; head: of embedding and head, by default the same. change: called with the
-    dict of weights before they are written.
+    dict of weights.
     """
     random = np.random.default_rng(0)
     scheme = scheme or QuantScheme("int4", 32)
@@ -131,6 +130,13 @@ def make_source(
         weights[name] = values if kind.is_float else quantize(values, kind)
     change(weights)
     files = byte_tokenizer_files() if tokenizer_files is None else tokenizer_files
+    return ArrayCheckpoint(config, weights, files)
+
+
+def make_source(
+    folder: Path, config: ModelConfig, scheme: QuantScheme | None = None, **options: Any
+) -> Source:
+    """The bundle of `make_checkpoint` with the same arguments, written into a new folder below `folder`."""
     bundle = folder / f"bundle-{len(list(folder.iterdir()))}"
-    convert(ArrayCheckpoint(config, weights, files), bundle)
+    convert(make_checkpoint(config, scheme, **options), bundle)
     return Source(Bundle.open(bundle))

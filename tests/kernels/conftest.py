@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import shutil
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,57 +15,6 @@ from edge.native import library as native
 from edge.scheme import QuantizedMatrix, QuantScheme
 
 FloatArray = npt.NDArray[np.float32]
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@dataclass(frozen=True)
-class ArmToolchain:
-    """Cross-compiler and emulator of 64-bit ARM Linux; build: where the programs were compiled."""
-
-    build: Path
-    compiler: str = "aarch64-linux-gnu-g++"
-
-    @staticmethod
-    def emulator(cpu: str) -> list[str]:
-        """The command that runs a program on the emulated `cpu`."""
-        return ["qemu-aarch64-static", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
-
-
-@pytest.fixture(scope="session")
-def require() -> Callable[..., None]:
-    """Skips the test where one of the named tools is missing."""
-
-    def check(*tools: str) -> None:
-        for tool in tools:
-            if shutil.which(tool) is None:
-                pytest.skip(f"{tool} is not installed; scripts/install-test-packages installs it")
-
-    return check
-
-
-@pytest.fixture(scope="session")
-def arm(require) -> ArmToolchain:
-    arm = ArmToolchain(ROOT / "build" / "aarch64")
-    require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
-    arm.build.mkdir(parents=True, exist_ok=True)
-    with (arm.build / "lock").open(
-        "w"
-    ) as lock:  # of test processes that run side by side, the first one builds
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = [
-            "cmake",
-            "-G",
-            "Ninja",
-            "-S",
-            ROOT / "kernels",
-            "-B",
-            arm.build,
-            "-DCMAKE_SYSTEM_NAME=Linux",
-        ]
-        configure += ["-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={arm.compiler}"]
-        subprocess.run(configure, check=True, capture_output=True)
-        subprocess.run(["ninja", "-C", arm.build, "selftest", "edge_bench"], check=True, capture_output=True)
-    return arm
 
 
 class Operators:

@@ -1,0 +1,95 @@
+// edge_generate FOLDER COUNT TOKEN...: runs a prompt of token ids through an exported bundle and prints at most COUNT
+// greedy ids after it, ending with an end token. It shows all that an app needs to do, and nothing else.
+//
+// FOLDER is what `edge export MODEL --to bundle` wrote. $EDGE_CPU chooses a kernel tier.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+
+#include "bundle.h"
+#include "runner.h"
+
+namespace tools {
+namespace {
+
+constexpr int32_t batch_tokens = 256;
+
+int32_t number(const char *text) {
+    char *end = nullptr;
+    const long value = std::strtol(text, &end, 10);
+    if (*text == '\0' || *end != '\0' || value < 0 || value > INT32_MAX)
+        throw Error("'" + std::string(text) + "' is not a whole number of 0 or more.");
+    return int32_t(value);
+}
+
+template <typename T>
+using Owner = std::unique_ptr<T, void (*)(T *)>;
+
+// Logits after the last of `tokens`, which continue the cache.
+void forward(edge_model *model, edge_cache *cache, const std::vector<int32_t> &tokens,
+             std::vector<float> *logits) {
+    for (size_t start = 0; start < tokens.size(); start += size_t(batch_tokens)) {
+        edge_batch batch{};
+        batch.size = sizeof batch;
+        batch.n = int32_t(std::min(tokens.size() - start, size_t(batch_tokens)));
+        batch.tokens = &tokens[start];
+        batch.logits_rows = start + size_t(batch.n) == tokens.size();
+        batch.logits = logits->data();
+        check(edge_forward(model, cache, &batch));
+    }
+}
+
+void run(int count, char **arguments) {
+    if (count < 4) throw Error("usage: edge_generate FOLDER COUNT TOKEN...");
+    const int32_t wanted = number(arguments[2]);
+    std::vector<int32_t> tokens;
+    for (int i = 3; i < count; ++i) tokens.push_back(number(arguments[i]));
+    Bundle bundle(arguments[1]);
+    bundle.read_decoder(arguments[1]);
+    if (int64_t(tokens.size()) + wanted > bundle.most_context)
+        throw Error("The prompt and " + std::to_string(wanted) +
+                    " tokens after it are longer than the context of " + std::to_string(bundle.most_context) +
+                    " that the bundle was exported for.");
+    edge_config config = bundle.config;
+    config.context = bundle.most_context;
+    config.max_batch = std::min(batch_tokens, config.context);
+    config.activations = EDGE_ACTIVATIONS_INT8;
+    config.kv_type = EDGE_KV_F16;
+
+    edge_pool *pool = nullptr;
+    check(edge_pool_create(0, &pool));
+    const Owner<edge_pool> pool_owner(pool, edge_pool_destroy);
+    const edge_parallel parallel = edge_pool_parallel(pool);
+    edge_model *model = nullptr;
+    check(edge_model_create(&config, bundle.weights.data(), int64_t(bundle.weights.size()), &parallel,
+                            forced_tier(), &model));
+    const Owner<edge_model> model_owner(model, edge_model_destroy);
+    edge_cache *cache = nullptr;
+    check(edge_cache_create(model, &cache));
+    const Owner<edge_cache> cache_owner(cache, edge_cache_destroy);
+
+    std::vector<float> logits(size_t(config.vocab_size));
+    const std::vector<int32_t> &ends = bundle.end_tokens;
+    for (int32_t made = 0; made < wanted; ++made) {
+        forward(model, cache, tokens, &logits);
+        const auto best = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());
+        std::printf("%d\n", best);
+        std::fflush(stdout);
+        if (std::find(ends.begin(), ends.end(), best) != ends.end()) return;
+        tokens = {best};
+    }
+}
+
+}  // namespace
+}  // namespace tools
+
+int main(int count, char **arguments) {
+    try {
+        tools::run(count, arguments);
+    } catch (const std::exception &error) {
+        std::fprintf(stderr, "Error: %s\n", error.what());
+        return 1;
+    }
+    return 0;
+}
