@@ -183,8 +183,8 @@ def _share_weights(program: Any) -> Any:
         for operation in function.operations:
             value = operation.outputs[0].val if operation.op_type == "const" else None
             if isinstance(value, np.ndarray):
-                digest = hashlib.sha256(np.ascontiguousarray(value))
-                digest.update(f"{operation.outputs[0].dtype} {value.shape}".encode())
+                digest = hashlib.sha256(f"{operation.outputs[0].dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).data)
                 operation.weight_id = digest.hexdigest()
     program.export_as_multifunction = True
     return program

@@ -67,7 +67,10 @@ def all_logits(executor: Any, tokens: Any) -> Any:
 ALWAYS = SparseConfig(kernel_size=64, kernel_stride=32, dense_len=-1, window_size=64, topk=2)
 CASES = [
     pytest.param({"sparse": SPARSE, "rope": LONGROPE, "num_hidden_layers": 2}, 1, 5e-3, id="rotated"),
-    pytest.param({"sparse": SPARSE, "num_attention_heads": 8}, 4, 1e-4, id="groups-of-4"),
+    # More blocks are gathered than a sparse query reads.
+    pytest.param(
+        {"sparse": replace(SPARSE, dense_len=400), "num_attention_heads": 8}, 4, 1e-4, id="groups-of-4"
+    ),
     pytest.param(
         {"sparse": replace(SPARSE, exact_lse=True), "num_key_value_heads": 1}, 4, 1e-4, id="exact-lse"
     ),
@@ -89,7 +92,7 @@ def test_logits_are_those_of_the_references(
     tokens = tokens_of(CONTEXT)
     truth = all_logits(exact_executor(source.bundle, CONTEXT, "sparse"), tokens)
     dense = all_logits(exact_executor(source.bundle, CONTEXT), tokens)
-    assert np.median(np.abs(truth - dense)[400:].max(axis=1)) > 10 * tolerance
+    assert np.median(np.abs(truth - dense)[450:].max(axis=1)) > 10 * tolerance
     torch = all_logits(open_torch(source.bundle, CONTEXT, "sparse", threads=1), tokens)
     np.testing.assert_allclose(truth, torch, rtol=0, atol=tolerance)
     program = saved(export_model(source, COREML, tmp_path / "out"))
@@ -109,8 +112,10 @@ def test_logits_are_those_of_the_references(
     run(536, 537, "decode")
     program.predict(tokens[::-1][:200], 300)  # other tokens, then back: their windows must not stay
     run(300, 340, "main")
-    for position in range(340, 400):
-        run(position, position + 1, "decode" if position % 3 else "main")
+    for position in range(340, 410):
+        run(position, position + 1, "decode")
+    for position in range(398, 403):
+        run(position, position + 1, "main")
 
 
 def test_a_decode_step_reads_the_chosen_blocks_only(tmp_path: Path):
