@@ -165,7 +165,7 @@ def test_blocks_of_a_decode_step_cover_the_dense_queries():
 @pytest.mark.parametrize(
     ("config", "scheme"),
     [
-        (network(SPARSE, num_hidden_layers=3), QuantScheme("int4", 32)),
+        (network(SPARSE, num_hidden_layers=2), QuantScheme("int4", 32)),
         (network(replace(SPARSE, exact_lse=True), tie_word_embeddings=True), QuantScheme("ternary", 128)),
         (network(replace(SPARSE, dense_len=-1)), QuantScheme("f16")),
     ],
