@@ -19,7 +19,7 @@ from edge.attention import AttentionMode
 from edge.bundle.reader import Bundle
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import NativeError
-from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
     MAX_TREE,
     check_kept_rows,
@@ -68,7 +68,7 @@ class TorchCache:
         return self.rows.length
 
 
-class TorchExecutor:
+class TorchExecutor(ExecutorFacts):
     """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time.
 
     sparse: the constants of sparse attention, None if every query is dense.
@@ -81,21 +81,6 @@ class TorchExecutor:
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-        return self._config
-
-    @property
-    def context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._context
-
-    @property
-    def max_batch(self) -> int:
-        """Most tokens of one forward call."""
-        return self._max_batch
 
     @property
     def threads(self) -> int:

@@ -173,7 +173,9 @@ def letter_tokenizer(vocab_size: int) -> bytes:
         {
             "version": "1.0",
             "added_tokens": [],
+            "normalizer": None,
             "pre_tokenizer": byte_level,
+            "post_processor": None,
             "decoder": byte_level,
             "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": []},
         }

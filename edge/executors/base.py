@@ -55,6 +55,29 @@ class KVCache(Protocol):
         """Rows it can grow to: the executor's context."""
 
 
+class ExecutorFacts:
+    """Three facts of `Executor` that never change; an executor sets their fields when it is made."""
+
+    _config: ModelConfig
+    _context: int
+    _max_batch: int
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+        return self._config
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return self._context
+
+    @property
+    def max_batch(self) -> int:
+        """Most tokens of one forward call."""
+        return self._max_batch
+
+
 class Executor(Protocol):
     """Runs the transformer. Calls on one executor are serialized by it; caches are independent."""
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
-from edge.config import KVType, ModelConfig, SparseConfig
+from edge.config import KVType, SparseConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors import executorch_library as runner
-from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
     MAX_TREE,
     check_kept_rows,
@@ -56,7 +56,7 @@ class ExecuTorchCache:
         destroy.atexit = False
 
 
-class ExecuTorchExecutor:
+class ExecuTorchExecutor(ExecutorFacts):
     """Runs a .pte; calls are taken one at a time. The weights are copied into huge pages.
 
     threads: those of ExecuTorch's pool, which all executors of a process share: the last one's choice counts.
@@ -90,21 +90,6 @@ class ExecuTorchExecutor:
             raise EdgeError(
                 f"'{artifact.model}' and the folder's config have different vocabularies; export again."
             )
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-        return self._config
-
-    @property
-    def context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._context
-
-    @property
-    def max_batch(self) -> int:
-        """Most tokens of one forward call."""
-        return self._max_batch
 
     @property
     def capabilities(self) -> Capabilities:

@@ -18,7 +18,7 @@ from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError, NativeError, TokenizerError
-from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.weights import WeightMemory, open_weights
 from edge.native import library as native
 from edge.rope import rope_parameters
@@ -95,7 +95,7 @@ class NativeCache:
         return self._capacity
 
 
-class NativeExecutor:
+class NativeExecutor(ExecutorFacts):
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
     tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if
@@ -192,21 +192,6 @@ class NativeExecutor:
         self.tier = str(lib.edge_model_tier(handle).decode())
         self.workspace_bytes = int(lib.edge_model_workspace_bytes(handle))
         self._finalizer = _finalize(self, lib.edge_model_destroy, handle)
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-        return self._config
-
-    @property
-    def context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._context
-
-    @property
-    def max_batch(self) -> int:
-        """Most tokens of one forward call."""
-        return self._max_batch
 
     @property
     def threads(self) -> int:

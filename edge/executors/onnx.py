@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
-from edge.config import KVType, ModelConfig
+from edge.config import KVType
 from edge.errors import EdgeError, NativeError
-from edge.executors.base import Capabilities, ForwardResult, KVCache, Logits
+from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
     check_kept_rows,
     check_logits,
@@ -26,7 +26,8 @@ from edge.executors.checks import (
     check_tokens,
     check_tree,
 )
-from edge.executors.onnx_flavours import FLAVOURS, Array, CacheArrays
+from edge.executors.huge_pages import moved_to_huge_pages
+from edge.executors.onnx_flavours import FLAVOURS, SESSION_ENTRIES, Array, CacheArrays
 from edge.executors.weights import open_weights
 from edge.memory import available_memory, check_memory, memory_plan
 from edge.native import library as native
@@ -55,12 +56,13 @@ class OnnxCache:
         """binding: of ONNX Runtime, to which the arrays are bound for good."""
         self.executor, self.arrays, self.binding = executor, arrays, binding
         self.length, self.capacity = 0, executor.context
-        self.outputs: Set[str] | None = None  # that are bound beside the cache
+        self.inputs: dict[str, Array] = {}  # that are bound beside the cache
+        self.outputs: Set[str] | None = None
         for (taken, _), memory in arrays.items():
             _bind(binding.bind_input, taken, memory)
 
 
-class OnnxExecutor:
+class OnnxExecutor(ExecutorFacts):
     """Runs an exported decoder; calls are taken one at a time.
 
     threads: those of ONNX Runtime. sparse: the constants of sparse attention, None if every query is dense.
@@ -74,6 +76,7 @@ class OnnxExecutor:
         runtime = _onnxruntime()
         artifact.manifest.runtime.check(runtime.__version__)
         self._config, self._context = artifact.config, context
+        self._max_batch = min(_MAX_BATCH, context)
         self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context)
         self.sparse = self._flavour.sparse
         kv_type = cast(KVType, self.capabilities.kv_types[0])
@@ -83,29 +86,17 @@ class OnnxExecutor:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _WARNINGS
+        for name, value in SESSION_ENTRIES.items():
+            options.add_session_config_entry(name, value)
         self._borrowed = _add_operators(options, artifact) if self._flavour.needs_operators else []
         try:
-            self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
+            with moved_to_huge_pages():
+                self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise EdgeError(
                 f"ONNX Runtime {runtime.__version__} can't open '{artifact.model}': {_first_line(error)}; "
                 "update onnxruntime or export the model again."
             ) from None
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-        return self._config
-
-    @property
-    def context(self) -> int:
-        """Longest sequence in tokens."""
-        return self._context
-
-    @property
-    def max_batch(self) -> int:
-        """Most tokens of one forward call."""
-        return min(_MAX_BATCH, self._context)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -188,9 +179,15 @@ class OnnxExecutor:
             for (_, given), memory in cache.arrays.items():
                 _bind(binding.bind_output, given, memory)
             cache.outputs = outputs.keys()
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                _bind(bind, name, array)
+        for name, array in inputs.items():
+            bound = cache.inputs.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array
+            else:
+                cache.inputs[name] = array.copy()  # it may be the caller's
+                _bind(binding.bind_input, name, cache.inputs[name])
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
         try:
             self._opened().run_with_iobinding(binding)
         except RuntimeError as error:
@@ -238,6 +235,7 @@ def _onnxruntime() -> Any:
         raise EdgeError(
             f"The onnx executor needs ONNX Runtime ({error}); install it with `pip install onnxruntime`."
         ) from None
+    onnxruntime.disable_telemetry_events()  # what runs here is nobody's business
     return onnxruntime
 
 

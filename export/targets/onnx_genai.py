@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.config import ModelConfig
+from edge.executors.onnx_flavours import SESSION_ENTRIES
 from export.targets.onnx_graph import MODEL_FILE
 
 GENAI_CONFIG = "genai_config.json"
@@ -34,7 +35,11 @@ def genai_config(config: ModelConfig, context: int, generation_config: Mapping[s
             "vocab_size": config.vocab_size,
             "context_length": context,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [],
+                    **SESSION_ENTRIES,
+                },
                 "filename": MODEL_FILE,
                 "hidden_size": config.hidden_size,
                 "head_size": config.head_dim,

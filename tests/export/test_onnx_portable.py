@@ -119,6 +119,14 @@ def test_sessions_reuse_what_prompts_share(tiny: Artifact, tokens_of):
     assert used.computed_tokens - before == 10
 
 
+def test_what_the_caller_passes_stays_the_callers(tiny: Artifact):
+    executor, first, second = opened(tiny), np.array([3, 4, 5]), np.array([6, 7, 8])
+    cache = executor.new_cache()
+    executor.forward(cache, first)
+    executor.forward(cache, second)  # of the same shape, so it goes where the first one was read
+    assert first.tolist() == [3, 4, 5] and second.tolist() == [6, 7, 8]
+
+
 def test_choice_of_logits(tiny: Artifact, tokens_of):
     executor, tokens = opened(tiny), tokens_of(tiny.config, 9)
     cache = executor.new_cache()

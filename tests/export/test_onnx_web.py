@@ -1,44 +1,98 @@
-"""The portable ONNX flavour in onnxruntime-web (WebAssembly), under node."""
+"""The portable ONNX flavour in onnxruntime-web: under node, and in a browser on the page of the docs."""
 
 from __future__ import annotations
 
 import json
+import queue
+import runpy
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edge.artifact import Artifact
+from edge.executors.registry import open_artifact_executor
+from edge.prompting import Message, PromptEncoder
+from edge.resolve import open_model
+from edge.runtime import load
 from edge.scheme import QuantScheme
 from model.executor import TorchExecutor
 from model.loading import reference_from_bundle
 
 pytest.importorskip("onnx", reason="the package onnx is not installed")
+pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
-VERSION = "1.30.0"
+PACKAGES = {
+    "onnxruntime-web": "1.30.0",
+    "@huggingface/tokenizers": "0.2.0",
+    "@huggingface/jinja": "0.5.11",
+}
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("onnx_web.mjs")
-MODULES = Path(__file__).resolve().parents[2] / "build" / "test-node"
+PAGE = ROOT / "docs" / "onnx-web"
+MODULES = ROOT / "build" / "test-node"
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 ROUNDED = 0.2  # as in test_onnx_portable.py
+TIED = 0.1  # a token this near to the best one is as good: WebAssembly adds in another order
+
+# The page in a frame: types a prompt, waits for the answer, and sends what the page shows to the server.
+VISITOR = """<!doctype html><iframe></iframe><script>
+  const given = GIVEN, frame = document.querySelector("iframe");
+  frame.src = given.page;
+  const shown = (id) => frame.contentDocument?.getElementById(id);
+  const text = () => shown("status")?.textContent ?? "";
+  const until = async (start) => {
+    while (!text().startsWith(start) && !text().startsWith("Failed"))
+      await new Promise((resolve) => setTimeout(resolve, 50));
+  };
+  (async () => {
+    await until("Ready");
+    if (text() === "Ready") {
+      shown("prompt").value = given.prompt;
+      shown("send").click();
+      await until(given.tokens);
+    }
+    const { textContent: answer, dataset } = shown("answer");
+    const found = { status: text(), answer, tokens: dataset.tokens };
+    await fetch("/found", { method: "POST", body: JSON.stringify(found) });
+  })();
+</script>"""
 
 
 @pytest.fixture(scope="module")
 def node_modules() -> Path:
-    """A folder with onnxruntime-web, fetched once."""
+    """A folder with the packages that the page uses, fetched once."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    wanted = {"private": True, "dependencies": {"onnxruntime-web": VERSION}}
-    package = MODULES / "package.json"
-    if not (MODULES / "node_modules" / "onnxruntime-web").is_dir():
+    package, wanted = MODULES / "package.json", json.dumps({"private": True, "dependencies": PACKAGES})
+    if not package.is_file() or package.read_text() != wanted:
         MODULES.mkdir(parents=True, exist_ok=True)
-        package.write_text(json.dumps(wanted))
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
+        command += [f"{name}@{version}" for name, version in PACKAGES.items()]
         try:
             subprocess.run(command, cwd=MODULES, check=True, capture_output=True, timeout=120)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             pytest.skip(f"npm can't fetch onnxruntime-web ({error})")
+        package.write_text(wanted)
     return MODULES
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return found
 
 
 @pytest.mark.parametrize("scheme", ["int4-g32", "int4-g32-min", "ternary-g128", "int8-g32"])
@@ -58,3 +112,104 @@ def test_logits_in_webassembly(scheme, node_modules, minicpm, make_bundle, expor
     truth = reference.forward(reference.new_cache(), tokens).logits[0]
     assert np.abs(whole - truth).max() / truth.std() < ROUNDED
     assert np.abs(stepped - whole).max() / truth.std() < 1e-3
+
+
+def test_the_page_of_the_docs_in_a_browser(browser, node_modules, minicpm, make_bundle, export_bundle):
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
+    artifact = export_bundle(bundle, "onnx", portable=True, context=128)
+    found = visit(browser, node_modules, artifact.path, "what is it", 12, timeout=60)
+    ids = load(artifact.path, executor="onnx").tokenizer.encode("what is it")
+    assert len(found["tokens"]) == 12 and max(distances_to_best(artifact, ids, found["tokens"])) < TIED, found
+    assert found["status"].startswith("12 tokens")
+
+
+@pytest.mark.slow
+def test_a_whole_model_in_a_browser(browser, node_modules, smollm2_gguf, export_bundle):
+    """SmolLM2-135M in Chromium: every token of its answer is the likeliest of our executor, or as good as."""
+    question = "Why is the sky blue?"
+    artifact = export_bundle(open_model(smollm2_gguf), "onnx", portable=True, context=1024)
+    found = visit(browser, node_modules, artifact.path, question, 12, timeout=400)
+    with load(artifact.path, executor="onnx") as model:
+        prompt = PromptEncoder(model.chat_template, model.tokenizer).encode([Message("user", question)])
+        assert found["answer"] == model.tokenizer.decode(found["tokens"])
+    assert len(found["tokens"]) == 12 and max(distances_to_best(artifact, prompt, found["tokens"])) < TIED
+
+
+def distances_to_best(artifact: Artifact, prompt: list[int], tokens: list[int]) -> list[float]:
+    """How far below our executor's best logit each of the tokens is, in standard deviations of the logits."""
+    executor = open_artifact_executor("onnx", artifact, threads=1)
+    cache, given, found = executor.new_cache(), prompt, []
+    for token in tokens:
+        logits = executor.forward(cache, given).logits[0]
+        found.append(float((logits.max() - logits[token]) / logits.std()))
+        given = [token]
+    return found
+
+
+def visit(
+    browser: str, modules: Path, model: Path, prompt: str, tokens: int, timeout: float
+) -> dict[str, Any]:
+    """The docs' page in the browser, served with the docs' server: what it shows after an answer."""
+    page = f"/index.html?folder=model&tokens={tokens}"
+    with served(modules, model, {"page": page, "prompt": prompt, "tokens": f"{tokens} tokens"}) as (
+        url,
+        found,
+    ):
+        profile = tempfile.mkdtemp(prefix="edge-browser-")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", url]
+        log = Path(profile, "log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            return found.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(log.read_text(errors="replace")[-2000:]) from None
+        finally:
+            process.terminate()
+            process.wait(20)
+            shutil.rmtree(profile, ignore_errors=True)
+
+
+@contextmanager
+def served(
+    modules: Path, model: Path, given: dict[str, Any]
+) -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
+    """The address of the visitor's page, and where what it finds arrives."""
+    handler: Any = runpy.run_path(str(PAGE / "serve.py"))["Handler"]
+    found: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    class Visited(handler):
+        def do_GET(self) -> None:
+            if self.path != "/visitor.html":
+                super().do_GET()
+                return
+            body = VISITOR.replace("GIVEN", json.dumps(given)).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            document = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            document["tokens"] = json.loads(document.get("tokens", "[]"))
+            found.put(document)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with tempfile.TemporaryDirectory() as scratch:
+        site = Path(scratch)
+        for name in ("index.html", "decoder.mjs"):
+            shutil.copy(PAGE / name, site)
+        (site / "node_modules").symlink_to(modules / "node_modules")
+        (site / "model").symlink_to(model)
+        server = ThreadingHTTPServer(("localhost", 0), partial(Visited, directory=scratch))
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://localhost:{server.server_address[1]}/visitor.html", found
+        finally:
+            server.shutdown()
+            server.server_close()
