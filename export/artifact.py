@@ -19,7 +19,15 @@ from edge.bundle.planned import UnreadWeightsError
 from edge.errors import ExportError, TokenizerError
 from edge.safetensors_file import SafetensorsWriter
 from edge.tokenizer import load_tokenizer
-from export.check import POSITIONS, CheckResult, Reference, make_reference, program_version, read_reference
+from export.check import (
+    POSITIONS,
+    CheckResult,
+    Reference,
+    make_reference,
+    program_version,
+    read_reference,
+    with_reach,
+)
 from export.options import ExportOptions
 from export.plan import Plan
 from export.source import Source, open_source, plan_source
@@ -89,7 +97,7 @@ def export_model(
         folder.mkdir()
         written = get_target(options.target).write(source, options, folder, progress)
         context = source.context(options)
-        _write_small_files(source, make_reference(source, context), folder)
+        _write_small_files(source, make_reference(source, context, plan.attention), folder)
         manifest = _manifest(source, options, plan, written, folder)
         _write(folder / ARTIFACT, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False).encode())
         _sync(folder)
@@ -112,7 +120,11 @@ def refuse_existing(out: Path) -> None:
 def check_artifact(path: str | Path) -> CheckResult:
     """Verify every checksum of the folder and run its reference in the target's own runtime."""
     artifact = Artifact.open(path)
-    return get_target(artifact.manifest.target).check(artifact, read_reference(artifact))
+    reference = read_reference(artifact)
+    result = get_target(artifact.manifest.target).check(artifact, reference)
+    return (
+        with_reach(result, reference, artifact.config) if artifact.manifest.attention == "sparse" else result
+    )
 
 
 def check_tokenizer(source: Source) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.artifact import Artifact
+from edge.attention import AttentionMode
+from edge.config import ModelConfig, SparseConfig
 from edge.errors import ArtifactError, ExportError
+from edge.session import Session
 from edge.tokenizer import load_tokenizer
 from export.source import Source
 
@@ -23,6 +26,7 @@ PROMPT = "The three primary colours are red, yellow and blue. Water boils at"
 POSITIONS = 4
 """Positions whose logits are compared: the end of the prompt and the greedy tokens after it."""
 _MOST_TOKENS = 32
+_MOST_WORK = 4e12  # weights x tokens of a reference for sparse attention: a minute or two
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Reference:
     """tokens: int32 [n]. logits: float32 [POSITIONS, vocab_size], after each of the last POSITIONS tokens.
 
     Of the exported weights in exact arithmetic (the native executor with float32 activations and KV cache).
+    For sparse attention there are so many tokens that the last ones choose among blocks.
     The last POSITIONS - 1 tokens are greedy answers to those before: a runtime should take the others as a
     prompt and these one by one, so that prefill, decode and the cache are all compared.
     """
@@ -113,10 +118,12 @@ def read_reference(artifact: Artifact) -> Reference:
     return Reference(tokens, logits)
 
 
-def make_reference(source: Source, context: int) -> Reference:
+def make_reference(
+    source: Source, context: int, attention: Literal["dense", "sparse"] = "dense"
+) -> Reference:
     """Run the fixed prompt on the native executor, in exact arithmetic; the weights stay mapped files.
 
-    Raises ExportError when the context is too short for it.
+    attention: what the artifact runs. Raises ExportError when the context is too short for the prompt.
     """
     tokenizer = load_tokenizer(source.tokenizer_files, source.config)
     tokens = tokenizer.encode(PROMPT)[: max(0, min(_MOST_TOKENS, context - POSITIONS))]
@@ -125,40 +132,71 @@ def make_reference(source: Source, context: int) -> Reference:
             f"A context of {context} tokens is too short for the check of the artifact; use {2 * POSITIONS} "
             "or more."
         )
-    executor = exact_executor(source.bundle, context)
+    if attention == "sparse":
+        tokens = _lengthened(tokens, source, context)
+    executor = exact_executor(source.bundle, context, attention)
     try:
-        cache = executor.new_cache()
-        rows = []
-        given = tokens
-        for _ in range(POSITIONS):
-            result = executor.forward(cache, given)
-            assert result.logits is not None
-            rows.append(result.logits[-1].copy())
-            given = [int(rows[-1].argmax())]
-            tokens = [*tokens, *given]
+        session, rows = Session(executor), []
+        logits = session.prefill(tokens)
+        assert logits is not None
+        rows.append(logits)
+        while len(rows) < POSITIONS:
+            tokens.append(int(rows[-1].argmax()))
+            rows.append(session.step(tokens[-1]))
     finally:
         executor.close()
-    return Reference(np.array(tokens[:-1], np.int32), np.stack(rows))
+    return Reference(np.array(tokens, np.int32), np.stack(rows))
 
 
-def exact_executor(bundle: Bundle, context: int) -> NativeExecutor:
+def exact_executor(
+    bundle: Bundle, context: int, attention: Literal["dense", "sparse"] = "dense"
+) -> NativeExecutor:
     """The native executor with float32 activations and KV cache; the weights stay in their mapped file."""
     from edge.executors.native import NativeExecutor
 
+    mode: AttentionMode = attention
+    if attention == "sparse" and bundle.config.sparse is not None:
+        mode = "auto"  # a bundle's own constants may be some that the kernels do not take
     return NativeExecutor(
-        bundle, context=context, activations="float32", kv_type="float32", attention="dense", mmap=True
+        bundle, context=context, activations="float32", kv_type="float32", attention=mode, mmap=True
     )
+
+
+def _lengthened(tokens: list[int], source: Source, context: int) -> list[int]:
+    """The tokens and random ones, up to where queries choose among blocks; unchanged if that takes long."""
+    sparse = source.config.sparse or SparseConfig()
+    length = min(_first_choice(sparse) + 4 * sparse.block_size, context - POSITIONS)
+    weights = sum(info.rows * info.columns for info in source.tensors.values())
+    if length * weights > _MOST_WORK:
+        return tokens
+    more = np.random.default_rng(0).integers(source.config.vocab_size, size=max(length - len(tokens), 0))
+    return [*tokens, *more.tolist()]
+
+
+def _first_choice(sparse: SparseConfig) -> int:
+    """The longest sequence in which every query still reads everything."""
+    return max(sparse.dense_len, (sparse.topk + sparse.local_blocks) * sparse.block_size)
+
+
+def with_reach(result: CheckResult, reference: Reference, config: ModelConfig) -> CheckResult:
+    """The result for an artifact with sparse attention; says so if the reference was too short to choose."""
+    dense = _first_choice(config.sparse or SparseConfig())
+    if len(reference.tokens) > dense:
+        return result
+    remark = (
+        f"The reference has {len(reference.tokens)} tokens and attention chooses blocks only beyond {dense}, "
+        "so this was not checked."
+    )
+    return replace(result, remarks=(*result.remarks, remark))
 
 
 def run_executor(executor: Executor, reference: Reference) -> npt.NDArray[np.float32]:
     """Logits [POSITIONS, vocab_size] of the reference's tokens: prefill, then one by one. Closes it."""
     try:
-        cache = executor.new_cache()
-        rows = []
-        for given in (reference.prompt, *([token] for token in reference.answer)):
-            result = executor.forward(cache, given)
-            assert result.logits is not None
-            rows.append(result.logits[-1].copy())
+        session = Session(executor)
+        logits = session.prefill(reference.prompt)
+        assert logits is not None
+        rows = [logits, *map(session.step, reference.answer)]
     finally:
         executor.close()
     return np.stack(rows)

@@ -212,7 +212,7 @@ class NativeExecutor(ExecutorFacts):
             trees=True,
             max_tree=native.MAX_TREE,
             hidden_states=True,
-            sparse_attention=_sparse_obstacle(self._config) is None,
+            sparse_attention=sparse_obstacle(self._config) is None,
             cache_files=True,
             kv_types=tuple(native.KV_TYPE),
         )
@@ -332,7 +332,7 @@ class NativeExecutor(ExecutorFacts):
 
 def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
     """`edge.attention.resolve_attention` for this executor."""
-    return resolve_attention(config, mode, context=context, obstacle=_sparse_obstacle(config))
+    return resolve_attention(config, mode, context=context, obstacle=sparse_obstacle(config))
 
 
 def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
@@ -352,7 +352,7 @@ def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
     )
 
 
-def _sparse_obstacle(config: ModelConfig) -> str | None:
+def sparse_obstacle(config: ModelConfig) -> str | None:
     """Why the kernels can't run this network's sparse attention; None if they can."""
     sparse = config.sparse or SparseConfig()
     group = config.num_attention_heads // config.num_key_value_heads

@@ -76,7 +76,8 @@ class BundleTarget:
         """Run it on the native executor, in exact arithmetic."""
         version = program_version()
         artifact.manifest.runtime.check(version)
-        executor = exact_executor(Bundle.open(artifact.path), artifact.manifest.context)
+        manifest = artifact.manifest
+        executor = exact_executor(Bundle.open(artifact.path), manifest.context, manifest.attention)
         logits = run_executor(executor, reference)
         return compare_logits(reference, logits, runtime=RUNTIME.name, version=version, limit=_LIMIT)
 

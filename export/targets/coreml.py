@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 from importlib import metadata
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 
 from edge.artifact import Artifact, RuntimeRange
+from edge.config import ModelConfig, SparseConfig
 from edge.errors import ExportError
+from edge.executors.native import sparse_obstacle
 from export.check import CheckResult, Reference, compare_logits
 from export.options import ExportOptions
 from export.plan import Plan
 from export.source import Source
 from export.targets import Progress, Written, need
 from export.targets.coreml_program import MAX_TOKENS, build_program
-from export.targets.coreml_weights import shared_bytes, stored_bytes, type_name
+from export.targets.coreml_sparse import SparseLayout
+from export.targets.coreml_weights import padded_bytes, shared_bytes, stored_bytes, type_name
 from export.targets.mil_numpy import MilProgram
 
 PACKAGE = "model.mlpackage"
@@ -41,73 +45,149 @@ class CoreMLTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Codes and scales of every tensor, rotary tables, and the operators."""
-        config, context = source.config, source.context(options)
-        source.sparse(options, obstacle="the Core ML program has dense attention only")
+        config, context, layout = source.config, source.context(options), _layout(source, options)
         if context > _LARGEST_CONTEXT:
             raise ExportError(
                 f"A Core ML program holds its whole KV cache from the start, so {context} tokens of context "
                 "are too many for a phone; choose a shorter one with `--context`."
             )
-        for info in source.tensors.values():
-            type_name(info)
         infos = source.tensors.values()
+        for info in infos:
+            type_name(info)
         weights = sum(map(stored_bytes, infos)) + shared_bytes(infos)
-        tables = 2 * context * config.head_dim + 4 * context
-        operators = 11_050 + 15_150 * config.num_hidden_layers + 1000 * (not config.tie_word_embeddings)
-        operators += sum(_OPERATOR_BYTES.get(info.scheme.kind, 105) for info in infos)
-        cache = context * config.kv_bytes_per_token("float16")
-        codes = sum(info.rows * info.columns for info in source.tensors.values())
+        codes = sum(info.rows * info.columns for info in infos)
         return Plan(
             files={
-                f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin": weights + tables,
-                f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel": operators,
+                f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin": weights
+                + _table_bytes(config, context, layout),
+                f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel": _program_bytes(source, layout),
                 f"{PACKAGE}/Manifest.json": 617,
             },
             formula="codes and a float16 scale per block of every matrix, float32 norms, float16 cos and sin "
             "[context, head_dim / 2], an int32 index per position, zero biases, and about 16 kB of operators "
-            "per layer",
+            "per layer; with sparse attention 76 kB in two functions, and indices of blocks and windows",
             export_memory=3 * codes + (256 << 20),
-            run_memory={"weights": weights, "KV cache": cache, "workspace": 64 << 20},
+            run_memory={"weights": weights, **_run_memory(config, context, layout)},
             operators={"coreml.mlprogram": _SPEC_VERSION},
             runtime=RUNTIME,
             flavour="standard",
-            attention="dense",
-            notes=("Prediction needs iOS 18 or macOS 15; it was not run.",),
+            attention="dense" if layout is None else "sparse",
+            notes=("Prediction needs iOS 18 or macOS 15; it was not run.", *_sparse_notes(config, layout)),
         )
 
     def write(
         self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
     ) -> Written:
         """Build the program in memory and save it."""
-        ct = _coremltools()
-        program = build_program(source, source.context(options))
-        tokens = ct.TensorType("tokens", shape=(1, ct.RangeDim(1, MAX_TOKENS, default=1)), dtype=np.int32)
-        position = ct.TensorType("position", shape=(1,), dtype=np.int32)
+        _coremltools()
+        layout = _layout(source, options)
+        program = build_program(source, source.context(options), layout)
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of the converter's passes
-            model = ct.convert(
-                program,
-                convert_to="mlprogram",
-                inputs=[tokens, position],
-                minimum_deployment_target=ct.target.iOS18,
-                compute_precision=ct.precision.FLOAT32,  # types are as they were built
-                skip_model_load=True,
-            )
+            if layout is not None:
+                program = _share_weights(_convert(program, "milinternal"))
+            model = _convert(program, "mlprogram", passes=layout is None)
         model.short_description = f"{source.name}, decoder with KV cache as states"
         model.save(str(folder / PACKAGE))
         return Written(PACKAGE, {name: type_name(info) for name, info in source.tensors.items()})
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
-        """Evaluate the saved program: a prefill, then token by token on its states."""
+        """Evaluate the saved program: a prefill in pieces, then token by token on its states."""
         _coremltools()
         program = MilProgram(artifact.model)
-        rows, at = [], 0
-        for given in (reference.prompt, *([token] for token in reference.answer)):
-            rows.append(program.predict(np.array(given), at))
-            at += len(given)
+        prompt, single = np.array(reference.prompt), "decode" if "decode" in program.functions else "main"
+        for start in range(0, len(prompt), MAX_TOKENS):
+            logits = program.predict(prompt[start : start + MAX_TOKENS], start)
+        rows = [logits]
+        for at, token in enumerate(reference.answer, len(prompt)):
+            rows.append(program.predict(np.array([token]), at, single))
         version = f"(program read by coremltools {metadata.version('coremltools')})"
         return compare_logits(
             reference, np.stack(rows), runtime="numpy", version=version, limit=_LIMIT, remarks=(_REMARK,)
         )
+
+
+def _layout(source: Source, options: ExportOptions) -> SparseLayout | None:
+    """The sizes of sparse attention, or None; what the native decoder refuses could not be checked here."""
+    context, obstacle = source.context(options), sparse_obstacle(source.config)
+    layout = SparseLayout(source.config.sparse or SparseConfig(), context)
+    if not layout.fine:
+        obstacle = (
+            f"a context of {context} tokens is shorter than a kernel ({layout.sparse.kernel_size} tokens)"
+        )
+    return layout if source.sparse(options, obstacle) is not None else None
+
+
+def _table_bytes(config: ModelConfig, context: int, layout: SparseLayout | None) -> int:
+    """Rotary tables and indices in weight.bin."""
+    rotary = 2 * padded_bytes(context * config.head_dim)
+    if layout is None:
+        return rotary + padded_bytes(4 * context)
+    return rotary + sum(padded_bytes(4 * length) for length in layout.index_lengths)
+
+
+def _program_bytes(source: Source, layout: SparseLayout | None) -> int:
+    """Operators in model.mlmodel; sizes of a layer and of the rest were measured."""
+    config = source.config
+    tensors = sum(_OPERATOR_BYTES.get(info.scheme.kind, 105) for info in source.tensors.values())
+    untied = 1000 * (not config.tie_word_embeddings)
+    if layout is None:
+        return 11_050 + 15_150 * config.num_hidden_layers + untied + tensors
+    common, layer = 37_200, 73_000
+    if not layout.coarse:
+        common, layer = common - 7_400, layer - 11_700
+    elif layout.early:
+        common, layer = common + 400, layer + 2_700
+    return common + layer * config.num_hidden_layers + 2 * (untied + tensors)
+
+
+def _run_memory(config: ModelConfig, context: int, layout: SparseLayout | None) -> dict[str, int]:
+    """States and the largest tensors of a prefill of MAX_TOKENS, whose scores reach over the whole cache."""
+    rows = context if layout is None else layout.rows
+    memory = {"KV cache": rows * config.kv_bytes_per_token("float16")}
+    if layout is not None:
+        memory["key summaries"] = (layout.fine + layout.coarse) * config.kv_bytes_per_token("float16") // 2
+    scores = 2 * config.num_attention_heads * MAX_TOKENS * rows
+    return {**memory, "workspace": 2 * scores + (64 << 20)}
+
+
+def _sparse_notes(config: ModelConfig, layout: SparseLayout | None) -> tuple[str, ...]:
+    if layout is None:
+        return ()
+    row = config.kv_bytes_per_token("float16") // 2  # of keys alone
+    read, whole = layout.decode_rows * row / 1e6, 2 * layout.rows * row / 1e6
+    return (f"A decode step reads {read:.1f} MB of states, of a KV cache of {whole:.1f} MB.",)
+
+
+def _convert(program: Any, target: str, *, passes: bool = True) -> Any:
+    """coremltools' conversion of a MIL program, with or without its passes over the operators."""
+    ct = _coremltools()
+    tokens = ct.TensorType("tokens", shape=(1, ct.RangeDim(1, MAX_TOKENS, default=1)), dtype=np.int32)
+    position = ct.TensorType("position", shape=(1,), dtype=np.int32)
+    return ct.convert(
+        program,
+        convert_to=target,
+        inputs=[tokens, position],  # of `main`
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32,  # types are as they were built
+        pass_pipeline=None if passes else ct.PassPipeline.EMPTY,
+        skip_model_load=True,
+    )
+
+
+def _share_weights(program: Any) -> Any:
+    """Give equal constants of all functions one entry in weight.bin, as `ct.utils.save_multifunction` does.
+
+    By a digest: comparing two arrays as that does takes several times their memory.
+    """
+    for function in program.functions.values():
+        for operation in function.operations:
+            value = operation.outputs[0].val if operation.op_type == "const" else None
+            if isinstance(value, np.ndarray):
+                digest = hashlib.sha256(f"{operation.outputs[0].dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).data)
+                operation.weight_id = digest.hexdigest()
+    program.export_as_multifunction = True
+    return program
 
 
 def _coremltools() -> Any:

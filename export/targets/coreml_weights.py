@@ -43,9 +43,9 @@ def type_name(info: BundleTensor) -> str:
 def stored_bytes(info: BundleTensor) -> int:
     """Size of a tensor in weight.bin: codes, and a float16 scale per block."""
     if len(info.shape) == 1:
-        return _padded(4 * info.columns)
-    codes = _padded(info.rows * info.columns * info.scheme.bits // 8)
-    return codes if info.scheme.is_float else codes + _padded(2 * _blocks(info))
+        return padded_bytes(4 * info.columns)
+    codes = padded_bytes(info.rows * info.columns * info.scheme.bits // 8)
+    return codes if info.scheme.is_float else codes + padded_bytes(2 * _blocks(info))
 
 
 def shared_bytes(infos: Iterable[BundleTensor]) -> int:
@@ -53,44 +53,54 @@ def shared_bytes(infos: Iterable[BundleTensor]) -> int:
     matrices = [info for info in infos if len(info.shape) == 2]
     biases = {info.rows for info in matrices}
     tables = {(info.shape, _blocks(info)) for info in matrices if info.scheme.kind == "ternary"}
-    return sum(_padded(2 * rows) for rows in biases) + sum(_padded(4 * blocks) for _, blocks in tables)
+    return sum(padded_bytes(2 * rows) for rows in biases) + sum(
+        padded_bytes(4 * blocks) for _, blocks in tables
+    )
 
 
 def _blocks(info: BundleTensor) -> int:
     return info.rows * info.columns // block_width(info)
 
 
-def _padded(size: int) -> int:
-    """64 bytes of description stand before each entry, which starts at a multiple of 64."""
+def padded_bytes(size: int) -> int:
+    """What `size` bytes take in weight.bin: at a multiple of 64, behind 64 bytes of description."""
     return -(-size // 64) * 64 + 64
 
 
-def weight(source: Source, name: str) -> Any:
-    """A MIL variable of the matrix: float16 [rows, columns] when it is expanded."""
-    from coremltools.converters.mil import Builder as mb
+class Weights:
+    """The source's tensors as MIL constants; the functions of one program share what was unpacked."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._stored: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]] = {}
+
+    def matrix(self, name: str) -> Any:
+        """A MIL variable of the matrix: float16 [rows, columns] when it is expanded."""
+        from coremltools.converters.mil import Builder as mb
+
+        label = name.replace(".", "_")
+        if name not in self._stored:
+            self._stored[name] = _stored(self.source, name)
+        data, scales = self._stored[name]
+        if scales is None:
+            return mb.const(val=data, name=label)
+        if self.source.tensors[name].scheme.kind == "ternary":
+            lookup = _LOOKUP[None, None, :, None]
+            data = mb.constexpr_lut_to_dense(indices=data, lut=lookup, name=f"{label}_codes")
+        return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, name=label)
+
+
+def _stored(source: Source, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
+    """Codes in the program's own type and their scales, or float16 weights."""
     from coremltools.converters.mil.mil import types
 
     info = source.tensors[name]
-    label = name.replace(".", "_")
     codes, scales = _plain(source, info)
-    if scales is None:
-        return mb.const(val=codes, name=label)
     if info.scheme.kind == "ternary":
-        data = mb.constexpr_lut_to_dense(
-            indices=codes.astype(types.np_uint2_dtype),
-            lut=_LOOKUP[None, None, :, None],
-            name=f"{label}_codes",
-        )
-    elif info.scheme.kind == "int4":
-        data = (codes.astype(np.int8) - np.int8(8)).astype(types.np_int4_dtype)
-    else:
-        data = codes
-    return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, name=label)
-
-
-def expected_weight(source: Source, name: str) -> npt.NDArray[np.float16]:
-    """The weights that the program must expand to, from our own unpacking of the bundle."""
-    return source.floats(name).astype(np.float16)
+        return codes.astype(types.np_uint2_dtype), scales
+    if info.scheme.kind == "int4":
+        return (codes.astype(np.int8) - np.int8(8)).astype(types.np_int4_dtype), scales
+    return codes, scales
 
 
 def _plain(source: Source, info: BundleTensor) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:
