@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from export.check import (
 )
 from export.options import ExportOptions
 from export.plan import Plan
-from export.source import Source, open_source, plan_source
+from export.source import Source, open_source, plan_source, quantizing_memory
 from export.targets import Progress, Written, get_target
 
 QUANTIZATION = "quantization.json"
@@ -63,12 +64,13 @@ def dry_run(
     except UnreadWeightsError:
         source = open_source(model, options, progress, **hub)
         plan = plan_export(source, options)
+    memory = max(plan.export_memory, quantizing_memory(source.config, options))
     return {
         "target": options.target,
         "source": source.name,
         "context": source.context(options),
         "small_files": small_files_bytes(source),
-        **plan.to_json(),
+        **replace(plan, export_memory=memory).to_json(),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from edge.errors import ExportError
 from edge.packing import dequantize, unpack
 from edge.scheme import TILE_ROWS, QuantizedMatrix
 from export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
+
+if TYPE_CHECKING:
+    from export.quantize import QuantizeOptions
 
 _BLOCK_WEIGHTS = 1 << 22
 
@@ -168,26 +171,27 @@ def _rounding(options: ExportOptions) -> dict[str, Any]:
     return {"quantize": quantize, "group": group, "head": head}
 
 
+def quantizing_memory(config: ModelConfig, options: ExportOptions) -> int:
+    """An estimate of the memory that `open_source` needs, in bytes; 0 where nothing is calibrated.
+
+    Raises ExportError for a calibration text that can't be read.
+    """
+    if not options.calibrated:
+        return 0
+    if options.calibration is not None:
+        _text_sha256(options.calibration)
+    return _quantize_options(options).memory(config)
+
+
 def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:
     """What `export.quantize` makes, from the cache if it is there."""
     from edge.cache import cached_bundle
     from edge.resolve import open_checkpoint
 
-    try:
-        from export.quantize import VERSION, QuantizeOptions, quantize_checkpoint, report_path
-    except ImportError as error:
-        raise ExportError(
-            f"Calibrated and ternary quantization need PyTorch ({error}); install it with "
-            "`pip install 'minicpm-edge[export]'`."
-        ) from error
+    wanted = _quantize_options(options)
+    from export.quantize import VERSION, quantize_checkpoint, report_path
+
     checkpoint, key = open_checkpoint(model, progress=progress, **hub)
-    wanted = QuantizeOptions(
-        quantize=str(options.quantize),
-        method=options.method,
-        smooth=options.smooth,
-        calibration=options.calibration,
-        head=options.head or DEFAULT_HEAD,
-    )
     text = None if options.calibration is None else _text_sha256(options.calibration)
     facts = {**key.facts, "export": {**asdict(wanted), "calibration": text, "version": VERSION}}
 
@@ -197,6 +201,23 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
     bundle = cached_bundle(replace(key, facts=facts), build)
     report = report_path(bundle.path)
     return Source(bundle, report.read_bytes() if report.is_file() else None)
+
+
+def _quantize_options(options: ExportOptions) -> QuantizeOptions:
+    try:
+        from export.quantize import QuantizeOptions
+    except ImportError as error:
+        raise ExportError(
+            f"Calibrated and ternary quantization need PyTorch ({error}); install it with "
+            "`pip install 'minicpm-edge[export]'`."
+        ) from error
+    return QuantizeOptions(
+        quantize=str(options.quantize),
+        method=options.method,
+        smooth=options.smooth,
+        calibration=options.calibration,
+        head=options.head or DEFAULT_HEAD,
+    )
 
 
 def _text_sha256(path: Path) -> str:

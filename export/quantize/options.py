@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge.config import ModelConfig
 from edge.errors import ExportError
 from edge.scheme import QuantScheme
 
@@ -19,6 +20,7 @@ VERSION = 2
 """Changes when the same options would give other weights; part of every key under which results are kept."""
 METHODS = ("rtn", "gptq", "p-gptq")
 HEADS = ("int4", "int8", "f16")
+_PYTORCH = 400 << 20  # bytes of the process once it is loaded
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class QuantizeOptions:
 
     quantize: `int4` (groups of 128), `int4-g32`, `int8`, `ternary` (the checkpoint must hold ternary weights:
     they are packed exactly), or `none` (floats become float16, packed weights stay as they are).
-    method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence stay out of the Hessian's
-    sum; they count in its damping only).
+    method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence enter the Hessian scaled
+    down to the size of an ordinary one).
     smooth: AWQ-style scaling of input channels before either; it needs calibration too.
     calibration: a UTF-8 text; None takes the text of `export.calibration.default_text`.
     sequences, length: calibration sequences and their tokens, BOS included. head: scheme of the embedding and
@@ -64,6 +66,18 @@ class QuantizeOptions:
                 f"'{self.quantize}' keeps the weights as they are, which leaves nothing to calibrate: "
                 f"leave method and smoothing out, or quantize to {', '.join(SCHEMES)}."
             )
+
+    def memory(self, config: ModelConfig) -> int:
+        """An estimate of the anonymous memory that a calibrated run needs at most, in bytes.
+
+        PyTorch itself and the text's activations (one batch of a layer's beside them), and the larger of the
+        embedding and one layer in float32 with three Hessians of its widest matrix.
+        """
+        hidden, inner, keys = config.hidden_size, config.intermediate_size, config.num_key_value_heads
+        queries = config.num_attention_heads * config.head_dim
+        layer = hidden * (2 * queries + 2 * keys * config.head_dim + 3 * inner)
+        most = max(config.vocab_size * hidden, layer + 3 * max(hidden, inner, queries) ** 2)
+        return _PYTORCH + 4 * (most + 2 * self.sequences * self.length * hidden)
 
     @property
     def is_calibrated(self) -> bool:

@@ -156,6 +156,19 @@ def test_the_dry_run_writes_nothing(run_edge: Run, tiny_checkpoint: Callable[...
     assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"tiny", "state"}  # not even a cache
 
 
+def test_the_dry_run_counts_the_memory_of_quantizing(
+    run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+):
+    pytest.importorskip("torch")
+    command = ("export", str(tiny_checkpoint()), "--to", "gguf", "--quantize", "int4", "--dry-run", "--json")
+    plain, calibrated = (
+        json.loads(run_edge(*command, *more).stdout)["export_memory"] for more in ((), ("--method", "gptq"))
+    )
+    assert calibrated > plain + (300 << 20)  # PyTorch
+    done = run_edge(*command, "--method", "gptq", "--calibration", str(tmp_path / "absent.txt"))
+    assert done.returncode != 0 and "Cannot read the calibration text" in done.stderr
+
+
 def test_a_dry_run_that_needs_weights_converts(
     run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ):
