@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import runpy
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -159,13 +161,13 @@ def visit(
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", url]
         log = Path(profile, "log")
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         try:
             return found.get(timeout=timeout)
         except queue.Empty:
             raise AssertionError(log.read_text(errors="replace")[-2000:]) from None
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # Debian's browser is a script, which outlives its signal
             process.wait(20)
             shutil.rmtree(profile, ignore_errors=True)
 
