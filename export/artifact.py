@@ -64,7 +64,7 @@ def dry_run(
     except UnreadWeightsError:
         source = open_source(model, options, progress, **hub)
         plan = plan_export(source, options)
-    memory = max(plan.export_memory, quantizing_memory(source.config, options))
+    memory = max(plan.export_memory, quantizing_memory(source, options))
     return {
         "target": options.target,
         "source": source.name,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import Checkpoint
+from edge.config import ModelConfig
 from edge.errors import ExportError
 from edge.tokenizer.load import load_tokenizer
 
@@ -29,13 +30,25 @@ class Calibration:
     sha256: str
 
 
-def calibration(checkpoint: Checkpoint, path: Path | None, sequences: int, length: int) -> Calibration:
+class Tokenized(Protocol):
+    """A checkpoint, a bundle, or whatever else has these two."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """By file name."""
+
+
+def calibration(model: Tokenized, path: Path | None, sequences: int, length: int) -> Calibration:
     """Evenly spread, disjoint pieces of a text, each with a BOS in front if the tokenizer wants one.
 
     path: a UTF-8 text, None for `default_text`. Raises ExportError for one that can't be read or is too
     short, TokenizerError for a tokenizer that is missing or contradicts the vocabulary.
     """
-    tokenizer = load_tokenizer(checkpoint.tokenizer_files, checkpoint.config)
+    tokenizer = load_tokenizer(model.tokenizer_files, model.config)
     text, source = (
         (default_text(), "Python's language reference") if path is None else (_read(path), str(path))
     )

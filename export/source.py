@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.artifact import file_sha256
 from edge.attention import resolve_attention
 from edge.bundle.manifest import BundleTensor
 from edge.bundle.reader import Bundle
@@ -23,6 +23,7 @@ from edge.convert import Progress
 from edge.errors import ExportError
 from edge.packing import dequantize, unpack
 from edge.scheme import TILE_ROWS, QuantizedMatrix
+from export.calibration import calibration
 from export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
 
 if TYPE_CHECKING:
@@ -171,36 +172,42 @@ def _rounding(options: ExportOptions) -> dict[str, Any]:
     return {"quantize": quantize, "group": group, "head": head}
 
 
-def quantizing_memory(config: ModelConfig, options: ExportOptions) -> int:
+def quantizing_memory(source: Source, options: ExportOptions) -> int:
     """An estimate of the memory that `open_source` needs, in bytes; 0 where nothing is calibrated.
 
-    Raises ExportError for a calibration text that can't be read.
+    Raises ExportError for a calibration text that can't be read or is too short.
     """
     if not options.calibrated:
         return 0
-    if options.calibration is not None:
-        _text_sha256(options.calibration)
-    return _quantize_options(options).memory(config)
+    wanted = _quantize_options(options)
+    calibration(source, wanted.calibration, wanted.sequences, wanted.length)
+    return wanted.memory(source.config)
 
 
 def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:
     """What `export.quantize` makes, from the cache if it is there."""
-    from edge.cache import cached_bundle
+    from edge.cache import cached_bundle, remove_cached
     from edge.resolve import open_checkpoint
 
     wanted = _quantize_options(options)
     from export.quantize import VERSION, quantize_checkpoint, report_path
 
     checkpoint, key = open_checkpoint(model, progress=progress, **hub)
-    text = None if options.calibration is None else _text_sha256(options.calibration)
-    facts = {**key.facts, "export": {**asdict(wanted), "calibration": text, "version": VERSION}}
+    facts: dict[str, Any] = {**asdict(wanted), "calibration": None, "version": VERSION}
+    if wanted.is_calibrated:
+        text = calibration(checkpoint, wanted.calibration, wanted.sequences, wanted.length)
+        facts |= {"calibration": text.sha256, "torch": version("torch")}
+    key = replace(key, facts={**key.facts, "export": facts})
 
     def build(out: Path) -> None:
         quantize_checkpoint(checkpoint, out, wanted, progress)
 
-    bundle = cached_bundle(replace(key, facts=facts), build)
+    bundle = cached_bundle(key, build)
     report = report_path(bundle.path)
-    return Source(bundle, report.read_bytes() if report.is_file() else None)
+    if not report.is_file():  # a run was killed between the two
+        remove_cached(bundle.path.name)
+        bundle = cached_bundle(key, build)
+    return Source(bundle, report.read_bytes())
 
 
 def _quantize_options(options: ExportOptions) -> QuantizeOptions:
@@ -218,10 +225,3 @@ def _quantize_options(options: ExportOptions) -> QuantizeOptions:
         calibration=options.calibration,
         head=options.head or DEFAULT_HEAD,
     )
-
-
-def _text_sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise ExportError(f"Cannot read the calibration text '{path}': {error.strerror or error}.") from None

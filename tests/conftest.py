@@ -4,7 +4,6 @@ the emulator of 64-bit ARM.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -67,6 +66,8 @@ def require() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def arm(require: Callable[..., None]) -> ArmToolchain:
     """The toolchain, with the programs of `kernels/tools` and the static library that they link compiled."""
+    import fcntl  # not on Windows
+
     arm = ArmToolchain(ROOT / "build" / "aarch64")
     require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
     arm.build.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, cast
 
@@ -83,6 +84,7 @@ class OnnxExecutor(ExecutorFacts):
         check_memory(memory_plan(artifact, context, kv_type, sparse=self.sparse), available_memory())
         self.threads = threads or native.default_threads()
         self._lock = threading.Lock()
+        self._caches: weakref.WeakSet[OnnxCache] = weakref.WeakSet()
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = _WARNINGS
@@ -116,7 +118,9 @@ class OnnxExecutor(ExecutorFacts):
     def new_cache(self) -> OnnxCache:
         """An empty cache."""
         with self._lock:
-            return OnnxCache(self, self._flavour.new_cache(), self._opened().io_binding())
+            cache = OnnxCache(self, self._flavour.new_cache(), self._opened().io_binding())
+            self._caches.add(cache)
+            return cache
 
     def forward(
         self,
@@ -171,9 +175,11 @@ class OnnxExecutor(ExecutorFacts):
         with self._lock:
             self._session = None
             self._borrowed = []
+            for cache in self._caches:  # a binding may keep the session, or outlive it
+                cache.binding = None
 
     def _run(self, cache: OnnxCache, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        binding = cache.binding
+        session, binding = self._opened(), cache.binding
         if outputs.keys() != cache.outputs:  # what was bound before would be written again
             binding.clear_binding_outputs()
             for (_, given), memory in cache.arrays.items():
@@ -189,7 +195,7 @@ class OnnxExecutor(ExecutorFacts):
         for name, array in outputs.items():
             _bind(binding.bind_output, name, array)
         try:
-            self._opened().run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
         except RuntimeError as error:
             raise NativeError(f"ONNX Runtime failed: {_first_line(error)}.") from None
 

@@ -12,7 +12,7 @@ from model.decoder import Layer, View, fused_attention
 from model.rope import RotaryEmbedding
 
 MASKED_POSITIONS = 4
-"""Positions at the beginning of every sequence that P-GPTQ takes out of the Hessian."""
+"""Positions at the beginning of every sequence that P-GPTQ quietens."""
 _BATCH_TOKENS = 2048
 
 

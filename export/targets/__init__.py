@@ -69,9 +69,10 @@ def get_target(name: str) -> Target:
     try:
         module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
-        if error.name != _MODULES[name]:
-            raise
-        raise ExportError(f"The target '{name}' is not part of this version.") from None
+        raise ExportError(
+            f"The target '{name}' needs the package {error.name}; install it with "
+            "`pip install 'minicpm-edge[export]'`."
+        ) from None
     target: Target = module.TARGET
     return target
 

@@ -54,6 +54,7 @@ class ExecuTorchTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes by the formula of the flavour."""
+        need("torch", "Exporting to ExecuTorch")
         flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
         tokenizer = runner_tokenizer(source)
         size = _model_bytes(source, context, flavour)

@@ -29,14 +29,13 @@ class PortableWeights:
     """weight = scale * code + offset, of a matrix of `bits` 4 or 8.
 
     codes: int8 [rows, columns], -8..7 if bits is 4. scales: float32 [rows, groups], positive. offsets:
-    float32 [rows, groups], or None if all are zero. exact: whether these are the source's own codes.
+    float32 [rows, groups], or None if all are zero.
     """
 
     bits: int
     codes: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.float32] | None = None
-    exact: bool = True
 
     @property
     def group(self) -> int:
@@ -66,7 +65,7 @@ def _stack(parts: list[PortableWeights]) -> PortableWeights:
             [np.zeros_like(part.scales) if part.offsets is None else part.offsets for part in parts]
         )
     codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
-    return PortableWeights(parts[0].bits, codes, scales, offsets, all(part.exact for part in parts))
+    return PortableWeights(parts[0].bits, codes, scales, offsets)
 
 
 def keeps_codes(scheme: QuantScheme, columns: int) -> bool:
@@ -107,7 +106,7 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
 def byte_rows(floats: npt.NDArray[Any]) -> PortableWeights:
     """Floats [rows, columns] rounded to int8 with one scale per row."""
     rounded = quantize(floats, QuantScheme("int8"))
-    return PortableWeights(8, rounded.codes, _positive(rounded.scales), exact=False)
+    return PortableWeights(8, rounded.codes, _positive(rounded.scales))
 
 
 class PortableEmbedding(nn.Module):

@@ -188,20 +188,24 @@ class XnnpackGraph:
         codes, scales = weights.codes, weights.scales
         if weights.bits == 4:
             stored = (codes + 8).astype(np.uint8)
-            data = self._store(stored[:, 1::2] << 4 | stored[:, ::2])
             brief = (scales.view(np.uint32) >> 16).astype(np.uint16)  # exact: they are bfloat16 already
+            data = self._store(stored[:, 1::2] << 4 | stored[:, ::2], beside=brief)
             quantized = schema.PerChannelGroupQuant(
-                [], 0, weights.group, scale_buffer_idx=self._store(brief, "scale_"), num_scales=brief.size
+                [], 0, weights.group, scale_buffer_idx=self._store(brief), num_scales=brief.size
             )
             return self._value(codes.shape, _TYPES.xnn_datatype_qbint4, quantized, buffer=data)
-        data, wide = self._store(codes), self._store(scales, "scale_")
+        data, wide = self._store(codes, beside=scales), self._store(scales)
         per_row = schema.PerChannelQuant([], 0, scale_buffer_idx=wide, num_scales=scales.size)
         return self._value(codes.shape, _TYPES.xnn_datatype_qcint8, per_row, buffer=data)
 
-    def _store(self, array: npt.NDArray[Any], prefix: str = "") -> int:
+    def _store(self, array: npt.NDArray[Any], beside: npt.NDArray[Any] | None = None) -> int:
+        """Keep a constant; beside: the scales that the runtime packs together with it."""
         data = np.ascontiguousarray(array).tobytes()
-        # By content: a runtime may keep packed weights of several models under these names.
-        key = prefix + hashlib.sha256(data).hexdigest()
+        # By content and shape: a runtime keeps packed weights of several models under these names alone.
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + data)
+        if beside is not None:
+            digest.update(f"{beside.shape}".encode() + beside.tobytes())
+        key = digest.hexdigest()
         self._data.add_named_data(key, data, CONSTANT_TENSOR_ALIGNMENT)
         self._constants.append(schema.ConstantDataOffset(UINT64_MAX, len(data), key))
         return len(self._constants) - 1

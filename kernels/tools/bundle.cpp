@@ -154,6 +154,9 @@ void Bundle::read_config(const Json &json) {
 
 void Bundle::read_decoder(const std::string &folder) {
     const std::string path = folder + "/decoder.json";
+    struct stat status;
+    if (stat(path.c_str(), &status) != 0)
+        throw Error("'" + folder + "' has no decoder.json: make it with `edge export MODEL --to bundle`.");
     const Json json = Json::parse(read_file(path), "'" + path + "'");
     if (json.at("format").text() != "minicpm-edge-decoder" || json.at("version").integer() != 1)
         throw Error("'" + path + "' is not a decoder of version 1; export the model again.");

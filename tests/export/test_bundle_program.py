@@ -95,6 +95,7 @@ def test_it_ends_with_an_end_token(generate: Any, tmp_path: Path):
         (None, (9, -5), "'-5' is not a whole number"),
         (None, (300, 5), "longer than the context of 256"),
         (None, (1, 99999), "Token id 99999 at place 0 is outside the vocabulary of 300"),
+        (lambda document: document.clear(), (1, 5), "has no decoder.json"),
         (lambda document: document.update(version=2), (1, 5), "is not a decoder of version 1"),
         (
             lambda document: document["rope"]["inverse_frequency"].pop(),
@@ -113,6 +114,8 @@ def test_bad_input_is_one_sentence(
         document = json.loads((folder / "decoder.json").read_text())
         change(document)
         (folder / "decoder.json").write_text(json.dumps(document))
+        if not document:
+            (folder / "decoder.json").unlink()
     done = generate(folder, *numbers)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("Error: ") and sentence in done.stderr and done.stderr.count("\n") == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -259,3 +261,19 @@ def test_genai_config_names_what_the_graph_has(tiny: Artifact):
     layers = range(document["decoder"]["num_hidden_layers"])
     caches = {names[f"past_{part}_names"] % layer for part in ("key", "value") for layer in layers}
     assert inputs == {names["input_ids"], names["attention_mask"], *caches}
+
+
+def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundle):
+    """A cache that is still there keeps nothing, and can't be used."""
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
+    executor = opened(export_bundle(bundle, "onnx", portable=True, context=CONTEXT), context=CONTEXT)
+    cache = executor.new_cache()
+    executor.forward(cache, [5, 6])
+    session = weakref.ref(executor._session)
+    executor.close()
+    gc.collect()
+    assert session() is None
+    with pytest.raises(EdgeError, match="closed"):
+        executor.forward(cache, [7])
+    with pytest.raises(EdgeError, match="closed"):
+        executor.new_cache()

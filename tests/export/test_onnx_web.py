@@ -27,8 +27,12 @@ from edge.prompting import Message, PromptEncoder
 from edge.resolve import open_model
 from edge.runtime import load
 from edge.scheme import QuantScheme
+from export.artifact import export_model
+from export.options import ExportOptions
 from model.executor import TorchExecutor
 from model.loading import reference_from_bundle
+
+from .tiny import make_source, minicpm_config
 
 pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
@@ -116,13 +120,22 @@ def test_logits_in_webassembly(scheme, node_modules, minicpm, make_bundle, expor
     assert np.abs(stepped - whole).max() / truth.std() < 1e-3
 
 
-def test_the_page_of_the_docs_in_a_browser(browser, node_modules, minicpm, make_bundle, export_bundle):
-    bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
-    artifact = export_bundle(bundle, "onnx", portable=True, context=128)
+def test_the_page_of_the_docs_in_a_browser(browser, node_modules, tmp_path):
+    """A tokenizer that puts a BOS in front, as MiniCPM4's does."""
+    source = make_source(tmp_path, minicpm_config(eos_token_ids=(2,)))
+    artifact = export_model(source, ExportOptions("onnx", portable=True, context=128), tmp_path / "out")
     found = visit(browser, node_modules, artifact.path, "what is it", 12, timeout=60)
     ids = load(artifact.path, executor="onnx").tokenizer.encode("what is it")
+    assert ids[0] == 1
     assert len(found["tokens"]) == 12 and max(distances_to_best(artifact, ids, found["tokens"])) < TIED, found
     assert found["status"].startswith("12 tokens")
+
+
+def test_what_fails_is_shown_on_the_page(browser, node_modules, tmp_path):
+    source = make_source(tmp_path, minicpm_config(num_hidden_layers=1))
+    artifact = export_model(source, ExportOptions("onnx", portable=True, context=16), tmp_path / "out")
+    found = visit(browser, node_modules, artifact.path, "a question that is too long", 12, timeout=60)
+    assert found["status"] == "Failed: The context of 16 tokens is full." and found["answer"] == ""
 
 
 @pytest.mark.slow
