@@ -20,7 +20,8 @@ from export.options import ExportOptions
 from export.plan import Plan
 from export.source import Source
 from export.targets import Progress, Written, need
-from export.targets.executorch_tokenizer import TOKENIZER, runner_tokenizer
+from export.targets.executorch_tokenizer import runner_tokenizer
+from export.targets.tokenizer_json import TOKENIZER
 
 MODEL = "model.pte"
 RUNTIME = RuntimeRange(RUNTIME_NAME, "1.5.1", "2")

@@ -1,9 +1,7 @@
 """A `tokenizer.json` that ExecuTorch's phone runner reads like the model's own tokenizer.
 
-Where a model has SentencePiece's `tokenizer.model` only, one is made: its BPE joins the pair whose piece
-has the best score, and a list of merges in the order of scores is what `tokenizer.json` holds. Whatever
-that form can't say (other algorithms, a normalizer with rules) is refused. An existing file is changed in
-one place: the runner loses text that a `Split` does not match, so the one that isolates digits is written
+A model with a `tokenizer.model` only gets one (`export.targets.tokenizer_json`). An existing file is changed
+in one place: the runner loses text that a `Split` does not match, so the one that isolates digits is written
 as `Digits`.
 """
 
@@ -12,44 +10,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from edge.errors import ExportError
-from edge.tokenizer.load import load_tokenizer
-from edge.tokenizer.segments import SPACE_SYMBOL
-from edge.tokenizer.sentencepiece_model import model_proto
-from edge.tokenizer.settings import read_settings
 from export.source import Source
+from export.targets.tokenizer_json import TOKENIZER, checked_tokenizer, converted_tokenizer
 
-TOKENIZER = "tokenizer.json"
-_BPE, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 2, 3, 4, 6  # sentencepiece_model.proto
 _DIGIT_SPLIT = {
     "type": "Split",
     "pattern": {"Regex": r"\p{N}"},
     "behavior": "Isolated",
     "invert": False,
 }
-_SAMPLES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "  two spaces, a\ttab and\n\na blank line ",
-    "def f(x):\n    return x ** 2  # 中文注释 … naïve 🦊🦊",
-    "今天天气很好，我们去公园散步吧。1234567890",
-    "",
-)
 
 
 def runner_tokenizer(source: Source) -> bytes | None:
     """The file to write, or None if the source's own will do; ExportError if none is exact."""
-    files = source.tokenizer_files
-    if TOKENIZER in files:
-        changed = json.loads(files[TOKENIZER])
-        if not _write_digits(changed.get("pre_tokenizer")):
-            return None
-    elif "tokenizer.model" in files:
-        changed = _convert(files)
-    else:
-        return None
-    data = json.dumps(changed, ensure_ascii=False).encode()
-    _compare(source, data)
-    return data
+    if TOKENIZER not in source.tokenizer_files:
+        return converted_tokenizer(source)
+    changed = json.loads(source.tokenizer_files[TOKENIZER])
+    return checked_tokenizer(source, changed) if _write_digits(changed.get("pre_tokenizer")) else None
 
 
 def _write_digits(pre_tokenizer: Any) -> bool:
@@ -59,98 +36,3 @@ def _write_digits(pre_tokenizer: Any) -> bool:
     for index in found:
         parts[index] = {"type": "Digits", "individual_digits": True}
     return bool(found)
-
-
-def _convert(files: dict[str, bytes]) -> dict[str, Any]:
-    proto = model_proto().FromString(files["tokenizer.model"])
-    settings = read_settings(files)
-    if proto.trainer_spec.model_type != _BPE:
-        raise _refusal("its SentencePiece model is not BPE")
-    if proto.normalizer_spec.precompiled_charsmap or proto.normalizer_spec.remove_extra_whitespaces:
-        raise _refusal("its SentencePiece model rewrites the text before it is cut")
-    scores = {piece.piece: piece.score for piece in proto.pieces}
-    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    added = {
-        index: (piece.piece, piece.type != _USER_DEFINED)
-        for index, piece in enumerate(proto.pieces)
-        if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-    }
-    for token in settings.merged([]):
-        added[token.id] = token.text, token.special
-    prefix = proto.normalizer_spec.add_dummy_prefix
-    if settings.add_prefix_space is not None:
-        prefix = settings.add_prefix_space
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL}
-    normalizers = [{"type": "Prepend", "prepend": SPACE_SYMBOL}] if prefix else []
-    unknown = next((piece.piece for piece in proto.pieces if piece.type == _UNKNOWN), None)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": special,
-            }
-            for index, (text, special) in sorted(added.items())
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [*normalizers, spaces]},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE_SYMBOL}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []),
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": unknown,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": any(piece.type == _BYTE for piece in proto.pieces),
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": _merges(scores, ids, {text for text, _ in added.values()}),
-        },
-    }
-
-
-def _merges(scores: dict[str, float], ids: dict[str, int], whole: set[str]) -> list[list[str]]:
-    """Every pair of pieces that makes a piece, the best score first; ties in the order of the pieces."""
-    found = []
-    for piece, score in scores.items():
-        if piece in whole:
-            continue
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in ids and right in ids:
-                found.append((-score, ids[piece], ids[left], ids[right], [left, right]))
-    return [pair for *_, pair in sorted(found, key=lambda merge: merge[:4])]
-
-
-def _compare(source: Source, data: bytes) -> None:
-    """Both tokenizers must cut the same texts alike."""
-    others = {name: file for name, file in source.tokenizer_files.items() if name != "tokenizer.model"}
-    wanted = load_tokenizer(source.tokenizer_files, source.config)
-    found = load_tokenizer({**others, TOKENIZER: data}, source.config)
-    for text in _SAMPLES:
-        if list(wanted.encode(text)) != list(found.encode(text)):
-            raise _refusal(f"as tokenizer.json it cuts {text!r} otherwise")
-
-
-def _refusal(reason: str) -> ExportError:
-    return ExportError(
-        "The model's tokenizer.model can't be made into a tokenizer.json, which ExecuTorch's runner needs: "
-        f"{reason}; put an exact tokenizer.json beside it."
-    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from edge.artifact import Artifact, RuntimeRange
 from edge.bundle.manifest import WEIGHTS
 from edge.config import KVType, SparseConfig
+from edge.errors import ExportError
 from edge.executors.native import choose_attention
 from edge.executors.onnx import OnnxExecutor, runtime_version
 from edge.tensors import EMBEDDING
@@ -24,6 +25,7 @@ from export.targets.onnx_full import DOMAIN, FullDecoder
 from export.targets.onnx_genai import GENAI_CONFIG, genai_config
 from export.targets.onnx_graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from export.targets.onnx_portable import PortableDecoder
+from export.targets.tokenizer_json import TOKENIZER, converted_tokenizer
 
 RUNTIME = "onnxruntime"
 _OLDEST, _TERNARY_EMBEDDING = "1.23", "1.30"  # 1.26 does not know GatherBlockQuantized of 2 bits
@@ -50,10 +52,16 @@ class OnnxTarget:
         with _graph(options) as graph:
             _write_decoder(graph, source, options)
             files = {MODEL_FILE: graph.save(_metadata(source, context))}
+        notes: tuple[str, ...] = ()
         flavour, weights = "full", source.bundle.manifest.files[WEIGHTS].bytes
         if options.portable:
             flavour, weights = "portable", graph.data_bytes
             files[GENAI_CONFIG] = len(genai_config(source.config, context, source.generation_config))
+            tokenizer, reason = _portable_tokenizer(source)
+            if tokenizer is not None:
+                files[TOKENIZER] = len(tokenizer)
+            if reason:
+                notes = (f"onnxruntime-genai and web pages can't read the tokenizer. {reason}",)
         files[DATA_FILE if options.portable else WEIGHTS] = weights
         return Plan(
             files=files,
@@ -67,6 +75,7 @@ class OnnxTarget:
             runtime=_runtime(source, options),
             flavour=flavour,
             attention="dense" if sparse is None else "sparse",
+            notes=notes,
         )
 
     def write(
@@ -80,6 +89,9 @@ class OnnxTarget:
         if options.portable:
             config_file = genai_config(source.config, context, source.generation_config)
             (folder / GENAI_CONFIG).write_bytes(config_file)
+            tokenizer, _ = _portable_tokenizer(source)
+            if tokenizer is not None:
+                (folder / TOKENIZER).write_bytes(tokenizer)
         else:
             shutil.copyfile(source.bundle.weights_file, folder / WEIGHTS)
         return Written(MODEL_FILE, {name: str(info.scheme) for name, info in source.tensors.items()})
@@ -94,6 +106,14 @@ class OnnxTarget:
             version=runtime_version(),
             limit=_LIMIT,
         )
+
+
+def _portable_tokenizer(source: Source) -> tuple[bytes | None, str]:
+    """(a `tokenizer.json` to write, why there can be none): our executor does without one, others do not."""
+    try:
+        return converted_tokenizer(source), ""
+    except ExportError as error:
+        return None, str(error)
 
 
 def _graph(options: ExportOptions, folder: Path | None = None) -> GraphBuilder:

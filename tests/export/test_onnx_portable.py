@@ -19,9 +19,12 @@ from edge.executors.registry import open_artifact_executor
 from edge.runtime import load
 from edge.scheme import QuantScheme
 from edge.session import Session
-from export.artifact import check_artifact, plan_export
+from edge.tokenizer.load import load_tokenizer
+from export.artifact import check_artifact, export_model, plan_export
 from export.options import ExportOptions
 from export.source import Source
+
+from .tiny import llama_config, make_source
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
@@ -225,6 +228,26 @@ def test_genai_gives_the_same_tokens(tiny: Artifact):
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))
     assert found == greedy(tiny, prompt, len(found)) and len(found) > 3
+
+
+def test_genai_reads_the_tokenizer_of_minicpm4(shared_data: Path, tmp_path: Path):
+    """It has SentencePiece's file only; the folder gets a tokenizer.json for others, checked before it is there."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
+    names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    files = {name: (shared_data / "minicpm4-0.5b" / name).read_bytes() for name in names}
+    config = llama_config(vocab_size=73448, num_hidden_layers=1, eos_token_ids=(2,))
+    source, options = (
+        make_source(tmp_path, config, tokenizer_files=files),
+        ExportOptions("onnx", portable=True),
+    )
+    artifact = export_model(source, options, tmp_path / "out")
+    size = artifact.manifest.files["tokenizer.json"].bytes
+    assert plan_export(source, options).files["tokenizer.json"] == size
+    own = load_tokenizer(files, config)
+    theirs = genai.Tokenizer(genai.Model(str(artifact.path)))
+    for text in ("Water boils at 100 degrees.", "今天天气很好, 12,345 🦊", "two  spaces\n\tand a tab"):
+        found = [int(token) for token in theirs.encode(text)]
+        assert found in (own.encode(text, add_bos=False), own.encode(text, add_bos=True)), text
 
 
 def test_ort_format(tiny: Artifact, tmp_path):
