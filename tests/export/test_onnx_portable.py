@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_genai_gives_the_same_tokens(tiny: Artifact):
 
 
 def test_genai_reads_the_tokenizer_of_minicpm4(shared_data: Path, tmp_path: Path):
-    """It has SentencePiece's file only; the folder gets a tokenizer.json for others, checked before it is there."""
+    """It has SentencePiece's file only; the folder gets a tokenizer.json beside it."""
     genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
     names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     files = {name: (shared_data / "minicpm4-0.5b" / name).read_bytes() for name in names}
