@@ -112,6 +112,20 @@ def test_models_do_not_share_weights(tmp_path: Path):
         model.close()
 
 
+def test_matrices_of_the_same_codes_keep_their_scales(tmp_path: Path):
+    """The runtime finds packed weights by name: one layer's matrix is 4 times another's, code by code."""
+
+    def scaled(weights) -> None:
+        first, second = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1))
+        weights[second] = quantize(weights[first].dequantize() * 4, weights[first].scheme)
+        assert (weights[second].codes == weights[first].codes).all()
+
+    source = make_source(tmp_path, llama_config(), QuantScheme("int8"), change=scaled)
+    options = ExportOptions("executorch", context=64, portable=True)
+    result = check_artifact(export_model(source, options, tmp_path / "out").path)
+    assert result.divergence < 5e-3 and result.agreement == 1, result  # the larger matrix rounds more
+
+
 @pytest.mark.parametrize("name", ["int4-g32", "int4-row", "int8-row"])
 def test_packed_as_executorch_does(name: str):
     """Our program of one matrix holds the same constants as the partitioner's, byte for byte."""

@@ -297,7 +297,7 @@ def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundl
     executor = opened(export_bundle(bundle, "onnx", portable=True, context=CONTEXT), context=CONTEXT)
     cache = executor.new_cache()
     executor.forward(cache, [5, 6])
-    session = weakref.ref(executor._session)
+    session = weakref.ref(executor._session._sess)  # what holds the weights
     executor.close()
     gc.collect()
     assert session() is None
