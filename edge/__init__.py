@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.chat import Chat
+    from edge.engine.generation import Chunk, Completion, Stream
+    from edge.engine.sampling import SamplingParams
+    from edge.engine.session import Session
     from edge.errors import EdgeError
-    from edge.generation import Chunk, Completion, Stream
     from edge.runtime import Model, load
-    from edge.sampling import SamplingParams
-    from edge.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,13 +40,13 @@ __all__ = [
 
 _HOME = {
     "Chat": "edge.chat",
-    "Chunk": "edge.generation",
-    "Completion": "edge.generation",
+    "Chunk": "edge.engine.generation",
+    "Completion": "edge.engine.generation",
     "EdgeError": "edge.errors",
     "Model": "edge.runtime",
-    "SamplingParams": "edge.sampling",
-    "Session": "edge.session",
-    "Stream": "edge.generation",
+    "SamplingParams": "edge.engine.sampling",
+    "Session": "edge.engine.session",
+    "Stream": "edge.engine.generation",
     "load": "edge.runtime",
 }
 

@@ -1,36 +1,30 @@
-"""A conversation: its messages, what happens when the context is full, and its file.
+"""A conversation: its messages, and what happens when the context is full.
 
 A chat belongs to one thread at a time, as its session does; only `Stream.cancel` may be called from another.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edge.atomic import write_failure, write_file
+from edge.engine.conversation_file import read_conversation, write_conversation
+from edge.engine.generation import Chunk, Completion, Stream, generate
+from edge.engine.session import Session
+from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError
-from edge.generation import Chunk, Completion, Stream, generate
-from edge.prompting import Message, PromptEncoder
-from edge.session import Session
-from edge.settings import merge_settings
-from edge.tokenizer.base import Tokenizer
+from edge.text.prompts import Message, PromptEncoder
+from edge.text.tokenizer.base import Tokenizer
 
 ContextPolicy = Literal["stop", "drop"]
-ROLES = ("system", "user", "assistant", "tool")
-_TOKEN_ID = re.compile("[0-9]{1,10}")
-FORMAT = "minicpm-edge-conversation"
-VERSION = 1
 
 
 class Chat:
     """Messages with a model and the KV cache that goes with them.
 
-    settings: names of `edge.settings.SETTING_NAMES` that hold for every answer; they may be changed between
-    answers. thinking: what templates know as `enable_thinking`, None leaves it to the template.
+    settings: names of `edge.engine.settings.SETTING_NAMES` that hold for every answer; they may be changed
+    between answers. thinking: what templates know as `enable_thinking`, None leaves it to the template.
     context_policy, when a conversation no longer fits: `stop` raises ContextError, `drop` leaves out the
     oldest turns (a turn is a user's message with all that follows it up to the next one) and keeps the system
     prompt; `messages` keeps them all. An answer that reaches the end of the context in its middle ends with
@@ -129,28 +123,21 @@ class Chat:
     def save(self, path: str | Path) -> None:
         """Write the conversation to a JSON file, atomically."""
         self._finish()
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
+        conversation = {
             "model": self._model_name,
             "system": self._system,
             "thinking": self.thinking,
             "settings": {**self._loaded_settings, **self.settings},
             "messages": [{"role": m.role, "content": m.content} for m in self._messages],
         }
-        try:
-            write_file(
-                path, (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace")
-            )
-        except OSError as error:
-            raise EdgeError(write_failure(path, error)) from None
+        write_conversation(path, conversation)
 
     def load(self, path: str | Path) -> None:
         """Continue a conversation that `save` wrote, with whatever model; this chat's settings stay stronger.
 
         Raises EdgeError, and changes nothing, if the file is not such a conversation.
         """
-        data = _read(Path(path))
+        data = read_conversation(Path(path))
         self._finish()
         self.session.reset()
         self._dropped = 0
@@ -203,45 +190,3 @@ class Chat:
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The checked contents of a conversation file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise EdgeError(f"'{path}' is not a saved conversation: it is not JSON.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise EdgeError(f"'{path}' is not a saved conversation of this program.")
-    if data.get("version") != VERSION:
-        raise EdgeError(
-            f"'{path}' has format version {data.get('version')!r} and this program reads version {VERSION}: "
-            "update minicpm-edge."
-        )
-    kinds = {"system": (str, type(None)), "thinking": (bool, type(None)), "settings": dict, "messages": list}
-    for name, kind in kinds.items():
-        if name not in data or not isinstance(data[name], kind):  # type: ignore[arg-type]
-            raise EdgeError(
-                f"The saved conversation '{path}' is damaged: its field '{name}' is missing or wrong."
-            )
-    for message in data["messages"]:
-        good = isinstance(message, dict) and message.get("role") in ROLES
-        if not good or not isinstance(message.get("content"), str):
-            raise EdgeError(
-                f"The saved conversation '{path}' is damaged: it has a message without role or text."
-            )
-    try:
-        merge_settings(request=_with_integer_keys(data["settings"]))
-    except EdgeError as error:
-        raise EdgeError(f"The conversation in '{path}' has settings that can't be used: {error}") from None
-    return {**data, "settings": _with_integer_keys(data["settings"])}
-
-
-def _with_integer_keys(settings: dict[str, Any]) -> dict[str, Any]:
-    """JSON has turned the token ids of `logit_bias` into strings."""
-    bias = settings.get("logit_bias")
-    if not isinstance(bias, dict):
-        return settings
-    return {**settings, "logit_bias": {int(k) if _TOKEN_ID.fullmatch(k) else k: v for k, v in bias.items()}}

@@ -14,23 +14,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from edge.attention import AttentionMode, describe_attention
 from edge.chat import Chat, ContextPolicy
 from edge.config import KVType, ModelConfig, SparseConfig
+from edge.config.attention import AttentionMode, describe_attention
+from edge.engine.generation import Chunk, Completion, Stream, generate
+from edge.engine.session import Session
+from edge.engine.settings import merge_settings
 from edge.errors import CheckpointError, ConfigError, EdgeError
-from edge.executors.base import Executor
+from edge.executors.memory import MemoryPlan, check_memory, memory_plan
+from edge.executors.protocol import Executor
 from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, open_artifact_executor
-from edge.generation import Chunk, Completion, Stream, generate
-from edge.memory import MemoryPlan, available_memory, check_memory, memory_plan
-from edge.prompting import PromptEncoder
-from edge.session import Session
-from edge.settings import merge_settings
-from edge.tokenizer.base import Tokenizer
+from edge.system.memory import available_memory
+from edge.text.prompts import PromptEncoder
+from edge.text.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
-    from edge.bundle.reader import Bundle
-    from edge.chat_template import ChatTemplate
+    from edge.formats.artifact.folder import Artifact
+    from edge.formats.bundle.reader import Bundle
+    from edge.text.chat_template import ChatTemplate
 
 ExecutorFactory = Callable[["Bundle", int], Executor]
 """Makes an executor for a bundle and a context in tokens; checks by itself that the memory suffices."""
@@ -60,17 +61,17 @@ def load(
 
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
     used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
-    progress: see `edge.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic. kv_type:
-    `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
-    `edge.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the weights' file
-    and reads it when it is used, so it needs no memory of its own; False copies it into huge pages; by
-    default it is read at once, and copied only where the system does not keep it in huge pages. executor:
-    `native`, a name for folders of `edge export` (`onnx`), which are quantized and have their arithmetic
-    already, or a function that makes another one (`model.executor.open_torch`). What is said here of weights,
-    arithmetic and attention means nothing to the last two.
-    rope_override: runs beyond the trained context knowingly; a JSON object, its text, or a file with it (see
-    `ModelConfig.with_rope_override`).
-    Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
+    progress: see `edge.hub.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic.
+    kv_type: `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
+    `edge.config.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the
+    weights' file and reads it when it is used, so it needs no memory of its own; False copies it into huge
+    pages; by default it is read at once, and copied only where the system does not keep it in huge pages.
+    executor: `native`, a name for folders of `edge export` (`onnx`), which are quantized and have their
+    arithmetic already, or a function that makes another one (`edge.model.executor.open_torch`). What is said
+    here of weights, arithmetic and attention means nothing to the last two. rope_override: runs beyond the
+    trained context knowingly; a JSON object, its text, or a file with it (see
+    `ModelConfig.with_rope_override`). Raises EdgeError with one sentence for whatever is wrong; ContextError
+    if the memory does not suffice.
     """
     for what, chosen, known in (("executor", executor, EXECUTORS), ("KV type", kv_type, get_args(KVType))):
         if not callable(chosen) and chosen not in known:
@@ -78,9 +79,9 @@ def load(
     for name, value in (("context", context), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise EdgeError(f"{name} must be a whole number of 1 or more, got {value!r}.")
-    from edge.executors.native import NativeExecutor, choose_attention
-    from edge.resolve import open_model
-    from edge.trace import traced
+    from edge.executors.native.executor import NativeExecutor, choose_attention
+    from edge.executors.trace import traced
+    from edge.hub.resolve import open_model
 
     if executor in ARTIFACT_EXECUTORS:
         given: dict[str, object] = {
@@ -129,8 +130,8 @@ def load(
 
 def _load_exported(model: str | Path, executor: str, context: int | None, threads: int | None) -> Model:
     """A folder of `edge export --to <executor>`."""
-    from edge.artifact import Artifact
-    from edge.trace import traced
+    from edge.executors.trace import traced
+    from edge.formats.artifact.folder import Artifact
 
     artifact = Artifact.open(model, target=executor)
     runner = open_artifact_executor(executor, artifact, context=context, threads=threads)
@@ -195,14 +196,14 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back. Raises TokenizerError if the model came without one."""
-        from edge.tokenizer.load import load_tokenizer
+        from edge.text.tokenizer.load import load_tokenizer
 
         return load_tokenizer(self.bundle.tokenizer_files, self.config)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises CheckpointError if it came without one."""
-        from edge.chat_template import ChatTemplate
+        from edge.text.chat_template import ChatTemplate
 
         if self.bundle.chat_template is None:
             raise CheckpointError(
@@ -226,8 +227,8 @@ class Model:
         """A new conversation.
 
         system: the system prompt, None leaves it to the template. context_policy, thinking: see `Chat`;
-        thinking is refused if the template has no switch for it.
-        settings: names of `edge.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
+        thinking is refused if the template has no switch for it. settings: names of
+        `edge.engine.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
         """
         if thinking is not None and not self.chat_template.supports_thinking:
             raise EdgeError(f"The chat template of '{self.name}' has no switch for thinking: leave it out.")

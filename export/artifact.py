@@ -1,7 +1,7 @@
 """Makes a complete folder of what a target writes; it appears under its name whole and checked, or not.
 
 The steps: plan, room on the disk, the target's own files in a hidden folder beside `out`, then tokenizer,
-template, settings, reference and manifest; checksums; fsync; rename. The format is `edge.artifact`.
+template, settings, reference and manifest; checksums; fsync; rename. The format is `edge.formats.artifact`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, Quantization, file_sha256
-from edge.atomic import partial_path, sync_folder, write_failure
-from edge.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
-from edge.bundle.planned import UnreadWeightsError
 from edge.errors import ExportError, TokenizerError
-from edge.safetensors_file import SafetensorsWriter
-from edge.tokenizer import load_tokenizer
-from export.check import (
+from edge.export.check import (
     POSITIONS,
     CheckResult,
     Reference,
@@ -29,10 +23,18 @@ from export.check import (
     read_reference,
     with_reach,
 )
-from export.options import ExportOptions
-from export.plan import Plan
-from export.source import Source, open_source, plan_source, quantizing_memory
-from export.targets import Progress, Written, get_target
+from edge.export.options import ExportOptions
+from edge.export.plan import Plan
+from edge.export.source import Source, open_source, plan_source, quantizing_memory
+from edge.export.targets import Progress, Written, get_target
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, Quantization
+from edge.formats.atomic import partial_path, sync_folder, write_failure
+from edge.formats.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
+from edge.formats.bundle.planned import UnreadWeightsError
+from edge.formats.hashing import file_sha256
+from edge.formats.safetensors import SafetensorsWriter
+from edge.text.tokenizer import load_tokenizer
 
 QUANTIZATION = "quantization.json"
 """The report of a calibrated or ternary quantization, where there was one."""

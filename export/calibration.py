@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig
 from edge.errors import ExportError
-from edge.tokenizer.load import load_tokenizer
+from edge.text.tokenizer.load import load_tokenizer
 
 _MOST_CHARACTERS = 8 << 20  # what lies beyond is not read: more would only take time
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edge.artifact import Artifact
-from edge.attention import AttentionMode
 from edge.config import ModelConfig, SparseConfig
+from edge.config.attention import AttentionMode
+from edge.engine.session import Session
 from edge.errors import ArtifactError, ExportError
-from edge.session import Session
-from edge.tokenizer import load_tokenizer
-from export.source import Source
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from edge.bundle.reader import Bundle
-    from edge.executors.base import Executor
-    from edge.executors.native import NativeExecutor
+    from edge.executors.native.executor import NativeExecutor
+    from edge.executors.protocol import Executor
+    from edge.formats.bundle.reader import Bundle
 
 PROMPT = "The three primary colours are red, yellow and blue. Water boils at"
 POSITIONS = 4
@@ -152,7 +152,7 @@ def exact_executor(
     bundle: Bundle, context: int, attention: Literal["dense", "sparse"] = "dense"
 ) -> NativeExecutor:
     """The native executor with float32 activations and KV cache; the weights stay in their mapped file."""
-    from edge.executors.native import NativeExecutor
+    from edge.executors.native.executor import NativeExecutor
 
     mode: AttentionMode = attention
     if attention == "sparse" and bundle.config.sparse is not None:

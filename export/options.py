@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from edge.attention import AttentionMode
+from edge.config.attention import AttentionMode
 from edge.errors import ExportError
 
 TargetName = Literal["bundle", "executorch", "onnx", "coreml", "gguf"]
@@ -29,8 +29,8 @@ DEFAULT_HEAD: Head = "int8"
 class ExportOptions:
     """quantize: a name of QUANTIZATIONS; None keeps the source's own types (int4 in groups of 32 for floats).
 
-    method, smooth, calibration: the calibrated quantizers (`export.quantize`); calibration is a text file.
-    head: scheme of embedding and head where quantize is given, by default int8 in groups of 32.
+    method, smooth, calibration: the calibrated quantizers (`edge.export.quantize`); calibration is a text
+    file. head: scheme of embedding and head where quantize is given, by default int8 in groups of 32.
     context: tokens that the artifact is made for, by default the trained ones. attention: as `--attention`
     everywhere. portable: only operators of the unmodified runtime. gguf_type: type of all matrices in a GGUF
     file; None takes the one that is exact for each. Raises ExportError for a contradiction.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edge.artifact import RuntimeRange
+from edge.formats.artifact.manifest import RuntimeRange
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.attention import resolve_attention
-from edge.bundle.manifest import BundleTensor
-from edge.bundle.reader import Bundle
 from edge.config import ModelConfig, SparseConfig
-from edge.convert import Progress
+from edge.config.attention import resolve_attention
 from edge.errors import ExportError
-from edge.packing import dequantize, unpack
-from edge.scheme import TILE_ROWS, QuantizedMatrix
-from export.calibration import calibration
-from export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
+from edge.export.calibration import calibration
+from edge.export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
+from edge.formats.bundle.manifest import BundleTensor
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import Progress
+from edge.quant.packing import dequantize, unpack
+from edge.quant.scheme import TILE_ROWS, QuantizedMatrix
 
 if TYPE_CHECKING:
-    from export.quantize import QuantizeOptions
+    from edge.export.quantize import QuantizeOptions
 
 _BLOCK_WEIGHTS = 1 << 22
 
 
 class Source:
-    """A bundle as targets see it. Tensor names and row order are those of `edge.tensors`.
+    """A bundle as targets see it. Tensor names and row order are those of `edge.config.tensors`.
 
     report: what a quantizer wrote about the error of every layer, as JSON.
     """
@@ -81,7 +81,9 @@ class Source:
             yield unpack(part, info.scheme, rows, info.columns)
 
     def packed(self, name: str) -> npt.NDArray[np.uint8]:
-        """One tensor in the canonical layout of `edge.packing`, mapped and read-only, padded to 64 bytes."""
+        """One tensor in the canonical layout of `edge.quant.packing`, mapped and read-only, padded to 64
+        bytes.
+        """
         return self.bundle.data(name)
 
     def floats(self, name: str) -> npt.NDArray[np.float32]:
@@ -124,11 +126,11 @@ def open_source(
     revision: str | None = None,
     offline: bool = False,
 ) -> Source:
-    """Open and, where asked for, quantize what a person names (see `edge.resolve.open_model`).
+    """Open and, where asked for, quantize what a person names (see `edge.hub.resolve.open_model`).
 
     Rounding to nearest needs no torch; calibrated and ternary quantization do.
     """
-    from edge.resolve import open_model
+    from edge.hub.resolve import open_model
 
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     if options.calibrated or _packs_ternary(model, options):
@@ -149,7 +151,7 @@ def plan_source(
     Reading a tensor of it can raise UnreadWeightsError. Only reading tells whether weights are ternary, so
     for ternary quantization this is `open_source`.
     """
-    from edge.resolve import plan_model
+    from edge.hub.resolve import plan_model
 
     if _packs_ternary(model, options):
         return open_source(model, options, progress, revision=revision, offline=offline)
@@ -160,13 +162,13 @@ def plan_source(
 
 def _packs_ternary(model: str, options: ExportOptions) -> bool:
     """Whether ternary weights are looked for; random ones are made so."""
-    from edge.resolve import RANDOM
+    from edge.hub.resolve import RANDOM
 
     return options.quantize == "ternary" and not model.startswith(RANDOM)
 
 
 def _rounding(options: ExportOptions) -> dict[str, Any]:
-    """Arguments of `edge.resolve.open_model`; calibrated methods give tensors of the same shapes."""
+    """Arguments of `edge.hub.resolve.open_model`; calibrated methods give tensors of the same shapes."""
     quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
     head = None if quantize in (None, "none") else options.head or DEFAULT_HEAD
     return {"quantize": quantize, "group": group, "head": head}
@@ -185,12 +187,12 @@ def quantizing_memory(source: Source, options: ExportOptions) -> int:
 
 
 def _quantized(model: str, options: ExportOptions, progress: Progress | None, hub: dict[str, Any]) -> Source:
-    """What `export.quantize` makes, from the cache if it is there."""
-    from edge.cache import cached_bundle, remove_cached
-    from edge.resolve import open_checkpoint
+    """What `edge.export.quantize` makes, from the cache if it is there."""
+    from edge.hub.resolve import open_checkpoint
+    from edge.hub.store import cached_bundle, remove_cached
 
     wanted = _quantize_options(options)
-    from export.quantize import VERSION, quantize_checkpoint, report_path
+    from edge.export.quantize import VERSION, quantize_checkpoint, report_path
 
     checkpoint, key = open_checkpoint(model, progress=progress, **hub)
     facts: dict[str, Any] = {**asdict(wanted), "calibration": None, "version": VERSION}
@@ -212,7 +214,7 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
 
 def _quantize_options(options: ExportOptions) -> QuantizeOptions:
     try:
-        from export.quantize import QuantizeOptions
+        from edge.export.quantize import QuantizeOptions
     except ImportError as error:
         raise ExportError(
             f"Calibrated and ternary quantization need PyTorch ({error}); install it with "

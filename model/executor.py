@@ -15,11 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edge.attention import AttentionMode
-from edge.bundle.reader import Bundle
 from edge.config import ModelConfig, SparseConfig
+from edge.config.attention import AttentionMode
 from edge.errors import NativeError
-from edge.executors.base import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
 from edge.executors.checks import (
     MAX_TREE,
     check_kept_rows,
@@ -29,11 +27,14 @@ from edge.executors.checks import (
     check_tokens,
     check_tree,
 )
-from edge.memory import available_memory, check_memory, memory_plan
-from model.attention_mode import use_attention_mode
-from model.decoder import Decoder
-from model.kv_cache import GrowingCache
-from model.loading import reference_from_bundle
+from edge.executors.memory import check_memory, memory_plan
+from edge.executors.protocol import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
+from edge.formats.bundle.reader import Bundle
+from edge.model.attention.mode import use_attention_mode
+from edge.model.network.decoder import Decoder
+from edge.model.network.kv_cache import GrowingCache
+from edge.model.weights.loading import reference_from_bundle
+from edge.system.memory import available_memory
 
 
 def open_torch(
@@ -41,7 +42,7 @@ def open_torch(
 ) -> TorchExecutor:
     """An executor over a bundle's weights in float32; ContextError if the memory does not suffice.
 
-    attention: see `edge.attention`; ConfigError where sparse was asked for and can't run. threads: of
+    attention: see `edge.config.attention`; ConfigError where sparse was asked for and can't run. threads: of
     PyTorch, in the whole process.
     """
     if threads is not None:
@@ -125,7 +126,7 @@ class TorchExecutor(ExecutorFacts):
         want_hidden: bool = False,
         taps: Sequence[int] = (),
     ) -> ForwardResult:
-        """See `edge.executors.base.Executor.forward`."""
+        """See `edge.executors.protocol.Executor.forward`."""
         own = self._own(cache)
         checked = check_tokens(
             tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch

@@ -23,13 +23,13 @@ from time import perf_counter
 
 import numpy as np
 
-from edge.bundle.reader import Bundle
 from edge.errors import EdgeError
-from edge.executors.native import ThreadPool
+from edge.executors.native import library as native
+from edge.executors.native.pool import ThreadPool
 from edge.executors.weights import CopiedWeights
-from edge.memory import huge_page_bytes
-from edge.native import library as native
-from edge.resolve import open_model
+from edge.formats.bundle.reader import Bundle
+from edge.hub.resolve import open_model
+from edge.system.huge_pages import huge_page_bytes
 
 COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1
 

@@ -19,13 +19,14 @@ from time import perf_counter
 
 import numpy as np
 
-from edge.executors.native import NativeExecutor, ScratchBuffer, ThreadPool
-from edge.native import library as native
-from edge.profile.cost import NetworkCost
-from edge.profile.measure import Bench
-from edge.profile.roofline import MOST_BYTES, Region, RooflineProbe
-from edge.resolve import open_model
-from edge.scheme import QuantScheme
+from edge.executors.native import library as native
+from edge.executors.native.executor import NativeExecutor
+from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.hub.resolve import open_model
+from edge.measure.profile.cost import NetworkCost
+from edge.measure.profile.measure import Bench
+from edge.measure.profile.roofline import MOST_BYTES, Region, RooflineProbe
+from edge.quant.scheme import QuantScheme
 
 SCHEMES = [
     QuantScheme("int4", 32),

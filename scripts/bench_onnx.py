@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from edge.artifact import Artifact
-from edge.executors.native import NativeExecutor
-from edge.executors.onnx_flavours import SESSION_ENTRIES
+from edge.executors.native.executor import NativeExecutor
+from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.executors.registry import open_artifact_executor
-from edge.resolve import open_model
-from export.artifact import export_model
-from export.options import ExportOptions
-from export.source import Source
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.hub.resolve import open_model
 
 CONTEXT, TOKENS = 1024, 32
 

@@ -37,9 +37,9 @@ def busy_processes(count: int):
 
 def decode_here(model: str, threads: int) -> float:
     """Tokens/s of the native executor, sampling included; runs in a process of its own."""
-    from edge.executors.native import NativeExecutor
-    from edge.resolve import open_model
-    from edge.sampling import Sampler, SamplingParams
+    from edge.engine.sampling import Sampler, SamplingParams
+    from edge.executors.native.executor import NativeExecutor
+    from edge.hub.resolve import open_model
 
     executor = NativeExecutor(open_model(model), context=2 * CONTEXT, threads=threads)
     cache, prompt = executor.new_cache(), list(range(3, 3 + CONTEXT))

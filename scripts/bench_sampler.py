@@ -19,8 +19,8 @@ from time import perf_counter
 import numpy as np
 
 import edge
-from edge.sampling import Sampler, SamplingParams
-from edge.session import Session
+from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.session import Session
 
 CONTEXT = 1024
 SETTINGS = {

@@ -21,8 +21,8 @@ from typing import IO
 
 import numpy as np
 
-from edge.memory import memory_plan
-from edge.resolve import open_model
+from edge.executors.memory import memory_plan
+from edge.hub.resolve import open_model
 
 PROMPT = "Why is the sky blue, and why does it turn red in the evening?"
 TOKENS = 24
@@ -63,7 +63,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     bundle = open_model(options.model)
     plan = memory_plan(bundle, options.context, mapped_weights=bool(options.mmap))
-    edge = [sys.executable, "-m", "apps.cli"]
+    edge = [sys.executable, "-m", "edge.apps.cli.main"]
     command = [*edge, "chat", options.model, "--context", str(options.context), "--prompt", PROMPT]
     command += [
         "--max-tokens",

@@ -21,12 +21,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from edge.atomic import write_file
-from edge.bundle.manifest import WEIGHTS
-from edge.divergence import divergence
+from edge.export.quantize import QuantizeOptions, quantize_checkpoint
+from edge.formats.atomic import write_file
+from edge.formats.bundle.manifest import WEIGHTS
+from edge.measure.divergence import divergence
+from edge.model.weights.checkpoint import open_checkpoint
 from edge.runtime import load
-from export.quantize import QuantizeOptions, quantize_checkpoint
-from model.checkpoint import open_checkpoint
 
 WINDOW = 512
 METHODS = {

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.bundle.manifest import BundleTensor
-from edge.bundle.reader import Bundle
-from edge.bundle.writer import BundleWriter
 from edge.config import ModelConfig, RopeConfig
-from edge.packing import pack
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.formats.bundle.manifest import BundleTensor
+from edge.formats.bundle.reader import Bundle
+from edge.formats.bundle.writer import BundleWriter
+from edge.quant.packing import pack
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 Floats = npt.NDArray[np.float32]
 F16 = QuantScheme("f16")

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge.atomic import write_file
 from edge.config import ModelConfig, RopeConfig, SparseConfig
-from model.attention_mode import SparseAttention
-from model.decoder import Attend, Decoder, fused_attention
+from edge.formats.atomic import write_file
+from edge.model.attention.mode import SparseAttention
+from edge.model.network.decoder import Attend, Decoder, fused_attention
 
 KEYS, VALUES, NOISE = 32, 8, 32
 SPAN = 4  # tokens that tell one fact: a needle is a sentence, and the means of keys rely on that

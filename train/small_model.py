@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge.config import ModelConfig, RopeConfig
-from model.checkpoint import save_huggingface
-from model.decoder import Decoder, fused_attention
+from edge.model.network.decoder import Decoder, fused_attention
+from edge.model.weights.checkpoint import save_huggingface
 
 _SPECIAL = ("<unk>", "<s>", "</s>")
 
@@ -110,7 +110,7 @@ def main() -> None:
     text = "".join((first[int(len(first) * arguments.skip) :], *others))
     files = {"tokenizer.json": train_tokenizer(text, arguments.vocabulary)}
     config = small_config(arguments.vocabulary)
-    from edge.tokenizer.load import load_tokenizer
+    from edge.text.tokenizer.load import load_tokenizer
 
     ids = torch.tensor(load_tokenizer(files, config).encode(text, add_bos=False))
     decoder, losses, started = Decoder(config), [], time.process_time()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig
-from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
+from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 
 
 @dataclass(frozen=True)

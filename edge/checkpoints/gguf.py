@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) as a Checkpoint: names, row order, types and metadata.
 
 Reads through the `gguf` package, which maps the file into memory. The block formats themselves are in
-`gguf_blocks`; configuration and tokenizer metadata are understood by `edge.config` and `edge.tokenizer`.
+`gguf_blocks`; configuration and tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from edge.checkpoints import gguf_blocks
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
+from edge.config.tensors import check_tensors, expected_tensors
 from edge.errors import CheckpointError
-from edge.quantize import quantize
-from edge.scheme import QuantizedMatrix, QuantScheme
-from edge.tensors import check_tensors, expected_tensors
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 MAGIC = b"GGUF"
 _FLOATS = ("F32", "F16", "BF16")
@@ -112,7 +112,7 @@ class GGUFCheckpoint:
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer in the metadata, rewritten as Hugging Face's files."""
-        from edge.tokenizer import tokenizer_files_from_gguf
+        from edge.text.tokenizer import tokenizer_files_from_gguf
 
         return tokenizer_files_from_gguf(self._metadata)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.scheme import QuantizedMatrix, QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 Bytes = npt.NDArray[np.uint8]
 

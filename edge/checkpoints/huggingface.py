@@ -19,11 +19,11 @@ from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_i
 from edge.checkpoints.ternary_values import ternary_scheme
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.config import ModelConfig
+from edge.config.tensors import HEAD, check_tensors, expected_tensors
 from edge.errors import CheckpointError
-from edge.quantize import quantize
-from edge.safetensors_file import SafetensorsFile, TensorEntry, to_float32
-from edge.scheme import QuantizedMatrix, QuantScheme
-from edge.tensors import HEAD, check_tensors, expected_tensors
+from edge.formats.safetensors import SafetensorsFile, TensorEntry, to_float32
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 CONFIG = "config.json"
 GPTQ_CONFIG = "quantize_config.json"

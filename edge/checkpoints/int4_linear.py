@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from edge.checkpoints import int4_packings as packings
 from edge.errors import CheckpointError
-from edge.quantize import quantize
-from edge.safetensors_file import TensorEntry, to_float32
-from edge.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
+from edge.formats.safetensors import TensorEntry, to_float32
+from edge.quant.rounding import quantize
+from edge.quant.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
 
 Floats = npt.NDArray[np.float32]
 Reader = Callable[[str], npt.NDArray[Any]]

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
+from edge.config.presets import preset
+from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.errors import CheckpointError
-from edge.packing import pack, unpack
-from edge.presets import preset
-from edge.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.quant.packing import pack, unpack
+from edge.quant.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
@@ -41,7 +41,7 @@ _CHUNK = 1 << 20  # words drawn at once
 class RandomCheckpoint:
     """A checkpoint of random weights; the same arguments give the same bytes.
 
-    shape: a preset's name (`edge.presets`) or any dense config. scheme: of every matrix. head: of the
+    shape: a preset's name (`edge.config.presets`) or any dense config. scheme: of every matrix. head: of the
     embedding and the LM head, by default the same, and int4 in groups of 32 beside ternary matrices.
     """
 

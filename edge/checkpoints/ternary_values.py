@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edge.scheme import PAD_COLUMNS, QuantScheme
+from edge.quant.scheme import PAD_COLUMNS, QuantScheme
 
 Floats = npt.NDArray[np.float32]
 

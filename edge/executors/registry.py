@@ -17,13 +17,13 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.executors.base import Executor
+from edge.executors.protocol import Executor
 
 if TYPE_CHECKING:
-    from edge.artifact import Artifact
+    from edge.formats.artifact.folder import Artifact
 
 NATIVE = "native"
-_MODULES = {"onnx": "edge.executors.onnx", "executorch": "edge.executors.executorch"}
+_MODULES = {"onnx": "edge.executors.onnx.executor", "executorch": "edge.executors.executorch.executor"}
 ARTIFACT_EXECUTORS = tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
 """Executors that run what `edge export --to NAME` writes."""
 EXECUTORS = (NATIVE, *ARTIFACT_EXECUTORS)

@@ -18,10 +18,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.bundle.manifest import BundleTensor
 from edge.errors import BundleError
-from edge.memory import huge_page_bytes
-from edge.native import library as native
+from edge.executors.native import library as native
+from edge.formats.bundle.manifest import BundleTensor
+from edge.system.huge_pages import huge_page_bytes
 
 _PIECE = 8 << 20  # bytes that one thread reads at a time, whole huge pages
 _READERS = 4  # a page cache is read fastest by a few threads

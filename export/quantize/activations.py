@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from edge.config import ModelConfig
-from model.decoder import Layer, View, fused_attention
-from model.rope import RotaryEmbedding
+from edge.model.network.decoder import Layer, View, fused_attention
+from edge.model.network.rope import RotaryEmbedding
 
 MASKED_POSITIONS = 4
 """Positions at the beginning of every sequence that P-GPTQ quietens."""

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from edge.checkpoints.base import Checkpoint
-from edge.packing import pack
-from edge.quantize import quantize
-from edge.scheme import QuantizedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, expected_tensors
-from export.calibration import Calibration
-from export.quantize.activations import Stream, load_layer
-from export.quantize.gptq import Hessian, gptq, invert
-from export.quantize.options import VERSION, QuantizeOptions
-from export.quantize.smooth import STAGES, smooth
-from export.quantize.weights import read_float32
-from export.quantize.workspace import SOURCE, Workspace
-from model.decoder import Layer
+from edge.config.tensors import EMBEDDING, expected_tensors
+from edge.export.calibration import Calibration
+from edge.export.quantize.activations import Stream, load_layer
+from edge.export.quantize.gptq import Hessian, gptq, invert
+from edge.export.quantize.options import VERSION, QuantizeOptions
+from edge.export.quantize.smooth import STAGES, smooth
+from edge.export.quantize.weights import read_float32
+from edge.export.quantize.workspace import SOURCE, Workspace
+from edge.model.network.decoder import Layer
+from edge.quant.packing import pack
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 
 def embed(checkpoint: Checkpoint, calibration: Calibration) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from edge.errors import ExportError
-from edge.scheme import QuantizedMatrix, QuantScheme
-from export.quantize.scales import CODE_RANGE, ZERO_CODE, best_scales
+from edge.export.quantize.scales import CODE_RANGE, ZERO_CODE, best_scales
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 _BLOCK = 128  # columns whose errors are gathered before they touch the columns beyond
 _MOST_DAMPING = 10.0

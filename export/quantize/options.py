@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edge.config import ModelConfig
 from edge.errors import ExportError
-from edge.scheme import QuantScheme
+from edge.quant.scheme import QuantScheme
 
 SCHEMES = {
     "int4": QuantScheme("int4", 128),
@@ -32,7 +32,7 @@ class QuantizeOptions:
     method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence enter the Hessian scaled
     down to the size of an ordinary one).
     smooth: AWQ-style scaling of input channels before either; it needs calibration too.
-    calibration: a UTF-8 text; None takes the text of `export.calibration.default_text`.
+    calibration: a UTF-8 text; None takes the text of `edge.export.calibration.default_text`.
     sequences, length: calibration sequences and their tokens, BOS included. head: scheme of the embedding and
     the head, in groups of 32 and always round-to-nearest. damping: share of the Hessian's mean diagonal that
     is added to it. act_order: quantize the columns with the largest activations first. threads: of torch

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge.atomic import write_failure, write_file
-from edge.bundle.reader import Bundle
 from edge.checkpoints.base import Checkpoint
-from edge.convert import Progress, convert
+from edge.config.tensors import EMBEDDING, HEAD, check_dense
 from edge.errors import ExportError
-from edge.packing import dequantize
-from edge.tensors import EMBEDDING, HEAD, check_dense
-from export.calibration import Calibration, calibration
-from export.quantize.calibrated import embed, job, layer_digest, quantize_layers, read_layer
-from export.quantize.options import QuantizeOptions
-from export.quantize.ternary import check_ternary
-from export.quantize.weights import QuantizedCheckpoint, layer_matrices, read_float32
-from export.quantize.workspace import Workspace, remove_workspace
+from edge.export.calibration import Calibration, calibration
+from edge.export.quantize.calibrated import embed, job, layer_digest, quantize_layers, read_layer
+from edge.export.quantize.options import QuantizeOptions
+from edge.export.quantize.ternary import check_ternary
+from edge.export.quantize.weights import QuantizedCheckpoint, layer_matrices, read_float32
+from edge.export.quantize.workspace import Workspace, remove_workspace
+from edge.formats.atomic import write_failure, write_file
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import Progress, convert
+from edge.quant.packing import dequantize
 
 
 def report_path(out: str | Path) -> Path:
@@ -46,7 +46,7 @@ def quantize_checkpoint(
     was interrupted goes on after its last finished layer when it is started again with the same checkpoint,
     options and text, and gives the same bytes.
     Raises ExportError for a calibration text that is too short and for weights that are not ternary;
-    CheckpointError, ConfigError, BundleError and TokenizerError as `edge.convert.convert` does.
+    CheckpointError, ConfigError, BundleError and TokenizerError as `edge.hub.convert.convert` does.
     """
     out, started = Path(out), time.perf_counter()
     check_dense(checkpoint.config)

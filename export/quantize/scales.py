@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 CODE_RANGE = {"int4": (-8, 7), "int8": (-127, 127)}
 """Smallest and largest code, counted from zero."""

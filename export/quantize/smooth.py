@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from model.decoder import Layer
+from edge.model.network.decoder import Layer
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 _EXPONENTS = tuple(i / 10 for i in range(11))
 _SAMPLE_ROWS = 512

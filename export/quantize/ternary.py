@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import Checkpoint
 from edge.errors import ExportError
-from export.quantize.weights import layer_matrices, read_float32
+from edge.export.quantize.weights import layer_matrices, read_float32
 
 _GROUPS = (0, 128, 64, 32)
 _ROUNDS = 8

@@ -12,11 +12,11 @@ from edge.checkpoints.base import Checkpoint, TensorInfo
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config import ModelConfig
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import CheckpointError
-from edge.packing import dequantize
-from edge.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, HEAD
-from export.quantize.workspace import Workspace
+from edge.export.quantize.workspace import Workspace
+from edge.quant.packing import dequantize
+from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 
 
 def layer_matrices(checkpoint: Checkpoint) -> list[TensorInfo]:

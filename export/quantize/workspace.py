@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from edge.atomic import write_file
 from edge.errors import CheckpointError
-from edge.safetensors_file import SafetensorsFile, SafetensorsWriter
+from edge.formats.atomic import write_file
+from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 
 SOURCE = "source_sha256"
 """Where a layer's report has the digest of its source weights."""

@@ -9,22 +9,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from edge.artifact import Artifact
 from edge.errors import ExportError
-from export.check import CheckResult, Reference
-from export.options import ExportOptions
-from export.plan import Plan
-from export.source import Source
+from edge.export.check import CheckResult, Reference
+from edge.export.options import ExportOptions
+from edge.export.plan import Plan
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes (or steps) done, in total, and what is being written."""
 
 _MODULES = {
-    "bundle": "export.targets.bundle",
-    "gguf": "export.targets.gguf",
-    "coreml": "export.targets.coreml",
-    "onnx": "export.targets.onnx",
-    "executorch": "export.targets.executorch",
+    "bundle": "edge.export.targets.bundle",
+    "gguf": "edge.export.targets.gguf.target",
+    "coreml": "edge.export.targets.coreml.target",
+    "onnx": "edge.export.targets.onnx.target",
+    "executorch": "edge.export.targets.executorch.target",
 }
 
 
@@ -55,7 +55,7 @@ class Target(Protocol):
     ) -> Written:
         """Write the model's files into `folder`, which is temporary; OSError of a full disk may pass.
 
-        Tokenizer, template, generation settings, reference and manifest come from `export.artifact`.
+        Tokenizer, template, generation settings, reference and manifest come from `edge.export.artifact`.
         """
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:

@@ -11,17 +11,25 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from edge.artifact import Artifact, RuntimeRange
-from edge.bundle.manifest import MANIFEST, WEIGHTS
-from edge.bundle.reader import Bundle
-from edge.executors.native import choose_attention
-from edge.memory import memory_plan
-from edge.rope import rope_parameters
-from export.check import CheckResult, Reference, compare_logits, exact_executor, program_version, run_executor
-from export.options import ExportOptions
-from export.plan import Plan
-from export.source import Source
-from export.targets import Progress, Written
+from edge.config.rope import rope_parameters
+from edge.executors.memory import memory_plan
+from edge.executors.native.executor import choose_attention
+from edge.export.check import (
+    CheckResult,
+    Reference,
+    compare_logits,
+    exact_executor,
+    program_version,
+    run_executor,
+)
+from edge.export.options import ExportOptions
+from edge.export.plan import Plan
+from edge.export.source import Source
+from edge.export.targets import Progress, Written
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import RuntimeRange
+from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
+from edge.formats.bundle.reader import Bundle
 
 RUNTIME = RuntimeRange("minicpm-edge", "0.1.0")
 DECODER = "decoder.json"

@@ -10,11 +10,11 @@ import json
 from typing import Any
 
 from edge.errors import ExportError
-from edge.tokenizer.load import load_tokenizer
-from edge.tokenizer.segments import SPACE_SYMBOL
-from edge.tokenizer.sentencepiece_model import model_proto
-from edge.tokenizer.settings import read_settings
-from export.source import Source
+from edge.export.source import Source
+from edge.text.tokenizer.load import load_tokenizer
+from edge.text.tokenizer.segments import SPACE_SYMBOL
+from edge.text.tokenizer.sentencepiece_model import model_proto
+from edge.text.tokenizer.settings import read_settings
 
 TOKENIZER = "tokenizer.json"
 _BPE, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 2, 3, 4, 6  # sentencepiece_model.proto

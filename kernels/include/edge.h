@@ -2,7 +2,7 @@
  *
  * Every function that can fail returns an edge_status and leaves one sentence for edge_last_error() of the
  * same thread. Nothing throws or aborts across this border; shapes and sizes are checked here.
- * Matrices are in the canonical layout of edge/packing.py. All pointers are borrowed unless said otherwise.
+ * Matrices are in the canonical layout of edge/quant/packing.py. All pointers are borrowed unless said otherwise.
  */
 #ifndef EDGE_H
 #define EDGE_H

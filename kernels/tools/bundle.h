@@ -10,7 +10,7 @@
 
 namespace tools {
 
-// What one token costs; the same arithmetic as edge/profile/cost.py.
+// What one token costs; the same arithmetic as edge/measure/profile/cost.py.
 struct Cost {
     int64_t resident = 0, streamed = 0;  // bytes
     int64_t body = 0, head = 0;          // multiply-adds per token

@@ -6,7 +6,7 @@
 namespace tools {
 namespace {
 
-constexpr double noisy_load = 0.5, noisy_share = 0.1, throttled_clock = 0.9;  // as edge/profile/machine.py
+constexpr double noisy_load = 0.5, noisy_share = 0.1, throttled_clock = 0.9;  // as edge/measure/profile/machine.py
 
 // numpy's default percentile: linear between the neighbours.
 double percentile(std::vector<double> values, double percent) {

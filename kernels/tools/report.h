@@ -16,7 +16,7 @@ struct Work {
     double weights, rows, linear, attention;
 };
 
-// The bytes and multiply-adds of a whole test: the same arithmetic as `work` of edge/profile/run.py.
+// The bytes and multiply-adds of a whole test: the same arithmetic as `work` of edge/measure/profile/run.py.
 Work work_of(const Cost &cost, int64_t row_bytes, const Test &test, int32_t batch);
 
 // The state of the device at the start, and what changed until the end.

@@ -7,7 +7,7 @@
 namespace tools {
 namespace {
 
-constexpr int32_t batch_tokens = 256, seed_rows = 64, warm_up = 4;  // as edge/profile/measure.py
+constexpr int32_t batch_tokens = 256, seed_rows = 64, warm_up = 4;  // as edge/measure/profile/measure.py
 
 }  // namespace
 

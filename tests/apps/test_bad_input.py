@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.convert import convert
 from edge.errors import EdgeError
+from edge.hub.convert import convert
 
 
 def assert_refused(process: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
@@ -307,7 +307,7 @@ def test_debug_shows_the_traceback(run_edge: Callable[..., Any], place: str):
 
 
 def test_unexpected_errors_ask_for_debug(capsys: pytest.CaptureFixture[str]):
-    from apps.errors import run_safely
+    from edge.apps.cli.errors import run_safely
 
     def broken() -> None:
         raise KeyError("surprise")
@@ -319,7 +319,7 @@ def test_unexpected_errors_ask_for_debug(capsys: pytest.CaptureFixture[str]):
 
 
 def test_messages_are_one_line(capsys: pytest.CaptureFixture[str]):
-    from apps.errors import run_safely
+    from edge.apps.cli.errors import run_safely
 
     def fails() -> None:
         raise EdgeError("first\nsecond [bold]third[/bold]")

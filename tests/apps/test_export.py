@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.safetensors_file import SafetensorsFile
+from edge.formats.safetensors import SafetensorsFile
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -14,7 +14,7 @@ import pytest
 
 CHECK_IMPORTS = """
 import sys
-from apps.cli import main
+from edge.apps.cli.main import main
 sys.argv = ["edge", *sys.argv[2:]]
 code = main()
 loaded = [name for name in {names!r} if name in sys.modules]
@@ -70,7 +70,7 @@ def test_rounded_weights_are_named(run_edge: Callable[..., Any], tiny_checkpoint
 
 
 def test_inspect_needs_no_native_library_and_no_torch(environment: dict[str, str], tiny_checkpoint):
-    names = ("edge.native.library", "torch", "transformers", "prompt_toolkit")
+    names = ("edge.executors.native.library", "torch", "transformers", "prompt_toolkit")
     command = [
         sys.executable,
         "-c",

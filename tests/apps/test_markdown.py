@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from apps.markdown_stream import MarkdownStream
-from apps.terminal import format_bytes, format_count, printable
+from edge.apps.chat.markdown_stream import MarkdownStream
+from edge.apps.cli.terminal import format_bytes, format_count, printable
 
 ANSWER = """# Boiling eggs
 
@@ -67,7 +67,7 @@ class Screen:
 
 def shown(answer: str, step: int, monkeypatch: pytest.MonkeyPatch, height: int = 40) -> str:
     """The screen after `answer` came in pieces of `step` characters."""
-    monkeypatch.setattr("apps.markdown_stream._REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr("edge.apps.chat.markdown_stream._REDRAW_SECONDS", 0.0)
     output, width = io.StringIO(), 60
     console = Console(file=output, force_terminal=True, width=width, height=height, color_system=None)
     with MarkdownStream(console) as stream:
@@ -129,7 +129,7 @@ def test_counts():
 
 def test_history_file_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    from apps.line_editor import _history
+    from edge.apps.chat.line_editor import _history
 
     _history().append_string("a secret")
     file = tmp_path / "minicpm-edge" / "chat_history"

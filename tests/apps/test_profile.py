@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from edge.profile import Profile
+from edge.measure.profile import Profile
 
 SHORT = ("--prompt", "16", "--generate", "4", "--repeat", "2")
 

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from edge.bundle.reader import Bundle
-from edge.executors.native import NativeExecutor
-from model.decoder import Decoder
-from model.executor import TorchExecutor
-from model.loading import reference_from_bundle
+from edge.executors.native.executor import NativeExecutor
+from edge.formats.bundle.reader import Bundle
+from edge.model.executor import TorchExecutor
+from edge.model.network.decoder import Decoder
+from edge.model.weights.loading import reference_from_bundle
 
 Floats = npt.NDArray[np.float32]
 

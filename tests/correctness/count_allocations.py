@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from edge.bundle.reader import Bundle
-from edge.executors.native import NativeExecutor
-from edge.native import library as native
-from edge.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler, SamplingParams
+from edge.executors.native import library as native
+from edge.executors.native.executor import NativeExecutor
+from edge.formats.bundle.reader import Bundle
 
 PROMPT = 300  # longer than one chunk of attention, so that decoding splits the context over threads
 SAMPLINGS = {

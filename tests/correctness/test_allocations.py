@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.scheme import QuantScheme
+from edge.quant.scheme import QuantScheme
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCHEMES = [QuantScheme("int4", 32), QuantScheme("ternary", 128), QuantScheme("int8", 32), QuantScheme("f16")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
-from edge.scheme import QuantScheme
+from edge.quant.scheme import QuantScheme
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -199,8 +199,8 @@ def test_damaged_weights(minicpm, make_bundle, open_native, open_reference, dama
 
 def test_damaged_scale(minicpm, make_bundle, open_native, tmp_path):
     """A NaN among the scales of packed int4 weights."""
-    from edge.bundle.reader import Bundle
-    from edge.bundle.writer import BundleWriter
+    from edge.formats.bundle.reader import Bundle
+    from edge.formats.bundle.writer import BundleWriter
 
     good = make_bundle(minicpm(), QuantScheme("int4", 32))
     with BundleWriter(tmp_path / "bad", good.config, "damaged", list(good.tensors.values())) as writer:

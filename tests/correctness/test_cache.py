@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from edge.scheme import QuantScheme
-from edge.session import Session
+from edge.engine.session import Session
+from edge.quant.scheme import QuantScheme
 
 INT4 = QuantScheme("int4", 32)
 MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8"), ("float32", "int8")]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge.bundle.reader import Bundle
 from edge.config import SparseConfig
-from edge.executors.native import NativeExecutor, ScratchBuffer, ThreadPool, sparse_constants
-from edge.native import library as native
-from edge.native.operators import LayerCache, LayerOperators
-from edge.rope import rope_parameters
-from edge.scheme import QuantScheme
+from edge.config.rope import rope_parameters
+from edge.executors.native import library as native
+from edge.executors.native.executor import NativeExecutor, sparse_constants
+from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.formats.bundle.reader import Bundle
+from edge.quant.scheme import QuantScheme
 
 SCHEMES = [
     QuantScheme("f16"),

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edge.config import RopeConfig
-from edge.native.library import cpu_tiers
-from edge.presets import preset
-from edge.rope import rope_parameters
-from edge.scheme import QuantScheme
+from edge.config.presets import preset
+from edge.config.rope import rope_parameters
+from edge.executors.native.library import cpu_tiers
+from edge.quant.scheme import QuantScheme
 
 F16 = QuantScheme("f16")
 SCHEMES = [

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edge.perplexity import perplexity
+from edge.measure.perplexity import perplexity
+from edge.model.network.decoder import Decoder
+from edge.model.weights.loading import reference_from_bundle
 from edge.runtime import Model, load
-from model.decoder import Decoder
-from model.loading import reference_from_bundle
 
 CONTEXT = 2048
 NEW_TOKENS = 64

@@ -1,4 +1,4 @@
-"""The native block-sparse attention against the written reference in `model.sparse_attention`."""
+"""The native block-sparse attention against the written reference in `edge.model.attention.sparse`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from edge.config import SparseConfig
 from edge.errors import NativeError
-from edge.executors.native import ThreadPool, sparse_constants
-from edge.native import library as native
-from edge.native.library import cpu_tiers
-from model.block_attention import attend, query_positions, select_blocks
-from model.sparse_attention import reference_attention, reference_selection
+from edge.executors.native import library as native
+from edge.executors.native.executor import sparse_constants
+from edge.executors.native.library import cpu_tiers
+from edge.executors.native.pool import ThreadPool
+from edge.model.attention.blocks import attend, query_positions, select_blocks
+from edge.model.attention.sparse import reference_attention, reference_selection
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=-1)
 VARIANTS = {

@@ -15,10 +15,10 @@ import torch
 
 from edge.config import SparseConfig
 from edge.errors import ConfigError
-from edge.memory import memory_plan
-from edge.scheme import QuantScheme
-from model.attention_mode import use_attention_mode
-from model.executor import open_torch
+from edge.executors.memory import memory_plan
+from edge.model.attention.mode import use_attention_mode
+from edge.model.executor import open_torch
+from edge.quant.scheme import QuantScheme
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
 MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8")]

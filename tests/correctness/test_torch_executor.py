@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.perplexity import perplexity
+from edge.engine.session import Session
+from edge.measure.perplexity import perplexity
+from edge.model.executor import TorchExecutor, open_torch
+from edge.quant.scheme import QuantScheme
 from edge.runtime import Model, load
-from edge.scheme import QuantScheme
-from edge.session import Session
-from model.executor import TorchExecutor, open_torch
 
 TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
 

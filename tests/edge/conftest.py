@@ -13,12 +13,12 @@ import pytest
 
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tensors import expected_tensors
+from edge.config.tensors import expected_tensors
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 if TYPE_CHECKING:
-    from edge.executors.native import NativeExecutor
+    from edge.executors.native.executor import NativeExecutor
     from edge.runtime import Model
 
 
@@ -103,9 +103,9 @@ def tiny_executor(
     tiny_config: ModelConfig, array_checkpoint: Callable[..., ArrayCheckpoint], tmp_path: Path
 ) -> Iterator[NativeExecutor]:
     """The tiny network with random weights in exact arithmetic; context 48, at most 8 tokens per call."""
-    from edge.bundle.reader import Bundle
-    from edge.convert import convert
-    from edge.executors.native import NativeExecutor
+    from edge.executors.native.executor import NativeExecutor
+    from edge.formats.bundle.reader import Bundle
+    from edge.hub.convert import convert
 
     convert(array_checkpoint(tiny_config), tmp_path / "tiny", quantize="f16")
     bundle = Bundle.open(tmp_path / "tiny")

@@ -8,15 +8,16 @@ import json
 
 import pytest
 
-from edge.chat import FORMAT, Chat
-from edge.chat_template import ChatTemplate
+from edge.chat import Chat
 from edge.config import ModelConfig
+from edge.engine.conversation_file import FORMAT
+from edge.engine.settings import SETTING_NAMES
 from edge.errors import ContextError, EdgeError
-from edge.executors.native import NativeExecutor
-from edge.prompting import Message, PromptEncoder
+from edge.executors.native.executor import NativeExecutor
 from edge.runtime import Model
-from edge.settings import SETTING_NAMES
-from edge.tokenizer.load import load_tokenizer
+from edge.text.chat_template import ChatTemplate
+from edge.text.prompts import Message, PromptEncoder
+from edge.text.tokenizer.load import load_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 import edge
-from edge.bundle.reader import Bundle
-from edge.convert import convert
 from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError
-from edge.executors.native import NativeExecutor
-from edge.memory import MemoryPlan, _cgroup_available, available_memory, check_memory
+from edge.executors.memory import MemoryPlan, check_memory
+from edge.executors.native.executor import NativeExecutor
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
 from edge.runtime import Model, load
+from edge.system.memory import _cgroup_available, available_memory
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
 

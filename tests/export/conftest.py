@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
-from edge.bundle.reader import Bundle
-from edge.executors.base import Executor
-from export.artifact import export_model
-from export.options import ExportOptions
-from export.source import Source
-from model.executor import TorchExecutor
-from model.loading import reference_from_bundle
+from edge.executors.protocol import Executor
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.formats.bundle.reader import Bundle
+from edge.model.executor import TorchExecutor
+from edge.model.weights.loading import reference_from_bundle
 
 
 @pytest.fixture

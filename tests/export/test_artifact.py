@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.artifact import ARTIFACT, REFERENCE, Artifact, ArtifactManifest, RuntimeRange, version_key
 from edge.errors import ArtifactError, ContextError, ExportError
+from edge.export.artifact import check_artifact, export_model, plan_export, small_files_bytes
+from edge.export.check import POSITIONS, compare_logits, make_reference, read_reference
+from edge.export.options import ExportOptions
+from edge.export.targets import get_target, need
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
+from edge.formats.hashing import json_digest
 from edge.runtime import load
-from export.artifact import check_artifact, export_model, plan_export, small_files_bytes
-from export.check import POSITIONS, compare_logits, make_reference, read_reference
-from export.options import ExportOptions
-from export.targets import get_target, need
 
 from .tiny import byte_tokenizer_files, llama_config, make_source, minicpm_config
 
@@ -36,12 +38,11 @@ def artifact(tmp_path: Path) -> Artifact:
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None], digest: bool = True) -> None:
     """Change `artifact.json`, with a right checksum unless digest is false."""
-    from edge.artifact import _digest
 
     data = json.loads((folder / ARTIFACT).read_text())
     change(data)
     if digest:
-        data["sha256"] = _digest({name: value for name, value in data.items() if name != "sha256"})
+        data["sha256"] = json_digest({name: value for name, value in data.items() if name != "sha256"})
     (folder / ARTIFACT).write_text(json.dumps(data))
 
 
@@ -86,7 +87,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path):
 def test_the_reference_is_what_the_network_computes(tmp_path: Path):
     import torch
 
-    from model.loading import reference_from_bundle
+    from edge.model.weights.loading import reference_from_bundle
 
     source = make_source(tmp_path, minicpm_config())
     reference = make_reference(source, 256)
@@ -227,11 +228,11 @@ def test_nothing_is_overwritten(artifact: Artifact, tmp_path: Path):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from edge.bundle.reader import Bundle
+from edge.formats.bundle.reader import Bundle
 from edge.errors import ExportError
-from export.artifact import export_model
-from export.options import ExportOptions
-from export.source import Source
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.export.source import Source
 source = Source(Bundle.open(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

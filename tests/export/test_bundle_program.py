@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
-from edge.executors.native import NativeExecutor
-from edge.scheme import QuantScheme
-from export.artifact import export_model
-from export.options import ExportOptions
+from edge.executors.native.executor import NativeExecutor
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.quant.scheme import QuantScheme
 
 from .tiny import llama_config, make_source, minicpm_config
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
 from edge.config import ModelConfig
 from edge.errors import ExportError
-from edge.scheme import QuantScheme
-from export.artifact import check_artifact, export_model, plan_export
-from export.check import exact_executor
-from export.options import ExportOptions
-from export.source import Source
+from edge.export.artifact import check_artifact, export_model, plan_export
+from edge.export.check import exact_executor
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.quant.scheme import QuantScheme
 
 from .tiny import llama_config, make_source, minicpm_config
 
@@ -33,7 +33,7 @@ CASES = [
 
 
 def program(artifact: Artifact) -> Any:
-    from export.targets.mil_numpy import MilProgram
+    from edge.export.targets.coreml.mil_numpy import MilProgram
 
     return MilProgram(artifact.model)
 
@@ -74,7 +74,7 @@ def test_the_cache_is_continued_and_cut_back(tmp_path: Path):
 
 def test_rounding_to_float16_changes_little(tmp_path: Path):
     """As far as a device that sums in float32 is concerned: nothing overflows, the best token stays."""
-    from export.targets.mil_numpy import MilProgram
+    from edge.export.targets.coreml.mil_numpy import MilProgram
 
     source = make_source(tmp_path, minicpm_config())
     artifact = export_model(source, ExportOptions("coreml", context=64), tmp_path / "out")

@@ -11,13 +11,13 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.errors import ConfigError
-from edge.scheme import QuantScheme
-from export import check
-from export.artifact import check_artifact, export_model, plan_export
-from export.check import exact_executor, read_reference
-from export.options import ExportOptions
-from export.targets.coreml_sparse import SparseAttention, SparseLayout
-from model.executor import open_torch
+from edge.export import check
+from edge.export.artifact import check_artifact, export_model, plan_export
+from edge.export.check import exact_executor, read_reference
+from edge.export.options import ExportOptions
+from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
+from edge.model.executor import open_torch
+from edge.quant.scheme import QuantScheme
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 
@@ -47,7 +47,7 @@ def sharper(factor: float) -> Any:
 
 
 def saved(artifact: Any) -> Any:
-    from export.targets.mil_numpy import MilProgram
+    from edge.export.targets.coreml.mil_numpy import MilProgram
 
     return MilProgram(artifact.model)
 

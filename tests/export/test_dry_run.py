@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from edge.bundle.manifest import MANIFEST
-from edge.bundle.planned import UnreadWeightsError
-from edge.bundle.reader import Bundle
 from edge.config import ModelConfig, SparseConfig
-from edge.convert import convert, plan_bundle
-from edge.scheme import QuantScheme
-from export.artifact import plan_export, small_files_bytes
-from export.options import ExportOptions
-from export.source import Source
+from edge.export.artifact import plan_export, small_files_bytes
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.bundle.manifest import MANIFEST
+from edge.formats.bundle.planned import UnreadWeightsError
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert, plan_bundle
+from edge.quant.scheme import QuantScheme
 
 from .tiny import llama_config, make_checkpoint, minicpm_config
 

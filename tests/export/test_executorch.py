@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
 from edge.config import SparseConfig
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ContextError, EdgeError
-from edge.executors.native import NativeExecutor
+from edge.executors.native import adapters
+from edge.executors.native.executor import NativeExecutor
+from edge.executors.native.library import path as native_path
 from edge.executors.registry import open_artifact_executor
-from edge.native import adapters
-from edge.native.library import path as native_path
-from edge.quantize import quantize
+from edge.export.artifact import check_artifact, export_model, plan_export
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
-from edge.scheme import QuantScheme
-from edge.tensors import EMBEDDING, HEAD
-from export.artifact import check_artifact, export_model, plan_export
-from export.options import ExportOptions
-from export.source import Source
 from tests.export.tiny import llama_config, make_source, minicpm_config
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")

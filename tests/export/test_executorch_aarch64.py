@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from edge.executors.native import NativeExecutor
+from edge.executors.native import adapters
+from edge.executors.native.executor import NativeExecutor
 from edge.executors.registry import open_artifact_executor
-from edge.native import adapters
-from edge.paths import cache_folder
-from edge.scheme import QuantScheme
-from export.artifact import export_model
-from export.options import ExportOptions
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.quant.scheme import QuantScheme
+from edge.system.paths import cache_folder
 from tests.export.tiny import llama_config, make_source
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")

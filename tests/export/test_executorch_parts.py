@@ -12,13 +12,13 @@ import pytest
 
 from edge.config import ModelConfig
 from edge.errors import ArtifactError, ExportError
-from edge.executors.executorch import ExecuTorchExecutor
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tokenizer.load import load_tokenizer
-from export.targets.executorch import RUNTIME
-from export.targets.executorch_tokenizer import TOKENIZER, runner_tokenizer
-from export.targets.executorch_weights import PortableEmbedding, keeps_codes, portable_weights
+from edge.executors.executorch.executor import ExecuTorchExecutor
+from edge.export.targets.executorch.target import RUNTIME
+from edge.export.targets.executorch.tokenizer import TOKENIZER, runner_tokenizer
+from edge.export.targets.executorch.weights import PortableEmbedding, keeps_codes, portable_weights
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
+from edge.text.tokenizer.load import load_tokenizer
 from tests.export.tiny import byte_tokenizer_files, llama_config
 
 BFLOAT16_STEP = 2.0**-8  # largest relative rounding of a scale

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
-from edge.executors.executorch import ExecuTorchExecutor
+from edge.config.tensors import HEAD
+from edge.executors.executorch.executor import ExecuTorchExecutor
 from edge.executors.registry import open_artifact_executor
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tensors import HEAD
-from export.artifact import check_artifact, export_model
-from export.options import ExportOptions
-from export.targets.executorch_weights import PortableWeights, portable_weights, stacked
+from edge.export.artifact import check_artifact, export_model
+from edge.export.options import ExportOptions
+from edge.export.targets.executorch.weights import PortableWeights, portable_weights, stacked
+from edge.formats.artifact.folder import Artifact
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 from tests.export.tiny import llama_config, make_source, minicpm_config
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
@@ -129,8 +129,8 @@ def test_matrices_of_the_same_codes_keep_their_scales(tmp_path: Path):
 @pytest.mark.parametrize("name", ["int4-g32", "int4-row", "int8-row"])
 def test_packed_as_executorch_does(name: str):
     """Our program of one matrix holds the same constants as the partitioner's, byte for byte."""
-    from export.targets.xnnpack_graph import XnnpackGraph
-    from export.targets.xnnpack_shapes import Size
+    from edge.export.targets.executorch.xnnpack_graph import XnnpackGraph
+    from edge.export.targets.executorch.xnnpack_shapes import Size
 
     weights = np.random.default_rng(0).standard_normal((48, 128), np.float32)
     portable = portable_weights(quantize(weights, QuantScheme.parse(name)))

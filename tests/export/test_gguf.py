@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.bundle.reader import Bundle
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.config import RopeConfig, SparseConfig
-from edge.convert import convert
+from edge.config.rope import rope_parameters
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ConfigError, ExportError
-from edge.quantize import quantize
-from edge.rope import rope_parameters
-from edge.scheme import QuantizedMatrix, QuantScheme
-from edge.tensors import EMBEDDING, HEAD
-from edge.tokenizer import load_tokenizer
-from export.artifact import check_artifact, export_model
-from export.check import exact_executor
-from export.options import ExportOptions
-from export.source import Source
-from export.targets.gguf_blocks import BLOCKS, obstacle, pack_blocks
+from edge.export.artifact import check_artifact, export_model
+from edge.export.check import exact_executor
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.export.targets.gguf.blocks import BLOCKS, obstacle, pack_blocks
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from edge.text.tokenizer import load_tokenizer
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 
@@ -210,7 +210,7 @@ def test_the_check_passes_and_says_by_what(tmp_path: Path):
 
 def test_smollm2_comes_back(smollm2_gguf: Path, tmp_path: Path):
     """The default model: tokens, template, and the very bytes of the tensors of the file it came from."""
-    from edge.resolve import open_model
+    from edge.hub.resolve import open_model
 
     source = Source(open_model(smollm2_gguf))
     artifact = export_model(source, GGUF, tmp_path / "out")

@@ -12,14 +12,14 @@ import pytest
 
 from edge.config import RopeConfig
 from edge.errors import ArtifactError
-from edge.resolve import open_model
-from edge.scheme import QuantScheme
-from edge.tokenizer import load_tokenizer
-from export.artifact import export_model
-from export.check import exact_executor
-from export.options import ExportOptions
-from export.source import Source, open_source
-from export.targets.gguf_check import run_llama_cpp
+from edge.export.artifact import export_model
+from edge.export.check import exact_executor
+from edge.export.options import ExportOptions
+from edge.export.source import Source, open_source
+from edge.export.targets.gguf.check import run_llama_cpp
+from edge.hub.resolve import open_model
+from edge.quant.scheme import QuantScheme
+from edge.text.tokenizer import load_tokenizer
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 

@@ -8,18 +8,18 @@ import sys
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
 from edge.config import SparseConfig
+from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError
-from edge.executors.native import NativeExecutor
+from edge.executors.native.executor import NativeExecutor
 from edge.executors.registry import open_artifact_executor
-from edge.resolve import open_model
+from edge.export.artifact import check_artifact, plan_export
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.hub.resolve import open_model
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
-from edge.scheme import QuantScheme
-from edge.session import Session
-from export.artifact import check_artifact, plan_export
-from export.options import ExportOptions
-from export.source import Source
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")

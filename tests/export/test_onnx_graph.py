@@ -8,7 +8,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
-from export.targets.onnx_graph import DATA_FILE, MODEL_FILE, GraphBuilder  # noqa: E402
+from edge.export.targets.onnx.graph import DATA_FILE, MODEL_FILE, GraphBuilder  # noqa: E402
 
 
 def test_tensors_beside_the_model(tmp_path):

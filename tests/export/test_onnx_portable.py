@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
-from edge.bundle.manifest import FileEntry
 from edge.config import RopeConfig, SparseConfig
+from edge.engine.session import Session
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError, NativeError
 from edge.executors.registry import open_artifact_executor
+from edge.export.artifact import check_artifact, export_model, plan_export
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.formats.artifact.folder import Artifact
+from edge.formats.bundle.manifest import FileEntry
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
-from edge.scheme import QuantScheme
-from edge.session import Session
-from edge.tokenizer.load import load_tokenizer
-from export.artifact import check_artifact, export_model, plan_export
-from export.options import ExportOptions
-from export.source import Source
+from edge.text.tokenizer.load import load_tokenizer
 
 from .tiny import llama_config, make_source
 
@@ -194,7 +194,7 @@ def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkey
     with pytest.raises(ConfigError, match="no block-sparse attention"):
         plan_export(Source(bundle), options)
     with monkeypatch.context() as little, pytest.raises(ContextError, match="choose a shorter context"):
-        little.setattr("edge.executors.onnx.available_memory", lambda: 1000)
+        little.setattr("edge.executors.onnx.executor.available_memory", lambda: 1000)
         opened(tiny)
     import onnxruntime
 

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.artifact import Artifact
 from edge.executors.registry import open_artifact_executor
-from edge.prompting import Message, PromptEncoder
-from edge.resolve import open_model
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.formats.artifact.folder import Artifact
+from edge.hub.resolve import open_model
+from edge.model.executor import TorchExecutor
+from edge.model.weights.loading import reference_from_bundle
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
-from edge.scheme import QuantScheme
-from export.artifact import export_model
-from export.options import ExportOptions
-from model.executor import TorchExecutor
-from model.loading import reference_from_bundle
+from edge.text.prompts import Message, PromptEncoder
 
 from .tiny import make_source, minicpm_config
 

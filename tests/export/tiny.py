@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from edge.bundle.reader import Bundle
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig, RopeConfig
-from edge.convert import convert
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tensors import EMBEDDING, HEAD, expected_tensors
-from export.source import Source
+from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.export.source import Source
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 VOCABULARY = 300  # 259 tokens of the tokenizer, and ids that stand for nothing
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"

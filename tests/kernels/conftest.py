@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge import packing
-from edge.executors.native import ScratchBuffer, ThreadPool
-from edge.native import library as native
-from edge.scheme import QuantizedMatrix, QuantScheme
+from edge.executors.native import library as native
+from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.quant import packing
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.bundle.manifest import BundleTensor
-from edge.bundle.writer import BundleWriter
-from edge.packing import pack
-from edge.profile import ProfileOptions, profile
-from edge.profile.adb import bench_arguments, profile_on_android, read_document
-from edge.profile.schema import ProfileError
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from edge.tensors import expected_tensors
+from edge.config.tensors import expected_tensors
+from edge.formats.bundle.manifest import BundleTensor
+from edge.formats.bundle.writer import BundleWriter
+from edge.measure.profile import ProfileOptions, profile
+from edge.measure.profile.adb import bench_arguments, profile_on_android, read_document
+from edge.measure.profile.schema import ProfileError
+from edge.quant.packing import pack
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 # Few: the emulator takes seconds for the machine's limits.
 OPTIONS = ProfileOptions(threads=(2,), prompt=(10,), generate=3, depth=(0, 20), repeat=1)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from edge.config import SparseConfig
-from edge.executors.native import sparse_constants
-from edge.native import library as native
-from edge.native.adapters import executorch_library
-from edge.native.operators import LayerCache, LayerOperators
-from edge.scheme import QuantScheme
-from model import cache_pages, ops_cache  # noqa: F401  # defines the operators
-from model.ops_linear import PackedShape
+from edge.executors.adapters import executorch_library
+from edge.executors.native import library as native
+from edge.executors.native.executor import sparse_constants
+from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.model import cache_pages, ops_cache  # noqa: F401  # defines the operators
+from edge.model.operators.linear import PackedShape
+from edge.quant.scheme import QuantScheme
 
 exir = pytest.importorskip("executorch.exir")
 runtime = pytest.importorskip("executorch.runtime")

@@ -14,7 +14,7 @@ import pytest
 
 KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
 CMAKE = (KERNELS / "CMakeLists.txt").read_text()
-TIERS = sorted(path.stem for path in (KERNELS / "src").glob("tier_*.cpp"))
+TIERS = sorted(path.stem for path in (KERNELS / "src").glob("tiers/*.cpp"))
 ARM_TARGETS = ("aarch64-linux-android29", "arm64-apple-ios15", "arm64-apple-macos13")
 X86_TARGETS = ("x86_64-apple-macos13",)
 # As CMakeLists.txt, but compiled faster, and nothing to include or to link with.

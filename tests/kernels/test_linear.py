@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge import packing
 from edge.errors import NativeError
-from edge.scheme import QuantScheme
+from edge.quant import packing
+from edge.quant.scheme import QuantScheme
 
 SCHEMES = [
     QuantScheme("f16"),

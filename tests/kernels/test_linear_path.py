@@ -7,8 +7,8 @@ import ctypes
 import pytest
 
 from edge.errors import NativeError
-from edge.native import library as native
-from edge.scheme import QuantScheme
+from edge.executors.native import library as native
+from edge.quant.scheme import QuantScheme
 
 
 def path(operators, random_matrix, scheme: QuantScheme, columns: int, activations: str = "int8") -> str:

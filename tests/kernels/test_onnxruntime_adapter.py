@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from edge.config import SparseConfig
-from edge.executors.native import sparse_constants
-from edge.native import library as native
-from edge.native.adapters import onnxruntime_library
-from edge.native.operators import LayerCache, LayerOperators
-from edge.scheme import QuantScheme
+from edge.executors.adapters import onnxruntime_library
+from edge.executors.native import library as native
+from edge.executors.native.executor import sparse_constants
+from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.quant.scheme import QuantScheme
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

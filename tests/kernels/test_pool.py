@@ -13,8 +13,8 @@ from itertools import pairwise
 import pytest
 
 from edge.errors import NativeError
-from edge.executors.native import ThreadPool
-from edge.native import library as native
+from edge.executors.native import library as native
+from edge.executors.native.pool import ThreadPool
 
 _TASK = dict(native.Parallel._fields_)["run"]._argtypes_[3]
 
@@ -85,7 +85,7 @@ def test_too_few_threads_in_the_system_is_an_error_and_no_abort():
     program = (
         "import resource\n"
         "from edge.errors import NativeError\n"
-        "from edge.executors.native import ThreadPool\n"
+        "from edge.executors.native.executor import ThreadPool\n"
         "ThreadPool(2)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"  # stacks of 8 MB each
         "try:\n"

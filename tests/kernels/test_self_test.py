@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from edge.errors import NativeError
-from edge.native import library as native
+from edge.executors.native import library as native
 
 
 def test_this_cpu(tier):

@@ -11,12 +11,12 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import ConfigError
-from model import block_attention
-from model.attention_mode import SparseAttention, use_attention_mode
-from model.decoder import Decoder
-from model.flex_blocks import block_mask, flex_attend
-from model.kv_cache import GrowingCache, StaticCache
-from model.sparse_attention import reference_attention
+from edge.model.attention import blocks as block_attention
+from edge.model.attention.flex import block_mask, flex_attend
+from edge.model.attention.mode import SparseAttention, use_attention_mode
+from edge.model.attention.sparse import reference_attention
+from edge.model.network.decoder import Decoder
+from edge.model.network.kv_cache import GrowingCache, StaticCache
 
 SPARSE = SparseConfig(
     kernel_size=8, kernel_stride=4, init_blocks=1, block_size=16, window_size=32, topk=3, dense_len=70

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config import ModelConfig, RopeConfig, SparseConfig
+from edge.config.presets import PRESETS
 from edge.errors import CheckpointError, ConfigError
-from edge.presets import PRESETS
-from edge.resolve import open_model
-from model.checkpoint import load_decoder, load_tensors, open_checkpoint, save_huggingface
-from model.decoder import Decoder
-from model.fold import fold_mup
-from model.hf_config import config_to_hf
+from edge.hub.resolve import open_model
+from edge.model.network.decoder import Decoder
+from edge.model.weights.checkpoint import load_decoder, load_tensors, open_checkpoint, save_huggingface
+from edge.model.weights.fold import fold_mup
+from edge.model.weights.hf_config import config_to_hf
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}

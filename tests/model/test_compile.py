@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from edge.config import ModelConfig
-from model.decoder import Decoder
-from model.kv_cache import StaticCache
-from model.upcycling import upcycle
+from edge.model.network.decoder import Decoder
+from edge.model.network.kv_cache import StaticCache
+from edge.model.weights.upcycling import upcycle
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from edge.config import ModelConfig
 from edge.errors import CheckpointError
-from model.decoder import Decoder, fused_attention
+from edge.model.network.decoder import Decoder, fused_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32 against float32, logits of about 1
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from edge.config import ModelConfig
-from model.decoder import Decoder
-from model.kv_cache import GrowingCache, StaticCache
+from edge.model.network.decoder import Decoder
+from edge.model.network.kv_cache import GrowingCache, StaticCache
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 CAPACITY = 40

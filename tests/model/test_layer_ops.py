@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge import packing
 from edge.config import SparseConfig
-from edge.executors.native import ScratchBuffer, ThreadPool, sparse_constants
-from edge.native import library as native
-from edge.native.operators import LayerCache as NativeCache
-from edge.native.operators import LayerOperators
-from edge.quantize import quantize
-from edge.scheme import QuantScheme
-from model import ops_cache  # noqa: F401  # defines operators, as does ops_linear
-from model.cache_pages import KV_TYPES, LayerCache
-from model.ops_linear import PackedShape
+from edge.executors.native import library as native
+from edge.executors.native.executor import sparse_constants
+from edge.executors.native.operators import LayerCache as NativeCache
+from edge.executors.native.operators import LayerOperators
+from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.model import ops_cache  # noqa: F401  # defines operators, as does ops_linear
+from edge.model.operators.cache_pages import KV_TYPES, LayerCache
+from edge.model.operators.linear import PackedShape
+from edge.quant import packing
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantScheme
 
 ops = torch.ops.edge
 SCHEMES = [

@@ -10,12 +10,12 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from edge.config import ModelConfig
+from edge.config.tensors import expected_tensors
 from edge.errors import ConfigError
-from edge.tensors import expected_tensors
-from model.decoder import Decoder
-from model.kv_cache import GrowingCache
-from model.moe import load_balance_loss
-from model.upcycling import upcycle
+from edge.model.network.decoder import Decoder
+from edge.model.network.kv_cache import GrowingCache
+from edge.model.network.moe import load_balance_loss
+from edge.model.weights.upcycling import upcycle
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 

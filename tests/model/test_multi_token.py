@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from model.decoder import Decoder
-from model.multi_token import MultiTokenPrediction
+from edge.model.network.decoder import Decoder
+from edge.model.network.multi_token import MultiTokenPrediction
 
 MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from edge.config import SparseConfig
 from edge.errors import ConfigError
-from model import ops
-from model.sparse_attention import reference_attention
+from edge.model.attention.sparse import reference_attention
+from edge.model.operators import attention as ops
 
 SPARSE = SparseConfig(
     kernel_size=8, kernel_stride=4, init_blocks=1, block_size=16, window_size=32, topk=3, dense_len=40

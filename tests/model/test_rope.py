@@ -1,4 +1,4 @@
-"""Every rope type of the reference against transformers, and `edge.rope` against the reference."""
+"""Every rope type of the reference against transformers, and `edge.config.rope` against the reference."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from edge.config import RopeConfig, RopeType
-from edge.rope import rope_parameters
-from model.decoder import Decoder
-from model.rope import rope_frequencies, rotate
+from edge.config.rope import rope_parameters
+from edge.model.network.decoder import Decoder
+from edge.model.network.rope import rope_frequencies, rotate
 
 SHORT = tuple(1 + 0.05 * i for i in range(16))
 LONG = tuple(1 + 1.7 * i for i in range(16))

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge.config import SparseConfig
-from model import block_attention
-from model.key_summaries import KeySummaries
-from model.sparse_attention import (
+from edge.model.attention import blocks as block_attention
+from edge.model.attention.key_summaries import KeySummaries
+from edge.model.attention.sparse import (
     block_scores,
     kernel_scores,
     reference_attention,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.decoder import fused_attention
-from train import needle
+from edge.model.network.decoder import fused_attention
+from edge.train import needle
 
 
 @pytest.mark.parametrize("ask_late", [False, True])

@@ -8,7 +8,7 @@ import pytest
 
 from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config import ModelConfig, RopeConfig
-from edge.scheme import QuantScheme
+from edge.quant.scheme import QuantScheme
 
 
 @pytest.fixture(scope="session")

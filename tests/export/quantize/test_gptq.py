@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from edge.errors import ExportError
-from edge.packing import pack, unpack
-from edge.quantize import quantize
-from edge.scheme import QuantizedMatrix, QuantScheme
-from export.quantize.gptq import gptq, invert
-from export.quantize.scales import CODE_RANGE, best_scales
+from edge.export.quantize.gptq import gptq, invert
+from edge.export.quantize.scales import CODE_RANGE, best_scales
+from edge.quant.packing import pack, unpack
+from edge.quant.rounding import quantize
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 ROWS = 11
 SCHEMES = [

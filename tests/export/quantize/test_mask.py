@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edge.checkpoints.synthetic import RandomCheckpoint
-from export.calibration import calibration
-from export.quantize import QuantizeOptions
-from export.quantize.activations import Stream, load_layer
-from export.quantize.calibrated import embed, quantize_layer, read_layer
+from edge.export.calibration import calibration
+from edge.export.quantize import QuantizeOptions
+from edge.export.quantize.activations import Stream, load_layer
+from edge.export.quantize.calibrated import embed, quantize_layer, read_layer
 
 SINK_CHANNEL = 37
 
@@ -86,5 +86,5 @@ def test_the_sink_is_kept(
         first[method], rest[method] = sink.errors(options)
     assert rest["p-gptq"] < 0.7 * rest["gptq"] < 0.7 * rest["rtn"]
     assert first["p-gptq"] < 3 * rest["p-gptq"]
-    monkeypatch.setattr("export.quantize.activations._Adder.gram", lambda adder: adder._total)
+    monkeypatch.setattr("edge.export.quantize.activations._Adder.gram", lambda adder: adder._total)
     assert sink.errors(options)[0] > 5 * first["p-gptq"]

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from edge.bundle.reader import Bundle
 from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config import ModelConfig
 from edge.errors import BundleError, ExportError
-from edge.packing import dequantize
-from edge.scheme import QuantScheme
-from export.calibration import calibration, default_text
-from export.quantize import QuantizeOptions, quantize_checkpoint, report_path
-from export.quantize.activations import Stream, load_layer
-from export.quantize.calibrated import embed, read_layer
-from export.quantize.smooth import STAGES, smooth
-from export.quantize.weights import read_float32
-from model.decoder import Decoder
-from model.loading import reference_from_bundle
+from edge.export.calibration import calibration, default_text
+from edge.export.quantize import QuantizeOptions, quantize_checkpoint, report_path
+from edge.export.quantize.activations import Stream, load_layer
+from edge.export.quantize.calibrated import embed, read_layer
+from edge.export.quantize.smooth import STAGES, smooth
+from edge.export.quantize.weights import read_float32
+from edge.formats.bundle.reader import Bundle
+from edge.model.network.decoder import Decoder
+from edge.model.weights.loading import reference_from_bundle
+from edge.quant.packing import dequantize
+from edge.quant.scheme import QuantScheme
 
 SMALL: dict[str, Any] = {"sequences": 6, "length": 64, "threads": 1}
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from edge.bundle.reader import Bundle
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config import ModelConfig
 from edge.errors import ExportError
-from edge.packing import dequantize
-from edge.scheme import QuantScheme
-from export.quantize import QuantizeOptions, quantize_checkpoint
-from export.quantize.ternary import ternary_distance
-from model.checkpoint import save_huggingface
-from model.decoder import Decoder
+from edge.export.quantize import QuantizeOptions, quantize_checkpoint
+from edge.export.quantize.ternary import ternary_distance
+from edge.formats.bundle.reader import Bundle
+from edge.model.network.decoder import Decoder
+from edge.model.weights.checkpoint import save_huggingface
+from edge.quant.packing import dequantize
+from edge.quant.scheme import QuantScheme
 
 
 def fake_quantized(weights: torch.Tensor, group: int) -> torch.Tensor:

@@ -1,0 +1,156 @@
+"""`edge chat`: in a terminal, in a pipe, or for one prompt."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge.apps.cli.errors import FAILED, say
+from edge.apps.cli.options import Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
+from edge.apps.cli.terminal import output_console
+from edge.errors import EdgeError
+from edge.hub.names import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from edge.apps.chat.loop import ChatLoop
+    from edge.runtime import Model as LoadedModel
+
+
+class Overflow(str, Enum):
+    """Names of `--overflow`."""
+
+    stop = "stop"
+    drop = "drop"
+
+
+@expand
+def chat(
+    model: Model = DEFAULT_MODEL,
+    *,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Answer this and exit; - reads all of stdin.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt; by default the model's own.")
+    ] = None,
+    overflow: Annotated[
+        Overflow, typer.Option(help="When the context is full: stop, or drop the oldest turns.")
+    ] = Overflow.stop,
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think", help="Switch thinking, if the chat template can.", show_default=False
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Begin with the KV cache in this file, if there is one, and leave ours there.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    source: SourceOptions,
+    run: RunOptions,
+    sampling: SamplingOptions,
+) -> None:
+    """Chat with a model. In a pipe every line of stdin is a message."""
+    interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    if as_json and interactive:
+        raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="'--json'")
+    settings = sampling.settings()  # a wrong flag fails before the model is loaded
+    message = None if prompt is None else _message(prompt)
+
+    from edge.apps.chat.json_document import answer_document
+    from edge.apps.chat.loop import ChatLoop
+    from edge.apps.chat.views import JsonView, PlainView, TerminalView, View
+    from edge.apps.cli.loading import load_model
+
+    started = perf_counter()
+    with load_model(model, source, run) as loaded:
+        load_seconds = perf_counter() - started
+        conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
+        if cache is not None and cache.exists():
+            conversation.session.load(cache)
+        view: View
+        if as_json:
+            describe = partial(answer_document, loaded, conversation, load_seconds)
+            view = JsonView(loaded.context, describe)
+        else:
+            view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
+        loop = ChatLoop(loaded, conversation, view, system=system, thinking=think)
+        try:
+            if interactive:
+                _interact(loop, loaded)
+            elif message is not None:
+                done = loop.say(message)
+                if done.stop_reason == "cancelled":
+                    raise KeyboardInterrupt  # for the exit code: the answer is not whole
+            else:
+                _read_lines(loop)
+        finally:
+            if cache is not None:
+                conversation.session.save(cache)
+
+
+def _message(prompt: str) -> str:
+    """The one message to answer."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise EdgeError("The prompt is empty: say something.")
+    return text
+
+
+def _read_lines(loop: ChatLoop) -> None:
+    """Take every line of stdin. One that fails does not keep the others from their answers."""
+    failed = False
+    for line in sys.stdin:
+        try:
+            if not loop.enter(line):
+                break
+        except EdgeError as error:
+            say(str(error))
+            failed = True
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _interact(loop: ChatLoop, model: LoadedModel) -> None:
+    from importlib.metadata import version
+
+    from rich.text import Text
+
+    from edge.apps.chat.interrupts import Interrupts
+    from edge.apps.chat.line_editor import LineEditor
+    from edge.apps.chat.loop import memory_line
+
+    console = output_console()
+    facts = f" {version('minicpm-edge')} · {model.name} · {loop.machine()}"
+    console.print(Text("MiniCPM Edge", style="bold").append(facts, style="not bold"), soft_wrap=True)
+    console.print(f"Memory: {memory_line(model)}", style="dim", soft_wrap=True)
+    console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", style="dim")
+    editor = LineEditor(loop.commands, loop.status)
+    with Interrupts() as interrupts:
+        while True:
+            try:
+                text = editor.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                console.print("(Ctrl-D or /exit leaves)", style="dim")
+                continue
+            try:
+                with interrupts.armed():
+                    if not loop.enter(text):
+                        return
+            except EdgeError as error:
+                say(str(error))
+            except KeyboardInterrupt:  # not during an answer: that is cancelled
+                console.print("(stopped: cancelled)", style="dim")
+            console.print()

@@ -1,0 +1,64 @@
+"""The JSON document of an answer (`edge chat --json`). Fields are only ever added, or `schema` grows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from edge.chat import Chat
+from edge.engine.generation import Completion
+from edge.engine.sampling import Sampled
+from edge.engine.settings import merge_settings
+from edge.runtime import Model
+
+SCHEMA = 1
+
+
+def answer_document(model: Model, chat: Chat, load_seconds: float, done: Completion) -> dict[str, Any]:
+    """What was asked of the model, what it answered and what that cost, in plain JSON values."""
+    plan = model.memory_plan
+    return {
+        "schema": SCHEMA,
+        "model": model.name,
+        "text": done.text,
+        "stop_reason": done.stop_reason,
+        "prompt_tokens": done.prompt_tokens,
+        "reused_tokens": done.reused_tokens,
+        "completion_tokens": len(done.tokens),
+        "ttft_seconds": done.ttft_seconds,
+        "prefill_tokens_per_second": done.prefill_tokens_per_second,
+        "tokens_per_second": done.tokens_per_second,
+        "load_seconds": load_seconds,
+        "context": model.context,
+        "attention": model.attention,
+        "settings": _settings(model, chat),
+        "memory": {
+            "weights_bytes": plan.weights,
+            "kv_cache_bytes": plan.kv_cache,
+            "workspace_bytes": plan.workspace,
+        },
+        "logprobs": None if done.logprobs is None else [_token(model, token) for token in done.logprobs],
+    }
+
+
+def _settings(model: Model, chat: Chat) -> dict[str, Any]:
+    settings = asdict(merge_settings(model.generation_config, None, chat.settings))
+    values: dict[str, Any] = {**settings.pop("sampling"), **settings}
+    # JSON has no infinity, and its keys are strings.
+    values["logit_bias"] = {
+        str(token): bias if math.isfinite(bias) else str(bias) for token, bias in values["logit_bias"].items()
+    }
+    return values
+
+
+def _token(model: Model, sampled: Sampled) -> dict[str, Any]:
+    def text(token: int) -> str:
+        return model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    return {
+        "token": sampled.token,
+        "text": text(sampled.token),
+        "logprob": sampled.logprob,
+        "top": [{"token": token, "text": text(token), "logprob": value} for token, value in sampled.top],
+    }

@@ -1,0 +1,1 @@
+"""The program `edge`, and what its commands share."""

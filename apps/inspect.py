@@ -1,0 +1,131 @@
+"""`edge inspect`: what is in a model, and the memory that it needs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge.apps.cli.options import Json, KVType, Model, SourceOptions, expand
+from edge.apps.cli.terminal import convert_progress, format_bytes, format_count, output_console
+from edge.errors import ContextError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from edge.config import RopeConfig
+    from edge.measure.inspection import ModelFacts
+
+
+@expand
+def inspect(
+    model: Model,
+    *,
+    source: SourceOptions,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Plan memory for this many tokens; by default the trained ones.")
+    ] = None,
+    kv: Annotated[KVType, typer.Option(help="Number type of the KV cache in the plan.")] = KVType.float16,
+    as_json: Json = False,
+) -> None:
+    """Show a model's architecture, quantization, tokenizer and the memory it needs."""
+    from edge.hub.resolve import open_model
+    from edge.measure.inspection import inspect_bundle
+
+    with convert_progress(model) as progress:
+        bundle = open_model(model, **source.arguments(), progress=progress)
+    trained = bundle.config.max_position_embeddings
+    if context is not None and context > trained:
+        raise ContextError(
+            f"A context of {context} tokens is beyond the {trained} that the model was made for: plan for "
+            "less; edge chat goes beyond it with --rope-override and then prints its memory."
+        )
+    facts = inspect_bundle(bundle, context=context, kv_type=kv.value)
+    if as_json:
+        typer.echo(json.dumps({"model": model, **facts.to_json()}, ensure_ascii=False))
+    else:
+        _print(facts, output_console())
+
+
+def _print(facts: ModelFacts, console: Console) -> None:
+    config = facts.config
+    summary = _table()
+    rows = {
+        "Source": facts.source,
+        "Bundle": facts.path,
+        "Architecture": config.model_type + _scales(facts),
+        "Parameters": f"{format_count(facts.parameters)} in {format_bytes(facts.memory.weights)}",
+        "Layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size}, "
+        f"MLP {config.intermediate_size}",
+        "Attention": f"{config.num_attention_heads} heads of {config.head_dim}, "
+        f"{config.num_key_value_heads} for keys and values",
+        "Context": f"{config.max_position_embeddings} tokens, {_rope(config.rope)}",
+        "Tokenizer": f"{facts.tokenizer.kind or 'none'}, {facts.tokenizer.vocab_size} tokens",
+        "Chat template": ("yes, with thinking" if facts.thinking else "yes") if facts.chat_template else "no",
+        "Own settings": ", ".join(f"{name}={value}" for name, value in facts.generation_config.items())
+        or "none",
+    }
+    for name, value in rows.items():
+        summary.add_row(name, value)
+    console.print(summary)
+
+    console.print("\nWeights", style="bold")
+    weights = _table("Part", "Tensors>", "Parameters>", "Stored as", "From", "Bits/weight>", "Size>")
+    for group in facts.groups:
+        weights.add_row(
+            group.part,
+            str(group.count),
+            format_count(group.parameters),
+            str(group.scheme),
+            group.source_type,
+            f"{group.bits_per_weight:.2f}",
+            format_bytes(group.bytes),
+        )
+    console.print(weights)
+    for change in sorted({f"{group.source_type} -> {group.scheme}" for group in facts.rounded}):
+        console.print(
+            f"Not exact: {change} (the values were rounded when the model was converted)", style="yellow"
+        )
+
+    plan = facts.memory
+    console.print(f"\nMemory at {plan.context} tokens", style="bold")
+    memory = _table("", "Size>", "")
+    memory.add_row("weights", format_bytes(plan.weights), "read at the start (chat --mmap: when used)")
+    per_token = format_bytes(config.kv_bytes_per_token(facts.kv_type))
+    memory.add_row(
+        "KV cache",
+        format_bytes(plan.kv_cache),
+        f"{per_token} per token in {facts.kv_type}, grows as it fills",
+    )
+    memory.add_row("workspace", format_bytes(plan.workspace), "estimate")
+    memory.add_row("total", format_bytes(plan.total), "", style="bold")
+    console.print(memory)
+
+
+def _table(*headers: str) -> Table:
+    """A borderless table; a header that ends in > is a right-aligned column."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=any(headers), header_style="dim")
+    if not headers:
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+    for header in headers:
+        table.add_column(
+            header.rstrip(">"), justify="right" if header.endswith(">") else "left", no_wrap=True
+        )
+    return table
+
+
+def _scales(facts: ModelFacts) -> str:
+    config = facts.config
+    names = ("scale_emb", "scale_depth", "dim_model_base")
+    given = [f"{name} {getattr(config, name):g}" for name in names if getattr(config, name) is not None]
+    return f" ({', '.join(given)})" if given else ""
+
+
+def _rope(rope: RopeConfig) -> str:
+    text = f"RoPE {rope.type}, theta {rope.theta:g}"
+    return text if rope.type in ("default", "longrope") else f"{text}, factor {rope.factor:g}"

@@ -1,0 +1,193 @@
+"""`edge profile`: how fast a model is on this machine, why, and how fast it would be on another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge.apps.cli.options import Activations, Json, expand
+from edge.apps.cli.terminal import error_console, output_console
+from edge.apps.profile.options import MODEL_OR_FILES, PlanOptions, TestOptions
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.measure.profile import Profile, ProfileOptions
+
+
+@expand
+def profile(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_OR_FILES)],
+    *,
+    tests: TestOptions,
+    activations: Annotated[
+        Activations, typer.Option(help="Arithmetic of the inputs of matrices.")
+    ] = Activations.int8,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare two profiles, BEFORE and AFTER, instead of measuring.")
+    ] = False,
+    fail_above: Annotated[
+        str | None,
+        typer.Option(metavar="5%", help="With --compare: exit with 1 if a test became slower by more."),
+    ] = None,
+    planned: PlanOptions,
+    adb: Annotated[
+        Path | None,
+        typer.Option(metavar="PROGRAM", help="Measure on an Android device, with this edge_bench for it."),
+    ] = None,
+    serial: Annotated[str | None, typer.Option(help="With --adb: which device.")] = None,
+    as_json: Json = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON document here.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a table of the results here.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with plots here (needs matplotlib).")
+    ] = None,
+) -> int:
+    """Measure prefill and decode beside the machine's limits, compare two measurements, or plan without a
+    run.
+    """
+    if compare and planned.plan:
+        raise typer.BadParameter("give either --compare or --plan", param_hint="'--compare'")
+    if len(model) != (2 if compare else 1):
+        wanted = "two profiles, BEFORE and AFTER" if compare else "one model"
+        raise typer.BadParameter(f"give {wanted}", param_hint="MODEL")
+    if fail_above is not None and not compare:
+        raise typer.BadParameter("belongs to --compare", param_hint="'--fail-above'")
+    if compare:
+        return _compare(Path(model[0]), Path(model[1]), fail_above, as_json)
+    if planned.plan:
+        return _plan(model[0], tests, planned, as_json)
+    if serial is not None and adb is None:
+        raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
+    _check_outputs(out, csv, html)
+    options = tests.profile_options(activations.value)
+    if adb is not None:
+        from edge.measure.profile.adb import profile_on_android
+
+        result = profile_on_android(model[0], options, adb, serial)
+    else:
+        result = _measure(model[0], options)
+    _deliver(result, as_json, out, csv, html)
+    return 0
+
+
+def _check_outputs(out: Path | None, csv: Path | None, html: Path | None) -> None:
+    """Refuse before minutes of measuring what would fail after them."""
+    if html is not None:
+        from edge.measure.profile.plots import require_matplotlib
+
+        require_matplotlib()
+    for path in (out, csv, html):
+        if path is not None and not path.parent.is_dir():
+            raise EdgeError(f"There is no folder '{path.parent}' for '{path.name}': make it first.")
+
+
+def _measure(model: str, options: ProfileOptions) -> Profile:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from edge.measure.profile.run import profile as measure
+
+    console = error_console()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("Opening", total=None)
+        return measure(
+            model,
+            options,
+            progress=lambda done, total, what: bar.update(
+                task, completed=done, total=total, description=what
+            ),
+        )
+
+
+def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None, html: Path | None) -> None:
+    from edge.apps.profile.view import print_profile
+
+    document = json.dumps(result.to_json())
+    if csv is not None:
+        from edge.measure.profile.export import to_csv
+
+        _write(csv, to_csv(result))
+    if html is not None:
+        from edge.measure.profile.page import to_html
+
+        _write(html, to_html(result))
+    if out is not None:
+        _write(out, document + "\n")
+    if as_json:
+        typer.echo(document)
+    else:
+        print_profile(result, output_console())
+
+
+def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -> int:
+    from edge.apps.profile.view import comparison_json, print_comparison
+    from edge.measure.profile.compare import compare
+    from edge.measure.profile.schema import Profile
+
+    limit = None if fail_above is None else _share(fail_above)
+    old, new = Profile.load(before), Profile.load(after)
+    found = compare(old, new)
+    slower = [ratio for ratio in found.ratios if limit is not None and ratio.is_slower(limit)]
+    if as_json:
+        typer.echo(json.dumps(comparison_json(found, slower)))
+    else:
+        print_comparison(found, slower, (*old.machine.remarks, *new.machine.remarks), output_console())
+    return 1 if slower else 0
+
+
+def _plan(model: str, tests: TestOptions, planned: PlanOptions, as_json: bool) -> int:
+    from edge.apps.profile.view import print_plans
+    from edge.measure.profile.plan import parse_size, plan
+
+    device = planned.planned_device()
+    memory = None if planned.memory is None else parse_size(planned.memory)
+    plans = plan(
+        model,
+        quantize=tests.quantizations,
+        group=tests.group,
+        head=None if tests.head is None else tests.head.value,
+        context=planned.context,
+        kv_type=tests.kv_types[0],
+        memory=memory,
+        device=device,
+    )
+    if as_json:
+        described = None if device is None else vars(device)
+        document = {"schema": 1, "model": model, "kv_type": tests.kv_types[0], "memory_bytes": memory}
+        typer.echo(json.dumps({**document, "device": described, "plans": [each.to_json() for each in plans]}))
+    else:
+        print_plans(model, plans, memory, device, output_console())
+    return 0
+
+
+def _share(text: str) -> float:
+    """0.05 of `5%` or `0.05`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise typer.BadParameter(f"'{text}' is not a share such as 5%", param_hint="'--fail-above'")
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    from edge.formats.atomic import write_failure, write_file
+
+    try:
+        write_file(path, text.encode())
+    except OSError as error:
+        raise EdgeError(write_failure(path, error)) from None

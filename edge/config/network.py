@@ -1,0 +1,351 @@
+"""The shape of a network: one frozen description read from `config.json` or GGUF metadata.
+
+Field names follow Hugging Face's config keys. Sources: MiniCPM4 technical report; MiniCPM (muP scales).
+`edge.config.sources` knows the foreign formats; this file owns the fields, their limits and the JSON form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from edge.errors import ConfigError, ContextError
+
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
+KVType = Literal["float16", "float32", "int8"]
+
+_LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
+_MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
+_MOST_EXPERTS = 1000
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: its type and the parameters of that type (`edge.config.rope` turns them into
+    frequencies).
+
+    factor: all but default and longrope; dynamic is NTK-aware. original_max_position_embeddings: yarn,
+    dynamic, longrope, llama3. short_factor, long_factor: longrope, head_dim / 2 values each.
+    attention_factor: overrides the factor by which cos and sin are multiplied (yarn and longrope). beta_fast,
+    beta_slow: turns over the original length between which the ramp of yarn and llama3 lies (llama3 calls
+    them high_freq_factor and low_freq_factor). truncate: yarn's ramp begins and ends at whole pairs.
+    """
+
+    type: RopeType = "default"
+    theta: float = 10000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.type not in get_args(RopeType):
+            raise ConfigError(
+                f"Unknown rope_type '{self.type}'; supported are {', '.join(get_args(RopeType))}, "
+                "and running with another one would give wrong text."
+            )
+        _positive(self, "theta", "factor", "beta_fast", "beta_slow")
+        for name in ("original_max_position_embeddings", "attention_factor"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        for name in ("theta", "original_max_position_embeddings"):
+            if getattr(self, name) is not None and getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
+        if self.type in ("yarn", "longrope", "llama3") and self.original_max_position_embeddings is None:
+            raise ConfigError(f"rope_type {self.type} needs the field 'original_max_position_embeddings'.")
+        if self.type == "llama3" and self.beta_fast <= self.beta_slow:
+            raise ConfigError(
+                f"high_freq_factor ({self.beta_fast}) of rope_type llama3 must be above low_freq_factor "
+                f"({self.beta_slow})."
+            )
+        if self.type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                values = getattr(self, name)
+                if not values:
+                    raise ConfigError(f"rope_type longrope needs the field '{name}'.")
+                if not all(0 < value <= _LARGEST for value in values):
+                    raise ConfigError(f"The values of '{name}' must be positive numbers.")
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """InfLLM-V2 block-sparse attention (`sparse_config`); sizes, strides and lengths in tokens.
+
+    A query at position p is dense when p + 1 <= dense_len (-1: always sparse). Beyond, it reads the first
+    init_blocks blocks, the window_size / block_size local blocks that end with its own, and the best-scored
+    others, so that first and best ones together are topk. exact_lse: normalise scores over the fine kernels
+    instead of the coarse ones. use_nope: scores from keys without RoPE, which nothing here computes.
+    """
+
+    kernel_size: int = 32
+    kernel_stride: int = 16
+    init_blocks: int = 1
+    block_size: int = 64
+    window_size: int = 2048
+    topk: int = 64
+    dense_len: int = 8192
+    use_nope: bool = False
+    exact_lse: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk", whole=True)
+        for name, least in (("init_blocks", 0), ("dense_len", -1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of {least} or more, not {value!r}.")
+        for name, unit in (
+            ("kernel_size", "kernel_stride"),
+            ("block_size", "kernel_stride"),
+            ("window_size", "block_size"),
+        ):
+            if getattr(self, name) % getattr(self, unit):
+                raise ConfigError(
+                    f"{name} ({getattr(self, name)}) must be a multiple of {unit} ({getattr(self, unit)})."
+                )
+        if self.init_blocks > self.topk:
+            raise ConfigError(
+                f"init_blocks ({self.init_blocks}) are part of topk ({self.topk}) and can't be more."
+            )
+
+    @property
+    def coarse_size(self) -> int:
+        """Tokens under one coarse kernel: four times the fine one, as published."""
+        return 4 * self.kernel_size
+
+    @property
+    def coarse_stride(self) -> int:
+        """Tokens between the starts of two coarse kernels."""
+        return 4 * self.kernel_stride
+
+    @property
+    def local_blocks(self) -> int:
+        """Blocks that are always read: the query's own and those just before it."""
+        return self.window_size // self.block_size
+
+    @property
+    def dynamic_blocks(self) -> int:
+        """Blocks that are read because of their score."""
+        return self.topk - self.init_blocks
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything the decoder needs to know about a network.
+
+    scale_emb, scale_depth, dim_model_base: MiniCPM's muP scales; None means a plain Llama (scale 1).
+    num_experts: 0 for a dense network.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None = None
+    scale_emb: float | None = None
+    scale_depth: float | None = None
+    dim_model_base: float | None = None
+    sparse: SparseConfig | None = None
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, *_SIZES, whole=True)
+        _positive(self, "rms_norm_eps")
+        for name in ("scale_emb", "scale_depth", "dim_model_base"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.num_hidden_layers > _MOST_LAYERS:
+            raise ConfigError(
+                f"num_hidden_layers is {self.num_hidden_layers}, but at most {_MOST_LAYERS} are supported."
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})."
+            )
+        if self.head_dim % 16:
+            raise ConfigError(f"head_dim is {self.head_dim}, but attention is built for multiples of 16.")
+        if self.num_experts > _MOST_EXPERTS:
+            raise ConfigError(
+                f"num_experts is {self.num_experts}, but at most {_MOST_EXPERTS} are supported."
+            )
+        if self.num_experts and not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise ConfigError(
+                f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "
+                f"({self.num_experts})."
+            )
+        if self.rope.type == "longrope":
+            for name in ("short_factor", "long_factor"):
+                count = len(getattr(self.rope, name))
+                if count != self.head_dim // 2:
+                    raise ConfigError(
+                        f"'{name}' has {count} values; head_dim {self.head_dim} needs {self.head_dim // 2}."
+                    )
+        ids = {"bos_token_id": (self.bos_token_id,), "pad_token_id": (self.pad_token_id,)}
+        for name, values in {**ids, "eos_token_ids": self.eos_token_ids}.items():
+            for value in values:
+                if value is not None and not 0 <= value < self.vocab_size:
+                    raise ConfigError(
+                        f"{name} {value} lies outside the vocabulary of {self.vocab_size} tokens."
+                    )
+
+    @property
+    def embedding_scale(self) -> float:
+        """muP, place 1: factor on the embeddings."""
+        return 1.0 if self.scale_emb is None else self.scale_emb
+
+    @property
+    def residual_scale(self) -> float:
+        """muP, place 2: factor on every sub-layer output before it is added to the residual stream."""
+        return 1.0 if self.scale_depth is None else self.scale_depth / self.num_hidden_layers**0.5
+
+    @property
+    def logit_scale(self) -> float:
+        """muP, place 3: factor on the final normed hidden state before the LM head."""
+        return 1.0 if self.dim_model_base is None else self.dim_model_base / self.hidden_size
+
+    def check_context(self, context: int) -> None:
+        """Raise ContextError if `context` tokens are more than the model was made for."""
+        if context > self.max_position_embeddings:
+            raise ContextError(
+                f"A context of {context} tokens is beyond the {self.max_position_embeddings} that the model "
+                "was made for: ask for less, or extend it knowingly with a RoPE override such as "
+                '{"rope_type": "yarn", "factor": 4}.'
+            )
+
+    def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
+        """Bytes that one token takes in the KV cache, all layers together."""
+        # int8 rows have a float32 scale each.
+        row = {"float16": 2 * self.head_dim, "float32": 4 * self.head_dim, "int8": self.head_dim + 4}[kv_type]
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * row
+
+    @classmethod
+    def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Read the contents of a Hugging Face `config.json`; ConfigError names what is wrong.
+
+        Fields that may be absent have the defaults of transformers' LlamaConfig and of MiniCPM's own:
+        rope_theta 10000, num_key_value_heads = num_attention_heads, head_dim = hidden_size /
+        num_attention_heads; tie_word_embeddings is true for MiniCPM and false for Llama (a
+        checkpoint that has a head of its own is not tied).
+        """
+        from edge.config.sources import config_from_hf
+
+        return config_from_hf(data)
+
+    @classmethod
+    def from_gguf(
+        cls,
+        metadata: Mapping[str, Any],
+        *,
+        tie_word_embeddings: bool = False,
+        short_factor: Sequence[float] = (),
+        long_factor: Sequence[float] = (),
+    ) -> ModelConfig:
+        """Read GGUF metadata, a mapping from key to plain Python value; ConfigError names what is wrong.
+
+        What GGUF keeps in tensors comes beside it: tie_word_embeddings (the file has no `output.weight`) and
+        the rotary factors (`rope_factors_short.weight`, `rope_factors_long.weight`; for a `rope_freqs.weight`
+        pass it as both).
+        """
+        from edge.config.sources import config_from_gguf
+
+        return config_from_gguf(
+            metadata,
+            tie_word_embeddings=tie_word_embeddings,
+            short_factor=short_factor,
+            long_factor=long_factor,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest's form: plain JSON values, every field present."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
+        known = _exact_fields(cls, data, "config")
+        known["rope"] = RopeConfig(**_tuples(_exact_fields(RopeConfig, known["rope"], "config.rope")))
+        if known["sparse"] is not None:
+            known["sparse"] = SparseConfig(**_exact_fields(SparseConfig, known["sparse"], "config.sparse"))
+        return cls(**_tuples(known))
+
+    def with_rope_override(self, override: str | Mapping[str, Any]) -> ModelConfig:
+        """A config whose rotary embedding is changed on purpose, for prompts beyond the trained context.
+
+        override: a JSON object (or its text) with the keys of a Hugging Face `rope_scaling` entry, plus
+        `rope_theta` and `max_position_embeddings` (the new context). Keys that it leaves out keep their value
+        when the type stays the same. Examples:
+
+        * `{"rope_type": "yarn", "factor": 4}` on a plain Llama of 32768 tokens: 131072 tokens;
+        * `{"long_factor": [...], "max_position_embeddings": 131072}` on MiniCPM4: replaces both factor lists,
+          and leaves the factor on cos and sin as it was trained;
+        * `{"max_position_embeddings": 131072}`: extrapolates with unchanged frequencies.
+
+        Raises ConfigError for anything it does not understand.
+        """
+        from edge.config.sources import override_rope
+
+        if isinstance(override, str):
+            try:
+                override = json.loads(override)
+            except ValueError as error:
+                raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
+        if not isinstance(override, Mapping):
+            raise ConfigError(
+                'The RoPE override must be a JSON object such as {"rope_type": "yarn", "factor": 4}.'
+            )
+        rope, max_positions = override_rope(self, override)
+        return replace(self, rope=rope, max_position_embeddings=max_positions)
+
+
+def _positive(instance: Any, *names: str, whole: bool = False) -> None:
+    kinds, wanted = (int, "whole number") if whole else ((int, float), "number")
+    for name in names:
+        value = getattr(instance, name)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not number or not 0 < value <= _LARGEST:
+            raise ConfigError(f"{name} must be a positive {wanted}, not {value!r}.")
+
+
+def _exact_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"'{where}' must be an object, not {type(data).__name__}.")
+    names = {field.name for field in fields(cls)}
+    for name in data:
+        if name not in names:
+            raise ConfigError(
+                f"Unknown field '{where}.{name}'; update minicpm-edge or convert the model again."
+            )
+    for name in names:
+        if name not in data:
+            raise ConfigError(f"The field '{where}.{name}' is missing; convert the model again.")
+    return dict(data)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -1,0 +1,147 @@
+"""One sequence on an executor: its KV cache, the tokens in it, and the reuse of what a new prompt shares.
+
+A session belongs to one thread at a time. Several sessions may use one executor from several threads; the
+executor runs their calls one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import ContextError, EdgeError
+from edge.executors.protocol import CacheStore, Executor
+from edge.formats.kv_file import read_cache, write_cache
+
+Tokens = Sequence[int] | npt.NDArray[np.int32]
+
+
+class Session:
+    """A KV cache and a mirror of its tokens, which agree after every call, failed ones included.
+
+    reused_tokens, computed_tokens: how many prompt and answer tokens were found in the cache and how many the
+    executor had to run, over the session's life.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.reused_tokens = 0
+        self.computed_tokens = 0
+        self._cache = executor.new_cache()
+        self._tokens = np.empty(256, np.int32)  # grows by doubling
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the cache can hold."""
+        return self._cache.capacity
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """The tokens in the cache, int32 [length]; a view that the next call may change."""
+        return self._tokens[: self.length]
+
+    def shared_prefix(self, prompt: Tokens) -> int:
+        """How many tokens of `prompt` stand at the start of the cache."""
+        new = np.asarray(prompt, np.int32)
+        n = min(len(new), self.length)
+        different = np.flatnonzero(new[:n] != self._tokens[:n])
+        return int(different[0]) if different.size else n
+
+    def check_prompt(self, prompt: Tokens) -> None:
+        """Raise EdgeError for an empty prompt and ContextError for one that does not fit."""
+        if len(prompt) == 0:
+            raise EdgeError("The prompt is empty: give at least one word.")
+        if len(prompt) > self.context:
+            raise ContextError(
+                f"The prompt takes {len(prompt)} tokens and the context holds {self.context}: "
+                "shorten it or open the model with a longer context."
+            )
+
+    def prefill(
+        self, prompt: Tokens, cancelled: Callable[[], bool] = lambda: False
+    ) -> npt.NDArray[np.float32] | None:
+        """Make `prompt` the content of the cache, computing only what it does not share with the present one.
+
+        Returns the logits of the last token, float32 [vocab_size]; None if `cancelled` said so between two
+        chunks (the cache then holds the part that was done). Raises as `check_prompt` does.
+        """
+        new = np.asarray(prompt, np.int32)
+        self.check_prompt(new)
+        # The last token is always run again: its logits are what the caller came for.
+        reused = min(self.shared_prefix(new), len(new) - 1)
+        self.truncate(reused)
+        self.reused_tokens += reused
+        step = self.executor.max_batch
+        for start in range(reused, len(new), step):
+            if cancelled():
+                return None
+            logits = self._append(new[start : start + step], want_logits=start + step >= len(new))
+        return logits
+
+    def step(self, token: int) -> npt.NDArray[np.float32]:
+        """Append one token; returns the logits after it, float32 [vocab_size]."""
+        logits = self._append(np.array([token], np.int32), want_logits=True)
+        assert logits is not None
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        if length < self.length:
+            self.executor.truncate(self._cache, length)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def save(self, path: str | Path) -> int:
+        """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
+        store = self._store()
+        return write_cache(path, store.cache_identity, self.tokens, store.cache_memory(self._cache))
+
+    def load(self, path: str | Path) -> None:
+        """Make what `save` wrote the content of the cache.
+
+        Raises EdgeError, and changes nothing, for a file of another model or setting or a damaged one, and
+        ContextError for one that does not fit.
+        """
+        store = self._store()
+        stored = read_cache(path, store.cache_identity)
+        count = len(stored.tokens)
+        if count > self.context:
+            raise ContextError(
+                f"The KV cache '{path}' holds {count} tokens and the context {self.context}: open the model "
+                "with a longer context."
+            )
+        store.restore(self._cache, count, stored.memory)
+        self._tokens = np.array(stored.tokens, np.int32)
+
+    def _store(self) -> CacheStore:
+        if not self.executor.capabilities.cache_files:
+            raise EdgeError("This executor can't keep its KV cache in a file: use the native one.")
+        return cast(CacheStore, self.executor)
+
+    def _append(self, tokens: npt.NDArray[np.int32], want_logits: bool) -> npt.NDArray[np.float32] | None:
+        before = self.length
+        end = before + len(tokens)
+        if end > len(self._tokens):
+            grown = np.empty(max(end, 2 * len(self._tokens)), np.int32)
+            grown[:before] = self._tokens[:before]
+            self._tokens = grown
+        # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
+        self._tokens[before:end] = tokens
+        try:
+            result = self.executor.forward(self._cache, tokens, want_logits="last" if want_logits else "none")
+        except BaseException:
+            self.truncate(before)
+            raise
+        self.computed_tokens += len(tokens)
+        return result.logits[-1] if result.logits is not None else None

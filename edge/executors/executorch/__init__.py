@@ -1,0 +1,1 @@
+"""Runs exported folders on ExecuTorch."""

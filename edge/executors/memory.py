@@ -1,0 +1,91 @@
+"""What a model will need in memory, stated before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.config import KVType, ModelConfig, SparseConfig
+from edge.errors import ContextError
+from edge.formats.artifact.folder import Artifact
+from edge.formats.bundle.reader import Bundle
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes for one conversation of `context` tokens.
+
+    weights: read from the bundle into memory of the process; with mapped_weights they stay in the file, whose
+    pages the system reads and drops as it likes. kv_cache: at the full context, with the key summaries of
+    sparse attention; it is committed as a conversation grows. workspace: buffers of a forward pass of
+    `max_batch` tokens (an estimate from the shapes).
+    """
+
+    weights: int
+    kv_cache: int
+    workspace: int
+    context: int
+    mapped_weights: bool = False
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.workspace
+
+    @property
+    def committed(self) -> int:
+        """What must be free: all of it but mapped weights."""
+        return self.total - (self.weights if self.mapped_weights else 0)
+
+    def __str__(self) -> str:
+        mapped = " (mapped)" if self.mapped_weights else ""
+        return (
+            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f}{mapped} + KV cache "
+            f"{self.kv_cache / _GIB:.2f} (at {self.context} tokens) + workspace {self.workspace / _GIB:.2f}"
+        )
+
+
+def memory_plan(
+    bundle: Bundle | Artifact,
+    context: int,
+    kv_type: KVType = "float16",
+    max_batch: int = 256,
+    mapped_weights: bool = False,
+    sparse: SparseConfig | None = None,
+) -> MemoryPlan:
+    """The plan for one conversation over `bundle`; sparse: the constants of its attention, None if dense."""
+    config = bundle.config
+    return MemoryPlan(
+        weights=sum(tensor.bytes for tensor in bundle.tensors.values()),
+        kv_cache=context * config.kv_bytes_per_token(kv_type) + _summaries(config, sparse, context, kv_type),
+        workspace=workspace_bytes(config, max_batch),
+        context=context,
+        mapped_weights=mapped_weights,
+    )
+
+
+def check_memory(plan: MemoryPlan, available: int | None) -> None:
+    """Raise ContextError, with the numbers, if more than `available` bytes (None: unknown) must be free."""
+    if available is None or plan.committed <= available:
+        return
+    raise ContextError(
+        f"The model needs {plan}, but only {available / _GIB:.2f} GiB of memory are available: choose a "
+        "shorter context, a smaller model or a smaller quantization."
+    )
+
+
+def _summaries(config: ModelConfig, sparse: SparseConfig | None, context: int, kv_type: KVType) -> int:
+    """Key summaries, fine and coarse: one row of keys each."""
+    if sparse is None:
+        return 0
+    row = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    windows = context // sparse.kernel_stride + context // sparse.coarse_stride
+    return windows * row * (4 if kv_type == "float32" else 2)
+
+
+def workspace_bytes(config: ModelConfig, max_batch: int) -> int:
+    """Buffers of a forward pass of `max_batch` tokens: an estimate from the shapes."""
+    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    per_token = 3 * config.hidden_size + heads + 3 * config.intermediate_size
+    return 4 * (max_batch * per_token + config.vocab_size)

@@ -1,0 +1,315 @@
+"""Opens libedge and types its C interface (`kernels/include/edge.h`), once for all callers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import weakref
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import edge
+from edge.errors import ContextError, NativeError, TokenizerError
+
+ABI_VERSION = 1
+CACHE_LAYOUT = 1
+MAX_TREE = 64
+MAX_LOGPROBS = 64
+LIBRARY_VARIABLE = "EDGE_LIBRARY"
+"""Environment variable with the path of another build of the library, for example a sanitized one."""
+
+_FILE_NAME = "libedge.dylib" if sys.platform == "darwin" else "libedge.so"
+
+_CONTEXT, _VOCABULARY = 3, 5
+UNSUPPORTED = 6
+"""The status of a call that this CPU, build or system lacks."""
+
+KIND = {"f32": 0, "f16": 1, "int8": 2, "int4": 3, "ternary": 4}
+ACTIVATIONS = {"int8": 0, "float32": 1}
+KV_TYPE = {"float16": 0, "float32": 1, "int8": 2}
+
+_task = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_int32)
+
+
+class Parallel(ctypes.Structure):
+    """edge_parallel"""
+
+    _fields_ = (
+        ("context", c_void_p),
+        ("workers", c_int32),
+        ("run", ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, _task, c_void_p)),
+    )
+
+
+class Scratch(ctypes.Structure):
+    """edge_scratch"""
+
+    _fields_ = (("context", c_void_p), ("allocate", ctypes.CFUNCTYPE(c_void_p, c_void_p, c_uint64)))
+
+
+class Matrix(ctypes.Structure):
+    """edge_matrix"""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("group", c_int32),
+        ("minimum", c_int32),
+        ("reserved", c_int32),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("data", c_void_p),
+        ("bytes", c_uint64),
+    )
+
+
+class Roofline(ctypes.Structure):
+    """edge_roofline"""
+
+    _fields_ = tuple(
+        (name, c_double)
+        for name in ("read_bytes_per_second", "int8_per_second", "float_per_second", "region_seconds")
+    )
+
+
+class Sparse(ctypes.Structure):
+    """edge_sparse"""
+
+    _fields_ = tuple(
+        (name, c_int32)
+        for name in (
+            *("enabled", "kernel_size", "kernel_stride", "block_size"),
+            *("init_blocks", "window_size", "topk", "dense_len", "exact_lse"),
+        )
+    )
+
+
+class Config(ctypes.Structure):
+    """edge_config"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        *(
+            (name, c_int32)
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "layers",
+                "heads",
+                "kv_heads",
+                "head_dim",
+            )
+        ),
+        *((name, c_int32) for name in ("context", "max_batch", "activations", "kv_type")),
+        *(
+            (name, c_float)
+            for name in ("rms_norm_eps", "embedding_scale", "residual_scale", "logit_scale", "rope_scale")
+        ),
+        ("inverse_frequency", POINTER(c_float)),
+        ("sparse", Sparse),
+    )
+
+
+class Weight(ctypes.Structure):
+    """edge_weight"""
+
+    _fields_ = (("role", c_int32), ("layer", c_int32), ("matrix", Matrix))
+
+
+class Batch(ctypes.Structure):
+    """edge_batch"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("n", c_int32),
+        ("tokens", c_void_p),
+        ("positions", c_void_p),
+        ("tree", c_void_p),
+        ("logits_rows", c_int32),
+        ("taps", c_int32),
+        ("tap_layers", c_void_p),
+        ("logits", c_void_p),
+        ("hidden", c_void_p),
+        ("tap_outputs", c_void_p),
+    )
+
+
+class Event(ctypes.Structure):
+    """edge_event"""
+
+    _fields_ = (
+        ("operation", c_char_p),
+        ("path", c_char_p),
+        ("layer", c_int32),
+        ("reserved", c_int32),
+        ("start_ns", c_int64),
+        ("nanoseconds", c_int64),
+        ("bytes", c_uint64),
+        ("operations", c_uint64),
+        ("output", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("stride", c_int64),
+    )
+
+
+Observer = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Event))
+"""edge_observer"""
+
+
+class Sampling(ctypes.Structure):
+    """edge_sampling"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("temperature", c_float),
+        ("top_k", c_int32),
+        *((name, c_float) for name in ("top_p", "min_p", "typical_p")),
+        *((name, c_float) for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")),
+        ("logprobs", c_int32),
+    )
+
+
+class SampleResult(ctypes.Structure):
+    """edge_sample_result"""
+
+    _fields_ = (
+        ("token", c_int32),
+        ("logprob", c_float),
+        ("top_tokens", c_int32 * MAX_LOGPROBS),
+        ("top_logprobs", c_float * MAX_LOGPROBS),
+    )
+
+
+_STATUS = c_int32
+_FUNCTIONS = {
+    "edge_abi_version": (c_int32, ()),
+    "edge_last_error": (c_char_p, ()),
+    "edge_pool_create": (_STATUS, (c_int32, POINTER(c_void_p))),
+    "edge_pool_destroy": (None, (c_void_p,)),
+    "edge_pool_parallel": (Parallel, (c_void_p,)),
+    "edge_default_threads": (c_int32, ()),
+    "edge_cpu_tiers": (c_char_p, ()),
+    "edge_self_test": (_STATUS, (c_char_p,)),
+    "edge_measure_roofline": (
+        _STATUS,
+        (POINTER(Parallel), c_char_p, c_void_p, c_uint64, POINTER(Roofline)),
+    ),
+    "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
+    "edge_region_destroy": (None, (c_void_p, c_uint64)),
+    "edge_mapping_prefault": (_STATUS, (c_void_p, c_uint64)),
+    "edge_linear": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), POINTER(Scratch), c_char_p),
+            *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
+        ),
+    ),
+    "edge_linear_path": (c_char_p, (POINTER(Matrix), c_int32)),
+    "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
+    "edge_rms_norm": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), POINTER(Scratch), c_char_p),
+            *(c_void_p, c_void_p, c_float, c_float, c_int64, c_int64, c_void_p),
+        ),
+    ),
+    "edge_attention": (
+        _STATUS,
+        (
+            *(POINTER(Parallel), c_char_p, c_int32, c_int32, c_int32, c_int32, POINTER(Sparse)),
+            *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+        ),
+    ),
+    "edge_model_create": (
+        _STATUS,
+        (POINTER(Config), POINTER(Weight), c_int64, POINTER(Parallel), c_char_p, POINTER(c_void_p)),
+    ),
+    "edge_model_destroy": (None, (c_void_p,)),
+    "edge_model_tier": (c_char_p, (c_void_p,)),
+    "edge_model_workspace_bytes": (c_uint64, (c_void_p,)),
+    "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
+    "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
+    "edge_cache_destroy": (None, (c_void_p,)),
+    "edge_cache_length": (c_int32, (c_void_p,)),
+    "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
+    "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
+    "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
+    "edge_cache_memory": (_STATUS, (c_void_p, POINTER(c_void_p), POINTER(c_uint64))),
+    "edge_cache_restore": (_STATUS, (c_void_p, c_int32, c_void_p, c_uint64)),
+    "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
+    "edge_sample": (
+        _STATUS,
+        (
+            *(c_void_p, c_int32, POINTER(Sampling)),
+            *(c_void_p, c_int32),
+            *(c_void_p, c_void_p, c_int32),
+            *(c_double, c_int32, POINTER(SampleResult)),
+        ),
+    ),
+}
+
+
+def path() -> Path:
+    """Where libedge is; NativeError if it is missing."""
+    override = os.environ.get(LIBRARY_VARIABLE)
+    if override:
+        return Path(override)
+    for folder in edge.__path__:  # an editable install has two: sources and built files
+        candidate = Path(folder) / "executors" / "native" / _FILE_NAME
+        if candidate.is_file():
+            return candidate
+    raise NativeError(
+        f"The native library {_FILE_NAME} is missing; build it with `pip install .` (or `make chat`)."
+    )
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The opened library with its types set; NativeError if it is missing or of another version."""
+    where = path()
+    try:
+        lib = ctypes.CDLL(str(where))
+    except OSError as error:
+        raise NativeError(f"The native library '{where}' can't be opened: {error}.") from None
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(lib, name, None)
+        if function is None:
+            raise NativeError(
+                f"The native library '{where}' lacks {name}; build it again with `pip install .`."
+            )
+        function.restype, function.argtypes = result, arguments
+    if lib.edge_abi_version() != ABI_VERSION:
+        raise NativeError(
+            f"The native library '{where}' has interface {lib.edge_abi_version()}, "
+            f"this package needs {ABI_VERSION}; rebuild it with `pip install .`."
+        )
+    return lib
+
+
+def check(status: int) -> None:
+    """Raise the EdgeError that belongs to a status of libedge; nothing for EDGE_OK."""
+    if status == 0:
+        return
+    message = library().edge_last_error().decode(errors="replace")
+    raise {_CONTEXT: ContextError, _VOCABULARY: TokenizerError}.get(status, NativeError)(message)
+
+
+def cpu_tiers() -> tuple[str, ...]:
+    """Kernel tiers that this CPU can run, best first."""
+    return tuple(library().edge_cpu_tiers().decode().split(","))
+
+
+def default_threads() -> int:
+    """Performance cores within this process's affinity mask and cgroup quota."""
+    return int(library().edge_default_threads())
+
+
+def finalize(owner: object, destroy: Any, handle: ctypes.c_void_p) -> weakref.finalize[Any, Any]:
+    """Destroy with the owner, but not at exit: another thread may still be inside the library then."""
+    finalizer = weakref.finalize(owner, destroy, handle)
+    finalizer.atexit = False
+    return finalizer

@@ -1,0 +1,1 @@
+"""Files of this project: bundles, exported folders, safetensors, KV caches; and how files are written."""

@@ -1,0 +1,1 @@
+"""The folders that `edge export` writes: a model for another runtime, with everything that it needs."""

@@ -1,0 +1,206 @@
+"""The manifest of an exported folder (`artifact.json`): its schema, and reading it.
+
+Every target of `edge export` writes this file; nothing in it is optional, so that a folder
+without its metadata can't be written. Version 1:
+
+* `format`, `version`, `created_by`;
+* `target`, `flavour`, `model` (the file that the runtime opens), `runtime` (name and version range);
+* `operators`: every operator that the runtime must have, with its version;
+* `source`, `source_sha256`: what was exported; `config`: `ModelConfig.to_json()`;
+* `quantization`: name, method, smooth, and how each tensor is stored;
+* `context` in tokens, `attention` (`dense` or `sparse`);
+* `tokenizer`: its file, `chat_template` and `generation_config`: their files, or null for a model without;
+* `files`: path -> bytes, sha256; `sha256`: checksum of all of the above.
+
+`edge.formats.artifact.folder` opens and verifies the files; `edge.export.artifact` writes them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from edge.config import ModelConfig
+from edge.config.tensors import expected_tensors
+from edge.errors import ArtifactError, ConfigError
+from edge.formats.bundle.manifest import FileEntry
+from edge.formats.hashing import json_digest
+
+FORMAT = "minicpm-edge-artifact"
+VERSION = 1
+ARTIFACT = "artifact.json"
+REFERENCE = "reference.safetensors"
+"""Tokens of a fixed prompt and the logits that the exported weights give for it."""
+
+
+@dataclass(frozen=True)
+class RuntimeRange:
+    """Which versions of a runtime may open an artifact: from `minimum`, up to but not `below` ("" = any)."""
+
+    name: str
+    minimum: str
+    below: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("name", "minimum"):
+            if not getattr(self, name):
+                raise ArtifactError(
+                    f"The artifact's field 'runtime.{name}' is empty; export the model again."
+                )
+
+    def check(self, version: str) -> None:
+        """Raise ArtifactError if `version` of this runtime is outside the range."""
+        found = version_key(version)
+        if found < version_key(self.minimum) or (self.below and found >= version_key(self.below)):
+            raise ArtifactError(
+                f"The artifact needs {self}, but version {version} is installed; install a supported version "
+                "or export the model again."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.name} >= {self.minimum}" + (f", < {self.below}" if self.below else "")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the weights of an artifact were made.
+
+    name: `int4`, `int4-g32`, `int8`, `ternary`, `none`, or `source` when the source's own types were kept.
+    method: `rtn`, `gptq`, `p-gptq`, or `source`. tensors: edge's tensor name -> the target's type.
+    """
+
+    name: str
+    method: str
+    smooth: bool
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ArtifactManifest:
+    """Everything that `artifact.json` says; see the head of this file. ArtifactError for a missing value."""
+
+    target: str
+    flavour: str
+    model: str
+    runtime: RuntimeRange
+    operators: Mapping[str, int]
+    source: str
+    source_sha256: str
+    config: ModelConfig
+    quantization: Quantization
+    context: int
+    attention: Literal["dense", "sparse"]
+    tokenizer: str
+    chat_template: str | None
+    generation_config: str | None
+    files: Mapping[str, FileEntry]
+    created_by: str
+
+    def __post_init__(self) -> None:
+        names = ("target", "flavour", "model", "source", "source_sha256", "tokenizer", "created_by")
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise _missing(name)
+        if not self.operators:
+            raise _missing("operators")
+        for operator, version in self.operators.items():
+            if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+                raise _missing(f"operators.{operator}")
+        for name in ("name", "method"):
+            if not getattr(self.quantization, name):
+                raise _missing(f"quantization.{name}")
+        for tensor in expected_tensors(self.config):
+            if not self.quantization.tensors.get(tensor):
+                raise _missing(f"quantization.tensors.{tensor}")
+        if isinstance(self.context, bool) or not isinstance(self.context, int) or self.context < 1:
+            raise _missing("context")
+        if self.attention not in ("dense", "sparse"):
+            raise _missing("attention")
+        if not self.config.eos_token_ids:
+            raise _missing("config.eos_token_ids")
+        for name in ("model", "tokenizer", "chat_template", "generation_config"):
+            path = getattr(self, name)
+            # a model may be a folder of files (Core ML's .mlpackage)
+            if path is not None and not any(f == path or f.startswith(f"{path}/") for f in self.files):
+                raise _missing(f"files.{path}")
+        if REFERENCE not in self.files:
+            raise _missing(f"files.{REFERENCE}")
+        for path, entry in self.files.items():
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or "\\" in path or ".." in parts or path == ARTIFACT:
+                raise ArtifactError(f"The artifact names a file '{path}' that cannot belong to it.")
+            if len(entry.sha256) != 64 or entry.bytes < 0:
+                raise _missing(f"files.{path}.sha256")
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of `artifact.json`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            **values,
+            "runtime": vars(self.runtime).copy(),
+            "operators": dict(self.operators),
+            "config": self.config.to_json(),
+            "quantization": {**vars(self.quantization), "tensors": dict(self.quantization.tensors)},
+            "files": {path: {"bytes": f.bytes, "sha256": f.sha256} for path, f in self.files.items()},
+        }
+        return {**body, "sha256": json_digest(body)}
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> ArtifactManifest:
+        """Read `artifact.json`; ArtifactError if it is damaged, altered, newer or lacks something."""
+        advice = "export the model again"
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ArtifactError(f"'{where}' is not valid JSON; {advice}.") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ArtifactError(f"'{where}' is not a manifest of the format '{FORMAT}'; {advice}.")
+        version = data.get("version")
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
+            raise ArtifactError(
+                f"'{where}' has format version {version}, but this program reads versions up to {VERSION}; "
+                f"update minicpm-edge or {advice}."
+            )
+        body = {name: value for name, value in data.items() if name != "sha256"}
+        if data.get("sha256") != json_digest(body):
+            raise ArtifactError(
+                f"'{where}' was altered after it was written (its checksum does not match); {advice}."
+            )
+        try:
+            values = {field.name: body[field.name] for field in fields(cls)}
+            values["runtime"] = RuntimeRange(**values["runtime"])
+            values["config"] = ModelConfig.from_json(values["config"])
+            values["quantization"] = Quantization(**values["quantization"])
+            values["files"] = {
+                path: FileEntry(entry["bytes"], entry["sha256"]) for path, entry in values["files"].items()
+            }
+            return cls(**values)
+        except KeyError as missing:
+            raise ArtifactError(f"'{where}' lacks the field {missing}; {advice}.") from None
+        except (TypeError, ValueError, AttributeError):
+            raise ArtifactError(f"'{where}' has a field of the wrong type; {advice}.") from None
+        except ConfigError as error:
+            raise ArtifactError(f"'{where}' has an unusable config, {advice}: {error}") from None
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, comparable: `1.20.1rc2` is (1, 20, 1)."""
+    leading = itertools.takewhile(str.isdigit, re.split(r"[.+-]|(?<=\d)(?=[a-z])", version))
+    return tuple(int(part) for part in leading)
+
+
+def _missing(field: str) -> ArtifactError:
+    return ArtifactError(f"The artifact's field '{field}' is missing or empty, so it can't be used.")

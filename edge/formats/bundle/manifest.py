@@ -1,0 +1,204 @@
+"""The manifest of a bundle: what is in the folder, as frozen dataclasses and as JSON.
+
+This file owns the schema and its version. Version 1 of `manifest.json`:
+
+* `format`, `version`, `created_by`, `source` (where the weights came from);
+* `config`: `ModelConfig.to_json()`;
+* `operators`: names of the operators that a runtime must have, for example `linear.int4`;
+* `tensors`: name -> shape, scheme (with its layout), source_type, exact;
+* `files`: name -> bytes, sha256;
+* `sha256`: checksum of all of the above.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from edge.config import ModelConfig
+from edge.errors import BundleError, ConfigError
+from edge.formats.hashing import json_digest
+from edge.quant.base3 import base3_bytes
+from edge.quant.scheme import QuantScheme
+
+FORMAT = "minicpm-edge-bundle"
+VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
+
+OPERATORS = frozenset(
+    {"attention.dense", "linear.f16", "linear.int8", "linear.int4", "linear.int4.minimum", "linear.ternary"}
+)
+"""Every operator that this version can be asked for."""
+
+
+@dataclass(frozen=True)
+class BundleTensor:
+    """One packed tensor.
+
+    shape: (rows, columns), or (n,) for a norm. source_type: what the checkpoint called its type, for example
+    `Q4_1`. exact: False when its values were rounded on the way from the checkpoint. compact: stored in
+    base 3 (`edge.quant.base3`), which is smaller and must be unpacked before it runs.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: QuantScheme
+    source_type: str
+    exact: bool
+    compact: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix; 1 for a norm."""
+        return self.shape[0] if len(self.shape) == 2 else 1
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix; the length of a norm."""
+        return self.shape[-1]
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file."""
+        if self.compact:
+            return base3_bytes(self.scheme, self.rows, self.columns)
+        return self.scheme.packed_bytes(self.rows, self.columns)
+
+    @property
+    def layout(self) -> str:
+        """Identifier of its byte layout in the file."""
+        return (self.scheme.compact_layout if self.compact else None) or self.scheme.layout
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and checksum of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that `manifest.json` says; see the head of this file."""
+
+    config: ModelConfig
+    source: str
+    tensors: Mapping[str, BundleTensor]
+    files: Mapping[str, FileEntry]
+    operators: tuple[str, ...]
+    created_by: str
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hex digest of what the bundle computes: config, tensors and every file, not who made it."""
+        body = self._body()
+        return json_digest({name: body[name] for name in ("config", "tensors", "files")})
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether some tensors are stored in base 3."""
+        return any(tensor.compact for tensor in self.tensors.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of `manifest.json`."""
+        body = self._body()
+        return {**body, "sha256": json_digest(body)}
+
+    def encode(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False).encode()
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "created_by": self.created_by,
+            "source": self.source,
+            "operators": list(self.operators),
+            "config": self.config.to_json(),
+            "files": {
+                name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in self.files.items()
+            },
+            "tensors": {
+                tensor.name: {
+                    "shape": list(tensor.shape),
+                    "scheme": {**tensor.scheme.to_json(), "layout": tensor.layout},
+                    "source_type": tensor.source_type,
+                    "exact": tensor.exact,
+                }
+                for tensor in self.tensors.values()
+            },
+        }
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> Manifest:
+        """Read `manifest.json`; BundleError if it is damaged, altered, newer or unknown."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise _damaged(where, "is not valid JSON") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise _damaged(where, f"is not a manifest of the format '{FORMAT}'")
+        version = data.get("version")
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
+            raise BundleError(
+                f"'{where}' has format version {version}, but this program reads versions up to {VERSION}; "
+                "update minicpm-edge or convert the model again."
+            )
+        body = {name: value for name, value in data.items() if name != "sha256"}
+        if data.get("sha256") != json_digest(body):
+            raise _damaged(where, "was altered after it was written (its checksum does not match)")
+        try:
+            manifest = cls(
+                config=ModelConfig.from_json(data["config"]),
+                source=str(data["source"]),
+                tensors={name: _tensor(name, entry) for name, entry in data["tensors"].items()},
+                files={
+                    name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in data["files"].items()
+                },
+                operators=tuple(str(operator) for operator in data["operators"]),
+                created_by=str(data["created_by"]),
+            )
+        except KeyError as missing:
+            raise _damaged(where, f"lacks the field {missing}") from None
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            raise _damaged(where, "has a field of the wrong type") from None
+        except ConfigError as error:
+            raise BundleError(f"'{where}' has an unusable config, convert the model again: {error}") from None
+        for operator in manifest.operators:
+            if operator not in OPERATORS:
+                raise BundleError(
+                    f"'{where}' needs the operator '{operator}', which this version does not have; "
+                    "update minicpm-edge or convert the model again."
+                )
+        for name in manifest.files:
+            if not name or "/" in name or "\\" in name or name in (".", "..", MANIFEST):
+                raise _damaged(where, f"names a file '{name}' that cannot belong to it")
+        return manifest
+
+
+def required_operators(tensors: Mapping[str, BundleTensor]) -> tuple[str, ...]:
+    """The operators that a network with these tensors needs."""
+    schemes = {tensor.scheme for tensor in tensors.values() if len(tensor.shape) == 2}
+    names = {f"linear.{scheme.kind}{'.minimum' if scheme.minimum else ''}" for scheme in schemes}
+    return tuple(sorted(names | {"attention.dense"}))
+
+
+def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:
+    shape = tuple(int(size) for size in entry["shape"])
+    if len(shape) not in (1, 2):
+        raise ValueError(name)
+    scheme = QuantScheme.from_json(entry["scheme"])
+    compact = entry["scheme"]["layout"] == scheme.compact_layout
+    return BundleTensor(name, shape, scheme, str(entry["source_type"]), bool(entry["exact"]), compact)
+
+
+def _damaged(where: str, what: str) -> BundleError:
+    return BundleError(f"'{where}' {what}; convert or copy the model again.")

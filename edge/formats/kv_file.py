@@ -1,0 +1,128 @@
+"""A KV cache in a file: the rows of a session and their tokens, to continue without computing them again.
+
+Magic and length of the header (uint64), the header (JSON), the tokens (int32), the executor's memory, each
+from a multiple of 64 bytes on; little-endian. The header holds what the rows depend on
+(`CacheStore.cache_identity`) and a checksum. A file of another model, layout or setting is refused by name,
+and so is a damaged one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import EdgeError
+from edge.formats.atomic import replacing, write_failure
+
+MAGIC = b"minicpm-edge-kv\n"
+VERSION = 1
+_PREFIX = struct.Struct("<16sQ")
+_ALIGNMENT = 64
+_MOST_HEADER = 1 << 16
+_MEANINGS = {
+    "model": "by another model",
+    "layout": "by another version of this program",
+    "kv_type": "with another --kv",
+    "activations": "with another --activations",
+    "rope": "with another --context or --rope-override",
+    "attention": "with another --attention",
+}
+
+
+@dataclass(frozen=True)
+class StoredCache:
+    """tokens: int32 [n]. memory: uint8, what `CacheStore.cache_memory` gave; both borrow the mapped file."""
+
+    tokens: npt.NDArray[np.int32]
+    memory: npt.NDArray[np.uint8]
+
+
+def write_cache(
+    path: str | Path,
+    identity: Mapping[str, str],
+    tokens: npt.NDArray[np.int32],
+    memory: npt.NDArray[np.uint8],
+) -> int:
+    """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't."""
+    stored = np.ascontiguousarray(tokens, "<i4").view(np.uint8)
+    header = json.dumps(
+        {
+            "version": VERSION,
+            "identity": dict(identity),
+            "tokens": len(tokens),
+            "bytes": memory.nbytes,
+            "sha256": _checksum(stored, memory),
+        }
+    ).encode()
+    try:
+        with replacing(path) as file:
+            file.write(_PREFIX.pack(MAGIC, len(header)) + header)
+            for part in (stored, memory):
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                file.write(part.data)
+            return file.tell()
+    except OSError as error:
+        raise EdgeError(write_failure(path, error)) from None
+
+
+def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
+    """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size < _PREFIX.size:
+                raise _damaged(path, "it is too short")
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as error:
+        raise EdgeError(f"Cannot read the KV cache '{path}': {error.strerror or error}.") from None
+    magic, length = _PREFIX.unpack(data[: _PREFIX.size].tobytes())
+    if magic != MAGIC:
+        raise EdgeError(f"'{path}' is not a KV cache of this program.")
+    if length > min(_MOST_HEADER, len(data)):
+        raise _damaged(path, "its header is cut off")
+    end = _PREFIX.size + length
+    try:
+        header = json.loads(data[_PREFIX.size : end].tobytes())
+        version, found = header["version"], header["identity"]
+        count, size, checksum = int(header["tokens"]), int(header["bytes"]), header["sha256"]
+        facts = dict(found)
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path, "its header can't be read") from None
+    if version != VERSION:
+        raise EdgeError(
+            f"The KV cache '{path}' has format version {version} and this program reads {VERSION}."
+        )
+    for name in identity:
+        if facts.get(name) != identity[name]:
+            meaning = _MEANINGS.get(name, f"with another {name}")
+            raise EdgeError(f"The KV cache '{path}' was written {meaning}: use that one again, or delete it.")
+    start = _aligned(end)
+    memory_start = _aligned(start + 4 * count)
+    if count < 0 or size < 0 or memory_start + size != len(data):
+        raise _damaged(path, "its size does not match its header")
+    tokens, memory = data[start : start + 4 * count], data[memory_start:]
+    if _checksum(tokens, memory) != checksum:
+        raise _damaged(path, "its checksum does not match")
+    return StoredCache(tokens.view("<i4").astype(np.int32, copy=False), memory)
+
+
+def _checksum(tokens: npt.NDArray[np.uint8], memory: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256(tokens.data)
+    digest.update(memory.data)
+    return digest.hexdigest()
+
+
+def _aligned(offset: int) -> int:
+    return offset + -offset % _ALIGNMENT
+
+
+def _damaged(path: Path, what: str) -> EdgeError:
+    return EdgeError(f"The KV cache '{path}' is damaged: {what}; delete it.")

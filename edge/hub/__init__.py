@@ -1,0 +1,1 @@
+"""From the name of a model to a bundle: its meaning, downloads, conversion, the store of converted models."""

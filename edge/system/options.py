@@ -1,0 +1,85 @@
+"""Options, each declared once: a field of a frozen dataclass with its default, its help and its check.
+
+The Python API makes such a dataclass from keyword arguments, the command line shows its fields as flags
+(`edge.apps.cli.options`). Both say the same sentence for a value that is out of range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from edge.errors import EdgeError
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said about an option beside its type and default.
+
+    help: one line. choices: the values that it may have, or a function that lists them. least, most: of a
+    number. metavar: what stands for the value in the help. flag: its name on the command line, by default the
+    field's with dashes; a switch may name its opposite too (`--mmap/--no-mmap`). former: names that it had
+    once; who uses one is told the new one.
+    """
+
+    help: str
+    choices: Sequence[str] | Callable[[], Sequence[str]] | None = None
+    least: float | None = None
+    most: float | None = None
+    metavar: str | None = None
+    flag: str | None = None
+    former: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The choices; empty if any value goes."""
+        chosen = self.choices() if callable(self.choices) else self.choices
+        return tuple(chosen or ())
+
+
+def option(default: Any, help: str, **facts: Any) -> Any:
+    """A dataclass field that is an option; facts: the other fields of `Option`."""
+    metadata = {_KEY: Option(help, **facts)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def options_of(kind: type[Any]) -> dict[str, Option]:
+    """The options among the fields of a dataclass, by the field's name."""
+    return {each.name: each.metadata[_KEY] for each in fields(kind) if _KEY in each.metadata}
+
+
+def check_options(instance: Any) -> None:
+    """Raise EdgeError for the first option whose value has the wrong type, is no choice, or out of range."""
+    hints = get_type_hints(type(instance))
+    for name, declared in options_of(type(instance)).items():
+        check_option(name, getattr(instance, name), hints[name], declared)
+
+
+def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
+    """The same for one value; kind: the field's type."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return
+    if declared.choices is not None and value not in declared.names:
+        raise EdgeError(f"Unknown {name} '{value}'; choose one of {', '.join(declared.names)}.")
+    number = next((each for each in (int, float) if each in kinds), None)
+    if number is None or (bool in kinds and isinstance(value, bool)):
+        return
+    whole = number is int and float not in kinds
+    wanted = "a whole number" if whole else "a number"
+    if declared.least is not None:
+        wanted += f" of {declared.least:g} or more"
+    if declared.most is not None:
+        wanted += f"{' of' if declared.least is None else ' and'} at most {declared.most:g}"
+    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if (
+        not fits
+        or not (declared.least is None or value >= declared.least)
+        or not (declared.most is None or value <= declared.most)
+    ):
+        raise EdgeError(f"{name} must be {wanted}, got {value!r}.")

@@ -1,0 +1,137 @@
+"""The small JSON files beside a tokenizer: special tokens, BOS and EOS, and Llama's prefix-space flags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge.config import ModelConfig
+from edge.errors import TokenizerError
+from edge.text.tokenizer.segments import AddedToken
+
+_ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+    "eot_token",
+)
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """What `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
+    `generation_config.json` say.
+
+    added: every token they list with an id. special_texts: tokens that play a special role, with or without
+    id. named: texts by role (`bos_token`, ...). eos_ids: what generation_config.json names. add_bos,
+    add_prefix_space: None where the files are silent. legacy: each piece of text between special tokens gets
+    the prefix space that the first one gets (Hugging Face's `legacy`, true when absent, as it was when such
+    files were written).
+    """
+
+    added: tuple[AddedToken, ...]
+    special_texts: frozenset[str]
+    named: Mapping[str, str]
+    eos_ids: tuple[int, ...]
+    add_bos: bool | None
+    add_prefix_space: bool | None
+    legacy: bool
+
+    def boundaries(
+        self, find: Callable[[str], int | None], config: ModelConfig
+    ) -> tuple[int | None, frozenset[int]]:
+        """The BOS id and all end tokens: these files' and the config's. find: a token's id by its text."""
+        bos = find(self.named["bos_token"]) if "bos_token" in self.named else None
+        ends = {find(self.named[role]) for role in ("eos_token", "eot_token") if role in self.named}
+        found = {*config.eos_token_ids, *self.eos_ids, *(end for end in ends if end is not None)}
+        return config.bos_token_id if bos is None else bos, frozenset(found)
+
+    def merged(self, known: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
+        """All added tokens by ascending id: these files' own and the ones that the tokenizer already `known`.
+
+        Where both have a token, the tokenizer's own matching rules win; a special role always makes it
+        special.
+        """
+        tokens = {token.id: token for token in (*self.added, *known)}
+        return tuple(
+            AddedToken(
+                token.id,
+                token.text,
+                token.special or token.text in self.special_texts,
+                token.lstrip,
+                token.rstrip,
+            )
+            for _, token in sorted(tokens.items())
+        )
+
+
+def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
+    """Read the files that are there; TokenizerError names a file that is not what it should be."""
+    config = _object(files, "tokenizer_config.json")
+    roles = {**_object(files, "special_tokens_map.json"), **config}
+    texts = {role: _text(roles.get(role)) for role in _ROLES}
+    listed = [_text(entry) for name in _LISTS for entry in _entries(roles.get(name))]
+    special_texts = frozenset(text for text in (*texts.values(), *listed) if text)
+    ends = _object(files, "generation_config.json").get("eos_token_id")
+    try:
+        added = {
+            int(token_id): AddedToken(
+                int(token_id),
+                entry["content"],
+                bool(entry.get("special", False)),
+                bool(entry.get("lstrip", False)),
+                bool(entry.get("rstrip", False)),
+            )
+            for token_id, entry in config.get("added_tokens_decoder", {}).items()
+        }
+        for text, token_id in _object(files, "added_tokens.json").items():
+            added.setdefault(int(token_id), AddedToken(int(token_id), text, text in special_texts))
+        eos_ids = tuple(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TokenizerError(
+            f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's "
+            "files again."
+        ) from None
+    return TokenizerSettings(
+        added=tuple(added.values()),
+        special_texts=special_texts,
+        named={role: text for role, text in texts.items() if text},
+        eos_ids=eos_ids,
+        add_bos=_flag(config, "add_bos_token"),
+        add_prefix_space=_flag(config, "add_prefix_space"),
+        legacy=_flag(config, "legacy") is not False,
+    )
+
+
+def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{name} is not valid JSON ({error}); get the model's files again.") from None
+    if not isinstance(data, dict):
+        raise TokenizerError(f"{name} must hold a JSON object; get the model's files again.")
+    return data
+
+
+def _text(entry: Any) -> str | None:
+    """A token is written as its text or as an object with its `content`."""
+    found = entry.get("content") if isinstance(entry, dict) else entry
+    return found if isinstance(found, str) else None
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool | None:
+    value = config.get(name)
+    return value if isinstance(value, bool) else None

@@ -1,0 +1,1 @@
+"""Core ML: an .mlpackage of standard operators, sparse attention included."""

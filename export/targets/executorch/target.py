@@ -1,0 +1,197 @@
+"""The target executorch: plans, writes and checks a .pte that ExecuTorch's phone runner loads.
+
+Two flavours: `portable` (`edge.export.targets.executorch.portable`) runs in unmodified apps on XNNPACK;
+`full` (`edge.export.targets.executorch.full`) needs the library of our operators and runs as the native
+decoder does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge.config import ModelConfig, SparseConfig
+from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.executors.adapters import executorch_version
+from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
+from edge.executors.executorch.executor import ExecuTorchExecutor
+from edge.executors.native.executor import choose_attention
+from edge.export.check import CheckResult, Reference, compare_logits, run_executor
+from edge.export.options import ExportOptions
+from edge.export.plan import Plan
+from edge.export.source import Source
+from edge.export.targets import Progress, Written, need
+from edge.export.targets.executorch.tokenizer import runner_tokenizer
+from edge.export.targets.tokenizer_json import TOKENIZER
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import RuntimeRange
+
+MODEL = "model.pte"
+RUNTIME = RuntimeRange(RUNTIME_NAME, "1.5.1", "2")
+MAX_TOKENS = 256
+"""Most tokens of one `forward` call."""
+
+_GRAPH, _LAYER = {"full": 13_000, "portable": 16_600}, {"full": 11_000, "portable": 14_900}  # bytes
+_FORMULA = {
+    "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
+    "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 1 per "
+    "group's offset and 4 per row; the embedding once more as 1 byte per weight and 4 per scale (and "
+    "minimum); 4 per norm weight; rotary tables of 4 x context x head_dim bytes; "
+    "{graph} + {layer} bytes of graph per layer",
+}
+# Nats. Inputs of matrices are rounded to int8, which the reference does not do; per token if portable.
+_LIMIT = {"full": 0.1, "portable": 0.5}
+_OPERATORS = {
+    "full": (
+        *("edge::embedding", "edge::kv_append", "edge::kv_keep", "edge::linear", "edge::paged_attention"),
+        *("edge::rms_norm", "edge::rms_norm_linear", "edge::rms_norm_swiglu", "edge::rope_table"),
+    ),
+    "portable": ("XnnpackBackend",),
+}
+_OBSTACLE = "ExecuTorch's own operators have no block-sparse attention"
+
+
+class ExecuTorchTarget:
+    """See the head of this file."""
+
+    name = "executorch"
+
+    def plan(self, source: Source, options: ExportOptions) -> Plan:
+        """Sizes by the formula of the flavour."""
+        need("torch", "Exporting to ExecuTorch")
+        flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
+        tokenizer = runner_tokenizer(source)
+        size = _model_bytes(source, context, flavour)
+        graph = {"graph": _GRAPH[flavour], "layer": _LAYER[flavour]}
+        return Plan(
+            files={MODEL: size, **({TOKENIZER: len(tokenizer)} if tokenizer else {})},
+            formula=_FORMULA[flavour].format(**graph),
+            export_memory=(4 if flavour == "full" else 8) * size + (1 << 30),
+            run_memory={
+                "weights": size,
+                **({"XNNPACK's copy of the matrices": _packed_bytes(source)} if options.portable else {}),
+                "KV cache": _cache_bytes(source.config, context, flavour, sparse),
+            },
+            operators=dict.fromkeys(_OPERATORS[flavour], 1),
+            runtime=RUNTIME,
+            flavour=flavour,
+            attention="dense" if sparse is None else "sparse",
+        )
+
+    def write(
+        self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
+    ) -> Written:
+        """`model.pte`, and a `tokenizer.json` where the source has none."""
+        need("executorch.exir", "Exporting to ExecuTorch")
+        if options.portable:
+            need("torchao", "The portable flavour")  # ExecuTorch's XNNPACK modules import it
+        tokenizer = runner_tokenizer(source)
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_bytes(tokenizer)
+        context = source.context(options)
+        if progress is not None:
+            progress(0, 1, MODEL)
+        if options.portable:
+            return Written(MODEL, _write_portable(source, context, folder / MODEL))
+        return Written(MODEL, _write_full(source, context, _sparse(source, options), folder / MODEL))
+
+    def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
+        """Run it on the installed ExecuTorch, by the C++ runner."""
+        executor = ExecuTorchExecutor(artifact, context=artifact.manifest.context)
+        return compare_logits(
+            reference,
+            run_executor(executor, reference),
+            runtime=RUNTIME.name,
+            version=executorch_version(),
+            limit=_LIMIT[artifact.manifest.flavour],
+        )
+
+
+def _flavour(options: ExportOptions) -> str:
+    return "portable" if options.portable else "full"
+
+
+def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
+    if options.portable:
+        return source.sparse(options, obstacle=_OBSTACLE)
+    return choose_attention(source.config, options.attention, source.context(options))
+
+
+def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: Path) -> dict[str, str]:
+    from edge.export.targets.executorch.full import FullNetwork, entries
+    from edge.export.targets.executorch.lowering import lower, metadata
+
+    tokens = min(MAX_TOKENS, context)
+    lower(
+        entries(FullNetwork(source, context, sparse), tokens), metadata(source.config, context, tokens), out
+    )
+    return {name: str(info.scheme) for name, info in source.tensors.items()}
+
+
+def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
+    from edge.export.targets.executorch.lowering import lower, metadata
+    from edge.export.targets.executorch.portable import PortableNetwork, entry
+    from edge.export.targets.executorch.weights import keeps_codes
+
+    tokens = min(MAX_TOKENS, context)
+    network = PortableNetwork(source.config, source.tensor, context, tokens)
+    lower(
+        {"forward": entry(network, tokens)},
+        metadata(source.config, context, tokens),
+        out,
+    )
+    return {
+        name: str(info.scheme)
+        if len(info.shape) == 1 or keeps_codes(info.scheme, info.columns)
+        else "int8-row"
+        for name, info in source.tensors.items()
+    }
+
+
+def _model_bytes(source: Source, context: int, flavour: str) -> int:
+    graph = _GRAPH[flavour] + _LAYER[flavour] * source.config.num_hidden_layers
+    if flavour == "full":
+        return graph + sum(-(-info.bytes // 64) * 64 for info in source.tensors.values())
+    tables = 4 * context * source.config.head_dim
+    return graph + tables + _packed_bytes(source) + _embedding_bytes(source)
+
+
+def _packed_bytes(source: Source) -> int:
+    """Everything that XNNPACK programs hold."""
+    names = {name for name in expected_tensors(source.config) if name != EMBEDDING}
+    names.add(EMBEDDING if source.config.tie_word_embeddings else HEAD)
+    return sum(_portable_bytes(source, name) for name in names)
+
+
+def _portable_bytes(source: Source, name: str) -> int:
+    from edge.export.targets.executorch.weights import keeps_codes
+
+    info = source.tensors[name]
+    if len(info.shape) == 1:
+        return 4 * info.columns
+    if not keeps_codes(info.scheme, info.columns):
+        return info.rows * info.columns + 4 * info.rows
+    groups = info.scheme.groups(info.columns)
+    if info.scheme.kind == "int8":
+        return info.rows * (info.columns + 4)
+    offsets = groups + 4 if info.scheme.kind == "int4" else 0
+    return info.rows * (info.columns // 2 + 2 * groups + offsets)
+
+
+def _embedding_bytes(source: Source) -> int:
+    info = source.tensors[EMBEDDING]
+    groups = info.scheme.groups(info.columns) or 1
+    padded = groups * (info.scheme.group or info.columns)
+    return info.rows * (padded + 4 * groups * (2 if info.scheme.minimum else 1))
+
+
+def _cache_bytes(config: ModelConfig, context: int, flavour: str, sparse: SparseConfig | None) -> int:
+    if flavour == "portable":
+        return context * config.kv_bytes_per_token("float32")
+    from edge.model.operators.cache_pages import LayerCache
+
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    layer = LayerCache(heads, kv_heads, config.head_dim, "float16", context, sparse)
+    return config.num_hidden_layers * layer.bytes
+
+
+TARGET = ExecuTorchTarget()

@@ -1,0 +1,1 @@
+"""GGUF: llama.cpp's file, with the exported weights bit for bit."""

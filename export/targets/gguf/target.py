@@ -1,0 +1,269 @@
+"""GGUF: llama.cpp's file, with the exported weights bit for bit. It never rounds; see `gguf_blocks`."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.checkpoints.gguf import LAYER_NAMES, NAMES
+from edge.config import ModelConfig
+from edge.config.tensors import EMBEDDING, HEAD
+from edge.errors import ExportError
+from edge.export.check import CheckResult, Reference
+from edge.export.options import ExportOptions
+from edge.export.plan import Plan
+from edge.export.source import Source
+from edge.export.targets import Progress, Written
+from edge.export.targets.gguf.blocks import BLOCKS, natural_types, obstacle, pack_blocks
+from edge.export.targets.gguf.check import check_gguf
+from edge.export.targets.gguf.metadata import (
+    Metadata,
+    architecture,
+    network_metadata,
+    rope_tensors,
+    sampling_metadata,
+)
+from edge.export.targets.gguf.tokenizer import tokenizer_metadata
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import RuntimeRange
+from edge.formats.bundle.manifest import BundleTensor
+from edge.quant.packing import packed_scales
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+MODEL = "model.gguf"
+RUNTIME = RuntimeRange("llama-cpp-python", "0.3.6")  # the first with MiniCPM's LongRoPE
+_ALIGNMENT = 32
+_WORKSPACE = 64 << 20
+_SOURCE_NAMES = {theirs: ours for ours, theirs in {**NAMES, **LAYER_NAMES}.items()}
+
+
+class GGUFTarget:
+    """One file for llama.cpp and what is built on it."""
+
+    name = "gguf"
+
+    def plan(self, source: Source, options: ExportOptions) -> Plan:
+        """Blocks of every tensor, and the metadata as it will be written."""
+        context = source.context(options)
+        source.sparse(options, obstacle="llama.cpp has no block-sparse attention")
+        types = choose_types(source, options)
+        sizes = [_stored_bytes(info, types[info.name]) for info in source.tensors.values()]
+        factors = rope_tensors(source.config)
+        extra = sum(_padded(factor.nbytes) for factor in factors.values())
+        header = _metadata_bytes(_metadata(source, types)) + 96 * (len(sizes) + len(factors))
+        ternary = [name for name, info in source.tensors.items() if info.scheme.kind == "ternary"]
+        larger = [name for name in ternary if types[name] == "Q4_0"] if options.gguf_type is None else []
+        notes = []
+        if larger:
+            notes.append(
+                f"{len(larger)} ternary matrices are stored as Q4_0, exactly but in twice the space: "
+                f"{_ternary_reason(source, larger[0])}."
+            )
+        return Plan(
+            files={MODEL: sum(map(_padded, sizes)) + extra + header},
+            formula="bytes per block of weights (F16 2/1, Q8_0 34/32, Q4_0 18/32, Q4_1 20/32, TQ2_0 66/256, "
+            "TQ1_0 54/256), float32 norms, and the metadata with the vocabulary",
+            export_memory=_WORKSPACE + 2 * max(sizes),
+            run_memory={
+                "weights": sum(sizes),
+                "KV cache": context * source.config.kv_bytes_per_token("float16"),
+                "workspace": _WORKSPACE,
+            },
+            operators={
+                f"llama.cpp.arch.{architecture(source.config)}": 1,
+                **{f"ggml.{kind}": 1 for kind in sorted(set(types.values()))},
+            },
+            runtime=RUNTIME,
+            flavour="standard",
+            attention="dense",
+            notes=tuple(notes),
+        )
+
+    def write(
+        self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
+    ) -> Written:
+        """Stream the tensors into `model.gguf`, one at a time."""
+        from gguf import GGMLQuantizationType, GGUFWriter
+
+        types = choose_types(source, options)
+        factors = rope_tensors(source.config)
+        writer = GGUFWriter(folder / MODEL, architecture(source.config))
+        try:
+            _add_metadata(writer, _metadata(source, types))
+            for name, factor in factors.items():
+                writer.add_tensor_info(name, factor.shape, factor.dtype, factor.nbytes)
+            for info in source.tensors.values():
+                kind = GGMLQuantizationType[types[info.name]]
+                size = _stored_bytes(info, types[info.name])
+                blocks = (info.rows, size // info.rows) if len(info.shape) == 2 else info.shape
+                dtype = np.dtype(np.uint8 if len(info.shape) == 2 else np.float32)
+                writer.add_tensor_info(_gguf_name(info.name), blocks, dtype, size, kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for factor in factors.values():
+                writer.write_tensor_data(factor)
+            done, total = 0, sum(_stored_bytes(info, types[info.name]) for info in source.tensors.values())
+            for info in source.tensors.values():
+                if progress is not None:
+                    progress(done, total, info.name)
+                data = _tensor_data(source, info, types[info.name])
+                _write_data(writer, data)
+                done += data.nbytes
+        finally:
+            writer.close()
+        return Written(MODEL, types)
+
+    def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
+        """In llama.cpp where `llama_cpp` is installed, otherwise with edge's own reader of GGUF."""
+        return check_gguf(artifact, reference)
+
+
+def choose_types(source: Source, options: ExportOptions) -> dict[str, str]:
+    """The GGUF type of every tensor; ExportError, with the reason, where an exact one can't be had.
+
+    An asked-for type is for the matrices of the layers; embedding and head keep the exact type for theirs.
+    """
+    wanted = None if options.gguf_type is None else options.gguf_type.upper()
+    types = {}
+    for name, info in source.tensors.items():
+        if len(info.shape) == 1:
+            types[name] = "F32"
+            continue
+        in_layer = name not in (EMBEDDING, HEAD)
+        candidates = (wanted,) if wanted is not None and in_layer else natural_types(info.scheme)
+        scales = partial(_scales, source, info)
+        reasons = {kind: obstacle(kind, info.scheme, info.columns, scales) for kind in candidates}
+        found = next((kind for kind, reason in reasons.items() if reason is None), None)
+        if found is None:
+            kind, reason = list(reasons.items())[-1]
+            raise ExportError(
+                f"Tensor '{name}' can't be stored as {kind}, because {reason}; leave `--gguf-type` out for "
+                "the exact type, or choose another `--quantize`."
+            )
+        types[name] = found
+    return types
+
+
+def _tensor_data(source: Source, info: BundleTensor, kind: str) -> npt.NDArray[Any]:
+    if len(info.shape) == 1:
+        return source.floats(info.name)
+    parts = [pack_blocks(block, kind) for block in source.row_blocks(info.name)]
+    rows = np.concatenate(parts)
+    heads = _heads(info.name, source.config)
+    if heads is None:
+        return rows
+    # llama.cpp rotates neighbouring pairs, Hugging Face's order has halves; whole rows move.
+    return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
+    try:
+        writer.write_tensor_data(data)
+    except OSError as error:
+        if error.errno is None:  # numpy says "requested and written" where the room ended
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
+
+
+def _heads(name: str, config: ModelConfig) -> int | None:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    return heads.get(name.split(".")[-2])
+
+
+def _gguf_name(name: str) -> str:
+    if name in _SOURCE_NAMES:
+        return _SOURCE_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{_SOURCE_NAMES[rest.removesuffix('.weight')]}.weight"
+
+
+def _stored_bytes(info: BundleTensor, kind: str) -> int:
+    if len(info.shape) == 1:
+        return 4 * info.columns
+    return info.rows * info.columns // BLOCKS[kind].weights * BLOCKS[kind].bytes
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _scales(source: Source, info: BundleTensor) -> npt.NDArray[np.float16]:
+    """[rows, groups], in plain order."""
+    data = source.packed(info.name)
+    flat = packed_scales(data, info.scheme, info.rows, info.columns)
+    groups = info.scheme.groups(info.columns)
+    tiles = -(-info.rows // 16)
+    whole, last = flat[: tiles * (groups - 1) * 16], flat[tiles * (groups - 1) * 16 :]
+    by_tile = np.concatenate(
+        (whole.reshape(tiles, groups - 1, 16), last.reshape(tiles, 1, 16)), axis=1
+    ).swapaxes(1, 2)
+    return by_tile.reshape(tiles * 16, groups)[: info.rows]
+
+
+def _ternary_reason(source: Source, name: str) -> str:
+    info = source.tensors[name]
+    return obstacle("TQ2_0", info.scheme, info.columns, partial(_scales, source, info)) or ""
+
+
+def _metadata(source: Source, types: dict[str, str]) -> Metadata:
+    from gguf import LlamaFileType
+
+    in_layers = [kind for name, kind in types.items() if kind != "F32" and name not in (EMBEDDING, HEAD)]
+    most = max(sorted(set(in_layers)), key=in_layers.count)
+    values: Metadata = {
+        "general.name": Path(source.name).stem if source.name.endswith(".gguf") else Path(source.name).name,
+        "general.file_type": int(LlamaFileType[f"MOSTLY_{most}"]),
+        "general.quantization_version": 2,
+        **network_metadata(source.config),
+        **tokenizer_metadata(source.tokenizer_files, source.config),
+        **sampling_metadata(source.generation_config),
+    }
+    if source.chat_template is not None:
+        values["tokenizer.chat_template"] = source.chat_template
+    return values
+
+
+def _add_metadata(writer: GGUFWriter, metadata: Metadata) -> None:
+    for key, value in metadata.items():
+        writer.add_key_value(key, value, *_value_type(value))
+
+
+def _value_type(value: Any) -> tuple[Any, Any]:
+    """GGUF's type of a value, and of the items of an array; llama.cpp insists on the exact integer type."""
+    from gguf import GGUFValueType as Type
+
+    scalars = {bool: Type.BOOL, int: Type.UINT32, float: Type.FLOAT32, str: Type.STRING}
+    if isinstance(value, bytes):
+        return Type.ARRAY, Type.UINT8
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return Type.ARRAY, {**scalars, int: Type.INT32}[type(value[0])]
+    return scalars[type(value)], None
+
+
+def _metadata_bytes(metadata: Metadata) -> int:
+    """Size of the header and of every key and value as they are written."""
+
+    def size(value: Any) -> Iterator[int]:
+        if isinstance(value, bytes):
+            yield 12 + len(value)
+        elif isinstance(value, list):
+            yield 12
+            for item in value:
+                yield 8 + len(item.encode()) if isinstance(item, str) else 4
+        else:
+            yield 8 + len(value.encode()) if isinstance(value, str) else 1 if isinstance(value, bool) else 4
+
+    return 64 + sum(12 + len(key) + sum(size(value)) for key, value in metadata.items())
+
+
+TARGET = GGUFTarget()

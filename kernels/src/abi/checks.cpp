@@ -1,0 +1,115 @@
+#include "abi/checks.h"
+
+#include <cmath>
+#include <initializer_list>
+
+#include "abi/error.h"
+#include "tiers/kernels.h"
+
+namespace edge {
+
+edge_status check_heads(int32_t heads, int32_t kv_heads, int32_t head_dim, int32_t kv_type) {
+    if (heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0) {
+        return fail(EDGE_INVALID, "heads (%d) must be a multiple of kv_heads (%d).", heads, kv_heads);
+    }
+    if (head_dim <= 0 || head_dim % 16 != 0 || head_dim > max_head_dim) {
+        return fail(EDGE_INVALID, "head_dim is %d; it must be a multiple of 16 up to %d.", head_dim,
+                    max_head_dim);
+    }
+    constexpr int64_t most_columns = 1 << 24;
+    if (int64_t(heads) * head_dim > most_columns) {
+        return fail(EDGE_INVALID, "%d heads of %d are beyond what is possible.", heads, head_dim);
+    }
+    if (kv_type != EDGE_KV_F16 && kv_type != EDGE_KV_F32 && kv_type != EDGE_KV_INT8)
+        return fail(EDGE_INVALID, "Unknown KV type %d.", kv_type);
+    return EDGE_OK;
+}
+
+edge_status check_sparse(const edge_sparse &s, int64_t group) {
+    struct Field {
+        const char *name;
+        int32_t value, least, unit;
+    };
+    const Field fields[] = {{"kernel_size", s.kernel_size, key_group, key_group},
+                            {"kernel_stride", s.kernel_stride, key_group, key_group},
+                            {"block_size", s.block_size, attention_block, attention_block},
+                            {"window_size", s.window_size, s.block_size, attention_block},
+                            {"topk", s.topk, 1, 1},
+                            {"init_blocks", s.init_blocks, 0, 1},
+                            {"dense_len", s.dense_len, -1, 1}};
+    constexpr int32_t limit = 1 << 24;
+    for (const Field &field : fields) {
+        if (field.value < field.least || field.value > limit || field.value % field.unit != 0) {
+            return fail(EDGE_INVALID, "Sparse attention: %s is %d; it must be a multiple of %d from %d on.",
+                        field.name, field.value, field.unit, field.least);
+        }
+    }
+    if (s.block_size != attention_block) {
+        return fail(EDGE_INVALID, "Sparse attention: block_size is %d; only %d is built.", s.block_size,
+                    attention_block);
+    }
+    if (s.kernel_size % s.kernel_stride != 0 || s.block_size % s.kernel_stride != 0 ||
+        s.init_blocks > s.topk) {
+        return fail(EDGE_INVALID,
+                    "Sparse attention: kernel_size and block_size must be multiples of kernel_stride, and "
+                    "init_blocks at most topk.");
+    }
+    constexpr int64_t most_group = 64;
+    if (group > most_group) {
+        return fail(EDGE_INVALID, "Sparse attention takes up to %d query heads per KV head, not %lld.",
+                    int(most_group), (long long)group);
+    }
+    return EDGE_OK;
+}
+
+edge_status check_config(const edge_config &c) {
+    struct Field {
+        const char *name;
+        int64_t value;
+    };
+    const Field positive[] = {{"vocab_size", c.vocab_size},
+                              {"hidden_size", c.hidden_size},
+                              {"intermediate_size", c.intermediate_size},
+                              {"layers", c.layers},
+                              {"heads", c.heads},
+                              {"kv_heads", c.kv_heads},
+                              {"head_dim", c.head_dim},
+                              {"context", c.context},
+                              {"max_batch", c.max_batch}};
+    constexpr int64_t limit = 1 << 24;
+    for (const Field &field : positive) {
+        if (field.value <= 0 || field.value > limit) {
+            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name,
+                        (long long)field.value, (long long)limit);
+        }
+    }
+    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    constexpr int64_t most_layers = 4096;
+    if (c.layers > most_layers) return fail(EDGE_INVALID, "%d layers are beyond what is possible.", c.layers);
+    if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
+        return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
+    }
+    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
+    for (const float value :
+         {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
+        if (!std::isfinite(value))
+            return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
+    }
+    if (c.rms_norm_eps <= 0.0f)
+        return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
+    return c.sparse.enabled ? check_sparse(c.sparse, c.heads / c.kv_heads) : EDGE_OK;
+}
+
+edge_status check_tree(const uint64_t *tree, int64_t n) {
+    if (n > EDGE_MAX_TREE) {
+        return fail(EDGE_INVALID, "A tree has at most %d tokens, got %lld.", EDGE_MAX_TREE, (long long)n);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+        if (tree[i] >> i != 1) {
+            return fail(EDGE_INVALID, "Tree row %lld must see itself and nothing after it.", (long long)i);
+        }
+    }
+    return EDGE_OK;
+}
+
+}  // namespace edge

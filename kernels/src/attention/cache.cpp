@@ -1,0 +1,193 @@
+#include "attention/cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <initializer_list>
+
+#include "abi/error.h"
+#include "memory/memory.h"
+#include "attention/summaries.h"
+
+namespace {
+
+using edge::attention_block;
+using edge::CacheShape;
+
+constexpr int64_t lanes = 16;  // positions that stand side by side in a block of keys
+
+// Where a row's elements stand: `count` runs of `run` elements, the runs `stride` elements apart.
+struct Runs {
+    int64_t first, run, stride, count;
+};
+
+Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
+    const int64_t index = position % attention_block, dim = shape.head_dim;
+    const bool int8 = shape.type == EDGE_KV_INT8;
+    if (is_key) {
+        const int64_t lane = index % lanes, group = (index - lane) * dim, run = int8 ? 4 : 1;
+        return {group + run * lane, run, run * lanes, dim / run};
+    }
+    if (int8) return {(index - index % 4) * dim + index % 4, 1, 4, dim};
+    return {index * dim, dim, dim, 1};
+}
+
+template <class Element>
+void copy_runs(const Runs &from, const uint8_t *source, const Runs &to, uint8_t *target) {
+    const Element *read = reinterpret_cast<const Element *>(source) + from.first;
+    Element *write = reinterpret_cast<Element *>(target) + to.first;
+    for (int64_t i = 0; i < to.count; ++i, read += from.stride, write += to.stride) {
+        for (int64_t j = 0; j < to.run; ++j) write[j] = read[j];
+    }
+}
+
+void copy_runs(const CacheShape &shape, const Runs &from, const uint8_t *source, const Runs &to,
+               uint8_t *target) {
+    switch (shape.type) {
+        case EDGE_KV_INT8:
+            return copy_runs<uint8_t>(from, source, to, target);
+        case EDGE_KV_F16:
+            return copy_runs<uint16_t>(from, source, to, target);
+        case EDGE_KV_F32:
+            return copy_runs<uint32_t>(from, source, to, target);
+    }
+}
+
+float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
+    return reinterpret_cast<float *>(block + attention_block * shape.row_bytes()) +
+           position % attention_block;
+}
+
+}  // namespace
+
+void edge::copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+                    int64_t to) {
+    copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
+    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+}
+
+edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse)
+    : edge::CacheView{cache_shape} {
+    if (sparse.enabled) own_summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
+    summaries = own_summaries.get();
+}
+
+edge_cache::~edge_cache() {
+    if (memory != nullptr) edge::unmap_memory(memory, shape.bytes_of(shape.capacity));
+    if (summaries && summaries->memory) edge::unmap_memory(summaries->memory, summaries->shape.bytes());
+}
+
+void edge_cache::forget_summaries(int64_t rows) const {
+    if (summaries) summaries->rows = std::min(summaries->rows, rows);
+}
+
+edge_status edge_cache::reserve() {
+    const auto map = [](uint64_t bytes, const char *what, uint8_t **where) -> edge_status {
+        *where = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
+        if (*where != nullptr) return EDGE_OK;
+        return edge::fail(EDGE_NO_MEMORY,
+                          "%llu MB of address space for %s could not be reserved; lower --context.",
+                          (unsigned long long)(bytes >> 20), what);
+    };
+    if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory))
+        return status;
+    return summaries ? map(summaries->shape.bytes(), "key summaries", &summaries->memory) : EDGE_OK;
+}
+
+void edge::CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position,
+                            const float *key, const float *value) const {
+    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
+    for (const bool is_key : {true, false}) {
+        const float *x = is_key ? key : value;
+        uint8_t *target = block(layer, head, position, is_key);
+        if (shape.type == EDGE_KV_INT8) {
+            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
+        } else if (shape.type == EDGE_KV_F16) {
+            kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
+        } else {
+            std::memcpy(row, x, size_t(shape.row_bytes()));
+        }
+        const Runs to = runs_of(shape, is_key, position);
+        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
+    }
+}
+
+void edge::CacheView::copy(int64_t from, int64_t to) const {
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+        for (int64_t head = 0; head < shape.kv_heads; ++head) {
+            for (const bool is_key : {true, false}) {
+                edge::copy_row(shape, is_key, block(layer, head, from, is_key), from,
+                               block(layer, head, to, is_key), to);
+            }
+        }
+    }
+}
+
+int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cache->length) : 0; }
+
+void edge_cache_destroy(edge_cache *cache) { delete cache; }
+
+edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
+    if (cache == nullptr || length < 0 || length > cache->length) {
+        return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %d rows to %d.", edge_cache_length(cache),
+                          length);
+    }
+    cache->length = length;
+    cache->forget_summaries(length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count) {
+    if (cache == nullptr || length < 0 || length > cache->length || count < 0 ||
+        (count > 0 && rows == nullptr)) {
+        return edge::fail(EDGE_INVALID, "edge_cache_keep: the cache, the length or the rows are wrong.");
+    }
+    int64_t previous = int64_t(length) - 1;
+    for (int32_t i = 0; i < count; ++i) {
+        if (rows[i] <= previous || rows[i] >= cache->length) {
+            return edge::fail(EDGE_INVALID, "Rows to keep must ascend from %d to below %d; row %d is %d.",
+                              length, int(cache->length), i, rows[i]);
+        }
+        previous = rows[i];
+    }
+    for (int32_t i = 0; i < count; ++i) {
+        if (rows[i] != length + i) cache->copy(rows[i], length + i);
+    }
+    cache->length = length + count;
+    cache->forget_summaries(length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
+    if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %d rows can't be repeated up to %d rows.",
+                          edge_cache_length(cache), length);
+    }
+    for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
+    cache->forget_summaries(cache->length);
+    cache->length = length;
+    return EDGE_OK;
+}
+
+edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes) {
+    if (cache == nullptr || memory == nullptr || bytes == nullptr) {
+        return edge::fail(EDGE_INVALID, "edge_cache_memory: an argument is NULL.");
+    }
+    *memory = cache->memory;
+    *bytes = cache->shape.bytes_of(cache->length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *memory, uint64_t bytes) {
+    if (cache == nullptr || memory == nullptr || length < 0 || length > cache->shape.capacity) {
+        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %d rows.",
+                          cache ? (long long)cache->shape.capacity : 0LL, length);
+    }
+    if (bytes != cache->shape.bytes_of(length)) {
+        return edge::fail(EDGE_INVALID, "%d rows of this cache take %llu bytes, not %llu.", length,
+                          (unsigned long long)cache->shape.bytes_of(length), (unsigned long long)bytes);
+    }
+    std::memcpy(cache->memory, memory, bytes);
+    cache->length = length;
+    cache->forget_summaries(0);
+    return EDGE_OK;
+}

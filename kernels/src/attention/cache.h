@@ -1,0 +1,84 @@
+// The KV cache of one sequence: address space for the whole context, memory committed as rows are written.
+//
+// Pages of 256 positions, each [layer][kv_head][keys, values][block of 64 positions]: so the rows in use lie
+// together, in huge pages, however short the sequence is. A block stands as the attention kernels read it:
+//   keys    f16, f32: [16 positions each][head_dim][16]; int8: [16 positions each][head_dim / 4][16][4]
+//   values  f16, f32: [position][head_dim]; int8: [4 positions each][head_dim][4]
+// int8 codes are stored plus 128, and after a block's codes stand its 64 scales, one per position.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "edge.h"
+#include "tiers/kernels.h"
+
+namespace edge {
+
+struct CacheShape {
+    int64_t layers, kv_heads, head_dim, capacity;
+    edge_kv_type type;
+
+    int64_t element_bytes() const { return type == EDGE_KV_INT8 ? 1 : type == EDGE_KV_F16 ? 2 : 4; }
+    int64_t row_bytes() const { return head_dim * element_bytes(); }
+    int64_t scale_bytes() const { return type == EDGE_KV_INT8 ? int64_t(sizeof(float)) : 0; }
+    int64_t position_bytes() const { return 2 * layers * kv_heads * (row_bytes() + scale_bytes()); }
+    int64_t block_bytes() const { return attention_block * (row_bytes() + scale_bytes()); }
+    int64_t page_bytes() const { return layers * kv_heads * 2 * attention_blocks * block_bytes(); }
+    int64_t pages_of(int64_t rows) const { return (rows + attention_chunk - 1) / attention_chunk; }
+    int64_t pages() const { return pages_of(capacity); }
+    uint64_t bytes_of(int64_t rows) const { return uint64_t(pages_of(rows) * page_bytes()); }
+};
+
+// Copies a row of position `from`, which stands in the block `source`, to its place for `to` in `target`.
+void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+              int64_t to);
+
+class KeySummaries;
+
+// The rows of a cache, in memory that somebody else owns.
+struct CacheView {
+    // The block that holds `position`.
+    uint8_t *keys(int64_t layer, int64_t head, int64_t position) const {
+        return block(layer, head, position, true);
+    }
+    uint8_t *values(int64_t layer, int64_t head, int64_t position) const {
+        return block(layer, head, position, false);
+    }
+
+    // Writes the row of one position.
+    void store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
+               const float *value) const;
+    // Copies all layers' rows of one position to another.
+    void copy(int64_t from, int64_t to) const;
+
+    const CacheShape shape;
+    uint8_t *memory = nullptr;          // the pages; those of the rows in use stand at its start
+    KeySummaries *summaries = nullptr;  // of sparse attention, or nullptr
+
+   private:
+    uint8_t *block(int64_t layer, int64_t head, int64_t position, bool is_key) const {
+        const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * attention_blocks +
+                              position % attention_chunk / attention_block;
+        return memory + position / attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
+    }
+};
+
+}  // namespace edge
+
+struct edge_cache : edge::CacheView {
+    explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
+    ~edge_cache();
+    edge_cache(const edge_cache &) = delete;
+
+    edge_status reserve();
+
+    // The rows after the first `rows` have changed.
+    void forget_summaries(int64_t rows) const;
+
+    int64_t length = 0;
+
+   private:
+    std::unique_ptr<edge::KeySummaries> own_summaries;
+};

@@ -1,0 +1,231 @@
+#include "linear/linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace edge {
+namespace {
+
+constexpr int64_t alignment = 64;
+constexpr int64_t piece_bytes =
+    256 << 10;  // stays in the L2 cache across token blocks; two streams far apart
+constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
+
+// Tiles that a thread takes at a time: an even number, unless there is one only.
+int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
+    const int64_t by_size = std::max<int64_t>(1, piece_bytes / tile_bytes);
+    const int64_t by_balance = std::max<int64_t>(1, tiles / (least_pieces_per_worker * workers));
+    return round_up(std::min(by_size, by_balance), linear_tiles);
+}
+
+// Calls body(tile, tiles, distance) for tiles [from, to), two at a time, neighbours or half the range apart: memory
+// gives two streams more than one, if they lie some pages apart.
+template <class Body>
+void for_tile_pairs(int64_t from, int64_t to, bool apart, const Body &body) {
+    const int64_t distance = apart ? (to - from + 1) / 2 : 1, step = apart ? 1 : linear_tiles;
+    for (int64_t tile = from; tile < (apart ? from + distance : to); tile += step)
+        body(tile, tile + distance < to ? linear_tiles : 1, distance);
+}
+
+// Moves in[tiles][count][16] to its place.
+void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distance, int64_t token, int count,
+                  const float *in) {
+    for (int t = 0; t < count; ++t) {
+        for (int i = 0; i < tiles; ++i) {
+            const int64_t row = (tile + i * distance) * tile_rows, rows = job.matrix->rows - row;
+            float *out = job.out + (token + t) * job.stride + row;
+            __builtin_prefetch(out + linear_tiles * tile_rows, 1);  // the next call's rows, most likely
+            const float *values = in + (int64_t(i) * count + t) * tile_rows;
+            if (job.accumulate) {
+                for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r)
+                    out[r] += job.scale * values[r];
+            } else if (rows >= tile_rows) {
+                std::memcpy(out, values, tile_rows * sizeof(float));
+            } else {
+                std::memcpy(out, values, size_t(rows) * sizeof(float));
+            }
+        }
+    }
+}
+
+// Tokens that a tile is multiplied by at a time: all, or equal shares in whole batches.
+int64_t tokens_per_call(const Kernels &kernels, int64_t n) {
+    if (n <= kernels.max_tokens) return n;
+    const int64_t calls = (n + linear_tokens - 1) / linear_tokens;
+    return round_up((n + calls - 1) / calls, kernels.block_tokens);
+}
+
+}  // namespace
+
+bool LinearInput::needs_form(const Matrix &matrix) const {
+    return matrix.block != 0 && (mode_ == EDGE_ACTIVATIONS_INT8 || matrix.minimum);
+}
+
+const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix &matrix) const {
+    for (int i = 0; i < form_count_; ++i) {
+        const Form &form = forms_[i];
+        if (form.block == matrix.block && form.zero_code == kernels.zero_code(matrix)) return &form;
+    }
+    return nullptr;
+}
+
+void LinearInput::plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens) {
+    if (!needs_form(matrix)) return;
+    Form *form = const_cast<Form *>(find(kernels, matrix));
+    if (form == nullptr) {
+        form = &forms_[form_count_++];
+        form->block = matrix.block;
+        form->zero_code = kernels.zero_code(matrix);
+    }
+    const int64_t entries = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
+    form->code_count = std::max(form->code_count, tokens * matrix.padded);
+    form->entry_count = std::max(form->entry_count, entries);
+}
+
+uint64_t LinearInput::bytes() const {
+    int64_t total = 0;
+    for (int i = 0; i < form_count_; ++i) {
+        total +=
+            round_up(forms_[i].code_count, alignment) + 4 * round_up(4 * forms_[i].entry_count, alignment);
+    }
+    return uint64_t(total);
+}
+
+void LinearInput::place(uint8_t *memory) {
+    const auto take = [&memory](int64_t bytes) {
+        uint8_t *taken = memory;
+        memory += round_up(bytes, alignment);
+        return taken;
+    };
+    for (int i = 0; i < form_count_; ++i) {
+        Form &form = forms_[i];
+        form.codes = reinterpret_cast<int8_t *>(take(form.code_count));
+        form.scales = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.sums = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.offsets = reinterpret_cast<float *>(take(4 * form.entry_count));
+        form.corrections = reinterpret_cast<int32_t *>(take(4 * form.entry_count));
+    }
+}
+
+void LinearInput::select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                         std::initializer_list<const Matrix *> matrices) {
+    values_ = values;
+    stride_ = stride;
+    columns_ = (*matrices.begin())->padded;
+    tokens_ = n;
+    for (int i = 0; i < form_count_; ++i) forms_[i].active = false;
+    for (const Matrix *matrix : matrices) {
+        if (needs_form(*matrix)) const_cast<Form *>(find(kernels, *matrix))->active = true;
+    }
+}
+
+void LinearInput::convert(const Kernels &kernels, int64_t token) {
+    const float *row = values_ + token * stride_;
+    const int64_t most = kernels.batch(tokens_), batch = token / most * most, lane = token - batch;
+    for (int i = 0; i < form_count_; ++i) {
+        const Form &form = forms_[i];
+        if (!form.active) continue;
+        if (mode_ == EDGE_ACTIVATIONS_INT8) {
+            const int64_t at = batch * blocks(form) + lane;
+            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane],
+                                   &form.scales[at],
+                                   &form.corrections[at],
+                                   &form.offsets[at],
+                                   &form.sums[at],
+                                   std::min(most, tokens_ - batch)};
+            kernels.quantize(row, columns_, form.block, form.zero_code, out);
+        } else {
+            kernels.sum_blocks(row, columns_, form.block, &form.sums[token * blocks(form)]);
+        }
+    }
+}
+
+Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) const {
+    Activations a;
+    a.values = values_;
+    a.stride = stride_;
+    if (!needs_form(matrix)) return a;
+    const Form &form = *find(kernels, matrix);
+    a.blocks = blocks(form);
+    a.sums = form.sums;
+    if (mode_ == EDGE_ACTIVATIONS_INT8) {
+        a.stride = columns_;
+        a.batch = kernels.batch(tokens_);
+        a.offsets = form.offsets;
+        a.codes = form.codes;
+        a.scales = form.scales;
+        a.corrections = form.corrections;
+    }
+    return a;
+}
+
+const char *linear_path(const Matrix &matrix, edge_activations mode) {
+    if (matrix.kind == EDGE_F32) return "float32 rows";
+    if (matrix.kind == EDGE_F16) return "float32 products, float16 weights";
+    const int kind = matrix.kind == EDGE_INT8 ? 0 : matrix.kind == EDGE_TERNARY ? 3 : matrix.minimum ? 2 : 1;
+    static const char *const exact[] = {
+        "float32 products, dequantized int8", "float32 products, dequantized int4",
+        "float32 products, dequantized int4 with minimums", "float32 products, dequantized ternary"};
+    static const char *const whole[] = {"int8 dots, int8 weights", "int8 dots, int4 weights",
+                                        "int8 dots, int4 weights with minimums",
+                                        "int8 dots, ternary weights"};
+    static const char *const split[] = {"int8 dots, int8 weights, groups in parts",
+                                        "int8 dots, int4 weights, groups in parts",
+                                        "int8 dots, int4 weights with minimums, groups in parts",
+                                        "int8 dots, ternary weights, groups in parts"};
+    if (mode == EDGE_ACTIVATIONS_F32) return exact[kind];
+    return (matrix.block == matrix.group ? whole : split)[kind];
+}
+
+void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const LinearJob *jobs, int count) {
+    int64_t tiles = 0, bytes = 0;
+    for (int j = 0; j < count; ++j) {
+        tiles += jobs[j].matrix->tiles;
+        bytes += jobs[j].matrix->tiles * jobs[j].matrix->tile_bytes;
+    }
+    const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
+    const int64_t step = tokens_per_call(kernels, n);
+    const bool apart = n <= kernels.streamed_tokens;
+    parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
+        alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
+        int64_t first = 0;
+        for (int j = 0; j < count; first += jobs[j++].matrix->tiles) {
+            const Matrix &matrix = *jobs[j].matrix;
+            const int64_t from = std::max<int64_t>(begin - first, 0),
+                          to = std::min(end - first, matrix.tiles);
+            if (from >= to) continue;
+            const Activations activations = input.form(kernels, matrix);
+            for (int64_t token = 0; token < n; token += step) {
+                const int now = int(std::min(step, n - token));
+                for_tile_pairs(from, to, apart, [&](int64_t tile, int pair, int64_t distance) {
+                    kernels.linear(matrix, tile, pair, distance, activations, token, now, tile_out);
+                    finish_tiles(jobs[j], tile, pair, distance, token, now, tile_out);
+                });
+            }
+        }
+    });
+}
+
+void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const Matrix &gate, const Matrix &up, float *out, int64_t stride) {
+    const LinearJob job{&gate, out, stride};
+    const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
+    const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
+    const int64_t step = tokens_per_call(kernels, n);
+    const bool apart = n <= kernels.streamed_tokens;
+    parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
+        alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
+        for (int64_t token = 0; token < n; token += step) {
+            const int now = int(std::min(step, n - token));
+            for_tile_pairs(begin, end, apart, [&](int64_t tile, int pair, int64_t distance) {
+                kernels.linear(gate, tile, pair, distance, gate_input, token, now, gate_out);
+                kernels.linear(up, tile, pair, distance, up_input, token, now, up_out);
+                kernels.swiglu(gate_out, up_out, int64_t(pair) * now * tile_rows, gate_out);
+                finish_tiles(job, tile, pair, distance, token, now, gate_out);
+            });
+        }
+    });
+}
+
+}  // namespace edge

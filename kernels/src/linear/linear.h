@@ -1,0 +1,99 @@
+// Linear operators over many tokens: prepares the activations in the form each matrix wants, and splits tiles
+// over threads.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "tiers/kernels.h"
+#include "threads/pool.h"
+
+namespace edge {
+
+// Floats from one row of `columns` values to the next, zeros after them. Not a large power of two: columns of many
+// tokens would all fall into the same few sets of a cache.
+inline int64_t row_stride(int64_t columns) {
+    const int64_t stride = round_up(columns, pad_columns);
+    return stride % 256 == 0 ? stride + pad_columns : stride;
+}
+
+// The left operands of linear operators, in every form that the planned matrices need. One object serves all
+// operators of a decoder, one input at a time.
+class LinearInput {
+   public:
+    explicit LinearInput(edge_activations mode) : mode_(mode) {}
+
+    // Plans room for `tokens` inputs of `matrix`; call for every matrix, then place().
+    void plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens);
+
+    // Memory that the plan takes, and where it lies: `bytes()` bytes, aligned to 64.
+    uint64_t bytes() const;
+    void place(uint8_t *memory);
+
+    // Takes n rows of `values` as the input of `matrices`. `values` is zero beyond the columns up to `stride`, a
+    // multiple of 32. `before(token)` runs first on the thread that prepares the token's row.
+    template <class Before>
+    void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
+                 int64_t n, std::initializer_list<const Matrix *> matrices, const Before &before) {
+        select(kernels, values, stride, n, matrices);
+        // Interleaved tokens of one batch share cache lines.
+        const int64_t tokens_per_piece = n <= kernels.max_tokens ? 4 : kernels.block_tokens;
+        parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
+            for (int64_t token = begin; token < end; ++token) {
+                before(token);
+                convert(kernels, token);
+            }
+        });
+    }
+
+    // The prepared input in the form that `matrix` wants.
+    Activations form(const Kernels &kernels, const Matrix &matrix) const;
+
+   private:
+    // One way to quantize: it depends on a matrix's block and on the code that means zero in it.
+    struct Form {
+        int64_t block = 0;
+        int32_t zero_code = 0;
+        bool active = false;
+        int64_t code_count = 0, entry_count = 0;  // planned
+        int8_t *codes = nullptr;
+        float *scales = nullptr, *sums = nullptr, *offsets = nullptr;
+        int32_t *corrections = nullptr;
+    };
+    static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes
+
+    int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
+    bool needs_form(const Matrix &matrix) const;
+    const Form *find(const Kernels &kernels, const Matrix &matrix) const;
+    void select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                std::initializer_list<const Matrix *> matrices);
+    void convert(const Kernels &kernels, int64_t token);
+
+    const edge_activations mode_;
+    const float *values_ = nullptr;
+    int64_t stride_ = 0, columns_ = 0, tokens_ = 0;
+    Form forms_[most_forms];
+    int form_count_ = 0;
+};
+
+// Which kernel computes a matrix's operator, in a few words.
+const char *linear_path(const Matrix &matrix, edge_activations mode);
+
+// out[n][rows] = input x matrix^T, or out += scale * that.
+struct LinearJob {
+    const Matrix *matrix;
+    float *out;
+    int64_t stride;
+    bool accumulate = false;
+    float scale = 1.0f;
+};
+
+// Runs several operators on the same prepared input as one parallel region.
+void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const LinearJob *jobs, int count);
+
+// out[n][rows] = silu(gate x) * (up x)
+void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
+                const Matrix &gate, const Matrix &up, float *out, int64_t stride);
+
+}  // namespace edge

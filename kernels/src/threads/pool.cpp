@@ -1,0 +1,241 @@
+// A fork-join pool. Every thread starts in its own contiguous share of a loop, so that its reads run on through
+// memory, and takes it piece by piece; whoever is done helps the others. A thread that the system holds up delays
+// only its own piece. Waiting threads spin briefly (the next region of a decoder follows within microseconds), then
+// park: a caller that sleeps while a helper waits for a processor gives it one. A helper offers its processor to
+// others before the system takes it away, so that this happens between two pieces, when nobody waits for it.
+#include "threads/pool.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "abi/error.h"
+#include "threads/share.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace edge {
+namespace {
+
+constexpr auto spin_time = std::chrono::microseconds(50);
+constexpr auto turn_time = std::chrono::milliseconds(2);  // shorter than a time slice of Linux
+constexpr int spins_per_clock_read = 64;
+
+inline void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Waits for `ready` with the processor held; false: not within `time`.
+template <class Ready>
+bool spin_for(std::chrono::microseconds time, const Ready &ready) {
+    using clock = std::chrono::steady_clock;
+    const auto until = clock::now() + time;
+    for (int spins = 1; !ready(); ++spins) {
+        relax();
+        if (spins % spins_per_clock_read == 0 && clock::now() > until) return false;
+    }
+    return true;
+}
+
+// The time that a thread takes before it offers its processor to others.
+struct alignas(64) Turn {
+    std::chrono::steady_clock::time_point start{};
+
+    void yield_if_over() {
+        if (std::chrono::steady_clock::now() - start < turn_time) return;
+        std::this_thread::yield();
+        start = std::chrono::steady_clock::now();
+    }
+};
+
+// Keeps helpers off the caller's processor: the system would wake them there while another program has theirs, and
+// caller and helper would take turns, each waiting for the other.
+class Places {
+   public:
+#if defined(__linux__) && !defined(__ANDROID__)
+    Places() : usable_(sched_getaffinity(0, sizeof allowed_, &allowed_) == 0) {}
+
+    void set_helpers(std::vector<std::thread> &helpers) {
+        usable_ = usable_ && CPU_COUNT(&allowed_) > int(helpers.size());
+    }
+
+    // On the caller's thread, before it wakes a helper.
+    void keep_apart(std::vector<std::thread> &helpers) {
+        const int processor = usable_ ? sched_getcpu() : left_out_;
+        if (processor == left_out_) return;
+        left_out_ = processor;
+        cpu_set_t others = allowed_;
+        CPU_CLR(size_t(processor), &others);
+        for (std::thread &helper : helpers)
+            pthread_setaffinity_np(helper.native_handle(), sizeof others, &others);
+    }
+
+   private:
+    cpu_set_t allowed_;
+    bool usable_;
+    int left_out_ = -1;
+#else
+    void set_helpers(std::vector<std::thread> &) {}
+    void keep_apart(std::vector<std::thread> &) {}
+#endif
+};
+
+}  // namespace
+}  // namespace edge
+
+struct edge_pool {
+    explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)), turns(size_t(threads)) {
+        try {
+            helpers.reserve(size_t(threads));
+            for (int32_t worker = 1; worker < threads; ++worker) {
+                helpers.emplace_back([this, worker] { help(worker); });
+            }
+            places.set_helpers(helpers);
+        } catch (...) {  // the system has no more threads: a running one must not be destroyed
+            stop();
+            throw;
+        }
+    }
+
+    ~edge_pool() { stop(); }
+
+    void run(int64_t count, int64_t grain, edge_task task, void *argument) {
+        if (busy.test_and_set(std::memory_order_acquire)) {
+            // Another thread has a region under way: this one is done here, alone.
+            for (int64_t begin = 0; begin < count; begin += grain) {
+                task(argument, begin, std::min(begin + grain, count), 0);
+            }
+            return;
+        }
+        grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
+        const int64_t pieces = (count + grain - 1) / grain;
+        region = {count, grain, task, argument};
+        done.store(0, std::memory_order_relaxed);
+        for (int64_t worker = 0; worker < workers; ++worker) {
+            shares[size_t(worker)].publish(uint32_t(pieces * worker / workers),
+                                           uint32_t(pieces * (worker + 1) / workers));
+        }
+        places.keep_apart(helpers);
+        generation.fetch_add(1);
+        if (parked.load() > 0) {
+            { std::lock_guard<std::mutex> lock(mutex); }
+            wake.notify_all();
+        }
+        work(0);
+        const auto finished = [&] { return done.load() >= pieces; };
+        if (!edge::spin_for(edge::spin_time, finished)) {
+            // A helper was descheduled in the middle of a piece: leave it this core.
+            std::unique_lock<std::mutex> lock(mutex);
+            caller_parked.store(true);
+            piece_done.wait(lock, finished);
+            caller_parked.store(false);
+        }
+        busy.clear(std::memory_order_release);
+    }
+
+    const int32_t workers;
+    const pid_t process = getpid();
+
+   private:
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            stopping.store(true);
+        }
+        wake.notify_all();
+        for (std::thread &helper : helpers) helper.join();
+    }
+
+    struct Region {
+        int64_t count, grain;
+        edge_task task;
+        void *argument;
+    };
+
+    // Does pieces of the current region, its own share first, until none is left.
+    void work(int32_t worker) {
+        for (int32_t i = 0; i < workers; ++i) {
+            edge::Share &share = shares[size_t((worker + i) % workers)];
+            for (uint32_t piece; share.claim(&piece);) {
+                const int64_t begin = piece * region.grain,
+                              end = std::min(begin + region.grain, region.count);
+                region.task(region.argument, begin, end, worker);
+                done.fetch_add(1);
+                if (caller_parked.load()) {
+                    { std::lock_guard<std::mutex> lock(mutex); }
+                    piece_done.notify_one();
+                }
+                if (worker > 0) turns[size_t(worker)].yield_if_over();
+            }
+        }
+    }
+
+    void help(int32_t worker) {
+        uint32_t seen = 0;
+        const auto new_region = [&] { return generation.load() != seen; };
+        while (!stopping.load(std::memory_order_relaxed)) {
+            while (edge::spin_for(edge::spin_time, new_region)) {
+                seen = generation.load();
+                work(worker);
+            }
+            std::unique_lock<std::mutex> lock(mutex);
+            parked.fetch_add(1);
+            wake.wait(lock, [&] { return stopping.load() || new_region(); });
+            parked.fetch_sub(1);
+        }
+    }
+
+    std::atomic_flag busy = ATOMIC_FLAG_INIT;
+    Region region{};
+    std::vector<edge::Share> shares;
+    std::vector<edge::Turn> turns;
+    alignas(64) std::atomic<uint32_t> generation{0};
+    alignas(64) std::atomic<int64_t> done{0};
+    alignas(64) std::atomic<int32_t> parked{0};
+    std::atomic<bool> caller_parked{false}, stopping{false};
+    std::mutex mutex;
+    std::condition_variable wake, piece_done;
+    std::vector<std::thread> helpers;
+    edge::Places places;
+};
+
+edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
+    if (pool == nullptr) return edge::fail(EDGE_INVALID, "edge_pool_create: pool is NULL.");
+    if (threads < 0 || threads > 1024) {
+        return edge::fail(EDGE_INVALID, "The number of threads is %d; it must be 0 (automatic) to 1024.",
+                          threads);
+    }
+    try {
+        *pool = new edge_pool(threads > 0 ? threads : edge::default_threads());
+    } catch (const std::exception &error) {
+        return edge::fail(EDGE_NO_MEMORY, "Threads could not be started: %s.", error.what());
+    }
+    return EDGE_OK;
+}
+
+void edge_pool_destroy(edge_pool *pool) {
+    // In a forked child the threads do not exist and can't be joined: the pool is left as it is.
+    if (pool != nullptr && pool->process == getpid()) delete pool;
+}
+
+edge_parallel edge_pool_parallel(edge_pool *pool) {
+    if (pool == nullptr) return {nullptr, 1, nullptr};
+    return {pool, pool->workers,
+            [](void *context, int64_t count, int64_t grain, edge_task task, void *argument) {
+                static_cast<edge_pool *>(context)->run(count, grain, task, argument);
+            }};
+}

@@ -1,0 +1,1 @@
+"""The network as PyTorch modules: decoder, rotary positions, KV caches, experts."""

@@ -1,0 +1,283 @@
+"""The network, as plainly as it can be written: the specification that everything else is tested against.
+
+Submodules carry the names of Hugging Face's Llama, so the state dict is the checkpoint. KV caches are in
+`edge.model.network.kv_cache`, mixtures of experts in `edge.model.network.moe`, rotary frequencies in
+`edge.model.network.rope`. muP scales: MiniCPM, section 3 (arXiv 2404.06395).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from edge.config import ModelConfig
+from edge.errors import CheckpointError
+from edge.model.network.kv_cache import KVCache
+from edge.model.network.moe import MixtureOfExperts
+from edge.model.network.rope import RotaryEmbedding, rotate
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`attend(q, k, v, mask, positions)`: what stands between the projections.
+
+q [..., heads, n, d] and k, v [..., kv_heads, m, d], rotated; the n tokens are among the m rows of the cache.
+mask bool [n, m]: row i may see column j. positions int [..., n] of the queries. Returns [..., heads, n, d].
+"""
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Softmax attention over every row that the mask shows; query head h reads KV head h // (heads / kv)."""
+    group = q.shape[-3] // k.shape[-3]
+    k, v = k.repeat_interleave(group, dim=-3), v.repeat_interleave(group, dim=-3)
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(v.dtype) @ v
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """The same through PyTorch's fused kernel, which never holds the whole [n, m] matrix: for training."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, the division in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] -> the same shape."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; `attend` decides which rows of the cache a query reads."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.layer = config.num_attention_heads, config.num_key_value_heads, layer
+        queries, keys = self.heads * config.head_dim, self.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.attend: Attend = dense_attention
+
+    def forward(self, x: Tensor, view: View, cache: KVCache | None = None) -> Tensor:
+        """x [..., n, hidden] -> the same shape; the cache, if there is one, gets the rows of these tokens."""
+        q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
+        q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        seen = self.attend(q, k, v, view.mask, view.positions)
+        return self.o_proj(seen.transpose(-2, -3).flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., hidden] -> the same shape."""
+        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class View(NamedTuple):
+    """Where the tokens of a pass stand and what they see; the same for every layer.
+
+    cos, sin [..., 1, n, head_dim / 2]. mask bool [n, m] over the cache's rows. positions int [..., n].
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+    positions: Tensor
+
+
+class Layer(nn.Module):
+    """Two pre-norm sub-layers, each scaled (muP, place 2) before it joins the residual stream.
+
+    layer: its number, which is its place in the cache.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MixtureOfExperts(config) if config.num_experts else MLP(config)
+        self.scale = config.residual_scale
+
+    def forward(self, x: Tensor, view: View, cache: KVCache | None = None) -> tuple[Tensor, Tensor | None]:
+        """x [..., n, hidden] -> (the residual stream after this layer, router logits if it has experts)."""
+        x = x + self.scale * self.self_attn(self.input_layernorm(x), view, cache)
+        normed, router = self.post_attention_layernorm(x), None
+        if isinstance(self.mlp, MixtureOfExperts):
+            mixed, router = self.mlp(normed)
+        else:
+            mixed = self.mlp(normed)
+        return x + self.scale * mixed, router
+
+
+class Trunk(NamedTuple):
+    """Everything that a pass computes before the head.
+
+    hidden [..., n, hidden]: after the final norm, before the logit scale. stream: the residual stream after
+    each layer. router_logits: [..., n, num_experts] of every layer with experts, for
+    `edge.model.network.moe.load_balance_loss`.
+    """
+
+    hidden: Tensor
+    stream: list[Tensor]
+    router_logits: list[Tensor]
+
+
+class Backbone(nn.Module):
+    """Embedding, layers and final norm. gradient_checkpointing: layers are run again in the backward pass."""
+
+    def __init__(self, config: ModelConfig, context: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config, context)
+        self.embedding_scale = config.embedding_scale
+        self.gradient_checkpointing = False
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [..., n] -> the residual stream before the first layer (muP, place 1)."""
+        return self.embed_tokens(tokens) * self.embedding_scale
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None) -> Trunk:
+        """One pass over tokens [..., n] with mask bool [n, m]."""
+        x = self.embed(tokens)
+        cos, sin = self.rotary(positions)
+        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
+        stream, router_logits = [], []
+        for layer in self.layers:
+            if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
+                x, router = checkpoint(layer, x, view, use_reentrant=False)
+            else:
+                x, router = layer(x, view, cache)
+            stream.append(x)
+            if router is not None:
+                router_logits.append(router)
+        return Trunk(self.norm(x), stream, router_logits)
+
+
+class Decoder(nn.Module):
+    """A MiniCPM4, MiniCPM-MoE or Llama-shaped language model.
+
+    context: the length in tokens that it runs with; some rope types choose their frequencies by it.
+    Attention is dense until `use_attention` says otherwise: `config.sparse` changes how much of the cache a
+    long sequence reads, not the weights.
+    """
+
+    def __init__(self, config: ModelConfig, context: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.context = context or config.max_position_embeddings
+        self.model = Backbone(config, self.context)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    @classmethod
+    def from_tensors(
+        cls, config: ModelConfig, tensors: Mapping[str, Tensor], context: int | None = None
+    ) -> Decoder:
+        """A decoder over these float tensors, named as in Hugging Face's Llama; it borrows their memory.
+
+        Raises CheckpointError for a missing, surplus or misshapen tensor.
+        """
+        with torch.device("meta"):
+            decoder = cls(config, context)
+        expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+        for name in sorted(expected.keys() | tensors.keys()):
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != expected.get(name):
+                raise CheckpointError(
+                    f"Tensor '{name}' has shape {found}, but the configuration asks for {expected.get(name)}."
+                )
+        decoder.load_state_dict(dict(tensors), assign=True)
+        return decoder.requires_grad_(False).eval()
+
+    def use_attention(self, attend: Attend) -> Decoder:
+        """Let every layer read its cache through `attend` from now on; returns the decoder itself."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+        return self
+
+    def trunk(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Trunk:
+        """One pass: appends tokens int [..., n] to the cache, if there is one, and runs all layers.
+
+        positions: int [..., n], by default they continue the cache. mask: bool [n, n], row i sees column j of
+        these tokens, by default causal; both together describe a token tree. All tokens see the whole cache
+        before this pass.
+        """
+        n = tokens.shape[-1]
+        past = 0 if cache is None else cache.length
+        rows = past + torch.arange(n, device=tokens.device)
+        if mask is None:
+            mask = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril()
+        if cache is not None:
+            columns = torch.arange(cache.columns(n), device=tokens.device)
+            among = torch.zeros(n, cache.columns(n), dtype=torch.bool, device=tokens.device)
+            mask = (columns < past) | among.index_copy(1, rows, mask)
+        trunk = self.model(tokens, rows if positions is None else positions, mask, cache)
+        if cache is not None:
+            cache.advance(n)
+        return trunk
+
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        taps: Sequence[int] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(hidden [..., n, hidden] after the final norm and before the logit scale, a tap per wanted layer).
+
+        See `trunk` for the parameters. A tap is the residual stream [..., n, hidden] after its layer.
+        """
+        trunk = self.trunk(tokens, positions, mask)
+        return trunk.hidden, tuple(trunk.stream[layer] for layer in taps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states [..., n, hidden] -> logits [..., n, vocab]."""
+        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return functional.linear(hidden * self.config.logit_scale, weight)  # muP, place 3, tied or not
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits [..., n, vocab] of tokens [..., n]; see `trunk`."""
+        return self.logits(self.trunk(tokens, positions, mask, cache).hidden)

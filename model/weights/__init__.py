@@ -1,0 +1,1 @@
+"""Weights into PyTorch and out of it."""

@@ -1,0 +1,234 @@
+"""The decode loop on a real model: reasons to stop, stop strings across tokens, streaming, cancellation."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.engine.generation import Completion, StopMatcher, Stream, generate
+from edge.engine.sampling import SamplingParams
+from edge.engine.session import Session
+from edge.engine.settings import GenerationSettings, merge_settings
+from edge.errors import EdgeError
+
+PROMPT = "Once upon a time, there was a"
+
+
+def first_stop(text: str, stop: list[str]) -> str:
+    """`text` up to the stop string that is complete first, found by looking at every beginning of it."""
+    for end in range(len(text) + 1):
+        ends = [s for s in stop if text[:end].endswith(s)]
+        if ends:
+            return text[: end - max(map(len, ends))]
+    return text
+
+
+@given(
+    st.text("abc", max_size=24),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(1, 4), min_size=1),
+)
+def test_stop_strings_are_found_however_the_text_arrives(text, stop, sizes):
+    matcher = StopMatcher(stop)
+    found, at = "", 0
+    for size in itertools.cycle(sizes):
+        if at >= len(text):
+            break
+        found += matcher.push(text[at : at + size])
+        at += size
+    expected = first_stop(text, stop)
+    assert found + matcher.flush() == expected
+    assert matcher.stopped == (expected != text or any(s in text for s in stop))
+
+
+def test_what_may_begin_a_stop_string_is_held_back_and_no_more():
+    matcher = StopMatcher(["</end>"])
+    assert matcher.push("a <") == "a "
+    assert matcher.push("/en") == ""
+    assert matcher.push("x") == "</enx"
+    assert matcher.push(" </end") == " "
+    assert matcher.push("> b") == ""
+    assert matcher.stopped and matcher.push("c") == "" and matcher.flush() == ""
+
+
+def greedy(model, prompt=PROMPT, session=None, **settings) -> Completion:
+    settings = {"temperature": 0, "max_new_tokens": 24, **settings}
+    return model.complete(prompt, session=session, **settings)
+
+
+@pytest.fixture(scope="module")
+def story(smollm2) -> Completion:
+    return greedy(smollm2)
+
+
+def test_length_ends_an_answer(smollm2, story):
+    assert (story.stop_reason, len(story.tokens)) == ("length", 24)
+    assert story.prompt_tokens == len(smollm2.tokenizer.encode(PROMPT))
+    assert story.text == smollm2.tokenizer.decode(story.tokens, continues=True)
+    assert story.ttft_seconds > 0 and story.tokens_per_second > 0 and story.prefill_tokens_per_second > 0
+    assert story.logprobs is None
+
+
+def test_chunks_are_the_answer_in_pieces(smollm2, story):
+    stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=24)
+    chunks = list(stream)
+    assert "".join(c.text for c in chunks) == stream.result.text == story.text
+    assert [c.token for c in chunks if c.token is not None] == list(story.tokens)
+
+
+def test_a_result_needs_no_iteration_and_can_be_read_again(smollm2, story):
+    stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=24)
+    next(stream)
+    assert stream.result.text == story.text
+    assert stream.result is stream.result
+
+
+def test_a_stop_string_that_spans_tokens(smollm2, story):
+    """The middle of the answer, from inside one token to inside a later one."""
+    pieces = [smollm2.tokenizer.token_bytes(t).decode() for t in story.tokens]
+    at = len("".join(pieces[:6])) + 1
+    stop = story.text[at : at + len(pieces[6]) + len(pieces[7])]
+    assert not any(stop in piece for piece in pieces) and story.text.index(stop) == at
+    stopped = greedy(smollm2, stop=["never in a story", stop])
+    assert (stopped.stop_reason, stopped.text) == ("stop", story.text[:at])
+    assert stopped.tokens == story.tokens[: len(stopped.tokens)]
+    assert stop in smollm2.tokenizer.decode(stopped.tokens, continues=True)
+    stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=24, stop=stop)
+    assert "".join(c.text for c in stream) == story.text[:at]
+
+
+def test_a_beginning_of_a_stop_string_alone_is_not_lost(smollm2, story):
+    last = story.text[-3:]
+    done = greedy(smollm2, stop=last + "never")
+    assert (done.stop_reason, done.text) == ("length", story.text)
+
+
+def test_any_of_several_end_tokens_ends_an_answer(smollm2, story):
+    ends = [smollm2.config.vocab_size - 1, story.tokens[9]]
+    first = story.tokens.index(story.tokens[9])
+    done = greedy(smollm2, eos_token_id=ends)
+    assert (done.stop_reason, done.tokens) == ("eos", story.tokens[:first])
+    assert greedy(smollm2, eos_token_id=ends, ignore_eos=True).tokens == story.tokens
+
+
+def test_the_models_own_end_token_ends_an_answer(smollm2):
+    done = smollm2.chat().send("Say hi.", temperature=0, max_new_tokens=100)
+    assert done.stop_reason == "eos"
+    assert smollm2.tokenizer.eos_ids.isdisjoint(done.tokens)
+
+
+def test_a_full_context_ends_an_answer(tiny_executor, smollm2):
+    session = Session(tiny_executor)
+    settings = GenerationSettings(SamplingParams(seed=0), ignore_eos=True)
+    stream = Stream(lambda cancelled: generate(session, [1] * 40, settings, smollm2.tokenizer, cancelled))
+    done = stream.result
+    assert done.stop_reason == "context"
+    # The last token needs no place: nothing comes after it.
+    assert len(done.tokens) == tiny_executor.context - 40 + 1 and session.length == tiny_executor.context
+
+
+def test_cancelling_from_another_thread(smollm2):
+    stream = smollm2.stream(PROMPT, ignore_eos=True, max_new_tokens=2000, seed=1)
+    seen = threading.Event()
+
+    def cancel() -> None:
+        seen.wait()
+        stream.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    for count, _ in enumerate(stream):
+        if count == 3:
+            seen.set()
+            thread.join()
+    assert stream.result.stop_reason == "cancelled"
+    assert len(stream.result.tokens) == 4
+
+
+def test_cancelling_during_prefill(smollm2):
+    session = smollm2.session()
+    chunk = smollm2.executor.max_batch
+    prompt = [5] * (3 * chunk)
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 2
+
+    stream = Stream(lambda _: generate(session, prompt, merge_settings(), smollm2.tokenizer, cancelled))
+    done = stream.result
+    assert (done.stop_reason, done.tokens, done.text, done.ttft_seconds) == ("cancelled", (), "", None)
+    assert session.length == 2 * chunk
+
+
+def test_leaving_a_with_block_cancels(smollm2):
+    with smollm2.stream(PROMPT, ignore_eos=True, max_new_tokens=2000) as stream:
+        next(stream)
+    assert stream.result.stop_reason == "cancelled"
+
+
+def test_a_session_is_reused(smollm2, story):
+    session = smollm2.session()
+    first = greedy(smollm2, session=session, max_new_tokens=5)
+    again = greedy(smollm2, PROMPT + " little", session=session, max_new_tokens=1)
+    assert first.reused_tokens == 0
+    assert again.reused_tokens >= len(smollm2.tokenizer.encode(PROMPT))
+    assert session.computed_tokens < first.prompt_tokens + 5 + again.prompt_tokens
+
+
+def test_the_seed_of_an_answer_repeats_it(smollm2):
+    first = smollm2.complete(PROMPT, temperature=1.5, max_new_tokens=10)
+    again = smollm2.complete(PROMPT, temperature=1.5, max_new_tokens=10, seed=first.seed)
+    assert again.tokens == first.tokens and again.seed == first.seed
+    assert smollm2.complete(PROMPT, temperature=1.5, max_new_tokens=10).tokens != first.tokens
+
+
+def test_logprobs_come_with_chunks_and_result(smollm2, story):
+    stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=5, logprobs=3)
+    chunks = [c for c in stream if c.token is not None]
+    done = stream.result
+    assert len(done.logprobs) == 5
+    for chunk, entry in zip(chunks, done.logprobs, strict=True):
+        assert (chunk.token, chunk.logprob, chunk.top) == (entry.token, entry.logprob, entry.top)
+        assert len(entry.top) == 3 and entry.top[0] == (entry.token, entry.logprob)
+        assert entry.logprob <= 0
+
+
+def test_a_presence_penalty_counts_the_answer_and_a_repetition_penalty_the_prompt_too(smollm2):
+    prompt = "one two one two one two one two one two"
+    ids = smollm2.tokenizer.encode(prompt)
+    plain = greedy(smollm2, prompt, max_new_tokens=8)
+    assert plain.tokens[0] in ids and len(set(plain.tokens)) < len(plain.tokens)
+    once = greedy(smollm2, prompt, max_new_tokens=8, presence_penalty=100.0)
+    assert once.tokens[0] == plain.tokens[0] and len(set(once.tokens)) == len(once.tokens)
+    new = greedy(smollm2, prompt, max_new_tokens=8, repetition_penalty=100.0)
+    assert set(new.tokens).isdisjoint(ids) and len(set(new.tokens)) == len(new.tokens)
+
+
+def test_a_bias_forbids_a_token(smollm2, story):
+    assert greedy(smollm2, logit_bias={story.tokens[0]: float("-inf")}).tokens[0] != story.tokens[0]
+
+
+def test_half_a_character_never_appears(smollm2):
+    """Force the bytes of an emoji one by one; then stop in its middle."""
+    ids = smollm2.tokenizer.encode("🦊")
+    assert len(ids) > 1
+    session = smollm2.session()
+    stream = smollm2.tokenizer.stream()
+    assert "".join(stream.push(i) for i in ids) == "🦊"
+    bias = {ids[0]: 1e4}
+    cut = smollm2.complete("Hi", session=session, temperature=0, max_new_tokens=1, logit_bias=bias)
+    assert cut.text == "\ufffd" and cut.tokens == (ids[0],)
+
+
+def test_a_stream_that_failed_says_why(smollm2):
+    stream = smollm2.stream(PROMPT, logit_bias={smollm2.config.vocab_size: 1.0})
+    with pytest.raises(EdgeError, match="logit bias"):
+        next(stream)
+    with pytest.raises(EdgeError, match="logit bias"):
+        _ = stream.result

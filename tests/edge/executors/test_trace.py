@@ -1,0 +1,122 @@
+"""Traces: their format, the checksums' estimate of a distance, and finding the operator where two networks
+part.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edge.errors import EdgeError
+from edge.executors.native.executor import NativeExecutor
+from edge.executors.trace import Trace, TracedExecutor, checksum
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
+from edge.measure.alignment import Stage, align
+
+TOKENS = [3, 14, 15, 9, 26]
+
+
+@pytest.fixture
+def trace_of(tiny_config, array_checkpoint, tmp_path):
+    """`trace_of(name, change=..., kv_type=...)`: the path of a trace of two calls over the tiny network."""
+
+    def make(name, change=lambda weights: None, tokens=TOKENS, kv_type="float32"):
+        checkpoint = array_checkpoint(tiny_config)
+        change(checkpoint.weights)
+        convert(checkpoint, tmp_path / name, quantize="f16")
+        executor = NativeExecutor(
+            Bundle.open(tmp_path / name),
+            context=48,
+            threads=1,
+            activations="float32",
+            kv_type=kv_type,
+            max_batch=8,
+        )
+        path = tmp_path / f"{name}.json"
+        traced = TracedExecutor(executor, Trace(path))
+        cache = traced.new_cache()
+        traced.forward(cache, tokens)
+        traced.forward(cache, [7])
+        traced.close()
+        return path
+
+    return make
+
+
+def test_the_format_is_chromes(trace_of):
+    events = json.loads(trace_of("a").read_text())["traceEvents"]
+    assert all(
+        event["ph"] == "X" and event["dur"] >= 0 and {"ts", "pid", "tid"} <= set(event) for event in events
+    )
+    calls = [event for event in events if event["name"] == "forward"]
+    assert [(call["args"]["tokens"], call["args"]["past"]) for call in calls] == [(5, 0), (1, 5)]
+    for call in calls:  # operators lie inside their call
+        inside = [e for e in events if e["cat"] == "operator" and e["args"]["call"] == call["args"]["call"]]
+        assert len(inside) > 20
+        for event in inside:
+            assert event["ts"] >= call["ts"] - 1
+            assert event["ts"] + event["dur"] <= call["ts"] + call["dur"] + 1
+
+
+def test_a_network_agrees_with_itself(trace_of):
+    found = align(trace_of("a"), trace_of("b"))
+    assert found.first is None and found.worst.difference == 0 and found.stages > 40
+    assert found.only_a == found.only_b == ()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "operation", "layer"),
+    [
+        ("model.layers.1.self_attn.o_proj.weight", "o", 1),
+        ("model.layers.0.mlp.up_proj.weight", "gate_up", 0),
+        ("model.embed_tokens.weight", "embed", -1),
+        ("lm_head.weight", "head", -1),
+    ],
+)
+def test_the_first_operator_with_other_weights_is_found(trace_of, tensor, operation, layer):
+    def change(weights):
+        weights[tensor] = weights[tensor] * np.float32(1.1)
+
+    found = align(trace_of("a"), trace_of("b", change))
+    assert found.first is not None
+    assert found.first.stage == Stage(1, operation, layer, 0)
+    assert 0.01 < found.first.difference < 1
+
+
+def test_rounding_is_below_the_tolerance(trace_of):
+    """float16 keys and values beside float32 ones: a difference, but no error."""
+    found = align(trace_of("a"), trace_of("b", kv_type="float16"))
+    assert found.first is None and 0 < found.worst.difference < 5e-3
+
+
+def test_shapes_that_differ_are_a_difference(trace_of):
+    found = align(trace_of("a"), trace_of("b", tokens=TOKENS[:4]))
+    assert found.first is not None and found.first.stage.operation == "embed"
+    assert found.first.shape_a == (5, 40) and found.first.shape_b == (4, 40)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (7, 77), (64, 1024)])
+def test_sketches_estimate_distances(shape):
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(shape).astype(np.float32)
+    b = a + 0.01 * rng.standard_normal(shape).astype(np.float32)
+    sums = [checksum(array) for array in (a, b)]
+    estimate = np.linalg.norm(np.subtract(sums[0]["sketch"], sums[1]["sketch"]))
+    assert estimate == pytest.approx(np.linalg.norm(a - b), rel=0.5)
+    assert sums[0]["norm"] == pytest.approx(np.linalg.norm(a)) and sums[0]["largest"] == np.abs(a).max()
+
+
+def test_bad_files(tmp_path, trace_of):
+    (tmp_path / "x.json").write_text('{"traceEvents": [{"tid": 1}]}')
+    with pytest.raises(EdgeError, match=r"x\.json' is not a trace of this program"):
+        align(tmp_path / "x.json", tmp_path / "x.json")
+    with pytest.raises(EdgeError, match="No such file"):
+        align(tmp_path / "absent", tmp_path / "absent")
+    with pytest.raises(EdgeError, match="No such file"):
+        Trace(tmp_path / "absent" / "trace.json")
+    (tmp_path / "empty.json").write_text('{"traceEvents": []}')
+    with pytest.raises(EdgeError, match="no stage in common"):
+        align(trace_of("a"), tmp_path / "empty.json")

@@ -1,0 +1,170 @@
+"""KV caches in files: a session goes on where another ended; every other file is refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.config import SparseConfig
+from edge.engine.session import Session
+from edge.errors import ContextError, EdgeError
+from edge.executors.native.executor import NativeExecutor
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
+
+PROMPT = [5, 9, 33, 2, 61, 17, 8, 8, 70, 4, 12, 25, 41, 3, 66, 1, 30, 19, 52, 7]
+
+
+@pytest.fixture
+def make_bundle(tiny_config, array_checkpoint, tmp_path: Path) -> Callable[[int], Bundle]:
+    """A tiny network with the random weights of a seed."""
+    sparse = SparseConfig(init_blocks=1, window_size=64, topk=2, dense_len=128)
+    config = replace(tiny_config, max_position_embeddings=320, sparse=sparse)
+
+    def make(seed: int) -> Bundle:
+        convert(array_checkpoint(config, seed=seed), tmp_path / f"bundle-{seed}", quantize="int8")
+        return Bundle.open(tmp_path / f"bundle-{seed}")
+
+    return make
+
+
+@pytest.fixture
+def open_executor(make_bundle) -> Callable[..., NativeExecutor]:
+    bundle = make_bundle(0)
+
+    def make(**options) -> NativeExecutor:
+        return NativeExecutor(bundle, threads=1, **{"context": 300, "attention": "dense", **options})
+
+    return make
+
+
+@pytest.fixture
+def stored(open_executor, tmp_path: Path) -> Path:
+    session = Session(open_executor())
+    session.prefill(PROMPT)
+    size = session.save(tmp_path / "cache.kv")
+    assert size == (tmp_path / "cache.kv").stat().st_size
+    return tmp_path / "cache.kv"
+
+
+@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("length", [1, 20, 257])
+def test_a_session_goes_on_from_the_file(open_executor, tmp_path, kv_type, length):
+    tokens = [PROMPT[i % len(PROMPT)] for i in range(length)]
+    first = Session(open_executor(kv_type=kv_type))
+    first.prefill(tokens)
+    first.save(tmp_path / "cache.kv")
+    second = Session(open_executor(kv_type=kv_type))
+    second.load(tmp_path / "cache.kv")
+    assert second.tokens.tolist() == tokens
+    np.testing.assert_array_equal(second.step(11), first.step(11))
+    np.testing.assert_array_equal(second.step(12), first.step(12))
+    assert second.tokens.tolist() == [*tokens, 11, 12]
+    assert second.computed_tokens == 2
+
+
+def test_sparse_attention_selects_from_the_restored_rows(open_executor, tmp_path):
+    tokens = np.arange(270) % 77
+    first = Session(open_executor(attention="sparse"))
+    first.prefill(tokens)
+    first.save(tmp_path / "cache.kv")
+    second = Session(open_executor(attention="sparse"))
+    second.prefill(tokens[::-1])
+    second.load(tmp_path / "cache.kv")
+    np.testing.assert_array_equal(second.step(11), first.step(11))
+
+
+def test_what_was_in_the_cache_before_is_gone(open_executor, stored):
+    session = Session(open_executor())
+    session.prefill(PROMPT[::-1])
+    session.load(stored)
+    fresh = Session(open_executor())
+    fresh.prefill(PROMPT)
+    np.testing.assert_array_equal(session.step(3), fresh.step(3))
+
+
+def test_an_empty_session_has_a_file_too(open_executor, tmp_path):
+    Session(open_executor()).save(tmp_path / "cache.kv")
+    session = Session(open_executor())
+    session.load(tmp_path / "cache.kv")
+    assert session.length == 0
+
+
+def refusal(session: Session, path: Path) -> str:
+    session.prefill(PROMPT[:4])
+    with pytest.raises(EdgeError) as error:
+        session.load(path)
+    assert session.tokens.tolist() == PROMPT[:4]  # nothing has changed
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"kv_type": "float32"}, "--kv"),
+        ({"activations": "float32"}, "--activations"),
+        ({"attention": "sparse"}, "--attention"),
+    ],
+)
+def test_other_settings_are_refused(open_executor, stored, options, reason):
+    assert reason in refusal(Session(open_executor(**options)), stored)
+
+
+def test_another_model_is_refused(make_bundle, stored):
+    executor = NativeExecutor(make_bundle(1), threads=1, context=300, attention="dense")
+    assert "by another model" in refusal(Session(executor), stored)
+
+
+def test_a_shorter_context_is_refused(open_executor, stored):
+    session = Session(open_executor(context=8))
+    with pytest.raises(ContextError, match="holds 20 tokens and the context 8"):
+        session.load(stored)
+
+
+@pytest.mark.parametrize("at", [0, 15])
+def test_a_foreign_file_is_refused(open_executor, stored, at):
+    data = bytearray(stored.read_bytes())
+    data[at] ^= 1
+    stored.write_bytes(data)
+    assert "is not a KV cache" in refusal(Session(open_executor()), stored)
+
+
+@pytest.mark.parametrize("place", [16, 23, 30, -1, -30000])
+def test_a_changed_byte_is_found(open_executor, stored, place):
+    data = bytearray(stored.read_bytes())
+    data[place] ^= 0x40
+    stored.write_bytes(data)
+    assert "delete it" in refusal(Session(open_executor()), stored)
+
+
+@pytest.mark.parametrize("length", [0, 5, 23, 100, -1])
+def test_a_cut_file_is_refused(open_executor, stored, length):
+    stored.write_bytes(stored.read_bytes()[:length])
+    assert "is damaged" in refusal(Session(open_executor()), stored)
+
+
+def test_a_missing_file_and_a_folder_that_is_not_there(open_executor, tmp_path):
+    session = Session(open_executor())
+    with pytest.raises(EdgeError, match="Cannot read"):
+        session.load(tmp_path / "none.kv")
+    with pytest.raises(EdgeError, match="Cannot write"):
+        session.save(tmp_path / "none" / "cache.kv")
+
+
+def test_a_failed_write_keeps_the_old_file(open_executor, stored, monkeypatch):
+    before = stored.read_bytes()
+    monkeypatch.setattr("os.fsync", _full)
+    session = Session(open_executor())
+    session.prefill(PROMPT[:3])
+    with pytest.raises(EdgeError, match="disk is full"):
+        session.save(stored)
+    assert stored.read_bytes() == before
+    assert not list(stored.parent.glob(".*"))
+
+
+def _full(descriptor: int) -> None:
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,61 @@
+"""KL divergence and agreement against a plain computation, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import edge
+from edge.engine.session import Session
+from edge.errors import EdgeError
+from edge.measure.divergence import divergence
+from edge.measure.perplexity import perplexity
+
+TEXT = "The ferry left at six. Nobody on the quay could say who had been on board, or why it was empty."
+
+
+@pytest.fixture(scope="module")
+def exact(smollm2_gguf):
+    with edge.load(smollm2_gguf, threads=2, activations="float32", context=512) as model:
+        yield model
+
+
+def log_probabilities(model, context):
+    logits = Session(model.executor).prefill(context).astype(np.float64)
+    return logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+
+
+def test_values(smollm2, exact):
+    ids, window = smollm2.tokenizer.encode(TEXT, add_bos=False), 11
+    kl, agreed = [], 0
+    for begin in range(0, len(ids), window):
+        piece = ids[begin : begin + window]
+        for end in range(1, len(piece)):
+            a, b = (log_probabilities(model, piece[:end]) for model in (exact, smollm2))
+            kl.append(float((np.exp(a) * (a - b)).sum()))
+            agreed += int(a.argmax() == b.argmax())
+    found = divergence(exact, smollm2, TEXT, window=window)
+    assert found.tokens == len(kl)
+    assert found.kl_divergence == pytest.approx(np.mean(kl), rel=1e-6) and found.kl_divergence > 1e-5
+    assert found.kl_max == pytest.approx(max(kl), rel=1e-6)
+    assert found.top1_agreement == agreed / len(kl)
+    wanted = perplexity(smollm2, TEXT, window=window, stride=window)
+    assert found.perplexity_b == pytest.approx(wanted.perplexity, rel=1e-6)
+
+
+def test_a_model_agrees_with_itself(smollm2):
+    found = divergence(smollm2, smollm2, TEXT)
+    assert (found.kl_divergence, found.kl_max, found.top1_agreement) == (0, 0, 1)
+    assert found.perplexity_a == found.perplexity_b
+
+
+def test_what_can_not_be_compared(smollm2, exact):
+    with pytest.raises(EdgeError, match="leaves none to compare"):
+        divergence(smollm2, exact, "")
+    with pytest.raises(EdgeError, match="window must be from 2 to the shorter context of 512"):
+        divergence(smollm2, exact, TEXT, window=513)
+    with (
+        edge.load("random:minicpm4-0.5b", context=64) as other,
+        pytest.raises(EdgeError, match="vocabularies of"),
+    ):
+        divergence(smollm2, other, TEXT)

@@ -1,0 +1,93 @@
+"""The doctor on this machine, healthy and with things that are really broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edge.executors.native.library import cpu_tiers
+from edge.hub.convert import convert
+from edge.hub.store import CacheKey, cached_bundle
+from edge.measure.doctor import diagnose
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def findings(name, group=None, **options):
+    """The findings called `name` of the checks in `group`."""
+    found = diagnose(only=(group or name,), **options)
+    return [finding for finding in found.findings if finding.check == name]
+
+
+def test_this_machine_is_healthy(cache, monkeypatch):
+    monkeypatch.delenv("EDGE_CPU", raising=False)
+    found = diagnose()
+    assert found.healthy, found.findings
+    names = {finding.check for finding in found.findings}
+    assert {"packages", "machine", "kernels", "self-test", "limits", "huge pages", "cache folder"} <= names
+    tested = [finding.detail.partition(":")[0] for finding in found.findings if finding.check == "self-test"]
+    assert tested == list(cpu_tiers())
+    assert json.loads(json.dumps(found.to_json()))["healthy"] is True
+
+
+def test_a_forced_tier_is_named(cache, monkeypatch):
+    monkeypatch.setenv("EDGE_CPU", "portable")
+    (kernels,) = findings("kernels", "native library")
+    assert kernels.state == "ok" and kernels.detail.startswith("tier portable (EDGE_CPU says so)")
+
+
+def test_a_tier_that_this_cpu_lacks(cache, monkeypatch):
+    monkeypatch.setenv("EDGE_CPU", "altivec")
+    found = diagnose(only=("native library",))
+    assert not found.healthy
+    bad, good = (finding for finding in found.findings if finding.check == "kernels")
+    assert bad.state == "problem" and bad.mend == "unset EDGE_CPU" and "altivec" in bad.detail
+    assert good.detail.startswith(f"tier {cpu_tiers()[0]} of")
+
+
+def test_a_missing_library(cache, monkeypatch, tmp_path):
+    from edge.executors.native import library as native
+
+    monkeypatch.setenv("EDGE_LIBRARY", str(tmp_path / "libedge.so"))
+    native.library.cache_clear()
+    try:
+        (found,) = findings("native library")
+    finally:
+        monkeypatch.undo()
+        native.library.cache_clear()
+    assert found.state == "problem" and "libedge.so" in found.detail and found.mend.startswith("pip install")
+
+
+def test_an_executor_that_is_not_there(cache):
+    (found,) = findings("executor", "executors", executors=("native", "cuda"))
+    assert found.state == "problem" and "'cuda'" in found.detail and "native" in found.mend
+
+
+def test_a_cache_that_can_not_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    (found,) = findings("cache folder")
+    assert found.state == "problem" and found.mend.startswith("set EDGE_CACHE")
+
+
+def test_damaged_and_unfinished_models(cache, tiny_config, array_checkpoint):
+    def build(out):
+        convert(array_checkpoint(tiny_config), out, quantize="int4")
+
+    bundles = [cached_bundle(CacheKey(name, {}), build) for name in ("good", "bad")]
+    with (bundles[1].path / "weights.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    leftover = bundles[0].path.with_name(".good-0.1-2.partial")
+    leftover.mkdir()
+    found = {finding.mend: finding for finding in findings("cached model", "cache folder")}
+    assert set(found) == {f"edge cache remove {path.name}" for path in (bundles[1].path, leftover)}
+    assert "1000 bytes instead of" in found[f"edge cache remove {bundles[1].path.name}"].detail
+    assert "unfinished" in found[f"edge cache remove {leftover.name}"].detail
+    assert "1 sound models" in findings("cache folder")[0].detail
+    assert diagnose(only=("cache folder",)).healthy  # a conversion mends them

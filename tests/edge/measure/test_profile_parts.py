@@ -1,0 +1,312 @@
+"""The parts of the profiler that measure nothing: options, schema, comparison, cost, plan, noise."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from edge.config.presets import preset
+from edge.errors import EdgeError
+from edge.measure.profile import ProfileOptions
+from edge.measure.profile.compare import compare
+from edge.measure.profile.cost import NetworkCost, Roofline, planned_tensors
+from edge.measure.profile.devices import DEVICES, device
+from edge.measure.profile.energy import EnergyMeter
+from edge.measure.profile.export import to_csv
+from edge.measure.profile.machine import noise_remarks, throttle_remarks
+from edge.measure.profile.plan import PlannedDevice, parse_size, plan
+from edge.measure.profile.run import rate
+from edge.measure.profile.schema import MachineFacts, Memory, Operator, Profile, ProfileError, Row
+from edge.quant.scheme import QuantScheme
+
+MACHINE = MachineFacts(
+    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4, (), 0.1, 0.0, (2600.0, 2600.0), ()),
+    *(False, False, ()),
+)
+
+
+def row(samples=(100.0, 102.0, 98.0), **changes):
+    fields_of = dict(
+        model="m",
+        executor="native",
+        quantize="int4",
+        group=32,
+        threads=2,
+        attention="dense",
+        kv_type="float16",
+        activations="int8",
+        tier="avx2",
+        fill="prefill",
+        test="decode",
+        tokens=64,
+        depth=0,
+        ttft_seconds=None,
+        tokens_per_second=rate(list(samples), list(samples)),
+        samples=tuple(samples),
+        latency_percentiles=(0.01,) * 101,
+        weight_bytes_per_token=1e8,
+        kv_bytes_per_token=1e4,
+        operations_per_token=2e8,
+        bandwidth_share=0.5,
+        compute_share=0.1,
+        load_seconds=0.5,
+        peak_memory_bytes=200_000_000,
+        memory=Memory(100_000_000, 1_000_000, 5_000_000),
+        joules_per_token=None,
+        operators=(Operator("qkv", 0, "int4", 1e-4, 1000, 2000, 0.5),),
+    )
+    return Row(**{**fields_of, **changes})
+
+
+def document(*rows):
+    return Profile(1, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, tuple(rows))
+
+
+# ---- Schema
+
+
+def test_json_round_trip():
+    wanted = document(row(), row(test="prefill", ttft_seconds=0.25, latency_percentiles=()))
+    assert Profile.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+
+
+def spoil(data, path, value):
+    changed = copy.deepcopy(data)
+    place = changed
+    for step in path[:-1]:
+        place = place[step]
+    if value is KeyError:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Row)])
+def test_a_missing_field_is_named(name):
+    data = spoil(document(row()).to_json(), ("results", 0, name), KeyError)
+    with pytest.raises(ProfileError, match=f"no field '{name}'"):
+        Profile.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("results", 0, "tokens"), "64", "'tokens' of entry 0 of 'results' .* must be int"),
+        (("results", 0, "tokens"), True, "must be int"),
+        (("results", 0, "samples"), 3, "must be a list"),
+        (("results", 0, "samples", 1), "x", "entry 1 of 'samples'"),
+        (("results", 0, "memory"), [], "must be a JSON object"),
+        (("results", 0, "colour"), 1, "unknown field 'colour'"),
+        (("machine", "noisy"), 0, "must be bool"),
+        (("schema",), 2, "has schema 2, but this program reads 1"),
+    ],
+)
+def test_a_wrong_field_is_named(path, value, sentence):
+    with pytest.raises(ProfileError, match=sentence):
+        Profile.from_json(spoil(document(row()).to_json(), path, value))
+
+
+def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
+    wanted = document(row())
+    (tmp_path / "log").write_text("a table\nof figures\n" + json.dumps(wanted.to_json()) + "\n")
+    assert Profile.load(tmp_path / "log") == wanted
+    (tmp_path / "log").write_text("nothing")
+    with pytest.raises(ProfileError, match="holds no JSON document"):
+        Profile.load(tmp_path / "log")
+    with pytest.raises(ProfileError, match="No such file"):
+        Profile.load(tmp_path / "absent")
+
+
+def test_csv_has_a_line_per_row():
+    lines = to_csv(document(row(), row(depth=512))).splitlines()
+    header = lines[0].split(",")
+    assert len(lines) == 3 and "tokens_per_second.median" in header and "samples" not in header
+    assert lines[2].split(",")[header.index("depth")] == "512"
+
+
+def test_percentiles_are_rates_that_tokens_reach():
+    found = rate([50.0, 60.0, 40.0], [float(v) for v in range(1, 101)])
+    assert (found.median, found.min, found.max) == (50, 40, 60)
+    assert found.p50 == 50.5 and found.p90 == pytest.approx(10.9) and found.p99 == pytest.approx(1.99)
+
+
+# ---- Comparison
+
+
+def test_ratio_and_interval():
+    before, after = document(row()), document(row(samples=(50.0, 51.0, 49.0)))
+    (found,) = compare(before, after).ratios
+    assert found.ratio == 0.5
+    assert 49 / 102 <= found.low < 0.5 < found.high <= 51 / 98
+    assert found.is_slower(0.05) and not found.is_slower(0.6)
+
+
+def test_noise_is_no_slowdown():
+    """Its interval reaches 1, so a median that is 7 % lower does not count."""
+    before = document(row(samples=(100.0, 60.0, 105.0)))
+    after = document(row(samples=(93.0, 110.0, 70.0)))
+    (found,) = compare(before, after).ratios
+    assert found.ratio == 0.93 and found.high > 1
+    assert not found.is_slower(0.05)
+
+
+def test_rows_are_matched_by_what_was_measured():
+    before = document(row(), row(depth=512), row(threads=1))
+    after = document(row(depth=512, tier="portable"), row(depth=1024))
+    found = compare(before, after)
+    assert [ratio.after.depth for ratio in found.ratios] == [512]
+    assert [r.threads for r in found.only_before] == [2, 1] and [r.depth for r in found.only_after] == [1024]
+    with pytest.raises(ProfileError, match="no test in common"):
+        compare(document(row()), document(row(depth=1)))
+
+
+# ---- Options
+
+
+def test_tests_are_every_length_at_every_depth():
+    options = ProfileOptions(prompt=(16, 0, 8), generate=4, depth=(100, 0))
+    assert options.tests == (
+        *(("prefill", 16, 0), ("prefill", 8, 0), ("decode", 4, 0)),
+        *(("prefill", 16, 100), ("prefill", 8, 100), ("decode", 4, 100)),
+    )
+    assert options.context == 116
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"executor": ("cuda",)}, "no executor 'cuda' in this version; there is: native"),
+        ({"attention": ("sliding",)}, "no attention 'sliding'"),
+        ({"fill": "guess"}, "no fill 'guess'"),
+        ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
+        ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
+        ({"threads": (0,)}, "threads must be"),
+        ({"prompt": (0,), "generate": 0}, "nothing to measure"),
+        ({"quantize": ()}, "quantize is empty"),
+    ],
+)
+def test_bad_options_are_refused(changes, sentence):
+    with pytest.raises(EdgeError, match=sentence):
+        ProfileOptions(**changes)
+
+
+# ---- Cost and plan
+
+
+def test_cost_of_a_known_shape():
+    """MiniCPM4-0.5B by hand: 24 layers of 1024, 16 + 2 heads of 64, MLP 4096, tied vocabulary of 73448."""
+    config, int4 = preset("minicpm4-0.5b"), QuantScheme("int4", 32)
+    cost = NetworkCost.of(config, planned_tensors(config, int4), "float16")
+    layer = 1024 * (1024 + 2 * 128) + 1024 * 1024 + 3 * 1024 * 4096
+    assert cost.body == 24 * layer and cost.head == 73448 * 1024
+    assert cost.kv_row == 24 * 2 * 2 * 64 * 2
+    assert cost.attention == 24 * 2 * 16 * 64
+    bytes_of_weights = (24 * layer + 73456 * 1024) * 18 // 32  # 32 codes of half a byte and a scale of 2
+    assert cost.streamed == cost.resident == bytes_of_weights + (2 * 24 + 1) * 4096
+
+
+def test_an_untied_embedding_is_not_streamed():
+    config = replace(preset("minicpm4-0.5b"), tie_word_embeddings=False)
+    cost = NetworkCost.of(config, planned_tensors(config, QuantScheme("int8", 32)), "float16")
+    assert cost.resident - cost.streamed == QuantScheme("int8", 32).packed_bytes(73448, 1024)
+    assert cost.head == 73448 * 1024
+
+
+def test_attention_sees_itself_and_all_before():
+    cost = NetworkCost(0, 0, 0, 0, True, 0, attention=10)
+    assert cost.attention_pairs(3, 5) == 10 * (6 + 7 + 8)
+
+
+def test_longest_context_is_the_longest_that_fits():
+    (first,) = plan("random:minicpm4-8b", memory=parse_size("8G"), context=131072)
+    assert not first.fits and 0 < first.longest_context < 131072
+    (fits,) = plan("random:minicpm4-8b", memory=parse_size("8G"), context=first.longest_context)
+    (too_long,) = plan("random:minicpm4-8b", memory=parse_size("8G"), context=first.longest_context + 1)
+    assert fits.fits and not too_long.fits
+    assert too_long.total_bytes - fits.total_bytes == 32 * 2 * 2 * 128 * 2
+
+
+def test_planned_weights_are_those_of_a_bundle(smollm2):
+    (own,) = plan("smollm2-135m", context=100)
+    assert own.weights_bytes == sum(info.bytes for info in smollm2.bundle.tensors.values())
+    assert own.decode_tokens_per_second is None
+
+
+def test_predicted_speed_follows_the_bandwidth():
+    slow, fast = (PlannedDevice("x", gb, 100.0, "given") for gb in (50.0, 100.0))
+    (a,), (b,) = (plan("random:minicpm4-8b", context=4096, device=each) for each in (slow, fast))
+    assert b.decode_tokens_per_second[0] == pytest.approx(2 * a.decode_tokens_per_second[0], rel=0.01)
+    assert list(a.decode_tokens_per_second) == [0, 1024, 2048, 4095]
+    speeds = list(a.decode_tokens_per_second.values())
+    assert speeds == sorted(speeds, reverse=True)
+    assert a.ttft_seconds == pytest.approx(4096 / a.prefill_tokens_per_second, rel=1e-3)
+
+
+def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
+    (found,) = plan("random:minicpm4-0.5b", context=512, device=PlannedDevice("x", 50.0, None, "given"))
+    assert found.decode_tokens_per_second and found.prefill_tokens_per_second is None
+
+
+def test_predictions_never_beat_the_limits():
+    config, limits = preset("minicpm4-0.5b"), Roofline(30e9, 700e9, 200e9)
+    cost = NetworkCost.planned(config, QuantScheme("int4", 32), None, "float16")
+    assert cost.decode_seconds(0, limits) > cost.streamed / limits.read_bytes
+    assert cost.prefill_seconds(512, 0, limits) > cost.body * 512 / limits.int8
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("8G", 8 * 10**9), ("7.5GiB", 15 << 29), ("512mb", 512 * 10**6), ("100", 100)]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8X", "-1G", "G", "nan", "inf"])
+def test_bad_sizes(text):
+    with pytest.raises(EdgeError, match="is not a size"):
+        parse_size(text)
+
+
+def test_every_device_has_a_source():
+    assert {"jetson-agx-orin", "jetson-orin-nano", "jetson-thor", "rtx-4090", "rtx-5090"} <= set(DEVICES)
+    assert device("jetson-agx-orin").bandwidth_gb_s == 204.8 and device("rtx-4090").bandwidth_gb_s == 1008
+    assert all(len(each.source) > 20 for each in DEVICES.values())
+    with pytest.raises(EdgeError, match="Unknown device 'psp'; known are jetson-agx-orin"):
+        device("psp")
+
+
+# ---- The machine
+
+
+def test_energy_counters(tmp_path):
+    """A tree like the kernel's, with a counter that starts again between the readings."""
+    for name, value in (("intel-rapl:0", 900), ("intel-rapl:1", 10), ("intel-rapl:0:0", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(value))
+        (tmp_path / name / "max_energy_range_uj").write_text("999")
+    meter = EnergyMeter(tmp_path)
+    meter.start()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("30")
+    assert meter.joules() == pytest.approx((200 + 20) / 1e6)
+
+
+def test_no_energy_counters(tmp_path):
+    meter = EnergyMeter(tmp_path)
+    meter.start()
+    assert meter.joules() is None
+
+
+def test_noise_and_heat_say_why():
+    assert noise_remarks(0.2, 0.05, 2) == () and noise_remarks(None, None, 2) == ()
+    assert "3.5 processes" in noise_remarks(3.5, 0.0, 2)[0] and "40%" in noise_remarks(0.0, 0.4, 2)[0]
+    assert (
+        throttle_remarks((2600.0, 2590.0), (3, 3)) == ()
+        and throttle_remarks((None, None), (None, None)) == ()
+    )
+    assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
+    assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
