@@ -1,0 +1,54 @@
+"""How to run a model: one frozen set of options for every executor, the Python API and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from edge.config import KVType
+from edge.config.attention import AttentionMode
+from edge.system.options import check_options, option
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """See the fields' own help. What an executor has no use for means nothing to it.
+
+    executor: None runs bundles natively, and a folder of `edge export` in the runtime that it was made for.
+    context: None takes what the model was trained (or exported) for. extra: options that plugins declare, by name.
+    """
+
+    executor: str | None = option(
+        None, "What runs the network; by default native, or the runtime that a folder was exported for."
+    )
+    context: int | None = option(None, "Longest conversation in tokens; by default the trained one.", least=1)
+    threads: int | None = option(None, "CPU threads; by default the performance cores.", least=1, most=1024)
+    mmap: bool | None = option(
+        None,
+        "Read the weights' mapped file when it is used, or copy it; by default what is fast.",
+        flag="--mmap/--no-mmap",
+    )
+    activations: str = option(
+        "int8",
+        "Arithmetic of the inputs of matrices; float32 is exact and slower.",
+        choices=("int8", "float32"),
+    )
+    kv_type: KVType = option(
+        "float16",
+        "Number type of the KV cache; int8 takes half the memory and time of float16.",
+        choices=get_args(KVType),
+        flag="--kv",
+        former=("--kv-type",),
+    )
+    attention: AttentionMode = option(
+        "auto",
+        "InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so.",
+        choices=get_args(AttentionMode),
+    )
+    tier: str | None = None
+    max_batch: int = 256
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self)
