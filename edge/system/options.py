@@ -67,19 +67,33 @@ def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
         return
     if declared.choices is not None and value not in declared.names:
         raise EdgeError(f"Unknown {name} '{value}'; choose one of {', '.join(declared.names)}.")
-    number = next((each for each in (int, float) if each in kinds), None)
-    if number is None or (bool in kinds and isinstance(value, bool)):
-        return
-    whole = number is int and float not in kinds
-    wanted = "a whole number" if whole else "a number"
-    if declared.least is not None:
-        wanted += f" of {declared.least:g} or more"
-    if declared.most is not None:
-        wanted += f"{' of' if declared.least is None else ' and'} at most {declared.most:g}"
-    fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if (
-        not fits
-        or not (declared.least is None or value >= declared.least)
-        or not (declared.most is None or value <= declared.most)
-    ):
+    wanted = _wanted(kinds, declared)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        fits = bool in kinds
+    elif float in kinds:
+        fits = number
+    elif int in kinds:
+        fits = isinstance(value, int)
+    else:
+        fits = str not in kinds or isinstance(value, str)
+    if fits and number:
+        fits = (declared.least is None or value >= declared.least) and (
+            declared.most is None or value <= declared.most
+        )
+    if not fits:
         raise EdgeError(f"{name} must be {wanted}, got {value!r}.")
+
+
+def _wanted(kinds: tuple[Any, ...], declared: Option) -> str:
+    """The kind of value in words."""
+    if bool in kinds:
+        return "true or false"
+    if int not in kinds and float not in kinds:
+        return "a text"
+    words = "a number" if float in kinds else "a whole number"
+    if declared.least is not None and declared.most is not None:
+        return f"{words} from {declared.least:g} to {declared.most:g}"
+    if declared.least is not None:
+        return f"{words} of {declared.least:g} or more"
+    return words if declared.most is None else f"{words} of at most {declared.most:g}"
