@@ -16,8 +16,8 @@ class RunOptions:
     """See the fields' own help. What an executor has no use for means nothing to it.
 
     executor: None runs bundles natively, and a folder of `edge export` in the runtime that it was made for.
-    context: None takes what the model was trained (or exported) for. tier: kernels of this CPU, None the best.
-    max_batch: most tokens of one forward pass. extra: options that plugins declare, by name.
+    context: None takes what the model was trained (or exported) for. tier: kernels of this CPU, None the
+    best. max_batch: most tokens of one forward pass. extra: options that plugins declare, by name.
     """
 
     executor: str | None = option(
