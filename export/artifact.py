@@ -19,7 +19,6 @@ from edge.export.check import (
     CheckResult,
     Reference,
     make_reference,
-    program_version,
     read_reference,
     with_reach,
 )
@@ -32,6 +31,7 @@ from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest
 from edge.formats.atomic import partial_path, sync_folder, write_failure
 from edge.formats.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
 from edge.formats.bundle.planned import UnreadWeightsError
+from edge.formats.bundle.writer import created_by
 from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
 from edge.text.tokenizer import load_tokenizer
@@ -166,7 +166,7 @@ def _manifest(
         chat_template=CHAT_TEMPLATE if CHAT_TEMPLATE in names else None,
         generation_config=GENERATION_CONFIG if GENERATION_CONFIG in names else None,
         files={name: FileEntry(path.stat().st_size, file_sha256(path)) for name, path in names.items()},
-        created_by=f"minicpm-edge {program_version()}",
+        created_by=created_by(),
     )
 
 

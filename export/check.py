@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -200,11 +199,6 @@ def run_executor(executor: Executor, reference: Reference) -> npt.NDArray[np.flo
     finally:
         executor.close()
     return np.stack(rows)
-
-
-def program_version() -> str:
-    """The version of this program."""
-    return metadata.version("minicpm-edge")
 
 
 def _log_softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

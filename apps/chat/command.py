@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge import __version__
 from edge.apps.cli.errors import FAILED, say
 from edge.apps.cli.options import Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
 from edge.apps.cli.terminal import output_console
@@ -122,8 +123,6 @@ def _read_lines(loop: ChatLoop) -> None:
 
 
 def _interact(loop: ChatLoop, model: LoadedModel) -> None:
-    from importlib.metadata import version
-
     from rich.text import Text
 
     from edge.apps.chat.interrupts import Interrupts
@@ -131,7 +130,7 @@ def _interact(loop: ChatLoop, model: LoadedModel) -> None:
     from edge.apps.chat.loop import memory_line
 
     console = output_console()
-    facts = f" {version('minicpm-edge')} · {model.name} · {loop.machine()}"
+    facts = f" {__version__} · {model.name} · {loop.machine()}"
     console.print(Text("MiniCPM Edge", style="bold").append(facts, style="not bold"), soft_wrap=True)
     console.print(f"Memory: {memory_line(model)}", style="dim", soft_wrap=True)
     console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", style="dim")

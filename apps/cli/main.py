@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from edge import __version__
 from edge.apps import align, cache, doctor, evaluate, export, inspect
 from edge.apps.chat import command as chat
 from edge.apps.cli.errors import run_safely
@@ -34,9 +35,7 @@ app.add_typer(cache.app, name="cache")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"edge {version('minicpm-edge')}")
+        typer.echo(f"edge {__version__}")
         raise typer.Exit()
 
 

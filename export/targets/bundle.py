@@ -11,6 +11,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from edge import __version__
 from edge.config.rope import rope_parameters
 from edge.executors.memory import memory_plan
 from edge.executors.native.executor import choose_attention
@@ -19,7 +20,6 @@ from edge.export.check import (
     Reference,
     compare_logits,
     exact_executor,
-    program_version,
     run_executor,
 )
 from edge.export.options import ExportOptions
@@ -82,7 +82,7 @@ class BundleTarget:
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
         """Run it on the native executor, in exact arithmetic."""
-        version = program_version()
+        version = __version__
         artifact.manifest.runtime.check(version)
         manifest = artifact.manifest
         executor = exact_executor(Bundle.open(artifact.path), manifest.context, manifest.attention)

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge import __version__
 from edge.config import ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import BundleError
@@ -161,7 +161,4 @@ def weight_specs(tensors: Iterable[BundleTensor]) -> list[tuple[str, str, tuple[
 
 def created_by() -> str:
     """This program and its version."""
-    try:
-        return f"minicpm-edge {metadata.version('minicpm-edge')}"
-    except metadata.PackageNotFoundError:
-        return "minicpm-edge (source tree)"
+    return f"minicpm-edge {__version__}"

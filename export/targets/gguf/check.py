@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import numpy.typing as npt
 
+from edge import __version__
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.errors import ArtifactError
 from edge.export.check import (
@@ -21,7 +22,6 @@ from edge.export.check import (
     Reference,
     compare_logits,
     exact_executor,
-    program_version,
     run_executor,
 )
 from edge.formats.artifact.folder import Artifact
@@ -105,7 +105,7 @@ def _check_with_edge(artifact: Artifact, reference: Reference, reason: str) -> C
         reference,
         logits,
         runtime="edge",
-        version=program_version(),
+        version=__version__,
         limit=_EXACT_LIMIT,
         remarks=(f"The file was read by edge itself: {reason}.",),
     )
