@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_example_of_the_readme(fresh: Path, tmp_path: Path):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     output = run(fresh / "python", "-c", example, cwd=tmp_path, timeout=120)
     assert re.search(r"^(eos|length) \d+ tokens/s$", output, re.M), output
+
+
+def test_the_wheel_adds_one_package(fresh: Path):
+    """Whatever a user has called model, export or train is not in the way, and not overwritten."""
+    (wheel,) = fresh.parents[1].glob("minicpm_edge-*.whl")
+    names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert sorted(name for name in names if not name.endswith(".dist-info")) == ["edge"]
+    inside = {name.split("/")[1] for name in zipfile.ZipFile(wheel).namelist() if name.startswith("edge/")}
+    assert {"model", "export", "train", "apps"} <= inside
 
 
 def test_version(fresh: Path):

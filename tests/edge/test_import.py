@@ -52,14 +52,33 @@ def test_a_conversation_needs_neither_torch_nor_the_other_rooms(own_files, smoll
     for name in (
         "torch",
         "transformers",
-        "model",
-        "train",
-        "export",
-        "apps",
+        "edge.model",
+        "edge.train",
+        "edge.export",
+        "edge.apps",
         "huggingface_hub",
         "onnxruntime",
     ):
         assert name not in result["modules"]
+
+
+def test_a_script_beside_its_own_files_exports_and_uses_the_torch_executor(own_files, smollm2_gguf):
+    program = (
+        "import sys, json, edge\n"
+        "from edge.export.artifact import export_model\n"
+        "from edge.export.options import ExportOptions\n"
+        "from edge.export.source import open_source\n"
+        "options = ExportOptions(target='bundle', context=64)\n"
+        f"artifact = export_model(open_source({str(smollm2_gguf)!r}, options), options, 'exported')\n"
+        f"with edge.load({str(smollm2_gguf)!r}, context=64, executor='torch') as model:\n"
+        "    text = model.complete('One, two,', temperature=0, max_new_tokens=2).text\n"
+        "target = artifact.manifest.target\n"
+        "print(json.dumps({'text': text, 'target': target, 'modules': list(sys.modules)}))\n"
+    )
+    result = run(own_files, program)
+    assert result["target"] == "bundle" and result["text"]
+    assert "edge.model.executor" in result["modules"]
+    assert not {"model", "train", "export", "apps"} & set(result["modules"])
 
 
 def test_every_public_name_is_there():
