@@ -116,7 +116,7 @@ EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scrat
 
 /* In a few words, which kernel computes edge_linear for such a matrix; its data is not read. NULL (and an error
  * sentence) for one that is refused. */
-EDGE_API const char *edge_linear_path(const edge_matrix *w, int32_t activations);
+EDGE_API const char *edge_linear_kernel(const edge_matrix *w, int32_t activations);
 
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
@@ -195,8 +195,8 @@ EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 
 /* One operator of a forward pass, as it has just ended. Fused operators are one event. */
 typedef struct {
-    const char *operation; /* its name; lives as long as the library, as does `path` */
-    const char *path;      /* of a linear operator: edge_linear_path, else "" */
+    const char *operation; /* its name; lives as long as the library, as does `kernel` */
+    const char *kernel;    /* of a linear operator: edge_linear_kernel, else "" */
     int32_t layer;         /* -1 outside the layers */
     int32_t reserved;
     int64_t start_ns, nanoseconds; /* on the monotonic clock */

@@ -65,14 +65,14 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
     });
 }
 
-const char *edge_linear_path(const edge_matrix *w, int32_t activations) {
+const char *edge_linear_kernel(const edge_matrix *w, int32_t activations) {
     Matrix matrix;
     if (!w || (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32)) {
-        fail(EDGE_INVALID, "edge_linear_path: the matrix is missing, or the activations are unknown.");
+        fail(EDGE_INVALID, "edge_linear_kernel: the matrix is missing, or the activations are unknown.");
         return nullptr;
     }
     if (edge::check_matrix(*w, "The matrix", &matrix)) return nullptr;
-    return edge::linear_path(matrix, edge_activations(activations));
+    return edge::linear_kernel(matrix, edge_activations(activations));
 }
 
 edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {

@@ -159,7 +159,7 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     return a;
 }
 
-const char *linear_path(const Matrix &matrix, edge_activations mode) {
+const char *linear_kernel(const Matrix &matrix, edge_activations mode) {
     if (matrix.kind == EDGE_F32) return "float32 rows";
     if (matrix.kind == EDGE_F16) return "float32 products, float16 weights";
     const int kind = matrix.kind == EDGE_INT8 ? 0 : matrix.kind == EDGE_TERNARY ? 3 : matrix.minimum ? 2 : 1;
