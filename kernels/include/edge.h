@@ -17,6 +17,7 @@ extern "C" {
 
 #define EDGE_ABI_VERSION 1
 #define EDGE_MAX_TREE 64
+#define EDGE_MAX_LOGPROBS 64
 
 typedef enum {
     EDGE_OK = 0,
@@ -258,14 +259,14 @@ typedef struct {
     float repetition_penalty; /* 1: off; divides positive and multiplies negative logits of seen tokens */
     float frequency_penalty;  /* 0: off; subtracted once per occurrence */
     float presence_penalty;   /* 0: off; subtracted once */
-    int32_t logprobs;         /* number of top tokens to report, 0 .. 64 */
+    int32_t logprobs;         /* number of top tokens to report, up to EDGE_MAX_LOGPROBS */
 } edge_sampling;
 
 typedef struct {
     int32_t token;
-    float logprob;          /* of the token under the unmodified distribution (temperature 1) */
-    int32_t top_tokens[64]; /* most likely first, unmodified distribution */
-    float top_logprobs[64];
+    float logprob; /* of the token under the unmodified distribution (temperature 1) */
+    int32_t top_tokens[EDGE_MAX_LOGPROBS]; /* most likely first, unmodified distribution */
+    float top_logprobs[EDGE_MAX_LOGPROBS];
 } edge_sample_result;
 
 /* logits [vocab_size] are left unchanged. history: tokens that the penalties count. random: one number in

@@ -1,3 +1,4 @@
+// Loads weights by their roles, checks a batch and runs it: embedding, layers, final norm and head.
 #include "decoder/decoder.h"
 
 #include <algorithm>
@@ -112,8 +113,9 @@ edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> 
         }
     }();
     if (const edge_status status = edge::check_matrix(weight.matrix, what, slot.matrix)) return status;
-    if (slot.matrix->kind == EDGE_F32)
+    if (slot.matrix->kind == EDGE_F32) {
         return fail(EDGE_INVALID, "%s: matrices can't be float32; use float16.", what);
+    }
     if (slot.matrix->rows != slot.rows || slot.matrix->columns != slot.columns) {
         return fail(EDGE_INVALID, "%s: expected %lld x %lld, got %lld x %lld.", what, (long long)slot.rows,
                     (long long)slot.columns, (long long)slot.matrix->rows, (long long)slot.matrix->columns);

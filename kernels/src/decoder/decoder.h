@@ -5,13 +5,13 @@
 #include <memory>
 #include <vector>
 
-#include "memory/aligned.h"
 #include "attention/attention.h"
 #include "attention/cache.h"
-#include "tiers/kernels.h"
-#include "linear/linear.h"
-#include "decoder/observer.h"
 #include "attention/sparse_attention.h"
+#include "decoder/observer.h"
+#include "linear/linear.h"
+#include "memory/aligned.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 

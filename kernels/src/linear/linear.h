@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "tiers/kernels.h"
 #include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 
