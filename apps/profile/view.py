@@ -72,7 +72,7 @@ def _print_operators(row: Row, console: Console) -> None:
         entries = [entry for entry in row.operators if entry.operation == name]
         table.add_row(
             name,
-            ", ".join(dict.fromkeys(entry.path for entry in entries if entry.path)),
+            ", ".join(dict.fromkeys(entry.kernel for entry in entries if entry.kernel)),
             f"{1000 * seconds:.3f}",
             f"{seconds / whole:.1%}",
             format_bytes(sum(entry.bytes for entry in entries)),

@@ -132,7 +132,7 @@ class TracedExecutor:
         facts = {
             "call": self._call,
             "layer": event.layer,
-            "path": event.path.decode(),
+            "kernel": event.kernel.decode(),
             "bytes": event.bytes,
             "operations": event.operations,
             "checksum": checksum(_output(event)),

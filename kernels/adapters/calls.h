@@ -108,8 +108,9 @@ struct CacheNumbers {
             refuse("Sparse attention has 8 numbers or none, not %lld.", (long long)sparse.count);
         }
         for (int i = 0; i < 8; ++i) {
-            if (sparse.values[i] < -1 || sparse.values[i] > 1 << 24)
+            if (sparse.values[i] < -1 || sparse.values[i] > 1 << 24) {
                 refuse("Sparse attention can't have the number %lld.", (long long)sparse.values[i]);
+            }
         }
         const auto at = [&](int i) { return int32_t(sparse.values[i]); };
         cache.sparse = {1, at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};

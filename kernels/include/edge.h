@@ -17,6 +17,7 @@ extern "C" {
 
 #define EDGE_ABI_VERSION 1
 #define EDGE_MAX_TREE 64
+#define EDGE_MAX_LOGPROBS 64
 
 typedef enum {
     EDGE_OK = 0,
@@ -116,7 +117,7 @@ EDGE_API edge_status edge_linear(const edge_parallel *parallel, const edge_scrat
 
 /* In a few words, which kernel computes edge_linear for such a matrix; its data is not read. NULL (and an error
  * sentence) for one that is refused. */
-EDGE_API const char *edge_linear_path(const edge_matrix *w, int32_t activations);
+EDGE_API const char *edge_linear_kernel(const edge_matrix *w, int32_t activations);
 
 /* out[columns] = row `row` of w in float32. */
 EDGE_API edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out);
@@ -195,8 +196,8 @@ EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 
 /* One operator of a forward pass, as it has just ended. Fused operators are one event. */
 typedef struct {
-    const char *operation; /* its name; lives as long as the library, as does `path` */
-    const char *path;      /* of a linear operator: edge_linear_path, else "" */
+    const char *operation; /* its name; lives as long as the library, as does `kernel` */
+    const char *kernel;    /* of a linear operator: edge_linear_kernel, else "" */
     int32_t layer;         /* -1 outside the layers */
     int32_t reserved;
     int64_t start_ns, nanoseconds; /* on the monotonic clock */
@@ -258,14 +259,14 @@ typedef struct {
     float repetition_penalty; /* 1: off; divides positive and multiplies negative logits of seen tokens */
     float frequency_penalty;  /* 0: off; subtracted once per occurrence */
     float presence_penalty;   /* 0: off; subtracted once */
-    int32_t logprobs;         /* number of top tokens to report, 0 .. 64 */
+    int32_t logprobs;         /* number of top tokens to report, up to EDGE_MAX_LOGPROBS */
 } edge_sampling;
 
 typedef struct {
     int32_t token;
-    float logprob;          /* of the token under the unmodified distribution (temperature 1) */
-    int32_t top_tokens[64]; /* most likely first, unmodified distribution */
-    float top_logprobs[64];
+    float logprob; /* of the token under the unmodified distribution (temperature 1) */
+    int32_t top_tokens[EDGE_MAX_LOGPROBS]; /* most likely first, unmodified distribution */
+    float top_logprobs[EDGE_MAX_LOGPROBS];
 } edge_sample_result;
 
 /* logits [vocab_size] are left unchanged. history: tokens that the penalties count. random: one number in

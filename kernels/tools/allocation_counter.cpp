@@ -7,14 +7,19 @@
 
 #include "edge.h"
 
+namespace {
+
+std::atomic<int64_t> allocations{0};
+int64_t counted = 0;
+
+}  // namespace
+
 extern "C" {
 
 void *__libc_malloc(size_t bytes);
 void *__libc_calloc(size_t count, size_t bytes);
 void *__libc_realloc(void *memory, size_t bytes);
 void *__libc_memalign(size_t alignment, size_t bytes);
-
-static std::atomic<int64_t> allocations{0};
 
 EDGE_API void *malloc(size_t bytes) {
     ++allocations;
@@ -43,8 +48,6 @@ EDGE_API int posix_memalign(void **memory, size_t alignment, size_t bytes) {
 }
 
 // These call a function of libedge; afterwards allocations_counted() says how often any thread allocated meanwhile.
-
-static int64_t counted = 0;
 
 EDGE_API int64_t allocations_counted(void) { return counted; }
 

@@ -1,3 +1,4 @@
+// Reads the manifest, the header of the weights and decoder.json, and maps names to roles and layouts.
 #include "bundle.h"
 
 #include <sys/stat.h>
@@ -63,8 +64,9 @@ edge_weight weight_of(const std::string &name) {
     const std::string prefix = "model.layers.";
     if (name.compare(0, prefix.size(), prefix) == 0) {
         const size_t dot = name.find('.', prefix.size());
-        if (dot == std::string::npos)
+        if (dot == std::string::npos) {
             throw Error("The bundle has a tensor '" + name + "' that is not known.");
+        }
         weight.layer = std::atoi(name.c_str() + prefix.size());
         role = name.substr(dot + 1);
     }
@@ -103,16 +105,18 @@ std::string read_file(const std::string &path) {
     const File file = open_file(path);
     std::string text;
     char block[1 << 16];
-    for (size_t count; (count = std::fread(block, 1, sizeof block, file.get())) > 0;)
+    for (size_t count; (count = std::fread(block, 1, sizeof block, file.get())) > 0;) {
         text.append(block, count);
+    }
     return text;
 }
 
 Bundle::Bundle(const std::string &folder) {
     const std::string path = folder + "/manifest.json";
     const Json manifest = Json::parse(read_file(path), "'" + path + "'");
-    if (manifest.at("format").text() != "minicpm-edge-bundle" || manifest.at("version").integer() != 1)
+    if (manifest.at("format").text() != "minicpm-edge-bundle" || manifest.at("version").integer() != 1) {
         throw Error("'" + path + "' is not a manifest of version 1; convert the model again.");
+    }
     name = manifest.at("source").text();
     read_config(manifest.at("config"));
     read_weights(folder, manifest);
@@ -136,8 +140,9 @@ void Bundle::read_config(const Json &json) {
     config.head_dim = whole("head_dim");
     config.rms_norm_eps = float(json.at("rms_norm_eps").number());
     config.embedding_scale = float(or_one("scale_emb"));
-    if (config.layers < 1 || config.hidden_size < 1 || config.head_dim < 1)
+    if (config.layers < 1 || config.hidden_size < 1 || config.head_dim < 1) {
         throw Error("The config is damaged.");
+    }
     config.residual_scale = json.at("scale_depth").is_null()
                                 ? 1.0f
                                 : float(or_one("scale_depth") / std::sqrt(double(config.layers)));
@@ -146,8 +151,9 @@ void Bundle::read_config(const Json &json) {
     most_context = whole("max_position_embeddings");
     tied_ = json.at("tie_word_embeddings").boolean();
     const double theta = json.at("rope").at("theta").number();
-    for (int32_t i = 0; i < config.head_dim / 2; ++i)
+    for (int32_t i = 0; i < config.head_dim / 2; ++i) {
         inverse_frequency_.push_back(float(std::pow(theta, -2.0 * i / config.head_dim)));
+    }
     config.rope_scale = 1.0f;
     config.inverse_frequency = inverse_frequency_.data();
 }
@@ -155,19 +161,23 @@ void Bundle::read_config(const Json &json) {
 void Bundle::read_decoder(const std::string &folder) {
     const std::string path = folder + "/decoder.json";
     struct stat status;
-    if (stat(path.c_str(), &status) != 0)
+    if (stat(path.c_str(), &status) != 0) {
         throw Error("'" + folder + "' has no decoder.json: make it with `edge export MODEL --to bundle`.");
+    }
     const Json json = Json::parse(read_file(path), "'" + path + "'");
-    if (json.at("format").text() != "minicpm-edge-decoder" || json.at("version").integer() != 1)
+    if (json.at("format").text() != "minicpm-edge-decoder" || json.at("version").integer() != 1) {
         throw Error("'" + path + "' is not a decoder of version 1; export the model again.");
+    }
     most_context = int32_t(json.at("context").integer());
     const Json &rope = json.at("rope");
     config.rope_scale = float(rope.at("scale").number());
     inverse_frequency_.clear();
-    for (const Json &each : rope.at("inverse_frequency").items())
+    for (const Json &each : rope.at("inverse_frequency").items()) {
         inverse_frequency_.push_back(float(each.number()));
-    if (int64_t(inverse_frequency_.size()) != config.head_dim / 2)
+    }
+    if (int64_t(inverse_frequency_.size()) != config.head_dim / 2) {
         throw Error("'" + path + "' does not belong to this bundle; export the model again.");
+    }
     config.inverse_frequency = inverse_frequency_.data();
     for (const Json &each : json.at("end_tokens").items()) end_tokens.push_back(int32_t(each.integer()));
     const Json &sparse = json.at("sparse");
@@ -187,8 +197,9 @@ void Bundle::read_decoder(const std::string &folder) {
 void Bundle::read_weights(const std::string &folder, const Json &manifest) {
     const std::string path = folder + "/weights.safetensors";
     bytes_ = size_of(path);
-    if (int64_t(bytes_) != manifest.at("files").at("weights.safetensors").at("bytes").integer())
+    if (int64_t(bytes_) != manifest.at("files").at("weights.safetensors").at("bytes").integer()) {
         throw Error("'" + path + "' has another size than its manifest says: copy the bundle again.");
+    }
     if (edge_region_create(bytes_, &memory_) != EDGE_OK) throw Error(edge_last_error());
     const File file = open_file(path);
     read_exactly(file.get(), memory_, bytes_, path);
@@ -208,21 +219,25 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
         edge_matrix &matrix = weight.matrix;
         const Kind &kind = read_scheme(entry.second.at("scheme"), entry.first, &matrix);
         const std::vector<Json> &shape = entry.second.at("shape").items();
-        if (shape.empty() || shape.size() > 2)
+        if (shape.empty() || shape.size() > 2) {
             throw Error("Tensor '" + entry.first + "' has no usable shape.");
+        }
         matrix.rows = shape.size() == 2 ? shape[0].integer() : 1;
         matrix.columns = shape.back().integer();
         const std::vector<Json> &place = header.at(entry.first).at("data_offsets").items();
         const int64_t begin = place.at(0).integer(), end = place.at(1).integer();
-        if (begin < 0 || end < begin || uint64_t(end) > bytes_ - first)
+        if (begin < 0 || end < begin || uint64_t(end) > bytes_ - first) {
             throw Error("Tensor '" + entry.first + "' lies outside '" + path + "'.");
-        if ((first + uint64_t(begin)) % 64 != 0)
+        }
+        if ((first + uint64_t(begin)) % 64 != 0) {
             throw Error("Tensor '" + entry.first + "' of '" + path +
                         "' is not aligned; convert the model again.");
+        }
         matrix.data = data + first + begin;
         matrix.bytes = uint64_t(end - begin);
-        if (weight.role >= EDGE_ATTENTION_NORM && shape.size() == 2)
+        if (weight.role >= EDGE_ATTENTION_NORM && shape.size() == 2) {
             sizes[{std::string(kind.name) + (matrix.minimum ? "-min" : ""), matrix.group}] += matrix.bytes;
+        }
         weights.push_back(weight);
     }
     const auto largest = std::max_element(sizes.begin(), sizes.end(),

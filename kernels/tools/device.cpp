@@ -1,3 +1,4 @@
+// Reads /proc, /sys and the C library's own functions; macOS has only the latter.
 #include "device.h"
 
 #include <dirent.h>
@@ -118,8 +119,9 @@ std::optional<double> busy_seconds() {
     std::istringstream line(line_of("/proc/stat", "cpu "));
     std::string label;
     double user, nice, system, idle, waiting, irq, softirq, steal;
-    if (!(line >> label >> user >> nice >> system >> idle >> waiting >> irq >> softirq >> steal))
+    if (!(line >> label >> user >> nice >> system >> idle >> waiting >> irq >> softirq >> steal)) {
         return std::nullopt;
+    }
     return (user + nice + system + irq + softirq + steal) / double(sysconf(_SC_CLK_TCK));
 }
 

@@ -27,11 +27,13 @@ std::vector<int32_t> numbers(const std::string &text, const std::string &flag, i
         const std::string part = text.substr(start, comma - start);
         char *end = nullptr;
         const long value = std::strtol(part.c_str(), &end, 10);
-        if (part.empty() || *end != '\0' || value < least || value > (1 << 24))
+        if (part.empty() || *end != '\0' || value < least || value > (1 << 24)) {
             throw Error(flag + " '" + text + "' is not a list of whole numbers of " + std::to_string(least) +
                         " or more.");
-        if (std::find(found.begin(), found.end(), int32_t(value)) == found.end())
+        }
+        if (std::find(found.begin(), found.end(), int32_t(value)) == found.end()) {
             found.push_back(int32_t(value));
+        }
         start = comma + 1;
     }
     return found;
@@ -42,8 +44,9 @@ Options parse(int count, char **arguments) {
     for (int i = 1; i < count; ++i) {
         const std::string flag = arguments[i];
         if (flag.compare(0, 2, "--") != 0) {
-            if (!options.folder.empty())
+            if (!options.folder.empty()) {
                 throw Error("Give one bundle, got '" + options.folder + "' and '" + flag + "'.");
+            }
             options.folder = flag;
             continue;
         }
@@ -113,8 +116,9 @@ void run(const Options &options) {
     const int64_t row_bytes =
         element * 2 * bundle.config.layers * bundle.config.kv_heads * bundle.config.head_dim;
     std::vector<std::unique_ptr<Runner>> runners;
-    for (const int32_t threads : options.threads)
+    for (const int32_t threads : options.threads) {
         runners.push_back(std::make_unique<Runner>(bundle, options, threads, context));
+    }
     const double load_seconds = now() - start;
 
     const Watch watch;
@@ -159,7 +163,7 @@ void run(const Options &options) {
         }
     }
     std::printf(
-        "{\"schema\": 1, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
+        "{\"schema\": 2, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
         "\"results\": [%s]}\n",
         quoted(utc_now()).c_str(), options.repeat, machine_json(watch, limits).c_str(), rows.c_str());
 }

@@ -18,12 +18,13 @@ constexpr int32_t batch_tokens = 256;
 int32_t number(const char *text) {
     char *end = nullptr;
     const long value = std::strtol(text, &end, 10);
-    if (*text == '\0' || *end != '\0' || value < 0 || value > INT32_MAX)
+    if (*text == '\0' || *end != '\0' || value < 0 || value > INT32_MAX) {
         throw Error("'" + std::string(text) + "' is not a whole number of 0 or more.");
+    }
     return int32_t(value);
 }
 
-template <typename T>
+template <class T>
 using Owner = std::unique_ptr<T, void (*)(T *)>;
 
 // Logits after the last of `tokens`, which continue the cache.
@@ -47,10 +48,11 @@ void run(int count, char **arguments) {
     for (int i = 3; i < count; ++i) tokens.push_back(number(arguments[i]));
     Bundle bundle(arguments[1]);
     bundle.read_decoder(arguments[1]);
-    if (int64_t(tokens.size()) + wanted > bundle.most_context)
+    if (int64_t(tokens.size()) + wanted > bundle.most_context) {
         throw Error("The prompt and " + std::to_string(wanted) +
                     " tokens after it are longer than the context of " + std::to_string(bundle.most_context) +
                     " that the bundle was exported for.");
+    }
     edge_config config = bundle.config;
     config.context = bundle.most_context;
     config.max_batch = std::min(batch_tokens, config.context);

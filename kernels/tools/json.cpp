@@ -1,3 +1,4 @@
+// A recursive parser that keeps the whole document in memory.
 #include "json.h"
 
 #include <cmath>
@@ -165,7 +166,7 @@ class Parser {
             if (at_ >= text_.size()) fail("ends inside a string");
             const char c = text_[at_];
             if (c == '"') break;
-            if (static_cast<unsigned char>(c) < 0x20) fail("has a control character in a string");
+            if (uint8_t(c) < 0x20) fail("has a control character in a string");
             if (c != '\\') {
                 out.push_back(c);
                 continue;
@@ -225,8 +226,9 @@ double Json::number() const { return need(Kind::number, "a number").number_; }
 int64_t Json::integer() const {
     const double value = number();
     constexpr double exact = 9007199254740992.0;  // 2^53
-    if (value != std::floor(value) || std::fabs(value) > exact)
+    if (value != std::floor(value) || std::fabs(value) > exact) {
         throw Error("A number should be whole and is not.");
+    }
     return int64_t(value);
 }
 
@@ -235,7 +237,7 @@ std::string quoted(const std::string &text) {
     for (const char c : text) {
         if (c == '"' || c == '\\') {
             out += {'\\', c};
-        } else if (static_cast<unsigned char>(c) < 0x20) {
+        } else if (uint8_t(c) < 0x20) {
             char escape[8];
             std::snprintf(escape, sizeof escape, "\\u%04x", unsigned(c));
             out += escape;

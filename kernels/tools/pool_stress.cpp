@@ -7,7 +7,7 @@
 #include "edge.h"
 
 int main() {
-    long errors = 0;
+    int errors = 0;
     for (int threads = 1; threads <= 4; ++threads) {
         edge_pool *pool = nullptr;
         if (edge_pool_create(threads, &pool) != EDGE_OK) return 1;
@@ -30,6 +30,6 @@ int main() {
         }
         edge_pool_destroy(pool);
     }
-    std::printf("%ld errors\n", errors);
+    std::printf("%d errors\n", errors);
     return errors != 0;
 }

@@ -1,3 +1,4 @@
+// Statistics over the repeats, and the strings of JSON.
 #include "report.h"
 
 #include <algorithm>
@@ -6,7 +7,8 @@
 namespace tools {
 namespace {
 
-constexpr double noisy_load = 0.5, noisy_share = 0.1, throttled_clock = 0.9;  // as edge/measure/profile/machine.py
+// As in edge/measure/profile/machine.py.
+constexpr double noisy_load = 0.5, noisy_share = 0.1, throttled_clock = 0.9;
 
 // numpy's default percentile: linear between the neighbours.
 double percentile(std::vector<double> values, double percent) {
@@ -53,8 +55,9 @@ std::string row_json(const Options &options, const Bundle &bundle, const Cost &c
     std::vector<double> rates, token_rates, percentiles;
     for (const double seconds : measured.seconds) rates.push_back(n / seconds);
     for (const double seconds : measured.token_seconds) token_rates.push_back(1 / seconds);
-    for (int p = 0; test.decode && p <= 100; ++p)
+    for (int p = 0; test.decode && p <= 100; ++p) {
         percentiles.push_back(percentile(measured.token_seconds, p));
+    }
     const std::vector<double> &single = test.decode ? token_rates : rates;
     const auto field = [](const char *name, const std::string &value) {
         return quoted(name) + ": " + value + ", ";

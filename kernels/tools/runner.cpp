@@ -1,3 +1,4 @@
+// Feeds, times and rolls back caches: the protocol of edge/measure/profile/measure.py.
 #include "runner.h"
 
 #include <algorithm>

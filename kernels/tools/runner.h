@@ -30,7 +30,7 @@ struct Measured {
 
 double now();  // seconds on the monotonic clock
 void check(edge_status status);
-const char *forced_tier();  // $EDGE_CPU, or NULL for the best
+const char *forced_tier();  // $EDGE_CPU, or nullptr for the best
 
 // One number of threads over the shared weights, with a KV cache for every depth.
 class Runner {

@@ -142,7 +142,7 @@ class Event(ctypes.Structure):
 
     _fields_ = (
         ("operation", c_char_p),
-        ("path", c_char_p),
+        ("kernel", c_char_p),
         ("layer", c_int32),
         ("reserved", c_int32),
         ("start_ns", c_int64),
@@ -208,7 +208,7 @@ _FUNCTIONS = {
             *(POINTER(Matrix), c_int32, c_void_p, c_int64, c_void_p),
         ),
     ),
-    "edge_linear_path": (c_char_p, (POINTER(Matrix), c_int32)),
+    "edge_linear_kernel": (c_char_p, (POINTER(Matrix), c_int32)),
     "edge_dequantize_row": (_STATUS, (POINTER(Matrix), c_int64, c_void_p)),
     "edge_rms_norm": (
         _STATUS,

@@ -37,12 +37,12 @@ def decode_events(events: list[bytes]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int, str], list[float]] = defaultdict(lambda: [0, 0, 0])
     for raw in events:
         event = native.Event.from_buffer_copy(raw)
-        totals = found[event.operation.decode(), event.layer, event.path.decode()]
+        totals = found[event.operation.decode(), event.layer, event.kernel.decode()]
         for i, value in enumerate((event.nanoseconds / 1e9, event.bytes, event.operations)):
             totals[i] += value
     return [
-        {"operation": operation, "layer": layer, "path": path, "seconds": t, "bytes": b, "operations": o}
-        for (operation, layer, path), (t, b, o) in found.items()
+        {"operation": operation, "layer": layer, "kernel": kernel, "seconds": t, "bytes": b, "operations": o}
+        for (operation, layer, kernel), (t, b, o) in found.items()
     ]
 
 
@@ -52,17 +52,17 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[O
     facts: dict[tuple[str, int, str], tuple[int, int]] = {}
     for one in passes:
         for entry in one:
-            key = (entry["operation"], entry["layer"], entry["path"])
+            key = (entry["operation"], entry["layer"], entry["kernel"])
             times[key].append(entry["seconds"])
             facts[key] = (int(entry["bytes"]), int(entry["operations"]))
     found = []
-    for (operation, layer, path), seconds in times.items():
-        size, operations = facts[operation, layer, path]
-        peak = roofline.int8 if path.startswith("int8 dots") else roofline.float32
+    for (operation, layer, kernel), seconds in times.items():
+        size, operations = facts[operation, layer, kernel]
+        peak = roofline.int8 if kernel.startswith("int8 dots") else roofline.float32
         took = median(seconds)
         limit = max(size / roofline.read_bytes, operations / peak)
         found.append(
-            Operator(operation, layer, path, took, size, operations, round(limit / took, 4) if took else 0.0)
+            Operator(operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0)
         )
     return tuple(found)
 

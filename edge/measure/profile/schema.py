@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 
 
@@ -50,14 +50,14 @@ class Memory:
 class Operator:
     """One operator in one pass, or one decode step: the median over the passes.
 
-    layer: -1 outside the layers. path: the kernel of a linear operator. bytes: weights and cache
+    layer: -1 outside the layers. kernel: of a linear operator. bytes: weights and cache
     rows it must move. operations: multiply-adds. limit_share: the time that the nearer limit needs, over
     `seconds`.
     """
 
     operation: str
     layer: int
-    path: str
+    kernel: str
     seconds: float
     bytes: int
     operations: int

@@ -2,7 +2,7 @@
 //
 // Threads are ExecuTorch's own pool, memory is the runtime's temporary allocator; a refusal is logged as a sentence and
 // fails the method with InvalidArgument. ExecuTorch promises no binary interface: compile this file against the
-// version that runs it (edge.native.adapters does).
+// version that runs it (edge.executors.adapters does).
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -72,8 +72,9 @@ class Call {
                       std::initializer_list<int64_t> last) const {
         SizesType dims[edge_adapter::Tensor::most_dims];
         const size_t rank = size_t(leading) + last.size();
-        if (rank > edge_adapter::Tensor::most_dims)
+        if (rank > edge_adapter::Tensor::most_dims) {
             refuse("A result of %d dimensions is too deep.", int(rank));
+        }
         std::copy_n(like.dims, leading, dims);
         std::copy(last.begin(), last.end(), dims + leading);
         resize(dims, rank);

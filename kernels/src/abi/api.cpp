@@ -4,16 +4,16 @@
 #include <cstring>
 #include <memory>
 
-#include "memory/aligned.h"
-#include "attention/attention.h"
 #include "abi/border.h"
 #include "abi/checks.h"
-#include "decoder/decoder.h"
 #include "abi/error.h"
-#include "tiers/kernels.h"
+#include "attention/attention.h"
+#include "attention/sparse_attention.h"
+#include "decoder/decoder.h"
 #include "linear/linear.h"
 #include "linear/matrix.h"
-#include "attention/sparse_attention.h"
+#include "memory/aligned.h"
+#include "tiers/kernels.h"
 
 using edge::fail;
 using edge::Kernels;
@@ -48,8 +48,9 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
         const int64_t copied =
             matrix.columns == matrix.padded ? 0 : n * matrix.padded * int64_t(sizeof(float));
         uint8_t *memory;
-        if (const edge_status status = take_scratch(scratch, input.bytes() + uint64_t(copied), &memory))
+        if (const edge_status status = take_scratch(scratch, input.bytes() + uint64_t(copied), &memory)) {
             return status;
+        }
         input.place(memory);
         float *rows = reinterpret_cast<float *>(memory + input.bytes());
         const auto copy_row = [&](int64_t token) {
@@ -65,14 +66,14 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
     });
 }
 
-const char *edge_linear_path(const edge_matrix *w, int32_t activations) {
+const char *edge_linear_kernel(const edge_matrix *w, int32_t activations) {
     Matrix matrix;
     if (!w || (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32)) {
-        fail(EDGE_INVALID, "edge_linear_path: the matrix is missing, or the activations are unknown.");
+        fail(EDGE_INVALID, "edge_linear_kernel: the matrix is missing, or the activations are unknown.");
         return nullptr;
     }
     if (edge::check_matrix(*w, "The matrix", &matrix)) return nullptr;
-    return edge::linear_path(matrix, edge_activations(activations));
+    return edge::linear_kernel(matrix, edge_activations(activations));
 }
 
 edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
@@ -80,8 +81,9 @@ edge_status edge_dequantize_row(const edge_matrix *w, int64_t row, float *out) {
         if (!w || !out) return fail(EDGE_INVALID, "edge_dequantize_row: an argument is missing.");
         Matrix matrix;
         if (const edge_status status = edge::check_matrix(*w, "The matrix", &matrix)) return status;
-        if (row < 0 || row >= matrix.rows)
+        if (row < 0 || row >= matrix.rows) {
             return fail(EDGE_INVALID, "Row %lld does not exist.", (long long)row);
+        }
         edge::dequantize_row(matrix, row, out);
         return EDGE_OK;
     });

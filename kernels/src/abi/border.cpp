@@ -1,3 +1,4 @@
+// Tiers, scratch memory and threads as a caller of the C border gives them, checked.
 #include "abi/border.h"
 
 namespace edge {
@@ -10,8 +11,9 @@ edge_status pick_kernels(const char *tier, const Kernels **kernels) {
 }
 
 edge_status take_scratch(const edge_scratch *scratch, uint64_t bytes, uint8_t **memory) {
-    if (!scratch || !scratch->allocate)
+    if (!scratch || !scratch->allocate) {
         return fail(EDGE_INVALID, "The operator needs scratch memory, got none.");
+    }
     *memory = static_cast<uint8_t *>(scratch->allocate(scratch->context, bytes > 0 ? bytes : 1));
     if (*memory == nullptr) {
         return fail(EDGE_NO_MEMORY, "The caller has no %llu bytes of scratch memory.",

@@ -5,8 +5,8 @@
 #include <exception>
 #include <new>
 
-#include "edge_operators.h"
 #include "abi/error.h"
+#include "edge_operators.h"
 #include "tiers/kernels.h"
 
 namespace edge {

@@ -3,13 +3,13 @@
 #include <cstring>
 #include <optional>
 
-#include "memory/aligned.h"
-#include "attention/attention.h"
 #include "abi/border.h"
 #include "abi/checks.h"
-#include "decoder/layer.h"
+#include "attention/attention.h"
 #include "attention/sparse_attention.h"
 #include "attention/summaries.h"
+#include "decoder/layer.h"
+#include "memory/aligned.h"
 
 using edge::fail;
 using edge::guarded;
@@ -26,11 +26,13 @@ edge::CacheShape shape_of(const edge_layer_cache &cache, int64_t rows) {
 
 edge_status check_shape(const edge_layer_cache &cache, uint64_t *bytes) {
     if (const edge_status status =
-            edge::check_heads(cache.heads, cache.kv_heads, cache.head_dim, cache.kv_type))
+            edge::check_heads(cache.heads, cache.kv_heads, cache.head_dim, cache.kv_type)) {
         return status;
+    }
     if (cache.sparse.enabled) {
-        if (const edge_status status = edge::check_sparse(cache.sparse, cache.heads / cache.kv_heads))
+        if (const edge_status status = edge::check_sparse(cache.sparse, cache.heads / cache.kv_heads)) {
             return status;
+        }
     }
     if (cache.capacity <= 0 || cache.capacity > edge::most_tokens) {
         return fail(EDGE_INVALID, "A cache of %lld tokens is out of range.", (long long)cache.capacity);

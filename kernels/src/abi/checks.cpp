@@ -1,3 +1,4 @@
+// Limits of shapes, sparse attention, configurations and token trees.
 #include "abi/checks.h"
 
 #include <cmath>
@@ -20,8 +21,9 @@ edge_status check_heads(int32_t heads, int32_t kv_heads, int32_t head_dim, int32
     if (int64_t(heads) * head_dim > most_columns) {
         return fail(EDGE_INVALID, "%d heads of %d are beyond what is possible.", heads, head_dim);
     }
-    if (kv_type != EDGE_KV_F16 && kv_type != EDGE_KV_F32 && kv_type != EDGE_KV_INT8)
+    if (kv_type != EDGE_KV_F16 && kv_type != EDGE_KV_F32 && kv_type != EDGE_KV_INT8) {
         return fail(EDGE_INVALID, "Unknown KV type %d.", kv_type);
+    }
     return EDGE_OK;
 }
 
@@ -92,11 +94,13 @@ edge_status check_config(const edge_config &c) {
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
     for (const float value :
          {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
-        if (!std::isfinite(value))
+        if (!std::isfinite(value)) {
             return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
+        }
     }
-    if (c.rms_norm_eps <= 0.0f)
+    if (c.rms_norm_eps <= 0.0f) {
         return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
+    }
     return c.sparse.enabled ? check_sparse(c.sparse, c.heads / c.kv_heads) : EDGE_OK;
 }
 

@@ -1,11 +1,15 @@
+// Keeps the last error of each thread.
 #include "abi/error.h"
 
 #include <cstdarg>
 #include <cstdio>
 
 namespace edge {
+namespace {
 
-static thread_local char last_error[512];
+thread_local char last_error[512];
+
+}  // namespace
 
 edge_status fail(edge_status status, const char *format, ...) {
     va_list arguments;

@@ -6,10 +6,10 @@
 #include <cstring>
 #include <initializer_list>
 
-#include "memory/aligned.h"
 #include "abi/border.h"
 #include "decoder/layer.h"
 #include "linear/linear.h"
+#include "memory/aligned.h"
 
 using edge::fail;
 using edge::guarded;
@@ -62,8 +62,9 @@ class Input {
         };
         uint8_t *memory;
         const uint64_t own = lay_out(nullptr);
-        if (const edge_status status = edge::take_scratch(host_.scratch, own + input_.bytes(), &memory))
+        if (const edge_status status = edge::take_scratch(host_.scratch, own + input_.bytes(), &memory)) {
             return status;
+        }
         lay_out(memory);
         input_.place(memory + own);
         if (columns_ != padded_) copy_padded(norm, weight);
@@ -88,8 +89,9 @@ class Input {
         uint64_t own = 0;
         edge::place(nullptr, &own, copied, &rows);
         uint8_t *memory;
-        if (const edge_status status = edge::take_scratch(host_.scratch, own + input_.bytes(), &memory))
+        if (const edge_status status = edge::take_scratch(host_.scratch, own + input_.bytes(), &memory)) {
             return status;
+        }
         rows = reinterpret_cast<float *>(memory);
         input_.place(memory + own);
         input_.prepare(*host_.parallel, kernels_, copied ? rows : x, padded_, n_, {&matrix},
@@ -181,8 +183,9 @@ edge_status edge_rms_norm_linear(const edge_host *host, const float *x, int64_t 
         for (edge::LinearJob &job : jobs) job.stride = stride;
         static_assert(EDGE_MAX_MATRICES == 8);
         if (const edge_status status = input.take_normed(
-                x, norm, eps, scale, {all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]}))
+                x, norm, eps, scale, {all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]})) {
             return status;
+        }
         run_linear(*host->parallel, *kernels, input.prepared(), n, jobs, count);
         return EDGE_OK;
     });
@@ -199,8 +202,9 @@ edge_status edge_rms_norm_swiglu(const edge_host *host, const float *x, int64_t 
         if (!x || !norm || !out) return fail(EDGE_INVALID, "%s: an argument is missing.", what);
         Matrix gate_matrix, up_matrix;
         if (const edge_status status = check_weights(gate, what, 0, &gate_matrix)) return status;
-        if (const edge_status status = check_weights(up, what, gate_matrix.columns, &up_matrix))
+        if (const edge_status status = check_weights(up, what, gate_matrix.columns, &up_matrix)) {
             return status;
+        }
         if (gate_matrix.rows != up_matrix.rows) {
             return fail(EDGE_INVALID, "%s: gate has %lld rows, but up has %lld.", what,
                         (long long)gate_matrix.rows, (long long)up_matrix.rows);
@@ -208,8 +212,9 @@ edge_status edge_rms_norm_swiglu(const edge_host *host, const float *x, int64_t 
         Input input(*host, *kernels, n, edge_activations(activations));
         input.plan(gate_matrix);
         input.plan(up_matrix);
-        if (const edge_status status = input.take_normed(x, norm, eps, 1.0f, {&gate_matrix, &up_matrix}))
+        if (const edge_status status = input.take_normed(x, norm, eps, 1.0f, {&gate_matrix, &up_matrix})) {
             return status;
+        }
         run_swiglu(*host->parallel, *kernels, input.prepared(), n, gate_matrix, up_matrix, out,
                    gate_matrix.rows);
         return EDGE_OK;

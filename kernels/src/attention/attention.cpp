@@ -1,3 +1,4 @@
+// Cuts a batch into tasks of query rows and chunks of positions, runs them on all threads and merges the parts.
 #include "attention/attention.h"
 
 #include <algorithm>
@@ -48,13 +49,13 @@ struct Attention::Task {
     int64_t limits[most_task_rows];
     uint64_t masks[most_task_rows];
 
-    Task(const Attention &attention, const float *in, float *out, int64_t stride, int64_t kv_head_,
+    Task(const Attention &attention, const float *in, float *out, int64_t stride, int64_t head_of_cache,
          int64_t first, int64_t last, int64_t past, int64_t n, const uint64_t *tree)
-        : kv_head(kv_head_) {
+        : kv_head(head_of_cache) {
         for (int64_t row = first; row < last; ++row, ++count) {
-            const int64_t token = row / attention.group,
-                          head = kv_head * attention.group + row % attention.group;
-            const int64_t at = token * stride + head * attention.head_dim;
+            const int64_t token = row / attention.group_,
+                          head = kv_head * attention.group_ + row % attention.group_;
+            const int64_t at = token * stride + head * attention.head_dim_;
             queries[count] = in + at;
             outputs[count] = out + at;
             limits[count] = tree ? past + n : past + token + 1;
@@ -67,50 +68,51 @@ struct Attention::Task {
     // outputs = state, normalised
     void finish(const AttentionState &state, int64_t head_dim) const {
         for (int r = 0; r < count; ++r) {
-            for (int64_t d = 0; d < head_dim; ++d)
+            for (int64_t d = 0; d < head_dim; ++d) {
                 outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
+            }
         }
     }
 };
 
-Attention::Attention(const CacheShape &shape, int64_t heads_, int64_t max_tokens, int32_t worker_count_)
-    : heads(heads_),
-      kv_heads(shape.kv_heads),
-      head_dim(shape.head_dim),
-      group(heads_ / shape.kv_heads),
-      most_rows(std::min<int64_t>(most_task_rows, round_up(max_tokens * group, row_tile))),
-      worker_count(worker_count_),
-      split_floats(chunks_of(shape.capacity) *
-                   state_floats(heads_ * std::min(split_tokens, max_tokens), head_dim)),
+Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers)
+    : heads_(heads),
+      kv_heads_(shape.kv_heads),
+      head_dim_(shape.head_dim),
+      group_(heads / shape.kv_heads),
+      most_rows_(std::min<int64_t>(most_task_rows, round_up(max_tokens * group_, row_tile))),
+      worker_count_(workers),
+      split_floats_(chunks_of(shape.capacity) *
+                    state_floats(heads * std::min(split_tokens, max_tokens), head_dim_)),
       bytes_(lay_out(nullptr)) {}
 
 uint64_t Attention::lay_out(uint8_t *memory) {
     uint64_t bytes = 0;
-    edge::place(memory, &bytes, worker_count, &workers);
-    for (int64_t i = 0; i < worker_count; ++i) {
-        Worker unused, &worker = memory ? workers[i] : unused;
-        bytes +=
-            place_attention_scratch(memory ? memory + bytes : nullptr, head_dim, most_rows, &worker.scratch);
+    edge::place(memory, &bytes, worker_count_, &workers_);
+    for (int64_t i = 0; i < worker_count_; ++i) {
+        Worker unused, &worker = memory ? workers_[i] : unused;
+        bytes += place_attention_scratch(memory ? memory + bytes : nullptr, head_dim_, most_rows_,
+                                         &worker.scratch);
         for (AttentionState *state : {&worker.part, &worker.state}) {
             float *floats;
-            edge::place(memory, &bytes, state_floats(most_rows, head_dim), &floats);
-            if (memory) *state = state_at(floats, most_rows);
+            edge::place(memory, &bytes, state_floats(most_rows_, head_dim_), &floats);
+            if (memory) *state = state_at(floats, most_rows_);
         }
     }
-    edge::place(memory, &bytes, split_floats, &split_scratch);
+    edge::place(memory, &bytes, split_floats_, &split_scratch_);
     return bytes;
 }
 
 void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache,
                     int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
                     const uint64_t *tree) {
-    const int64_t rows = n * group, end = past + n, chunks = chunks_of(end);
-    const bool split = n <= split_tokens && chunks > 1 && kv_heads < tasks_per_worker * parallel.workers;
-    const int64_t wanted = rows * kv_heads / (tasks_per_worker * parallel.workers);
+    const int64_t rows = n * group_, end = past + n, chunks = chunks_of(end);
+    const bool split = n <= split_tokens && chunks > 1 && kv_heads_ < tasks_per_worker * parallel.workers;
+    const int64_t wanted = rows * kv_heads_ / (tasks_per_worker * parallel.workers);
     const int64_t task_rows =
-        std::min(most_rows, split ? rows : std::max<int64_t>(round_up(wanted, row_tile), row_tile));
-    const int64_t tiles = (rows + task_rows - 1) / task_rows, tasks = kv_heads * tiles;
-    for (int64_t i = 0; i < worker_count; ++i) workers[i].prepared = -1;
+        std::min(most_rows_, split ? rows : std::max<int64_t>(round_up(wanted, row_tile), row_tile));
+    const int64_t tiles = (rows + task_rows - 1) / task_rows, tasks = kv_heads_ * tiles;
+    for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
 
     const auto task_at = [&](int64_t index) {
         const int64_t first = index % tiles * task_rows;
@@ -121,8 +123,8 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
                                   const AttentionState &part) {
         AttentionRows r;
         r.type = cache.shape.type;
-        r.head_dim = head_dim;
-        r.scale = 1.0f / std::sqrt(float(head_dim));
+        r.head_dim = head_dim_;
+        r.scale = 1.0f / std::sqrt(float(head_dim_));
         r.count = task.count;
         r.queries = task.queries;
         r.limits = task.limits;
@@ -150,39 +152,39 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
         const auto part_at = [&](int64_t index, int64_t chunk, const Task &task) {
             const int64_t rows_before = index / tiles * rows + index % tiles * task_rows;
             const int64_t row_chunks = rows_before * chunks + chunk * task.count;
-            return state_at(split_scratch + state_floats(row_chunks, head_dim), task.count);
+            return state_at(split_scratch_ + state_floats(row_chunks, head_dim_), task.count);
         };
         parallel_for(parallel, tasks * chunks, 1, [&](int64_t first, int64_t last, int32_t worker) {
             for (int64_t piece = first; piece < last; ++piece) {
                 const int64_t index = piece / chunks, chunk = piece % chunks;
                 const Task task = task_at(index);
-                attend_chunk(task, index, chunk, &workers[worker], part_at(index, chunk, task));
+                attend_chunk(task, index, chunk, &workers_[worker], part_at(index, chunk, task));
             }
         });
         parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
             for (int64_t index = first; index < last; ++index) {
                 const Task task = task_at(index);
-                const AttentionState state = workers[worker].state;
-                clear(state, task.count, head_dim);
+                const AttentionState state = workers_[worker].state;
+                clear(state, task.count, head_dim_);
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                    kernels.merge(part_at(index, chunk, task), task.count, head_dim, state);
+                    kernels.merge(part_at(index, chunk, task), task.count, head_dim_, state);
                 }
-                task.finish(state, head_dim);
+                task.finish(state, head_dim_);
             }
         });
         return;
     }
 
     parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
-        Worker *mine = &workers[worker];
+        Worker *mine = &workers_[worker];
         for (int64_t index = first; index < last; ++index) {
             const Task task = task_at(index);
-            clear(mine->state, task.count, head_dim);
+            clear(mine->state, task.count, head_dim_);
             for (int64_t chunk = 0; chunk < chunks_of(task.furthest()); ++chunk) {
                 attend_chunk(task, index, chunk, mine, mine->part);
-                kernels.merge(mine->part, task.count, head_dim, mine->state);
+                kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }
-            task.finish(mine->state, head_dim);
+            task.finish(mine->state, head_dim_);
         }
     });
 }

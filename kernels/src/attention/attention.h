@@ -8,8 +8,8 @@
 #include <cstdint>
 
 #include "attention/cache.h"
-#include "tiers/kernels.h"
 #include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 
@@ -29,7 +29,7 @@ class Attention {
     Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);
 
     // out[n][heads * head_dim] for queries of the same shape, whose keys and values are rows past .. past + n of
-    // the cache. tree: [n] masks over those rows, or NULL for causal order. Both strides in floats.
+    // the cache. tree: [n] masks over those rows, or nullptr for causal order. Both strides in floats.
     void run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache, int64_t layer,
              const float *queries, float *out, int64_t stride, int64_t n, int64_t past, const uint64_t *tree);
 
@@ -47,10 +47,10 @@ class Attention {
 
     uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes
 
-    const int64_t heads, kv_heads, head_dim, group, most_rows, worker_count, split_floats;
+    const int64_t heads_, kv_heads_, head_dim_, group_, most_rows_, worker_count_, split_floats_;
     const uint64_t bytes_;
-    Worker *workers = nullptr;
-    float *split_scratch = nullptr;  // touched only as far as the context reaches
+    Worker *workers_ = nullptr;
+    float *split_scratch_ = nullptr;  // touched only as far as the context reaches
 };
 
 }  // namespace edge

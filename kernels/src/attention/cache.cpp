@@ -1,3 +1,4 @@
+// Where the elements of a row stand in its block, and the C functions of a cache.
 #include "attention/cache.h"
 
 #include <algorithm>
@@ -5,13 +6,11 @@
 #include <initializer_list>
 
 #include "abi/error.h"
-#include "memory/memory.h"
 #include "attention/summaries.h"
+#include "memory/memory.h"
 
+namespace edge {
 namespace {
-
-using edge::attention_block;
-using edge::CacheShape;
 
 constexpr int64_t lanes = 16;  // positions that stand side by side in a block of keys
 
@@ -59,16 +58,47 @@ float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
 
 }  // namespace
 
-void edge::copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
-                    int64_t to) {
+void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
+              int64_t to) {
     copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
     if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
-edge_cache::edge_cache(const CacheShape &cache_shape, const edge_sparse &sparse)
+void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
+                      const float *value) const {
+    alignas(64) uint8_t row[max_head_dim * sizeof(float)];
+    for (const bool is_key : {true, false}) {
+        const float *x = is_key ? key : value;
+        uint8_t *target = block(layer, head, position, is_key);
+        if (shape.type == EDGE_KV_INT8) {
+            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
+        } else if (shape.type == EDGE_KV_F16) {
+            kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
+        } else {
+            std::memcpy(row, x, size_t(shape.row_bytes()));
+        }
+        const Runs to = runs_of(shape, is_key, position);
+        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
+    }
+}
+
+void CacheView::copy(int64_t from, int64_t to) const {
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+        for (int64_t head = 0; head < shape.kv_heads; ++head) {
+            for (const bool is_key : {true, false}) {
+                copy_row(shape, is_key, block(layer, head, from, is_key), from,
+                         block(layer, head, to, is_key), to);
+            }
+        }
+    }
+}
+
+}  // namespace edge
+
+edge_cache::edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse)
     : edge::CacheView{cache_shape} {
-    if (sparse.enabled) own_summaries = std::make_unique<edge::KeySummaries>(shape, sparse);
-    summaries = own_summaries.get();
+    if (sparse.enabled) own_summaries_ = std::make_unique<edge::KeySummaries>(shape, sparse);
+    summaries = own_summaries_.get();
 }
 
 edge_cache::~edge_cache() {
@@ -88,38 +118,10 @@ edge_status edge_cache::reserve() {
                           "%llu MB of address space for %s could not be reserved; lower --context.",
                           (unsigned long long)(bytes >> 20), what);
     };
-    if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory))
+    if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory)) {
         return status;
+    }
     return summaries ? map(summaries->shape.bytes(), "key summaries", &summaries->memory) : EDGE_OK;
-}
-
-void edge::CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position,
-                            const float *key, const float *value) const {
-    alignas(64) uint8_t row[edge::max_head_dim * sizeof(float)];
-    for (const bool is_key : {true, false}) {
-        const float *x = is_key ? key : value;
-        uint8_t *target = block(layer, head, position, is_key);
-        if (shape.type == EDGE_KV_INT8) {
-            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
-        } else if (shape.type == EDGE_KV_F16) {
-            kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
-        } else {
-            std::memcpy(row, x, size_t(shape.row_bytes()));
-        }
-        const Runs to = runs_of(shape, is_key, position);
-        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
-    }
-}
-
-void edge::CacheView::copy(int64_t from, int64_t to) const {
-    for (int64_t layer = 0; layer < shape.layers; ++layer) {
-        for (int64_t head = 0; head < shape.kv_heads; ++head) {
-            for (const bool is_key : {true, false}) {
-                edge::copy_row(shape, is_key, block(layer, head, from, is_key), from,
-                               block(layer, head, to, is_key), to);
-            }
-        }
-    }
 }
 
 int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cache->length) : 0; }

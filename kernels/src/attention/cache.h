@@ -80,5 +80,5 @@ struct edge_cache : edge::CacheView {
     int64_t length = 0;
 
    private:
-    std::unique_ptr<edge::KeySummaries> own_summaries;
+    std::unique_ptr<edge::KeySummaries> own_summaries_;
 };

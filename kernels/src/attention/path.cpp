@@ -1,3 +1,4 @@
+// Copies the last blocks in the order of a token's path.
 #include "attention/path.h"
 
 #include <cstring>

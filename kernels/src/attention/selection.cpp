@@ -1,3 +1,4 @@
+// Scores windows of keys, pools them to blocks and picks the best, for many queries at once or one over all threads.
 #include "attention/selection.h"
 
 #include <algorithm>
@@ -75,40 +76,40 @@ struct BlockSelection::Task {
     int64_t most_fine() const { return *std::max_element(fine, fine + tokens); }
 };
 
-BlockSelection::BlockSelection(const CacheShape &shape, const edge_sparse &sparse_, int64_t heads_,
-                               int64_t max_tokens_, int32_t workers)
-    : most_blocks(std::min<int64_t>(sparse_.topk + sparse_.window_size / sparse_.block_size,
-                                    ceil_div(shape.capacity, sparse_.block_size))),
-      sparse(sparse_),
-      summaries(shape, sparse_),
-      heads(heads_),
-      kv_heads(shape.kv_heads),
-      head_dim(shape.head_dim),
-      group(heads_ / shape.kv_heads),
-      max_tokens(max_tokens_),
-      worker_count(workers),
-      tokens_per_tile(std::max<int64_t>(1, most_tile_rows / group)),
-      window_capacity(round_up(summaries.fine.complete(shape.capacity) + 1, chunk_windows)),
-      block_capacity(ceil_div(shape.capacity, sparse_.block_size)),
-      path_bytes(PathBlocks::bytes(shape)),
+BlockSelection::BlockSelection(const CacheShape &shape, const edge_sparse &sparse, int64_t heads,
+                               int64_t max_tokens, int32_t workers)
+    : most_blocks(std::min<int64_t>(sparse.topk + sparse.window_size / sparse.block_size,
+                                    ceil_div(shape.capacity, sparse.block_size))),
+      sparse_(sparse),
+      summaries_(shape, sparse),
+      heads_(heads),
+      kv_heads_(shape.kv_heads),
+      head_dim_(shape.head_dim),
+      group_(heads / shape.kv_heads),
+      max_tokens_(max_tokens),
+      worker_count_(workers),
+      tokens_per_tile_(std::max<int64_t>(1, most_tile_rows / group_)),
+      window_capacity_(round_up(summaries_.fine.complete(shape.capacity) + 1, chunk_windows)),
+      block_capacity_(ceil_div(shape.capacity, sparse.block_size)),
+      path_bytes_(PathBlocks::bytes(shape)),
       bytes_(lay_out(nullptr)) {}
 
 uint64_t BlockSelection::lay_out(uint8_t *memory) {
     uint64_t bytes = 0;
-    edge::place(memory, &bytes, max_tokens * kv_heads * most_blocks, &blocks_);
-    edge::place(memory, &bytes, max_tokens * kv_heads, &counts_);
-    edge::place(memory, &bytes, 2 * worker_count * group * (window_capacity / chunk_windows), &parts_);
-    edge::place(memory, &bytes, worker_count, &workers_);
-    const int64_t rows = tokens_per_tile * group;
-    for (int64_t i = 0; i < worker_count; ++i) {
+    edge::place(memory, &bytes, max_tokens_ * kv_heads_ * most_blocks, &blocks_);
+    edge::place(memory, &bytes, max_tokens_ * kv_heads_, &counts_);
+    edge::place(memory, &bytes, 2 * worker_count_ * group_ * (window_capacity_ / chunk_windows), &parts_);
+    edge::place(memory, &bytes, worker_count_, &workers_);
+    const int64_t rows = tokens_per_tile_ * group_;
+    for (int64_t i = 0; i < worker_count_; ++i) {
         Worker unused, &worker = memory ? workers_[i] : unused;
-        bytes += place_attention_scratch(memory ? memory + bytes : nullptr, head_dim, rows, &worker.scratch);
+        bytes += place_attention_scratch(memory ? memory + bytes : nullptr, head_dim_, rows, &worker.scratch);
         edge::place(memory, &bytes, rows, &worker.maxima);
         edge::place(memory, &bytes, rows, &worker.sums);
-        edge::place(memory, &bytes, tokens_per_tile * window_capacity, &worker.scores);
-        edge::place(memory, &bytes, block_capacity, &worker.pooled);
-        edge::place(memory, &bytes, path_bytes, &worker.path_memory);
-        edge::place(memory, &bytes, 4 * summaries.block_bytes(), &worker.own_memory);
+        edge::place(memory, &bytes, tokens_per_tile_ * window_capacity_, &worker.scores);
+        edge::place(memory, &bytes, block_capacity_, &worker.pooled);
+        edge::place(memory, &bytes, path_bytes_, &worker.path_memory);
+        edge::place(memory, &bytes, 4 * summaries_.block_bytes(), &worker.own_memory);
     }
     return bytes;
 }
@@ -124,11 +125,11 @@ BlockSelection::Task BlockSelection::task_at(const SparseBatch &batch, int64_t i
     for (int64_t t = 0; t < task.tokens; ++t) {
         const SparseQuery &query = batch.list[task.first + t];
         const float *heads_of_group =
-            batch.queries + query.token * batch.stride + task.kv_head * group * head_dim;
-        for (int64_t h = 0; h < group; ++h) task.rows[t * group + h] = heads_of_group + h * head_dim;
-        const int64_t coarse = summaries.coarse.complete(query.rows);
-        task.fine[t] = summaries.fine.complete(query.rows);
-        task.levels[t] = sparse.exact_lse || coarse == 0 ? SummaryLevel::fine : SummaryLevel::coarse;
+            batch.queries + query.token * batch.stride + task.kv_head * group_ * head_dim_;
+        for (int64_t h = 0; h < group_; ++h) task.rows[t * group_ + h] = heads_of_group + h * head_dim_;
+        const int64_t coarse = summaries_.coarse.complete(query.rows);
+        task.fine[t] = summaries_.fine.complete(query.rows);
+        task.levels[t] = sparse_.exact_lse || coarse == 0 ? SummaryLevel::fine : SummaryLevel::coarse;
         task.normalisers[t] = task.levels[t] == SummaryLevel::fine ? task.fine[t] : coarse;
     }
     return task;
@@ -146,34 +147,34 @@ void BlockSelection::prepare(const Kernels &kernels, const SparseBatch &batch, c
     worker->path.build(batch.cache, batch.layer, task.kv_head, batch.past, batch.tree[query.token],
                        worker->path_memory);
     for (const SummaryLevel level : summary_levels) {
-        const WindowGrid &grid = summaries.grid(level);
+        const WindowGrid &grid = summaries_.grid(level);
         const int64_t first = grid.complete(batch.past), end = grid.complete(query.rows);
         if (end == first) continue;
         const int64_t own = worker->own_start[int(level)] = first / attention_block;
         if (first % attention_block != 0) {
-            std::memcpy(worker->own_block(summaries, level, own),
+            std::memcpy(worker->own_block(summaries_, level, own),
                         batch.cache.summaries->block(batch.layer, task.kv_head, level, first),
-                        size_t(summaries.block_bytes()));
+                        size_t(summaries_.block_bytes()));
         }
         for (int64_t window = first; window < end; ++window) {
             summarise(
-                kernels, summaries, batch.cache.shape.type, grid, window,
+                kernels, summaries_, batch.cache.shape.type, grid, window,
                 [&](int64_t position) {
                     return position >= worker->path.start()
                                ? worker->path.keys(position)
                                : batch.cache.keys(batch.layer, task.kv_head, position);
                 },
-                worker->own_block(summaries, level, window / attention_block));
+                worker->own_block(summaries_, level, window / attention_block));
         }
     }
 }
 
 AttentionRows BlockSelection::rows_of(const Task &task, const Worker &worker) const {
     AttentionRows rows{};
-    rows.type = summaries.type;
-    rows.head_dim = head_dim;
-    rows.scale = 1.0f / std::sqrt(float(head_dim));
-    rows.count = int(task.tokens * group);
+    rows.type = summaries_.type;
+    rows.head_dim = head_dim_;
+    rows.scale = 1.0f / std::sqrt(float(head_dim_));
+    rows.count = int(task.tokens * group_);
     rows.queries = task.rows;
     rows.scratch = worker.scratch;
     return rows;
@@ -186,7 +187,7 @@ void BlockSelection::score_chunk(const Kernels &kernels, const SparseBatch &batc
     const int64_t begin = chunk * chunk_windows;
     const auto block_at = [&](int64_t window) -> const uint8_t * {
         const int64_t index = window / attention_block;
-        if (index >= worker.own_start[int(level)]) return worker.own_block(summaries, level, index);
+        if (index >= worker.own_start[int(level)]) return worker.own_block(summaries_, level, index);
         return batch.cache.summaries->block(batch.layer, task.kv_head, level, window);
     };
     const int64_t last = std::min(begin + chunk_windows, end);
@@ -203,20 +204,20 @@ void BlockSelection::add_chunk_weights(const Kernels &kernels, const Task &task,
     const int64_t begin = chunk * chunk_windows, count = std::min(chunk_windows, task.fine[token] - begin);
     if (count <= 0) return;
     std::fill_n(scores + begin, chunk_windows, 0.0f);
-    for (int64_t row = token * group; row < (token + 1) * group; ++row) {
+    for (int64_t row = token * group_; row < (token + 1) * group_; ++row) {
         kernels.add_weights(worker.scratch.scores + row * attention_chunk, count, maxima[row],
                             1.0f / sums[row], scores + begin);
     }
 }
 
 void BlockSelection::run(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch) {
-    for (int64_t i = 0; i < worker_count; ++i) workers_[i].prepared = -1;
+    for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
     // A tree's tokens have windows of their own, so each is a task, and its pieces stay with one thread.
-    if (batch.tree == nullptr && batch.count * kv_heads < parallel.workers) {
+    if (batch.tree == nullptr && batch.count * kv_heads_ < parallel.workers) {
         return run_split(parallel, kernels, batch);
     }
-    const int64_t tile_tokens = batch.tree ? 1 : tokens_per_tile;
-    const int64_t tasks = kv_heads * ceil_div(batch.count, tile_tokens);
+    const int64_t tile_tokens = batch.tree ? 1 : tokens_per_tile_;
+    const int64_t tasks = kv_heads_ * ceil_div(batch.count, tile_tokens);
     parallel_for(parallel, tasks, 1, [&](int64_t begin, int64_t end, int32_t worker) {
         for (int64_t index = begin; index < end; ++index) {
             run_task(kernels, batch, task_at(batch, index, tile_tokens), &workers_[worker]);
@@ -227,14 +228,14 @@ void BlockSelection::run(const edge_parallel &parallel, const Kernels &kernels, 
 void BlockSelection::run_task(const Kernels &kernels, const SparseBatch &batch, const Task &task,
                               Worker *worker) {
     prepare(kernels, batch, task, worker);
-    std::fill_n(worker->maxima, task.tokens * group, -INFINITY);
-    std::fill_n(worker->sums, task.tokens * group, 0.0f);
+    std::fill_n(worker->maxima, task.tokens * group_, -INFINITY);
+    std::fill_n(worker->sums, task.tokens * group_, 0.0f);
     for (const SummaryLevel level : summary_levels) {
         const int64_t most = task.most_normaliser(level);
         for (int64_t chunk = 0; chunk < ceil_div(most, chunk_windows); ++chunk) {
             score_chunk(kernels, batch, task, level, chunk, most, *worker);
-            for (int64_t row = 0; row < task.tokens * group; ++row) {
-                const int64_t left = task.normaliser(row / group, level) - chunk * chunk_windows;
+            for (int64_t row = 0; row < task.tokens * group_; ++row) {
+                const int64_t left = task.normaliser(row / group_, level) - chunk * chunk_windows;
                 if (left <= 0) continue;
                 float maximum, sum;
                 kernels.sum_powers(worker->scratch.scores + row * attention_chunk,
@@ -248,11 +249,11 @@ void BlockSelection::run_task(const Kernels &kernels, const SparseBatch &batch, 
         score_chunk(kernels, batch, task, SummaryLevel::fine, chunk, most, *worker);
         for (int64_t t = 0; t < task.tokens; ++t) {
             add_chunk_weights(kernels, task, t, chunk, *worker, worker->maxima, worker->sums,
-                              worker->scores + t * window_capacity);
+                              worker->scores + t * window_capacity_);
         }
     }
     for (int64_t t = 0; t < task.tokens; ++t) {
-        choose(batch, task, t, worker->scores + t * window_capacity, worker->pooled);
+        choose(batch, task, t, worker->scores + t * window_capacity_, worker->pooled);
     }
 }
 
@@ -260,9 +261,9 @@ void BlockSelection::run_task(const Kernels &kernels, const SparseBatch &batch, 
 // workers, so results of a task lie in the worker of its number.
 void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &kernels,
                                const SparseBatch &batch) {
-    const int64_t tasks = batch.count * kv_heads, most_chunks = window_capacity / chunk_windows;
+    const int64_t tasks = batch.count * kv_heads_, most_chunks = window_capacity_ / chunk_windows;
     const auto part = [&](int64_t task, int64_t chunk) {
-        return parts_ + 2 * group * (task * most_chunks + chunk);
+        return parts_ + 2 * group_ * (task * most_chunks + chunk);
     };
     int64_t sum_chunks = 0, weight_chunks = 0;
     for (int64_t index = 0; index < tasks; ++index) {
@@ -278,7 +279,7 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
             if (left <= 0) continue;
             prepare(kernels, batch, task, worker);
             score_chunk(kernels, batch, task, task.levels[0], chunk, task.normalisers[0], *worker);
-            for (int64_t row = 0; row < group; ++row) {
+            for (int64_t row = 0; row < group_; ++row) {
                 float *into = part(task.index, chunk) + 2 * row;
                 kernels.sum_powers(worker->scratch.scores + row * attention_chunk,
                                    std::min(left, chunk_windows), into, into + 1);
@@ -288,7 +289,7 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
     for (int64_t index = 0; index < tasks; ++index) {
         const Task task = task_at(batch, index, 1);
         const Worker &result = workers_[index];
-        for (int64_t row = 0; row < group; ++row) {
+        for (int64_t row = 0; row < group_; ++row) {
             result.maxima[row] = -INFINITY;
             result.sums[row] = 0.0f;
             for (int64_t chunk = 0; chunk < ceil_div(task.normalisers[0], chunk_windows); ++chunk) {
@@ -320,12 +321,12 @@ void BlockSelection::run_split(const edge_parallel &parallel, const Kernels &ker
 // The first blocks, the best ones between, and the local ones; of equal scores the lower id comes first.
 void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t token, const float *scores,
                             int32_t *pooled) {
-    const int64_t query = task.first + token, size = sparse.block_size, windows = task.fine[token];
+    const int64_t query = task.first + token, size = sparse_.block_size, windows = task.fine[token];
     const int64_t total = ceil_div(batch.list[query].rows, size);
-    const int64_t local = std::max<int64_t>(0, total - sparse.window_size / size);
-    const int64_t first = std::min<int64_t>(sparse.init_blocks, local), candidates = local - first;
-    const int64_t wanted = std::min<int64_t>(sparse.topk - sparse.init_blocks, candidates);
-    int32_t *out = blocks_ + (query * kv_heads + task.kv_head) * most_blocks;
+    const int64_t local = std::max<int64_t>(0, total - sparse_.window_size / size);
+    const int64_t first = std::min<int64_t>(sparse_.init_blocks, local), candidates = local - first;
+    const int64_t wanted = std::min<int64_t>(sparse_.topk - sparse_.init_blocks, candidates);
+    int32_t *out = blocks_ + (query * kv_heads_ + task.kv_head) * most_blocks;
     const int32_t *const start = out;
     for (int64_t block = 0; block < first; ++block) *out++ = int32_t(block);
 
@@ -333,8 +334,8 @@ void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t 
     int64_t ties = 0;
     if (wanted > 0) {
         // Windows overlap a block that start in it, or before it by less than their size.
-        const int64_t starts = size / summaries.fine.stride;
-        const int64_t earlier = (summaries.fine.size - 1) / summaries.fine.stride;
+        const int64_t starts = size / summaries_.fine.stride;
+        const int64_t earlier = (summaries_.fine.size - 1) / summaries_.fine.stride;
         for (int64_t i = 0; i < candidates; ++i) {
             const int64_t before = std::max<int64_t>(0, (first + i) * starts - earlier);
             const int64_t after = std::min((first + i + 1) * starts, windows);
@@ -349,7 +350,7 @@ void BlockSelection::choose(const SparseBatch &batch, const Task &task, int64_t 
         if (pooled[i] > threshold || (pooled[i] == threshold && ties-- > 0)) *out++ = int32_t(first + i);
     }
     for (int64_t block = local; block < total; ++block) *out++ = int32_t(block);
-    counts_[query * kv_heads + task.kv_head] = int32_t(out - start);
+    counts_[query * kv_heads_ + task.kv_head] = int32_t(out - start);
 }
 
 }  // namespace edge

@@ -8,10 +8,10 @@
 
 #include "attention/attention.h"
 #include "attention/cache.h"
-#include "tiers/kernels.h"
 #include "attention/path.h"
-#include "threads/pool.h"
 #include "attention/summaries.h"
+#include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 
@@ -26,7 +26,7 @@ struct SparseBatch {
     int64_t layer, past;
     const float *queries;  // [token][heads * head_dim], `stride` floats apart
     int64_t stride;
-    const uint64_t *tree;  // [token] or NULL
+    const uint64_t *tree;  // [token] or nullptr
     const SparseQuery *list;
     int64_t count;
 };
@@ -42,9 +42,9 @@ class BlockSelection {
 
     // Ids of the blocks that query `index` of the batch reads, ascending.
     const int32_t *blocks(int64_t index, int64_t kv_head) const {
-        return blocks_ + (index * kv_heads + kv_head) * most_blocks;
+        return blocks_ + (index * kv_heads_ + kv_head) * most_blocks;
     }
-    int64_t count(int64_t index, int64_t kv_head) const { return counts_[index * kv_heads + kv_head]; }
+    int64_t count(int64_t index, int64_t kv_head) const { return counts_[index * kv_heads_ + kv_head]; }
 
     uint64_t bytes() const { return bytes_; }
     void place(uint8_t *memory) { lay_out(memory); }
@@ -68,11 +68,11 @@ class BlockSelection {
     void choose(const SparseBatch &batch, const Task &task, int64_t token, const float *scores,
                 int32_t *pooled);
 
-    const edge_sparse sparse;
-    const SummaryShape summaries;
-    const int64_t heads, kv_heads, head_dim, group;
-    const int64_t max_tokens, worker_count;
-    const int64_t tokens_per_tile, window_capacity, block_capacity, path_bytes;
+    const edge_sparse sparse_;
+    const SummaryShape summaries_;
+    const int64_t heads_, kv_heads_, head_dim_, group_;
+    const int64_t max_tokens_, worker_count_;
+    const int64_t tokens_per_tile_, window_capacity_, block_capacity_, path_bytes_;
     const uint64_t bytes_;
     int32_t *blocks_ = nullptr, *counts_ = nullptr;
     float *parts_ = nullptr;  // maxima and sums of the normalisers' chunks

@@ -1,3 +1,4 @@
+// Walks along the selected blocks of many queries, or spreads those of a few over all threads.
 #include "attention/sparse_attention.h"
 
 #include <algorithm>

@@ -9,10 +9,10 @@
 
 #include "attention/attention.h"
 #include "attention/cache.h"
-#include "tiers/kernels.h"
 #include "attention/path.h"
-#include "threads/pool.h"
 #include "attention/selection.h"
+#include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 

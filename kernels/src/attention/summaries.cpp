@@ -1,3 +1,4 @@
+// Computes the windows that have become complete, of one layer, on all threads.
 #include "attention/summaries.h"
 
 namespace edge {

@@ -1,3 +1,4 @@
+// Loads weights by their roles, checks a batch and runs it: embedding, layers, final norm and head.
 #include "decoder/decoder.h"
 
 #include <algorithm>
@@ -24,26 +25,26 @@ constexpr int role_count = 12;
 
 }  // namespace
 
-edge_model::edge_model(const edge_config &config_, const edge_parallel &parallel_,
-                       const edge::Kernels &kernels_)
-    : config(config_),
-      kernels(kernels_),
-      parallel(parallel_),
-      shape{config.hidden_size,
-            int64_t(config.heads) * config.head_dim,
-            int64_t(config.kv_heads) * config.head_dim,
-            config.intermediate_size,
-            edge::row_stride(config.hidden_size),
-            edge::row_stride(int64_t(config.heads) * config.head_dim),
-            edge::row_stride(int64_t(config.kv_heads) * config.head_dim),
-            edge::row_stride(config.intermediate_size)},
-      inverse_frequency(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
-      layers(size_t(config.layers)),
-      input(edge_activations(config.activations)),
-      attention(cache_shape(), config.heads, config.max_batch, parallel.workers) {
+edge_model::edge_model(const edge_config &model_config, const edge_parallel &parallel,
+                       const edge::Kernels &tier)
+    : config(model_config),
+      kernels(tier),
+      parallel_(parallel),
+      shape_{config.hidden_size,
+             int64_t(config.heads) * config.head_dim,
+             int64_t(config.kv_heads) * config.head_dim,
+             config.intermediate_size,
+             edge::row_stride(config.hidden_size),
+             edge::row_stride(int64_t(config.heads) * config.head_dim),
+             edge::row_stride(int64_t(config.kv_heads) * config.head_dim),
+             edge::row_stride(config.intermediate_size)},
+      inverse_frequency_(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
+      layers_(size_t(config.layers)),
+      input_(edge_activations(config.activations)),
+      attention_(cache_shape(), config.heads, config.max_batch, parallel_.workers) {
     if (config.sparse.enabled) {
-        sparse_attention = std::make_unique<edge::SparseAttention>(cache_shape(), config.sparse, config.heads,
-                                                                   config.max_batch, parallel.workers);
+        sparse_attention_ = std::make_unique<edge::SparseAttention>(
+            cache_shape(), config.sparse, config.heads, config.max_batch, parallel_.workers);
     }
 }
 
@@ -56,13 +57,13 @@ edge::CacheShape edge_model::cache_shape() const {
 edge_status edge_model::set_norm(const edge_matrix &matrix, const char *what, edge::Norm *norm) {
     Matrix checked;
     if (const edge_status status = edge::check_matrix(matrix, what, &checked)) return status;
-    if (checked.kind != EDGE_F32 || checked.rows != 1 || checked.columns != shape.hidden) {
+    if (checked.kind != EDGE_F32 || checked.rows != 1 || checked.columns != shape_.hidden) {
         return fail(EDGE_INVALID, "%s: expected 1 x %lld float32, got %lld x %lld of kind %d.", what,
-                    (long long)shape.hidden, (long long)checked.rows, (long long)checked.columns,
+                    (long long)shape_.hidden, (long long)checked.rows, (long long)checked.columns,
                     checked.kind);
     }
-    norm->assign(size_t(shape.hidden_stride), 0.0f);
-    std::memcpy(norm->data(), matrix.data, size_t(shape.hidden) * sizeof(float));
+    norm->assign(size_t(shape_.hidden_stride), 0.0f);
+    std::memcpy(norm->data(), matrix.data, size_t(shape_.hidden) * sizeof(float));
     return EDGE_OK;
 }
 
@@ -79,8 +80,8 @@ edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> 
     if ((*seen)[place]) return fail(EDGE_INVALID, "%s is given twice.", what);
     (*seen)[place] = true;
 
-    edge::Layer &layer = layers[size_t(weight.layer)];
-    if (role == EDGE_FINAL_NORM) return set_norm(weight.matrix, what, &final_norm);
+    edge::Layer &layer = layers_[size_t(weight.layer)];
+    if (role == EDGE_FINAL_NORM) return set_norm(weight.matrix, what, &final_norm_);
     if (role == EDGE_ATTENTION_NORM) return set_norm(weight.matrix, what, &layer.attention_norm);
     if (role == EDGE_MLP_NORM) return set_norm(weight.matrix, what, &layer.mlp_norm);
 
@@ -92,28 +93,29 @@ edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> 
     const auto slot = [&]() -> Slot {
         switch (role) {
             case EDGE_EMBEDDING:
-                return {&embedding, vocab, shape.hidden};
+                return {&embedding_, vocab, shape_.hidden};
             case EDGE_HEAD:
-                return {&untied_head, vocab, shape.hidden};
+                return {&untied_head_, vocab, shape_.hidden};
             case EDGE_Q:
-                return {&layer.q, shape.query, shape.hidden};
+                return {&layer.q, shape_.query, shape_.hidden};
             case EDGE_K:
-                return {&layer.k, shape.kv, shape.hidden};
+                return {&layer.k, shape_.kv, shape_.hidden};
             case EDGE_V:
-                return {&layer.v, shape.kv, shape.hidden};
+                return {&layer.v, shape_.kv, shape_.hidden};
             case EDGE_O:
-                return {&layer.o, shape.hidden, shape.query};
+                return {&layer.o, shape_.hidden, shape_.query};
             case EDGE_GATE:
-                return {&layer.gate, shape.intermediate, shape.hidden};
+                return {&layer.gate, shape_.intermediate, shape_.hidden};
             case EDGE_UP:
-                return {&layer.up, shape.intermediate, shape.hidden};
+                return {&layer.up, shape_.intermediate, shape_.hidden};
             default:
-                return {&layer.down, shape.hidden, shape.intermediate};
+                return {&layer.down, shape_.hidden, shape_.intermediate};
         }
     }();
     if (const edge_status status = edge::check_matrix(weight.matrix, what, slot.matrix)) return status;
-    if (slot.matrix->kind == EDGE_F32)
+    if (slot.matrix->kind == EDGE_F32) {
         return fail(EDGE_INVALID, "%s: matrices can't be float32; use float16.", what);
+    }
     if (slot.matrix->rows != slot.rows || slot.matrix->columns != slot.columns) {
         return fail(EDGE_INVALID, "%s: expected %lld x %lld, got %lld x %lld.", what, (long long)slot.rows,
                     (long long)slot.columns, (long long)slot.matrix->rows, (long long)slot.matrix->columns);
@@ -140,38 +142,39 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
 
 void edge_model::allocate() {
     const int64_t n = config.max_batch;
-    for (const edge::Layer &layer : layers) {
+    for (const edge::Layer &layer : layers_) {
         for (const Matrix *m :
              {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-            input.plan(kernels, *m, n);
+            input_.plan(kernels, *m, n);
         }
     }
-    input.plan(kernels, head(), n);
-    input_memory.reset(input.bytes());
-    input.place(input_memory.data());
-    attention_memory.reset(attention.bytes());
-    attention.place(attention_memory.data());
-    if (sparse_attention) {
-        sparse_memory.reset(sparse_attention->bytes());
-        sparse_attention->place(sparse_memory.data());
+    input_.plan(kernels, head(), n);
+    input_memory_.reset(input_.bytes());
+    input_.place(input_memory_.data());
+    attention_memory_.reset(attention_.bytes());
+    attention_.place(attention_memory_.data());
+    if (sparse_attention_) {
+        sparse_memory_.reset(sparse_attention_->bytes());
+        sparse_attention_->place(sparse_memory_.data());
     }
-    hidden.resize(size_t(n * shape.hidden_stride));
-    normed.resize(size_t(n * shape.hidden_stride));
-    queries.resize(size_t(n * shape.query_stride));
-    attended.resize(size_t(n * shape.query_stride));
-    keys.resize(size_t(n * shape.kv_stride));
-    values.resize(size_t(n * shape.kv_stride));
-    activated.resize(size_t(n * shape.intermediate_stride));
-    rope.resize(size_t(n * config.head_dim));
+    hidden_.resize(size_t(n * shape_.hidden_stride));
+    normed_.resize(size_t(n * shape_.hidden_stride));
+    queries_.resize(size_t(n * shape_.query_stride));
+    attended_.resize(size_t(n * shape_.query_stride));
+    keys_.resize(size_t(n * shape_.kv_stride));
+    values_.resize(size_t(n * shape_.kv_stride));
+    activated_.resize(size_t(n * shape_.intermediate_stride));
+    rope_.resize(size_t(n * config.head_dim));
 }
 
 uint64_t edge_model::workspace_bytes() const {
     uint64_t floats = 0;
-    for (const auto *buffer : {&hidden, &normed, &queries, &keys, &values, &attended, &activated, &rope}) {
+    for (const auto *buffer :
+         {&hidden_, &normed_, &queries_, &keys_, &values_, &attended_, &activated_, &rope_}) {
         floats += buffer->size();
     }
-    return floats * sizeof(float) + input.bytes() + attention.bytes() +
-           (sparse_attention ? sparse_attention->bytes() : 0);
+    return floats * sizeof(float) + input_.bytes() + attention_.bytes() +
+           (sparse_attention_ ? sparse_attention_->bytes() : 0);
 }
 
 // ---- Running ----------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
         mine.head_dim != theirs.head_dim || mine.capacity != theirs.capacity || mine.type != theirs.type) {
         return fail(EDGE_INVALID, "The cache belongs to a model of another shape.");
     }
-    if ((cache.summaries != nullptr) != (sparse_attention != nullptr)) {
+    if ((cache.summaries != nullptr) != (sparse_attention_ != nullptr)) {
         return fail(EDGE_INVALID, "The cache belongs to a model with another kind of attention.");
     }
     for (int32_t i = 0; i < batch.n; ++i) {
@@ -232,24 +235,24 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
         for (int32_t tap = 0; tap < batch.taps; ++tap) {
             if (batch.tap_layers[tap] != index) continue;
             for (int64_t token = 0; token < batch.n; ++token) {
-                std::memcpy(batch.tap_outputs + (int64_t(tap) * batch.n + token) * shape.hidden,
-                            &hidden[token * shape.hidden_stride], size_t(shape.hidden) * sizeof(float));
+                std::memcpy(batch.tap_outputs + (int64_t(tap) * batch.n + token) * shape_.hidden,
+                            &hidden_[token * shape_.hidden_stride], size_t(shape_.hidden) * sizeof(float));
             }
         }
     }
     if (const edge_status status = finish(batch)) return status;
     cache.length = past + batch.n;
-    if (sparse_attention) sparse_attention->finish_batch(cache, batch.n, past, batch.tree);
+    if (sparse_attention_) sparse_attention_->finish_batch(cache, batch.n, past, batch.tree);
     return EDGE_OK;
 }
 
 void edge_model::embed(const edge_batch &batch) {
-    const Stage stage(observer, "embed", -1, {hidden.data(), batch.n, shape.hidden, shape.hidden_stride}, {},
-                      batch.n * embedding.tile_bytes / edge::tile_rows);
-    parallel_for(parallel, batch.n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
+    const Stage stage(observer, "embed", -1, {hidden_.data(), batch.n, shape_.hidden, shape_.hidden_stride},
+                      {}, batch.n * embedding_.tile_bytes / edge::tile_rows);
+    parallel_for(parallel_, batch.n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
-            edge::embed_token(embedding, batch.tokens[token], config.embedding_scale,
-                              &hidden[token * shape.hidden_stride]);
+            edge::embed_token(embedding_, batch.tokens[token], config.embedding_scale,
+                              &hidden_[token * shape_.hidden_stride]);
         }
     });
 }
@@ -257,126 +260,130 @@ void edge_model::embed(const edge_batch &batch) {
 void edge_model::prepare_rope(const edge_batch &batch, int64_t past) {
     for (int64_t token = 0; token < batch.n; ++token) {
         const float position = float(batch.positions ? batch.positions[token] : past + token);
-        edge::rope_row(position, inverse_frequency.data(), config.head_dim / 2, config.rope_scale,
-                       &rope[token * config.head_dim]);
+        edge::rope_row(position, inverse_frequency_.data(), config.head_dim / 2, config.rope_scale,
+                       &rope_[token * config.head_dim]);
     }
 }
 
 void edge_model::norm_row(const edge::Norm &norm, float scale, int64_t token) {
-    kernels.rms_norm(&hidden[token * shape.hidden_stride], norm.data(), config.rms_norm_eps, scale,
-                     shape.hidden, shape.hidden_stride, &normed[token * shape.hidden_stride]);
+    kernels.rms_norm(&hidden_[token * shape_.hidden_stride], norm.data(), config.rms_norm_eps, scale,
+                     shape_.hidden, shape_.hidden_stride, &normed_[token * shape_.hidden_stride]);
 }
 
 void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_batch &batch, int64_t past) {
-    const edge::Layer &layer = layers[size_t(index)];
+    const edge::Layer &layer = layers_[size_t(index)];
     const int64_t n = batch.n;
     {
         const Stage stage(observer, "attention_norm", index,
-                          {normed.data(), n, shape.hidden, shape.hidden_stride});
-        input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n,
-                      {&layer.q, &layer.k, &layer.v},
-                      [&](int64_t token) { norm_row(layer.attention_norm, 1.0f, token); });
+                          {normed_.data(), n, shape_.hidden, shape_.hidden_stride});
+        input_.prepare(parallel_, kernels, normed_.data(), shape_.hidden_stride, n,
+                       {&layer.q, &layer.k, &layer.v},
+                       [&](int64_t token) { norm_row(layer.attention_norm, 1.0f, token); });
     }
     {
-        const Stage stage(observer, "qkv", index, {queries.data(), n, shape.query, shape.query_stride},
+        const Stage stage(observer, "qkv", index, {queries_.data(), n, shape_.query, shape_.query_stride},
                           {&layer.q, &layer.k, &layer.v});
-        const edge::LinearJob projections[] = {{&layer.q, queries.data(), shape.query_stride},
-                                               {&layer.k, keys.data(), shape.kv_stride},
-                                               {&layer.v, values.data(), shape.kv_stride}};
-        run_linear(parallel, kernels, input, n, projections, 3);
+        const edge::LinearJob projections[] = {{&layer.q, queries_.data(), shape_.query_stride},
+                                               {&layer.k, keys_.data(), shape_.kv_stride},
+                                               {&layer.v, values_.data(), shape_.kv_stride}};
+        run_linear(parallel_, kernels, input_, n, projections, 3);
     }
     store_keys_and_values(index, cache, n, past);
     {
         const int64_t row_bytes = cache.shape.position_bytes() / config.layers;
         const edge::SparseWork work =
-            sparse_attention
-                ? sparse_attention->work(n, past, batch.tree)
+            sparse_attention_
+                ? sparse_attention_->work(n, past, batch.tree)
                 : edge::SparseWork{past + n, batch.tree ? n * (past + n) : n * past + n * (n + 1) / 2};
-        const Stage stage(observer, "attention", index, {attended.data(), n, shape.query, shape.query_stride},
-                          {}, work.positions * row_bytes, 2 * work.pairs * shape.query);
-        if (sparse_attention) {
-            sparse_attention->run(parallel, kernels, attention, cache, index, queries.data(), attended.data(),
-                                  shape.query_stride, n, past, batch.tree);
+        const Stage stage(observer, "attention", index,
+                          {attended_.data(), n, shape_.query, shape_.query_stride}, {},
+                          work.positions * row_bytes, 2 * work.pairs * shape_.query);
+        if (sparse_attention_) {
+            sparse_attention_->run(parallel_, kernels, attention_, cache, index, queries_.data(),
+                                   attended_.data(), shape_.query_stride, n, past, batch.tree);
         } else {
-            attention.run(parallel, kernels, cache, index, queries.data(), attended.data(),
-                          shape.query_stride, n, past, batch.tree);
+            attention_.run(parallel_, kernels, cache, index, queries_.data(), attended_.data(),
+                           shape_.query_stride, n, past, batch.tree);
         }
     }
     {
-        const Stage stage(observer, "o_input", index, {attended.data(), n, shape.query, shape.query_stride});
-        input.prepare(parallel, kernels, attended.data(), shape.query_stride, n, {&layer.o}, [](int64_t) {});
+        const Stage stage(observer, "o_input", index,
+                          {attended_.data(), n, shape_.query, shape_.query_stride});
+        input_.prepare(parallel_, kernels, attended_.data(), shape_.query_stride, n, {&layer.o},
+                       [](int64_t) {});
     }
-    const Stage stage(observer, "o", index, {hidden.data(), n, shape.hidden, shape.hidden_stride},
+    const Stage stage(observer, "o", index, {hidden_.data(), n, shape_.hidden, shape_.hidden_stride},
                       {&layer.o});
-    const edge::LinearJob output{&layer.o, hidden.data(), shape.hidden_stride, true, config.residual_scale};
-    run_linear(parallel, kernels, input, n, &output, 1);
+    const edge::LinearJob output{&layer.o, hidden_.data(), shape_.hidden_stride, true, config.residual_scale};
+    run_linear(parallel_, kernels, input_, n, &output, 1);
 }
 
 // Rotates queries and keys, and writes keys and values into the cache.
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
-    const Stage stage(observer, "rope_cache", layer, {keys.data(), n, shape.kv, shape.kv_stride}, {},
+    const Stage stage(observer, "rope_cache", layer, {keys_.data(), n, shape_.kv, shape_.kv_stride}, {},
                       n * cache.shape.position_bytes() / config.layers);
-    parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
+    parallel_for(parallel_, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = begin; token < end; ++token) {
-            edge::append_token(kernels, cache, layer, past + token, &rope[token * config.head_dim],
-                               config.heads, &queries[token * shape.query_stride],
-                               &keys[token * shape.kv_stride], &values[token * shape.kv_stride]);
+            edge::append_token(kernels, cache, layer, past + token, &rope_[token * config.head_dim],
+                               config.heads, &queries_[token * shape_.query_stride],
+                               &keys_[token * shape_.kv_stride], &values_[token * shape_.kv_stride]);
         }
     });
 }
 
 void edge_model::mlp_block(int64_t index, int64_t n) {
-    const edge::Layer &layer = layers[size_t(index)];
+    const edge::Layer &layer = layers_[size_t(index)];
     {
-        const Stage stage(observer, "mlp_norm", index, {normed.data(), n, shape.hidden, shape.hidden_stride});
-        input.prepare(parallel, kernels, normed.data(), shape.hidden_stride, n, {&layer.gate, &layer.up},
-                      [&](int64_t token) { norm_row(layer.mlp_norm, 1.0f, token); });
+        const Stage stage(observer, "mlp_norm", index,
+                          {normed_.data(), n, shape_.hidden, shape_.hidden_stride});
+        input_.prepare(parallel_, kernels, normed_.data(), shape_.hidden_stride, n, {&layer.gate, &layer.up},
+                       [&](int64_t token) { norm_row(layer.mlp_norm, 1.0f, token); });
     }
     {
         const Stage stage(observer, "gate_up", index,
-                          {activated.data(), n, shape.intermediate, shape.intermediate_stride},
+                          {activated_.data(), n, shape_.intermediate, shape_.intermediate_stride},
                           {&layer.gate, &layer.up});
-        run_swiglu(parallel, kernels, input, n, layer.gate, layer.up, activated.data(),
-                   shape.intermediate_stride);
+        run_swiglu(parallel_, kernels, input_, n, layer.gate, layer.up, activated_.data(),
+                   shape_.intermediate_stride);
     }
     {
         const Stage stage(observer, "down_input", index,
-                          {activated.data(), n, shape.intermediate, shape.intermediate_stride});
-        input.prepare(parallel, kernels, activated.data(), shape.intermediate_stride, n, {&layer.down},
-                      [](int64_t) {});
+                          {activated_.data(), n, shape_.intermediate, shape_.intermediate_stride});
+        input_.prepare(parallel_, kernels, activated_.data(), shape_.intermediate_stride, n, {&layer.down},
+                       [](int64_t) {});
     }
-    const Stage stage(observer, "down", index, {hidden.data(), n, shape.hidden, shape.hidden_stride},
+    const Stage stage(observer, "down", index, {hidden_.data(), n, shape_.hidden, shape_.hidden_stride},
                       {&layer.down});
-    const edge::LinearJob output{&layer.down, hidden.data(), shape.hidden_stride, true,
+    const edge::LinearJob output{&layer.down, hidden_.data(), shape_.hidden_stride, true,
                                  config.residual_scale};
-    run_linear(parallel, kernels, input, n, &output, 1);
+    run_linear(parallel_, kernels, input_, n, &output, 1);
 }
 
 edge_status edge_model::finish(const edge_batch &batch) {
     if (batch.hidden != nullptr) {
         for (int64_t token = 0; token < batch.n; ++token) {
-            norm_row(final_norm, 1.0f, token);
-            std::memcpy(batch.hidden + token * shape.hidden, &normed[token * shape.hidden_stride],
-                        size_t(shape.hidden) * sizeof(float));
+            norm_row(final_norm_, 1.0f, token);
+            std::memcpy(batch.hidden + token * shape_.hidden, &normed_[token * shape_.hidden_stride],
+                        size_t(shape_.hidden) * sizeof(float));
         }
     }
     const int64_t rows = batch.logits_rows, first = batch.n - rows;
     if (rows == 0) {
-        return kernels.all_finite(&hidden[(batch.n - 1) * shape.hidden_stride], shape.hidden_stride)
+        return kernels.all_finite(&hidden_[(batch.n - 1) * shape_.hidden_stride], shape_.hidden_stride)
                    ? EDGE_OK
                    : fail(EDGE_NOT_FINITE, "The hidden state is not finite: the weights are damaged.");
     }
     {
-        float *const last = &normed[first * shape.hidden_stride];
-        const Stage stage(observer, "final_norm", -1, {last, rows, shape.hidden, shape.hidden_stride});
-        input.prepare(parallel, kernels, last, shape.hidden_stride, rows, {&head()},
-                      [&](int64_t token) { norm_row(final_norm, config.logit_scale, first + token); });
+        float *const last = &normed_[first * shape_.hidden_stride];
+        const Stage stage(observer, "final_norm", -1, {last, rows, shape_.hidden, shape_.hidden_stride});
+        input_.prepare(parallel_, kernels, last, shape_.hidden_stride, rows, {&head()},
+                       [&](int64_t token) { norm_row(final_norm_, config.logit_scale, first + token); });
     }
     {
         const Stage stage(observer, "head", -1, {batch.logits, rows, config.vocab_size, config.vocab_size},
                           {&head()});
         const edge::LinearJob job{&head(), batch.logits, config.vocab_size};
-        run_linear(parallel, kernels, input, rows, &job, 1);
+        run_linear(parallel_, kernels, input_, rows, &job, 1);
     }
     if (!kernels.all_finite(batch.logits, rows * config.vocab_size)) {
         return fail(EDGE_NOT_FINITE, "The logits are not finite: the weights are damaged.");

@@ -5,13 +5,13 @@
 #include <memory>
 #include <vector>
 
-#include "memory/aligned.h"
 #include "attention/attention.h"
 #include "attention/cache.h"
-#include "tiers/kernels.h"
-#include "linear/linear.h"
-#include "decoder/observer.h"
 #include "attention/sparse_attention.h"
+#include "decoder/observer.h"
+#include "linear/linear.h"
+#include "memory/aligned.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 
@@ -27,7 +27,7 @@ struct Layer {
 
 // Network: MiniCPM4 technical report; muP scales at the three places of the MiniCPM paper.
 struct edge_model {
-    edge_model(const edge_config &config, const edge_parallel &parallel, const edge::Kernels &kernels);
+    edge_model(const edge_config &model_config, const edge_parallel &parallel, const edge::Kernels &tier);
 
     edge_status load(const edge_weight *weights, int64_t count);
     edge_status forward(edge_cache &cache, const edge_batch &batch);
@@ -54,21 +54,21 @@ struct edge_model {
     void mlp_block(int64_t index, int64_t n);
     void store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past);
     edge_status finish(const edge_batch &batch);
-    const edge::Matrix &head() const { return untied_head.data ? untied_head : embedding; }
+    const edge::Matrix &head() const { return untied_head_.data ? untied_head_ : embedding_; }
     void norm_row(const edge::Norm &norm, float scale, int64_t token);
 
-    const edge_parallel parallel;
-    const Shape shape;
-    std::vector<float> inverse_frequency;
-    edge::Matrix embedding, untied_head;
-    edge::Norm final_norm;
-    std::vector<edge::Layer> layers;
-    edge::LinearInput input;
-    edge::Attention attention;
-    std::unique_ptr<edge::SparseAttention> sparse_attention;  // nullptr: all queries are dense
-    edge::AlignedMemory input_memory, attention_memory, sparse_memory;
+    const edge_parallel parallel_;
+    const Shape shape_;
+    std::vector<float> inverse_frequency_;
+    edge::Matrix embedding_, untied_head_;
+    edge::Norm final_norm_;
+    std::vector<edge::Layer> layers_;
+    edge::LinearInput input_;
+    edge::Attention attention_;
+    std::unique_ptr<edge::SparseAttention> sparse_attention_;  // nullptr: all queries are dense
+    edge::AlignedMemory input_memory_, attention_memory_, sparse_memory_;
 
     // The workspace, one row per token of a batch; columns beyond the real ones stay zero.
-    std::vector<float> hidden, normed, queries, keys, values, attended, activated;
-    std::vector<float> rope;  // [token][cosines, sines][head_dim / 2]
+    std::vector<float> hidden_, normed_, queries_, keys_, values_, attended_, activated_;
+    std::vector<float> rope_;  // [token][cosines, sines][head_dim / 2]
 };

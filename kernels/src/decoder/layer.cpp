@@ -1,3 +1,4 @@
+// Embedding, rotary angles and cache rows of single tokens.
 #include "decoder/layer.h"
 
 #include <cmath>

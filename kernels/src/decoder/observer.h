@@ -37,7 +37,7 @@ class Stage {
             event_.bytes += uint64_t(matrix->tiles * matrix->tile_bytes);
             event_.operations += uint64_t(output.rows * matrix->rows * matrix->columns);
         }
-        if (matrices.size() > 0) event_.path = path_of(matrices, observer_.activations);
+        if (matrices.size() > 0) event_.kernel = kernel_of(matrices, observer_.activations);
         start_ = Clock::now();
         event_.start_ns = nanoseconds(start_.time_since_epoch());
     }
@@ -49,10 +49,10 @@ class Stage {
     }
 
    private:
-    static const char *path_of(std::initializer_list<const Matrix *> matrices, edge_activations mode) {
-        const char *const first = linear_path(**matrices.begin(), mode);
+    static const char *kernel_of(std::initializer_list<const Matrix *> matrices, edge_activations mode) {
+        const char *const first = linear_kernel(**matrices.begin(), mode);
         for (const Matrix *matrix : matrices) {
-            if (linear_path(*matrix, mode) != first) return "several kernels";
+            if (linear_kernel(*matrix, mode) != first) return "several kernels";
         }
         return first;
     }

@@ -1,3 +1,4 @@
+// Plans and fills the forms of an input, and divides the tiles of matrices among threads.
 #include "linear/linear.h"
 
 #include <algorithm>
@@ -23,8 +24,9 @@ int64_t tiles_per_piece(int64_t tile_bytes, int64_t tiles, int32_t workers) {
 template <class Body>
 void for_tile_pairs(int64_t from, int64_t to, bool apart, const Body &body) {
     const int64_t distance = apart ? (to - from + 1) / 2 : 1, step = apart ? 1 : linear_tiles;
-    for (int64_t tile = from; tile < (apart ? from + distance : to); tile += step)
+    for (int64_t tile = from; tile < (apart ? from + distance : to); tile += step) {
         body(tile, tile + distance < to ? linear_tiles : 1, distance);
+    }
 }
 
 // Moves in[tiles][count][16] to its place.
@@ -37,8 +39,9 @@ void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distanc
             __builtin_prefetch(out + linear_tiles * tile_rows, 1);  // the next call's rows, most likely
             const float *values = in + (int64_t(i) * count + t) * tile_rows;
             if (job.accumulate) {
-                for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r)
+                for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r) {
                     out[r] += job.scale * values[r];
+                }
             } else if (rows >= tile_rows) {
                 std::memcpy(out, values, tile_rows * sizeof(float));
             } else {
@@ -159,7 +162,7 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     return a;
 }
 
-const char *linear_path(const Matrix &matrix, edge_activations mode) {
+const char *linear_kernel(const Matrix &matrix, edge_activations mode) {
     if (matrix.kind == EDGE_F32) return "float32 rows";
     if (matrix.kind == EDGE_F16) return "float32 products, float16 weights";
     const int kind = matrix.kind == EDGE_INT8 ? 0 : matrix.kind == EDGE_TERNARY ? 3 : matrix.minimum ? 2 : 1;

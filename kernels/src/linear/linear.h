@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "tiers/kernels.h"
 #include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 
@@ -77,7 +77,7 @@ class LinearInput {
 };
 
 // Which kernel computes a matrix's operator, in a few words.
-const char *linear_path(const Matrix &matrix, edge_activations mode);
+const char *linear_kernel(const Matrix &matrix, edge_activations mode);
 
 // out[n][rows] = input x matrix^T, or out += scale * that.
 struct LinearJob {

@@ -1,3 +1,4 @@
+// Checks matrices that a caller gives, and reads single rows of them.
 #include "linear/matrix.h"
 
 #include <cstring>
@@ -44,8 +45,9 @@ edge_status check_matrix(const edge_matrix &in, const char *what, Matrix *out) {
         return fail(EDGE_INVALID, "%s: impossible shape %lld x %lld.", what, (long long)in.rows,
                     (long long)in.columns);
     }
-    if (in.kind < EDGE_F32 || in.kind > EDGE_TERNARY)
+    if (in.kind < EDGE_F32 || in.kind > EDGE_TERNARY) {
         return fail(EDGE_INVALID, "%s: unknown kind %d.", what, in.kind);
+    }
     if (in.group < 0 || in.group % pad_columns != 0) {
         return fail(EDGE_INVALID, "%s: group %d is neither 0 nor a multiple of %d.", what, in.group,
                     pad_columns);
@@ -101,8 +103,9 @@ void dequantize_row(const Matrix &m, int64_t row, float *out) {
         return half_to_float(half);
     };
     if (m.kind == EDGE_F16) {
-        for (int64_t column = 0; column < m.columns; ++column)
+        for (int64_t column = 0; column < m.columns; ++column) {
             out[column] = half_at(at + column * tile_rows * 2);
+        }
         return;
     }
     const int bits = bits_of(m.kind), fields = 8 / bits, per_block = 4 * fields, mask = (1 << bits) - 1;

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "abi/error.h"
-#include "tiers/kernels.h"
 #include "threads/pool.h"
+#include "tiers/kernels.h"
 
 namespace edge {
 namespace {

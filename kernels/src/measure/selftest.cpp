@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "memory/aligned.h"
+#include "abi/error.h"
 #include "attention/attention.h"
 #include "attention/cache.h"
-#include "abi/error.h"
+#include "memory/aligned.h"
 #include "tiers/kernels.h"
 
 namespace edge {
@@ -37,8 +37,9 @@ class SelfTest {
         for (const int64_t size : {16, 48, 576}) elementwise(size);
         for (const int64_t head_dim : {16, 64, 80, 128}) {
             for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8}) {
-                for (const Values values : {random_values, all_zero, one_hot, tiny})
+                for (const Values values : {random_values, all_zero, one_hot, tiny}) {
                     attention(head_dim, type, values);
+                }
                 summaries(head_dim, type);
             }
         }
@@ -94,12 +95,14 @@ class SelfTest {
             for (int64_t start = 0; start < padded; start += group) {
                 const int64_t codes = std::min(group, padded - start) * 2 * bits;
                 if (matrix.kind == EDGE_TERNARY) {
-                    for (int64_t i = 0; i < codes; ++i)
+                    for (int64_t i = 0; i < codes; ++i) {
                         at[i] &= uint8_t(~((at[i] >> 1 & 0x55) & at[i]));  // no code 3
+                    }
                 }
                 at += codes;
-                for (int half = 0; half < (matrix.minimum ? 32 : 16); ++half, at += 2)
+                for (int half = 0; half < (matrix.minimum ? 32 : 16); ++half, at += 2) {
                     at[1] = (at[1] & 0x83) | 0x2C;
+                }
             }
         }
         return data;

@@ -50,8 +50,9 @@ void unmap_memory(void *memory, uint64_t bytes) { munmap(memory, mapped_bytes(by
 
 edge_status edge_region_create(uint64_t bytes, void **region) {
     constexpr uint64_t most_bytes = uint64_t(1) << 46;
-    if (bytes == 0 || bytes > most_bytes || region == nullptr)
+    if (bytes == 0 || bytes > most_bytes || region == nullptr) {
         return edge::fail(EDGE_INVALID, "edge_region_create: an impossible size.");
+    }
     *region = edge::map_memory(bytes, edge::Commit::all);
     if (*region == nullptr) {
         return edge::fail(EDGE_NO_MEMORY,
@@ -66,8 +67,9 @@ void edge_region_destroy(void *region, uint64_t bytes) {
 }
 
 edge_status edge_mapping_prefault(const void *address, uint64_t bytes) {
-    if (address == nullptr || bytes == 0)
+    if (address == nullptr || bytes == 0) {
         return edge::fail(EDGE_INVALID, "edge_mapping_prefault: the memory is missing.");
+    }
 #if defined(__linux__)
     const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
     const uintptr_t start = reinterpret_cast<uintptr_t>(address) / page * page;

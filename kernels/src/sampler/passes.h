@@ -7,12 +7,12 @@
 
 namespace edge::sampler {
 
-constexpr int64_t kBlock = 128;  // of logits, with one peak
-constexpr int64_t kChunk = 512;  // of weights, with one sum
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr int64_t block_size = 128;  // of logits, with one peak
+constexpr int64_t chunk_size = 512;  // of weights, with one sum
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
-inline int64_t block_count(int64_t n) { return (n + kBlock - 1) / kBlock; }
-inline int64_t chunk_count(int64_t n) { return (n + kChunk - 1) / kChunk; }
+inline int64_t block_count(int64_t n) { return (n + block_size - 1) / block_size; }
+inline int64_t chunk_count(int64_t n) { return (n + chunk_size - 1) / chunk_size; }
 
 struct Mass {
     double sum;
@@ -29,9 +29,9 @@ struct Passes {
 };
 
 namespace portable {
-#define EDGE_LANES 4
+#define EDGE_VECTOR_LANES 4
 #include "sampler/passes_impl.h"
-#undef EDGE_LANES
+#undef EDGE_VECTOR_LANES
 }  // namespace portable
 
 #if defined(__x86_64__)
@@ -43,9 +43,9 @@ namespace portable {
 #pragma GCC target("avx2")
 #endif
 namespace avx2 {
-#define EDGE_LANES 8
+#define EDGE_VECTOR_LANES 8
 #include "sampler/passes_impl.h"
-#undef EDGE_LANES
+#undef EDGE_VECTOR_LANES
 }  // namespace avx2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -56,9 +56,9 @@ namespace avx2 {
 #pragma GCC target("avx512f,avx512dq")
 #endif
 namespace avx512 {
-#define EDGE_LANES 16
+#define EDGE_VECTOR_LANES 16
 #include "sampler/passes_impl.h"
-#undef EDGE_LANES
+#undef EDGE_VECTOR_LANES
 }  // namespace avx512
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,11 +1,11 @@
-// The bodies of the sampler's passes. sampler_passes.h includes this file once for every instruction set, with
-// EDGE_LANES floats to a vector; the vector types are those of GCC and Clang.
+// The bodies of the sampler's passes. passes.h includes this file once for every instruction set, with
+// EDGE_VECTOR_LANES floats to a vector; the vector types are those of GCC and Clang.
 //
 // Weights are padded to whole chunks, logits are not.
 
-constexpr int kLanes = EDGE_LANES;
-typedef float Floats __attribute__((vector_size(EDGE_LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(EDGE_LANES * 4)));
+constexpr int lanes = EDGE_VECTOR_LANES;
+using Floats __attribute__((vector_size(EDGE_VECTOR_LANES * 4))) = float;
+using Ints __attribute__((vector_size(EDGE_VECTOR_LANES * 4))) = int32_t;
 
 inline Floats load(const float *x) {
     Floats v;
@@ -17,35 +17,35 @@ inline Floats splat(float x) { return x - Floats{}; }
 
 inline float sum(Floats v) {
     float total = 0;
-    for (int j = 0; j < kLanes; ++j) total += v[j];
+    for (int j = 0; j < lanes; ++j) total += v[j];
     return total;
 }
 
 // `size` values of x from `begin` on, in `tail` padded with -infinity where x ends among them.
 inline const float *piece(const float *x, int64_t n, int64_t begin, int64_t size, float *tail) {
     if (n - begin >= size) return x + begin;
-    for (int64_t i = 0; i < size; ++i) tail[i] = begin + i < n ? x[begin + i] : -kInfinity;
+    for (int64_t i = 0; i < size; ++i) tail[i] = begin + i < n ? x[begin + i] : -infinity;
     return tail;
 }
 
 // The largest logit of every block; true if there is NaN or +infinity anywhere.
 inline bool max(const float *x, int64_t n, float *peaks) {
-    float tail[kBlock];
+    float tail[block_size];
     Ints finite = ~Ints{};
     for (int64_t b = 0; b < block_count(n); ++b) {
-        const float *block = piece(x, n, b * kBlock, kBlock, tail);
-        Floats m = splat(-kInfinity);
-        for (int64_t i = 0; i < kBlock; i += kLanes) {
+        const float *block = piece(x, n, b * block_size, block_size, tail);
+        Floats m = splat(-infinity);
+        for (int64_t i = 0; i < block_size; i += lanes) {
             const Floats v = load(block + i);
-            finite &= v < splat(kInfinity);
+            finite &= v < splat(infinity);
             m = m < v ? v : m;
         }
         float peak = m[0];
-        for (int j = 1; j < kLanes; ++j) peak = peak < m[j] ? m[j] : peak;
+        for (int j = 1; j < lanes; ++j) peak = peak < m[j] ? m[j] : peak;
         peaks[b] = peak;
     }
     bool bad = false;
-    for (int j = 0; j < kLanes; ++j) bad |= finite[j] == 0;
+    for (int j = 0; j < lanes; ++j) bad |= finite[j] == 0;
     return bad;
 }
 
@@ -74,14 +74,14 @@ inline Floats exp_negative(Floats x) {
 // weights = exp((x - max) * inverse_temperature), with the sum of every chunk; returns the whole sum.
 inline double weigh(const float *x, int64_t n, float max, float inverse_temperature, float *weights,
                     float *sums) {
-    float tail[kChunk];
+    float tail[chunk_size];
     double total = 0;
     for (int64_t c = 0; c < chunk_count(n); ++c) {
-        const float *chunk = piece(x, n, c * kChunk, kChunk, tail);
+        const float *chunk = piece(x, n, c * chunk_size, chunk_size, tail);
         Floats s = splat(0.0f);
-        for (int64_t i = 0; i < kChunk; i += kLanes) {
+        for (int64_t i = 0; i < chunk_size; i += lanes) {
             const Floats w = exp_negative((load(chunk + i) - max) * inverse_temperature);
-            std::memcpy(weights + c * kChunk + i, &w, sizeof w);
+            std::memcpy(weights + c * chunk_size + i, &w, sizeof w);
             s += w;
         }
         sums[c] = sum(s);
@@ -97,13 +97,13 @@ inline Mass mass(const float *weights, int64_t n, float low, float high) {
     for (int64_t c = 0; c < chunk_count(n); ++c) {
         Floats s = splat(0.0f);
         Ints count = {};
-        for (int64_t i = c * kChunk; i < (c + 1) * kChunk; i += kLanes) {
+        for (int64_t i = c * chunk_size; i < (c + 1) * chunk_size; i += lanes) {
             const Floats w = load(weights + i);
             const Ints inside = (w >= floor) & (w < ceiling);
             s += inside ? w : splat(0.0f);
             count -= inside;  // a true lane is -1
         }
-        for (int j = 0; j < kLanes; ++j) result.count += count[j];
+        for (int j = 0; j < lanes; ++j) result.count += count[j];
         result.sum += sum(s);
     }
     return result;
@@ -115,7 +115,7 @@ inline double keep(float *weights, int64_t n, float low, float high, float *sums
     const Floats floor = splat(low), ceiling = splat(high);
     for (int64_t c = 0; c < chunk_count(n); ++c) {
         Floats s = splat(0.0f);
-        for (int64_t i = c * kChunk; i < (c + 1) * kChunk; i += kLanes) {
+        for (int64_t i = c * chunk_size; i < (c + 1) * chunk_size; i += lanes) {
             Floats w = load(weights + i);
             w = (w >= floor) & (w < ceiling) ? w : splat(0.0f);
             std::memcpy(weights + i, &w, sizeof w);
@@ -129,13 +129,13 @@ inline double keep(float *weights, int64_t n, float low, float high, float *sums
 
 // Sum of weight * (x - max) over the tokens with weight, so that -infinity is harmless.
 inline double moment(const float *x, int64_t n, float max, const float *weights) {
-    float tail[kChunk];
+    float tail[chunk_size];
     double total = 0;
     for (int64_t c = 0; c < chunk_count(n); ++c) {
-        const float *chunk = piece(x, n, c * kChunk, kChunk, tail);
+        const float *chunk = piece(x, n, c * chunk_size, chunk_size, tail);
         Floats s = splat(0.0f);
-        for (int64_t i = 0; i < kChunk; i += kLanes) {
-            const Floats w = load(weights + c * kChunk + i);
+        for (int64_t i = 0; i < chunk_size; i += lanes) {
+            const Floats w = load(weights + c * chunk_size + i);
             const Floats term = w * (load(chunk + i) - max);
             s += w > splat(0.0f) ? term : splat(0.0f);
         }

@@ -11,20 +11,18 @@
 #include <new>
 #include <vector>
 
-#include "edge.h"
 #include "abi/error.h"
+#include "edge.h"
 #include "sampler/passes.h"
 
+namespace edge::sampler {
 namespace {
 
-using namespace edge::sampler;
-
-constexpr int kMaxLogprobs = 64;
 // A filter's boundary with at most this many tokens around it is ordered, a wider one is narrowed first.
-constexpr int64_t kGatherLimit = 2048;
-constexpr int64_t kSortLimit = 64;
+constexpr int64_t gather_limit = 2048;
+constexpr int64_t sort_limit = 64;
 // exp(-reach) is the least weight that counts.
-constexpr double kLargestReach = 87;
+constexpr double largest_reach = 87;
 
 struct Candidate {
     float value;
@@ -48,10 +46,10 @@ struct Scratch {
 
     // So that no token after the first one allocates. What stays unused is never touched.
     void reserve(int64_t vocab_size) {
-        const size_t n = static_cast<size_t>(vocab_size);
+        const size_t n = size_t(vocab_size);
         for (auto *floats : {&adjusted, &few, &peaks, &order, &sums}) floats->reserve(n);
         for (auto *ids : {&few_ids, &seen, &seen_ids}) ids->reserve(n);
-        weights.reserve(static_cast<size_t>(chunk_count(vocab_size) * kChunk));
+        weights.reserve(size_t(chunk_count(vocab_size) * chunk_size));
         candidates.reserve(n);
     }
 };
@@ -61,13 +59,13 @@ struct Scratch {
 struct Remaining {
     const float *logits;
     int64_t n;
-    const int32_t *ids;  // NULL: position = id
+    const int32_t *ids;  // nullptr: position = id
     float peak;
     float inverse_temperature;
     double total;       // of the weights
     float largest = 1;  // weight
 
-    int32_t id(int64_t i) const { return ids ? ids[i] : static_cast<int32_t>(i); }
+    int32_t id(int64_t i) const { return ids ? ids[i] : int32_t(i); }
 };
 
 // Largest logit, with the largest of every block in s.peaks; NaN stands for NaN or +infinity anywhere.
@@ -79,7 +77,7 @@ float find_peak(const Passes &pass, Scratch &s, const float *x, int64_t n) {
 
 double weigh(const Passes &pass, Scratch &s, const float *x, int64_t n, float peak,
              float inverse_temperature) {
-    s.weights.resize(chunk_count(n) * kChunk);
+    s.weights.resize(chunk_count(n) * chunk_size);
     s.sums.resize(chunk_count(n));
     return pass.weigh(x, n, peak, inverse_temperature, s.weights.data(), s.sums.data());
 }
@@ -88,7 +86,7 @@ double weigh(const Passes &pass, Scratch &s, const float *x, int64_t n, float pe
 // the k-th largest block maximum is a lower bound of the k-th largest logit, which leaves few tokens to look at.
 void find_best(Scratch &s, const float *x, int64_t n, int64_t k) {
     const int64_t blocks = block_count(n);
-    float bound = -kInfinity;
+    float bound = -infinity;
     if (k <= blocks) {
         s.order.assign(s.peaks.begin(), s.peaks.end());
         std::nth_element(s.order.begin(), s.order.begin() + (k - 1), s.order.end(), std::greater<float>());
@@ -97,12 +95,12 @@ void find_best(Scratch &s, const float *x, int64_t n, int64_t k) {
     s.candidates.clear();
     for (int64_t b = 0; b < blocks; ++b) {
         if (s.peaks[b] < bound) continue;
-        const int64_t end = std::min(n, (b + 1) * kBlock);
-        for (int64_t i = b * kBlock; i < end; ++i) {
-            if (x[i] >= bound && x[i] > -kInfinity) s.candidates.push_back({x[i], static_cast<int32_t>(i)});
+        const int64_t end = std::min(n, (b + 1) * block_size);
+        for (int64_t i = b * block_size; i < end; ++i) {
+            if (x[i] >= bound && x[i] > -infinity) s.candidates.push_back({x[i], int32_t(i)});
         }
     }
-    if (static_cast<int64_t>(s.candidates.size()) > k) {
+    if (int64_t(s.candidates.size()) > k) {
         std::nth_element(s.candidates.begin(), s.candidates.begin() + k, s.candidates.end(), better);
         s.candidates.resize(k);
     }
@@ -124,7 +122,7 @@ void narrow(const Passes &pass, Scratch &s, Remaining &left) {
     }
     left.logits = s.few.data();
     left.ids = s.few_ids.data();
-    left.n = static_cast<int64_t>(n);
+    left.n = int64_t(n);
     left.largest = 1;
     left.peak = find_peak(pass, s, left.logits, left.n);
     left.total = weigh(pass, s, left.logits, left.n, left.peak, left.inverse_temperature);
@@ -140,15 +138,15 @@ bool gather(Scratch &s, const Remaining &left, Band outer, Band inner, int64_t l
     s.candidates.clear();
     // Blocks whose peak has less weight are skipped; the slack is far above what rounding does to a weight.
     const float bound =
-        outer.low > 0 ? left.peak + (std::log(outer.low) - 0.01f) / left.inverse_temperature : -kInfinity;
+        outer.low > 0 ? left.peak + (std::log(outer.low) - 0.01f) / left.inverse_temperature : -infinity;
     for (int64_t b = 0; b < block_count(left.n); ++b) {
         if (s.peaks[b] < bound) continue;
-        const int64_t end = std::min(left.n, (b + 1) * kBlock);
-        for (int64_t i = b * kBlock; i < end; ++i) {
+        const int64_t end = std::min(left.n, (b + 1) * block_size);
+        for (int64_t i = b * block_size; i < end; ++i) {
             const float w = s.weights[i];
-            if (outer.contains(w) && !inner.contains(w)) s.candidates.push_back({w, static_cast<int32_t>(i)});
+            if (outer.contains(w) && !inner.contains(w)) s.candidates.push_back({w, int32_t(i)});
         }
-        if (static_cast<int64_t>(s.candidates.size()) > limit) return false;
+        if (int64_t(s.candidates.size()) > limit) return false;
     }
     return true;
 }
@@ -163,9 +161,9 @@ void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, d
     const double target = share * left.total;
     double sure = 0;  // all tokens within this reach are kept
     Mass inside = {0, 0};
-    if (!gather(s, left, band_of(reach), band_of(sure), kGatherLimit)) {
+    if (!gather(s, left, band_of(reach), band_of(sure), gather_limit)) {
         Mass around = pass.mass(s.weights.data(), left.n, band_of(reach).low, band_of(reach).high);
-        for (int step = 0; step < 48 && around.count - inside.count > kGatherLimit; ++step) {
+        for (int step = 0; step < 48 && around.count - inside.count > gather_limit; ++step) {
             const double middle = (sure + reach) / 2;
             const Band band = band_of(middle);
             const Mass mass = pass.mass(s.weights.data(), left.n, band.low, band.high);
@@ -183,8 +181,8 @@ void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, d
     // Halve towards the boundary: all before `begin` is kept, all from `end` on is dropped.
     double mass = inside.sum;
     const auto first = s.candidates.begin();
-    int64_t begin = 0, end = static_cast<int64_t>(s.candidates.size());
-    while (end - begin > kSortLimit) {
+    int64_t begin = 0, end = int64_t(s.candidates.size());
+    while (end - begin > sort_limit) {
         const int64_t middle = begin + (end - begin) / 2;
         std::nth_element(first + begin, first + middle, first + end, better);
         double half = 0;
@@ -197,8 +195,9 @@ void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, d
         }
     }
     std::sort(first + begin, first + end, better);
-    while (begin < end && (mass < target || begin + inside.count == 0))
+    while (begin < end && (mass < target || begin + inside.count == 0)) {
         mass += s.weights[s.candidates[begin++].index];
+    }
     if (inside.count == 0) {
         s.candidates.resize(begin);
         narrow(pass, s, left);
@@ -214,11 +213,11 @@ void keep_share(const Passes &pass, Scratch &s, Remaining &left, double share, d
 
 void keep_top_p(const Passes &pass, Scratch &s, Remaining &left, double top_p) {
     // All tokens below (1 - p) / n of the mass have together less than 1 - p of it, so none of them is needed.
-    const double least = (1.0 - top_p) * left.total / static_cast<double>(left.n);
-    const double reach = std::min(kLargestReach, std::max(0.1, 0.1 - std::log(least)));
+    const double least = (1.0 - top_p) * left.total / double(left.n);
+    const double reach = std::min(largest_reach, std::max(0.1, 0.1 - std::log(least)));
     keep_share(
         pass, s, left, top_p, reach,
-        [](double r) { return Band{r > 0 ? static_cast<float>(std::exp(0.05 - r)) : 2.0f, 2.0f}; },
+        [](double r) { return Band{r > 0 ? float(std::exp(0.05 - r)) : 2.0f, 2.0f}; },
         [](float weight, int32_t) { return weight; });
 }
 
@@ -228,21 +227,21 @@ void keep_typical(const Passes &pass, Scratch &s, Remaining &left, double typica
     const double moment = pass.moment(left.logits, left.n, left.peak, s.weights.data()) * inverse_temperature;
     const double entropy = log_total - moment / left.total;
     // As for top-p, what is unlikely is not needed, once the band holds all that is likely.
-    const double least = (1.0 - typical_p) / static_cast<double>(left.n);
+    const double least = (1.0 - typical_p) / double(left.n);
     const double reach =
-        0.1 + std::max(entropy - log_total, std::min(kLargestReach, -std::log(least)) - entropy);
+        0.1 + std::max(entropy - log_total, std::min(largest_reach, -std::log(least)) - entropy);
     const float *logits = left.logits;
     const float peak = left.peak;
     keep_share(
         pass, s, left, typical_p, reach,
         [=](double r) {
             const double middle = log_total - entropy;
-            const double low = std::max(std::exp(middle - r), std::exp(-kLargestReach));
-            return Band{static_cast<float>(low), static_cast<float>(std::exp(middle + r))};
+            const double low = std::max(std::exp(middle - r), std::exp(-largest_reach));
+            return Band{float(low), float(std::exp(middle + r))};
         },
         [=](float, int32_t i) {
-            const double surprise = log_total - static_cast<double>(logits[i] - peak) * inverse_temperature;
-            return -static_cast<float>(std::fabs(surprise - entropy));
+            const double surprise = log_total - double(logits[i] - peak) * inverse_temperature;
+            return -float(std::fabs(surprise - entropy));
         });
 }
 
@@ -260,8 +259,8 @@ int64_t draw(const Scratch &s, int64_t n, double total, double random) {
     }
     int64_t chosen = 0;
     double inner = before;
-    const int64_t end = std::min(n, (chunk + 1) * kChunk);
-    for (int64_t i = chunk * kChunk; i < end && inner <= target; ++i) {
+    const int64_t end = std::min(n, (chunk + 1) * chunk_size);
+    for (int64_t i = chunk * chunk_size; i < end && inner <= target; ++i) {
         if (s.weights[i] <= 0.0f) continue;
         chosen = i;
         inner += s.weights[i];
@@ -281,14 +280,14 @@ const float *adjust(Scratch &s, const float *logits, int32_t vocab_size, const e
     float *x = s.adjusted.data();
     for (int32_t i = 0; i < bias_count; ++i) x[bias_tokens[i]] += bias_values[i];
     if (!penalties) return x;
-    if (static_cast<int32_t>(s.seen.size()) < vocab_size) s.seen.resize(vocab_size);
+    if (int32_t(s.seen.size()) < vocab_size) s.seen.resize(vocab_size);
     s.seen_ids.clear();
     for (int32_t i = 0; i < history_length; ++i) {
         if (s.seen[history[i]]++ == 0) s.seen_ids.push_back(history[i]);
     }
     for (const int32_t id : s.seen_ids) {
         x[id] = x[id] > 0 ? x[id] / options.repetition_penalty : x[id] * options.repetition_penalty;
-        x[id] -= options.frequency_penalty * static_cast<float>(s.seen[id]) + options.presence_penalty;
+        x[id] -= options.frequency_penalty * float(s.seen[id]) + options.presence_penalty;
         s.seen[id] = 0;
     }
     return x;
@@ -298,51 +297,66 @@ edge_status check_arguments(const float *logits, int32_t vocab_size, const edge_
                             const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
                             const float *bias_values, int32_t bias_count, double random,
                             const edge_sample_result *result) {
-    using edge::fail;
-    if (!logits || !options || !result)
+    if (!logits || !options || !result) {
         return fail(EDGE_INVALID, "edge_sample needs logits, options and a result.");
-    if (options->size != sizeof(edge_sampling))
+    }
+    if (options->size != sizeof(edge_sampling)) {
         return fail(EDGE_INVALID,
                     "edge_sampling has %u bytes here, the caller's has %u: rebuild the library.",
-                    static_cast<unsigned>(sizeof(edge_sampling)), static_cast<unsigned>(options->size));
-    if (vocab_size <= 0)
+                    unsigned(sizeof(edge_sampling)), unsigned(options->size));
+    }
+    if (vocab_size <= 0) {
         return fail(EDGE_INVALID, "The vocabulary size must be positive, got %d.", vocab_size);
-    if (history_length < 0 || (history_length > 0 && !history))
+    }
+    if (history_length < 0 || (history_length > 0 && !history)) {
         return fail(EDGE_INVALID, "The history of %d tokens is missing.", history_length);
-    if (bias_count < 0 || (bias_count > 0 && (!bias_tokens || !bias_values)))
+    }
+    if (bias_count < 0 || (bias_count > 0 && (!bias_tokens || !bias_values))) {
         return fail(EDGE_INVALID, "The logit bias of %d tokens is missing.", bias_count);
-    if (!(random >= 0.0 && random < 1.0))
+    }
+    if (!(random >= 0.0 && random < 1.0)) {
         return fail(EDGE_INVALID, "The random number must be in [0, 1), got %g.", random);
-    if (!(options->temperature >= 0 && options->temperature < kInfinity))
+    }
+    if (!(options->temperature >= 0 && options->temperature < infinity)) {
         return fail(EDGE_INVALID, "temperature must be 0 or more, got %g.", options->temperature);
-    if (options->top_k < 0)
+    }
+    if (options->top_k < 0) {
         return fail(EDGE_INVALID, "top_k must be 0 (off) or more, got %d.", options->top_k);
+    }
     const struct {
         const char *name;
         float value;
     } shares[] = {{"top_p", options->top_p}, {"min_p", options->min_p}, {"typical_p", options->typical_p}};
     for (const auto &share : shares) {
-        if (!(share.value >= 0 && share.value <= 1))
+        if (!(share.value >= 0 && share.value <= 1)) {
             return fail(EDGE_INVALID, "%s must be from 0 to 1, got %g.", share.name, share.value);
+        }
     }
-    if (!(options->repetition_penalty > 0 && options->repetition_penalty < kInfinity))
+    if (!(options->repetition_penalty > 0 && options->repetition_penalty < infinity)) {
         return fail(EDGE_INVALID, "repetition_penalty must be above 0, got %g.", options->repetition_penalty);
-    if (!std::isfinite(options->frequency_penalty) || !std::isfinite(options->presence_penalty))
+    }
+    if (!std::isfinite(options->frequency_penalty) || !std::isfinite(options->presence_penalty)) {
         return fail(EDGE_INVALID, "frequency_penalty and presence_penalty must be finite.");
-    if (options->logprobs < 0 || options->logprobs > kMaxLogprobs)
-        return fail(EDGE_INVALID, "logprobs must be from 0 to %d, got %d.", kMaxLogprobs, options->logprobs);
+    }
+    if (options->logprobs < 0 || options->logprobs > EDGE_MAX_LOGPROBS) {
+        return fail(EDGE_INVALID, "logprobs must be from 0 to %d, got %d.", EDGE_MAX_LOGPROBS,
+                    options->logprobs);
+    }
     for (int32_t i = 0; i < history_length; ++i) {
-        if (history[i] < 0 || history[i] >= vocab_size)
+        if (history[i] < 0 || history[i] >= vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d in the history is outside the vocabulary of %d.",
                         history[i], vocab_size);
+        }
     }
     for (int32_t i = 0; i < bias_count; ++i) {
-        if (bias_tokens[i] < 0 || bias_tokens[i] >= vocab_size)
+        if (bias_tokens[i] < 0 || bias_tokens[i] >= vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d in the logit bias is outside the vocabulary of %d.",
                         bias_tokens[i], vocab_size);
-        if (!(bias_values[i] < kInfinity))
+        }
+        if (!(bias_values[i] < infinity)) {
             return fail(EDGE_INVALID, "The logit bias of token %d must be finite or -infinity.",
                         bias_tokens[i]);
+        }
     }
     return EDGE_OK;
 }
@@ -352,7 +366,7 @@ int32_t choose(const Passes &pass, Scratch &s, const float *x, int32_t vocab_siz
                const edge_sampling &options, double random) {
     if (options.temperature == 0) {
         const int64_t block = std::find(s.peaks.begin(), s.peaks.end(), peak) - s.peaks.begin();
-        return static_cast<int32_t>(std::find(x + block * kBlock, x + vocab_size, peak) - x);
+        return int32_t(std::find(x + block * block_size, x + vocab_size, peak) - x);
     }
     // Smaller temperatures than this would only overflow.
     const float inverse_temperature = 1.0f / std::max(options.temperature, 1e-6f);
@@ -367,10 +381,10 @@ int32_t choose(const Passes &pass, Scratch &s, const float *x, int32_t vocab_siz
     if (options.top_p < 1) keep_top_p(pass, s, left, options.top_p);
     if (options.min_p > 0) {
         const float least = options.min_p * left.largest;
-        if (gather(s, left, {least, kInfinity}, {0, 0}, kGatherLimit)) {
+        if (gather(s, left, {least, infinity}, {0, 0}, gather_limit)) {
             narrow(pass, s, left);
         } else {
-            left.total = pass.keep(s.weights.data(), left.n, least, kInfinity, s.sums.data());
+            left.total = pass.keep(s.weights.data(), left.n, least, infinity, s.sums.data());
         }
     }
     return left.id(draw(s, left.n, left.total, random));
@@ -384,49 +398,51 @@ edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling 
     s.reserve(vocab_size);
     const Passes &pass = best_passes();
     const float plain_peak = find_peak(pass, s, logits, vocab_size);
-    if (std::isnan(plain_peak))
-        return edge::fail(EDGE_NOT_FINITE, "The logits contain NaN or infinity: the weights are damaged.");
-    if (plain_peak == -kInfinity)
-        return edge::fail(EDGE_NOT_FINITE, "No token is allowed: all logits are -infinity.");
+    if (std::isnan(plain_peak)) {
+        return fail(EDGE_NOT_FINITE, "The logits contain NaN or infinity: the weights are damaged.");
+    }
+    if (plain_peak == -infinity) {
+        return fail(EDGE_NOT_FINITE, "No token is allowed: all logits are -infinity.");
+    }
 
     double log_total = 0;
-    if (want_logprob || options.logprobs > 0)
+    if (want_logprob || options.logprobs > 0) {
         log_total = plain_peak + std::log(weigh(pass, s, logits, vocab_size, plain_peak, 1.0f));
+    }
     if (options.logprobs > 0) {
         find_best(s, logits, vocab_size, options.logprobs);
         std::sort(s.candidates.begin(), s.candidates.end(), better);
-        for (size_t i = 0; i < static_cast<size_t>(options.logprobs); ++i) {
+        for (size_t i = 0; i < size_t(options.logprobs); ++i) {
             const bool there = i < s.candidates.size();
             result.top_tokens[i] = there ? s.candidates[i].index : -1;
-            result.top_logprobs[i] =
-                there ? static_cast<float>(s.candidates[i].value - log_total) : -kInfinity;
+            result.top_logprobs[i] = there ? float(s.candidates[i].value - log_total) : -infinity;
         }
     }
 
     const float *x =
         adjust(s, logits, vocab_size, options, history, history_length, bias_tokens, bias_values, bias_count);
     const float peak = x == logits ? plain_peak : find_peak(pass, s, x, vocab_size);
-    if (std::isnan(peak))
-        return edge::fail(EDGE_INVALID, "Bias and penalties make a logit infinite: lower them.");
-    if (peak == -kInfinity) return edge::fail(EDGE_INVALID, "The logit bias forbids every token.");
+    if (std::isnan(peak)) return fail(EDGE_INVALID, "Bias and penalties make a logit infinite: lower them.");
+    if (peak == -infinity) return fail(EDGE_INVALID, "The logit bias forbids every token.");
     result.token = choose(pass, s, x, vocab_size, peak, options, random);
-    result.logprob =
-        want_logprob || options.logprobs > 0 ? static_cast<float>(logits[result.token] - log_total) : 0;
+    result.logprob = want_logprob || options.logprobs > 0 ? float(logits[result.token] - log_total) : 0;
     return EDGE_OK;
 }
 
 }  // namespace
+}  // namespace edge::sampler
 
 edge_status edge_sample(const float *logits, int32_t vocab_size, const edge_sampling *sampling,
                         const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
                         const float *bias_values, int32_t bias_count, double random, int32_t want_logprob,
                         edge_sample_result *result) {
-    const edge_status status = check_arguments(logits, vocab_size, sampling, history, history_length,
-                                               bias_tokens, bias_values, bias_count, random, result);
+    const edge_status status =
+        edge::sampler::check_arguments(logits, vocab_size, sampling, history, history_length, bias_tokens,
+                                       bias_values, bias_count, random, result);
     if (status != EDGE_OK) return status;
     try {
-        return sample(logits, vocab_size, *sampling, history, history_length, bias_tokens, bias_values,
-                      bias_count, random, want_logprob != 0, *result);
+        return edge::sampler::sample(logits, vocab_size, *sampling, history, history_length, bias_tokens,
+                                     bias_values, bias_count, random, want_logprob != 0, *result);
     } catch (const std::bad_alloc &) {
         return edge::fail(EDGE_NO_MEMORY, "No memory to sample from a vocabulary of %d.", vocab_size);
     }

@@ -80,8 +80,9 @@ class Places {
         left_out_ = processor;
         cpu_set_t others = allowed_;
         CPU_CLR(size_t(processor), &others);
-        for (std::thread &helper : helpers)
+        for (std::thread &helper : helpers) {
             pthread_setaffinity_np(helper.native_handle(), sizeof others, &others);
+        }
     }
 
    private:
@@ -98,13 +99,14 @@ class Places {
 }  // namespace edge
 
 struct edge_pool {
-    explicit edge_pool(int32_t threads) : workers(threads), shares(size_t(threads)), turns(size_t(threads)) {
+    explicit edge_pool(int32_t threads)
+        : workers(threads), shares_(size_t(threads)), turns_(size_t(threads)) {
         try {
-            helpers.reserve(size_t(threads));
+            helpers_.reserve(size_t(threads));
             for (int32_t worker = 1; worker < threads; ++worker) {
-                helpers.emplace_back([this, worker] { help(worker); });
+                helpers_.emplace_back([this, worker] { help(worker); });
             }
-            places.set_helpers(helpers);
+            places_.set_helpers(helpers_);
         } catch (...) {  // the system has no more threads: a running one must not be destroyed
             stop();
             throw;
@@ -114,7 +116,7 @@ struct edge_pool {
     ~edge_pool() { stop(); }
 
     void run(int64_t count, int64_t grain, edge_task task, void *argument) {
-        if (busy.test_and_set(std::memory_order_acquire)) {
+        if (busy_.test_and_set(std::memory_order_acquire)) {
             // Another thread has a region under way: this one is done here, alone.
             for (int64_t begin = 0; begin < count; begin += grain) {
                 task(argument, begin, std::min(begin + grain, count), 0);
@@ -123,28 +125,28 @@ struct edge_pool {
         }
         grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
         const int64_t pieces = (count + grain - 1) / grain;
-        region = {count, grain, task, argument};
-        done.store(0, std::memory_order_relaxed);
+        region_ = {count, grain, task, argument};
+        done_.store(0, std::memory_order_relaxed);
         for (int64_t worker = 0; worker < workers; ++worker) {
-            shares[size_t(worker)].publish(uint32_t(pieces * worker / workers),
-                                           uint32_t(pieces * (worker + 1) / workers));
+            shares_[size_t(worker)].publish(uint32_t(pieces * worker / workers),
+                                            uint32_t(pieces * (worker + 1) / workers));
         }
-        places.keep_apart(helpers);
-        generation.fetch_add(1);
-        if (parked.load() > 0) {
-            { std::lock_guard<std::mutex> lock(mutex); }
-            wake.notify_all();
+        places_.keep_apart(helpers_);
+        generation_.fetch_add(1);
+        if (parked_.load() > 0) {
+            { std::lock_guard<std::mutex> lock(mutex_); }
+            wake_.notify_all();
         }
         work(0);
-        const auto finished = [&] { return done.load() >= pieces; };
+        const auto finished = [&] { return done_.load() >= pieces; };
         if (!edge::spin_for(edge::spin_time, finished)) {
             // A helper was descheduled in the middle of a piece: leave it this core.
-            std::unique_lock<std::mutex> lock(mutex);
-            caller_parked.store(true);
-            piece_done.wait(lock, finished);
-            caller_parked.store(false);
+            std::unique_lock<std::mutex> lock(mutex_);
+            caller_parked_.store(true);
+            piece_done_.wait(lock, finished);
+            caller_parked_.store(false);
         }
-        busy.clear(std::memory_order_release);
+        busy_.clear(std::memory_order_release);
     }
 
     const int32_t workers;
@@ -153,11 +155,11 @@ struct edge_pool {
    private:
     void stop() {
         {
-            std::lock_guard<std::mutex> lock(mutex);
-            stopping.store(true);
+            std::lock_guard<std::mutex> lock(mutex_);
+            stopping_.store(true);
         }
-        wake.notify_all();
-        for (std::thread &helper : helpers) helper.join();
+        wake_.notify_all();
+        for (std::thread &helper : helpers_) helper.join();
     }
 
     struct Region {
@@ -169,48 +171,48 @@ struct edge_pool {
     // Does pieces of the current region, its own share first, until none is left.
     void work(int32_t worker) {
         for (int32_t i = 0; i < workers; ++i) {
-            edge::Share &share = shares[size_t((worker + i) % workers)];
+            edge::Share &share = shares_[size_t((worker + i) % workers)];
             for (uint32_t piece; share.claim(&piece);) {
-                const int64_t begin = piece * region.grain,
-                              end = std::min(begin + region.grain, region.count);
-                region.task(region.argument, begin, end, worker);
-                done.fetch_add(1);
-                if (caller_parked.load()) {
-                    { std::lock_guard<std::mutex> lock(mutex); }
-                    piece_done.notify_one();
+                const int64_t begin = piece * region_.grain,
+                              end = std::min(begin + region_.grain, region_.count);
+                region_.task(region_.argument, begin, end, worker);
+                done_.fetch_add(1);
+                if (caller_parked_.load()) {
+                    { std::lock_guard<std::mutex> lock(mutex_); }
+                    piece_done_.notify_one();
                 }
-                if (worker > 0) turns[size_t(worker)].yield_if_over();
+                if (worker > 0) turns_[size_t(worker)].yield_if_over();
             }
         }
     }
 
     void help(int32_t worker) {
         uint32_t seen = 0;
-        const auto new_region = [&] { return generation.load() != seen; };
-        while (!stopping.load(std::memory_order_relaxed)) {
+        const auto new_region = [&] { return generation_.load() != seen; };
+        while (!stopping_.load(std::memory_order_relaxed)) {
             while (edge::spin_for(edge::spin_time, new_region)) {
-                seen = generation.load();
+                seen = generation_.load();
                 work(worker);
             }
-            std::unique_lock<std::mutex> lock(mutex);
-            parked.fetch_add(1);
-            wake.wait(lock, [&] { return stopping.load() || new_region(); });
-            parked.fetch_sub(1);
+            std::unique_lock<std::mutex> lock(mutex_);
+            parked_.fetch_add(1);
+            wake_.wait(lock, [&] { return stopping_.load() || new_region(); });
+            parked_.fetch_sub(1);
         }
     }
 
-    std::atomic_flag busy = ATOMIC_FLAG_INIT;
-    Region region{};
-    std::vector<edge::Share> shares;
-    std::vector<edge::Turn> turns;
-    alignas(64) std::atomic<uint32_t> generation{0};
-    alignas(64) std::atomic<int64_t> done{0};
-    alignas(64) std::atomic<int32_t> parked{0};
-    std::atomic<bool> caller_parked{false}, stopping{false};
-    std::mutex mutex;
-    std::condition_variable wake, piece_done;
-    std::vector<std::thread> helpers;
-    edge::Places places;
+    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+    Region region_{};
+    std::vector<edge::Share> shares_;
+    std::vector<edge::Turn> turns_;
+    alignas(64) std::atomic<uint32_t> generation_{0};
+    alignas(64) std::atomic<int64_t> done_{0};
+    alignas(64) std::atomic<int32_t> parked_{0};
+    std::atomic<bool> caller_parked_{false}, stopping_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_, piece_done_;
+    std::vector<std::thread> helpers_;
+    edge::Places places_;
 };
 
 edge_status edge_pool_create(int32_t threads, edge_pool **pool) {

@@ -1,3 +1,4 @@
+// The tier of CPUs with AVX2, FMA and F16C.
 #include <immintrin.h>
 
 #include "tiers/freestanding.h"

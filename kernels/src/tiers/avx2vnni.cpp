@@ -1,3 +1,4 @@
+// The tier of CPUs with AVX2 and its dot products (AVX-VNNI), but without AVX-512.
 #include <immintrin.h>
 
 #include "tiers/freestanding.h"

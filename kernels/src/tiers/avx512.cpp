@@ -1,3 +1,4 @@
+// The tier of CPUs with AVX-512 and its dot products (VNNI).
 #include <immintrin.h>
 
 #include "tiers/freestanding.h"

@@ -92,8 +92,9 @@ const Tier tiers[] = {{&kernels_portable, always}};
 
 const Kernels *find_kernels(const char *name) {
     for (const Tier &tier : tiers) {
-        if ((name == nullptr || std::strcmp(name, tier.kernels->name) == 0) && tier.usable())
+        if ((name == nullptr || std::strcmp(name, tier.kernels->name) == 0) && tier.usable()) {
             return tier.kernels;
+        }
     }
     return nullptr;
 }

@@ -71,7 +71,7 @@ struct AttentionRows {
     int count;
     const float *const *queries;  // [count] -> [head_dim]
     const int64_t *limits;        // [count]: row r sees positions below limits[r] ...
-    const uint64_t *masks;        // ... and of those from tree_start on only the set bits, unless NULL
+    const uint64_t *masks;        // ... and of those from tree_start on only the set bits, unless nullptr
     int64_t tree_start;
     AttentionScratch scratch;
 };
@@ -150,7 +150,7 @@ struct Kernels {
     }
 };
 
-// Compiled-in tiers that this CPU can run, best first. `name` NULL: the best; unknown or unusable: nullptr.
+// Compiled-in tiers that this CPU can run, best first. `name` nullptr: the best; unknown or unusable: nullptr.
 const Kernels *find_kernels(const char *name);
 
 }  // namespace edge

@@ -93,8 +93,9 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
                 }
             }
             if (m.block == m.group) {
-                for (int i = 0; i < T; ++i)
+                for (int i = 0; i < T; ++i) {
                     add_blocks<M>(m, tail_at(at[i]), scaled_sum[i], sums, 1, total[i]);
+                }
             } else {
                 for (int i = 0; i < T; ++i) {
                     for (int t = 0; t < M; ++t) pending[i][waiting * M + t] = scaled_sum[i][t];

@@ -158,8 +158,9 @@ void linear_block(const Matrix &m, int64_t tile, int tiles, int64_t distance, co
     for (int64_t i = 0; i < tiles * out_stride; i += linear_lanes) store(out + i, zero());
     for (int64_t first = 0; first < m.padded; first += step) {
         const int64_t last = first + step < m.padded ? first + step : m.padded;
-        for (int i = 0; i < tiles; ++i)
+        for (int i = 0; i < tiles; ++i) {
             unpack<bits>(m, m.tile(tile + i * distance), first, last, &unpacked[i]);
+        }
         const int64_t lines = (last - first) * tiles * m.tile_bytes / m.padded / 64,
                       share = lines * a.batch / count;
         const uint8_t *next = m.tile(tile + tiles) + first * tiles * m.tile_bytes / m.padded;

@@ -1,3 +1,4 @@
+// The tier of every 64-bit ARM CPU.
 #include <arm_neon.h>
 
 #include "tiers/freestanding.h"

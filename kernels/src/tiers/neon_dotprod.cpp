@@ -1,3 +1,4 @@
+// The tier of ARM CPUs with the dot products of ARMv8.2.
 #include <arm_neon.h>
 
 #include "tiers/freestanding.h"

@@ -1,3 +1,4 @@
+// The tier of ARM CPUs with the matrix instructions of ARMv8.6.
 #include <arm_neon.h>
 
 #include "tiers/freestanding.h"

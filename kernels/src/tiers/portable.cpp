@@ -1,3 +1,4 @@
+// The tier of every CPU, without intrinsics: what the others are tested against.
 #include "tiers/freestanding.h"
 #include "tiers/kernels.h"
 

@@ -68,7 +68,7 @@ def test_bytes_and_operations_are_those_of_the_cost_model(tiny_executor, tiny_co
     tiny_executor.forward(cache, range(depth))
     events, _ = events_of(tiny_executor, cache, range(tokens))
     weights, rows, linear, attention = work(cost, (test, tokens, depth), tiny_executor.max_batch)
-    matrices = [event for event, _ in events if event.path]
+    matrices = [event for event, _ in events if event.kernel]
     attentions = [event for event, _ in events if event.operation == b"attention"]
     assert sum(event.operations for event in matrices) == linear
     assert sum(event.operations for event in attentions) == attention

@@ -102,7 +102,7 @@ def test_a_missing_field_is_named(name):
         (("results", 0, "memory"), [], "must be a JSON object"),
         (("results", 0, "colour"), 1, "unknown field 'colour'"),
         (("machine", "noisy"), 0, "must be bool"),
-        (("schema",), 2, "has schema 2, but this program reads 1"),
+        (("schema",), 1, "has schema 1, but this program reads 2: measure again"),
     ],
 )
 def test_a_wrong_field_is_named(path, value, sentence):

@@ -89,7 +89,7 @@ def test_operators_add_up(tiny_bundle):
             attention = 2 * 2 * 4 * 16
             assert total == row.operations_per_token - attention * 2
         assert all(entry.seconds > 0 and entry.limit_share >= 0 for entry in row.operators)
-        assert {entry.path for entry in row.operators} == {"", "int8 dots, int4 weights"}
+        assert {entry.kernel for entry in row.operators} == {"", "int8 dots, int4 weights"}
 
 
 def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):

@@ -1,7 +1,6 @@
-/* edge_executorch MODEL.pte COUNT TOKEN...: runs a prompt of token ids and prints COUNT greedy ids after it.
- *
- * $EDGE_EXECUTORCH_LIBRARIES: libraries to load first, separated by colons, for example the one with our operators.
- */
+// edge_executorch MODEL.pte COUNT TOKEN...: runs a prompt of token ids and prints COUNT greedy ids after it.
+//
+// $EDGE_EXECUTORCH_LIBRARIES: libraries to load first, separated by colons, for example the one with our operators.
 #include "runner.h"
 
 #include <dlfcn.h>
@@ -22,12 +21,11 @@ int fail(const std::string &sentence) {
     return 1;
 }
 
-/* Logits after the last of `tokens`, which follow `start` rows; empty on failure. */
+// Logits after the last of `tokens`, which follow `start` rows; empty on failure.
 std::vector<float> forward(edge_et_cache *cache, const std::vector<int64_t> &tokens, int64_t start,
                            int64_t vocab) {
-    std::vector<float> logits(static_cast<size_t>(vocab));
-    const edge_et_input inputs[] = {{tokens.data(), 2, {1, static_cast<int32_t>(tokens.size())}},
-                                    {&start, 1, {1}}};
+    std::vector<float> logits(size_t(vocab));
+    const edge_et_input inputs[] = {{tokens.data(), 2, {1, int32_t(tokens.size())}}, {&start, 1, {1}}};
     edge_et_output output = {logits.data(), logits.size() * sizeof(float), 0};
     if (edge_et_run(cache, "forward", inputs, 2, &output, 1) != 0) return {};
     return logits;
@@ -39,17 +37,19 @@ int main(int count, char **arguments) {
     if (count < 4) return fail("usage: edge_executorch MODEL.pte COUNT TOKEN...");
     if (const char *libraries = std::getenv("EDGE_EXECUTORCH_LIBRARIES")) {
         std::stringstream names(libraries);
-        for (std::string name; std::getline(names, name, ':');)
+        for (std::string name; std::getline(names, name, ':');) {
             if (dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL) == nullptr) return fail(dlerror());
+        }
     }
     std::ifstream file(arguments[1], std::ios::binary | std::ios::ate);
     if (!file) return fail(std::string("Cannot read '") + arguments[1] + "'.");
-    const auto size = static_cast<size_t>(file.tellg());
+    const auto size = size_t(file.tellg());
     const std::unique_ptr<void, void (*)(void *)> memory(std::aligned_alloc(64, (size + 63) / 64 * 64),
                                                          std::free);
     file.seekg(0);
-    if (!memory || !file.read(static_cast<char *>(memory.get()), static_cast<std::streamsize>(size)))
+    if (!memory || !file.read(static_cast<char *>(memory.get()), std::streamsize(size))) {
         return fail(std::string("Cannot read '") + arguments[1] + "' into memory.");
+    }
     edge_et_program *program = nullptr;
     edge_et_cache *cache = nullptr;
     int64_t vocab = 0, longest = 0, context = 0;
@@ -58,23 +58,24 @@ int main(int count, char **arguments) {
         edge_et_constant(program, "get_vocab_size", &vocab, 1, &n) != 0 ||
         edge_et_constant(program, "get_max_seq_len", &longest, 1, &n) != 0 ||
         edge_et_constant(program, "get_max_context_len", &context, 1, &n) != 0 ||
-        edge_et_cache_create(program, &cache) != 0)
+        edge_et_cache_create(program, &cache) != 0) {
         return fail(edge_et_error());
+    }
     std::vector<int64_t> tokens;
     for (int i = 3; i < count; ++i) tokens.push_back(std::strtoll(arguments[i], nullptr, 10));
     const long wanted = std::strtol(arguments[2], nullptr, 10);
-    if (static_cast<int64_t>(tokens.size()) + wanted > context) return fail("The context is too short.");
+    if (int64_t(tokens.size()) + wanted > context) return fail("The context is too short.");
     int64_t start = 0;
     for (long made = 0; made < wanted; ++made) {
         std::vector<float> logits;
-        while (start < static_cast<int64_t>(tokens.size())) {
-            const int64_t stop = std::min(start + longest, static_cast<int64_t>(tokens.size()));
+        while (start < int64_t(tokens.size())) {
+            const int64_t stop = std::min(start + longest, int64_t(tokens.size()));
             logits = forward(cache, {tokens.begin() + start, tokens.begin() + stop}, start, vocab);
             if (logits.empty()) return fail(edge_et_error());
             start = stop;
         }
         tokens.push_back(std::max_element(logits.begin(), logits.end()) - logits.begin());
-        std::printf("%lld%c", static_cast<long long>(tokens.back()), made + 1 == wanted ? '\n' : ' ');
+        std::printf("%lld%c", (long long)tokens.back(), made + 1 == wanted ? '\n' : ' ');
     }
     edge_et_cache_destroy(cache);
     edge_et_close(program);

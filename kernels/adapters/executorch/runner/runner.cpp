@@ -1,3 +1,4 @@
+// Loads programs and methods through ExecuTorch's C++ interface, and gives every cache its own memory for the rows.
 #include "runner.h"
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
@@ -19,7 +20,7 @@
 #include <string>
 #include <vector>
 
-/* The wheel has this library but not its header. */
+// The wheel has this library but not its header.
 namespace executorch::extension::threadpool {
 class ThreadPool {
    public:
@@ -51,15 +52,16 @@ int fail(const std::string &sentence) {
     return 1;
 }
 
-/* XNNPACK packs the weights of a method when it is loaded. Caches load methods of their own; this lets them share
- * what was packed. A runtime without XNNPACK has nothing to set. */
+// XNNPACK packs the weights of a method when it is loaded. Caches load methods of their own; this lets them share
+// what was packed. A runtime without XNNPACK has nothing to set.
 void share_packed_weights() {
     executorch::runtime::BackendOptions<1> options;
-    if (options.set_option("weight_cache_enabled", true) == Error::Ok)
-        (void)executorch::runtime::set_option("XnnpackBackend", options.view());
+    if (options.set_option("weight_cache_enabled", true) == Error::Ok) {
+        static_cast<void>(executorch::runtime::set_option("XnnpackBackend", options.view()));
+    }
 }
 
-/* Zeros that the system commits when they are touched. */
+// Zeros that the system commits when they are touched.
 struct Memory {
     std::unique_ptr<uint8_t, void (*)(void *)> bytes{nullptr, std::free};
     size_t size = 0;
@@ -78,9 +80,9 @@ struct Memory {
     }
 };
 
-constexpr size_t kMutableBuffers = 1;  // index of the planned memory that holds the KV cache
+constexpr size_t mutable_buffers = 1;  // index of the planned memory that holds the KV cache
 
-/* What a program and its caches share; it lives as long as any of them. */
+// What a program and its caches share; it lives as long as any of them.
 struct State {
     std::unique_ptr<BufferDataLoader> loader;
     std::optional<Program> program;
@@ -99,8 +101,9 @@ struct LoadedMethod {
 
 void log_errors(et_timestamp_t, et_pal_log_level_t level, const char *, const char *, size_t,
                 const char *message, size_t) {
-    if (level == et_pal_log_level_t::kError || level == et_pal_log_level_t::kFatal)
+    if (level == et_pal_log_level_t::kError || level == et_pal_log_level_t::kFatal) {
         std::fprintf(stderr, "executorch: %s\n", message);
+    }
 }
 
 }  // namespace
@@ -124,7 +127,7 @@ struct edge_et_cache {
         }
         auto made = std::make_unique<LoadedMethod>();
         for (size_t i = 0; i < planned->second.size(); ++i) {
-            const Memory &memory = i == kMutableBuffers ? rows : program->shared[i];
+            const Memory &memory = i == mutable_buffers ? rows : program->shared[i];
             made->spans.push_back({memory.start(), planned->second[i]});
         }
         made->planned.emplace(Span<Span<uint8_t>>{made->spans.data(), made->spans.size()});
@@ -132,7 +135,7 @@ struct edge_et_cache {
         auto method = program->program->load_method(name, &*made->manager);
         if (!method.ok()) {
             fail(std::string("ExecuTorch can't load the method '") + name + "' (error " +
-                 std::to_string(static_cast<int>(method.error())) +
+                 std::to_string(int(method.error())) +
                  "; 20 is a missing operator): export the model again, for the installed version.");
             return nullptr;
         }
@@ -147,24 +150,24 @@ extern "C" {
 const char *edge_et_error(void) { return last_error.c_str(); }
 
 int edge_et_threads(void) {
-    return static_cast<int>(executorch::extension::threadpool::get_threadpool()->get_thread_count());
+    return int(executorch::extension::threadpool::get_threadpool()->get_thread_count());
 }
 
 int edge_et_open(const void *data, uint64_t bytes, int32_t threads, edge_et_program **program) {
-    static const bool quiet =
+    [[maybe_unused]] static const bool quiet =
         executorch::runtime::register_pal(executorch::runtime::PalImpl::create(log_errors, __FILE__));
-    (void)quiet;
     executorch::runtime::runtime_init();
     share_packed_weights();
-    if (threads > 0)
-        executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(
-            static_cast<uint32_t>(threads));
+    if (threads > 0) {
+        executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(uint32_t(threads));
+    }
     auto made = std::make_shared<State>();
     made->loader = std::make_unique<BufferDataLoader>(data, bytes);
     auto loaded = Program::load(made->loader.get(), Program::Verification::InternalConsistency);
-    if (!loaded.ok())
+    if (!loaded.ok()) {
         return fail("The file is not a program of this ExecuTorch version (error " +
-                    std::to_string(static_cast<int>(loaded.error())) + "); export the model again.");
+                    std::to_string(int(loaded.error())) + "); export the model again.");
+    }
     made->program.emplace(std::move(*loaded));
     for (size_t i = 0; i < made->program->num_methods(); ++i) {
         const auto name = made->program->get_method_name(i);
@@ -172,16 +175,19 @@ int edge_et_open(const void *data, uint64_t bytes, int32_t threads, edge_et_prog
         const auto meta = made->program->method_meta(*name);
         if (!meta.ok()) return fail("A method of the program is damaged; export the model again.");
         std::vector<size_t> sizes;
-        for (size_t j = 0; j < meta->num_memory_planned_buffers(); ++j)
-            sizes.push_back(static_cast<size_t>(meta->memory_planned_buffer_size(j).get()));
+        for (size_t j = 0; j < meta->num_memory_planned_buffers(); ++j) {
+            sizes.push_back(size_t(meta->memory_planned_buffer_size(j).get()));
+        }
         made->largest.resize(std::max(made->largest.size(), sizes.size()));
         for (size_t j = 0; j < sizes.size(); ++j) made->largest[j] = std::max(made->largest[j], sizes[j]);
         made->planned[*name] = std::move(sizes);
     }
     made->shared.resize(made->largest.size());
-    for (size_t j = 0; j < made->shared.size(); ++j)
-        if (j != kMutableBuffers && !made->shared[j].allocate(made->largest[j]))
+    for (size_t j = 0; j < made->shared.size(); ++j) {
+        if (j != mutable_buffers && !made->shared[j].allocate(made->largest[j])) {
             return fail("There is not enough memory for the activations.");
+        }
+    }
     *program = new edge_et_program{std::move(made)};
     return 0;
 }
@@ -196,7 +202,7 @@ int edge_et_cache_create(edge_et_program *program, edge_et_cache **cache) {
     auto made = std::make_unique<edge_et_cache>();
     made->program = program->state;
     const auto &largest = program->state->largest;
-    const size_t bytes = largest.size() > kMutableBuffers ? largest[kMutableBuffers] : 0;
+    const size_t bytes = largest.size() > mutable_buffers ? largest[mutable_buffers] : 0;
     if (!made->rows.allocate(bytes)) return fail("There is not enough memory for a KV cache.");
     *cache = made.release();
     return 0;
@@ -210,18 +216,20 @@ int edge_et_constant(edge_et_program *program, const char *method, int64_t *valu
     nothing.program = program->state;
     LoadedMethod *loaded = nothing.load(method);
     if (loaded == nullptr) return 1;
-    if (loaded->method->execute() != Error::Ok)
+    if (loaded->method->execute() != Error::Ok) {
         return fail(std::string("The constant '") + method + "' is unreadable.");
+    }
     *count = 0;
     for (size_t i = 0; i < loaded->method->outputs_size(); ++i) {
         const EValue &value = loaded->method->get_output(i);
         if (*count == room) return fail(std::string("The constant '") + method + "' has too many values.");
-        if (value.isInt())
+        if (value.isInt()) {
             values[(*count)++] = value.toInt();
-        else if (value.isBool())
+        } else if (value.isBool()) {
             values[(*count)++] = value.toBool();
-        else
+        } else {
             return fail(std::string("The constant '") + method + "' is not a number.");
+        }
     }
     return 0;
 }
@@ -232,19 +240,20 @@ int edge_et_run(edge_et_cache *cache, const char *name, const edge_et_input *inp
     if (loaded == nullptr) return 1;
     Method &method = *loaded->method;
     const std::string where = std::string("'") + name + "'";
-    if (method.inputs_size() != static_cast<size_t>(input_count) ||
-        method.outputs_size() != static_cast<size_t>(output_count))
+    if (method.inputs_size() != size_t(input_count) || method.outputs_size() != size_t(output_count)) {
         return fail("The method " + where + " has other inputs and outputs; export the model again.");
+    }
     std::vector<TensorImpl> tensors;
-    tensors.reserve(static_cast<size_t>(input_count));
+    tensors.reserve(size_t(input_count));
     int32_t sizes[8][EDGE_ET_DIMENSIONS];
     uint8_t order[EDGE_ET_DIMENSIONS] = {0, 1};
     int32_t strides[8][EDGE_ET_DIMENSIONS];
     if (input_count > 8) return fail("The method " + where + " has too many inputs.");
     for (int32_t i = 0; i < input_count; ++i) {
         const int32_t dimensions = inputs[i].dimensions;
-        if (dimensions < 1 || dimensions > EDGE_ET_DIMENSIONS)
+        if (dimensions < 1 || dimensions > EDGE_ET_DIMENSIONS) {
             return fail("An input has too many dimensions.");
+        }
         int32_t stride = 1;
         for (int32_t d = dimensions - 1; d >= 0; --d) {
             sizes[i][d] = inputs[i].sizes[d];
@@ -253,22 +262,24 @@ int edge_et_run(edge_et_cache *cache, const char *name, const edge_et_input *inp
         }
         tensors.emplace_back(ScalarType::Long, dimensions, sizes[i], const_cast<int64_t *>(inputs[i].data),
                              order, strides[i]);
-        const Error error = method.set_input(EValue(Tensor(&tensors.back())), static_cast<size_t>(i));
-        if (error != Error::Ok)
+        const Error error = method.set_input(EValue(Tensor(&tensors.back())), size_t(i));
+        if (error != Error::Ok) {
             return fail("Input " + std::to_string(i) + " does not fit the method " + where + " (error " +
-                        std::to_string(static_cast<int>(error)) + ").");
+                        std::to_string(int(error)) + ").");
+        }
     }
     const Error error = method.execute();
-    if (error != Error::Ok)
-        return fail("The method " + where + " failed (error " + std::to_string(static_cast<int>(error)) +
-                    ").");
+    if (error != Error::Ok) {
+        return fail("The method " + where + " failed (error " + std::to_string(int(error)) + ").");
+    }
     for (int32_t i = 0; i < output_count; ++i) {
         if (outputs[i].data == nullptr) continue;
-        const EValue &value = method.get_output(static_cast<size_t>(i));
+        const EValue &value = method.get_output(size_t(i));
         if (!value.isTensor()) return fail("A result of the method " + where + " is not a tensor.");
         const Tensor tensor = value.toTensor();
-        if (tensor.nbytes() > outputs[i].room)
+        if (tensor.nbytes() > outputs[i].room) {
             return fail("A result of the method " + where + " is too large.");
+        }
         std::memcpy(outputs[i].data, tensor.const_data_ptr(), tensor.nbytes());
         outputs[i].bytes = tensor.nbytes();
     }

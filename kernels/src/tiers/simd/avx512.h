@@ -120,7 +120,7 @@ inline Word load_word(const int8_t *a) {
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
-typedef int32_t Aliased __attribute__((may_alias));
+using Aliased __attribute__((may_alias)) = int32_t;
 inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
     // Of the intrinsic GCC makes a broadcast and two register moves more.
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Aliased *>(a)));

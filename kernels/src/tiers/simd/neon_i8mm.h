@@ -1,5 +1,5 @@
 // Sums of many tokens with the matrix instructions of ARMv8.6, which multiply 2 rows x 8 columns by 8 columns x 2
-// tokens. The generic code is in tier_linear_block.h.
+// tokens. The generic code is in linear_block.h.
 
 #define EDGE_PAIRED_SUMS
 

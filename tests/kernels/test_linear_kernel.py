@@ -11,10 +11,10 @@ from edge.executors.native import library as native
 from edge.quant.scheme import QuantScheme
 
 
-def path(operators, random_matrix, scheme: QuantScheme, columns: int, activations: str = "int8") -> str:
+def kernel(operators, random_matrix, scheme: QuantScheme, columns: int, activations: str = "int8") -> str:
     data = random_matrix(scheme, 17, columns)
     matrix = operators.matrix(data, scheme, 17, columns)
-    found = native.library().edge_linear_path(ctypes.byref(matrix), native.ACTIVATIONS[activations])
+    found = native.library().edge_linear_kernel(ctypes.byref(matrix), native.ACTIVATIONS[activations])
     if found is None:
         native.check(1)
     return found.decode()
@@ -25,14 +25,14 @@ def path(operators, random_matrix, scheme: QuantScheme, columns: int, activation
 def test_every_quantized_shape_takes_integer_products(operators, random_matrix, kind, columns):
     for group in (0, 32, 64, 96, 128, 160, 256, 4096):
         scheme = QuantScheme(kind, group)
-        assert path(operators, random_matrix, scheme, columns).startswith(f"int8 dots, {kind} weights")
-        exact = path(operators, random_matrix, scheme, columns, "float32")
+        assert kernel(operators, random_matrix, scheme, columns).startswith(f"int8 dots, {kind} weights")
+        exact = kernel(operators, random_matrix, scheme, columns, "float32")
         assert exact == f"float32 products, dequantized {kind}"
 
 
 def test_names(operators, random_matrix):
     found = {
-        str(scheme): path(operators, random_matrix, scheme, 300)
+        str(scheme): kernel(operators, random_matrix, scheme, 300)
         for scheme in (
             QuantScheme("int4", 128),
             QuantScheme("int4", 256),
@@ -48,11 +48,11 @@ def test_names(operators, random_matrix):
     }
 
 
-def test_a_refused_matrix_has_no_path(operators, random_matrix):
+def test_a_refused_matrix_has_no_kernel(operators, random_matrix):
     scheme = QuantScheme("int4", 32)
     matrix = operators.matrix(random_matrix(scheme, 17, 96), scheme, 17, 96)
     matrix.group = 33
-    assert native.library().edge_linear_path(ctypes.byref(matrix), 0) is None
+    assert native.library().edge_linear_kernel(ctypes.byref(matrix), 0) is None
     with pytest.raises(NativeError, match="multiple of 32"):
         native.check(1)
-    assert native.library().edge_linear_path(None, 0) is None
+    assert native.library().edge_linear_kernel(None, 0) is None
