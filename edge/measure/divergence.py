@@ -123,9 +123,8 @@ def _log_probabilities(
     executor: Executor, cache: KVCache, tokens: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float64]:
     """float64 [n, vocab_size] after each of the n tokens, which continue the cache."""
-    (result,) = executor.forward([SequenceStep(cache, tokens, logits="all")])
-    logits = result.logits
-    assert logits is not None
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    (step,) = executor.forward([SequenceStep(cache, tokens, logits="all")])
+    assert step.logits is not None
+    shifted = step.logits.astype(np.float64) - step.logits.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

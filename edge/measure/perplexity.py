@@ -104,7 +104,7 @@ def _losses(
 ) -> npt.NDArray[np.float64]:
     """Negative log-likelihoods of tokens[first:], each given all before it; the cache is empty."""
     parts = [np.empty(0)]
-    # Rows before `first` - 1 predict tokens that are not scored: they need no logits.
+    # Tokens before `first` - 1 predict tokens that are not scored: they need no logits.
     for start, stop, wanted in _pieces(len(tokens), first - 1, executor.max_batch):
         step = SequenceStep(cache, tokens[start:stop], logits="all" if wanted else "none")
         (result,) = executor.forward([step])

@@ -58,7 +58,7 @@ def assert_equal(found, wanted) -> None:
 
 
 def assert_equal_runs(executors, tokens, chunks) -> None:
-    """Logits of every token, hidden states and a tap, bit for bit."""
+    """Logits of every token, hidden states and outputs of layers, bit for bit."""
     caches = [executor.new_cache() for executor in executors]
     at = 0
     for turn in range(len(tokens)):
