@@ -21,14 +21,21 @@ from edge.errors import NativeError
 from edge.executors.checks import (
     MAX_TREE,
     check_kept_rows,
+    check_layers,
     check_logits,
     check_positions,
-    check_taps,
     check_tokens,
     check_tree,
 )
 from edge.executors.memory import check_memory, memory_plan
-from edge.executors.protocol import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
+from edge.executors.protocol import (
+    Capabilities,
+    ExecutorFacts,
+    KVCache,
+    OneByOne,
+    SequenceStep,
+    StepResult,
+)
 from edge.formats.bundle.reader import Bundle
 from edge.model.attention.mode import use_attention_mode
 from edge.model.network.decoder import Decoder
@@ -69,14 +76,14 @@ class TorchCache:
         return self.rows.length
 
 
-class TorchExecutor(ExecutorFacts):
+class TorchExecutor(ExecutorFacts, OneByOne):
     """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time.
 
     sparse: the constants of sparse attention, None if every query is dense.
     """
 
     def __init__(self, decoder: Decoder, max_batch: int = 256, sparse: SparseConfig | None = None) -> None:
-        """max_batch: most tokens of one forward call. sparse: what `use_attention_mode` returned."""
+        """max_batch: most tokens of one step. sparse: what `use_attention_mode` returned."""
         self.sparse = sparse
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
@@ -115,43 +122,34 @@ class TorchExecutor(ExecutorFacts):
             self._opened()
             return TorchCache(self._config, self._context)
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Sequence[int] | npt.NDArray[np.int32],
-        *,
-        positions: npt.NDArray[np.int32] | None = None,
-        tree: npt.NDArray[np.uint64] | None = None,
-        want_logits: Logits = "last",
-        want_hidden: bool = False,
-        taps: Sequence[int] = (),
-    ) -> ForwardResult:
-        """See `edge.executors.protocol.Executor.forward`."""
-        own = self._own(cache)
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        own = self._own(step.cache)
         checked = check_tokens(
-            tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
+            step.tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
         )
         n = len(checked)
         ids = torch.from_numpy(checked)
-        places = None if positions is None else torch.from_numpy(check_positions(positions, n, self._context))
-        mask = None if tree is None else _tree_mask(check_tree(tree, n))
-        rows = check_logits(want_logits, n)
-        check_taps(taps, self._config)
+        positions = None
+        if step.positions is not None:
+            positions = torch.from_numpy(check_positions(step.positions, n, self._context))
+        mask = None if step.tree is None else _tree_mask(check_tree(step.tree, n))
+        count = check_logits(step.logits, n)
+        check_layers(step.layers, self._config)
         with self._lock, torch.inference_mode():
             decoder = self._opened()
             before = own.length
             try:
-                trunk = decoder.trunk(ids, places, mask, own.rows)
-                logits = decoder.logits(trunk.hidden[n - rows :])
+                trunk = decoder.trunk(ids, positions, mask, own.rows)
+                logits = decoder.logits(trunk.hidden[n - count :])
                 if not (trunk.hidden.isfinite().all() and logits.isfinite().all()):
                     raise NativeError("The logits are not finite: the weights are damaged.")
             except BaseException:
                 own.rows.truncate(before)
                 raise
-        return ForwardResult(
-            logits.numpy() if rows else None,
-            trunk.hidden.numpy() if want_hidden else None,
-            tuple(trunk.stream[layer].numpy() for layer in taps),
+        return StepResult(
+            logits.numpy() if count else None,
+            trunk.hidden.numpy() if step.hidden else None,
+            tuple(trunk.stream[layer].numpy() for layer in step.layers),
         )
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
@@ -182,6 +180,6 @@ class TorchExecutor(ExecutorFacts):
 
 
 def _tree_mask(masks: npt.NDArray[np.uint64]) -> Tensor:
-    """bool [n, n] from one 64-bit mask per row."""
+    """bool [n, n] from one 64-bit mask per token."""
     columns = np.arange(len(masks), dtype=np.uint64)
     return torch.from_numpy((masks[:, None] >> columns & np.uint64(1)).astype(bool))

@@ -15,6 +15,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from edge.executors.native import library as native
 from edge.executors.native.executor import NativeExecutor
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.protocol import SequenceStep
 from edge.hub.resolve import open_model
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.measure import Bench
@@ -78,10 +80,11 @@ def decoder(executor: NativeExecutor, bench: Bench, samples: dict[str, list[floa
     cache = executor.new_cache()
     tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
     for start in range(0, CONTEXT, executor.max_batch):
-        executor.forward(cache, tokens[start : start + executor.max_batch], want_logits="none")
+        executor.forward([SequenceStep(cache, tokens[start : start + executor.max_batch], logits="none")])
     for n in BATCHES[1:]:
         chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
-        verify = lambda n=n, chain=chain: executor.forward(cache, tokens[:n], tree=chain, want_logits="all")  # noqa: E731
+        step = SequenceStep(cache, tokens[:n], tree=chain, logits="all")
+        verify = partial(executor.forward, [step])
         verify()
         executor.truncate(cache, CONTEXT)
         samples[f"verify {n} / decode"].append(seconds(verify) / step)

@@ -28,6 +28,7 @@ import numpy as np
 
 from edge.executors.native.executor import NativeExecutor
 from edge.executors.onnx.flavours import SESSION_ENTRIES
+from edge.executors.protocol import SequenceStep
 from edge.executors.registry import open_artifact_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
@@ -57,9 +58,9 @@ def through_executor(executor: Any, prompt: np.ndarray) -> tuple[Callable[[], ob
     def prefill() -> None:
         executor.truncate(cache, 0)
         for start in range(0, len(prompt), executor.max_batch):
-            executor.forward(cache, prompt[start : start + executor.max_batch])
+            executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
 
-    return prefill, lambda: executor.forward(cache, [5]).logits[-1].argmax()
+    return prefill, lambda: executor.forward([SequenceStep(cache, [5])])[0].logits[-1].argmax()
 
 
 def through_genai(

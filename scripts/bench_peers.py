@@ -39,18 +39,19 @@ def decode_here(model: str, threads: int) -> float:
     """Tokens/s of the native executor, sampling included; runs in a process of its own."""
     from edge.engine.sampling import Sampler, SamplingParams
     from edge.executors.native.executor import NativeExecutor
+    from edge.executors.protocol import SequenceStep
     from edge.hub.resolve import open_model
 
     executor = NativeExecutor(open_model(model), context=2 * CONTEXT, threads=threads)
     cache, prompt = executor.new_cache(), list(range(3, 3 + CONTEXT))
     for start in range(0, CONTEXT, executor.max_batch):
-        executor.forward(cache, prompt[start : start + executor.max_batch])
+        executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
     sampler, token = Sampler(SamplingParams(temperature=0.8, top_p=0.8, seed=0)), 5
     start = perf_counter()
     for _ in range(STEPS):
-        logits = executor.forward(cache, [token]).logits
-        assert logits is not None
-        token = sampler.sample(logits[0], []).token
+        (result,) = executor.forward([SequenceStep(cache, [token])])
+        assert result.logits is not None
+        token = sampler.sample(result.logits[0], []).token
     return STEPS / (perf_counter() - start)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ContextError, EdgeError
-from edge.executors.protocol import CacheStore, Executor
+from edge.executors.protocol import CacheStore, Executor, Logits, SequenceStep
 from edge.formats.kv_file import read_cache, write_cache
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
@@ -84,12 +84,13 @@ class Session:
         for start in range(reused, len(new), step):
             if cancelled():
                 return None
-            logits = self._append(new[start : start + step], want_logits=start + step >= len(new))
+            last = start + step >= len(new)
+            logits = self._append(new[start : start + step], "last" if last else "none")
         return logits
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; returns the logits after it, float32 [vocab_size]."""
-        logits = self._append(np.array([token], np.int32), want_logits=True)
+        logits = self._append(np.array([token], np.int32), "last")
         assert logits is not None
         return logits
 
@@ -129,7 +130,7 @@ class Session:
             raise EdgeError("This executor can't keep its KV cache in a file: use the native one.")
         return cast(CacheStore, self.executor)
 
-    def _append(self, tokens: npt.NDArray[np.int32], want_logits: bool) -> npt.NDArray[np.float32] | None:
+    def _append(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> npt.NDArray[np.float32] | None:
         before = self.length
         end = before + len(tokens)
         if end > len(self._tokens):
@@ -139,7 +140,7 @@ class Session:
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
         self._tokens[before:end] = tokens
         try:
-            result = self.executor.forward(self._cache, tokens, want_logits="last" if want_logits else "none")
+            (result,) = self.executor.forward([SequenceStep(self._cache, tokens, logits=wanted)])
         except BaseException:
             self.truncate(before)
             raise

@@ -1,4 +1,4 @@
-"""What a forward call and a compaction refuse, for executors that are written in Python.
+"""What a step and a compaction refuse, for executors that are written in Python.
 
 Every function returns the argument in the form that it has been checked for, or raises EdgeError.
 """
@@ -16,7 +16,7 @@ from edge.config import ModelConfig
 from edge.errors import ContextError, EdgeError, TokenizerError
 
 MAX_TREE = 64
-"""Most tokens of a tree: a row's mask is 64 bits."""
+"""Most tokens of a tree: the mask of each is 64 bits."""
 
 
 def check_tokens(
@@ -56,31 +56,31 @@ def check_positions(positions: npt.NDArray[Any], n: int, context: int) -> npt.ND
 
 
 def check_tree(tree: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
-    """uint64 [n]: every row sees itself and nothing after it."""
+    """uint64 [n]: every token sees itself and nothing after it."""
     bits = np.asarray(tree, np.uint64)
     if n > MAX_TREE:
         raise EdgeError(f"A tree has at most {MAX_TREE} tokens, got {n}.")
     if bits.shape != (n,):
         raise EdgeError(f"tree must have one entry per token ({n}), got shape {bits.shape}.")
-    for row, mask in enumerate(int(mask) for mask in bits):
-        if mask >> row != 1:
-            raise EdgeError(f"Tree row {row} must see itself and nothing after it.")
+    for token, mask in enumerate(int(mask) for mask in bits):
+        if mask >> token != 1:
+            raise EdgeError(f"Token {token} of the tree must see itself and nothing after it.")
     return bits
 
 
 def check_logits(want: str, n: int) -> int:
-    """How many of the last rows have their logits wanted."""
-    rows = {"none": 0, "last": 1, "all": n}
-    if want not in rows:
-        raise EdgeError(f"Unknown choice of logits '{want}'; choose one of {', '.join(rows)}.")
-    return rows[want]
+    """How many of the last tokens have their logits wanted."""
+    counts = {"none": 0, "last": 1, "all": n}
+    if want not in counts:
+        raise EdgeError(f"Unknown choice of logits '{want}'; choose one of {', '.join(counts)}.")
+    return counts[want]
 
 
-def check_taps(taps: Sequence[int], config: ModelConfig) -> None:
+def check_layers(layers: Sequence[int], config: ModelConfig) -> None:
     """Layers that exist."""
-    for layer in taps:
+    for layer in layers:
         if not 0 <= layer < config.num_hidden_layers:
-            raise EdgeError(f"Tapped layer {layer} does not exist.")
+            raise EdgeError(f"The model has {config.num_hidden_layers} layers: there is no layer {layer}.")
 
 
 def check_kept_rows(rows: Sequence[int], n: int, length: int) -> list[int]:

@@ -5,14 +5,16 @@ Sampling, sessions, speculation, chat and the profiler use this protocol and not
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig
+from edge.errors import EdgeError
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["none", "last", "all"]
@@ -30,19 +32,6 @@ class Capabilities:
     kv_types: tuple[str, ...] = ("float16",)
 
 
-@dataclass(frozen=True)
-class ForwardResult:
-    """What one forward pass was asked to return; arrays are owned by the caller.
-
-    logits: float32 [1 or n, vocab_size], hidden: float32 [n, hidden_size] (after the final norm, before the
-    logit scale), taps: one float32 [n, hidden_size] per requested layer (the residual stream after it).
-    """
-
-    logits: FloatArray | None = None
-    hidden: FloatArray | None = None
-    taps: tuple[FloatArray, ...] = ()
-
-
 class KVCache(Protocol):
     """The keys and values of one sequence."""
 
@@ -53,6 +42,42 @@ class KVCache(Protocol):
     @property
     def capacity(self) -> int:
         """Rows it can grow to: the executor's context."""
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceStep:
+    """What a forward pass appends to one sequence, and what is wanted of it.
+
+    cache: of the sequence. tokens: int32 [n], 1 to max_batch ids, appended to it.
+    positions: int32 [n], RoPE positions; by default they continue the cache.
+    tree: uint64 [n], n <= 64; bit j of tree[i] says that token i sees token j of this step (its own bit
+    included). By default token i sees tokens 0..i. All tokens see the whole cache before this step.
+    logits: of no token, of the last one or of all. hidden: whether hidden states are wanted. layers: numbers
+    of the layers whose output is wanted, in the order of the answer.
+    """
+
+    cache: KVCache
+    tokens: Sequence[int] | npt.NDArray[np.int32]
+    _: KW_ONLY
+    positions: npt.NDArray[np.int32] | None = None
+    tree: npt.NDArray[np.uint64] | None = None
+    logits: Logits = "last"
+    hidden: bool = False
+    layers: Sequence[int] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What a step asked for; arrays are owned by the caller.
+
+    logits: float32 [1 or n, vocab_size]. hidden: hidden states after the final norm and before the logit
+    scale, float32 [n, hidden_size]. layers: for each wanted layer the residual stream after it, float32
+    [n, hidden_size].
+    """
+
+    logits: FloatArray | None = None
+    hidden: FloatArray | None = None
+    layers: tuple[FloatArray, ...] = ()
 
 
 class ExecutorFacts:
@@ -74,8 +99,22 @@ class ExecutorFacts:
 
     @property
     def max_batch(self) -> int:
-        """Most tokens of one forward call."""
+        """Most tokens of one step."""
         return self._max_batch
+
+
+class OneByOne(ABC):
+    """`Executor.forward` for executors that run the steps of a pass one after another."""
+
+    def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
+        """See `Executor.forward`."""
+        if len({id(step.cache) for step in steps}) < len(steps):
+            raise EdgeError("A forward pass takes one step per cache: give the others to later passes.")
+        return [self._run_step(step) for step in steps]
+
+    @abstractmethod
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        """Append one step to its cache and run it; if it fails, leave the cache as it was."""
 
 
 class Executor(Protocol):
@@ -91,7 +130,7 @@ class Executor(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """Most tokens that one call of `forward` takes."""
+        """Most tokens of one step."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -100,24 +139,14 @@ class Executor(Protocol):
     def new_cache(self) -> KVCache:
         """An empty cache; memory is committed as it fills."""
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Sequence[int] | npt.NDArray[np.int32],
-        *,
-        positions: npt.NDArray[np.int32] | None = None,
-        tree: npt.NDArray[np.uint64] | None = None,
-        want_logits: Logits = "last",
-        want_hidden: bool = False,
-        taps: Sequence[int] = (),
-    ) -> ForwardResult:
-        """Append n tokens to the cache and run them.
+    def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
+        """Append the tokens of every step to its cache and run them; one result per step, in their order.
 
-        positions: int32 [n], RoPE positions; by default they continue the cache.
-        tree: uint64 [n], n <= 64; bit j of row i says that token i sees token j of this call (its own bit
-        included). By default token i sees tokens 0..i. All tokens see the whole cache before this call.
-        Raises ContextError past the context, TokenizerError for an id outside the vocabulary, NativeError
-        for logits that are not finite.
+        What a step gives does not depend on the others of the pass, which have other caches.
+        Raises EdgeError for two steps of one cache or something that this executor can't do, ContextError
+        past the context, TokenizerError for an id outside the vocabulary, NativeError for logits that are not
+        finite. A step that fails leaves its cache as it was; those before it stay in their caches, and those
+        after it are not run.
         """
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:

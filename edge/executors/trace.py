@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError
 from edge.executors.native import library as native
-from edge.executors.protocol import Executor, ForwardResult, KVCache
+from edge.executors.protocol import Executor, OneByOne, SequenceStep, StepResult
 from edge.formats.atomic import write_failure, write_file
 
 TRACE_VARIABLE = "EDGE_TRACE"
@@ -98,8 +98,11 @@ class Trace:
             raise EdgeError(write_failure(self._path, error)) from None
 
 
-class TracedExecutor:
-    """An executor that reports its calls, and their operators if it knows them, to a trace."""
+class TracedExecutor(OneByOne):
+    """An executor that reports its calls, and their operators if it knows them, to a trace.
+
+    The steps of a pass run in calls of their own, so that every operator belongs to one sequence.
+    """
 
     def __init__(self, executor: Executor, trace: Trace) -> None:
         self._executor, self._trace, self._id = executor, trace, trace.next_executor()
@@ -111,12 +114,11 @@ class TracedExecutor:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
-    def forward(self, cache: KVCache, tokens: Any, **options: Any) -> ForwardResult:
-        """See `edge.executors.protocol.Executor.forward`."""
-        past, started = cache.length, time.monotonic()
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        past, started = step.cache.length, time.monotonic()
         self._call += 1
-        result = self._executor.forward(cache, tokens, **options)
-        facts: dict[str, Any] = {"call": self._call, "tokens": len(tokens), "past": past}
+        (result,) = self._executor.forward([step])
+        facts: dict[str, Any] = {"call": self._call, "tokens": len(step.tokens), "past": past}
         if result.logits is not None:
             facts["checksum"] = checksum(result.logits)
         self._trace.add("forward", "executor", started, time.monotonic() - started, self._id, facts)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
+from edge.executors.protocol import Executor, KVCache, SequenceStep
 from edge.runtime import Model
 
 _PERCENTILES = (50, 90, 99)
@@ -91,7 +92,7 @@ def divergence(
         for start in range(0, len(piece) - 1, step):
             stop = min(start + step, len(piece) - 1)
             logs = [
-                _log_probabilities(model.executor.forward(cache, piece[start:stop], want_logits="all").logits)
+                _log_probabilities(model.executor, cache, piece[start:stop])
                 for model, cache in zip((a, b), caches, strict=True)
             ]
             divergences.append((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1))
@@ -118,9 +119,12 @@ def divergence(
     )
 
 
-def _log_probabilities(logits: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float64]:
-    """float64 [n, vocab_size] for logits [n, vocab_size]."""
-    assert logits is not None
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+def _log_probabilities(
+    executor: Executor, cache: KVCache, tokens: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """float64 [n, vocab_size] after each of the n tokens, which continue the cache."""
+    (step,) = executor.forward([SequenceStep(cache, tokens, logits="all")])
+    assert step.logits is not None
+    shifted = step.logits.astype(np.float64) - step.logits.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

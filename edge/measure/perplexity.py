@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError, NativeError
-from edge.executors.protocol import Executor, KVCache
+from edge.executors.protocol import Executor, KVCache, SequenceStep
 from edge.runtime import Model
 
 
@@ -104,9 +104,10 @@ def _losses(
 ) -> npt.NDArray[np.float64]:
     """Negative log-likelihoods of tokens[first:], each given all before it; the cache is empty."""
     parts = [np.empty(0)]
-    # Rows before `first` - 1 predict tokens that are not scored: they need no logits.
+    # Tokens before `first` - 1 predict tokens that are not scored: they need no logits.
     for start, stop, wanted in _pieces(len(tokens), first - 1, executor.max_batch):
-        result = executor.forward(cache, tokens[start:stop], want_logits="all" if wanted else "none")
+        step = SequenceStep(cache, tokens[start:stop], logits="all" if wanted else "none")
+        (result,) = executor.forward([step])
         if wanted:
             assert result.logits is not None
             targets = tokens[start + 1 : stop + 1]

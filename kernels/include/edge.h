@@ -235,12 +235,12 @@ typedef struct {
     const int32_t *tokens;    /* [n] */
     const int32_t *positions; /* [n] RoPE positions, or NULL: continue the cache */
     const uint64_t *tree;     /* [n] masks over this batch, or NULL: causal */
-    int32_t logits_rows;      /* 0 none, 1 the last token, n all */
-    int32_t taps;             /* number of tapped layers */
-    const int32_t *tap_layers;
-    float *logits;      /* [logits_rows][vocab_size] */
-    float *hidden;      /* [n][hidden_size] or NULL */
-    float *tap_outputs; /* [taps][n][hidden_size] or NULL */
+    int32_t logits_count;     /* of the last tokens: 0 none, 1 the last one, n all */
+    int32_t layer_count;
+    const int32_t *layer_indices; /* [layer_count] layers whose output is wanted */
+    float *logits;                /* [logits_count][vocab_size] */
+    float *hidden;                /* [n][hidden_size] hidden states after the final norm, or NULL */
+    float *layer_outputs;         /* [layer_count][n][hidden_size] the residual stream after each, or NULL */
 } edge_batch;
 
 /* Appends the batch to the cache and runs it; on failure the cache keeps its old length. */

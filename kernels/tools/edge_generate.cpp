@@ -35,7 +35,7 @@ void forward(edge_model *model, edge_cache *cache, const std::vector<int32_t> &t
         batch.size = sizeof batch;
         batch.n = int32_t(std::min(tokens.size() - start, size_t(batch_tokens)));
         batch.tokens = &tokens[start];
-        batch.logits_rows = start + size_t(batch.n) == tokens.size();
+        batch.logits_count = start + size_t(batch.n) == tokens.size();
         batch.logits = logits->data();
         check(edge_forward(model, cache, &batch));
     }

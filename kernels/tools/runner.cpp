@@ -95,7 +95,7 @@ void Runner::forward(edge_cache *cache, const int32_t *tokens, int32_t n, bool l
     batch.size = sizeof batch;
     batch.n = n;
     batch.tokens = tokens;
-    batch.logits_rows = logits;
+    batch.logits_count = logits;
     batch.logits = logits_.data();
     check(edge_forward(model, cache, &batch));
 }

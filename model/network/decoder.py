@@ -258,14 +258,14 @@ class Decoder(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        taps: Sequence[int] = (),
+        layers: Sequence[int] = (),
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(hidden [..., n, hidden] after the final norm and before the logit scale, a tap per wanted layer).
+        """(hidden [..., n, hidden] after the final norm and before the logit scale, outputs of `layers`).
 
-        See `trunk` for the parameters. A tap is the residual stream [..., n, hidden] after its layer.
+        See `trunk` for the others. A layer's output is the residual stream [..., n, hidden] after it.
         """
         trunk = self.trunk(tokens, positions, mask)
-        return trunk.hidden, tuple(trunk.stream[layer] for layer in taps)
+        return trunk.hidden, tuple(trunk.stream[layer] for layer in layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Normed hidden states [..., n, hidden] -> logits [..., n, vocab]."""

@@ -15,6 +15,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
 from edge.model.network.decoder import Decoder
 from edge.model.weights.loading import reference_from_bundle
+from tests.steps import forward
 
 Floats = npt.NDArray[np.float32]
 
@@ -78,7 +79,7 @@ def run_all() -> Callable[..., Floats]:
         parts, at, turn = [], 0, 0
         while at < len(tokens):
             size = chunks[turn % len(chunks)]
-            result = executor.forward(cache, tokens[at : at + size], want_logits="all")
+            result = forward(executor, cache, tokens[at : at + size], logits="all")
             assert result.logits is not None
             parts.append(result.logits)
             at, turn = at + size, turn + 1

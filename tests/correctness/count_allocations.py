@@ -16,6 +16,7 @@ import numpy as np
 from edge.engine.sampling import Sampler, SamplingParams
 from edge.executors.native import library as native
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.protocol import SequenceStep
 from edge.formats.bundle.reader import Bundle
 
 PROMPT = 300  # longer than one chunk of attention, so that decoding splits the context over threads
@@ -70,13 +71,13 @@ def run(
     take()
     counts = {}
     for start in range(0, PROMPT, executor.max_batch):
-        executor.forward(cache, prompt[start : start + executor.max_batch])
+        executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
     counts["prefill"] = take()
     for token in range(5):
-        executor.forward(cache, [token])
+        executor.forward([SequenceStep(cache, [token])])
     counts["decode"] = take()
     chain = np.array([(1 << (i + 1)) - 1 for i in range(5)], np.uint64)
-    executor.forward(cache, prompt[:5], tree=chain, want_logits="all", want_hidden=True, taps=[0, 1])
+    executor.forward([SequenceStep(cache, prompt[:5], tree=chain, logits="all", hidden=True, layers=[0, 1])])
     counts["tree"] = take()
     executor.close()
     return counts

@@ -9,6 +9,7 @@ import pytest
 
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -43,11 +44,11 @@ def refused(executor, tokens_of, run_all) -> Callable[..., None]:
 def test_token_outside_the_vocabulary(executor, refused, token: int, place: int):
     tokens = [5, 6, 7, 8]
     tokens[place] = token
-    refused(TokenizerError, lambda cache: executor.forward(cache, tokens), match=str(token))
+    refused(TokenizerError, lambda cache: forward(executor, cache, tokens), match=str(token))
 
 
 def test_token_beyond_32_bits(executor, refused):
-    refused(EdgeError, lambda cache: executor.forward(cache, [2**40]))
+    refused(EdgeError, lambda cache: forward(executor, cache, [2**40]))
 
 
 def test_too_long_a_prompt(executor, run_all, tokens_of):
@@ -56,14 +57,14 @@ def test_too_long_a_prompt(executor, run_all, tokens_of):
     run_all(executor, cache, tokens, (40, 24))
     assert cache.length == cache.capacity == executor.context == 64
     with pytest.raises(ContextError, match="64"):
-        executor.forward(cache, [1])
+        forward(executor, cache, [1])
     assert cache.length == 64
 
 
 def test_a_batch_that_does_not_fit_any_more(executor, refused, tokens_of):
     def call(cache):
-        executor.forward(cache, tokens_of(executor.config, 38))
-        executor.forward(cache, tokens_of(executor.config, 48))
+        forward(executor, cache, tokens_of(executor.config, 38))
+        forward(executor, cache, tokens_of(executor.config, 48))
 
     def fill(cache):
         try:
@@ -75,24 +76,24 @@ def test_a_batch_that_does_not_fit_any_more(executor, refused, tokens_of):
 
 
 def test_no_tokens(executor, refused):
-    refused(EdgeError, lambda cache: executor.forward(cache, []))
+    refused(EdgeError, lambda cache: forward(executor, cache, []))
 
 
 def test_too_large_a_batch(executor, refused):
-    refused(EdgeError, lambda cache: executor.forward(cache, [1] * 49), match="48")
+    refused(EdgeError, lambda cache: forward(executor, cache, [1] * 49), match="48")
 
 
 @pytest.mark.parametrize("positions", [[10, 11], [10, 11, 12, 13], [[10, 11, 12]], [10, -1, 12]], ids=str)
 def test_wrong_positions(executor, refused, positions):
     array = np.array(positions, np.int32)
-    refused(EdgeError, lambda cache: executor.forward(cache, [1, 2, 3], positions=array))
+    refused(EdgeError, lambda cache: forward(executor, cache, [1, 2, 3], positions=array))
 
 
 @pytest.mark.parametrize("tree", [[1, 3], [1, 3, 7, 15], [1, 1, 7], [1, 7, 7]], ids=str)
 def test_wrong_trees(executor, refused, tree):
-    """Too short, too long, a row that does not see itself, a row that sees a later one."""
+    """Too short, too long, a token that does not see itself, a token that sees a later one."""
     masks = np.array(tree, np.uint64)
-    refused(EdgeError, lambda cache: executor.forward(cache, [1, 2, 3], tree=masks))
+    refused(EdgeError, lambda cache: forward(executor, cache, [1, 2, 3], tree=masks))
 
 
 @pytest.mark.parametrize("kind", ["native", "torch"])
@@ -100,16 +101,16 @@ def test_too_large_a_tree(minicpm, make_bundle, open_native, open_reference, kin
     executor = (open_native if kind == "native" else open_reference)(make_bundle(minicpm()))
     masks = np.full(65, 2**64 - 1, np.uint64)
     with pytest.raises(EdgeError, match="64"):
-        executor.forward(executor.new_cache(), [1] * 65, tree=masks)
+        forward(executor, executor.new_cache(), [1] * 65, tree=masks)
 
 
-@pytest.mark.parametrize("taps", [(2,), (-1,), (0, 99)], ids=str)
-def test_taps_of_layers_that_are_not_there(executor, refused, taps):
-    refused(EdgeError, lambda cache: executor.forward(cache, [1], taps=taps))
+@pytest.mark.parametrize("layers", [(2,), (-1,), (0, 99)], ids=str)
+def test_layers_that_are_not_there(executor, refused, layers):
+    refused(EdgeError, lambda cache: forward(executor, cache, [1], layers=layers), match="no layer")
 
 
 def test_unknown_logits(executor, refused):
-    refused(EdgeError, lambda cache: executor.forward(cache, [1], want_logits="some"))
+    refused(EdgeError, lambda cache: forward(executor, cache, [1], logits="some"))
 
 
 @pytest.mark.parametrize("length", [-1, 11, 2**31 - 1])
@@ -154,7 +155,7 @@ def test_closed_executor(executor):
     cache = executor.new_cache()
     executor.close()
     executor.close()
-    for call in (executor.new_cache, lambda: executor.forward(cache, [1])):
+    for call in (executor.new_cache, lambda: forward(executor, cache, [1])):
         with pytest.raises(EdgeError):
             call()
 
@@ -164,7 +165,7 @@ def test_cache_of_another_executor(minicpm, make_bundle, open_native, open_refer
     open_one = open_native if kind == "native" else open_reference
     small, large = (open_one(make_bundle(minicpm(num_hidden_layers=n))) for n in (1, 2))
     with pytest.raises(EdgeError):
-        large.forward(small.new_cache(), [1])
+        forward(large, small.new_cache(), [1])
 
 
 def nan_in_a_norm(name, weights):
@@ -192,7 +193,7 @@ def test_damaged_weights(minicpm, make_bundle, open_native, open_reference, dama
         executor = open_native(bundle, activations=arithmetic)
     cache = executor.new_cache()
     with pytest.raises(NativeError) as caught:
-        executor.forward(cache, [1, 2, 3])
+        forward(executor, cache, [1, 2, 3])
     assert str(caught.value).endswith(".")
     assert cache.length == 0
 
@@ -211,4 +212,4 @@ def test_damaged_scale(minicpm, make_bundle, open_native, tmp_path):
             writer.write(name, data)
     executor = open_native(Bundle.open(tmp_path / "bad"))
     with pytest.raises(NativeError):
-        executor.forward(executor.new_cache(), [1, 2, 3])
+        forward(executor, executor.new_cache(), [1, 2, 3])

@@ -16,10 +16,10 @@ import torch
 
 from edge.engine.session import Session
 from edge.quant.scheme import QuantScheme
+from tests.steps import TREE, forward, paths, tree_masks
 
 INT4 = QuantScheme("int4", 32)
 MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8"), ("float32", "int8")]
-TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def test_any_chunking_equals_token_by_token(executor, run_all, tokens_of, chunks
 
 def test_last_logits_are_those_of_all(executor, tokens_of):
     tokens = tokens_of(executor.config, 37)
-    every = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
-    last = executor.forward(executor.new_cache(), tokens, want_logits="last").logits
+    every = forward(executor, executor.new_cache(), tokens, logits="all").logits
+    last = forward(executor, executor.new_cache(), tokens, logits="last").logits
     np.testing.assert_array_equal(last, every[-1:])
 
 
@@ -97,21 +97,9 @@ def test_caches_are_independent(executor, run_all, tokens_of):
         np.testing.assert_array_equal(np.concatenate(parts[index]), alone[index])
 
 
-def paths(parents: Sequence[int]) -> list[list[int]]:
-    """For every row of a tree, the rows from the root to it."""
-    found: list[list[int]] = []
-    for row, parent in enumerate(parents):
-        found.append([*(found[parent] if parent >= 0 else []), row])
-    return found
-
-
-def tree_masks(parents: Sequence[int]) -> np.ndarray:
-    return np.array([sum(1 << row for row in path) for path in paths(parents)], np.uint64)
-
-
-def random_parents(rows: int) -> list[int]:
+def random_parents(n: int) -> list[int]:
     generator = np.random.default_rng(5)
-    return [-1, *(int(generator.integers(max(0, row - 9), row)) for row in range(1, rows))]
+    return [-1, *(int(generator.integers(max(0, node - 9), node)) for node in range(1, n))]
 
 
 @pytest.mark.parametrize(
@@ -125,21 +113,19 @@ def test_tree_equals_each_path(executor, run_all, tokens_of, assert_close, prefi
     if prefix:
         run_all(executor, cache, before)
     positions = np.array([prefix + len(path) - 1 for path in paths(parents)], np.int32)
-    found = executor.forward(
-        cache, tree, positions=positions, tree=tree_masks(parents), want_logits="all"
-    ).logits
+    found = forward(executor, cache, tree, positions=positions, tree=tree_masks(parents), logits="all").logits
     assert cache.length == prefix + len(parents)
-    for row, path in list(enumerate(paths(parents)))[:: max(1, len(parents) // 12)]:
+    for node, path in list(enumerate(paths(parents)))[:: max(1, len(parents) // 12)]:
         alone = executor.new_cache()
         wanted = run_all(executor, alone, np.concatenate([before, tree[path]]))[-1]
-        assert_close(found[row], wanted, f"tree: {executor.activations} {executor.kv_type}")
+        assert_close(found[node], wanted, f"tree: {executor.activations} {executor.kv_type}")
 
 
 def test_causal_tree_equals_no_tree(executor, tokens_of):
     tokens = tokens_of(executor.config, 64)
     chain = tree_masks(range(-1, 63))
-    plain = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
-    tree = executor.forward(executor.new_cache(), tokens, tree=chain, want_logits="all").logits
+    plain = forward(executor, executor.new_cache(), tokens, logits="all").logits
+    tree = forward(executor, executor.new_cache(), tokens, tree=chain, logits="all").logits
     np.testing.assert_array_equal(tree, plain)
 
 
@@ -152,8 +138,8 @@ def test_keep_an_accepted_path(executor, run_all, tokens_of, assert_close, prefi
     cache = executor.new_cache()
     run_all(executor, cache, before)
     positions = np.array([prefix + len(p) - 1 for p in paths(TREE)], np.int32)
-    executor.forward(cache, tree, positions=positions, tree=tree_masks(TREE), want_logits="none")
-    executor.keep(cache, prefix, [prefix + row for row in path])
+    forward(executor, cache, tree, positions=positions, tree=tree_masks(TREE), logits="none")
+    executor.keep(cache, prefix, [prefix + node for node in path])
     assert cache.length == prefix + len(path)
     found = run_all(executor, cache, after)
     wanted = run_all(executor, executor.new_cache(), np.concatenate([before, tree[path], after]))[-20:]
@@ -170,11 +156,11 @@ def test_memory_grows_with_the_tokens(minicpm, make_bundle, open_native, tokens_
     """A long context costs what is used of it, within a page of 256 positions and two huge pages."""
     config = minicpm(max_position_embeddings=1 << 18)
     executor = open_native(make_bundle(config, INT4), kv_type=kv_type)
-    executor.forward(executor.new_cache(), tokens_of(config, 8))  # touches the workspace
+    forward(executor, executor.new_cache(), tokens_of(config, 8))  # touches the workspace
     row, slack = config.kv_bytes_per_token(kv_type), 4 << 20
     cache, before = executor.new_cache(), resident_bytes()
     for length in (8, 60_000):
-        executor.forward(cache, tokens_of(config, 8)) if length == 8 else executor.repeat(cache, length)
+        forward(executor, cache, tokens_of(config, 8)) if length == 8 else executor.repeat(cache, length)
         pages = -(-length // 256) * 256
         assert pages * row - slack < resident_bytes() - before < pages * row + slack
 
@@ -197,13 +183,13 @@ def test_tree_against_the_reference(bundle, open_native, reference, run_all, tok
     tokens = tokens_of(executor.config, prefix + n)
     mask = torch.ones(prefix + n, prefix + n, dtype=torch.bool).tril()
     mask[prefix:, prefix:] = False
-    for row, path in enumerate(paths(TREE)):
-        mask[prefix + row, [prefix + seen for seen in path]] = True
+    for node, path in enumerate(paths(TREE)):
+        mask[prefix + node, [prefix + seen for seen in path]] = True
     positions = np.array([*range(prefix), *(prefix + len(path) - 1 for path in paths(TREE))], np.int32)
     wanted = reference(bundle)(torch.from_numpy(tokens).long(), torch.from_numpy(positions), mask)
     cache = executor.new_cache()
     run_all(executor, cache, tokens[:prefix])
-    found = executor.forward(
-        cache, tokens[prefix:], positions=positions[prefix:], tree=tree_masks(TREE), want_logits="all"
+    found = forward(
+        executor, cache, tokens[prefix:], positions=positions[prefix:], tree=tree_masks(TREE), logits="all"
     ).logits
     assert_close(found, wanted[prefix:])

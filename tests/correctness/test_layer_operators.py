@@ -13,6 +13,7 @@ from edge.executors.native.operators import LayerCache, LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 SCHEMES = [
     QuantScheme("f16"),
@@ -121,9 +122,9 @@ def assert_equal_forwards(executor, decoder, tokens, chunks=CHUNKS) -> None:
     last = decoder.config.num_hidden_layers - 1
     for size in chunks:
         piece = tokens[at : at + size]
-        wanted = executor.forward(cache, piece, want_logits="all", taps=[last], want_hidden=True)
+        wanted = forward(executor, cache, piece, logits="all", layers=[last], hidden=True)
         logits, x = decoder.forward(piece)
-        np.testing.assert_array_equal(x, wanted.taps[0])
+        np.testing.assert_array_equal(x, wanted.layers[0])
         norm = decoder.norm("model.norm.weight")
         hidden = decoder.operators.rms_norm(x, norm, decoder.config.rms_norm_eps, 1.0)
         np.testing.assert_array_equal(hidden, wanted.hidden)
@@ -175,7 +176,7 @@ def test_trees(open_both, tokens_of, kv_type: str, sparse: SparseConfig | None):
     """A tree, one of its paths kept, and what follows; the kept rows complete summaries."""
     executor, decoder = open_both(INT4, sparse=sparse, kv_type=kv_type)
     cache, tokens = executor.new_cache(), tokens_of(decoder.config, 400)
-    executor.forward(cache, tokens[:250])
+    forward(executor, cache, tokens[:250])
     decoder.forward(tokens[:250])
     parents = [-1, *(i // 2 for i in range(39))]
     tree, depth = np.zeros(40, np.uint64), np.zeros(40, np.int32)
@@ -185,11 +186,11 @@ def test_trees(open_both, tokens_of, kv_type: str, sparse: SparseConfig | None):
         tree[row] = (int(tree[parent]) if parent >= 0 else 0) | 1 << row
     for _ in range(6):
         n = decoder.length
-        wanted = executor.forward(cache, tokens[:40], positions=n + depth, tree=tree, want_logits="all")
+        wanted = forward(executor, cache, tokens[:40], positions=n + depth, tree=tree, logits="all")
         logits, _ = decoder.forward(tokens[:40], n + depth, tree)
         np.testing.assert_array_equal(logits, wanted.logits)
         path = [n + row for row in range(40) if int(tree[37]) >> row & 1]
         executor.keep(cache, n, path)
         decoder.keep(n, path)
-    wanted = executor.forward(cache, tokens[300:], want_logits="all")
+    wanted = forward(executor, cache, tokens[300:], logits="all")
     np.testing.assert_array_equal(decoder.forward(tokens[300:])[0], wanted.logits)

@@ -13,6 +13,7 @@ from edge.config.presets import preset
 from edge.config.rope import rope_parameters
 from edge.executors.native.library import cpu_tiers
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 F16 = QuantScheme("f16")
 SCHEMES = [
@@ -115,7 +116,7 @@ def test_far_positions(minicpm, make_bundle, open_native, reference, assert_clos
     executor = open_native(bundle)
     tokens = tokens_of(config, 24)
     positions = np.arange(100_000, 100_024, dtype=np.int32)
-    found = executor.forward(executor.new_cache(), tokens, positions=positions, want_logits="all").logits
+    found = forward(executor, executor.new_cache(), tokens, positions=positions, logits="all").logits
     decoder = reference(bundle)
     # One bit of a frequency is 0.006 radians here, so both sides get the same ones.
     frequencies, _ = rope_parameters(config.rope, config.head_dim, 131072, 131072)
@@ -186,20 +187,20 @@ def test_every_tier_is_tested():
     assert set(cpu_tiers()) <= set(TIERS)
 
 
-def test_hidden_states_and_taps(minicpm, make_bundle, open_native, reference, tokens_of, assert_close):
-    """Hidden states are normed and not scaled for the head; taps come in the order asked for."""
+def test_hidden_states_and_outputs_of_layers(
+    minicpm, make_bundle, open_native, reference, tokens_of, assert_close
+):
+    """Hidden states are normed and not scaled for the head; outputs of layers come in the order asked for."""
     config = minicpm(num_hidden_layers=3)
     bundle = make_bundle(config)
     executor = open_native(bundle)
     tokens = tokens_of(config, 21)
-    result = executor.forward(
-        executor.new_cache(), tokens, want_logits="last", want_hidden=True, taps=(2, 0, 1)
-    )
+    result = forward(executor, executor.new_cache(), tokens, logits="last", hidden=True, layers=(2, 0, 1))
     decoder = reference(bundle)
-    hidden, taps = decoder.hidden_states(torch.from_numpy(tokens).long(), taps=(2, 0, 1))
+    hidden, outputs = decoder.hidden_states(torch.from_numpy(tokens).long(), layers=(2, 0, 1))
     assert_close(result.hidden, hidden)
-    assert len(result.taps) == 3
-    for found, wanted in zip(result.taps, taps, strict=True):
+    assert len(result.layers) == 3
+    for found, wanted in zip(result.layers, outputs, strict=True):
         assert_close(found, wanted)
     assert_close(result.logits, decoder.logits(hidden[-1:]))
 
@@ -208,6 +209,6 @@ def test_what_is_not_asked_for_is_not_returned(minicpm, make_bundle, open_native
     bundle = make_bundle(minicpm())
     executor = open_native(bundle)
     cache = executor.new_cache()
-    result = executor.forward(cache, tokens_of(bundle.config, 5), want_logits="none")
-    assert result.logits is None and result.hidden is None and result.taps == ()
+    result = forward(executor, cache, tokens_of(bundle.config, 5), logits="none")
+    assert result.logits is None and result.hidden is None and result.layers == ()
     assert cache.length == 5

@@ -19,6 +19,7 @@ from edge.measure.perplexity import perplexity
 from edge.model.network.decoder import Decoder
 from edge.model.weights.loading import reference_from_bundle
 from edge.runtime import Model, load
+from tests.steps import forward
 
 CONTEXT = 2048
 NEW_TOKENS = 64
@@ -69,7 +70,7 @@ def logits_of(model: Model, tokens: list[int]) -> npt.NDArray[np.float32]:
     executor, cache = model.executor, model.executor.new_cache()
     step = executor.max_batch
     pieces = [tokens[start : start + step] for start in range(0, len(tokens), step)]
-    return np.concatenate([executor.forward(cache, piece, want_logits="all").logits for piece in pieces])
+    return np.concatenate([forward(executor, cache, piece, logits="all").logits for piece in pieces])
 
 
 def greedy(model: Model, prompt: list[int]) -> list[int]:
@@ -77,7 +78,7 @@ def greedy(model: Model, prompt: list[int]) -> list[int]:
     executor, cache = model.executor, model.executor.new_cache()
     tokens, fed = list(prompt), 0
     while len(tokens) < len(prompt) + NEW_TOKENS:
-        logits = executor.forward(cache, tokens[fed:]).logits
+        logits = forward(executor, cache, tokens[fed:]).logits
         fed = len(tokens)
         tokens.append(int(logits[-1].argmax()))
     return tokens

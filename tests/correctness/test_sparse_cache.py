@@ -19,6 +19,7 @@ from edge.executors.memory import memory_plan
 from edge.model.attention.mode import use_attention_mode
 from edge.model.executor import open_torch
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward, paths, tree_masks
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
 MODES = [("float32", "float32"), ("int8", "float16"), ("int8", "int8")]
@@ -102,16 +103,6 @@ def test_going_back_equals_cold_start(executor, whole, run_all, tokens_of, share
 PARENTS = [-1, 0, 0, 1, 1, 3, 2, 6, *range(7, 40)]
 
 
-def paths() -> list[list[int]]:
-    found: list[list[int]] = []
-    for row, parent in enumerate(PARENTS):
-        found.append([*(found[parent] if parent >= 0 else []), row])
-    return found
-
-
-MASKS = np.array([sum(1 << row for row in path) for path in paths()], np.uint64)
-
-
 @pytest.mark.parametrize("prefix", [180, 400, 455])
 def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
     """Verifying a tree equals decoding its paths, and an accepted path goes on as if it had been fed."""
@@ -120,9 +111,9 @@ def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
     tree = tokens_of(executor.config, len(PARENTS), seed=3)
     cache = executor.new_cache()
     run_all(executor, cache, before)
-    positions = np.array([prefix + len(path) - 1 for path in paths()], np.int32)
-    found = executor.forward(cache, tree, positions=positions, tree=MASKS, want_logits="all").logits
-    accepted = paths()[-1]
+    positions = np.array([prefix + len(path) - 1 for path in paths(PARENTS)], np.int32)
+    found = forward(executor, cache, tree, positions=positions, tree=tree_masks(PARENTS), logits="all").logits
+    accepted = paths(PARENTS)[-1]
     fed = executor.new_cache()
     wanted = run_all(executor, fed, np.concatenate([before, tree[accepted], after]))[prefix:]
     assert_close(found[accepted], wanted[: len(accepted)], row)
@@ -138,7 +129,7 @@ def test_a_tree_that_is_all_kept(executor, run_all, tokens_of, assert_close):
     cache, fed = executor.new_cache(), executor.new_cache()
     wanted = run_all(executor, fed, tokens)
     run_all(executor, cache, tokens[:400])
-    found = executor.forward(cache, tokens[400:464], tree=chain, want_logits="all").logits
+    found = forward(executor, cache, tokens[400:464], tree=chain, logits="all").logits
     np.testing.assert_array_equal(found, wanted[400:464])
     np.testing.assert_array_equal(run_all(executor, cache, tokens[464:]), wanted[464:])
 

@@ -13,19 +13,7 @@ from edge.measure.perplexity import perplexity
 from edge.model.executor import TorchExecutor, open_torch
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model, load
-
-TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
-
-
-def paths(parents: Sequence[int]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for row, parent in enumerate(parents):
-        found.append([*(found[parent] if parent >= 0 else []), row])
-    return found
-
-
-def tree_masks(parents: Sequence[int]) -> np.ndarray:
-    return np.array([sum(1 << row for row in path) for path in paths(parents)], np.uint64)
+from tests.steps import TREE, forward, paths, tree_masks
 
 
 @pytest.fixture
@@ -36,7 +24,7 @@ def pair(minicpm, make_bundle, open_native, open_reference):
 
 
 @pytest.mark.parametrize("chunks", [(1,), (7, 1, 13), (256,)], ids=str)
-def test_logits_hidden_states_and_taps(pair, tokens_of, assert_close, chunks: Sequence[int]):
+def test_logits_hidden_states_and_outputs_of_layers(pair, tokens_of, assert_close, chunks: Sequence[int]):
     ours = pair[0]
     tokens = tokens_of(ours.config, 40)
     caches = [executor.new_cache() for executor in pair]
@@ -44,18 +32,18 @@ def test_logits_hidden_states_and_taps(pair, tokens_of, assert_close, chunks: Se
     while at < len(tokens):
         part = tokens[at : at + chunks[turn % len(chunks)]]
         found, wanted = (
-            executor.forward(cache, part, want_logits="all", want_hidden=True, taps=(1, 0))
+            forward(executor, cache, part, logits="all", hidden=True, layers=(1, 0))
             for executor, cache in zip(pair, caches, strict=True)
         )
         assert_close(found.logits, wanted.logits)
         assert_close(found.hidden, wanted.hidden)
-        for one, other in zip(found.taps, wanted.taps, strict=True):
+        for one, other in zip(found.layers, wanted.layers, strict=True):
             assert_close(one, other)
         at, turn = at + len(part), turn + 1
     assert caches[0].length == caches[1].length == 40 and caches[0].capacity == 512
-    last = ours.forward(ours.new_cache(), tokens)
-    assert last.logits.shape == (1, ours.config.vocab_size) and last.hidden is None and last.taps == ()
-    assert ours.forward(ours.new_cache(), tokens, want_logits="none").logits is None
+    last = forward(ours, ours.new_cache(), tokens)
+    assert last.logits.shape == (1, ours.config.vocab_size) and last.hidden is None and last.layers == ()
+    assert forward(ours, ours.new_cache(), tokens, logits="none").logits is None
 
 
 @pytest.mark.parametrize("prefix", [0, 5])
@@ -64,12 +52,12 @@ def test_tree_equals_each_path(pair, tokens_of, assert_close, prefix: int):
     before, tree = tokens_of(ours.config, prefix), tokens_of(ours.config, len(TREE), seed=3)
     cache = ours.new_cache()
     if prefix:
-        ours.forward(cache, before)
+        forward(ours, cache, before)
     positions = np.array([prefix + len(path) - 1 for path in paths(TREE)], np.int32)
-    found = ours.forward(cache, tree, positions=positions, tree=tree_masks(TREE), want_logits="all").logits
-    for row, path in enumerate(paths(TREE)):
-        wanted = ours.forward(ours.new_cache(), np.concatenate([before, tree[path]])).logits[0]
-        assert_close(found[row], wanted, "tree: float32 float32")
+    found = forward(ours, cache, tree, positions=positions, tree=tree_masks(TREE), logits="all").logits
+    for node, path in enumerate(paths(TREE)):
+        wanted = forward(ours, ours.new_cache(), np.concatenate([before, tree[path]])).logits[0]
+        assert_close(found[node], wanted, "tree: float32 float32")
 
 
 def test_keep_an_accepted_path(pair, tokens_of, assert_close):
@@ -80,11 +68,11 @@ def test_keep_an_accepted_path(pair, tokens_of, assert_close):
     results = []
     for executor in pair:
         cache = executor.new_cache()
-        executor.forward(cache, tokens_of(executor.config, 10))
-        executor.forward(cache, tree, positions=positions, tree=tree_masks(TREE))
-        executor.keep(cache, 10, [10 + row for row in path])
+        forward(executor, cache, tokens_of(executor.config, 10))
+        forward(executor, cache, tree, positions=positions, tree=tree_masks(TREE))
+        executor.keep(cache, 10, [10 + node for node in path])
         assert cache.length == 10 + len(path)
-        results.append(executor.forward(cache, after, want_logits="all").logits)
+        results.append(forward(executor, cache, after, logits="all").logits)
     assert_close(*results)
 
 

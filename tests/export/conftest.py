@@ -16,6 +16,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
 from edge.model.weights.loading import reference_from_bundle
+from tests.steps import forward
 
 
 @pytest.fixture
@@ -40,11 +41,11 @@ def distance() -> Callable[..., float]:
         executor: Executor, bundle: Bundle, tokens: Any, context: int, chunks: tuple[int, ...] = (256,)
     ) -> float:
         reference = TorchExecutor(reference_from_bundle(bundle, context))
-        truth = reference.forward(reference.new_cache(), tokens, want_logits="all").logits
+        truth = forward(reference, reference.new_cache(), tokens, logits="all").logits
         cache, rows, at = executor.new_cache(), [], 0
         while at < len(tokens):
             size = chunks[len(rows) % len(chunks)]
-            rows.append(executor.forward(cache, tokens[at : at + size], want_logits="all").logits)
+            rows.append(forward(executor, cache, tokens[at : at + size], logits="all").logits)
             at += size
         found = np.concatenate(rows)
         assert found.shape == truth.shape

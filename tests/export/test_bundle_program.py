@@ -16,6 +16,7 @@ from edge.executors.native.executor import NativeExecutor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 from .tiny import llama_config, make_source, minicpm_config
 
@@ -47,9 +48,9 @@ def generate(arm: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def greedy(executor: NativeExecutor, tokens: list[int], count: int) -> list[int]:
     cache, given, made = executor.new_cache(), tokens[128:], []
-    executor.forward(cache, tokens[:128], want_logits="none")
+    forward(executor, cache, tokens[:128], logits="none")
     while len(made) < count:
-        logits = executor.forward(cache, given).logits
+        logits = forward(executor, cache, given).logits
         assert logits is not None
         given = [int(logits[-1].argmax())]
         made += given

@@ -17,6 +17,7 @@ from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 from .tiny import llama_config, make_source, minicpm_config
 
@@ -64,7 +65,7 @@ def test_the_cache_is_continued_and_cut_back(tmp_path: Path):
     reloaded = program(export_model(source, COREML, tmp_path / "out"))
     tokens = np.arange(3, 43, dtype=np.int32)
     executor = exact_executor(source.bundle, 256)
-    truth = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
+    truth = forward(executor, executor.new_cache(), tokens, logits="all").logits
     executor.close()
     assert truth is not None
     for start, stop in ((0, 17), (17, 18), (18, 40), (5, 30), (30, 31)):

@@ -18,6 +18,7 @@ from edge.export.options import ExportOptions
 from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
 from edge.model.executor import open_torch
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 
@@ -59,7 +60,7 @@ def tokens_of(count: int) -> Any:
 def all_logits(executor: Any, tokens: Any) -> Any:
     cache, rows = executor.new_cache(), []
     for start in range(0, len(tokens), 250):
-        rows.append(executor.forward(cache, tokens[start : start + 250], want_logits="all").logits)
+        rows.append(forward(executor, cache, tokens[start : start + 250], logits="all").logits)
     executor.close()
     return np.concatenate(rows)
 

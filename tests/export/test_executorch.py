@@ -25,6 +25,7 @@ from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from tests.export.tiny import llama_config, make_source, minicpm_config
+from tests.steps import forward
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
 
@@ -88,7 +89,7 @@ def tokens_of(n: int, seed: int = 1) -> np.ndarray:
 
 
 def assert_equal(executors, caches, tokens, **wanted) -> None:
-    found, truth = (e.forward(c, tokens, **wanted) for e, c in zip(executors, caches, strict=True))
+    found, truth = (forward(e, c, tokens, **wanted) for e, c in zip(executors, caches, strict=True))
     for name in ("logits", "hidden"):
         np.testing.assert_array_equal(getattr(found, name), getattr(truth, name))
 
@@ -96,10 +97,10 @@ def assert_equal(executors, caches, tokens, **wanted) -> None:
 def test_full_equals_native(both):
     caches = [executor.new_cache() for executor in both]
     for count, wanted in ((40, "last"), (1, "last"), (17, "all"), (2, "none"), (30, "last")):
-        assert_equal(both, caches, tokens_of(count, count), want_logits=wanted, want_hidden=count == 30)
+        assert_equal(both, caches, tokens_of(count, count), logits=wanted, hidden=count == 30)
     for executor, cache in zip(both, caches, strict=True):
         executor.truncate(cache, 5)
-    assert_equal(both, caches, tokens_of(90), want_logits="all", want_hidden=True)  # over 64: in pieces
+    assert_equal(both, caches, tokens_of(90), logits="all", hidden=True)  # over 64: in pieces
 
 
 def test_trees_and_kept_rows(both):
@@ -108,23 +109,23 @@ def test_trees_and_kept_rows(both):
     tree = {
         "positions": np.array([20, 21, 21, 22], np.int32),
         "tree": np.array([0b1, 0b11, 0b101, 0b1101], np.uint64),
-        "want_logits": "all",
-        "want_hidden": True,
+        "logits": "all",
+        "hidden": True,
     }
     assert_equal(both, caches, tokens_of(4), **tree)
     for executor, cache in zip(both, caches, strict=True):
         executor.keep(cache, 20, [20, 22, 23])
         assert cache.length == 23
-    assert_equal(both, caches, tokens_of(3), want_logits="all")
+    assert_equal(both, caches, tokens_of(3), logits="all")
 
 
 def test_caches_are_independent(both):
     executor, native = both
     first, second = executor.new_cache(), executor.new_cache()
-    executor.forward(first, tokens_of(9, 2))
-    executor.forward(second, tokens_of(30, 3))
+    forward(executor, first, tokens_of(9, 2))
+    forward(executor, second, tokens_of(30, 3))
     caches = first, native.new_cache()
-    native.forward(caches[1], tokens_of(9, 2))
+    forward(native, caches[1], tokens_of(9, 2))
     assert_equal(both, caches, tokens_of(1))
 
 
@@ -132,15 +133,15 @@ def test_refusals(both, portable):
     executor, native = both
     cache = executor.new_cache()
     with pytest.raises(ContextError, match="do not fit"):
-        executor.forward(cache, tokens_of(CONTEXT))
-        executor.forward(cache, [5])
+        forward(executor, cache, tokens_of(CONTEXT))
+        forward(executor, cache, [5])
     with pytest.raises(EdgeError, match="another executor"):
-        executor.forward(native.new_cache(), [5])
-    with pytest.raises(EdgeError, match="taps"):
-        executor.forward(executor.new_cache(), [5], taps=[0])
+        forward(executor, native.new_cache(), [5])
+    with pytest.raises(EdgeError, match="outputs of layers"):
+        forward(executor, executor.new_cache(), [5], layers=[0])
     plain = open_artifact_executor("executorch", portable[1])
     with pytest.raises(EdgeError, match="portable flavour"):
-        plain.forward(plain.new_cache(), [5], want_hidden=True)
+        forward(plain, plain.new_cache(), [5], hidden=True)
     plain.close()
     with pytest.raises(EdgeError, match="closed"):
         plain.new_cache()
@@ -166,7 +167,7 @@ def test_sparse_attention_at_16k_tokens(folder: Path):
         assert_equal(executors, caches, tokens[at : at + 256])
     tree = np.array([0b1, 0b11, 0b101], np.uint64)
     places = np.array([len(tokens), len(tokens) + 1, len(tokens) + 1], np.int32)
-    assert_equal(executors, caches, [5, 6, 7], positions=places, tree=tree, want_logits="all")
+    assert_equal(executors, caches, [5, 6, 7], positions=places, tree=tree, logits="all")
     for executor, cache in zip(executors, caches, strict=True):
         executor.keep(cache, len(tokens), [len(tokens), len(tokens) + 2])
     assert_equal(executors, caches, [9])
@@ -266,7 +267,7 @@ def test_the_program_without_python(full: Artifact, source: Source, tmp_path: Pa
     native = NativeExecutor(source.bundle, context=CONTEXT, threads=2)
     cache, given, wanted = native.new_cache(), prompt, []
     for _ in range(6):
-        given = [int(native.forward(cache, given).logits[-1].argmax())]
+        given = [int(forward(native, cache, given).logits[-1].argmax())]
         wanted += given
     native.close()
     assert [int(token) for token in done.stdout.split()] == wanted

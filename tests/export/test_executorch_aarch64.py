@@ -18,6 +18,7 @@ from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme
 from edge.system.paths import cache_folder
 from tests.export.tiny import llama_config, make_source
+from tests.steps import forward
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
 
@@ -84,7 +85,7 @@ def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, p
     prompt = [40, 70, 71, 72, 40, 90]
     cache, given, wanted = here.new_cache(), prompt, []
     for _ in range(4):
-        given = [int(here.forward(cache, given).logits[-1].argmax())]
+        given = [int(forward(here, cache, given).logits[-1].argmax())]
         wanted += given
     here.close()
     assert len(set(wanted)) > 2

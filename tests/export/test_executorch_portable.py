@@ -17,6 +17,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 from tests.export.tiny import llama_config, make_source, minicpm_config
+from tests.steps import forward
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
 
@@ -75,21 +76,21 @@ def test_near_the_truth(artifact: Artifact):
 def test_however_tokens_are_cut(executor: ExecuTorchExecutor):
     """One by one, at once and in pieces, across the borders of the blocks that attention reads."""
     tokens, whole = tokens_of(CONTEXT), executor.new_cache()
-    one_by_one = executor.forward(whole, tokens, want_logits="all").logits
+    one_by_one = forward(executor, whole, tokens, logits="all").logits
     pieces = executor.new_cache()
     for start, stop in ((0, 63), (63, 64), (64, 65), (65, 140), (140, CONTEXT)):
-        logits = executor.forward(pieces, tokens[start:stop]).logits
+        logits = forward(executor, pieces, tokens[start:stop]).logits
         assert_near(logits[0], one_by_one[stop - 1])
     executor.truncate(pieces, 40)
-    assert_near(executor.forward(pieces, tokens[40:90]).logits[0], one_by_one[89])
+    assert_near(forward(executor, pieces, tokens[40:90]).logits[0], one_by_one[89])
 
 
 def test_sequences_do_not_share_rows(executor: ExecuTorchExecutor):
     first, second, alone = (executor.new_cache() for _ in range(3))
-    executor.forward(first, tokens_of(20, 2))
-    executor.forward(second, tokens_of(50, 3))
-    executor.forward(alone, tokens_of(20, 2))
-    found, wanted = (executor.forward(cache, [7]).logits for cache in (first, alone))
+    forward(executor, first, tokens_of(20, 2))
+    forward(executor, second, tokens_of(50, 3))
+    forward(executor, alone, tokens_of(20, 2))
+    found, wanted = (forward(executor, cache, [7]).logits for cache in (first, alone))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -105,10 +106,10 @@ def test_models_do_not_share_weights(tmp_path: Path):
     for name, change in (("plain", lambda weights: None), ("quiet", other)):
         source = make_source(tmp_path, config, QuantScheme("int8"), change=change)
         model = open_artifact_executor("executorch", export_model(source, options, tmp_path / name))
-        logits.append((model, model.forward(model.new_cache(), tokens_of(9)).logits))
+        logits.append((model, forward(model, model.new_cache(), tokens_of(9)).logits))
     np.testing.assert_allclose(logits[0][1], 4 * logits[1][1], atol=1e-4)
     for model, found in logits:
-        np.testing.assert_array_equal(model.forward(model.new_cache(), tokens_of(9)).logits, found)
+        np.testing.assert_array_equal(forward(model, model.new_cache(), tokens_of(9)).logits, found)
         model.close()
 
 

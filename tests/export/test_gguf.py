@@ -24,6 +24,7 @@ from edge.hub.convert import convert
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 from edge.text.tokenizer import load_tokenizer
+from tests.steps import forward
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 
@@ -135,7 +136,7 @@ def test_the_file_computes_what_the_source_computes(tmp_path: Path, context: int
     rows = []
     for bundle in (source.bundle, Bundle.open(tmp_path / "back")):
         executor = exact_executor(bundle, context)
-        rows.append(executor.forward(executor.new_cache(), tokens, want_logits="all").logits)
+        rows.append(forward(executor, executor.new_cache(), tokens, logits="all").logits)
         executor.close()
     np.testing.assert_allclose(rows[1], rows[0], rtol=0, atol=2e-5)
     assert np.abs(rows[0]).max() > 0.5

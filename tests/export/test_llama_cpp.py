@@ -20,6 +20,7 @@ from edge.export.targets.gguf.check import run_llama_cpp
 from edge.hub.resolve import open_model
 from edge.quant.scheme import QuantScheme
 from edge.text.tokenizer import load_tokenizer
+from tests.steps import forward
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
 
@@ -62,7 +63,7 @@ def test_int4_writes_the_text_of_the_native_executor(smollm2_gguf: Path, tmp_pat
     executor = exact_executor(source.bundle, 512)
     cache, given, same = executor.new_cache(), prompt, 0
     for token in written:
-        logits = executor.forward(cache, given).logits
+        logits = forward(executor, cache, given).logits
         assert logits is not None
         best = int(logits[-1].argmax())
         if best != token:
@@ -123,7 +124,7 @@ def check_logits(source: Source, model: Path, context: int, atol: float) -> None
     # llama.cpp's context decides which LongRoPE list it takes, as ours does.
     run = run_llama_cpp(model, tokens[:40], tokens[40:], context=max(context, 64))
     executor = exact_executor(source.bundle, context)
-    truth = executor.forward(executor.new_cache(), np.array(tokens), want_logits="all").logits
+    truth = forward(executor, executor.new_cache(), np.array(tokens), logits="all").logits
     executor.close()
     assert truth is not None
     error = np.abs(run.logits - truth[39:]).max() / truth.std()

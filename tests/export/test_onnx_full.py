@@ -20,6 +20,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.hub.resolve import open_model
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
+from tests.steps import TREE, forward, paths, tree_masks
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
@@ -27,7 +28,6 @@ pytest.importorskip("onnxruntime", reason="the package onnxruntime is not instal
 SCHEMES = ["int4-g32", "int4-g32-min", "int4-row", "int8-g32", "ternary-g128", "f16"]
 CONTEXT = 512
 SPARSE = SparseConfig(dense_len=64, window_size=128, topk=3)
-TREE = [-1, 0, 0, 1, 1, 3, 2, 6]  # parent of each row
 
 
 def opened(artifact: Artifact, threads: int = 2):
@@ -53,12 +53,12 @@ def both(make_bundle, minicpm, export_bundle):
 def assert_equal(found, wanted) -> None:
     for name in ("logits", "hidden"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-    for ours, theirs in zip(found.taps, wanted.taps, strict=True):
+    for ours, theirs in zip(found.layers, wanted.layers, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def assert_equal_runs(executors, tokens, chunks) -> None:
-    """Logits of every token, hidden states and a tap, bit for bit."""
+    """Logits of every token, hidden states and outputs of layers, bit for bit."""
     caches = [executor.new_cache() for executor in executors]
     at = 0
     for turn in range(len(tokens)):
@@ -66,7 +66,7 @@ def assert_equal_runs(executors, tokens, chunks) -> None:
         if not len(piece):
             break
         found, wanted = (
-            executor.forward(cache, piece, want_logits="all", want_hidden=True, taps=(1, 0))
+            forward(executor, cache, piece, logits="all", hidden=True, layers=(1, 0))
             for executor, cache in zip(executors, caches, strict=True)
         )
         assert_equal(found, wanted)
@@ -110,29 +110,22 @@ def test_sparse_attention_over_16k_tokens(both, tokens_of):
         session.step(1)
 
 
-def paths(parents):
-    found = []
-    for row, parent in enumerate(parents):
-        found.append([*(found[parent] if parent >= 0 else []), row])
-    return found
-
-
 @pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
 def test_trees_and_what_is_kept_of_them(sparse, both, tokens_of):
     executors = both(sparse=sparse)
     config = executors[0].config
     before, tree, after = tokens_of(config, 200), tokens_of(config, len(TREE), 3), tokens_of(config, 80, 4)
-    masks = np.array([sum(1 << row for row in path) for path in paths(TREE)], np.uint64)
+    masks = tree_masks(TREE)
     positions = np.array([199 + len(path) for path in paths(TREE)], np.int32)
     results = []
     for executor in executors:
         cache = executor.new_cache()
-        executor.forward(cache, before)
-        results.append([executor.forward(cache, tree, positions=positions, tree=masks, want_logits="all")])
-        executor.keep(cache, 200, [200 + row for row in paths(TREE)[5]])
-        results[-1].append(executor.forward(cache, after, want_logits="all"))
+        forward(executor, cache, before)
+        results.append([forward(executor, cache, tree, positions=positions, tree=masks, logits="all")])
+        executor.keep(cache, 200, [200 + node for node in paths(TREE)[5]])
+        results[-1].append(forward(executor, cache, after, logits="all"))
         executor.truncate(cache, 150)
-        results[-1].append(executor.forward(cache, after, want_logits="all"))
+        results[-1].append(forward(executor, cache, after, logits="all"))
     for found, wanted in zip(*results, strict=True):
         assert_equal(found, wanted)
 
@@ -141,10 +134,10 @@ def test_choice_of_outputs(both, tokens_of):
     """Arrays that were returned once are not written again."""
     executor, _ = both()
     cache, tokens = executor.new_cache(), tokens_of(executor.config, 5)
-    first = executor.forward(cache, tokens, want_hidden=True)
+    first = forward(executor, cache, tokens, hidden=True)
     kept = first.hidden.copy()
     executor.truncate(cache, 0)
-    second = executor.forward(cache, tokens[::-1], want_logits="none")
+    second = forward(executor, cache, tokens[::-1], logits="none")
     assert second.logits is None and second.hidden is None and cache.length == 5
     np.testing.assert_array_equal(first.hidden, kept)
 
@@ -153,9 +146,9 @@ def test_what_is_refused(both):
     executor, _ = both()
     cache = executor.new_cache()
     with pytest.raises(EdgeError, match="outside the vocabulary"):
-        executor.forward(cache, [999])
+        forward(executor, cache, [999])
     with pytest.raises(EdgeError, match="must see itself"):
-        executor.forward(cache, [1, 2], tree=np.array([1, 1], np.uint64))
+        forward(executor, cache, [1, 2], tree=np.array([1, 1], np.uint64))
     assert cache.length == 0
 
 

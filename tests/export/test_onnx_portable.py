@@ -24,6 +24,7 @@ from edge.formats.bundle.manifest import FileEntry
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.tokenizer.load import load_tokenizer
+from tests.steps import forward
 
 from .tiny import llama_config, make_source
 
@@ -101,12 +102,12 @@ def test_truncated_rows_are_forgotten(tiny: Artifact, tokens_of):
     executor = opened(tiny, threads=2)
     tokens, others = tokens_of(tiny.config, 40), tokens_of(tiny.config, 30, seed=2)
     cache, fresh = executor.new_cache(), executor.new_cache()
-    executor.forward(cache, tokens[:20])
-    executor.forward(cache, others)
+    forward(executor, cache, tokens[:20])
+    forward(executor, cache, others)
     executor.truncate(cache, 20)
     assert cache.length == 20
-    found = executor.forward(cache, tokens[20:]).logits
-    wanted = executor.forward(fresh, tokens).logits
+    found = forward(executor, cache, tokens[20:]).logits
+    wanted = forward(executor, fresh, tokens).logits
     assert np.abs(found - wanted).max() < 1e-4
     executor.keep(cache, 10, [10, 11])
     assert cache.length == 12
@@ -128,19 +129,19 @@ def test_sessions_reuse_what_prompts_share(tiny: Artifact, tokens_of):
 def test_what_the_caller_passes_stays_the_callers(tiny: Artifact):
     executor, first, second = opened(tiny), np.array([3, 4, 5]), np.array([6, 7, 8])
     cache = executor.new_cache()
-    executor.forward(cache, first)
-    executor.forward(cache, second)  # of the same shape, so it goes where the first one was read
+    forward(executor, cache, first)
+    forward(executor, cache, second)  # of the same shape, so it goes where the first one was read
     assert first.tolist() == [3, 4, 5] and second.tolist() == [6, 7, 8]
 
 
 def test_choice_of_logits(tiny: Artifact, tokens_of):
     executor, tokens = opened(tiny), tokens_of(tiny.config, 9)
     cache = executor.new_cache()
-    assert executor.forward(cache, tokens, want_logits="none").logits is None and cache.length == 9
+    assert forward(executor, cache, tokens, logits="none").logits is None and cache.length == 9
     executor.truncate(cache, 0)
-    every = executor.forward(cache, tokens, want_logits="all").logits
+    every = forward(executor, cache, tokens, logits="all").logits
     executor.truncate(cache, 0)
-    last = executor.forward(cache, tokens).logits
+    last = forward(executor, cache, tokens).logits
     assert every.shape == (9, 203) and last.shape == (1, 203)
     assert np.abs(every[-1] - last[0]).max() < 1e-5
 
@@ -181,11 +182,11 @@ def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkey
     with pytest.raises(EdgeError, match="exported for a context of 128"):
         opened(tiny, context=129)
     with pytest.raises(EdgeError, match="tree"):
-        executor.forward(cache, [1], tree=np.array([1], np.uint64))
+        forward(executor, cache, [1], tree=np.array([1], np.uint64))
     with pytest.raises(EdgeError, match="outside the vocabulary"):
-        executor.forward(cache, [203])
+        forward(executor, cache, [203])
     with pytest.raises(NativeError, match="another executor"):
-        opened(tiny).forward(cache, [1])
+        forward(opened(tiny), cache, [1])
     with pytest.raises(EdgeError, match="quantize can't be changed"):
         load(tiny.path, executor="onnx", quantize="int8")
     sparse = SparseConfig(dense_len=64, window_size=64, topk=1)
@@ -276,7 +277,7 @@ def greedy(artifact: Artifact, prompt: list[int], count: int) -> list[int]:
     executor = opened(artifact, threads=1)
     cache, given, found = executor.new_cache(), prompt, []
     for _ in range(count):
-        found.append(int(executor.forward(cache, given).logits[0].argmax()))
+        found.append(int(forward(executor, cache, given).logits[0].argmax()))
         given = found[-1:]
     return found
 
@@ -296,12 +297,12 @@ def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundl
     bundle = make_bundle(minicpm(), QuantScheme("int4", 32), tokenizer=True)
     executor = opened(export_bundle(bundle, "onnx", portable=True, context=CONTEXT), context=CONTEXT)
     cache = executor.new_cache()
-    executor.forward(cache, [5, 6])
+    forward(executor, cache, [5, 6])
     session = weakref.ref(executor._session._sess)  # what holds the weights
     executor.close()
     gc.collect()
     assert session() is None
     with pytest.raises(EdgeError, match="closed"):
-        executor.forward(cache, [7])
+        forward(executor, cache, [7])
     with pytest.raises(EdgeError, match="closed"):
         executor.new_cache()

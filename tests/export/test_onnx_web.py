@@ -31,6 +31,7 @@ from edge.model.weights.loading import reference_from_bundle
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.prompts import Message, PromptEncoder
+from tests.steps import forward
 
 from .tiny import make_source, minicpm_config
 
@@ -115,7 +116,7 @@ def test_logits_in_webassembly(scheme, node_modules, minicpm, make_bundle, expor
     assert run.returncode == 0, run.stderr
     whole, stepped = (np.array(row, np.float32) for row in json.loads(run.stdout.splitlines()[-1]))
     reference = TorchExecutor(reference_from_bundle(bundle, 128))
-    truth = reference.forward(reference.new_cache(), tokens).logits[0]
+    truth = forward(reference, reference.new_cache(), tokens).logits[0]
     assert np.abs(whole - truth).max() / truth.std() < ROUNDED
     assert np.abs(stepped - whole).max() / truth.std() < 1e-3
 
@@ -155,7 +156,7 @@ def distances_to_best(artifact: Artifact, prompt: list[int], tokens: list[int]) 
     executor = open_artifact_executor("onnx", artifact, threads=1)
     cache, given, found = executor.new_cache(), prompt, []
     for token in tokens:
-        logits = executor.forward(cache, given).logits[0]
+        logits = forward(executor, cache, given).logits[0]
         found.append(float((logits.max() - logits[token]) / logits.std()))
         given = [token]
     return found

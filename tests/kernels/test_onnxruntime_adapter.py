@@ -249,7 +249,7 @@ def test_wrong_input_is_refused(layer, random_matrix):
     at = {**at, "start": np.array([0])}
     refused("A cache of this shape", "paged_attention", {**at, "cache": cache.own[1:]}, **cache.attributes)
     refused("tree has 1", "paged_attention", {**at, "tree": np.array([1])}, **cache.attributes)
-    refused("Tree row 1", "paged_attention", {**at, "tree": np.array([1, 1])}, **cache.attributes)
+    refused("Token 1 of the tree", "paged_attention", {**at, "tree": np.array([1, 1])}, **cache.attributes)
     refused(
         "queries has rows of 128",
         "paged_attention",

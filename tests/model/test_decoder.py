@@ -61,16 +61,16 @@ def test_mup_equals_folded_llama(tiny_config, llama, mup: dict[str, float], tied
         assert (plain - theirs).abs().max() > 100 * (ours - theirs).abs().max()
 
 
-def test_hidden_states_and_taps(tiny_config, llama):
-    """Taps are the residual stream; hidden states are normed and not yet scaled for the head."""
+def test_hidden_states_and_outputs_of_layers(tiny_config, llama):
+    """A layer's output is the residual stream; hidden states are normed and not yet scaled for the head."""
     config = tiny_config(num_hidden_layers=3, dim_model_base=32.0)
     peer = llama(config)
     decoder = Decoder.from_tensors(config, peer.state_dict())
     ids = tokens(config, 9)
-    hidden, taps = decoder.hidden_states(ids, taps=(1, 0))
+    hidden, outputs = decoder.hidden_states(ids, layers=(1, 0))
     states = peer(ids[None], output_hidden_states=True).hidden_states
-    torch.testing.assert_close(taps[0], states[2][0], **TOLERANCE)
-    torch.testing.assert_close(taps[1], states[1][0], **TOLERANCE)
+    torch.testing.assert_close(outputs[0], states[2][0], **TOLERANCE)
+    torch.testing.assert_close(outputs[1], states[1][0], **TOLERANCE)
     torch.testing.assert_close(hidden, states[-1][0], **TOLERANCE)
     torch.testing.assert_close(decoder.logits(hidden), peer.lm_head(states[-1][0]) / 4, **TOLERANCE)
 

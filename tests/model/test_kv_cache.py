@@ -11,6 +11,7 @@ import torch
 from edge.config import ModelConfig
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache, StaticCache
+from tests.steps import paths
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 CAPACITY = 40
@@ -60,13 +61,6 @@ def test_truncate_forgets(decoder, new_cache):
     torch.testing.assert_close(run(decoder, cache, ids[9:], [21]), decoder(ids)[9:], **TOLERANCE)
 
 
-def paths(parents: list[int]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for row, parent in enumerate(parents):
-        found.append([*(found[parent] if parent >= 0 else []), row])
-    return found
-
-
 @pytest.mark.parametrize("past", [0, 11])
 def test_tree_equals_each_path(decoder, new_cache, past: int):
     before, tree = tokens(decoder.config, past), tokens(decoder.config, len(PARENTS))
@@ -93,7 +87,7 @@ def test_keep_an_accepted_path(decoder):
         mask[row, nodes] = True
     positions = torch.tensor([11 + len(nodes) - 1 for nodes in paths(PARENTS)])
     decoder(tree, positions, mask, cache)
-    cache.keep(11, [11 + row for row in path])
+    cache.keep(11, [11 + node for node in path])
     assert cache.length == 11 + len(path)
     whole = decoder(torch.cat([before, tree[path], after]))[-len(after) :]
     torch.testing.assert_close(decoder(after, cache=cache), whole, **TOLERANCE)

@@ -29,7 +29,14 @@ from edge.executors.checks import (
 )
 from edge.executors.executorch import library as runner
 from edge.executors.native import library as native
-from edge.executors.protocol import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
+from edge.executors.protocol import (
+    Capabilities,
+    ExecutorFacts,
+    KVCache,
+    OneByOne,
+    SequenceStep,
+    StepResult,
+)
 from edge.executors.weights import HugePageFile
 from edge.formats.artifact.folder import Artifact
 
@@ -56,7 +63,7 @@ class ExecuTorchCache:
         destroy.atexit = False
 
 
-class ExecuTorchExecutor(ExecutorFacts):
+class ExecuTorchExecutor(ExecutorFacts, OneByOne):
     """Runs a .pte; calls are taken one at a time. The weights of the full flavour are copied into huge pages,
     those of the portable one mapped: XNNPACK makes a copy of them in its own layout.
 
@@ -124,45 +131,38 @@ class ExecuTorchExecutor(ExecutorFacts):
             self._check_open()
             return ExecuTorchCache(self, self._program)
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Sequence[int] | npt.NDArray[np.int32],
-        *,
-        positions: npt.NDArray[np.int32] | None = None,
-        tree: npt.NDArray[np.uint64] | None = None,
-        want_logits: Logits = "last",
-        want_hidden: bool = False,
-        taps: Sequence[int] = (),
-    ) -> ForwardResult:
-        """See `edge.executors.protocol.Executor.forward`; what it has no capability for is refused."""
-        own = self._own(cache)
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        """What the executor has no capability for is refused."""
+        own = self._own(step.cache)
         ids = check_tokens(
-            tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
+            step.tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
         )
         n = len(ids)
-        rows = check_logits(want_logits, n)
-        if len(taps):
-            raise EdgeError("An exported model has no taps: use the native executor.")
-        if not self._full and (positions is not None or tree is not None or want_hidden):
+        count = check_logits(step.logits, n)
+        in_a_row = step.positions is None and step.tree is None
+        if len(step.layers):
+            raise EdgeError("A model for ExecuTorch gives no outputs of layers: use the native executor.")
+        if not self._full and (step.hidden or not in_a_row):
             raise EdgeError(
                 "The portable flavour has no positions, trees or hidden states: export the full one."
             )
         with self._lock:
             self._check_open()
-            if positions is None and tree is None and rows < max(n, 2):
-                logits, hidden = self._continue(own, ids, want_hidden)
+            if in_a_row and count < max(n, 2):
+                logits, hidden = self._continue(own, ids, step.hidden)
             elif self._full:
-                places = None if positions is None else check_positions(positions, n, self._context)
-                masks = None if tree is None else check_tree(tree, n).view(np.int64)
-                logits, hidden = self._verify(own, ids, places, masks)
+                positions = (
+                    None if step.positions is None else check_positions(step.positions, n, self._context)
+                )
+                masks = None if step.tree is None else check_tree(step.tree, n).view(np.int64)
+                logits, hidden = self._verify(own, ids, positions, masks)
             else:
-                steps = [self._continue(own, ids[at : at + 1], False, at)[0] for at in range(n)]
-                logits, hidden = np.concatenate(steps), None
+                parts = [self._continue(own, ids[at : at + 1], False, at)[0] for at in range(n)]
+                logits, hidden = np.concatenate(parts), None
             if not np.isfinite(logits).all():
                 raise NativeError("The logits are not finite: the weights are damaged.")
             own.length += n  # only now: what a failed pass wrote lies beyond the cache's rows
-        return ForwardResult(logits[len(logits) - rows :] if rows else None, hidden if want_hidden else None)
+        return StepResult(logits[len(logits) - count :] if count else None, hidden if step.hidden else None)
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest.

@@ -18,7 +18,14 @@ from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.pool import ThreadPool
-from edge.executors.protocol import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
+from edge.executors.protocol import (
+    Capabilities,
+    ExecutorFacts,
+    KVCache,
+    OneByOne,
+    SequenceStep,
+    StepResult,
+)
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
@@ -44,7 +51,7 @@ _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are
 _LAYER_PREFIX = "model.layers."
 
 
-class NativeExecutor(ExecutorFacts):
+class NativeExecutor(ExecutorFacts, OneByOne):
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
     tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if
@@ -69,7 +76,7 @@ class NativeExecutor(ExecutorFacts):
         context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
         threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
         (exact). kv_type: `float16`, `float32` or `int8`. tier: a kernel tier of this CPU, by default
-        $EDGE_CPU or the best. max_batch: most tokens of one forward call. mmap: True maps the weights' file
+        $EDGE_CPU or the best. max_batch: most tokens of one step. mmap: True maps the weights' file
         and reads it when it is used, False copies it into huge pages; by default whichever is at once and
         fast (`edge.executors.weights`). attention: see `edge.config.attention`.
         """
@@ -172,46 +179,35 @@ class NativeExecutor(ExecutorFacts):
             self._check_open()
             return NativeCache(self.handle, self._context)
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Sequence[int] | npt.NDArray[np.int32],
-        *,
-        positions: npt.NDArray[np.int32] | None = None,
-        tree: npt.NDArray[np.uint64] | None = None,
-        want_logits: Logits = "last",
-        want_hidden: bool = False,
-        taps: Sequence[int] = (),
-    ) -> ForwardResult:
-        """See `edge.executors.protocol.Executor.forward`."""
-        ids = _token_ids(tokens)
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        ids = _token_ids(step.tokens)
         n = ids.size
-        places = _per_token(positions, np.int32, n, "positions")
-        masks = _per_token(tree, np.uint64, n, "tree")
-        rows = _choice({"none": 0, "last": 1, "all": n}, want_logits, "choice of logits")
-        logits = np.empty((rows, self._config.vocab_size), np.float32) if rows else None
-        hidden = np.empty((n, self._config.hidden_size), np.float32) if want_hidden else None
-        tap_layers = np.ascontiguousarray(taps, np.int32)
-        tapped = (
-            np.empty((len(tap_layers), n, self._config.hidden_size), np.float32) if len(tap_layers) else None
-        )
+        positions = _per_token(step.positions, np.int32, n, "positions")
+        tree = _per_token(step.tree, np.uint64, n, "tree")
+        count = _choice({"none": 0, "last": 1, "all": n}, step.logits, "choice of logits")
+        logits = np.empty((count, self._config.vocab_size), np.float32) if count else None
+        hidden = np.empty((n, self._config.hidden_size), np.float32) if step.hidden else None
+        indices = np.ascontiguousarray(step.layers, np.int32)
+        layers = np.empty((indices.size, n, self._config.hidden_size), np.float32) if indices.size else None
         batch = native.Batch(
             size=ctypes.sizeof(native.Batch),
             n=n,
             tokens=ids.ctypes.data,
-            positions=_address(places),
-            tree=_address(masks),
-            logits_rows=rows,
-            taps=tap_layers.size,
-            tap_layers=tap_layers.ctypes.data,
+            positions=_address(positions),
+            tree=_address(tree),
+            logits_count=count,
+            layer_count=indices.size,
+            layer_indices=indices.ctypes.data,
             logits=_address(logits),
             hidden=_address(hidden),
-            tap_outputs=_address(tapped),
+            layer_outputs=_address(layers),
         )
         with self._lock:
             self._check_open()
-            native.check(native.library().edge_forward(self.handle, handle_of(cache), ctypes.byref(batch)))
-        return ForwardResult(logits, hidden, () if tapped is None else tuple(tapped))
+            native.check(
+                native.library().edge_forward(self.handle, handle_of(step.cache), ctypes.byref(batch))
+            )
+        return StepResult(logits, hidden, () if layers is None else tuple(layers))
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""

@@ -128,12 +128,12 @@ class Batch(ctypes.Structure):
         ("tokens", c_void_p),
         ("positions", c_void_p),
         ("tree", c_void_p),
-        ("logits_rows", c_int32),
-        ("taps", c_int32),
-        ("tap_layers", c_void_p),
+        ("logits_count", c_int32),
+        ("layer_count", c_int32),
+        ("layer_indices", c_void_p),
         ("logits", c_void_p),
         ("hidden", c_void_p),
-        ("tap_outputs", c_void_p),
+        ("layer_outputs", c_void_p),
     )
 
 

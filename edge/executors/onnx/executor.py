@@ -13,23 +13,29 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from edge.config import KVType
 from edge.errors import EdgeError, NativeError
 from edge.executors.adapters import onnxruntime_library
 from edge.executors.checks import (
     check_kept_rows,
+    check_layers,
     check_logits,
     check_positions,
-    check_taps,
     check_tokens,
     check_tree,
 )
 from edge.executors.memory import check_memory, memory_plan
 from edge.executors.native import library as native
 from edge.executors.onnx.flavours import FLAVOURS, SESSION_ENTRIES, Array, CacheArrays
-from edge.executors.protocol import Capabilities, ExecutorFacts, ForwardResult, KVCache, Logits
+from edge.executors.protocol import (
+    Capabilities,
+    ExecutorFacts,
+    KVCache,
+    OneByOne,
+    SequenceStep,
+    StepResult,
+)
 from edge.executors.weights import open_weights
 from edge.formats.artifact.folder import Artifact
 from edge.system.huge_pages import moved_to_huge_pages
@@ -64,7 +70,7 @@ class OnnxCache:
             _bind(binding.bind_input, taken, memory)
 
 
-class OnnxExecutor(ExecutorFacts):
+class OnnxExecutor(ExecutorFacts, OneByOne):
     """Runs an exported decoder; calls are taken one at a time.
 
     threads: those of ONNX Runtime. sparse: the constants of sparse attention, None if every query is dense.
@@ -123,39 +129,29 @@ class OnnxExecutor(ExecutorFacts):
             self._caches.add(cache)
             return cache
 
-    def forward(
-        self,
-        cache: KVCache,
-        tokens: Sequence[int] | npt.NDArray[np.int32],
-        *,
-        positions: npt.NDArray[np.int32] | None = None,
-        tree: npt.NDArray[np.uint64] | None = None,
-        want_logits: Logits = "last",
-        want_hidden: bool = False,
-        taps: Sequence[int] = (),
-    ) -> ForwardResult:
-        """See `edge.executors.protocol.Executor.forward`; what it has no capability for is refused."""
-        own = self._own(cache)
+    def _run_step(self, step: SequenceStep) -> StepResult:
+        """What the executor has no capability for is refused."""
+        own = self._own(step.cache)
         ids = check_tokens(
-            tokens, self._config, length=own.length, context=self._context, max_batch=self.max_batch
+            step.tokens, self._config, length=own.length, context=self._context, max_batch=self.max_batch
         )
         n = len(ids)
-        rows = check_logits(want_logits, n)
-        check_taps(taps, self._config)
-        places = None if positions is None else check_positions(positions, n, self._context)
-        masks = None if tree is None else check_tree(tree, n)
-        inputs = self._flavour.inputs(ids, own.length, places, masks)
-        inputs["logits_from"] = np.array([n - max(rows, self._flavour.least_logits)], np.int64)
-        outputs = self._flavour.outputs(n, rows, want_hidden, taps)
+        count = check_logits(step.logits, n)
+        check_layers(step.layers, self._config)
+        positions = None if step.positions is None else check_positions(step.positions, n, self._context)
+        tree = None if step.tree is None else check_tree(step.tree, n)
+        inputs = self._flavour.inputs(ids, own.length, positions, tree)
+        inputs["logits_from"] = np.array([n - max(count, self._flavour.least_logits)], np.int64)
+        outputs = self._flavour.outputs(n, count, step.hidden, step.layers)
         with self._lock:
             self._run(own, inputs, outputs)
             if not all(np.isfinite(array).all() for array in outputs.values()):
                 raise NativeError("The logits are not finite: the weights are damaged.")
             own.length += n  # only now: what a failed pass wrote lies beyond the cache's rows
-        return ForwardResult(
-            outputs["row_logits"].reshape(rows, -1) if rows else None,
-            outputs["hidden"] if want_hidden else None,
-            tuple(outputs[f"layers.{layer}.stream"] for layer in taps),
+        return StepResult(
+            outputs["row_logits"].reshape(count, -1) if count else None,
+            outputs["hidden"] if step.hidden else None,
+            tuple(outputs[f"layers.{layer}.stream"] for layer in step.layers),
         )
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:

@@ -39,7 +39,7 @@ class Portable:
     """Operators of ONNX Runtime alone: float32 caches [1, KV heads, context, head_dim], no trees.
 
     capabilities: what the graph can do. sparse: the constants of sparse attention, None for dense.
-    least_logits: rows of logits that are computed at least.
+    least_logits: of how many tokens logits are computed at least.
     """
 
     needs_operators = False
@@ -69,11 +69,11 @@ class Portable:
         mask = np.ones((1, length + ids.size), np.int64)
         return {"input_ids": ids[None], "attention_mask": mask}
 
-    def outputs(self, n: int, rows: int, hidden: bool, taps: Sequence[int]) -> dict[str, Array]:
-        """Room for `row_logits` of `rows` tokens, `hidden` and the streams of the tapped layers."""
-        if hidden or len(taps):
+    def outputs(self, n: int, logits: int, hidden: bool, layers: Sequence[int]) -> dict[str, Array]:
+        """Room for `row_logits` of the last `logits` tokens, `hidden` and the streams after `layers`."""
+        if hidden or len(layers):
             raise EdgeError("The portable flavour gives no hidden states: export the full one.")
-        return {"row_logits": np.empty((1, rows, self._config.vocab_size), np.float32)}
+        return {"row_logits": np.empty((1, logits, self._config.vocab_size), np.float32)}
 
     def keep(self, cache: CacheArrays, n: int, rows: list[int]) -> None:
         """After the first n rows keep the given ones, which follow at once."""
@@ -125,10 +125,10 @@ class Full:
             "tree": np.empty(0, np.int64) if tree is None else tree.view(np.int64),
         }
 
-    def outputs(self, n: int, rows: int, hidden: bool, taps: Sequence[int]) -> dict[str, Array]:
+    def outputs(self, n: int, logits: int, hidden: bool, layers: Sequence[int]) -> dict[str, Array]:
         """See `Portable`."""
-        wanted = [("row_logits", rows, self._config.vocab_size)] if rows else []
-        names = [*(["hidden"] if hidden else []), *(f"layers.{layer}.stream" for layer in taps)]
+        wanted = [("row_logits", logits, self._config.vocab_size)] if logits else []
+        names = [*(["hidden"] if hidden else []), *(f"layers.{layer}.stream" for layer in layers)]
         wanted += [(name, n, self._config.hidden_size) for name in names]
         return {name: np.empty((height, width), np.float32) for name, height, width in wanted}
 

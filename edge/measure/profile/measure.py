@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge.config import KVType
 from edge.engine.sampling import Sampler, SamplingParams
-from edge.executors.protocol import Executor, KVCache
+from edge.executors.protocol import Executor, KVCache, Logits, SequenceStep
 from edge.measure.profile.energy import EnergyMeter
 from edge.measure.profile.operators import Observable, decode_events, observed
 from edge.measure.profile.schema import ProfileError
@@ -106,18 +106,18 @@ class Bench:
         sampler, token, times = Sampler(SAMPLING), int(self._prompt(1)[0]), []
         for _ in range(tokens):
             started = time.perf_counter()
-            logits = self._executor.forward(cache, [token]).logits
-            assert logits is not None
-            token = sampler.sample(logits[0]).token
+            (result,) = self._executor.forward([SequenceStep(cache, [token])])
+            assert result.logits is not None
+            token = sampler.sample(result.logits[0]).token
             times.append(time.perf_counter() - started)
         return times
 
     def _feed(self, cache: KVCache, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         step = self._executor.max_batch
         for start in range(0, len(tokens), step):
-            last = start + step >= len(tokens)
-            result = self._executor.forward(
-                cache, tokens[start : start + step], want_logits="last" if last else "none"
+            wanted: Logits = "last" if start + step >= len(tokens) else "none"
+            (result,) = self._executor.forward(
+                [SequenceStep(cache, tokens[start : start + step], logits=wanted)]
             )
         assert result.logits is not None
         return result.logits[0]

@@ -110,7 +110,8 @@ edge_status check_tree(const uint64_t *tree, int64_t n) {
     }
     for (int64_t i = 0; i < n; ++i) {
         if (tree[i] >> i != 1) {
-            return fail(EDGE_INVALID, "Tree row %lld must see itself and nothing after it.", (long long)i);
+            return fail(EDGE_INVALID, "Token %lld of the tree must see itself and nothing after it.",
+                        (long long)i);
         }
     }
     return EDGE_OK;

@@ -209,16 +209,17 @@ edge_status edge_model::check(const edge_cache &cache, const edge_batch &batch) 
     if (batch.tree != nullptr) {
         if (const edge_status status = edge::check_tree(batch.tree, batch.n)) return status;
     }
-    if ((batch.logits_rows != 0 && batch.logits_rows != 1 && batch.logits_rows != batch.n) ||
-        (batch.logits_rows != 0 && batch.logits == nullptr)) {
+    if ((batch.logits_count != 0 && batch.logits_count != 1 && batch.logits_count != batch.n) ||
+        (batch.logits_count != 0 && batch.logits == nullptr)) {
         return fail(EDGE_INVALID, "Logits are wanted for 0, 1 or all tokens, with a place to write them.");
     }
-    if (batch.taps < 0 || (batch.taps > 0 && (!batch.tap_layers || !batch.tap_outputs))) {
-        return fail(EDGE_INVALID, "Taps need layers and a place to write them.");
+    if (batch.layer_count < 0 || (batch.layer_count > 0 && (!batch.layer_indices || !batch.layer_outputs))) {
+        return fail(EDGE_INVALID, "Outputs of layers need their indices and a place to write them.");
     }
-    for (int32_t i = 0; i < batch.taps; ++i) {
-        if (batch.tap_layers[i] < 0 || batch.tap_layers[i] >= config.layers) {
-            return fail(EDGE_INVALID, "Tapped layer %d does not exist.", batch.tap_layers[i]);
+    for (int32_t i = 0; i < batch.layer_count; ++i) {
+        if (batch.layer_indices[i] < 0 || batch.layer_indices[i] >= config.layers) {
+            return fail(EDGE_INVALID, "The model has %d layers: there is no layer %d.", config.layers,
+                        batch.layer_indices[i]);
         }
     }
     return EDGE_OK;
@@ -232,10 +233,10 @@ edge_status edge_model::forward(edge_cache &cache, const edge_batch &batch) {
     for (int64_t index = 0; index < config.layers; ++index) {
         attention_block(index, cache, batch, past);
         mlp_block(index, batch.n);
-        for (int32_t tap = 0; tap < batch.taps; ++tap) {
-            if (batch.tap_layers[tap] != index) continue;
+        for (int32_t i = 0; i < batch.layer_count; ++i) {
+            if (batch.layer_indices[i] != index) continue;
             for (int64_t token = 0; token < batch.n; ++token) {
-                std::memcpy(batch.tap_outputs + (int64_t(tap) * batch.n + token) * shape_.hidden,
+                std::memcpy(batch.layer_outputs + (int64_t(i) * batch.n + token) * shape_.hidden,
                             &hidden_[token * shape_.hidden_stride], size_t(shape_.hidden) * sizeof(float));
             }
         }
@@ -367,7 +368,7 @@ edge_status edge_model::finish(const edge_batch &batch) {
                         size_t(shape_.hidden) * sizeof(float));
         }
     }
-    const int64_t rows = batch.logits_rows, first = batch.n - rows;
+    const int64_t rows = batch.logits_count, first = batch.n - rows;
     if (rows == 0) {
         return kernels.all_finite(&hidden_[(batch.n - 1) * shape_.hidden_stride], shape_.hidden_stride)
                    ? EDGE_OK

@@ -11,10 +11,12 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.protocol import SequenceStep
 from edge.executors.trace import Trace, TracedExecutor, checksum
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.measure.alignment import Stage, align
+from tests.steps import forward
 
 TOKENS = [3, 14, 15, 9, 26]
 
@@ -38,8 +40,8 @@ def trace_of(tiny_config, array_checkpoint, tmp_path):
         path = tmp_path / f"{name}.json"
         traced = TracedExecutor(executor, Trace(path))
         cache = traced.new_cache()
-        traced.forward(cache, tokens)
-        traced.forward(cache, [7])
+        forward(traced, cache, tokens)
+        forward(traced, cache, [7])
         traced.close()
         return path
 
@@ -59,6 +61,19 @@ def test_the_format_is_chromes(trace_of):
         for event in inside:
             assert event["ts"] >= call["ts"] - 1
             assert event["ts"] + event["dur"] <= call["ts"] + call["dur"] + 1
+
+
+def test_steps_of_a_pass_are_calls_of_their_own(tiny_executor, tmp_path):
+    path = tmp_path / "trace.json"
+    traced = TracedExecutor(tiny_executor, Trace(path))
+    first, second = traced.new_cache(), traced.new_cache()
+    found = traced.forward([SequenceStep(first, TOKENS), SequenceStep(second, [7])])
+    traced.close()
+    events = json.loads(path.read_text())["traceEvents"]
+    calls = [event["args"] for event in events if event["name"] == "forward"]
+    assert [(call["call"], call["tokens"], call["past"]) for call in calls] == [(1, 5, 0), (2, 1, 0)]
+    assert [call["checksum"] for call in calls] == [checksum(result.logits) for result in found]
+    assert {event["args"]["call"] for event in events if event["cat"] == "operator"} == {1, 2}
 
 
 def test_a_network_agrees_with_itself(trace_of):
