@@ -31,6 +31,7 @@ from edge.text.tokenizer.base import Tokenizer
 if TYPE_CHECKING:
     from edge.text.chat_template import ChatTemplate
 
+
 def load(
     model: str | Path,
     *,

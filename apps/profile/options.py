@@ -24,8 +24,13 @@ class TestOptions:
     PANEL: ClassVar = "What to measure (lists by commas)"
 
     executor: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs the network: native, onnx, executorch, torch.")
-    ] = "native"
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What runs the network: native, onnx, executorch, torch; by default native, or the runtime "
+            "that a folder was exported for.",
+        ),
+    ] = None
     quantize: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="int4, int8, ternary, f16; by default what the model has."),
@@ -71,7 +76,7 @@ class TestOptions:
         from edge.measure.profile.options import ProfileOptions
 
         return ProfileOptions(
-            executor=_names(self.executor),
+            executor=(None,) if self.executor is None else _names(self.executor),
             quantize=self.quantizations,
             group=self.group,
             head=None if self.head is None else self.head.value,

@@ -137,11 +137,11 @@ def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
             return spec
         if files.target is None:
             raise EdgeError(
-                f"The executor '{name}' runs folders exported for {spec.target}, and '{files.path}' is none; "
+                f"The executor '{name}' runs folders exported to {spec.target}, and '{files.path}' is none; "
                 f"make one with `edge export --to {spec.target}`."
             )
         raise EdgeError(
-            f"'{files.path}' was exported for {files.target}, so the executor '{name}' can't run it; leave "
+            f"'{files.path}' was exported to {files.target}, so the executor '{name}' can't run it; leave "
             "the executor out, or name the model that it was made from."
         )
     assert files.target is not None
@@ -150,18 +150,19 @@ def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
         if spec.target == files.target:
             return spec
     raise EdgeError(
-        f"'{files.path}' was exported for {files.target}, which no executor here runs; use {files.target}'s "
+        f"'{files.path}' was exported to {files.target}, which no executor here runs; use {files.target}'s "
         "own programs, or name the model that it was made from."
     )
 
 
-def open_executor(files: ModelFiles, options: RunOptions = RunOptions()) -> Executor:
+def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Executor:
     """Open the executor that options name, or that the files are made for.
 
-    Raises EdgeError for an executor that is unknown, does not fit the files or lacks a package; ContextError
-    for a context beyond the model's, and if the memory does not suffice; ConfigError for sparse attention that
-    can't run; and what the executor itself finds wrong.
+    options: by default RunOptions(). Raises EdgeError for an executor that is unknown, does not fit the files
+    or lacks a package; ContextError for a context beyond the model's, and if the memory does not suffice;
+    ConfigError for sparse attention that can't run; and what the executor itself finds wrong.
     """
+    options = options or RunOptions()
     spec = find_executor(files, options.executor)
     context = _context(files, options.context)
     make = spec.load()
@@ -169,7 +170,8 @@ def open_executor(files: ModelFiles, options: RunOptions = RunOptions()) -> Exec
     if fixed is not None:
         if fixed.weights is not None and options.mmap:
             raise EdgeError(
-                f"The executor '{spec.name}' holds its weights as {fixed.weights}, so mmap can't be used with it."
+                f"The executor '{spec.name}' holds its weights as {fixed.weights}, so mmap can't be used "
+                "with it."
             )
         options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
     sparse = spec.sparse(files, options.attention, context)

@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from edge.errors import BundleError
 from edge.executors.native import library as native
 from edge.formats.model_files import ModelFiles

@@ -39,7 +39,9 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class StoredCache:
-    """tokens: int32 [n]. memory: uint8, what `StoresCaches.cache_memory` gave; both borrow the mapped file."""
+    """tokens: int32 [n]. memory: uint8, what `StoresCaches.cache_memory` gave; both borrow the mapped
+    file.
+    """
 
     tokens: npt.NDArray[np.int32]
     memory: npt.NDArray[np.uint8]

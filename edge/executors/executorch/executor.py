@@ -81,9 +81,7 @@ class ExecuTorchExecutor(ExecutorFacts):
             start, size = int(file.ctypes.data), file.nbytes
         program = ctypes.c_void_p()
         runner.check(
-            lib.edge_et_open(
-                start, size, options.threads or native.default_threads(), ctypes.byref(program)
-            )
+            lib.edge_et_open(start, size, options.threads or native.default_threads(), ctypes.byref(program))
         )
         self._file: HugePageFile | npt.NDArray[np.uint8] | None = file  # the program reads from it
         self._program = program

@@ -106,7 +106,7 @@ def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):
 
 def test_synthetic_and_honest_caches_have_the_same_length(tiny_executor):
     for fill in ("prefill", "synthetic"):
-        bench = Bench(tiny_executor, "float32", fill)
+        bench = Bench(tiny_executor, fill)
         bench.measure("decode", 3, 20)
         assert bench._cache(20).length == 20
 
