@@ -19,6 +19,7 @@ from edge.apps.cli.options import (
     RunOptions,
     SourceOptions,
     expand,
+    known_executor,
 )
 from edge.apps.cli.terminal import error_console, output_console
 from edge.errors import EdgeError
@@ -108,8 +109,12 @@ def compare(
     kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
     activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
     activations_b: Annotated[Activations, typer.Option(help="Arithmetic of B.")] = Activations.int8,
-    executor_a: Annotated[str | None, typer.Option(metavar="NAME", help="What runs A.")] = None,
-    executor_b: Annotated[str | None, typer.Option(metavar="NAME", help="What runs B.")] = None,
+    executor_a: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs A.")
+    ] = None,
+    executor_b: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs B.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """KL divergence and top-1 agreement of two quantizations, number types or executors of one model."""

@@ -18,8 +18,8 @@ from edge.errors import EdgeError
 from edge.hub.names import DEFAULT_MODEL
 
 MODEL_HELP = (
-    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
-    "or random weights of a known shape (random:minicpm4-0.5b)."
+    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a folder of edge export, "
+    "a hub id (openbmb/MiniCPM4-0.5B), or random weights of a known shape (random:minicpm4-0.5b)."
 )
 
 
@@ -70,6 +70,15 @@ class AttentionName(str, Enum):
     auto = "auto"
     dense = "dense"
     sparse = "sparse"
+
+
+def known_executor(name: str | None) -> str | None:
+    """Typer's callback of `--executor`: refuses what is not there."""
+    from edge.executors.registry import EXECUTORS
+
+    if name is not None and EXECUTORS.find(name) is None:
+        raise typer.BadParameter(f"'{name}' is not one of {', '.join(EXECUTORS)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,7 @@ class RunOptions:
         str | None,
         typer.Option(
             metavar="NAME",
+            callback=known_executor,
             help="What runs the network: native, onnx, executorch or torch (the slow reference, exact in "
             "float32); by default native, or the runtime that a folder was exported for.",
         ),

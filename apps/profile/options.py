@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from edge.apps.cli.options import MODEL_HELP, KVType, Quantization
 
 if TYPE_CHECKING:
     from edge.config import KVType as KVName
+    from edge.config.attention import AttentionMode
     from edge.measure.profile.options import ProfileOptions
     from edge.measure.profile.plan import PlannedDevice
 
@@ -84,7 +85,7 @@ class TestOptions:
             prompt=_numbers(self.prompt, "--prompt"),
             generate=self.generate,
             depth=_numbers(self.depth, "--depth"),
-            attention=_names(self.attention),
+            attention=cast("tuple[AttentionMode, ...]", _names(self.attention)),
             kv_type=self.kv_types,
             activations=activations,
             fill=self.fill,
