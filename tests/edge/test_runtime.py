@@ -154,7 +154,7 @@ def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(smollm2_gguf):
 
 
 def test_the_memory_plan(smollm2):
-    plan = smollm2.memory_plan
+    plan = replace(smollm2.memory_plan, mapped_weights=False)
     assert plan.kv_cache == 8192 * smollm2.config.kv_bytes_per_token("float16")
     file = smollm2.files.file("weights.safetensors").stat().st_size
     assert abs(plan.weights - file) < 0.01 * file

@@ -39,7 +39,7 @@ def bundle(tiny_config, array_checkpoint, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def exported(tiny_config, tmp_path: Path) -> Callable[[str], Path]:
-    """`exported(target)`: a folder that says it was exported to it, for 32 tokens; its program is no program."""
+    """`exported(target)`: a folder that says it was exported to it, for 32 tokens, with a sham program."""
 
     def make(target: str) -> Path:
         folder = tmp_path / f"to-{target}"
