@@ -46,7 +46,8 @@ class ExecutorSpec:
     gives the Executor. context: longest sequence in tokens, sparse: the constants of attention, None for
     dense; both are decided before, and the memory is known to suffice. options.activations and
     options.kv_type are what `arithmetic` says, where it says something.
-    target: the runtime whose exported folders it opens; None: it opens bundles.
+    target: the runtime whose exported folders it opens; None: it opens bundles. The executor that has the
+    runtime's own name is the one that folders choose by themselves.
     package: the module that must be installed for it, and install: the command that does so.
     arithmetic: what it fixes, by flavour of the folder ("": bundles).
     obstacle: `module:function` of (config) that says why it can't run a network's sparse attention, or None.
@@ -66,11 +67,9 @@ class ExecutorSpec:
             if self.package and importlib.util.find_spec(self.package) is None:
                 raise ImportError(f"there is no module '{self.package}'")
             return _attribute(self.function)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             advice = f"install it with `{self.install}`" if self.install else "install it again"
-            raise EdgeError(
-                f"The executor '{self.name}' needs a package that is missing ({error}); {advice}."
-            ) from None
+            raise EdgeError(f"The executor '{self.name}' can't be imported ({error}); {advice}.") from None
 
     def fixed(self, files: ModelFiles) -> Arithmetic | None:
         """What it computes these files with; None if RunOptions say it."""
@@ -146,13 +145,12 @@ def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
         )
     assert files.target is not None
     own = EXECUTORS.find(files.target)
-    for spec in EXECUTORS.values() if own is None or own.target != files.target else (own,):
-        if spec.target == files.target:
-            return spec
-    raise EdgeError(
-        f"'{files.path}' was exported to {files.target}, which no executor here runs; use {files.target}'s "
-        "own programs, or name the model that it was made from."
-    )
+    if own is None or own.target != files.target:
+        raise EdgeError(
+            f"'{files.path}' was exported to {files.target}, which no executor here runs; use "
+            f"{files.target}'s own programs, or name the model that it was made from."
+        )
+    return own
 
 
 def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Executor:

@@ -173,7 +173,7 @@ def test_info_says_how_it_was_opened(bundle):
 
 def test_an_executor_without_its_package():
     spec = ExecutorSpec("mine", "no_such_package.executor:open", package="no_such_package", install="pip it")
-    with pytest.raises(EdgeError, match=r"'mine' needs a package .*no_such_package.*`pip it`"):
+    with pytest.raises(EdgeError, match=r"'mine' can't be imported .*no_such_package.*`pip it`"):
         spec.load()
 
 

@@ -133,7 +133,7 @@ def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
 def test_an_error_of_the_process_is_a_sentence(setup):
     with pytest.raises(EdgeError, match="Unknown kv_type 'float3'"):
         Worker(replace(setup, options={**setup.options, "kv_type": "float3"}))
-    with pytest.raises(EdgeError, match="is not a bundle"):
+    with pytest.raises(EdgeError, match="There is no file or folder"):
         Worker(replace(setup, model=setup.model + "/absent"))
 
 
