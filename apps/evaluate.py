@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.apps.cli.options import (
     MODEL_HELP,
     Activations,
-    ExecutorName,
     Json,
     KVType,
     Model,
@@ -20,9 +19,13 @@ from edge.apps.cli.options import (
     RunOptions,
     SourceOptions,
     expand,
+    known_executor,
 )
 from edge.apps.cli.terminal import error_console, output_console
 from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.runtime import Model as LoadedModel
 
 app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
 
@@ -76,14 +79,13 @@ def perplexity(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
-        facts = {**asdict(result), **run.arithmetic, "executor": run.executor.value}
-        facts["attention"] = loaded.attention
+        facts = {**asdict(result), **_arithmetic(loaded), "attention": loaded.attention}
         typer.echo(json.dumps({"schema": 1, "model": model, "text": str(text), **facts}))
         return
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
-    used = run.arithmetic
+    used = _arithmetic(loaded)
     kinds = f"{used['activations']} activations, {used['kv_type']} KV cache, attention {loaded.attention}"
     output.print(f"Arithmetic: {kinds}", soft_wrap=True)
     output.print(f"{result.tokens / result.seconds:.0f} tokens/s", style="dim")
@@ -107,8 +109,12 @@ def compare(
     kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
     activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
     activations_b: Annotated[Activations, typer.Option(help="Arithmetic of B.")] = Activations.int8,
-    executor_a: Annotated[ExecutorName, typer.Option(help="What runs A.")] = ExecutorName.native,
-    executor_b: Annotated[ExecutorName, typer.Option(help="What runs B.")] = ExecutorName.native,
+    executor_a: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs A.")
+    ] = None,
+    executor_b: Annotated[
+        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs B.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """KL divergence and top-1 agreement of two quantizations, number types or executors of one model."""
@@ -126,10 +132,9 @@ def compare(
         {
             "model": name,
             "quantize": None if quantize is None else quantize.value,
-            **run.arithmetic,
-            "executor": run.executor.value,
+            **_arithmetic(loaded),
         }
-        for name, quantize, run in sides
+        for (name, quantize, _), loaded in zip(sides, (reference, other), strict=True)
     ]
     if as_json:
         document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(text), **asdict(result)}
@@ -145,6 +150,12 @@ def compare(
     output.print(f"Top-1 agreement {result.top1_agreement:.2%}", style="bold")
     output.print(f"Perplexity: A {result.perplexity_a:.4f}, B {result.perplexity_b:.4f}")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
+
+
+def _arithmetic(loaded: LoadedModel) -> dict[str, str]:
+    """What a model ran on, and the number types that it computed with."""
+    info = loaded.executor.info
+    return {"activations": info.activations, "kv_type": info.kv_type, "executor": info.name}
 
 
 def _read(path: Path) -> str:

@@ -32,17 +32,17 @@ def inspect(
 ) -> None:
     """Show a model's architecture, quantization, tokenizer and the memory it needs."""
     from edge.hub.resolve import open_model
-    from edge.measure.inspection import inspect_bundle
+    from edge.measure.inspection import inspect_model
 
     with convert_progress(model) as progress:
-        bundle = open_model(model, **source.arguments(), progress=progress)
-    trained = bundle.config.max_position_embeddings
+        files = open_model(model, **source.arguments(), progress=progress)
+    trained = files.context or files.config.max_position_embeddings
     if context is not None and context > trained:
         raise ContextError(
             f"A context of {context} tokens is beyond the {trained} that the model was made for: plan for "
             "less; edge chat goes beyond it with --rope-override and then prints its memory."
         )
-    facts = inspect_bundle(bundle, context=context, kv_type=kv.value)
+    facts = inspect_model(files, context=context, kv_type=kv.value)
     if as_json:
         typer.echo(json.dumps({"model": model, **facts.to_json()}, ensure_ascii=False))
     else:
@@ -54,7 +54,7 @@ def _print(facts: ModelFacts, console: Console) -> None:
     summary = _table()
     rows = {
         "Source": facts.source,
-        "Bundle": facts.path,
+        "Folder": facts.path,
         "Architecture": config.model_type + _scales(facts),
         "Parameters": f"{format_count(facts.parameters)} in {format_bytes(facts.memory.weights)}",
         "Layers": f"{config.num_hidden_layers} of hidden size {config.hidden_size}, "

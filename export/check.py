@@ -12,12 +12,13 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.engine.session import Session
 from edge.errors import ArtifactError, ExportError
+from edge.executors.options import RunOptions
+from edge.executors.registry import NATIVE, open_executor
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from edge.executors.native.executor import NativeExecutor
     from edge.executors.protocol import Executor
     from edge.formats.bundle.reader import Bundle
 
@@ -147,18 +148,13 @@ def make_reference(
     return Reference(np.array(tokens, np.int32), np.stack(rows))
 
 
-def exact_executor(
-    bundle: Bundle, context: int, attention: Literal["dense", "sparse"] = "dense"
-) -> NativeExecutor:
+def exact_executor(bundle: Bundle, context: int, attention: Literal["dense", "sparse"] = "dense") -> Executor:
     """The native executor with float32 activations and KV cache; the weights stay in their mapped file."""
-    from edge.executors.native.executor import NativeExecutor
-
     mode: AttentionMode = attention
     if attention == "sparse" and bundle.config.sparse is not None:
         mode = "auto"  # a bundle's own constants may be some that the kernels do not take
-    return NativeExecutor(
-        bundle, context=context, activations="float32", kv_type="float32", attention=mode, mmap=True
-    )
+    options = RunOptions(NATIVE, context, activations="float32", kv_type="float32", attention=mode, mmap=True)
+    return open_executor(bundle, options)
 
 
 def _lengthened(tokens: list[int], source: Source, context: int) -> list[int]:

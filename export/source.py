@@ -130,12 +130,12 @@ def open_source(
 
     Rounding to nearest needs no torch; calibrated and ternary quantization do.
     """
-    from edge.hub.resolve import open_model
+    from edge.hub.resolve import open_bundle
 
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     if options.calibrated or _packs_ternary(model, options):
         return _quantized(model, options, progress, hub)
-    return Source(open_model(model, **_rounding(options), progress=progress, **hub))
+    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub))
 
 
 def plan_source(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import AttentionMode
 from edge.errors import NativeError
 from edge.executors.checks import (
     MAX_TREE,
@@ -27,39 +25,35 @@ from edge.executors.checks import (
     check_tokens,
     check_tree,
 )
-from edge.executors.memory import check_memory, memory_plan
+from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
     ExecutorFacts,
+    ExecutorInfo,
     KVCache,
     OneByOne,
     SequenceStep,
     StepResult,
 )
-from edge.formats.bundle.reader import Bundle
-from edge.model.attention.mode import use_attention_mode
+from edge.formats.model_files import ModelFiles
+from edge.model.attention.mode import attend_function
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
 from edge.model.weights.loading import reference_from_bundle
-from edge.system.memory import available_memory
 
 
 def open_torch(
-    bundle: Bundle, context: int, attention: AttentionMode = "auto", threads: int | None = None
+    files: ModelFiles, options: RunOptions, *, context: int, sparse: SparseConfig | None
 ) -> TorchExecutor:
-    """An executor over a bundle's weights in float32; ContextError if the memory does not suffice.
+    """See `edge.executors.registry.ExecutorSpec`; the weights become float32.
 
-    attention: see `edge.config.attention`; ConfigError where sparse was asked for and can't run. threads: of
-    PyTorch, in the whole process.
+    options.threads: of PyTorch, in the whole process.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    plan = memory_plan(bundle, context, "float32")
-    weights = 4 * sum(tensor.rows * tensor.columns for tensor in bundle.tensors.values())
-    check_memory(replace(plan, weights=weights), available_memory())
-    decoder = reference_from_bundle(bundle, context)
-    sparse = use_attention_mode(decoder, attention)
-    return TorchExecutor(decoder, sparse=sparse)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    decoder = reference_from_bundle(files, context)
+    decoder.use_attention(attend_function(sparse))
+    return TorchExecutor(decoder, options.max_batch, sparse)
 
 
 class TorchCache:
@@ -77,33 +71,22 @@ class TorchCache:
 
 
 class TorchExecutor(ExecutorFacts, OneByOne):
-    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time.
-
-    sparse: the constants of sparse attention, None if every query is dense.
-    """
+    """Runs a `Decoder`, in the context that it was made for; calls are taken one at a time."""
 
     def __init__(self, decoder: Decoder, max_batch: int = 256, sparse: SparseConfig | None = None) -> None:
-        """max_batch: most tokens of one step. sparse: what `use_attention_mode` returned."""
-        self.sparse = sparse
+        """max_batch: most tokens of one step. sparse: the constants of the decoder's attention."""
+        self._info = ExecutorInfo(
+            name="torch",
+            tier=f"torch {torch.__version__}",
+            threads=torch.get_num_threads(),
+            activations="float32",
+            kv_type="float32",
+            sparse=sparse,
+        )
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
         self._lock = threading.Lock()
-
-    @property
-    def threads(self) -> int:
-        """Threads that PyTorch uses."""
-        return torch.get_num_threads()
-
-    @property
-    def tier(self) -> str:
-        """What computes, in words."""
-        return f"torch {torch.__version__}"
-
-    @property
-    def workspace_bytes(self) -> int:
-        """PyTorch allocates as it goes."""
-        return 0
 
     @property
     def capabilities(self) -> Capabilities:

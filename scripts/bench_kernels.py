@@ -21,9 +21,10 @@ from time import perf_counter
 import numpy as np
 
 from edge.executors.native import library as native
-from edge.executors.native.executor import NativeExecutor
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
-from edge.executors.protocol import SequenceStep
+from edge.executors.options import RunOptions
+from edge.executors.protocol import Executor, SequenceStep
+from edge.executors.registry import open_executor
 from edge.hub.resolve import open_model
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.measure import Bench
@@ -72,7 +73,7 @@ def linear(
     return seconds(lambda: native.check(call(*arguments, x.ctypes.data, n, y.ctypes.data))), size
 
 
-def decoder(executor: NativeExecutor, bench: Bench, samples: dict[str, list[float]]) -> None:
+def decoder(executor: Executor, bench: Bench, samples: dict[str, list[float]]) -> None:
     """Prefill, decode with sampling, and verification of n tokens at a context of CONTEXT tokens."""
     samples["prefill tokens/s"].append(CONTEXT / bench.measure("prefill", CONTEXT, 0).seconds)
     step = float(np.median(bench.measure("decode", DECODE_STEPS, CONTEXT).token_seconds))
@@ -91,9 +92,9 @@ def decoder(executor: NativeExecutor, bench: Bench, samples: dict[str, list[floa
         executor.truncate(cache, CONTEXT)
 
 
-def deep(executor: NativeExecutor, depth: int, samples: dict[str, list[float]]) -> None:
+def deep(executor: Executor, depth: int, samples: dict[str, list[float]]) -> None:
     """Decode and prefill at `depth`, over a cache of repeated rows."""
-    bench, batch = Bench(executor, "float16", "synthetic"), executor.max_batch
+    bench, batch = Bench(executor, "synthetic"), executor.max_batch
     step = float(np.median(bench.measure("decode", 5, depth).token_seconds))
     samples[f"decode tokens/s at {depth}"].append(1 / step)
     prefill = bench.measure("prefill", batch, depth).seconds
@@ -114,12 +115,12 @@ def main() -> None:
     pool = ThreadPool(options.threads)
     bundle = open_model(options.model, quantize=options.quantize)
     context = max(2 * CONTEXT, options.depth + 1024)
-    executor = NativeExecutor(bundle, context=context, threads=options.threads)
-    tier = executor.tier
+    executor = open_executor(bundle, RunOptions(context=context, threads=options.threads))
+    tier = executor.info.tier
     tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
     weights = NetworkCost.of(bundle.config, tensors, "float16").streamed
     region = Region(max(MOST_BYTES, SCHEMES[2].packed_bytes(STREAM_ROWS, COLUMNS)))
-    probe, bench = RooflineProbe(region), Bench(executor, "float16", "prefill")
+    probe, bench = RooflineProbe(region), Bench(executor, "prefill")
 
     limits: dict[str, list[float]] = defaultdict(list)
     kernels: dict[str, list[float]] = defaultdict(list)
@@ -147,7 +148,7 @@ def main() -> None:
     probe.close()
 
     document = {
-        "machine": {"tier": tier, "threads": executor.threads, "load": round(load, 2)},
+        "machine": {"tier": tier, "threads": executor.info.threads, "load": round(load, 2)},
         "model": {"name": options.model, "weight_bytes": weights, "context": CONTEXT},
         **{
             title: {name: round(float(np.median(values)), 3) for name, values in table.items()}

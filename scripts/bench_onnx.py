@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from edge.executors.native.executor import NativeExecutor
 from edge.executors.onnx.flavours import SESSION_ENTRIES
+from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
-from edge.executors.registry import open_artifact_executor
+from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -94,11 +94,11 @@ def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float
         prefill, step = through_genai(where, threads, prompt, entries)
     elif name == "native":
         prefill, step = through_executor(
-            NativeExecutor(open_model(where), context=CONTEXT, threads=threads), prompt
+            open_executor(open_model(where), RunOptions(context=CONTEXT, threads=threads)), prompt
         )
     else:
         artifact = Artifact.open(where, verify=False)
-        prefill, step = through_executor(open_artifact_executor("onnx", artifact, threads=threads), prompt)
+        prefill, step = through_executor(open_executor(artifact, RunOptions("onnx", threads=threads)), prompt)
     prefill()
     started = time.perf_counter()
     prefill()

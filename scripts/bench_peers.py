@@ -38,11 +38,12 @@ def busy_processes(count: int):
 def decode_here(model: str, threads: int) -> float:
     """Tokens/s of the native executor, sampling included; runs in a process of its own."""
     from edge.engine.sampling import Sampler, SamplingParams
-    from edge.executors.native.executor import NativeExecutor
+    from edge.executors.options import RunOptions
     from edge.executors.protocol import SequenceStep
+    from edge.executors.registry import open_executor
     from edge.hub.resolve import open_model
 
-    executor = NativeExecutor(open_model(model), context=2 * CONTEXT, threads=threads)
+    executor = open_executor(open_model(model), RunOptions(context=2 * CONTEXT, threads=threads))
     cache, prompt = executor.new_cache(), list(range(3, 3 + CONTEXT))
     for start in range(0, CONTEXT, executor.max_batch):
         executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])

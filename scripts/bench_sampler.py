@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="random:minicpm4-0.5b")
     arguments = parser.parse_args()
     with edge.load(arguments.model, context=CONTEXT, threads=arguments.threads) as model:
-        vocabulary, threads = model.config.vocab_size, model.executor.threads
+        vocabulary, threads = model.config.vocab_size, model.executor.info.threads
         step = decode_step(model.session(), arguments.repeats)
     random = np.random.default_rng(0)
     rows = []

@@ -10,7 +10,6 @@ from edge.apps.chat.views import View
 from edge.apps.cli.loading import naming_flags
 from edge.apps.cli.terminal import format_bytes
 from edge.errors import EdgeError
-from edge.executors.native.executor import NativeExecutor
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,12 +104,10 @@ class ChatLoop:
 
     def machine(self) -> str:
         """How the weights are stored and what runs them."""
-        tensors = self._model.bundle.tensors.values()
+        tensors = self._model.files.tensors.values()
         schemes = dict.fromkeys(str(tensor.scheme) for tensor in tensors if len(tensor.shape) == 2)
-        executor = self._model.executor
-        facts = [", ".join(schemes)]
-        if isinstance(executor, NativeExecutor):
-            facts.append(f"{executor.threads} threads, {executor.tier}")
+        info = self._model.executor.info
+        facts = [", ".join(schemes), f"{info.threads} threads, {info.tier}"]
         facts.append(f"attention {self._model.attention}")
         return " · ".join(facts)
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from functools import partial, wraps
+from functools import wraps
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
@@ -18,8 +18,8 @@ from edge.errors import EdgeError
 from edge.hub.names import DEFAULT_MODEL
 
 MODEL_HELP = (
-    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
-    "or random weights of a known shape (random:minicpm4-0.5b)."
+    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a folder of edge export, "
+    "a hub id (openbmb/MiniCPM4-0.5B), or random weights of a known shape (random:minicpm4-0.5b)."
 )
 
 
@@ -72,13 +72,13 @@ class AttentionName(str, Enum):
     sparse = "sparse"
 
 
-class ExecutorName(str, Enum):
-    """Names of `--executor`."""
+def known_executor(name: str | None) -> str | None:
+    """Typer's callback of `--executor`: refuses what is not there."""
+    from edge.executors.registry import EXECUTORS
 
-    native = "native"
-    onnx = "onnx"
-    executorch = "executorch"
-    torch = "torch"
+    if name is not None and EXECUTORS.find(name) is None:
+        raise typer.BadParameter(f"'{name}' is not one of {', '.join(EXECUTORS)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -161,25 +161,19 @@ class RunOptions:
         ),
     ] = None
     executor: Annotated[
-        ExecutorName,
-        typer.Option(help="What runs the network; torch is the slow reference, exact in float32."),
-    ] = ExecutorName.native
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            callback=known_executor,
+            help="What runs the network: native, onnx, executorch or torch (the slow reference, exact in "
+            "float32); by default native, or the runtime that a folder was exported for.",
+        ),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `edge.load`; EdgeError for an executor that is not installed."""
+        """Keyword arguments for `edge.load`."""
         values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        if self.executor is ExecutorName.torch:
-            values |= {"executor": _torch_executor(self), "kv": self.arithmetic["kv_type"]}
         return {"kv_type" if name == "kv" else name: value for name, value in values.items()}
-
-    @property
-    def arithmetic(self) -> dict[str, str]:
-        """Number types of activations and KV cache, as they will be used."""
-        if self.executor is ExecutorName.torch:
-            return {"activations": "float32", "kv_type": "float32"}
-        if self.executor in (ExecutorName.onnx, ExecutorName.executorch):
-            return {"activations": "as exported", "kv_type": "as exported"}
-        return {"activations": self.activations.value, "kv_type": self.kv.value}
 
 
 @dataclass(frozen=True)
@@ -300,17 +294,6 @@ def _field_parameters(group: type[Any]) -> list[inspect.Parameter]:
             )
         )
     return parameters
-
-
-def _torch_executor(run: RunOptions) -> Callable[..., Any]:
-    """The factory of the torch executor, which needs an optional package."""
-    if run.mmap:
-        raise EdgeError("The torch executor holds its weights in float32, so --mmap can't be used with it.")
-    from edge.executors.registry import offered_executor
-
-    return partial(
-        offered_executor(ExecutorName.torch.value), attention=run.attention.value, threads=run.threads
-    )
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from edge.apps.cli.options import MODEL_HELP, KVType, Quantization
 
 if TYPE_CHECKING:
     from edge.config import KVType as KVName
+    from edge.config.attention import AttentionMode
     from edge.measure.profile.options import ProfileOptions
     from edge.measure.profile.plan import PlannedDevice
 
@@ -24,8 +25,13 @@ class TestOptions:
     PANEL: ClassVar = "What to measure (lists by commas)"
 
     executor: Annotated[
-        str, typer.Option(metavar="LIST", help="What runs the network: native, onnx, executorch, torch.")
-    ] = "native"
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="What runs the network: native, onnx, executorch, torch; by default native, or the runtime "
+            "that a folder was exported for.",
+        ),
+    ] = None
     quantize: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="int4, int8, ternary, f16; by default what the model has."),
@@ -71,7 +77,7 @@ class TestOptions:
         from edge.measure.profile.options import ProfileOptions
 
         return ProfileOptions(
-            executor=_names(self.executor),
+            executor=(None,) if self.executor is None else _names(self.executor),
             quantize=self.quantizations,
             group=self.group,
             head=None if self.head is None else self.head.value,
@@ -79,7 +85,7 @@ class TestOptions:
             prompt=_numbers(self.prompt, "--prompt"),
             generate=self.generate,
             depth=_numbers(self.depth, "--depth"),
-            attention=_names(self.attention),
+            attention=cast("tuple[AttentionMode, ...]", _names(self.attention)),
             kv_type=self.kv_types,
             activations=activations,
             fill=self.fill,

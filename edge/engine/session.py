@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ContextError, EdgeError
-from edge.executors.protocol import CacheStore, Executor, Logits, SequenceStep
+from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
 from edge.formats.kv_file import read_cache, write_cache
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
@@ -125,10 +125,10 @@ class Session:
         store.restore(self._cache, count, stored.memory)
         self._tokens = np.array(stored.tokens, np.int32)
 
-    def _store(self) -> CacheStore:
+    def _store(self) -> StoresCaches:
         if not self.executor.capabilities.cache_files:
             raise EdgeError("This executor can't keep its KV cache in a file: use the native one.")
-        return cast(CacheStore, self.executor)
+        return cast(StoresCaches, self.executor)
 
     def _append(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> npt.NDArray[np.float32] | None:
         before = self.length

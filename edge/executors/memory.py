@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import ContextError
-from edge.formats.artifact.folder import Artifact
-from edge.formats.bundle.reader import Bundle
+from edge.formats.model_files import ModelFiles
+from edge.quant.scheme import QuantScheme
 
 _GIB = 1 << 30
 
@@ -47,17 +47,25 @@ class MemoryPlan:
 
 
 def memory_plan(
-    bundle: Bundle | Artifact,
+    files: ModelFiles,
     context: int,
     kv_type: KVType = "float16",
     max_batch: int = 256,
     mapped_weights: bool = False,
     sparse: SparseConfig | None = None,
+    weights: QuantScheme | None = None,
 ) -> MemoryPlan:
-    """The plan for one conversation over `bundle`; sparse: the constants of its attention, None if dense."""
-    config = bundle.config
+    """The plan for one conversation over `files`.
+
+    sparse: the constants of its attention, None if dense. weights: what an executor turns them into, None if
+    it reads them as they are stored.
+    """
+    config = files.config
     return MemoryPlan(
-        weights=sum(tensor.bytes for tensor in bundle.tensors.values()),
+        weights=sum(
+            info.bytes if weights is None else weights.packed_bytes(info.rows, info.columns)
+            for info in files.tensors.values()
+        ),
         kv_cache=context * config.kv_bytes_per_token(kv_type) + _summaries(config, sparse, context, kv_type),
         workspace=workspace_bytes(config, max_batch),
         context=context,

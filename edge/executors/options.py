@@ -1,4 +1,7 @@
-"""How to run a model: one frozen set of options for every executor, the Python API and the command line."""
+"""How to run a model: one frozen set of options for every executor, the Python API and the command line.
+
+A plugin adds options of its own executors to `RUN_OPTIONS`; they are keywords of `edge.load` like the others.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,25 @@ from typing import Any, get_args
 
 from edge.config import KVType
 from edge.config.attention import AttentionMode
-from edge.system.options import check_options, option
+from edge.system.options import Option, check_option, check_options, option
+from edge.system.registry import Registry
+
+
+@dataclass(frozen=True)
+class ExtraOption:
+    """An option that a plugin declares. kind: the type of its value, for example `int` or `int | None`."""
+
+    kind: Any
+    default: Any
+    declared: Option
+
+
+RUN_OPTIONS: Registry[ExtraOption] = Registry("run option")
+
+
+def extra_options() -> dict[str, ExtraOption]:
+    """The options of all installed plugins by name."""
+    return {name: RUN_OPTIONS.get(name) for name in RUN_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -17,7 +38,8 @@ class RunOptions:
 
     executor: None runs bundles natively, and a folder of `edge export` in the runtime that it was made for.
     context: None takes what the model was trained (or exported) for. tier: kernels of this CPU, None the
-    best. max_batch: most tokens of one forward pass. extra: options that plugins declare, by name.
+    best. max_batch: most tokens of one forward pass. extra: options that plugins declare, by name; those that
+    are left out have their defaults, see `extra_value`.
     """
 
     executor: str | None = option(
@@ -53,3 +75,10 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name, value in self.extra.items():
+            known = RUN_OPTIONS.get(name)
+            check_option(name, value, known.kind, known.declared)
+
+    def extra_value(self, name: str) -> Any:
+        """A plugin's option: what was given, or its default."""
+        return self.extra[name] if name in self.extra else RUN_OPTIONS.get(name).default

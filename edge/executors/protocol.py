@@ -1,19 +1,20 @@
 """The executor protocol: the one seam between a model's arithmetic and everything written above it.
 
-Sampling, sessions, speculation, chat and the profiler use this protocol and nothing else.
+Sampling, sessions, speculation, chat and the profiler use this protocol and nothing else; what only some
+executors offer has a protocol of its own at the end.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import EdgeError
 
 FloatArray = npt.NDArray[np.float32]
@@ -30,6 +31,27 @@ class Capabilities:
     sparse_attention: bool = False
     cache_files: bool = False
     kv_types: tuple[str, ...] = ("float16",)
+
+
+@dataclass(frozen=True)
+class ExecutorInfo:
+    """How an executor was opened and what it takes; none of it changes.
+
+    name: in `edge.executors.registry`. tier: what computes, for example `avx512vnni` or `torch 2.13.0`.
+    threads: those that work on a step. activations: `int8` or `float32`. sparse: the constants of sparse
+    attention, None if every query is dense. workspace_bytes: scratch memory beside weights and KV caches, 0
+    where the executor can't tell. mapped_weights: whether the weights are pages of their file, which need no
+    memory of their own.
+    """
+
+    name: str
+    tier: str
+    threads: int
+    activations: str
+    kv_type: KVType
+    sparse: SparseConfig | None = None
+    workspace_bytes: int = 0
+    mapped_weights: bool = False
 
 
 class KVCache(Protocol):
@@ -81,11 +103,17 @@ class StepResult:
 
 
 class ExecutorFacts:
-    """Three facts of `Executor` that never change; an executor sets their fields when it is made."""
+    """The facts of `Executor` that never change; an executor sets their fields when it is made."""
 
+    _info: ExecutorInfo
     _config: ModelConfig
     _context: int
     _max_batch: int
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """How it was opened."""
+        return self._info
 
     @property
     def config(self) -> ModelConfig:
@@ -119,6 +147,10 @@ class OneByOne(ABC):
 
 class Executor(Protocol):
     """Runs the transformer. Calls on one executor are serialized by it; caches are independent."""
+
+    @property
+    def info(self) -> ExecutorInfo:
+        """How it was opened."""
 
     @property
     def config(self) -> ModelConfig:
@@ -159,7 +191,28 @@ class Executor(Protocol):
         """Free the weights and threads; the executor and its caches can't be used afterwards."""
 
 
-class CacheStore(Protocol):
+@runtime_checkable
+class Observable(Protocol):
+    """An executor that reports its operators."""
+
+    def observe(self, observer: Callable[[bytes], None] | None) -> None:
+        """Call `observer` with the bytes of libedge's `edge_event` after every operator; None ends it.
+
+        The output that an event points to is valid during the call only. The observer may not call the
+        executor, and what it raises is lost.
+        """
+
+
+@runtime_checkable
+class RepeatsRows(Protocol):
+    """An executor whose caches can be filled without a prefill."""
+
+    def repeat(self, cache: KVCache, n: int) -> None:
+        """Grow the cache to n rows by repeating those it has: plausible values without their cost."""
+
+
+@runtime_checkable
+class StoresCaches(Protocol):
     """What an executor with `capabilities.cache_files` offers beside `Executor`."""
 
     @property

@@ -1,72 +1,206 @@
-"""The names of `--executor` that the runtime knows, and how it opens those for exported folders.
+"""Every executor is one declaration, and `open_executor` is the only way to open any of them.
 
-`native` runs bundles and is made by `edge.runtime.load` itself, as is any executor given as a function.
-Those over exported folders are modules here with `open_executor(artifact, *, context, threads)`, imported
-when they are chosen. Other packages offer references over bundles, with weights, activations and caches in
-float32, as entry points of the group `minicpm_edge.executors`: functions (bundle, context, attention,
-threads). `model` does so for `torch`.
+Built in are `native`, over bundles, and `onnx` and `executorch`, over the folders that `edge export` made for
+them. Plugins register others (`edge.system.registry`), as `edge.model.plugin` does for `torch`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from edge.config import KVType, ModelConfig, SparseConfig
+from edge.config.attention import AttentionMode, resolve_attention
 from edge.errors import EdgeError
+from edge.executors.memory import check_memory, memory_plan
+from edge.executors.options import RunOptions
 from edge.executors.protocol import Executor
-
-if TYPE_CHECKING:
-    from edge.formats.artifact.folder import Artifact
+from edge.formats.model_files import ModelFiles
+from edge.quant.scheme import QuantScheme
+from edge.system.memory import available_memory
+from edge.system.registry import Registry
 
 NATIVE = "native"
-_MODULES = {"onnx": "edge.executors.onnx.executor", "executorch": "edge.executors.executorch.executor"}
-ARTIFACT_EXECUTORS = tuple(name for name, module in _MODULES.items() if importlib.util.find_spec(module))
-"""Executors that run what `edge export --to NAME` writes."""
-EXECUTORS = (NATIVE, *ARTIFACT_EXECUTORS)
-"""All names of this package."""
-_GROUP = "minicpm_edge.executors"
 
 
-@cache
-def offered_executors() -> dict[str, EntryPoint]:
-    """The references that installed packages offer, by name."""
-    return {entry.name: entry for entry in entry_points(group=_GROUP)}
+@dataclass(frozen=True)
+class Arithmetic:
+    """What an executor computes with, whatever RunOptions say.
 
-
-def offered_executor(name: str) -> Callable[..., Any]:
-    """The function that makes it; EdgeError if a package that it needs is missing."""
-    try:
-        make: Callable[..., Any] = offered_executors()[name].load()
-    except ImportError as error:
-        raise EdgeError(
-            f"The executor '{name}' needs a package that is not installed ({error}); "
-            "install it with `pip install minicpm-edge[train]`."
-        ) from None
-    return make
-
-
-def open_artifact_executor(
-    name: str, artifact: Artifact, *, context: int | None = None, threads: int | None = None
-) -> Executor:
-    """The executor `name` over an exported folder.
-
-    context: at most, and by default, the one that the folder was exported for. threads: by default the
-    performance cores. Raises EdgeError for a missing package, a version of the runtime that the folder does
-    not support, and a context beyond its own.
+    weights: what it turns every tensor into; None if it reads them as they are stored.
     """
-    if name not in ARTIFACT_EXECUTORS:
-        raise EdgeError(f"Unknown executor '{name}'; choose one of {', '.join(EXECUTORS)}.")
-    limit = artifact.manifest.context
-    if context is not None and context > limit:
+
+    activations: str
+    kv_type: KVType
+    weights: QuantScheme | None = None
+
+
+@dataclass(frozen=True)
+class ExecutorSpec:
+    """One executor.
+
+    function: `module:function`, imported when it is called with (files, options, *, context, sparse) and
+    gives the Executor. context: longest sequence in tokens, sparse: the constants of attention, None for
+    dense; both are decided before, and the memory is known to suffice. options.activations and
+    options.kv_type are what `arithmetic` says, where it says something.
+    target: the runtime whose exported folders it opens; None: it opens bundles. The executor that has the
+    runtime's own name is the one that folders choose by themselves.
+    package: the module that must be installed for it, and install: the command that does so.
+    arithmetic: what it fixes, by flavour of the folder ("": bundles).
+    obstacle: `module:function` of (config) that says why it can't run a network's sparse attention, or None.
+    """
+
+    name: str
+    function: str
+    target: str | None = None
+    package: str = ""
+    install: str = ""
+    arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
+    obstacle: str = ""
+
+    def load(self) -> Callable[..., Executor]:
+        """The function; EdgeError, with what to install, if it can't be imported."""
+        try:
+            if self.package and importlib.util.find_spec(self.package) is None:
+                raise ImportError(f"there is no module '{self.package}'")
+            return _attribute(self.function)
+        except (ImportError, AttributeError) as error:
+            advice = f"install it with `{self.install}`" if self.install else "install it again"
+            raise EdgeError(f"The executor '{self.name}' can't be imported ({error}); {advice}.") from None
+
+    def fixed(self, files: ModelFiles) -> Arithmetic | None:
+        """What it computes these files with; None if RunOptions say it."""
+        return self.arithmetic.get(files.flavour)
+
+    def sparse(self, files: ModelFiles, mode: AttentionMode, context: int) -> SparseConfig | None:
+        """The constants of attention over `files`, None for dense; ConfigError as `resolve_attention`."""
+        config = files.config
+        if files.attention is not None:
+            return (config.sparse or SparseConfig()) if files.attention == "sparse" else None
+        obstacle: Callable[[ModelConfig], str | None] | None = (
+            _attribute(self.obstacle) if self.obstacle else None
+        )
+        why = None if obstacle is None else obstacle(config)
+        return resolve_attention(config, mode, context=context, obstacle=why)
+
+
+def _built_in(*specs: ExecutorSpec) -> Registry[ExecutorSpec]:
+    found: Registry[ExecutorSpec] = Registry("executor")
+    for spec in specs:
+        found.register(spec.name, spec)
+    return found
+
+
+# Our own operators compute as the native executor does; other runtimes have float32 caches.
+_EXPORTED = {"full": Arithmetic("int8", "float16"), "portable": Arithmetic("int8", "float32")}
+
+EXECUTORS = _built_in(
+    ExecutorSpec(
+        name=NATIVE,
+        function="edge.executors.native.executor:NativeExecutor",
+        obstacle="edge.executors.native.executor:sparse_obstacle",
+    ),
+    ExecutorSpec(
+        name="onnx",
+        function="edge.executors.onnx.executor:OnnxExecutor",
+        target="onnx",
+        package="onnxruntime",
+        install="pip install onnxruntime",
+        arithmetic=_EXPORTED,
+    ),
+    ExecutorSpec(
+        name="executorch",
+        function="edge.executors.executorch.executor:ExecuTorchExecutor",
+        target="executorch",
+        package="executorch",
+        install="pip install 'minicpm-edge[export]'",
+        arithmetic=_EXPORTED,
+    ),
+)
+"""All executors by name."""
+
+
+def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
+    """The executor of that name, or the one that such files are made for.
+
+    Raises EdgeError for an unknown one, and for one that opens other files.
+    """
+    if name is None and files.target is None:
+        return EXECUTORS.get(NATIVE)
+    if name is not None:
+        spec = EXECUTORS.get(name)
+        if spec.target == files.target:
+            return spec
+        if files.target is None:
+            raise EdgeError(
+                f"The executor '{name}' runs folders exported to {spec.target}, and '{files.path}' is none; "
+                f"make one with `edge export --to {spec.target}`."
+            )
         raise EdgeError(
-            f"The model was exported for a context of {limit} tokens, not {context}: ask for less, or "
+            f"'{files.path}' was exported to {files.target}, so the executor '{name}' can't run it; leave "
+            "the executor out, or name the model that it was made from."
+        )
+    assert files.target is not None
+    own = EXECUTORS.find(files.target)
+    if own is None or own.target != files.target:
+        raise EdgeError(
+            f"'{files.path}' was exported to {files.target}, which no executor here runs; use "
+            f"{files.target}'s own programs, or name the model that it was made from."
+        )
+    return own
+
+
+def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Executor:
+    """Open the executor that options name, or that the files are made for.
+
+    options: by default RunOptions(). Raises EdgeError for an executor that is unknown, does not fit the files
+    or lacks a package; ContextError for a context beyond the model's, and if the memory does not suffice;
+    ConfigError for sparse attention that can't run; and what the executor itself finds wrong.
+    """
+    options = options or RunOptions()
+    spec = find_executor(files, options.executor)
+    context = _context(files, options.context)
+    make = spec.load()
+    fixed = spec.fixed(files)
+    if fixed is not None:
+        if fixed.weights is not None and options.mmap:
+            raise EdgeError(
+                f"The executor '{spec.name}' holds its weights as {fixed.weights}, so mmap can't be used "
+                "with it."
+            )
+        options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
+    sparse = spec.sparse(files, options.attention, context)
+    plan = memory_plan(
+        files,
+        context,
+        options.kv_type,
+        options.max_batch,
+        mapped_weights=bool(options.mmap),
+        sparse=sparse,
+        weights=None if fixed is None else fixed.weights,
+    )
+    check_memory(plan, available_memory())
+    return make(files, options, context=context, sparse=sparse)
+
+
+def _context(files: ModelFiles, asked: int | None) -> int:
+    """What was asked for, or the most; raises if that is beyond the files' own."""
+    if files.context is None:
+        context = files.config.max_position_embeddings if asked is None else asked
+        files.config.check_context(context)
+        return context
+    if asked is not None and asked > files.context:
+        raise EdgeError(
+            f"The model was exported for a context of {files.context} tokens, not {asked}: ask for less, or "
             "export it again with a longer context."
         )
-    executor: Executor = importlib.import_module(_MODULES[name]).open_executor(
-        artifact, context=context or limit, threads=threads
-    )
-    return executor
+    return asked or files.context
+
+
+def _attribute(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

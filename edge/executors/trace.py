@@ -13,7 +13,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError
 from edge.executors.native import library as native
-from edge.executors.protocol import Executor, OneByOne, SequenceStep, StepResult
+from edge.executors.protocol import Executor, Observable, OneByOne, SequenceStep, StepResult
 from edge.formats.atomic import write_failure, write_file
 
 TRACE_VARIABLE = "EDGE_TRACE"
@@ -107,9 +106,8 @@ class TracedExecutor(OneByOne):
     def __init__(self, executor: Executor, trace: Trace) -> None:
         self._executor, self._trace, self._id = executor, trace, trace.next_executor()
         self._call = 0
-        observe: Callable[[Callable[[bytes], None]], None] | None = getattr(executor, "observe", None)
-        if observe is not None:
-            observe(self._operator)
+        if isinstance(executor, Observable):
+            executor.observe(self._operator)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)

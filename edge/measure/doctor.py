@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge.errors import BundleError, EdgeError
-from edge.executors.registry import EXECUTORS
+from edge.executors.registry import EXECUTORS, NATIVE
 from edge.formats.bundle.reader import Bundle
 from edge.hub.store import cached_models
 from edge.measure.profile import machine
@@ -79,7 +79,7 @@ class Diagnosis:
 
 
 def diagnose(
-    executors: tuple[str, ...] = ("native",),
+    executors: tuple[str, ...] = (NATIVE,),
     *,
     only: tuple[str, ...] | None = None,
     progress: Callable[[str], None] = lambda name: None,
@@ -233,9 +233,22 @@ def _cache() -> Iterator[Finding]:
 
 def _executors(asked: tuple[str, ...]) -> Iterator[Finding]:
     for name in asked:
-        if name not in EXECUTORS:
+        try:
+            spec = EXECUTORS.find(name)
+        except EdgeError as error:  # a plugin that can't be loaded
+            yield Finding("executor", "problem", str(error), "update that plugin, or uninstall it")
+            continue
+        if spec is None:
             detail = f"there is no executor '{name}' in this version"
             yield Finding("executor", "problem", detail, f"use one of: {', '.join(EXECUTORS)}")
+            continue
+        try:
+            spec.load()
+        except EdgeError as error:
+            yield Finding("executor", "problem", str(error), spec.install or None)
+            continue
+        runs = "bundles" if spec.target is None else f"folders of edge export --to {spec.target}"
+        yield Finding("executor", "ok", f"{name} is there, and runs {runs}")
     driver = Path("/proc/driver/nvidia/version")
     with suppress(OSError):
         version = driver.read_text().splitlines()[0].partition(":")[2].strip()

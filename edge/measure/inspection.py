@@ -14,7 +14,8 @@ from typing import Any
 from edge.config import KVType, ModelConfig
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.memory import MemoryPlan, memory_plan
-from edge.formats.bundle.reader import Bundle
+from edge.executors.registry import EXECUTORS
+from edge.formats.model_files import ModelFiles
 from edge.quant.scheme import QuantScheme
 from edge.text.chat_template import supports_thinking
 
@@ -132,35 +133,44 @@ class ModelFacts:
         }
 
 
-def inspect_bundle(bundle: Bundle, *, context: int | None = None, kv_type: KVType = "float16") -> ModelFacts:
-    """The facts about an open bundle; memory is planned for `context` tokens, by default the trained ones."""
-    config = bundle.config
-    template = bundle.chat_template
+def inspect_model(
+    files: ModelFiles, *, context: int | None = None, kv_type: KVType = "float16"
+) -> ModelFacts:
+    """The facts about an open model.
+
+    Memory is planned for `context` tokens, by default the trained (or exported) ones, with a KV cache of
+    `kv_type`; an exported folder has its own type.
+    """
+    config = files.config
+    template = files.chat_template
+    runner = None if files.target is None else EXECUTORS.find(files.target)
+    fixed = None if runner is None else runner.fixed(files)
+    kv_type = kv_type if fixed is None else fixed.kv_type
     return ModelFacts(
-        source=bundle.manifest.source,
-        path=str(bundle.path),
-        content_hash=bundle.content_hash,
+        source=files.source,
+        path=str(files.path),
+        content_hash=files.content_hash,
         config=config,
-        parameters=sum(math.prod(tensor.shape) for tensor in bundle.tensors.values()),
-        groups=_groups(bundle),
+        parameters=sum(math.prod(tensor.shape) for tensor in files.tensors.values()),
+        groups=_groups(files),
         tokenizer=TokenizerFacts(
-            _tokenizer_kind(bundle.tokenizer_files),
+            _tokenizer_kind(files.tokenizer_files),
             config.vocab_size,
             config.bos_token_id,
             config.eos_token_ids,
         ),
         chat_template=template is not None,
         thinking=supports_thinking(template or ""),
-        generation_config=bundle.generation_config,
+        generation_config=files.generation_config,
         kv_type=kv_type,
-        memory=memory_plan(bundle, context or config.max_position_embeddings, kv_type),
+        memory=memory_plan(files, context or files.context or config.max_position_embeddings, kv_type),
     )
 
 
-def _groups(bundle: Bundle) -> tuple[TensorGroup, ...]:
+def _groups(files: ModelFiles) -> tuple[TensorGroup, ...]:
     found: dict[tuple[str, QuantScheme, str, bool], list[int]] = {}
-    for name, tensor in bundle.tensors.items():
-        key = (_part(name, bundle.config), tensor.scheme, tensor.source_type, tensor.exact)
+    for name, tensor in files.tensors.items():
+        key = (_part(name, files.config), tensor.scheme, tensor.source_type, tensor.exact)
         totals = found.setdefault(key, [0, 0, 0])
         for i, value in enumerate((1, math.prod(tensor.shape), tensor.bytes)):
             totals[i] += value

@@ -13,7 +13,7 @@ from torch import Tensor
 from edge.config import SparseConfig
 from edge.config.attention import AttentionMode, resolve_attention
 from edge.model.attention.blocks import attend, select_blocks, tree_or_none
-from edge.model.network.decoder import Decoder, dense_attention
+from edge.model.network.decoder import Attend, Decoder, dense_attention
 from edge.model.operators import attention as ops
 
 AttendBlocks = Callable[[Tensor, Tensor, Tensor, Tensor, int, Tensor | None], Tensor]
@@ -51,5 +51,10 @@ def use_attention_mode(decoder: Decoder, mode: AttentionMode = "auto") -> Sparse
     Raises ConfigError where sparse was asked for and can't run.
     """
     sparse = resolve_attention(decoder.config, mode, context=decoder.context)
-    decoder.use_attention(dense_attention if sparse is None else SparseAttention(sparse))
+    decoder.use_attention(attend_function(sparse))
     return sparse
+
+
+def attend_function(sparse: SparseConfig | None) -> Attend:
+    """What the layers call: by these constants, or dense."""
+    return dense_attention if sparse is None else SparseAttention(sparse)

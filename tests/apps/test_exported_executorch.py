@@ -25,11 +25,11 @@ def test_the_portable_default_model(run_edge, smollm2, shared_data: Path, tmp_pa
     assert run_edge("export", "--check", folder).returncode == 0
 
     text = ("--text", str(shared_data / "wikitext-2-raw.valid.txt"), "--max-tokens", "129", "--json")
-    run = run_edge("eval", "compare", smollm2, folder, "--executor-b", "executorch", *text)
+    run = run_edge("eval", "compare", smollm2, folder, *text)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["kl_divergence"] < DIVERGENCE and found["top1_agreement"] > AGREEMENT
 
     ask = ("--prompt", "Name a planet.", "--temperature", "0", "--max-tokens", "8", "--json")
-    answer = json.loads(run_edge("chat", folder, "--executor", "executorch", *ask).stdout.splitlines()[-1])
+    answer = json.loads(run_edge("chat", folder, *ask).stdout.splitlines()[-1])
     assert answer["text"]

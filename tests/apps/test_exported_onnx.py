@@ -25,11 +25,11 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
     ask = ("--prompt", "Name a planet.", "--temperature", "0", "--max-tokens", "8", "--json")
     answer, wanted = (
         json.loads(run_edge("chat", *which, "--context", "256", *ask).stdout.splitlines()[-1])
-        for which in ((str(folder), "--executor", "onnx"), (smollm2,))
+        for which in ((str(folder),), (smollm2,))
     )
     assert answer["text"] and (folder.name == "portable" or answer["text"] == wanted["text"])
 
-    small = ("--executor", "onnx", "--prompt", "8", "--generate", "4", "--repeat", "1", "--json")
+    small = ("--prompt", "8", "--generate", "4", "--repeat", "1", "--json")
     run = run_edge("profile", str(folder), *small)
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout.splitlines()[-1])["results"]
@@ -40,22 +40,25 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
 
     text = tmp_path / "text.txt"
     text.write_text("The tower is 324 metres tall, about the same height as an 81-storey building. " * 3)
-    arguments = ("--text", str(text), "--executor-b", "onnx", "--window", "32", "--json")
+    arguments = ("--text", str(text), "--window", "32", "--json")
     run = run_edge("eval", "compare", smollm2, str(folder), *arguments)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["kl_divergence"] < (1e-12 if folder.name == "full" else 0.05)
     assert found["top1_agreement"] > 0.9
-    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "as exported")
+    assert found["b"]["executor"] == "onnx"
+    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float16")
 
 
 @pytest.mark.parametrize("folder", ["full"], indirect=True)
 def test_what_is_refused(folder: Path, run_edge, smollm2):
     for arguments, words in (
-        (("chat", str(folder), "--executor", "onnx", "--context", "300"), "context of 256 tokens"),
-        (("chat", str(folder), "--executor", "onnx", "--quantize", "int8"), "quantize can't be changed"),
+        (("chat", str(folder), "--context", "300"), "context of 256 tokens"),
+        (("chat", str(folder), "--quantize", "int8"), "quantize can't be changed"),
         (("chat", smollm2, "--executor", "onnx"), "not an exported model"),
-        (("profile", str(folder), "--executor", "onnx", "--quantize", "int8"), "quantization already"),
+        (("chat", str(folder), "--executor", "native"), "was exported to onnx"),
+        (("profile", str(folder), "--executor", "executorch"), "was exported to onnx"),
+        (("profile", str(folder), "--quantize", "int8"), "quantize can't be changed"),
     ):
         run = run_edge(*arguments, *(("--prompt", "Hello") if arguments[0] == "chat" else ()))
         assert run.returncode != 0

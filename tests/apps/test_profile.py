@@ -110,7 +110,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("m", "--executor", "cuda"), "There is no executor 'cuda' in this version"),
+        (("m", "--executor", "cuda"), "Unknown executor 'cuda'; choose one of native"),
         (("m", "--depth", "1,x"), "'1,x' is not a list of whole numbers"),
         (("m", "--quantize", "int3"), "'int3' is not one of int4, int8, ternary, f16"),
         (("m", "n"), "give one model"),

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
 from edge.model.network.decoder import Decoder
@@ -44,7 +46,7 @@ def open_native() -> Iterator[Callable[..., NativeExecutor]]:
 
     def open_one(bundle: Bundle, **options: Any) -> NativeExecutor:
         defaults = {"activations": "float32", "kv_type": "float32", "threads": 2}
-        opened.append(NativeExecutor(bundle, **{**defaults, **options}))
+        opened.append(open_executor(bundle, RunOptions(**{**defaults, **options})))
         return opened[-1]
 
     yield open_one

@@ -15,8 +15,9 @@ import numpy as np
 
 from edge.engine.sampling import Sampler, SamplingParams
 from edge.executors.native import library as native
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
+from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 
 PROMPT = 300  # longer than one chunk of attention, so that decoding splits the context over threads
@@ -64,7 +65,7 @@ def run(
     bundle: Bundle, activations: str, kv_type: str, take: Callable[[], list[int]]
 ) -> dict[str, list[int]]:
     """Counts of a prompt, of decoding, and of a tree with every kind of output."""
-    executor = NativeExecutor(bundle, activations=activations, kv_type=kv_type, threads=2)
+    executor = open_executor(bundle, RunOptions(activations=activations, kv_type=kv_type, threads=2))
     cache = executor.new_cache()
     vocabulary = bundle.config.vocab_size
     prompt = np.arange(PROMPT, dtype=np.int32) % vocabulary

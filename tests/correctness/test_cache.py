@@ -118,7 +118,7 @@ def test_tree_equals_each_path(executor, run_all, tokens_of, assert_close, prefi
     for node, path in list(enumerate(paths(parents)))[:: max(1, len(parents) // 12)]:
         alone = executor.new_cache()
         wanted = run_all(executor, alone, np.concatenate([before, tree[path]]))[-1]
-        assert_close(found[node], wanted, f"tree: {executor.activations} {executor.kv_type}")
+        assert_close(found[node], wanted, f"tree: {executor.info.activations} {executor.info.kv_type}")
 
 
 def test_causal_tree_equals_no_tree(executor, tokens_of):
@@ -143,7 +143,7 @@ def test_keep_an_accepted_path(executor, run_all, tokens_of, assert_close, prefi
     assert cache.length == prefix + len(path)
     found = run_all(executor, cache, after)
     wanted = run_all(executor, executor.new_cache(), np.concatenate([before, tree[path], after]))[-20:]
-    assert_close(found, wanted, f"tree: {executor.activations} {executor.kv_type}")
+    assert_close(found, wanted, f"tree: {executor.info.activations} {executor.info.kv_type}")
 
 
 def resident_bytes() -> int:

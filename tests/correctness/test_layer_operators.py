@@ -34,16 +34,16 @@ class OperatorDecoder:
 
     def __init__(self, bundle: Bundle, executor: NativeExecutor, threads: int) -> None:
         config = bundle.config
-        self.config, self.bundle, self.activations = config, bundle, executor.activations
+        self.config, self.bundle, self.activations = config, bundle, executor.info.activations
         self.pool, self.buffer = ThreadPool(threads), ScratchBuffer()
-        self.operators = LayerOperators(self.pool.parallel, self.buffer.scratch, executor.tier)
+        self.operators = LayerOperators(self.pool.parallel, self.buffer.scratch, executor.info.tier)
         self.cache = LayerCache(
-            kv_type=native.KV_TYPE[executor.kv_type],
+            kv_type=native.KV_TYPE[executor.info.kv_type],
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             capacity=executor.context,
-            sparse=sparse_constants(executor.sparse),
+            sparse=sparse_constants(executor.info.sparse),
         )
         self.memory = [np.zeros(self.cache.size(), np.uint8) for _ in range(config.num_hidden_layers)]
         self.frequencies, self.rope_scale = rope_parameters(
@@ -143,7 +143,7 @@ def test_whole_network(open_both, tokens_of, scheme, activations: str):
 @pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
 def test_caches(open_both, tokens_of, kv_type: str, sparse: SparseConfig | None):
     executor, decoder = open_both(INT4, sparse=sparse, kv_type=kv_type)
-    assert (executor.sparse is None) == (sparse is None)
+    assert (executor.info.sparse is None) == (sparse is None)
     assert_equal_forwards(executor, decoder, tokens_of(decoder.config, sum(CHUNKS)))
 
 

@@ -57,7 +57,7 @@ def fast(smollm2_gguf: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def decoder(exact: Model) -> Decoder:
-    return reference_from_bundle(exact.bundle, CONTEXT)
+    return reference_from_bundle(exact.files, CONTEXT)
 
 
 @pytest.fixture(scope="module")

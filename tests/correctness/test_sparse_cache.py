@@ -16,8 +16,9 @@ import torch
 from edge.config import SparseConfig
 from edge.errors import ConfigError
 from edge.executors.memory import memory_plan
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.model.attention.mode import use_attention_mode
-from edge.model.executor import open_torch
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward, paths, tree_masks
 
@@ -46,7 +47,7 @@ def whole(executor, run_all, tokens_of):
 def test_equals_the_reference(open_native, bundle, reference, run_all, tokens_of, assert_close):
     """The whole network with sparse attention, and what it would be without."""
     executor = open_native(bundle)
-    assert executor.sparse == SPARSE and executor.capabilities.sparse_attention
+    assert executor.info.sparse == SPARSE and executor.capabilities.sparse_attention
     tokens = tokens_of(bundle.config, N)
     found = run_all(executor, executor.new_cache(), tokens)
     decoder = reference(bundle)
@@ -61,9 +62,9 @@ def test_equals_the_reference(open_native, bundle, reference, run_all, tokens_of
 
 def test_the_torch_executor_is_sparse_too(open_native, bundle, run_all, tokens_of, assert_close):
     """In pieces and after going back, as a session runs it."""
-    torch_executor = open_torch(bundle, bundle.config.max_position_embeddings)
+    torch_executor = open_executor(bundle, RunOptions("torch"))
     native = open_native(bundle)
-    assert torch_executor.sparse == native.sparse == SPARSE
+    assert torch_executor.info.sparse == native.info.sparse == SPARSE
     tokens = tokens_of(bundle.config, 420)
     found, wanted = [], []
     for executor, results in ((torch_executor, found), (native, wanted)):
@@ -72,7 +73,7 @@ def test_the_torch_executor_is_sparse_too(open_native, bundle, run_all, tokens_o
         executor.truncate(cache, 350)
         results.append(run_all(executor, cache, tokens[350:], (25, 1)))
     assert_close(found[0], wanted[0])
-    assert open_torch(bundle, bundle.config.max_position_embeddings, "dense").sparse is None
+    assert open_executor(bundle, RunOptions("torch", attention="dense")).info.sparse is None
 
 
 @pytest.mark.parametrize("chunks", [(1,), (7, 64), (255, 2), (190, 20, 1, 3)], ids=str)
@@ -106,7 +107,7 @@ PARENTS = [-1, 0, 0, 1, 1, 3, 2, 6, *range(7, 40)]
 @pytest.mark.parametrize("prefix", [180, 400, 455])
 def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
     """Verifying a tree equals decoding its paths, and an accepted path goes on as if it had been fed."""
-    row = f"tree: {executor.activations} {executor.kv_type}"
+    row = f"tree: {executor.info.activations} {executor.info.kv_type}"
     before, after = tokens_of(executor.config, prefix), tokens_of(executor.config, 60, seed=4)
     tree = tokens_of(executor.config, len(PARENTS), seed=3)
     cache = executor.new_cache()
@@ -136,8 +137,8 @@ def test_a_tree_that_is_all_kept(executor, run_all, tokens_of, assert_close):
 
 def test_the_mode_follows_model_and_context(open_native, bundle):
     """A network with a sparse_config is dense where it is asked to be, and where no query could be sparse."""
-    assert open_native(bundle, attention="dense").sparse is None
-    assert open_native(bundle, context=200).sparse is None  # never beyond dense_len
+    assert open_native(bundle, attention="dense").info.sparse is None
+    assert open_native(bundle, context=200).info.sparse is None  # never beyond dense_len
 
 
 def test_summaries_take_little_memory(bundle):
@@ -154,6 +155,6 @@ def test_summaries_take_little_memory(bundle):
 )
 def test_what_cannot_run_is_refused(minicpm, make_bundle, open_native, sparse: SparseConfig, named: str):
     odd = make_bundle(minicpm(sparse=sparse))
-    assert open_native(odd).sparse is None
+    assert open_native(odd).info.sparse is None
     with pytest.raises(ConfigError, match=named):
         open_native(odd, attention="sparse")

@@ -10,7 +10,7 @@ import pytest
 
 from edge.engine.session import Session
 from edge.measure.perplexity import perplexity
-from edge.model.executor import TorchExecutor, open_torch
+from edge.model.executor import TorchExecutor
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model, load
 from tests.steps import TREE, forward, paths, tree_masks
@@ -91,7 +91,7 @@ def test_sessions_reuse_what_prompts_share(pair, tokens_of, assert_close):
 @pytest.fixture(scope="module")
 def models(smollm2_gguf: Path) -> Iterator[tuple[Model, Model]]:
     options = {"activations": "float32", "kv_type": "float32", "context": 256}
-    with load(smollm2_gguf, **options) as native, load(smollm2_gguf, executor=open_torch, **options) as ours:
+    with load(smollm2_gguf, **options) as native, load(smollm2_gguf, executor="torch", **options) as ours:
         yield ours, native
 
 

@@ -103,15 +103,15 @@ def tiny_executor(
     tiny_config: ModelConfig, array_checkpoint: Callable[..., ArrayCheckpoint], tmp_path: Path
 ) -> Iterator[NativeExecutor]:
     """The tiny network with random weights in exact arithmetic; context 48, at most 8 tokens per call."""
-    from edge.executors.native.executor import NativeExecutor
+    from edge.executors.options import RunOptions
+    from edge.executors.registry import open_executor
     from edge.formats.bundle.reader import Bundle
     from edge.hub.convert import convert
 
     convert(array_checkpoint(tiny_config), tmp_path / "tiny", quantize="f16")
     bundle = Bundle.open(tmp_path / "tiny")
-    executor = NativeExecutor(
-        bundle, context=48, threads=1, activations="float32", kv_type="float32", max_batch=8
-    )
+    options = RunOptions(context=48, threads=1, activations="float32", kv_type="float32", max_batch=8)
+    executor = open_executor(bundle, options)
     yield executor
     executor.close()
 

@@ -13,7 +13,8 @@ from edge.config import ModelConfig
 from edge.engine.conversation_file import FORMAT
 from edge.engine.settings import SETTING_NAMES
 from edge.errors import ContextError, EdgeError
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.runtime import Model
 from edge.text.chat_template import ChatTemplate
 from edge.text.prompts import Message, PromptEncoder
@@ -38,8 +39,8 @@ def chat(smollm2) -> Chat:
 @pytest.fixture(scope="module")
 def small(smollm2):
     """The same model with a context of 160 tokens."""
-    executor = NativeExecutor(smollm2.bundle, context=160, threads=2)
-    with Model(smollm2.bundle, executor, name="small") as model:
+    executor = open_executor(smollm2.files, RunOptions(context=160, threads=2))
+    with Model(smollm2.files, executor, name="small") as model:
         yield model
 
 

@@ -13,7 +13,8 @@ import pytest
 import edge
 from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.memory import MemoryPlan, check_memory
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.runtime import Model, load
@@ -75,7 +76,7 @@ def test_chats_of_one_model_do_not_mix(smollm2):
 
 
 def test_the_models_generation_config_counts_below_a_flag(smollm2):
-    bundle = copy.copy(smollm2.bundle)
+    bundle = copy.copy(smollm2.files)
     bundle.__dict__["generation_config"] = {"do_sample": False, "max_new_tokens": 3}
     model = Model(bundle, smollm2.executor)
     greedy = smollm2.complete("Once upon a time", **GREEDY)
@@ -153,13 +154,13 @@ def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(smollm2_gguf):
 
 
 def test_the_memory_plan(smollm2):
-    plan = smollm2.memory_plan
+    plan = replace(smollm2.memory_plan, mapped_weights=False)
     assert plan.kv_cache == 8192 * smollm2.config.kv_bytes_per_token("float16")
-    file = smollm2.bundle.file("weights.safetensors").stat().st_size
+    file = smollm2.files.file("weights.safetensors").stat().st_size
     assert abs(plan.weights - file) < 0.01 * file
     assert plan.total == plan.weights + plan.kv_cache + plan.workspace
     # The estimate of the workspace is of the right order.
-    assert 0.3 < plan.workspace / smollm2.executor.workspace_bytes < 3
+    assert 0.3 < plan.workspace / smollm2.executor.info.workspace_bytes < 3
     check_memory(plan, None)
     check_memory(plan, plan.total)
     with pytest.raises(ContextError, match="choose a shorter context"):
@@ -173,7 +174,8 @@ def test_the_memory_plan(smollm2):
 
 def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
     with load(smollm2_gguf, context=256, mmap=True) as model:
-        assert model.memory_plan.mapped_weights and not smollm2.memory_plan.mapped_weights
+        assert model.memory_plan.mapped_weights
+        assert smollm2.memory_plan.mapped_weights == smollm2.executor.weights.mapped
         found = model.complete("The capital of France is", **GREEDY)
     assert found.tokens == smollm2.complete("The capital of France is", **GREEDY).tokens
 
@@ -229,16 +231,16 @@ def test_a_model_without_chat_template_says_so(tmp_path, tiny_config, array_chec
     convert(checkpoint, tmp_path / "plain", quantize="f16")
     bundle = Bundle.open(tmp_path / "plain")
     with (
-        Model(bundle, NativeExecutor(bundle, threads=1), name="plain") as model,
+        Model(bundle, open_executor(bundle, RunOptions(threads=1)), name="plain") as model,
         pytest.raises(EdgeError, match="'plain' has no chat template"),
     ):
         _ = model.chat_template
 
 
 def test_a_rope_override_does_not_change_the_weights_bundle(smollm2_gguf, smollm2):
-    before = smollm2.bundle.config
+    before = smollm2.files.config
     with load(smollm2_gguf, rope_override={"max_position_embeddings": 9000}) as model:
         assert model.context == 9000
-    assert smollm2.bundle.config == before
+    assert smollm2.files.config == before
     with pytest.raises(ConfigError):
         load(smollm2_gguf, rope_override={"max_position_embedings": 9000})

@@ -13,6 +13,8 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme
@@ -66,8 +68,8 @@ def test_the_tokens_of_the_native_executor(
     artifact = export_model(source, ExportOptions("bundle"), tmp_path / "out")
     length = 300 if config.sparse else PROMPT
     tokens = [int(token) for token in np.random.default_rng(0).integers(3, 258, length)]
-    executor = NativeExecutor(source.bundle, threads=1)
-    assert (executor.sparse is not None) == (config.sparse is not None)
+    executor = open_executor(source.bundle, RunOptions(threads=1))
+    assert (executor.info.sparse is not None) == (config.sparse is not None)
     wanted = greedy(executor, tokens, ANSWER)
     executor.close()
     done = generate(artifact.path, ANSWER, *tokens)

@@ -11,12 +11,13 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.errors import ConfigError
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export import check
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.check import exact_executor, read_reference
 from edge.export.options import ExportOptions
 from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
-from edge.model.executor import open_torch
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
 
@@ -94,7 +95,9 @@ def test_logits_are_those_of_the_references(
     truth = all_logits(exact_executor(source.bundle, CONTEXT, "sparse"), tokens)
     dense = all_logits(exact_executor(source.bundle, CONTEXT), tokens)
     assert np.median(np.abs(truth - dense)[450:].max(axis=1)) > 10 * tolerance
-    torch = all_logits(open_torch(source.bundle, CONTEXT, "sparse", threads=1), tokens)
+    torch = all_logits(
+        open_executor(source.bundle, RunOptions("torch", CONTEXT, threads=1, attention="sparse")), tokens
+    )
     np.testing.assert_allclose(truth, torch, rtol=0, atol=tolerance)
     program = saved(export_model(source, COREML, tmp_path / "out"))
 

@@ -14,9 +14,9 @@ from edge.config import SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ContextError, EdgeError
 from edge.executors.native import adapters
-from edge.executors.native.executor import NativeExecutor
 from edge.executors.native.library import path as native_path
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -76,8 +76,8 @@ def portable(folder: Path) -> tuple[Source, Artifact]:
 @pytest.fixture
 def both(full: Artifact, source: Source):
     executors = (
-        open_artifact_executor("executorch", full, threads=2),
-        NativeExecutor(source.bundle, context=CONTEXT, threads=2),
+        open_executor(full, RunOptions(threads=2)),
+        open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2)),
     )
     yield executors
     for executor in executors:
@@ -139,14 +139,14 @@ def test_refusals(both, portable):
         forward(executor, native.new_cache(), [5])
     with pytest.raises(EdgeError, match="outputs of layers"):
         forward(executor, executor.new_cache(), [5], layers=[0])
-    plain = open_artifact_executor("executorch", portable[1])
+    plain = open_executor(portable[1])
     with pytest.raises(EdgeError, match="portable flavour"):
         forward(plain, plain.new_cache(), [5], hidden=True)
     plain.close()
     with pytest.raises(EdgeError, match="closed"):
         plain.new_cache()
     with pytest.raises(EdgeError, match="context of 128"):
-        open_artifact_executor("executorch", portable[1], context=CONTEXT + 1)
+        open_executor(portable[1], RunOptions(context=CONTEXT + 1))
 
 
 def test_sparse_attention_at_16k_tokens(folder: Path):
@@ -158,8 +158,8 @@ def test_sparse_attention_at_16k_tokens(folder: Path):
     artifact = exported(source, folder / "sparse")
     assert (artifact.manifest.attention, artifact.manifest.context) == ("sparse", LONG)
     executors = (
-        open_artifact_executor("executorch", artifact, threads=2),
-        NativeExecutor(source.bundle, threads=2, attention="sparse"),
+        open_executor(artifact, RunOptions(threads=2)),
+        open_executor(source.bundle, RunOptions(threads=2, attention="sparse")),
     )
     caches = [executor.new_cache() for executor in executors]
     tokens = tokens_of(LONG - 8)
@@ -190,7 +190,7 @@ def test_sizes_are_as_planned(full: Artifact, source: Source, portable):
 
 def test_chat_runs_on_it(full: Artifact, source: Source):
     settings = {"temperature": 0, "max_new_tokens": 12}
-    with load(full.path, executor="executorch") as model, load(source.bundle.path, context=CONTEXT) as native:
+    with load(full.path) as model, load(source.bundle.path, context=CONTEXT) as native:
         texts = []
         for loaded in (model, native):
             chat = loaded.chat(**settings)
@@ -202,7 +202,7 @@ def test_chat_runs_on_it(full: Artifact, source: Source):
 def test_torch_is_not_loaded(full: Artifact):
     program = (
         "import sys\nfrom edge.runtime import load\n"
-        "with load(sys.argv[1], executor='executorch') as model:\n"
+        "with load(sys.argv[1]) as model:\n"
         "    model.complete([5, 6, 7], max_new_tokens=2)\n"
         "assert not {'torch', 'executorch'} & set(sys.modules), 'loaded'\n"
     )
@@ -236,7 +236,7 @@ def test_the_stock_phone_runner_gives_the_same_text(full: Artifact, portable):
     line = next(line for line in done.stdout.splitlines() if "ANSWERS" in line)
     answers = json.loads(line.partition("ANSWERS")[2])
     for path, (text, prompt, _) in zip(folders, answers, strict=True):
-        with load(path, executor="executorch") as model:
+        with load(path) as model:
             ids = model.tokenizer.encode("the other three", add_bos=False)
             assert prompt == len(ids)
             wanted = model.complete(ids, temperature=0, max_new_tokens=8).text
@@ -264,7 +264,7 @@ def test_the_program_without_python(full: Artifact, source: Source, tmp_path: Pa
         text=True,
         env={"EDGE_EXECUTORCH_LIBRARIES": str(build / "libedge_executorch_operators.so")},
     )
-    native = NativeExecutor(source.bundle, context=CONTEXT, threads=2)
+    native = open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2))
     cache, given, wanted = native.new_cache(), prompt, []
     for _ in range(6):
         given = [int(forward(native, cache, given).logits[-1].argmax())]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge.executors.native import adapters
-from edge.executors.native.executor import NativeExecutor
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme
@@ -78,10 +78,10 @@ def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, p
     source = make_source(tmp_path, config, scheme)
     options = ExportOptions("executorch", context=64, portable=portable)
     artifact = export_model(source, options, tmp_path / "folder")
-    here = NativeExecutor(source.bundle, context=64)
+    here = open_executor(source.bundle, RunOptions(context=64))
     if portable:
         here.close()
-        here = open_artifact_executor("executorch", artifact)
+        here = open_executor(artifact)
     prompt = [40, 70, 71, 72, 40, 90]
     cache, given, wanted = here.new_cache(), prompt, []
     for _ in range(4):

@@ -13,6 +13,7 @@ import pytest
 from edge.config import ModelConfig
 from edge.errors import ArtifactError, ExportError
 from edge.executors.executorch.executor import ExecuTorchExecutor
+from edge.executors.options import RunOptions
 from edge.export.targets.executorch.target import RUNTIME
 from edge.export.targets.executorch.tokenizer import TOKENIZER, runner_tokenizer
 from edge.export.targets.executorch.weights import PortableEmbedding, keeps_codes, portable_weights
@@ -107,4 +108,6 @@ def test_a_runtime_that_is_too_old_is_refused():
     pytest.importorskip("executorch", reason="the package executorch is not installed")
     manifest = SimpleNamespace(runtime=dataclasses.replace(RUNTIME, minimum="99"), context=64)
     with pytest.raises(ArtifactError, match="executorch >= 99"):
-        ExecuTorchExecutor(SimpleNamespace(manifest=manifest, config=llama_config()), context=64)
+        ExecuTorchExecutor(
+            SimpleNamespace(manifest=manifest, config=llama_config()), RunOptions(), context=64, sparse=None
+        )

@@ -9,7 +9,8 @@ import pytest
 
 from edge.config.tensors import HEAD
 from edge.executors.executorch.executor import ExecuTorchExecutor
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model
 from edge.export.options import ExportOptions
 from edge.export.targets.executorch.weights import PortableWeights, portable_weights, stacked
@@ -55,7 +56,7 @@ def artifact(request, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def executor(artifact: Artifact):
-    opened = open_artifact_executor("executorch", artifact, threads=2)
+    opened = open_executor(artifact, RunOptions(threads=2))
     yield opened
     opened.close()
 
@@ -105,7 +106,7 @@ def test_models_do_not_share_weights(tmp_path: Path):
     logits = []
     for name, change in (("plain", lambda weights: None), ("quiet", other)):
         source = make_source(tmp_path, config, QuantScheme("int8"), change=change)
-        model = open_artifact_executor("executorch", export_model(source, options, tmp_path / name))
+        model = open_executor(export_model(source, options, tmp_path / name))
         logits.append((model, forward(model, model.new_cache(), tokens_of(9)).logits))
     np.testing.assert_allclose(logits[0][1], 4 * logits[1][1], atol=1e-4)
     for model, found in logits:

@@ -11,8 +11,8 @@ import pytest
 from edge.config import SparseConfig
 from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError
-from edge.executors.native.executor import NativeExecutor
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -31,7 +31,7 @@ SPARSE = SparseConfig(dense_len=64, window_size=128, topk=3)
 
 
 def opened(artifact: Artifact, threads: int = 2):
-    return open_artifact_executor("onnx", artifact, threads=threads)
+    return open_executor(artifact, RunOptions(threads=threads))
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def both(make_bundle, minicpm, export_bundle):
     def make(scheme: str = "int4-g32", context: int = CONTEXT, threads: int = 2, **fields):
         bundle = make_bundle(minicpm(**fields), QuantScheme.parse(scheme), tokenizer=True)
         artifact = export_bundle(bundle, "onnx", context=context)
-        natives.append(NativeExecutor(bundle, context=context))
+        natives.append(open_executor(bundle, RunOptions(context=context)))
         return opened(artifact, threads), natives[-1]
 
     yield make
@@ -88,7 +88,7 @@ def test_threads_change_nothing(threads, both, tokens_of):
 
 def test_sparse_attention(both, tokens_of):
     executors = both(sparse=SPARSE)
-    assert executors[0].sparse == executors[1].sparse == SPARSE
+    assert executors[0].info.sparse == executors[1].info.sparse == SPARSE
     assert_equal_runs(executors, tokens_of(executors[0].config, 500), (150, 1, 1, 60))
 
 
@@ -164,7 +164,7 @@ def test_the_artifact(make_bundle, minicpm, export_bundle):
     assert plan.files["weights.safetensors"] == pytest.approx(weights, rel=0.1)  # and its header
     assert {"edge::rms_norm_linear", "edge::paged_attention"} <= manifest.operators.keys()
     assert check_artifact(artifact.path).passed
-    with load(artifact.path, executor="onnx") as model:
+    with load(artifact.path) as model:
         assert model.attention.startswith("sparse beyond 64 tokens")
         assert model.complete("abc", max_new_tokens=5, temperature=0).text
 
@@ -174,7 +174,7 @@ def test_running_needs_neither_torch_nor_onnx(make_bundle, minicpm, export_bundl
     folder = str(export_bundle(bundle, "onnx", context=64).path)
     program = (
         "import sys, edge\n"
-        f"with edge.load({folder!r}, executor='onnx') as model:\n"
+        f"with edge.load({folder!r}) as model:\n"
         "    model.complete('abc', max_new_tokens=3)\n"
         "print({'onnxruntime', 'onnx', 'torch', 'export', 'model'} & set(sys.modules))\n"
     )
@@ -187,7 +187,7 @@ def test_the_default_model_says_the_same(smollm2_gguf, export_bundle):
     """Greedy answers of 48 tokens, token for token."""
     artifact = export_bundle(open_model(smollm2_gguf), "onnx", context=512)
     prompts = ("The three primary colours are", "Once upon a time", "def fibonacci(n):")
-    with load(smollm2_gguf, context=512) as native, load(artifact.path, executor="onnx") as ours:
+    with load(smollm2_gguf, context=512) as native, load(artifact.path) as ours:
         for prompt in prompts:
             texts = [m.complete(prompt, max_new_tokens=48, temperature=0).text for m in (ours, native)]
             assert texts[0] == texts[1] and len(texts[0]) > 20

@@ -15,7 +15,8 @@ import pytest
 from edge.config import RopeConfig, SparseConfig
 from edge.engine.session import Session
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError, NativeError
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -38,7 +39,7 @@ ROUNDED, EXACT = 0.2, 1e-4
 
 
 def opened(artifact: Artifact, **options: int):
-    return open_artifact_executor("onnx", artifact, **options)
+    return open_executor(artifact, RunOptions(**options))
 
 
 def without_rounding(artifact: Artifact) -> Artifact:
@@ -188,14 +189,14 @@ def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkey
     with pytest.raises(NativeError, match="another executor"):
         forward(opened(tiny), cache, [1])
     with pytest.raises(EdgeError, match="quantize can't be changed"):
-        load(tiny.path, executor="onnx", quantize="int8")
+        load(tiny.path, quantize="int8")
     sparse = SparseConfig(dense_len=64, window_size=64, topk=1)
     bundle = make_bundle(minicpm(sparse=sparse), QuantScheme("int4", 32), tokenizer=True)
     options = ExportOptions("onnx", portable=True, attention="sparse", context=CONTEXT)
     with pytest.raises(ConfigError, match="no block-sparse attention"):
         plan_export(Source(bundle), options)
     with monkeypatch.context() as little, pytest.raises(ContextError, match="choose a shorter context"):
-        little.setattr("edge.executors.onnx.executor.available_memory", lambda: 1000)
+        little.setattr("edge.executors.registry.available_memory", lambda: 1000)
         opened(tiny)
     import onnxruntime
 
@@ -211,7 +212,7 @@ def test_a_damaged_model_is_refused(tiny: Artifact):
 
 
 def test_load_and_complete(tiny: Artifact):
-    with load(tiny.path, executor="onnx", threads=1) as model:
+    with load(tiny.path, threads=1) as model:
         answer = model.complete("abc", max_new_tokens=5, temperature=0)
         assert len(answer.text) >= 5 and model.attention == "dense"
         assert model.memory_plan.kv_cache == CONTEXT * model.config.kv_bytes_per_token("float32")

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.executors.registry import open_artifact_executor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.formats.artifact.folder import Artifact
@@ -126,7 +127,7 @@ def test_the_page_of_the_docs_in_a_browser(browser, node_modules, tmp_path):
     source = make_source(tmp_path, minicpm_config(eos_token_ids=(2,)))
     artifact = export_model(source, ExportOptions("onnx", portable=True, context=128), tmp_path / "out")
     found = visit(browser, node_modules, artifact.path, "what is it", 12, timeout=60)
-    ids = load(artifact.path, executor="onnx").tokenizer.encode("what is it")
+    ids = load(artifact.path).tokenizer.encode("what is it")
     assert ids[0] == 1
     assert len(found["tokens"]) == 12 and max(distances_to_best(artifact, ids, found["tokens"])) < TIED, found
     assert found["status"].startswith("12 tokens")
@@ -145,7 +146,7 @@ def test_a_whole_model_in_a_browser(browser, node_modules, smollm2_gguf, export_
     question = "Why is the sky blue?"
     artifact = export_bundle(open_model(smollm2_gguf), "onnx", portable=True, context=1024)
     found = visit(browser, node_modules, artifact.path, question, 12, timeout=400)
-    with load(artifact.path, executor="onnx") as model:
+    with load(artifact.path) as model:
         prompt = PromptEncoder(model.chat_template, model.tokenizer).encode([Message("user", question)])
         assert found["answer"] == model.tokenizer.decode(found["tokens"])
     assert len(found["tokens"]) == 12 and max(distances_to_best(artifact, prompt, found["tokens"])) < TIED
@@ -153,7 +154,7 @@ def test_a_whole_model_in_a_browser(browser, node_modules, smollm2_gguf, export_
 
 def distances_to_best(artifact: Artifact, prompt: list[int], tokens: list[int]) -> list[float]:
     """How far below our executor's best logit each of the tokens is, in standard deviations of the logits."""
-    executor = open_artifact_executor("onnx", artifact, threads=1)
+    executor = open_executor(artifact, RunOptions(threads=1))
     cache, given, found = executor.new_cache(), prompt, []
     for token in tokens:
         logits = forward(executor, cache, given).logits[0]

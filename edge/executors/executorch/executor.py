@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import KVType, SparseConfig
+from edge.config import SparseConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors.adapters import executorch_version
 from edge.executors.checks import (
@@ -29,9 +29,11 @@ from edge.executors.checks import (
 )
 from edge.executors.executorch import library as runner
 from edge.executors.native import library as native
+from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
     ExecutorFacts,
+    ExecutorInfo,
     KVCache,
     OneByOne,
     SequenceStep,
@@ -44,11 +46,6 @@ RUNTIME = "executorch"
 FULL = "full"
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-
-
-def open_executor(artifact: Artifact, *, context: int, threads: int | None = None) -> ExecuTorchExecutor:
-    """An executor over an artifact of the target executorch; see `edge.executors.registry`."""
-    return ExecuTorchExecutor(artifact, context=context, threads=threads)
 
 
 class ExecuTorchCache:
@@ -66,17 +63,19 @@ class ExecuTorchCache:
 class ExecuTorchExecutor(ExecutorFacts, OneByOne):
     """Runs a .pte; calls are taken one at a time. The weights of the full flavour are copied into huge pages,
     those of the portable one mapped: XNNPACK makes a copy of them in its own layout.
-
-    threads: those of ExecuTorch's pool, which all executors of a process share: the last one's choice counts.
     """
 
-    def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
-        """context: longest sequence in tokens, at most the artifact's."""
+    def __init__(
+        self, artifact: Artifact, options: RunOptions, *, context: int, sparse: SparseConfig | None
+    ) -> None:
+        """See `edge.executors.registry.ExecutorSpec`.
+
+        options.threads: those of ExecuTorch's pool, which all executors of a process share: the last one's
+        choice counts.
+        """
         artifact.manifest.runtime.check(executorch_version())
         self._config, self._context = artifact.config, context
         self._full = artifact.manifest.flavour == FULL
-        sparse = artifact.manifest.attention == "sparse"
-        self.sparse: SparseConfig | None = artifact.config.sparse if sparse else None
         self._lock = threading.Lock()
         lib = runner.library()
         if self._full:
@@ -90,14 +89,21 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
             start, size = int(file.ctypes.data), file.nbytes
         program = ctypes.c_void_p()
         runner.check(
-            lib.edge_et_open(start, size, threads or native.default_threads(), ctypes.byref(program))
+            lib.edge_et_open(start, size, options.threads or native.default_threads(), ctypes.byref(program))
         )
         self._file: HugePageFile | npt.NDArray[np.uint8] | None = file  # the program reads from it
         self._program = program
         self._finalizer = weakref.finalize(self, lib.edge_et_close, program)
         self._finalizer.atexit = False
-        self.threads = int(lib.edge_et_threads())
-        self._max_batch = min(self._constant("get_max_seq_len"), context)
+        self._info = ExecutorInfo(
+            name="executorch",
+            tier=f"executorch {executorch_version()}",
+            threads=int(lib.edge_et_threads()),
+            activations=options.activations,
+            kv_type=options.kv_type,
+            sparse=sparse,
+        )
+        self._max_batch = min(self._constant("get_max_seq_len"), options.max_batch, context)
         if self._constant("get_vocab_size") != artifact.config.vocab_size:
             raise EdgeError(
                 f"'{artifact.model}' and the folder's config have different vocabularies; export again."
@@ -106,24 +112,13 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
     @property
     def capabilities(self) -> Capabilities:
         """Those of the artifact's flavour."""
-        kv_type: KVType = "float16" if self._full else "float32"
         return Capabilities(
             trees=self._full,
             max_tree=MAX_TREE if self._full else 0,
             hidden_states=self._full,
-            sparse_attention=self.sparse is not None,
-            kv_types=(kv_type,),
+            sparse_attention=self._info.sparse is not None,
+            kv_types=(self._info.kv_type,),
         )
-
-    @property
-    def tier(self) -> str:
-        """What computes, in words."""
-        return f"executorch {executorch_version()}"
-
-    @property
-    def workspace_bytes(self) -> int:
-        """The memory of activations is planned in the file and not told apart here."""
-        return 0
 
     def new_cache(self) -> ExecuTorchCache:
         """An empty cache."""

@@ -18,9 +18,11 @@ from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.pool import ThreadPool
+from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
     ExecutorFacts,
+    ExecutorInfo,
     KVCache,
     OneByOne,
     SequenceStep,
@@ -28,7 +30,7 @@ from edge.executors.protocol import (
 )
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
-from edge.formats.bundle.reader import Bundle
+from edge.formats.model_files import ModelFiles
 
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
@@ -54,59 +56,42 @@ _LAYER_PREFIX = "model.layers."
 class NativeExecutor(ExecutorFacts, OneByOne):
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
-    tier: the kernels in use, for example `avx512vnni`. sparse: the constants of sparse attention, None if
-    every query is dense. workspace_bytes: scratch memory, KV caches and weights not counted.
+    `info.tier` names the kernels in use, for example `avx512vnni`.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        context: int | None = None,
-        threads: int | None = None,
-        activations: str = "int8",
-        kv_type: str = "float16",
-        tier: str | None = None,
-        max_batch: int = 256,
-        mmap: bool | None = None,
-        attention: AttentionMode = "auto",
+        self, files: ModelFiles, options: RunOptions, *, context: int, sparse: SparseConfig | None
     ) -> None:
-        """An executor for `bundle`.
+        """See `edge.executors.registry.ExecutorSpec`.
 
-        context: longest sequence in tokens, by default and at most the config's max_position_embeddings.
-        threads: by default the performance cores. activations: `int8` (quantized on the fly) or `float32`
-        (exact). kv_type: `float16`, `float32` or `int8`. tier: a kernel tier of this CPU, by default
-        $EDGE_CPU or the best. max_batch: most tokens of one step. mmap: True maps the weights' file
+        options.tier: by default $EDGE_CPU or the best of this CPU. options.mmap: True maps the weights' file
         and reads it when it is used, False copies it into huge pages; by default whichever is at once and
-        fast (`edge.executors.weights`). attention: see `edge.config.attention`.
+        fast (`edge.executors.weights`).
         """
-        config = bundle.config
+        config = files.config
         if config.num_experts:
             raise NativeError(
                 "num_experts: the native executor runs dense models only, not mixtures of experts."
             )
         self._config = config
-        self._context = config.max_position_embeddings if context is None else context
-        config.check_context(self._context)
-        self.sparse = choose_attention(config, attention, self._context)
-        self._max_batch = min(max_batch, self._context)
+        self._context = context
+        self._max_batch = min(options.max_batch, context)
         self._lock = threading.Lock()
-        self._pool = ThreadPool(threads)
-        self.activations, self.kv_type = activations, kv_type
+        self._pool = ThreadPool(options.threads)
         # The model borrows this memory.
-        weight_memory = open_weights(bundle, mmap)
+        weight_memory = open_weights(files, options.mmap)
         self._weights: WeightMemory | None = weight_memory
         frequency, rope_scale = rope_parameters(
-            config.rope, config.head_dim, self._context, config.max_position_embeddings
+            config.rope, config.head_dim, context, config.max_position_embeddings
         )
         frequency = np.ascontiguousarray(frequency, np.float32)
         self._cache_identity = {
-            "model": bundle.manifest.content_hash,
+            "model": files.content_hash,
             "layout": f"native {native.CACHE_LAYOUT}",
-            "kv_type": kv_type,
-            "activations": activations,
+            "kv_type": options.kv_type,
+            "activations": options.activations,
             "rope": hashlib.sha256(frequency.tobytes() + np.float32(rope_scale).tobytes()).hexdigest(),
-            "attention": "dense" if self.sparse is None else repr(self.sparse),
+            "attention": "dense" if sparse is None else repr(sparse),
         }
         c_config = native.Config(
             size=ctypes.sizeof(native.Config),
@@ -117,23 +102,23 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            context=self._context,
+            context=context,
             max_batch=self._max_batch,
-            activations=_choice(native.ACTIVATIONS, activations, "activations"),
-            kv_type=_choice(native.KV_TYPE, kv_type, "KV type"),
+            activations=native.ACTIVATIONS[options.activations],
+            kv_type=native.KV_TYPE[options.kv_type],
             rms_norm_eps=config.rms_norm_eps,
             embedding_scale=config.embedding_scale,
             residual_scale=config.residual_scale,
             logit_scale=config.logit_scale,
             rope_scale=rope_scale,
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
-            sparse=sparse_constants(self.sparse),
+            sparse=sparse_constants(sparse),
         )
-        weights = (native.Weight * len(bundle.tensors))(
-            *(_weight(info, weight_memory.address(name)) for name, info in bundle.tensors.items())
+        weights = (native.Weight * len(files.tensors))(
+            *(_weight(info, weight_memory.address(name)) for name, info in files.tensors.items())
         )
         lib, handle = native.library(), ctypes.c_void_p()
-        tier = tier or os.environ.get(TIER_VARIABLE) or None
+        tier = options.tier or os.environ.get(TIER_VARIABLE) or None
         native.check(
             lib.edge_model_create(
                 ctypes.byref(c_config),
@@ -145,14 +130,17 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             )
         )
         self.handle = handle
-        self.tier = str(lib.edge_model_tier(handle).decode())
-        self.workspace_bytes = int(lib.edge_model_workspace_bytes(handle))
+        self._info = ExecutorInfo(
+            name="native",
+            tier=str(lib.edge_model_tier(handle).decode()),
+            threads=self._pool.threads,
+            activations=options.activations,
+            kv_type=options.kv_type,
+            sparse=sparse,
+            workspace_bytes=int(lib.edge_model_workspace_bytes(handle)),
+            mapped_weights=weight_memory.mapped,
+        )
         self._finalizer = native.finalize(self, lib.edge_model_destroy, handle)
-
-    @property
-    def threads(self) -> int:
-        """Threads that work on a step."""
-        return self._pool.threads
 
     @property
     def weights(self) -> WeightMemory:
@@ -247,11 +235,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             native.check(native.library().edge_cache_repeat(handle_of(cache), n))
 
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
-        """Call `observer` with the bytes of a `native.Event` after every operator; None ends it.
-
-        The output that an event points to is valid during the call only. The observer may not call the
-        executor, and what it raises is lost.
-        """
+        """See `edge.executors.protocol.Observable`; the bytes are those of a `native.Event`."""
         size = ctypes.sizeof(native.Event)
         # Bytes are cheap to keep: a slow observer would let the threads fall asleep between operators.
         hook = (

@@ -10,11 +10,11 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from edge.config import KVType
+from edge.config import SparseConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors.adapters import onnxruntime_library
 from edge.executors.checks import (
@@ -25,12 +25,13 @@ from edge.executors.checks import (
     check_tokens,
     check_tree,
 )
-from edge.executors.memory import check_memory, memory_plan
 from edge.executors.native import library as native
 from edge.executors.onnx.flavours import FLAVOURS, SESSION_ENTRIES, Array, CacheArrays
+from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
     ExecutorFacts,
+    ExecutorInfo,
     KVCache,
     OneByOne,
     SequenceStep,
@@ -39,16 +40,9 @@ from edge.executors.protocol import (
 from edge.executors.weights import open_weights
 from edge.formats.artifact.folder import Artifact
 from edge.system.huge_pages import moved_to_huge_pages
-from edge.system.memory import available_memory
 
-_MAX_BATCH = 256
 _CPU = "CPUExecutionProvider"
 _WARNINGS = 3  # only errors are logged
-
-
-def open_executor(artifact: Artifact, *, context: int, threads: int | None = None) -> OnnxExecutor:
-    """An executor over an artifact of the target onnx; see `edge.executors.registry`."""
-    return OnnxExecutor(artifact, context=context, threads=threads)
 
 
 def runtime_version() -> str:
@@ -71,36 +65,36 @@ class OnnxCache:
 
 
 class OnnxExecutor(ExecutorFacts, OneByOne):
-    """Runs an exported decoder; calls are taken one at a time.
+    """Runs an exported decoder; calls are taken one at a time."""
 
-    threads: those of ONNX Runtime. sparse: the constants of sparse attention, None if every query is dense.
-    """
-
-    def __init__(self, artifact: Artifact, *, context: int, threads: int | None = None) -> None:
-        """context: longest sequence in tokens, at most the artifact's.
-
-        Raises ContextError if the memory does not suffice, and EdgeError as the registry says.
-        """
+    def __init__(
+        self, artifact: Artifact, options: RunOptions, *, context: int, sparse: SparseConfig | None
+    ) -> None:
+        """See `edge.executors.registry.ExecutorSpec`; options.threads: those of ONNX Runtime."""
         runtime = _onnxruntime()
         artifact.manifest.runtime.check(runtime.__version__)
         self._config, self._context = artifact.config, context
-        self._max_batch = min(_MAX_BATCH, context)
-        self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context)
-        self.sparse = self._flavour.sparse
-        kv_type = cast(KVType, self.capabilities.kv_types[0])
-        check_memory(memory_plan(artifact, context, kv_type, sparse=self.sparse), available_memory())
-        self.threads = threads or native.default_threads()
+        self._max_batch = min(options.max_batch, context)
+        self._flavour = FLAVOURS[artifact.manifest.flavour](artifact.manifest, context, sparse)
+        self._info = ExecutorInfo(
+            name="onnx",
+            tier=f"onnxruntime {runtime.__version__}",
+            threads=options.threads or native.default_threads(),
+            activations=options.activations,
+            kv_type=options.kv_type,
+            sparse=sparse,
+        )
         self._lock = threading.Lock()
         self._caches: weakref.WeakSet[OnnxCache] = weakref.WeakSet()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = _WARNINGS
+        settings = runtime.SessionOptions()
+        settings.intra_op_num_threads, settings.inter_op_num_threads = self._info.threads, 1
+        settings.log_severity_level = _WARNINGS
         for name, value in SESSION_ENTRIES.items():
-            options.add_session_config_entry(name, value)
-        self._borrowed = _add_operators(options, artifact) if self._flavour.needs_operators else []
+            settings.add_session_config_entry(name, value)
+        self._borrowed = _add_operators(settings, artifact) if self._flavour.needs_operators else []
         try:
             with moved_to_huge_pages():
-                self._session = runtime.InferenceSession(str(artifact.model), options, providers=[_CPU])
+                self._session = runtime.InferenceSession(str(artifact.model), settings, providers=[_CPU])
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise EdgeError(
                 f"ONNX Runtime {runtime.__version__} can't open '{artifact.model}': {_first_line(error)}; "
@@ -111,16 +105,6 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
     def capabilities(self) -> Capabilities:
         """Everything in the full flavour, tokens in a row and their logits in the portable one."""
         return self._flavour.capabilities
-
-    @property
-    def tier(self) -> str:
-        """What computes, in words."""
-        return f"onnxruntime {runtime_version()}"
-
-    @property
-    def workspace_bytes(self) -> int:
-        """ONNX Runtime does not tell how much it has in its arena."""
-        return 0
 
     def new_cache(self) -> OnnxCache:
         """An empty cache."""

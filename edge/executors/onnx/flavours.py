@@ -38,16 +38,16 @@ operators.
 class Portable:
     """Operators of ONNX Runtime alone: float32 caches [1, KV heads, context, head_dim], no trees.
 
-    capabilities: what the graph can do. sparse: the constants of sparse attention, None for dense.
+    capabilities: what the graph can do.
     least_logits: of how many tokens logits are computed at least.
     """
 
     needs_operators = False
     least_logits = 0
-    sparse: SparseConfig | None = None
     capabilities = Capabilities(kv_types=("float32",))
 
-    def __init__(self, manifest: ArtifactManifest, context: int) -> None:
+    def __init__(self, manifest: ArtifactManifest, context: int, sparse: SparseConfig | None) -> None:
+        """sparse: the constants of sparse attention, which this flavour does not have."""
         self._config, self._context = manifest.config, context
 
     def new_cache(self) -> CacheArrays:
@@ -87,14 +87,14 @@ class Full:
     needs_operators = True
     least_logits = 1  # the operators take no empty tensors
 
-    def __init__(self, manifest: ArtifactManifest, context: int) -> None:
+    def __init__(self, manifest: ArtifactManifest, context: int, sparse: SparseConfig | None) -> None:
+        """sparse: the constants of sparse attention, None for dense."""
         self._config: ModelConfig = manifest.config
-        self.sparse = self._config.sparse or SparseConfig() if manifest.attention == "sparse" else None
         self.capabilities = Capabilities(
             trees=True,
             max_tree=MAX_TREE,
             hidden_states=True,
-            sparse_attention=self.sparse is not None,
+            sparse_attention=sparse is not None,
             kv_types=("float16",),
         )
         self._layer = LayerCache(
@@ -103,7 +103,7 @@ class Full:
             kv_heads=self._config.num_key_value_heads,
             head_dim=self._config.head_dim,
             capacity=manifest.context,  # the graph says so, whatever part of it is used
-            sparse=sparse_constants(self.sparse),
+            sparse=sparse_constants(sparse),
         )
 
     def new_cache(self) -> CacheArrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,37 @@ class Artifact:
     def config(self) -> ModelConfig:
         """The network."""
         return self.manifest.config
+
+    @property
+    def source(self) -> str:
+        """What was exported, in words."""
+        return self.manifest.source
+
+    @property
+    def target(self) -> str:
+        """The runtime that it was exported for."""
+        return self.manifest.target
+
+    @property
+    def flavour(self) -> str:
+        """Which form of the target it has."""
+        return self.manifest.flavour
+
+    @property
+    def attention(self) -> Literal["dense", "sparse"]:
+        """What it computes."""
+        return self.manifest.attention
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return self.manifest.context
+
+    def with_config(self, config: ModelConfig) -> NoReturn:
+        """ArtifactError: the network is part of the program."""
+        raise ArtifactError(
+            f"'{self.path}' was exported as it is, so its network can't be changed; export the model again."
+        )
 
     @property
     def model(self) -> Path:

@@ -7,7 +7,9 @@ modification times and headers only, so that a start stays fast.
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ _NOT_TOKENIZER = (WEIGHTS, CHAT_TEMPLATE, GENERATION_CONFIG)
 class Bundle:
     """An open bundle. Make one with `Bundle.open`.
 
-    path: its folder. manifest: everything it says. config: the network. tensors: name -> BundleTensor.
+    path: its folder. manifest: everything it says. config: the network. tensors: name -> BundleTensor. What
+    `edge.formats.model_files.ModelFiles` says of exported folders is open here.
     """
 
     def __init__(self, path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
@@ -75,10 +78,26 @@ class Bundle:
         _check_tensors(path, manifest, weights)
         return cls(path, manifest, weights)
 
+    target = None
+    flavour = ""
+    attention = None
+    context = None
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from, in words."""
+        return self.manifest.source
+
     @property
     def config(self) -> ModelConfig:
         """The network."""
         return self.manifest.config
+
+    def with_config(self, config: ModelConfig) -> Bundle:
+        """The same weights read as another network."""
+        changed = copy.copy(self)
+        changed.manifest = replace(self.manifest, config=config)
+        return changed
 
     @property
     def tensors(self) -> dict[str, BundleTensor]:

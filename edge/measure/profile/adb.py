@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
-from edge.hub.resolve import open_model
+from edge.hub.resolve import open_bundle
 from edge.measure.profile.options import ProfileOptions
 from edge.measure.profile.schema import Profile, ProfileError
 
@@ -40,7 +40,7 @@ def profile_on_android(
         raise ProfileError(f"There is no program '{binary}': build edge_bench for Android (docs/profile.md).")
     adb = [program, *(("-s", serial) if serial else ())]
     bundles = [
-        open_model(model, quantize=name, group=options.group, head=options.head) for name in options.quantize
+        open_bundle(model, quantize=name, group=options.group, head=options.head) for name in options.quantize
     ]
     check_options(options)
     _run([*adb, "shell", f"mkdir -p {_FOLDER}"])

@@ -7,16 +7,15 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import KVType
 from edge.engine.sampling import Sampler, SamplingParams
-from edge.executors.protocol import Executor, KVCache, Logits, SequenceStep
+from edge.executors.protocol import Executor, KVCache, Logits, Observable, RepeatsRows, SequenceStep
 from edge.measure.profile.energy import EnergyMeter
-from edge.measure.profile.operators import Observable, decode_events, observed
+from edge.measure.profile.operators import decode_events, observed
 from edge.measure.profile.schema import ProfileError
 
 SAMPLING = SamplingParams(temperature=0.8, top_p=0.8, seed=0)
@@ -24,14 +23,6 @@ SAMPLING = SamplingParams(temperature=0.8, top_p=0.8, seed=0)
 _SEED_ROWS = 64  # rows of real keys and values that a synthetic cache repeats
 _WARM_UP = 4  # decode steps that do not count
 _OPERATOR_STEPS = 8
-
-
-@runtime_checkable
-class Repeats(Protocol):
-    """An executor whose caches can be filled without a prefill."""
-
-    def repeat(self, cache: KVCache, n: int) -> None:
-        """Grow the cache to n rows by repeating those it has."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +44,11 @@ class Measured:
 class Bench:
     """Measures one executor; a KV cache for every depth stays filled from one measurement to the next."""
 
-    def __init__(self, executor: Executor, kv_type: KVType, fill: str) -> None:
-        if fill == "synthetic" and not isinstance(executor, Repeats):
+    def __init__(self, executor: Executor, fill: str) -> None:
+        if fill == "synthetic" and not isinstance(executor, RepeatsRows):
             raise ProfileError("This executor can't fill its cache synthetically: leave --fill out.")
         self._executor, self._fill = executor, fill
-        self._row_bytes = executor.config.kv_bytes_per_token(kv_type)
+        self._row_bytes = executor.config.kv_bytes_per_token(executor.info.kv_type)
         self._caches: dict[int, KVCache] = {}
         self._warm: set[tuple[str, int, int]] = set()
         self._meter = EnergyMeter()
@@ -130,7 +121,7 @@ class Bench:
                     cache, self._prompt(min(depth, _SEED_ROWS) if self._fill == "synthetic" else depth)
                 )
             if depth > cache.length:
-                assert isinstance(self._executor, Repeats)
+                assert isinstance(self._executor, RepeatsRows)
                 self._executor.repeat(cache, depth)
             self._caches[depth] = cache
         return self._caches[depth]

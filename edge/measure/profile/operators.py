@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from edge.executors.native import library as native
+from edge.executors.protocol import Observable
 from edge.measure.profile.cost import Roofline
 from edge.measure.profile.schema import Operator, Row
-
-
-@runtime_checkable
-class Observable(Protocol):
-    """An executor that reports its operators."""
-
-    def observe(self, observer: Callable[[bytes], None] | None) -> None:
-        """See `edge.executors.native.executor.NativeExecutor.observe`."""
 
 
 @contextmanager
@@ -62,7 +55,9 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[O
         took = median(seconds)
         limit = max(size / roofline.read_bytes, operations / peak)
         found.append(
-            Operator(operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0)
+            Operator(
+                operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0
+            )
         )
     return tuple(found)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.config import KVType
+from edge.config.attention import AttentionMode
 from edge.errors import EdgeError
-from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, offered_executors
+from edge.executors.registry import EXECUTORS
 
 ATTENTION = ("dense", "sparse")
 """Kinds of attention that exist."""
@@ -21,16 +22,16 @@ class ProfileOptions:
     """The tests are every combination of executor, quantize, threads and kv_type with every depth, and there
     a prefill of each length in `prompt` and a decode of `generate` tokens.
 
-    executor: names of `edge.executors.registry`; those that run exported folders have their quantization,
-    attention and KV type from the folder. quantize: as in `edge.load`; None is what the model has. group,
-    head: of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0 for none.
-    generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache before a test. fill: how
-    they got there, `prefill` or `synthetic` (rows of a short prefill, repeated). repeat: measurements of each
-    test, in turn with the others, after one that does not count. operators: also measure every operator, in
-    runs of their own.
+    executor: names of `edge.executors.registry`; None is the one that the files are made for. An exported
+    folder has its own quantization, attention and KV type. quantize: as in `edge.load`; None is what the
+    model has. group, head: of all of them. threads: None is the performance cores. prompt: tokens of a
+    prefill, 0 for none. generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache
+    before a test. fill: how they got there, `prefill` or `synthetic` (rows of a short prefill, repeated).
+    repeat: measurements of each test, in turn with the others, after one that does not count. operators: also
+    measure every operator, in runs of their own.
     """
 
-    executor: tuple[str, ...] = (NATIVE,)
+    executor: tuple[str | None, ...] = (None,)
     quantize: tuple[str | None, ...] = (None,)
     group: int | None = None
     head: str | None = None
@@ -38,7 +39,7 @@ class ProfileOptions:
     prompt: tuple[int, ...] = (512,)
     generate: int = 64
     depth: tuple[int, ...] = (0,)
-    attention: tuple[str, ...] = ("dense",)
+    attention: tuple[AttentionMode, ...] = ("dense",)
     kv_type: tuple[KVType, ...] = ("float16",)
     activations: str = "int8"
     fill: str = "prefill"
@@ -47,7 +48,6 @@ class ProfileOptions:
 
     def __post_init__(self) -> None:
         for name, given, known in (
-            ("executor", self.executor, (*EXECUTORS, *offered_executors())),
             ("attention", self.attention, ATTENTION),
             ("fill", (self.fill,), FILLS),
         ):
@@ -56,6 +56,9 @@ class ProfileOptions:
                     raise EdgeError(
                         f"There is no {name} '{value}' in this version; there is: {', '.join(known)}."
                     )
+        for executor in self.executor:
+            if executor is not None:
+                EXECUTORS.get(executor)
         for name, values, least in (
             ("threads", [count for count in self.threads if count is not None], 1),
             ("prompt", self.prompt, 0),
@@ -69,8 +72,6 @@ class ProfileOptions:
         for name in ("executor", "quantize", "threads", "depth", "attention", "kv_type"):
             if len(getattr(self, name)) == 0:
                 raise EdgeError(f"{name} is empty: give at least one.")
-        if set(self.executor) & set(ARTIFACT_EXECUTORS) and (self.quantize, self.group) != ((None,), None):
-            raise EdgeError("An exported folder has its quantization already: leave quantize and group out.")
         if not self.tests:
             raise EdgeError("There is nothing to measure: give prompt or generate (or both) above 0.")
 

@@ -7,22 +7,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from edge import __version__
 from edge.config import KVType, SparseConfig
+from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
-from edge.executors.registry import ARTIFACT_EXECUTORS, offered_executors
-from edge.formats.artifact.folder import Artifact
-from edge.formats.bundle.reader import Bundle
+from edge.executors.options import RunOptions
+from edge.executors.registry import EXECUTORS, ExecutorSpec, find_executor
+from edge.formats.model_files import ModelFiles
 from edge.hub.resolve import open_model
 from edge.measure.profile import machine
 from edge.measure.profile.cost import NetworkCost, Roofline
@@ -32,7 +33,6 @@ from edge.measure.profile.options import ProfileOptions, Test
 from edge.measure.profile.roofline import RooflineProbe
 from edge.measure.profile.schema import SCHEMA, Limits, MachineFacts, Memory, Profile, ProfileError, Rate, Row
 from edge.measure.profile.worker import Setup, Worker
-from edge.quant.scheme import QuantScheme
 from edge.system.memory import available_memory
 
 Progress = Callable[[int, int, str], None]
@@ -46,7 +46,7 @@ class _Configuration:
     executor: str
     attention: str
     kv_type: KVType
-    bundle: Bundle | Artifact
+    files: ModelFiles
     cost: NetworkCost
     worker: Worker
     shares: dict[Any, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -64,36 +64,41 @@ def profile(
     opening a model raises.
     """
     options = options or ProfileOptions()
-    bundles = {
-        chosen: _open(model, *chosen, options) for chosen in product(options.executor, options.quantize)
-    }
-    for bundle in bundles.values():
-        bundle.config.check_context(options.context)
-    settings = [
-        (executor, quantize, threads, attention, kv_type)
-        for (executor, quantize), bundle in bundles.items()
-        for threads in options.threads
-        for attention, kv_type in _arithmetic(bundle, options)
+    opened = [
+        _open(model, executor, quantize, options)
+        for executor, quantize in product(options.executor, options.quantize)
     ]
-    _check_memory([(bundles[each[:2]], each[4]) for each in settings], options)
+    for files, _ in opened:
+        files.config.check_context(options.context)
+    settings = [
+        (files, spec, threads, attention, kv_type)
+        for files, spec in opened
+        for threads in options.threads
+        for attention, kv_type in _arithmetic(files, options)
+    ]
+    _check_memory([(files, kv_type) for files, _, _, _, kv_type in settings], options)
     watch = machine.Watch()
     with ExitStack() as stack:
         configurations = []
-        for executor, quantize, threads, attention, kv_type in settings:
-            bundle = bundles[executor, quantize]
-            setup = Setup(
-                *(str(bundle.path), executor, options.context, threads),
-                *(kv_type, options.activations, options.fill, attention),
+        for files, spec, threads, attention, asked in settings:
+            run = RunOptions(
+                executor=spec.name,
+                context=options.context,
+                threads=threads,
+                activations=options.activations,
+                kv_type=asked,
+                attention=attention,
             )
-            reference = QuantScheme("f32") if executor in offered_executors() else None
-            tensors = [(info.name, info.shape, reference or info.scheme) for info in bundle.tensors.values()]
-            worker = stack.enter_context(Worker(setup))
-            kv_type = cast(KVType, worker.ready.kv_type)  # a folder that was exported has its own
-            cost = NetworkCost.of(bundle.config, tensors, kv_type, worker.ready.activations)
+            worker = stack.enter_context(Worker(Setup(str(files.path), asdict(run), options.fill)))
+            fixed = spec.fixed(files)
+            weights = None if fixed is None else fixed.weights
+            tensors = [(info.name, info.shape, weights or info.scheme) for info in files.tensors.values()]
+            kv_type = worker.ready.kv_type  # the executor's own, where it has no choice
+            cost = NetworkCost.of(files.config, tensors, kv_type, worker.ready.activations)
             if attention == "sparse":
-                cost = replace(cost, sparse=bundle.config.sparse or SparseConfig())
+                cost = replace(cost, sparse=files.config.sparse or SparseConfig())
             configurations.append(
-                _Configuration(str(model), executor, attention, kv_type, bundle, cost, worker)
+                _Configuration(str(model), spec.name, attention, kv_type, files, cost, worker)
             )
         probe = RooflineProbe()
         stack.callback(probe.close)
@@ -153,27 +158,27 @@ def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> M
 
 
 def _open(
-    model: str | Path, executor: str, quantize: str | None, options: ProfileOptions
-) -> Bundle | Artifact:
-    if executor in ARTIFACT_EXECUTORS:
-        return Artifact.open(model, target=executor)
-    return open_model(model, quantize=quantize, group=options.group, head=options.head)
+    model: str | Path, executor: str | None, quantize: str | None, options: ProfileOptions
+) -> tuple[ModelFiles, ExecutorSpec]:
+    target = None if executor is None else EXECUTORS.get(executor).target
+    files = open_model(model, quantize=quantize, group=options.group, head=options.head, target=target)
+    return files, find_executor(files, executor)
 
 
-def _arithmetic(bundle: Bundle | Artifact, options: ProfileOptions) -> Iterable[tuple[str, KVType]]:
+def _arithmetic(files: ModelFiles, options: ProfileOptions) -> Iterable[tuple[AttentionMode, KVType]]:
     """(attention, KV type) of each run over a bundle; of an exported folder, its own attention."""
-    if isinstance(bundle, Artifact):
-        return [(bundle.manifest.attention, options.kv_type[0])]
+    if files.attention is not None:
+        return [(files.attention, options.kv_type[0])]
     return product(options.attention, options.kv_type)
 
 
-def _check_memory(settings: list[tuple[Bundle | Artifact, KVType]], options: ProfileOptions) -> None:
+def _check_memory(settings: list[tuple[ModelFiles, KVType]], options: ProfileOptions) -> None:
     """All configurations are in memory at once, so that their repeats can take turns."""
     rows = sum(depth for depth in set(options.depth)) + options.context
     needed = sum(
-        sum(tensor.bytes for tensor in bundle.tensors.values())
-        + rows * bundle.config.kv_bytes_per_token(kv_type)
-        for bundle, kv_type in settings
+        sum(tensor.bytes for tensor in files.tensors.values())
+        + rows * files.config.kv_bytes_per_token(kv_type)
+        for files, kv_type in settings
     )
     free = available_memory()
     if free is not None and needed > free:
@@ -255,7 +260,7 @@ def _row(
     name, tokens, depth = test
     ready, measured = each.worker.ready, each.measured[test]
     weights, rows, linear, attention = work(each.cost, test, ready.max_batch)
-    kind, group = quantization(each.bundle)
+    kind, group = quantization(each.files)
     single = [seconds for one in measured for seconds in one.token_seconds]
     samples = [tokens / one.seconds for one in measured]
     joules = [one.joules for one in measured if one.joules is not None]
@@ -296,10 +301,10 @@ def rate(repeats: list[float], tokens: list[float]) -> Rate:
     return Rate(median(repeats), min(repeats), max(repeats), p50, p90, p99)
 
 
-def quantization(bundle: Bundle | Artifact) -> tuple[str, int]:
+def quantization(files: ModelFiles) -> tuple[str, int]:
     """(kind, group) of most of the weights in the layers."""
     sizes: dict[tuple[str, int], int] = defaultdict(int)
-    for name, tensor in bundle.tensors.items():
+    for name, tensor in files.tensors.items():
         if len(tensor.shape) == 2 and name not in (EMBEDDING, HEAD):
             minimum = "-min" if tensor.scheme.minimum else ""
             sizes[tensor.scheme.kind + minimum, tensor.scheme.group] += tensor.bytes

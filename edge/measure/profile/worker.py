@@ -13,33 +13,28 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from edge.config import KVType
 from edge.errors import EdgeError
-from edge.executors.registry import (
-    ARTIFACT_EXECUTORS,
-    NATIVE,
-    offered_executor,
-    offered_executors,
-    open_artifact_executor,
-)
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
+from edge.hub.resolve import open_model
 from edge.measure.profile.measure import Bench, Measured
 from edge.measure.profile.schema import ProfileError
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker opens: `model` is the folder of a bundle, or one exported for the executor."""
+    """What a worker opens: the folder of a bundle, or an exported one.
+
+    options: the fields of RunOptions. fill: see `ProfileOptions`.
+    """
 
     model: str
-    executor: str
-    context: int
-    threads: int | None
-    kv_type: str
-    activations: str
+    options: dict[str, Any]
     fill: str
-    attention: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Ready:
     """What it opened. load_seconds: from the folder to an executor that can run."""
 
     threads: int
-    kv_type: str
+    kv_type: KVType
     activations: str
     tier: str
     max_batch: int
@@ -122,49 +117,19 @@ class Worker:
 
 def _open(setup: Setup) -> tuple[Bench, Ready]:
     started = time.perf_counter()
-    kv_type, executor = _open_executor(setup)
+    executor = open_executor(open_model(Path(setup.model)), RunOptions(**setup.options))
     seconds = time.perf_counter() - started
-    bench = Bench(executor, kv_type, setup.fill)
-    offered = setup.executor in offered_executors()
+    info = executor.info
     ready = Ready(
-        threads=executor.threads,
-        kv_type=kv_type,
-        activations="float32" if offered else setup.activations,
-        tier=executor.tier,
+        threads=info.threads,
+        kv_type=info.kv_type,
+        activations=info.activations,
+        tier=info.tier,
         max_batch=executor.max_batch,
-        workspace_bytes=executor.workspace_bytes,
+        workspace_bytes=info.workspace_bytes,
         load_seconds=seconds,
     )
-    return bench, ready
-
-
-def _open_executor(setup: Setup) -> tuple[KVType, Any]:
-    """(the number type of its KV cache, the executor)"""
-    if setup.executor in ARTIFACT_EXECUTORS:
-        from edge.formats.artifact.folder import Artifact
-
-        artifact = Artifact.open(setup.model, target=setup.executor)
-        runner = open_artifact_executor(
-            setup.executor, artifact, context=setup.context, threads=setup.threads
-        )
-        return cast(KVType, runner.capabilities.kv_types[0]), runner
-    from edge.executors.native.executor import NativeExecutor
-    from edge.formats.bundle.reader import Bundle
-
-    bundle = Bundle.open(setup.model)
-    if setup.executor != NATIVE:
-        make = offered_executor(setup.executor)
-        reference = make(bundle, setup.context, attention=setup.attention, threads=setup.threads)
-        return reference.capabilities.kv_types[0], reference
-    native = NativeExecutor(
-        bundle,
-        context=setup.context,
-        threads=setup.threads,
-        activations=setup.activations,
-        kv_type=setup.kv_type,
-        attention=setup.attention,  # type: ignore[arg-type]
-    )
-    return cast(KVType, setup.kv_type), native
+    return Bench(executor, setup.fill), ready
 
 
 def main() -> None:

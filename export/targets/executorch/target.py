@@ -13,8 +13,8 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
-from edge.executors.executorch.executor import ExecuTorchExecutor
 from edge.executors.native.executor import choose_attention
+from edge.executors.registry import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan
@@ -96,10 +96,9 @@ class ExecuTorchTarget:
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
         """Run it on the installed ExecuTorch, by the C++ runner."""
-        executor = ExecuTorchExecutor(artifact, context=artifact.manifest.context)
         return compare_logits(
             reference,
-            run_executor(executor, reference),
+            run_executor(open_executor(artifact), reference),
             runtime=RUNTIME.name,
             version=executorch_version(),
             limit=_LIMIT[artifact.manifest.flavour],

@@ -13,7 +13,8 @@ from edge.config import KVType, SparseConfig
 from edge.config.tensors import EMBEDDING
 from edge.errors import ExportError
 from edge.executors.native.executor import choose_attention
-from edge.executors.onnx.executor import OnnxExecutor, runtime_version
+from edge.executors.onnx.executor import runtime_version
+from edge.executors.registry import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan
@@ -99,10 +100,9 @@ class OnnxTarget:
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
         """Run it on the installed ONNX Runtime."""
-        executor = OnnxExecutor(artifact, context=artifact.manifest.context)
         return compare_logits(
             reference,
-            run_executor(executor, reference),
+            run_executor(open_executor(artifact), reference),
             runtime=RUNTIME,
             version=runtime_version(),
             limit=_LIMIT,

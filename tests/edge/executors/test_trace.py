@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edge.errors import EdgeError
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
+from edge.executors.registry import open_executor
 from edge.executors.trace import Trace, TracedExecutor, checksum
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
@@ -29,14 +30,8 @@ def trace_of(tiny_config, array_checkpoint, tmp_path):
         checkpoint = array_checkpoint(tiny_config)
         change(checkpoint.weights)
         convert(checkpoint, tmp_path / name, quantize="f16")
-        executor = NativeExecutor(
-            Bundle.open(tmp_path / name),
-            context=48,
-            threads=1,
-            activations="float32",
-            kv_type=kv_type,
-            max_batch=8,
-        )
+        options = RunOptions(context=48, threads=1, activations="float32", kv_type=kv_type, max_batch=8)
+        executor = open_executor(Bundle.open(tmp_path / name), options)
         path = tmp_path / f"{name}.json"
         traced = TracedExecutor(executor, Trace(path))
         cache = traced.new_cache()

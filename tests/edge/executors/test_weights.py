@@ -15,7 +15,8 @@ from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config.presets import preset
 from edge.errors import BundleError, NativeError
 from edge.executors.native import library as native
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.executors.weights import CopiedWeights, MappedWeights, WeightMemory, open_weights
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
@@ -61,7 +62,7 @@ def test_weights_are_mapped_when_that_is_fast_or_wanted(path):
 
 
 def test_the_executor_tells(path):
-    executor = NativeExecutor(Bundle.open(path), context=64, mmap=True)
+    executor = open_executor(Bundle.open(path), RunOptions(context=64, mmap=True))
     assert executor.weights.mapped and executor.weights.bytes > 10 * MB
     executor.close()
     with pytest.raises(NativeError, match="closed"):

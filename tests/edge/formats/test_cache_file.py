@@ -13,6 +13,8 @@ from edge.config import SparseConfig
 from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 
@@ -33,18 +35,20 @@ def make_bundle(tiny_config, array_checkpoint, tmp_path: Path) -> Callable[[int]
 
 
 @pytest.fixture
-def open_executor(make_bundle) -> Callable[..., NativeExecutor]:
+def new_executor(make_bundle) -> Callable[..., NativeExecutor]:
     bundle = make_bundle(0)
 
     def make(**options) -> NativeExecutor:
-        return NativeExecutor(bundle, threads=1, **{"context": 300, "attention": "dense", **options})
+        return open_executor(
+            bundle, RunOptions(threads=1, **{"context": 300, "attention": "dense", **options})
+        )
 
     return make
 
 
 @pytest.fixture
-def stored(open_executor, tmp_path: Path) -> Path:
-    session = Session(open_executor())
+def stored(new_executor, tmp_path: Path) -> Path:
+    session = Session(new_executor())
     session.prefill(PROMPT)
     size = session.save(tmp_path / "cache.kv")
     assert size == (tmp_path / "cache.kv").stat().st_size
@@ -53,12 +57,12 @@ def stored(open_executor, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("length", [1, 20, 257])
-def test_a_session_goes_on_from_the_file(open_executor, tmp_path, kv_type, length):
+def test_a_session_goes_on_from_the_file(new_executor, tmp_path, kv_type, length):
     tokens = [PROMPT[i % len(PROMPT)] for i in range(length)]
-    first = Session(open_executor(kv_type=kv_type))
+    first = Session(new_executor(kv_type=kv_type))
     first.prefill(tokens)
     first.save(tmp_path / "cache.kv")
-    second = Session(open_executor(kv_type=kv_type))
+    second = Session(new_executor(kv_type=kv_type))
     second.load(tmp_path / "cache.kv")
     assert second.tokens.tolist() == tokens
     np.testing.assert_array_equal(second.step(11), first.step(11))
@@ -67,29 +71,29 @@ def test_a_session_goes_on_from_the_file(open_executor, tmp_path, kv_type, lengt
     assert second.computed_tokens == 2
 
 
-def test_sparse_attention_selects_from_the_restored_rows(open_executor, tmp_path):
+def test_sparse_attention_selects_from_the_restored_rows(new_executor, tmp_path):
     tokens = np.arange(270) % 77
-    first = Session(open_executor(attention="sparse"))
+    first = Session(new_executor(attention="sparse"))
     first.prefill(tokens)
     first.save(tmp_path / "cache.kv")
-    second = Session(open_executor(attention="sparse"))
+    second = Session(new_executor(attention="sparse"))
     second.prefill(tokens[::-1])
     second.load(tmp_path / "cache.kv")
     np.testing.assert_array_equal(second.step(11), first.step(11))
 
 
-def test_what_was_in_the_cache_before_is_gone(open_executor, stored):
-    session = Session(open_executor())
+def test_what_was_in_the_cache_before_is_gone(new_executor, stored):
+    session = Session(new_executor())
     session.prefill(PROMPT[::-1])
     session.load(stored)
-    fresh = Session(open_executor())
+    fresh = Session(new_executor())
     fresh.prefill(PROMPT)
     np.testing.assert_array_equal(session.step(3), fresh.step(3))
 
 
-def test_an_empty_session_has_a_file_too(open_executor, tmp_path):
-    Session(open_executor()).save(tmp_path / "cache.kv")
-    session = Session(open_executor())
+def test_an_empty_session_has_a_file_too(new_executor, tmp_path):
+    Session(new_executor()).save(tmp_path / "cache.kv")
+    session = Session(new_executor())
     session.load(tmp_path / "cache.kv")
     assert session.length == 0
 
@@ -110,55 +114,55 @@ def refusal(session: Session, path: Path) -> str:
         ({"attention": "sparse"}, "--attention"),
     ],
 )
-def test_other_settings_are_refused(open_executor, stored, options, reason):
-    assert reason in refusal(Session(open_executor(**options)), stored)
+def test_other_settings_are_refused(new_executor, stored, options, reason):
+    assert reason in refusal(Session(new_executor(**options)), stored)
 
 
 def test_another_model_is_refused(make_bundle, stored):
-    executor = NativeExecutor(make_bundle(1), threads=1, context=300, attention="dense")
+    executor = open_executor(make_bundle(1), RunOptions(threads=1, context=300, attention="dense"))
     assert "by another model" in refusal(Session(executor), stored)
 
 
-def test_a_shorter_context_is_refused(open_executor, stored):
-    session = Session(open_executor(context=8))
+def test_a_shorter_context_is_refused(new_executor, stored):
+    session = Session(new_executor(context=8))
     with pytest.raises(ContextError, match="holds 20 tokens and the context 8"):
         session.load(stored)
 
 
 @pytest.mark.parametrize("at", [0, 15])
-def test_a_foreign_file_is_refused(open_executor, stored, at):
+def test_a_foreign_file_is_refused(new_executor, stored, at):
     data = bytearray(stored.read_bytes())
     data[at] ^= 1
     stored.write_bytes(data)
-    assert "is not a KV cache" in refusal(Session(open_executor()), stored)
+    assert "is not a KV cache" in refusal(Session(new_executor()), stored)
 
 
 @pytest.mark.parametrize("place", [16, 23, 30, -1, -30000])
-def test_a_changed_byte_is_found(open_executor, stored, place):
+def test_a_changed_byte_is_found(new_executor, stored, place):
     data = bytearray(stored.read_bytes())
     data[place] ^= 0x40
     stored.write_bytes(data)
-    assert "delete it" in refusal(Session(open_executor()), stored)
+    assert "delete it" in refusal(Session(new_executor()), stored)
 
 
 @pytest.mark.parametrize("length", [0, 5, 23, 100, -1])
-def test_a_cut_file_is_refused(open_executor, stored, length):
+def test_a_cut_file_is_refused(new_executor, stored, length):
     stored.write_bytes(stored.read_bytes()[:length])
-    assert "is damaged" in refusal(Session(open_executor()), stored)
+    assert "is damaged" in refusal(Session(new_executor()), stored)
 
 
-def test_a_missing_file_and_a_folder_that_is_not_there(open_executor, tmp_path):
-    session = Session(open_executor())
+def test_a_missing_file_and_a_folder_that_is_not_there(new_executor, tmp_path):
+    session = Session(new_executor())
     with pytest.raises(EdgeError, match="Cannot read"):
         session.load(tmp_path / "none.kv")
     with pytest.raises(EdgeError, match="Cannot write"):
         session.save(tmp_path / "none" / "cache.kv")
 
 
-def test_a_failed_write_keeps_the_old_file(open_executor, stored, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(new_executor, stored, monkeypatch):
     before = stored.read_bytes()
     monkeypatch.setattr("os.fsync", _full)
-    session = Session(open_executor())
+    session = Session(new_executor())
     session.prefill(PROMPT[:3])
     with pytest.raises(EdgeError, match="disk is full"):
         session.save(stored)

@@ -65,7 +65,8 @@ def test_a_missing_library(cache, monkeypatch, tmp_path):
 
 
 def test_an_executor_that_is_not_there(cache):
-    (found,) = findings("executor", "executors", executors=("native", "cuda"))
+    good, found = findings("executor", "executors", executors=("native", "cuda"))
+    assert good.state == "ok" and "native is there" in good.detail
     assert found.state == "problem" and "'cuda'" in found.detail and "native" in found.mend
 
 

@@ -179,7 +179,7 @@ def test_tests_are_every_length_at_every_depth():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"executor": ("cuda",)}, "no executor 'cuda' in this version; there is: native"),
+        ({"executor": ("cuda",)}, "Unknown executor 'cuda'; choose one of native"),
         ({"attention": ("sliding",)}, "no attention 'sliding'"),
         ({"fill": "guess"}, "no fill 'guess'"),
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
@@ -232,7 +232,7 @@ def test_longest_context_is_the_longest_that_fits():
 
 def test_planned_weights_are_those_of_a_bundle(smollm2):
     (own,) = plan("smollm2-135m", context=100)
-    assert own.weights_bytes == sum(info.bytes for info in smollm2.bundle.tensors.values())
+    assert own.weights_bytes == sum(info.bytes for info in smollm2.files.tensors.values())
     assert own.decode_tokens_per_second is None
 
 

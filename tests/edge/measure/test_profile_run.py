@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge.errors import EdgeError
+from edge.executors.options import RunOptions
 from edge.hub.convert import convert
 from edge.measure.profile import Profile, ProfileOptions, profile
 from edge.measure.profile.cost import NetworkCost, Roofline
@@ -33,7 +34,7 @@ def tiny_bundle(tiny_config, array_checkpoint, tmp_path) -> Path:
 
 @pytest.fixture
 def setup(tiny_bundle) -> Setup:
-    return Setup(str(tiny_bundle), "native", 64, 1, "float16", "int8", "prefill", "dense")
+    return Setup(str(tiny_bundle), asdict(RunOptions(context=64, threads=1)), "prefill")
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):
 
 def test_synthetic_and_honest_caches_have_the_same_length(tiny_executor):
     for fill in ("prefill", "synthetic"):
-        bench = Bench(tiny_executor, "float32", fill)
+        bench = Bench(tiny_executor, fill)
         bench.measure("decode", 3, 20)
         assert bench._cache(20).length == 20
 
@@ -130,9 +131,9 @@ def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
 
 
 def test_an_error_of_the_process_is_a_sentence(setup):
-    with pytest.raises(EdgeError, match="Unknown KV type 'float3'"):
-        Worker(replace(setup, kv_type="float3"))
-    with pytest.raises(EdgeError, match="is not a bundle"):
+    with pytest.raises(EdgeError, match="Unknown kv_type 'float3'"):
+        Worker(replace(setup, options={**setup.options, "kv_type": "float3"}))
+    with pytest.raises(EdgeError, match="There is no file or folder"):
         Worker(replace(setup, model=setup.model + "/absent"))
 
 

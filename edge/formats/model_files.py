@@ -1,0 +1,80 @@
+"""What everything above the formats needs of an opened model, whether a bundle or an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.config import ModelConfig
+from edge.formats.bundle.manifest import BundleTensor
+
+
+class ModelFiles(Protocol):
+    """An open folder with a model: `edge.formats.bundle.reader.Bundle` and
+    `edge.formats.artifact.folder.Artifact`.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from, in words."""
+
+    @property
+    def target(self) -> str | None:
+        """The runtime that the folder was exported for; None for a bundle, whose executor is free."""
+
+    @property
+    def flavour(self) -> str:
+        """Which form of the target an exported folder has; "" for a bundle."""
+
+    @property
+    def attention(self) -> Literal["dense", "sparse"] | None:
+        """What an exported folder computes; None leaves it to whoever runs the files."""
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens that an exported folder takes; None where the config alone says it."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+
+    @property
+    def content_hash(self) -> str:
+        """Hex digest of what the model computes."""
+
+    @property
+    def tensors(self) -> Mapping[str, BundleTensor]:
+        """Every tensor of the network by name."""
+
+    @property
+    def weights_file(self) -> Path:
+        """The file of packed tensors."""
+
+    def offset(self, name: str) -> int:
+        """Where the packed bytes of a tensor start in that file."""
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The packed bytes of a tensor, mapped and read-only."""
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name, empty if the model came without."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, or None."""
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The sampling settings that the model's authors recommend, or an empty dict."""
+
+    def with_config(self, config: ModelConfig) -> ModelFiles:
+        """The same weights read as another network; ArtifactError for a folder, which can't change."""

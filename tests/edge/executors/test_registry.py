@@ -1,0 +1,284 @@
+"""Opening executors: which one files get, what is refused, and executors and options that a plugin brings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import edge
+from edge.config import SparseConfig
+from edge.config.tensors import expected_tensors
+from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
+from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
+from edge.executors.registry import EXECUTORS, ExecutorSpec, find_executor, open_executor
+from edge.formats.artifact.folder import Artifact
+from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, Quantization, RuntimeRange
+from edge.formats.bundle.manifest import FileEntry
+from edge.formats.bundle.reader import Bundle
+from edge.formats.hashing import file_sha256
+from edge.hub.convert import convert
+from edge.hub.resolve import open_bundle, open_checkpoint, open_model, plan_model
+from edge.system.options import Option
+
+ONNX = importlib.util.find_spec("onnxruntime") is not None
+
+
+@pytest.fixture
+def bundle(tiny_config, array_checkpoint, tmp_path: Path) -> Bundle:
+    convert(array_checkpoint(tiny_config), tmp_path / "bundle", quantize="int8")
+    return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def exported(tiny_config, tmp_path: Path) -> Callable[[str], Path]:
+    """`exported(target)`: a folder that says it was exported to it, for 32 tokens, with a sham program."""
+
+    def make(target: str) -> Path:
+        folder = tmp_path / f"to-{target}"
+        folder.mkdir()
+        for name in ("model.bin", "tokenizer.json", REFERENCE):
+            (folder / name).write_text(name)
+        files = {
+            path.name: FileEntry(path.stat().st_size, file_sha256(path)) for path in sorted(folder.iterdir())
+        }
+        manifest = ArtifactManifest(
+            target=target,
+            flavour="full",
+            model="model.bin",
+            runtime=RuntimeRange(target, "0.1"),
+            operators={"MatMul": 1},
+            source="tiny",
+            source_sha256="0" * 64,
+            config=replace(tiny_config, eos_token_ids=(2,)),
+            quantization=Quantization(
+                "int8", "rtn", False, dict.fromkeys(expected_tensors(tiny_config), "int8-g32")
+            ),
+            context=32,
+            attention="sparse",
+            tokenizer="tokenizer.json",
+            chat_template=None,
+            generation_config=None,
+            files=files,
+            created_by="a test",
+        )
+        (folder / ARTIFACT).write_text(json.dumps(manifest.to_json()))
+        return folder
+
+    return make
+
+
+def test_files_choose_their_executor(bundle, exported):
+    assert find_executor(bundle).name == "native"
+    for target in ("onnx", "executorch"):
+        files = open_model(exported(target))
+        assert isinstance(files, Artifact) and files.target == target
+        assert find_executor(files).name == find_executor(files, target).name == target
+    assert find_executor(bundle, "native").target is None
+
+
+def test_an_executor_that_does_not_fit_is_refused_by_name(bundle, exported):
+    folder = exported("onnx")
+    with pytest.raises(EdgeError, match="exported to onnx, so the executor 'native' can't run it"):
+        open_executor(Artifact.open(folder), RunOptions("native"))
+    with pytest.raises(EdgeError, match="exported to onnx, so the executor 'native' can't run it"):
+        edge.load(folder, executor="native")
+    with pytest.raises(ArtifactError, match="exported to onnx, but executorch is needed"):
+        edge.load(folder, executor="executorch")
+    with pytest.raises(EdgeError, match="'onnx' runs folders exported to onnx"):
+        open_executor(bundle, RunOptions("onnx"))
+    with pytest.raises(ArtifactError, match=r"not an exported model: it has no artifact\.json"):
+        edge.load("smollm2-135m", executor="onnx")
+    with pytest.raises(EdgeError, match="exported to coreml, which no executor here runs"):
+        edge.load(exported("coreml"))
+    with pytest.raises(EdgeError, match="Unknown executor 'abacus'; choose one of native, onnx, executorch"):
+        edge.load(bundle.path, executor="abacus")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"quantize": "int4"}, {"group": 64}, {"head": "f16"}, {"rope_override": {"rope_type": "linear"}}],
+)
+def test_an_exported_folder_can_not_be_changed(exported, change):
+    with pytest.raises(EdgeError, match=f"exported as it is, so {next(iter(change))} can't be changed"):
+        edge.load(exported("onnx"), **change)
+
+
+def test_what_needs_weights_refuses_an_exported_folder(exported):
+    folder = exported("onnx")
+    for take in (open_bundle, open_checkpoint, plan_model):
+        with pytest.raises(EdgeError, match="was exported to another runtime"):
+            take(folder)
+
+
+def test_contexts(bundle, exported):
+    with pytest.raises(ContextError, match="RoPE override"):
+        open_executor(bundle, RunOptions(context=bundle.config.max_position_embeddings + 1))
+    with pytest.raises(EdgeError, match="exported for a context of 32 tokens, not 33"):
+        edge.load(exported("onnx"), context=33)
+    executor = open_executor(bundle, RunOptions(threads=1))
+    assert executor.context == bundle.config.max_position_embeddings
+    executor.close()
+
+
+def test_memory_is_asked_for_before_it_is_taken(bundle, exported, monkeypatch):
+    monkeypatch.setattr("edge.executors.registry.available_memory", lambda: 1000)
+    for files in (bundle, *([Artifact.open(exported("onnx"))] if ONNX else [])):
+        with pytest.raises(ContextError, match="choose a shorter context"):
+            open_executor(files)
+
+
+def test_attention_is_decided_once(bundle, exported):
+    """By the options over a bundle, as far as the executor can; over a folder as it was exported."""
+    spec = EXECUTORS.get("native")
+    sparse = SparseConfig(dense_len=16)
+    config = replace(bundle.config, sparse=sparse)
+    assert spec.sparse(bundle.with_config(config), "auto", 32) == sparse
+    assert spec.sparse(bundle.with_config(config), "dense", 32) is None
+    assert spec.sparse(bundle.with_config(config), "auto", 16) is None
+    odd = bundle.with_config(replace(config, sparse=replace(sparse, block_size=32)))
+    assert spec.sparse(odd, "auto", 32) is None
+    with pytest.raises(ConfigError, match="block_size of 64"):
+        open_executor(odd, RunOptions(attention="sparse", context=32))
+    folder = Artifact.open(exported("onnx"))
+    assert EXECUTORS.get("onnx").sparse(folder, "dense", 32) == SparseConfig()
+
+
+def test_what_an_executor_fixes(bundle):
+    pytest.importorskip("torch")
+    executor = open_executor(bundle, RunOptions("torch", activations="int8", kv_type="int8", threads=1))
+    info = executor.info
+    assert (info.name, info.activations, info.kv_type) == ("torch", "float32", "float32")
+    executor.close()
+    with pytest.raises(EdgeError, match="'torch' holds its weights as f32, so mmap can't be used"):
+        open_executor(bundle, RunOptions("torch", mmap=True))
+
+
+def test_info_says_how_it_was_opened(bundle):
+    options = RunOptions(threads=1, activations="float32", kv_type="int8", tier="portable", mmap=True)
+    executor = open_executor(bundle, options)
+    info = executor.info
+    assert (info.name, info.tier, info.threads) == ("native", "portable", 1)
+    assert (info.activations, info.kv_type, info.sparse) == ("float32", "int8", None)
+    assert info.mapped_weights and info.workspace_bytes > 0
+    executor.close()
+
+
+def test_an_executor_without_its_package():
+    spec = ExecutorSpec("mine", "no_such_package.executor:open", package="no_such_package", install="pip it")
+    with pytest.raises(EdgeError, match=r"'mine' can't be imported .*no_such_package.*`pip it`"):
+        spec.load()
+
+
+def test_unknown_options_are_named(bundle):
+    with pytest.raises(EdgeError, match="There is no option 'contxt'; choose one of activations, attention,"):
+        edge.load(bundle.path, contxt=5)
+    with pytest.raises(EdgeError, match="Unknown run option 'contxt'"):
+        RunOptions(extra={"contxt": 5})
+
+
+def test_extra_options_are_checked_and_have_defaults(monkeypatch):
+    monkeypatch.setattr(RUN_OPTIONS, "_found", {})
+    RUN_OPTIONS.register("shout", ExtraOption(int, 1, Option("Times.", least=1, most=3)))
+    assert RunOptions().extra_value("shout") == 1
+    assert RunOptions(extra={"shout": 2}).extra_value("shout") == 2
+    with pytest.raises(EdgeError, match="shout must be a whole number from 1 to 3, got 4"):
+        RunOptions(extra={"shout": 4})
+
+
+PLUGIN = '''
+"""Declares an executor and an option of its own."""
+from edge.executors.options import RUN_OPTIONS, ExtraOption
+from edge.executors.registry import EXECUTORS, ExecutorSpec
+from edge.system.options import Option
+
+EXECUTORS.register("loud", ExecutorSpec("loud", "loud_executor:open_loud"))
+RUN_OPTIONS.register("shout", ExtraOption(int, 1, Option("How loud.", least=1)))
+'''
+EXECUTOR = '''
+"""The native executor, with logits that are louder."""
+from dataclasses import replace
+
+from edge.executors.native.executor import NativeExecutor
+
+
+class LoudExecutor(NativeExecutor):
+    def __init__(self, files, options, **facts):
+        super().__init__(files, options, **facts)
+        self.factor = options.extra_value("shout")
+        self._info = replace(self._info, name="loud")
+
+
+open_loud = LoudExecutor
+'''
+PROGRAM = """
+import sys, edge
+from edge.errors import EdgeError
+from edge.executors.options import extra_options
+from edge.measure.doctor import diagnose
+from edge.measure.profile import ProfileOptions, profile
+
+for given in ({}, {"shout": 2}):
+    with edge.load(sys.argv[1], executor="loud", threads=1, **given) as model:
+        print(model.executor.info.name, model.executor.factor)
+try:
+    edge.load(sys.argv[1], executor="loud", shout=0)
+except EdgeError as error:
+    print(error)
+print(sorted(extra_options()))
+print(diagnose(("loud",), only=("executors",)).findings[0].detail)
+options = ProfileOptions(executor=("loud",), threads=(1,), prompt=(), generate=2, repeat=1)
+print(profile(sys.argv[1], options).results[0].executor)
+"""
+
+
+def test_a_plugin_brings_an_executor_and_its_option(bundle, tmp_path: Path):
+    """An installed package, as `pip` would leave it, in a process that has never heard of it."""
+    site = tmp_path / "site"
+    info = site / "loud-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[minicpm_edge.plugins]\nloud = loud_plugin\n")
+    (site / "loud_plugin.py").write_text(PLUGIN)
+    (site / "loud_executor.py").write_text(EXECUTOR)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(bundle.path)], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [
+        "loud 1",
+        "loud 2",
+        "shout must be a whole number of 1 or more, got 0.",
+        "['shout']",
+        "loud is there, and runs bundles",
+        "loud",
+    ]
+
+
+def test_a_plugin_that_fails_is_named_and_native_still_runs(bundle, tmp_path: Path):
+    site = tmp_path / "site"
+    info = site / "bad-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[minicpm_edge.plugins]\nbad = bad_plugin\n")
+    (site / "bad_plugin.py").write_text("raise RuntimeError('out of tune')\n")
+    program = (
+        "import sys, edge\n"
+        "edge.load(sys.argv[1], threads=1).close()\n"
+        "try: edge.load(sys.argv[1], executor='bad')\n"
+        "except edge.EdgeError as error: print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(bundle.path)], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert "plugin 'bad' (bad_plugin) can't be loaded (out of tune)" in run.stdout
