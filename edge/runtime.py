@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from edge.chat import Chat, ContextPolicy
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode, describe_attention
+from edge.config.rope_entry import override_rope
 from edge.engine.generation import Chunk, Completion, Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
@@ -70,8 +71,8 @@ def load(
     arithmetic already, or a function that makes another one (`edge.model.executor.open_torch`). What is said
     here of weights, arithmetic and attention means nothing to the last two. rope_override: runs beyond the
     trained context knowingly; a JSON object, its text, or a file with it (see
-    `ModelConfig.with_rope_override`). Raises EdgeError with one sentence for whatever is wrong; ContextError
-    if the memory does not suffice.
+    `edge.config.rope_entry.override_rope`). Raises EdgeError with one sentence for whatever is wrong;
+    ContextError if the memory does not suffice.
     """
     for what, chosen, known in (("executor", executor, EXECUTORS), ("KV type", kv_type, get_args(KVType))):
         if not callable(chosen) and chosen not in known:
@@ -107,7 +108,7 @@ def load(
         progress=progress,
     )
     if rope_override is not None:
-        bundle = _with_config(bundle, bundle.config.with_rope_override(_override(rope_override)))
+        bundle = _with_config(bundle, override_rope(bundle.config, _override(rope_override)))
     tokens = bundle.config.max_position_embeddings if context is None else context
     bundle.config.check_context(tokens)
     if not isinstance(executor, str):

@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode, resolve_attention
+from edge.config.fields import listed
 from edge.config.rope import rope_parameters
+from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
@@ -26,22 +28,7 @@ from edge.formats.bundle.reader import Bundle
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
 
-_ROLES = {
-    "model.embed_tokens.weight": 0,
-    "lm_head.weight": 1,
-    "model.norm.weight": 2,
-    "input_layernorm.weight": 3,
-    "self_attn.q_proj.weight": 4,
-    "self_attn.k_proj.weight": 5,
-    "self_attn.v_proj.weight": 6,
-    "self_attn.o_proj.weight": 7,
-    "post_attention_layernorm.weight": 8,
-    "mlp.gate_proj.weight": 9,
-    "mlp.up_proj.weight": 10,
-    "mlp.down_proj.weight": 11,
-}
 _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
-_LAYER_PREFIX = "model.layers."
 
 
 class NativeExecutor(ExecutorFacts):
@@ -74,10 +61,7 @@ class NativeExecutor(ExecutorFacts):
         fast (`edge.executors.weights`). attention: see `edge.config.attention`.
         """
         config = bundle.config
-        if config.num_experts:
-            raise NativeError(
-                "num_experts: the native executor runs dense models only, not mixtures of experts."
-            )
+        check_parts(config)
         self._config = config
         self._context = config.max_position_embeddings if context is None else context
         config.check_context(self._context)
@@ -122,8 +106,12 @@ class NativeExecutor(ExecutorFacts):
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             sparse=sparse_constants(self.sparse),
         )
+        network = network_tensors(config)
         weights = (native.Weight * len(bundle.tensors))(
-            *(_weight(info, weight_memory.address(name)) for name, info in bundle.tensors.items())
+            *(
+                _weight(info, network[name], weight_memory.address(name))
+                for name, info in bundle.tensors.items()
+            )
         )
         lib, handle = native.library(), ctypes.c_void_p()
         tier = tier or os.environ.get(TIER_VARIABLE) or None
@@ -279,6 +267,16 @@ class NativeExecutor(ExecutorFacts):
             raise NativeError("The model is closed; load it again.")
 
 
+def check_parts(config: ModelConfig) -> None:
+    """Raise NativeError for a network with parts that libedge does not compute."""
+    parts = beyond_llama(config)
+    if parts:
+        raise NativeError(
+            f"The native executor does not compute {listed(parts)}, which this {config.model_type} network "
+            "has; run it with --executor torch."
+        )
+
+
 def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
     """`edge.config.attention.resolve_attention` for this executor."""
     return resolve_attention(config, mode, context=context, obstacle=sparse_obstacle(config))
@@ -314,13 +312,7 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
     return None
 
 
-def _weight(info: BundleTensor, address: int) -> native.Weight:
-    layer, role = 0, info.name
-    if role.startswith(_LAYER_PREFIX):
-        number, role = role[len(_LAYER_PREFIX) :].split(".", 1)
-        layer = int(number)
-    if role not in _ROLES:
-        raise NativeError(f"The native executor has no place for the tensor '{info.name}'.")
+def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:
     matrix = native.Matrix(
         kind=native.KIND[info.scheme.kind],
         group=info.scheme.group,
@@ -330,7 +322,7 @@ def _weight(info: BundleTensor, address: int) -> native.Weight:
         data=address,
         bytes=info.bytes,
     )
-    return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
+    return native.Weight(role=tensor.role.native, layer=tensor.layer or 0, matrix=matrix)
 
 
 def _choice(table: dict[str, int], name: str, what: str) -> int:
