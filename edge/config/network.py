@@ -200,12 +200,12 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "
                 f"({self.num_experts})."
             )
-        if list(self.layers_without_rope) != sorted(
-            set(self.layers_without_rope) & set(range(self.num_hidden_layers))
-        ):
+        without = self.layers_without_rope
+        whole = isinstance(without, tuple) and all(type(layer) is int for layer in without)
+        if not whole or list(without) != sorted(set(without) & set(range(self.num_hidden_layers))):
             raise ConfigError(
-                f"layers_without_rope must be ascending numbers below num_hidden_layers "
-                f"({self.num_hidden_layers}), not {self.layers_without_rope!r}."
+                "layers_without_rope must be ascending numbers of layers, below num_hidden_layers "
+                f"({self.num_hidden_layers}), not {without!r}."
             )
         if self.rope.type == "longrope":
             for name in ("short_factor", "long_factor"):
