@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edge.chat import Chat, ContextPolicy
 from edge.config import ModelConfig
 from edge.config.attention import describe_attention
+from edge.config.rope_entry import override_rope
 from edge.engine.generation import Chunk, Completion, Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
@@ -48,7 +49,7 @@ def load(
     `edge export` in the runtime that it was made for, with the quantization, arithmetic and attention that it
     was made with. context: by default the trained one; memory for it is committed as it is used.
     group, progress: see `edge.hub.resolve.open_model`. rope_override: runs beyond the trained context
-    knowingly; a JSON object, its text, or a file with it (see `ModelConfig.with_rope_override`). Raises
+    knowingly; a JSON object, its text, or a file with it (see `edge.config.rope_entry.override_rope`). Raises
     EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     source, run = _options(options)
@@ -66,7 +67,7 @@ def load(
     if rope_override is not None:
         if files.target is not None:
             refuse_changes(model, rope_override=rope_override)
-        files = files.with_config(files.config.with_rope_override(_override(rope_override)))
+        files = files.with_config(override_rope(files.config, _override(rope_override)))
     return Model(files, traced(open_executor(files, run)), name=str(model))
 
 

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import resolve_attention
+from edge.config.fields import listed
+from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
 from edge.export.calibration import calibration
 from edge.export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
@@ -30,6 +32,16 @@ if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
 
 _BLOCK_WEIGHTS = 1 << 22
+
+
+def check_parts(config: ModelConfig, what: str) -> None:
+    """Raise ExportError for a network with more parts than a Llama; what: the sentence's subject."""
+    parts = beyond_llama(config)
+    if parts:
+        raise ExportError(
+            f"{what} can't deal with {listed(parts)}, which this {config.model_type} network has; run it "
+            "with --executor torch."
+        )
 
 
 class Source:
@@ -101,6 +113,10 @@ class Source:
         """The constants of sparse attention, None for dense; obstacle: why the target can't run it, if so."""
         context = self.context(options)
         return resolve_attention(self.config, options.attention, context=context, obstacle=obstacle)
+
+    def check_parts(self, target: str) -> None:
+        """Raise ExportError for a network with parts that a target does not compute."""
+        check_parts(self.config, target)
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ Reads through the `gguf` package, which maps the file into memory. The block for
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ import numpy.typing as npt
 from edge.checkpoints import gguf_blocks
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
-from edge.config.tensors import check_tensors, expected_tensors
+from edge.config.families import family_of
+from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
+from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -25,38 +26,15 @@ from edge.quant.scheme import QuantizedMatrix, QuantScheme
 MAGIC = b"GGUF"
 _FLOATS = ("F32", "F16", "BF16")
 _KNOWN = (*_FLOATS, *gguf_blocks.SCHEMES, *gguf_blocks.ROUNDED)
-NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output.weight": "lm_head.weight",
-    "output_norm.weight": "model.norm.weight",
-}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
-_SAMPLING = {
-    "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
-    "general.sampling.penalty_repeat": "repetition_penalty",
-}
 _DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
 
 class GGUFCheckpoint:
-    """A GGUF file of the `llama` or `minicpm` architecture.
+    """A GGUF file of an architecture that a model family names.
 
-    Both architectures store the rows of q and k interleaved (llama.cpp rotates neighbouring pairs), whatever
-    the type; they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
+    Where llama.cpp rotates neighbouring pairs, the rows of q and k are stored interleaved, whatever the type;
+    they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
     counterpart exists; Q4_K keeps its codes with scales rounded to float16, Q5_K and Q6_K become int8
     (`TensorInfo.exact`). Raises CheckpointError for a file that is truncated, foreign, incomplete or of
     unsupported types, ConfigError for metadata that it does not understand.
@@ -72,18 +50,25 @@ class GGUFCheckpoint:
             )
         self._raw = {tensor.name: tensor for tensor in reader.tensors}
         short, long = self._rope_factors()
-        self._config = ModelConfig.from_gguf(
+        self._config = config_from_gguf(
             self._metadata,
             tie_word_embeddings="output.weight" not in self._raw,
             short_factor=short,
             long_factor=long,
         )
-        if self._config.num_experts:
+        self._network = network_tensors(self._config)
+        nameless = next((tensor.role for tensor in self._network.values() if tensor.gguf is None), None)
+        if nameless is not None:
+            what = nameless.words if nameless.part is None else nameless.part.words
             raise CheckpointError(
-                f"'{self._path}' is a mixture of experts, whose GGUF tensors are not understood; use the "
-                "Hugging Face checkpoint."
+                f"'{self._path}' has {what}, whose GGUF tensors are not understood; use the Hugging Face "
+                "checkpoint."
             )
-        self._source_names = {_canonical(name): name for name in self._raw if name not in _ROPE_TENSORS}
+        canonical = {tensor.gguf: name for name, tensor in self._network.items()}
+        # What has no place in the network keeps its own name, and is refused by it.
+        self._source_names = {
+            canonical.get(name, name): name for name in self._raw if name not in _ROPE_TENSORS
+        }
         found = {
             name: tuple(int(n) for n in reversed(self._raw[raw].shape))
             for name, raw in self._source_names.items()
@@ -93,6 +78,7 @@ class GGUFCheckpoint:
             _describe(name, shape, self._raw[self._source_names[name]].tensor_type.name, self._where(name))
             for name, shape in expected_tensors(self._config).items()
         ]
+        self._interleaved = family_of(self._config).gguf_pairs
 
     @property
     def source(self) -> str:
@@ -127,7 +113,7 @@ class GGUFCheckpoint:
         """Sampling defaults that newer files carry (`general.sampling.*`), in Hugging Face's names."""
         found = {
             ours: self._field(theirs, (int, float), "a number")
-            for theirs, ours in _SAMPLING.items()
+            for ours, theirs in SAMPLING_KEYS.items()
             if theirs in self._metadata
         }
         if "temperature" in found:
@@ -190,11 +176,11 @@ class GGUFCheckpoint:
 
     def _rows(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows in Hugging Face's order; rows are whole, so this holds for floats and blocks alike."""
-        heads = {"q_proj": self._config.num_attention_heads, "k_proj": self._config.num_key_value_heads}
-        count = heads.get(name.split(".")[-2])
-        if count is None:
+        heads = self._network[name].role.heads
+        if heads is None or not self._interleaved:
             return rows
-        return rows.reshape(count, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        pairs = rows.reshape(getattr(self._config, heads), -1, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
 
     def _rope_factors(self) -> tuple[list[float], list[float]]:
         """LongRoPE's short and long factors; `rope_freqs` (one list for every length) counts as both."""
@@ -248,14 +234,6 @@ def _metadata(reader: Any, path: Path) -> dict[str, Any]:
         return {key: field.contents() for key, field in reader.fields.items()}
     except _DAMAGE as error:
         raise CheckpointError(f"The metadata of '{path}' is damaged; download it again.") from error
-
-
-def _canonical(source_name: str) -> str:
-    """Hugging Face's name of a tensor; what has no place in a Llama keeps its own name (refused later)."""
-    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", source_name)
-    if layer and layer[2] in LAYER_NAMES:
-        return f"model.layers.{int(layer[1])}.{LAYER_NAMES[layer[2]]}.weight"
-    return NAMES.get(source_name, source_name)
 
 
 def _describe(name: str, shape: tuple[int, ...], kind: str, where: str) -> TensorInfo:

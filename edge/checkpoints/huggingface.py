@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_i
 from edge.checkpoints.ternary_values import ternary_scheme
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.config import ModelConfig
-from edge.config.tensors import HEAD, check_tensors, expected_tensors
+from edge.config.families import family_of
+from edge.config.huggingface import config_from_hf
+from edge.config.tensors import HEAD, check_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.safetensors import SafetensorsFile, TensorEntry, to_float32
 from edge.quant.rounding import quantize
@@ -45,7 +47,6 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 class _WeightFile(Protocol):
@@ -57,6 +58,29 @@ class _WeightFile(Protocol):
     def array(self, name: str) -> npt.NDArray[Any]: ...
 
     def read_float32(self, name: str) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor of the network lies: a tensor of a file, or rows of one that it shares with others."""
+
+    file: _WeightFile
+    name: str
+    shape: tuple[int, ...]
+    rows: slice | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.file.tensors[self.name].dtype
+
+    def array(self) -> npt.NDArray[Any]:
+        whole = self.file.array(self.name)
+        return whole if self.rows is None else whole[self.rows]
+
+    def read_float32(self) -> npt.NDArray[np.float32]:
+        if self.rows is None:
+            return self.file.read_float32(self.name)
+        return to_float32(self.array(), self.dtype, f"Tensor '{self.name}'")
 
 
 class HuggingFaceCheckpoint:
@@ -79,11 +103,23 @@ class HuggingFaceCheckpoint:
             )
         entry = quantization_config(self._folder)
         settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
-        self._config = ModelConfig.from_hf(data)
+        self._config = config_from_hf(data)
         self._files = self._open_weights()
-        if data.get("tie_word_embeddings") is None and HEAD in self._files:
+        family = family_of(self._config)
+        untied = replace(self._config, tie_word_embeddings=False)
+        head = network_tensors(untied).get(HEAD)
+        tie = family.fields.get("tie_word_embeddings", "tie_word_embeddings")
+        if data.get(tie) is None and head is not None and head.hf in self._files:
             # The default for MiniCPM is to tie, but a head of its own is not to be lost silently.
-            self._config = replace(self._config, tie_word_embeddings=False)
+            self._config = untied
+        self._network = network_tensors(self._config)
+        self._canonical = {tensor.hf: name for name, tensor in self._network.items()}
+        if head is not None:
+            self._canonical.setdefault(head.hf, HEAD)
+        self._fused: dict[str, list[str]] = {}
+        for name, tensor in self._network.items():
+            if tensor.fused is not None:
+                self._fused.setdefault(tensor.fused, []).append(name)
         self._packed = {} if settings is None else self._open_packed(settings)
         packed = any(name.endswith(".qweight") for name in self._files)
         if packed != (settings is not None):
@@ -91,16 +127,11 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(
                 f"'{self._folder}' has {has} 'quantization_config'; its files do not belong together."
             )
-        found = {
-            name: file.tensors[name].shape
-            for name, file in self._files.items()
-            if settings is None or not self._belongs_to_packed(name)
-        }
+        self._stored = self._place(family.fused, settings is not None)
+        found = {name: stored.shape for name, stored in self._stored.items()}
         found |= {name: linear.shape for name, linear in self._packed.items()}
         check_tensors(self._config, found, f"'{self._folder}'")
-        self._tensors = [
-            self._describe(name, shape) for name, shape in expected_tensors(self._config).items()
-        ]
+        self._tensors = [self._describe(name, tensor.shape) for name, tensor in self._network.items()]
         self._schemes = {info.name: info.scheme for info in self._tensors}
 
     @property
@@ -122,7 +153,7 @@ class HuggingFaceCheckpoint:
         """One tensor in the scheme that its TensorInfo names."""
         if name in self._packed:
             return self._packed[name].read()
-        values = self._files[name].read_float32(name)
+        values = self._stored[name].read_float32()
         scheme = self._schemes[name]
         return values if scheme.is_float else quantize(values, scheme, name)
 
@@ -130,7 +161,7 @@ class HuggingFaceCheckpoint:
         """One tensor as float32, exactly as the file means it: nothing is rounded."""
         if name in self._packed:
             return self._packed[name].read_float32()
-        return self._files[name].read_float32(name)
+        return self._stored[name].read_float32()
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -171,7 +202,8 @@ class HuggingFaceCheckpoint:
         if name in self._packed:
             linear = self._packed[name]
             return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
-        dtype = self._files[name].tensors[name].dtype
+        stored = self._stored[name]
+        dtype = stored.dtype
         if dtype not in _FLOATS:
             raise CheckpointError(
                 f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
@@ -179,7 +211,7 @@ class HuggingFaceCheckpoint:
             )
         if len(shape) == 1:
             return TensorInfo(name, shape, dtype, QuantScheme("f32"))
-        raw = self._files[name].array(name)
+        raw = stored.array()
         ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
         if ternary is not None:
             return TensorInfo(name, shape, f"{dtype} ternary", ternary)
@@ -189,25 +221,26 @@ class HuggingFaceCheckpoint:
         """Name of a weight -> its packed matrix; fused layers are taken apart."""
         where = f"'{self._folder}'"
         entries = {name: file.tensors[name] for name, file in self._files.items()}
-        shapes = expected_tensors(self._config)
         found: dict[str, Int4Linear] = {}
 
         def read(name: str) -> npt.NDArray[Any]:
             return self._files[name].array(name)
 
         for name in self._files:
-            stem, _, part = name.rpartition(".")
-            if part != "qweight":
+            stem, _, kind = name.rpartition(".")
+            if kind != "qweight":
                 continue
-            parent, _, layer = stem.rpartition(".")
-            names = [f"{parent}.{each}.weight" for each in _FUSED.get(layer, (layer,))]
-            if any(len(shapes.get(each, ())) != 2 or each in self._files for each in names):
+            whole_name = f"{stem}.weight"
+            names = self._fused.get(whole_name) or [self._canonical.get(whole_name, whole_name)]
+            parts = [self._network.get(each) for each in names]
+            if any(part is None or len(part.shape) != 2 or part.hf in self._files for part in parts):
                 raise CheckpointError(
                     f"{where} has a tensor '{name}', which has no place in the network, or a second one "
                     "for it; running without it would give wrong text."
                 )
-            sizes = [shapes[each][0] for each in names]
-            whole = open_int4(stem, sum(sizes), shapes[names[0]][1], settings, entries, read, where)
+            sizes = [self._network[each].shape[0] for each in names]
+            columns = self._network[names[0]].shape[1]
+            whole = open_int4(stem, sum(sizes), columns, settings, entries, read, where)
             start = 0
             for each, size in zip(names, sizes, strict=True):
                 found[each] = whole if len(names) == 1 else whole.rows(start, start + size)
@@ -219,7 +252,41 @@ class HuggingFaceCheckpoint:
         stem, _, part = name.rpartition(".")
         if f"{stem}.qweight" not in self._files:
             return False
+        if name in self._canonical or name in self._fused:
+            return False
         return part in PARTS or (part == "bias" and not self._files[name].read_float32(name).any())
+
+    def _place(self, fused: bool, packed: bool) -> dict[str, _Stored]:
+        """Where the network's plain tensors lie, by name; what has no place in it keeps its own name.
+
+        fused: tensors that hold several are taken apart. packed: some matrices lie in packed tensors.
+        """
+        found: dict[str, _Stored] = {}
+        for name, file in self._files.items():
+            shape = file.tensors[name].shape
+            parts = self._fused.get(name, []) if fused else []
+            if packed and self._belongs_to_packed(name):
+                continue
+            ours = self._canonical.get(name, name)
+            if ours in self._network and self._network[ours].hf != name:
+                raise CheckpointError(
+                    f"'{self._folder}' has a tensor '{name}', which models of type {self._config.model_type} "
+                    f"call '{self._network[ours].hf}'; the file belongs to another model."
+                )
+            if not parts:
+                found[ours] = _Stored(file, name, shape)
+                continue
+            sizes = [self._network[each].shape[0] for each in parts]
+            if shape[:1] != (sum(sizes),):
+                raise CheckpointError(
+                    f"Tensor '{name}' of '{self._folder}' has shape {'x'.join(map(str, shape))}, but its "
+                    f"configuration asks for {sum(sizes)} rows; they belong to different models."
+                )
+            start = 0
+            for each, size in zip(parts, sizes, strict=True):
+                found[each] = _Stored(file, name, (size, *shape[1:]), slice(start, start + size))
+                start += size
+        return found
 
     def _open_weights(self) -> dict[str, _WeightFile]:
         """Tensor name -> the open file that holds it."""

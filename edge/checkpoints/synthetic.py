@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
 from edge.config.presets import preset
-from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
+from edge.config.tensors import EMBEDDING, HEAD, network_tensors
 from edge.errors import CheckpointError
 from edge.quant.packing import pack, unpack
 from edge.quant.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
@@ -58,11 +58,12 @@ class RandomCheckpoint:
         if head is None:
             head = QuantScheme("int4", 32) if scheme.kind == "ternary" else scheme
         self._seed = seed
+        self._network = network_tensors(self._config)
         self._tensors = []
-        for name, dimensions in expected_tensors(self._config).items():
+        for name, tensor in self._network.items():
             matrix_scheme = head if name in (EMBEDDING, HEAD) else scheme
-            chosen = QuantScheme("f32") if len(dimensions) == 1 else matrix_scheme
-            self._tensors.append(TensorInfo(name, dimensions, "random", chosen))
+            chosen = QuantScheme("f32") if len(tensor.shape) == 1 else matrix_scheme
+            self._tensors.append(TensorInfo(name, tensor.shape, "random", chosen))
         self._infos = {info.name: info for info in self._tensors}
 
     @property
@@ -81,10 +82,10 @@ class RandomCheckpoint:
         return self._tensors
 
     def read(self, name: str) -> npt.NDArray[np.float32] | PackedMatrix:
-        """One tensor: norms are ones, matrices random."""
+        """One tensor: norms are ones, biases zeros, matrices random."""
         info = self._infos[name]
         if len(info.shape) == 1:
-            return np.ones(info.shape, np.float32)
+            return np.full(info.shape, 0 if self._network[name].role.is_bias else 1, np.float32)
         rows, columns = info.shape
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         return random_matrix(rng, rows, columns, info.scheme, self._std(name, columns))

@@ -1,14 +1,14 @@
-"""The shape of a network: one frozen description read from `config.json` or GGUF metadata.
+"""The shape of a network: one frozen description, its limits and its JSON form.
 
 Field names follow Hugging Face's config keys. Sources: MiniCPM4 technical report; MiniCPM (muP scales).
-`edge.config.sources` knows the foreign formats; this file owns the fields, their limits and the JSON form.
+Foreign formats are known to `edge.config.huggingface` and `edge.config.gguf`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +25,7 @@ _SIZES = (
 )
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
 _MOST_EXPERTS = 1000
+_MAY_LACK = ("layers_without_rope",)  # left out of the JSON at their defaults, which older programs know
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ModelConfig:
     """Everything the decoder needs to know about a network.
 
     scale_emb, scale_depth, dim_model_base: MiniCPM's muP scales; None means a plain Llama (scale 1).
-    num_experts: 0 for a dense network.
+    num_experts: 0 for a dense network. layers_without_rope: numbers of the layers that do not rotate q and k.
     """
 
     model_type: str
@@ -171,6 +172,7 @@ class ModelConfig:
     sparse: SparseConfig | None = None
     num_experts: int = 0
     num_experts_per_tok: int = 0
+    layers_without_rope: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _positive(self, *_SIZES, whole=True)
@@ -198,6 +200,13 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "
                 f"({self.num_experts})."
             )
+        without = self.layers_without_rope
+        whole = isinstance(without, tuple) and all(type(layer) is int for layer in without)
+        if not whole or list(without) != sorted(set(without) & set(range(self.num_hidden_layers))):
+            raise ConfigError(
+                "layers_without_rope must be ascending numbers of layers, below num_hidden_layers "
+                f"({self.num_hidden_layers}), not {without!r}."
+            )
         if self.rope.type == "longrope":
             for name in ("short_factor", "long_factor"):
                 count = len(getattr(self.rope, name))
@@ -212,6 +221,11 @@ class ModelConfig:
                     raise ConfigError(
                         f"{name} {value} lies outside the vocabulary of {self.vocab_size} tokens."
                     )
+
+    @property
+    def has_mup_scales(self) -> bool:
+        """Whether any muP scale is set."""
+        return not (self.scale_emb is self.scale_depth is self.dim_model_base is None)
 
     @property
     def embedding_scale(self) -> float:
@@ -243,84 +257,19 @@ class ModelConfig:
         row = {"float16": 2 * self.head_dim, "float32": 4 * self.head_dim, "int8": self.head_dim + 4}[kv_type]
         return 2 * self.num_hidden_layers * self.num_key_value_heads * row
 
-    @classmethod
-    def from_hf(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Read the contents of a Hugging Face `config.json`; ConfigError names what is wrong.
-
-        Fields that may be absent have the defaults of transformers' LlamaConfig and of MiniCPM's own:
-        rope_theta 10000, num_key_value_heads = num_attention_heads, head_dim = hidden_size /
-        num_attention_heads; tie_word_embeddings is true for MiniCPM and false for Llama (a
-        checkpoint that has a head of its own is not tied).
-        """
-        from edge.config.sources import config_from_hf
-
-        return config_from_hf(data)
-
-    @classmethod
-    def from_gguf(
-        cls,
-        metadata: Mapping[str, Any],
-        *,
-        tie_word_embeddings: bool = False,
-        short_factor: Sequence[float] = (),
-        long_factor: Sequence[float] = (),
-    ) -> ModelConfig:
-        """Read GGUF metadata, a mapping from key to plain Python value; ConfigError names what is wrong.
-
-        What GGUF keeps in tensors comes beside it: tie_word_embeddings (the file has no `output.weight`) and
-        the rotary factors (`rope_factors_short.weight`, `rope_factors_long.weight`; for a `rope_freqs.weight`
-        pass it as both).
-        """
-        from edge.config.sources import config_from_gguf
-
-        return config_from_gguf(
-            metadata,
-            tie_word_embeddings=tie_word_embeddings,
-            short_factor=short_factor,
-            long_factor=long_factor,
-        )
-
     def to_json(self) -> dict[str, Any]:
-        """The manifest's form: plain JSON values, every field present."""
+        """The manifest's form: plain JSON values; newer fields are left out where they say nothing."""
         data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return data
+        return {name: value for name, value in data.items() if value or name not in _MAY_LACK}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
-        known = _exact_fields(cls, data, "config")
+        known = _exact_fields(cls, data, "config", _MAY_LACK)
         known["rope"] = RopeConfig(**_tuples(_exact_fields(RopeConfig, known["rope"], "config.rope")))
         if known["sparse"] is not None:
             known["sparse"] = SparseConfig(**_exact_fields(SparseConfig, known["sparse"], "config.sparse"))
         return cls(**_tuples(known))
-
-    def with_rope_override(self, override: str | Mapping[str, Any]) -> ModelConfig:
-        """A config whose rotary embedding is changed on purpose, for prompts beyond the trained context.
-
-        override: a JSON object (or its text) with the keys of a Hugging Face `rope_scaling` entry, plus
-        `rope_theta` and `max_position_embeddings` (the new context). Keys that it leaves out keep their value
-        when the type stays the same. Examples:
-
-        * `{"rope_type": "yarn", "factor": 4}` on a plain Llama of 32768 tokens: 131072 tokens;
-        * `{"long_factor": [...], "max_position_embeddings": 131072}` on MiniCPM4: replaces both factor lists,
-          and leaves the factor on cos and sin as it was trained;
-        * `{"max_position_embeddings": 131072}`: extrapolates with unchanged frequencies.
-
-        Raises ConfigError for anything it does not understand.
-        """
-        from edge.config.sources import override_rope
-
-        if isinstance(override, str):
-            try:
-                override = json.loads(override)
-            except ValueError as error:
-                raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
-        if not isinstance(override, Mapping):
-            raise ConfigError(
-                'The RoPE override must be a JSON object such as {"rope_type": "yarn", "factor": 4}.'
-            )
-        rope, max_positions = override_rope(self, override)
-        return replace(self, rope=rope, max_position_embeddings=max_positions)
 
 
 def _positive(instance: Any, *names: str, whole: bool = False) -> None:
@@ -332,7 +281,7 @@ def _positive(instance: Any, *names: str, whole: bool = False) -> None:
             raise ConfigError(f"{name} must be a positive {wanted}, not {value!r}.")
 
 
-def _exact_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
+def _exact_fields(cls: type, data: Any, where: str, may_lack: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise ConfigError(f"'{where}' must be an object, not {type(data).__name__}.")
     names = {field.name for field in fields(cls)}
@@ -342,7 +291,7 @@ def _exact_fields(cls: type, data: Any, where: str) -> dict[str, Any]:
                 f"Unknown field '{where}.{name}'; update minicpm-edge or convert the model again."
             )
     for name in names:
-        if name not in data:
+        if name not in data and name not in may_lack:
             raise ConfigError(f"The field '{where}.{name}' is missing; convert the model again.")
     return dict(data)
 

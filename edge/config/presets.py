@@ -10,16 +10,22 @@ from dataclasses import replace
 
 from edge.config import ModelConfig, RopeConfig
 from edge.errors import ConfigError
+from edge.system.registry import Registry
 
 CONTEXT = 131072
 """Longest context of a preset in tokens, whatever the original was trained for."""
 
 
+PRESETS: Registry[ModelConfig] = Registry("preset")
+"""Shapes for `random:NAME`; a plugin adds those of its families."""
+
+
 def preset(name: str) -> ModelConfig:
     """The config of a preset; ConfigError lists the names when it is unknown."""
-    if name not in PRESETS:
+    found = PRESETS.find(name)
+    if found is None:
         raise ConfigError(f"Unknown preset '{name}'; choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
+    return found
 
 
 def _minicpm(
@@ -71,7 +77,7 @@ _MINICPM_2B = _minicpm(
     eos=(2,),
     long=False,
 )
-PRESETS: dict[str, ModelConfig] = {
+_BUILT_IN: dict[str, ModelConfig] = {
     "minicpm4-0.5b": _minicpm(
         vocab_size=73448,
         hidden_size=1024,
@@ -127,3 +133,5 @@ PRESETS: dict[str, ModelConfig] = {
         eos_token_ids=(2,),
     ),
 }
+for _name, _config in _BUILT_IN.items():
+    PRESETS.register(_name, _config)

@@ -1,59 +1,93 @@
-"""The names and shapes of the tensors that a network needs, for whatever reads or writes weights.
+"""The tensors that a network has, for whatever reads or writes weights: derived from its family's roles.
 
-Names are those of Llama in Hugging Face.
+Names are those of Llama in Hugging Face, whatever the family's own checkpoints call them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from edge.config import ModelConfig
+from edge.config.families import Family, family_of
+from edge.config.roles import EMBEDDING, EXPERTS, FINAL_NORM, HEAD, Role, Shape
 from edge.errors import CheckpointError, ConfigError
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-FINAL_NORM = "model.norm.weight"
+__all__ = [
+    "EMBEDDING",
+    "FINAL_NORM",
+    "HEAD",
+    "NetworkTensor",
+    "Shape",
+    "beyond_llama",
+    "check_dense",
+    "check_tensors",
+    "expected_tensors",
+    "layer_tensors",
+    "network_tensors",
+]
 
-Shape = tuple[int, ...]
+
+@dataclass(frozen=True)
+class NetworkTensor:
+    """One tensor of a network and what others call it.
+
+    layer, expert: None outside of them. hf, fused, gguf: its names in the family's own checkpoints, in one
+    tensor with others, and in GGUF; see `Role`.
+    """
+
+    role: Role
+    shape: Shape
+    layer: int | None
+    hf: str
+    fused: str | None
+    gguf: str | None
+
+
+def network_tensors(config: ModelConfig) -> dict[str, NetworkTensor]:
+    """Every tensor of the network by name, in the order in which decoding reads them.
+
+    Matrices are (rows = outputs, columns = inputs), norms and biases are (size,). There is no
+    `lm_head.weight` when it is tied to the embedding. EdgeError for a family that is unknown.
+    """
+    family = family_of(config)
+    roles = [role for role in family.roles if role.is_in(config)]
+    layered = [role for role in roles if role.each != "network"]
+    first = roles.index(layered[0])
+    tensors = dict(_named(config, family, roles[:first]))
+    for index in range(config.num_hidden_layers):
+        tensors |= dict(_named(config, family, layered, index))
+    tensors |= dict(_named(config, family, [role for role in roles[first:] if role.each == "network"]))
+    return tensors
+
+
+def layer_tensors(config: ModelConfig) -> frozenset[str]:
+    """Names of a layer's tensors inside the layer, those of experts left out."""
+    return frozenset(
+        role.name for role in family_of(config).roles if role.each == "layer" and role.is_in(config)
+    )
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
-    """Every tensor of the network with its shape, in the order in which decoding reads them.
+    """Every tensor of the network with its shape; see `network_tensors`."""
+    return {name: tensor.shape for name, tensor in network_tensors(config).items()}
 
-    Matrices are (rows = outputs, columns = inputs), norms are (hidden_size,). There is no `lm_head.weight`
-    when it is tied to the embedding. Experts have the names of MiniCPM-MoE: w1 is gate, w3 up, w2 down.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    layer: dict[str, Shape] = {
-        "input_layernorm": (hidden,),
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "post_attention_layernorm": (hidden,),
-    }
-    if config.num_experts:
-        layer["mlp.gate"] = (config.num_experts, hidden)
-        for expert in range(config.num_experts):
-            names = {"w1": (inner, hidden), "w3": (inner, hidden), "w2": (hidden, inner)}
-            layer |= {f"mlp.experts.{expert}.{name}": shape for name, shape in names.items()}
-    else:
-        layer["mlp.gate_proj"] = layer["mlp.up_proj"] = (inner, hidden)
-        layer["mlp.down_proj"] = (hidden, inner)
-    tensors: dict[str, Shape] = {EMBEDDING: (config.vocab_size, hidden)}
-    for index in range(config.num_hidden_layers):
-        tensors |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
-    tensors[FINAL_NORM] = (hidden,)
-    if not config.tie_word_embeddings:
-        tensors[HEAD] = (config.vocab_size, hidden)
-    return tensors
+
+def beyond_llama(config: ModelConfig) -> tuple[str, ...]:
+    """What the network has that a Llama has not and its weights can't make up for, in words."""
+    found = [
+        role.words if role.part is None else role.part.words
+        for role in family_of(config).roles
+        if role.native is None and role.is_in(config)
+    ]
+    if config.layers_without_rope:
+        found.append("layers without RoPE")
+    return tuple(dict.fromkeys(found))
 
 
 def check_dense(config: ModelConfig) -> None:
     """Raise ConfigError for a mixture of experts, which the runtime does not run."""
-    if config.num_experts:
+    if EXPERTS.present(config):
         raise ConfigError(
             f"num_experts is {config.num_experts}: mixture-of-experts networks cannot be run yet; "
             "use a dense model."
@@ -85,6 +119,34 @@ def check_tensors(config: ModelConfig, found: Mapping[str, Shape], source: str) 
                 f"{source} has a tensor '{name}', which the {config.model_type} network built here "
                 "does not have; running without it would give wrong text."
             )
+
+
+def _named(
+    config: ModelConfig, family: Family, roles: list[Role], layer: int | None = None
+) -> Iterator[tuple[str, NetworkTensor]]:
+    """The tensors of these roles in one layer, or outside of the layers; experts one after another."""
+    ours, theirs, llama_cpp = (
+        ("", "", "")
+        if layer is None
+        else (f"model.layers.{layer}.", f"{family.layers}.{layer}.", f"blk.{layer}.")
+    )
+    experts = [role for role in roles if role.each == "expert"]
+    for role, expert in (
+        *((role, 0) for role in roles if role.each != "expert"),
+        *((role, expert) for expert in range(config.num_experts) for role in experts),
+    ):
+        name = role.name.format(expert=expert)
+        yield (
+            ours + name,
+            NetworkTensor(
+                role,
+                role.shape_in(config),
+                layer,
+                theirs + (role.hf or role.name).format(expert=expert),
+                None if role.fused is None else theirs + role.fused,
+                None if role.gguf is None else llama_cpp + role.gguf,
+            ),
+        )
 
 
 def _text(shape: Shape) -> str:

@@ -304,7 +304,7 @@ def _exists(path: Path) -> bool:
 def _unknown(text: str, may_be_name: bool) -> str:
     if not may_be_name:
         return f"There is no file or folder '{text}'; check the path."
-    names = [DEFAULT_MODEL, *(RANDOM + name for name, shape in PRESETS.items() if not shape.num_experts)]
+    names = [DEFAULT_MODEL, *(RANDOM + name for name in PRESETS if not preset(name).num_experts)]
     close = difflib.get_close_matches(text, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge.config import KVType, ModelConfig
-from edge.config.tensors import EMBEDDING, HEAD
+from edge.config.roles import NORMS
+from edge.config.tensors import EMBEDDING, NetworkTensor, network_tensors
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.registry import EXECUTORS
 from edge.formats.model_files import ModelFiles
@@ -21,18 +22,6 @@ from edge.text.chat_template import supports_thinking
 
 SCHEMA = 1
 """Version of `ModelFacts.to_json`; it grows when a field changes its meaning or goes away."""
-
-_PARTS = {
-    EMBEDDING: "embedding",
-    HEAD: "head",
-    "q_proj": "attention q",
-    "k_proj": "attention k",
-    "v_proj": "attention v",
-    "o_proj": "attention o",
-    "gate_proj": "MLP gate",
-    "up_proj": "MLP up",
-    "down_proj": "MLP down",
-}
 
 
 @dataclass(frozen=True)
@@ -168,21 +157,23 @@ def inspect_model(
 
 
 def _groups(files: ModelFiles) -> tuple[TensorGroup, ...]:
+    network = network_tensors(files.config)
     found: dict[tuple[str, QuantScheme, str, bool], list[int]] = {}
     for name, tensor in files.tensors.items():
-        key = (_part(name, files.config), tensor.scheme, tensor.source_type, tensor.exact)
+        key = (_part(name, network[name], files.config), tensor.scheme, tensor.source_type, tensor.exact)
         totals = found.setdefault(key, [0, 0, 0])
         for i, value in enumerate((1, math.prod(tensor.shape), tensor.bytes)):
             totals[i] += value
     groups = [TensorGroup(*key, *totals) for key, totals in found.items()]
-    order = [*_PARTS.values(), "norms"]
+    roles = [tensor.role for tensor in network.values()]
+    roles.sort(key=lambda role: (role.words == NORMS, role.each != "network"))
+    order = list(dict.fromkeys(role.words for role in roles))
     return tuple(sorted(groups, key=lambda group: order.index(group.part.partition(" (")[0])))
 
 
-def _part(name: str, config: ModelConfig) -> str:
-    if name == EMBEDDING and config.tie_word_embeddings:
-        return f"{_PARTS[name]} (also the head)"
-    return _PARTS.get(name) or _PARTS.get(name.split(".")[-2], "norms")
+def _part(name: str, tensor: NetworkTensor, config: ModelConfig) -> str:
+    also = " (also the head)" if name == EMBEDDING and config.tie_word_embeddings else ""
+    return tensor.role.words + also
 
 
 def _tokenizer_kind(files: Mapping[str, bytes]) -> str | None:

@@ -22,6 +22,7 @@ from edge.export.quantize.options import QuantizeOptions
 from edge.export.quantize.ternary import check_ternary
 from edge.export.quantize.weights import QuantizedCheckpoint, layer_matrices, read_float32
 from edge.export.quantize.workspace import Workspace, remove_workspace
+from edge.export.source import check_parts
 from edge.formats.atomic import write_failure, write_file
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import Progress, convert
@@ -50,6 +51,7 @@ def quantize_checkpoint(
     """
     out, started = Path(out), time.perf_counter()
     check_dense(checkpoint.config)
+    check_parts(checkpoint.config, "Calibrated quantization")
     if out.exists():
         raise ExportError(f"'{out}' exists already; remove it or choose another folder.")
     report: dict[str, Any] = {

@@ -43,6 +43,7 @@ class BundleTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are those of the bundle's files, exactly."""
+        source.check_parts("A bundle for devices")
         sparse = choose_attention(source.config, options.attention, source.context(options))
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
         manifest = source.bundle.manifest

@@ -7,7 +7,7 @@ Submodules carry the names of Hugging Face's Llama, so the state dict is the che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from edge.config import ModelConfig
+from edge.config.tensors import layer_tensors
 from edge.errors import CheckpointError
 from edge.model.network.kv_cache import KVCache
 from edge.model.network.moe import MixtureOfExperts
@@ -58,17 +59,32 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+def linear(inputs: int, outputs: int, name: str, declared: Collection[str]) -> nn.Linear:
+    """A matrix of a layer, with a bias if the family declares one for it."""
+    return nn.Linear(inputs, outputs, bias=f"{name}.bias" in declared)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention; `attend` decides which rows of the cache a query reads."""
+    """Grouped-query attention; `attend` decides which rows of the cache a query reads.
+
+    What a family may add to Llama's: biases, an RMSNorm of every head of q and k before they are rotated
+    (Qwen3), and layers that do not rotate them (SmolLM3).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.layer = config.num_attention_heads, config.num_key_value_heads, layer
         queries, keys = self.heads * config.head_dim, self.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        declared = layer_tensors(config)
+        self.q_proj = linear(config.hidden_size, queries, "self_attn.q_proj", declared)
+        self.k_proj = linear(config.hidden_size, keys, "self_attn.k_proj", declared)
+        self.v_proj = linear(config.hidden_size, keys, "self_attn.v_proj", declared)
+        self.o_proj = linear(queries, config.hidden_size, "self_attn.o_proj", declared)
+        self.q_norm, self.k_norm = (
+            RMSNorm(config.head_dim, config.rms_norm_eps) if f"self_attn.{name}.weight" in declared else None
+            for name in ("q_norm", "k_norm")
+        )
+        self.rotates = layer not in config.layers_without_rope
         self.attend: Attend = dense_attention
 
     def forward(self, x: Tensor, view: View, cache: KVCache | None = None) -> Tensor:
@@ -76,7 +92,10 @@ class Attention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
         k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
-        q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
+        if self.rotates:
+            q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         seen = self.attend(q, k, v, view.mask, view.positions)
@@ -88,9 +107,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        hidden, inner, declared = config.hidden_size, config.intermediate_size, layer_tensors(config)
+        self.gate_proj = linear(hidden, inner, "mlp.gate_proj", declared)
+        self.up_proj = linear(hidden, inner, "mlp.up_proj", declared)
+        self.down_proj = linear(inner, hidden, "mlp.down_proj", declared)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., hidden] -> the same shape."""
@@ -181,7 +201,7 @@ class Backbone(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A MiniCPM4, MiniCPM-MoE or Llama-shaped language model.
+    """A language model as its family declares it: MiniCPM4, MiniCPM-MoE, Llama and what is like them.
 
     context: the length in tokens that it runs with; some rope types choose their frequencies by it.
     Attention is dense until `use_attention` says otherwise: `config.sparse` changes how much of the cache a

@@ -16,12 +16,13 @@ from torch import Tensor
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import CONFIG, WEIGHTS, HuggingFaceCheckpoint
 from edge.config import ModelConfig
-from edge.config.tensors import check_tensors, expected_tensors
+from edge.config.families import family_of
+from edge.config.huggingface import config_to_hf
+from edge.config.tensors import check_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.atomic import partial_path, sync_folder, write_failure, write_file
 from edge.formats.safetensors import SafetensorsWriter
 from edge.model.network.decoder import Decoder
-from edge.model.weights.hf_config import config_to_hf
 
 SHARD_BYTES = 5 << 30
 """A larger checkpoint is written in shards of at most this size, unless one tensor alone is larger."""
@@ -95,7 +96,7 @@ def save_huggingface(
     small[CONFIG] = _json(config_to_hf(config, str(common).removeprefix("torch.")))
     try:
         partial.mkdir(parents=True)
-        _write_weights(partial, config, tensors, shard_bytes)
+        _write_weights(partial, _as_family(config, tensors), shard_bytes)
         for name, data in small.items():
             write_file(partial / name, data)
         sync_folder(partial)
@@ -109,12 +110,20 @@ def save_huggingface(
             partial.rmdir()
 
 
-def _write_weights(
-    folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], shard_bytes: int
-) -> None:
+def _as_family(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as the family's own checkpoints name and join them, in the network's order."""
+    fused = family_of(config).fused
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in network_tensors(config).items():
+        theirs = tensor.fused if fused and tensor.fused is not None else tensor.hf
+        parts.setdefault(theirs, []).append(tensors[name])
+    return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
     shards: list[list[str]] = [[]]
     filled = 0
-    for name in expected_tensors(config):
+    for name in tensors:
         size = tensors[name].nbytes
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])

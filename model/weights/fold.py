@@ -8,10 +8,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from edge.config import ModelConfig
-from edge.config.tensors import EMBEDDING, HEAD
+from edge.config.families import scaled_family
+from edge.config.tensors import EMBEDDING, HEAD, network_tensors
 from edge.errors import ConfigError
-
-_SUBLAYER_OUTPUTS = (".o_proj.weight", ".down_proj.weight")
 
 
 def fold_mup(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -22,18 +21,17 @@ def fold_mup(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
     """
     if config.num_experts:
         raise ConfigError("num_experts: a mixture of experts has no Llama form.")
-    factors = {EMBEDDING: config.embedding_scale, HEAD: config.logit_scale}
+    factors = {
+        name: config.residual_scale
+        for name, tensor in network_tensors(config).items()
+        if tensor.role.joins_stream
+    }
+    factors |= {EMBEDDING: config.embedding_scale, HEAD: config.logit_scale}
     folded = dict(tensors)
     folded.setdefault(HEAD, tensors[EMBEDDING])
     for name, tensor in folded.items():
-        scale = factors.get(name, config.residual_scale if name.endswith(_SUBLAYER_OUTPUTS) else 1.0)
+        scale = factors.get(name, 1.0)
         folded[name] = tensor.clone() if scale == 1.0 else (tensor.float() * scale).to(tensor.dtype)
-    plain = replace(
-        config,
-        model_type="llama",
-        tie_word_embeddings=False,
-        scale_emb=None,
-        scale_depth=None,
-        dim_model_base=None,
-    )
-    return plain, folded
+    scales = {"scale_emb": None, "scale_depth": None, "dim_model_base": None}
+    plain = replace(config, tie_word_embeddings=False, **scales)
+    return replace(plain, model_type=scaled_family(plain).model_type), folded

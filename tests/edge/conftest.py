@@ -13,6 +13,7 @@ import pytest
 
 from edge.checkpoints.base import TensorInfo
 from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
@@ -60,7 +61,7 @@ class ArrayCheckpoint:
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     """A MiniCPM of two layers with odd sizes: 40 columns are no multiple of 32, 77 tokens none of 16."""
-    return ModelConfig.from_hf(
+    return config_from_hf(
         {
             "model_type": "minicpm",
             "architectures": ["MiniCPMForCausalLM"],

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from edge.chat import Chat
-from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.engine.conversation_file import FORMAT
 from edge.engine.settings import SETTING_NAMES
 from edge.errors import ContextError, EdgeError
@@ -95,7 +95,7 @@ def test_a_sentencepiece_tokenizer_is_spliced_without_extra_spaces(shared_data):
     folder = shared_data / "minicpm4-8b"
     names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = config_from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     tokenizer = load_tokenizer(files, config)
     templates = (
         json.loads(files["tokenizer_config.json"])["chat_template"],

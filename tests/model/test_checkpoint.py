@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config import ModelConfig, RopeConfig, SparseConfig
+from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.presets import PRESETS
 from edge.errors import CheckpointError, ConfigError
 from edge.hub.resolve import open_model
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import load_decoder, load_tensors, open_checkpoint, save_huggingface
 from edge.model.weights.fold import fold_mup
-from edge.model.weights.hf_config import config_to_hf
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
@@ -135,12 +135,12 @@ ROPES = [
 def test_config_survives(tiny_config, rope: RopeConfig):
     changes = {"rope": rope, "pad_token_id": 3, "eos_token_ids": (2, 5), "sparse": SparseConfig(topk=7)}
     for config in (tiny_config(**changes, **MUP), tiny_config(**changes, model_type="llama")):
-        assert ModelConfig.from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
+        assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive(name: str):
-    assert ModelConfig.from_hf(config_to_hf(PRESETS[name])) == PRESETS[name]
+    assert config_from_hf(config_to_hf(PRESETS[name])) == PRESETS[name]
 
 
 def test_everything_beside_the_weights(tmp_path: Path, config):

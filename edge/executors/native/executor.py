@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode, resolve_attention
+from edge.config.fields import listed
 from edge.config.rope import rope_parameters
+from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
@@ -35,22 +37,7 @@ from edge.formats.model_files import ModelFiles
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
 
-_ROLES = {
-    "model.embed_tokens.weight": 0,
-    "lm_head.weight": 1,
-    "model.norm.weight": 2,
-    "input_layernorm.weight": 3,
-    "self_attn.q_proj.weight": 4,
-    "self_attn.k_proj.weight": 5,
-    "self_attn.v_proj.weight": 6,
-    "self_attn.o_proj.weight": 7,
-    "post_attention_layernorm.weight": 8,
-    "mlp.gate_proj.weight": 9,
-    "mlp.up_proj.weight": 10,
-    "mlp.down_proj.weight": 11,
-}
 _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
-_LAYER_PREFIX = "model.layers."
 
 
 class NativeExecutor(ExecutorFacts, OneByOne):
@@ -69,10 +56,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         fast (`edge.executors.weights`).
         """
         config = files.config
-        if config.num_experts:
-            raise NativeError(
-                "num_experts: the native executor runs dense models only, not mixtures of experts."
-            )
+        check_parts(config)
         self._config = config
         self._context = context
         self._max_batch = min(options.max_batch, context)
@@ -114,8 +98,12 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             sparse=sparse_constants(sparse),
         )
+        network = network_tensors(config)
         weights = (native.Weight * len(files.tensors))(
-            *(_weight(info, weight_memory.address(name)) for name, info in files.tensors.items())
+            *(
+                _weight(info, network[name], weight_memory.address(name))
+                for name, info in files.tensors.items()
+            )
         )
         lib, handle = native.library(), ctypes.c_void_p()
         tier = options.tier or os.environ.get(TIER_VARIABLE) or None
@@ -259,6 +247,16 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             raise NativeError("The model is closed; load it again.")
 
 
+def check_parts(config: ModelConfig) -> None:
+    """Raise NativeError for a network with parts that libedge does not compute."""
+    parts = beyond_llama(config)
+    if parts:
+        raise NativeError(
+            f"The native executor does not compute {listed(parts)}, which this {config.model_type} network "
+            "has; run it with --executor torch."
+        )
+
+
 def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
     """`edge.config.attention.resolve_attention` for this executor."""
     return resolve_attention(config, mode, context=context, obstacle=sparse_obstacle(config))
@@ -294,13 +292,7 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
     return None
 
 
-def _weight(info: BundleTensor, address: int) -> native.Weight:
-    layer, role = 0, info.name
-    if role.startswith(_LAYER_PREFIX):
-        number, role = role[len(_LAYER_PREFIX) :].split(".", 1)
-        layer = int(number)
-    if role not in _ROLES:
-        raise NativeError(f"The native executor has no place for the tensor '{info.name}'.")
+def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:
     matrix = native.Matrix(
         kind=native.KIND[info.scheme.kind],
         group=info.scheme.group,
@@ -310,7 +302,7 @@ def _weight(info: BundleTensor, address: int) -> native.Weight:
         data=address,
         bytes=info.bytes,
     )
-    return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
+    return native.Weight(role=tensor.role.native, layer=tensor.layer or 0, matrix=matrix)
 
 
 def _choice(table: dict[str, int], name: str, what: str) -> int:

@@ -46,6 +46,7 @@ class CoreMLTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Codes and scales of every tensor, rotary tables, and the operators."""
+        source.check_parts("The Core ML target")
         config, context, layout = source.config, source.context(options), _layout(source, options)
         if context > _LARGEST_CONTEXT:
             raise ExportError(

@@ -57,6 +57,7 @@ class ExecuTorchTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes by the formula of the flavour."""
+        source.check_parts("The ExecuTorch target")
         need("torch", "Exporting to ExecuTorch")
         flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
         tokenizer = runner_tokenizer(source)

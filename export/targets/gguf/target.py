@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.gguf import LAYER_NAMES, NAMES
 from edge.config import ModelConfig
-from edge.config.tensors import EMBEDDING, HEAD
+from edge.config.families import scaled_family
+from edge.config.gguf import (
+    Metadata,
+    config_to_gguf,
+    gguf_architecture,
+    gguf_rope_tensors,
+    sampling_to_gguf,
+)
+from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, network_tensors
 from edge.errors import ExportError
 from edge.export.check import CheckResult, Reference
 from edge.export.options import ExportOptions
@@ -23,13 +31,6 @@ from edge.export.source import Source
 from edge.export.targets import Progress, Written
 from edge.export.targets.gguf.blocks import BLOCKS, natural_types, obstacle, pack_blocks
 from edge.export.targets.gguf.check import check_gguf
-from edge.export.targets.gguf.metadata import (
-    Metadata,
-    architecture,
-    network_metadata,
-    rope_tensors,
-    sampling_metadata,
-)
 from edge.export.targets.gguf.tokenizer import tokenizer_metadata
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
@@ -43,7 +44,6 @@ MODEL = "model.gguf"
 RUNTIME = RuntimeRange("llama-cpp-python", "0.3.6")  # the first with MiniCPM's LongRoPE
 _ALIGNMENT = 32
 _WORKSPACE = 64 << 20
-_SOURCE_NAMES = {theirs: ours for ours, theirs in {**NAMES, **LAYER_NAMES}.items()}
 
 
 class GGUFTarget:
@@ -55,9 +55,12 @@ class GGUFTarget:
         """Blocks of every tensor, and the metadata as it will be written."""
         context = source.context(options)
         source.sparse(options, obstacle="llama.cpp has no block-sparse attention")
+        network = _gguf_tensors(source.config)
+        for tensor in network.values():
+            _gguf_name(tensor)  # refuses what has none
         types = choose_types(source, options)
         sizes = [_stored_bytes(info, types[info.name]) for info in source.tensors.values()]
-        factors = rope_tensors(source.config)
+        factors = gguf_rope_tensors(source.config)
         extra = sum(_padded(factor.nbytes) for factor in factors.values())
         header = _metadata_bytes(_metadata(source, types)) + 96 * (len(sizes) + len(factors))
         ternary = [name for name, info in source.tensors.items() if info.scheme.kind == "ternary"]
@@ -79,7 +82,7 @@ class GGUFTarget:
                 "workspace": _WORKSPACE,
             },
             operators={
-                f"llama.cpp.arch.{architecture(source.config)}": 1,
+                f"llama.cpp.arch.{gguf_architecture(source.config)}": 1,
                 **{f"ggml.{kind}": 1 for kind in sorted(set(types.values()))},
             },
             runtime=RUNTIME,
@@ -95,8 +98,9 @@ class GGUFTarget:
         from gguf import GGMLQuantizationType, GGUFWriter
 
         types = choose_types(source, options)
-        factors = rope_tensors(source.config)
-        writer = GGUFWriter(folder / MODEL, architecture(source.config))
+        factors = gguf_rope_tensors(source.config)
+        network = _gguf_tensors(source.config)
+        writer = GGUFWriter(folder / MODEL, gguf_architecture(source.config))
         try:
             _add_metadata(writer, _metadata(source, types))
             for name, factor in factors.items():
@@ -106,7 +110,7 @@ class GGUFTarget:
                 size = _stored_bytes(info, types[info.name])
                 blocks = (info.rows, size // info.rows) if len(info.shape) == 2 else info.shape
                 dtype = np.dtype(np.uint8 if len(info.shape) == 2 else np.float32)
-                writer.add_tensor_info(_gguf_name(info.name), blocks, dtype, size, kind)
+                writer.add_tensor_info(_gguf_name(network[info.name]), blocks, dtype, size, kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
@@ -116,7 +120,7 @@ class GGUFTarget:
             for info in source.tensors.values():
                 if progress is not None:
                     progress(done, total, info.name)
-                data = _tensor_data(source, info, types[info.name])
+                data = _tensor_data(source, info, network[info.name], types[info.name])
                 _write_data(writer, data)
                 done += data.nbytes
         finally:
@@ -154,16 +158,20 @@ def choose_types(source: Source, options: ExportOptions) -> dict[str, str]:
     return types
 
 
-def _tensor_data(source: Source, info: BundleTensor, kind: str) -> npt.NDArray[Any]:
+def _tensor_data(source: Source, info: BundleTensor, tensor: NetworkTensor, kind: str) -> npt.NDArray[Any]:
     if len(info.shape) == 1:
-        return source.floats(info.name)
+        return _in_file_order(source.floats(info.name), tensor, source.config)
     parts = [pack_blocks(block, kind) for block in source.row_blocks(info.name)]
     rows = np.concatenate(parts)
-    heads = _heads(info.name, source.config)
-    if heads is None:
+    return _in_file_order(rows, tensor, source.config)
+
+
+def _in_file_order(rows: npt.NDArray[Any], tensor: NetworkTensor, config: ModelConfig) -> npt.NDArray[Any]:
+    """Where llama.cpp rotates neighbouring pairs, Hugging Face's order has halves; whole rows move."""
+    if tensor.role.heads is None or not scaled_family(config).gguf_pairs:
         return rows
-    # llama.cpp rotates neighbouring pairs, Hugging Face's order has halves; whole rows move.
-    return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
+    halves = rows.reshape(getattr(config, tensor.role.heads), 2, -1, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
@@ -175,16 +183,19 @@ def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
         raise
 
 
-def _heads(name: str, config: ModelConfig) -> int | None:
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    return heads.get(name.split(".")[-2])
+def _gguf_tensors(config: ModelConfig) -> dict[str, NetworkTensor]:
+    """The network's tensors as the family calls them that the file says it is of."""
+    return network_tensors(replace(config, model_type=scaled_family(config).model_type))
 
 
-def _gguf_name(name: str) -> str:
-    if name in _SOURCE_NAMES:
-        return _SOURCE_NAMES[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_SOURCE_NAMES[rest.removesuffix('.weight')]}.weight"
+def _gguf_name(tensor: NetworkTensor) -> str:
+    if tensor.gguf is None:
+        what = tensor.role.words if tensor.role.part is None else tensor.role.part.words
+        raise ExportError(
+            f"GGUF has no name for {what}, so this model can't become a GGUF file; run it with --executor "
+            "torch."
+        )
+    return tensor.gguf
 
 
 def _stored_bytes(info: BundleTensor, kind: str) -> int:
@@ -224,9 +235,9 @@ def _metadata(source: Source, types: dict[str, str]) -> Metadata:
         "general.name": Path(source.name).stem if source.name.endswith(".gguf") else Path(source.name).name,
         "general.file_type": int(LlamaFileType[f"MOSTLY_{most}"]),
         "general.quantization_version": 2,
-        **network_metadata(source.config),
+        **config_to_gguf(source.config),
         **tokenizer_metadata(source.tokenizer_files, source.config),
-        **sampling_metadata(source.generation_config),
+        **sampling_to_gguf(source.generation_config),
     }
     if source.chat_template is not None:
         values["tokenizer.chat_template"] = source.chat_template

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.config import ModelConfig
+from edge.config.gguf import Metadata
 from edge.errors import ExportError, TokenizerError
-from edge.export.targets.gguf.metadata import Metadata
 from edge.text.tokenizer.base import Tokenizer
 from edge.text.tokenizer.from_gguf import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from edge.text.tokenizer.load import load_tokenizer

@@ -50,6 +50,7 @@ class OnnxTarget:
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are exact: the same code that writes, without the bytes of the tensors."""
+        source.check_parts("The ONNX target")
         context, sparse = source.context(options), _sparse(source, options)
         with _graph(options) as graph:
             _write_decoder(graph, source, options)

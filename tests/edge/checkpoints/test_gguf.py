@@ -342,7 +342,7 @@ ROWS = np.zeros((HIDDEN, HIDDEN), np.float32)
         ({"blk.0.ffn_up.weight": None}, r"no tensor 'model\.layers\.0\.mlp\.up_proj\.weight'"),
         ({"blk.0.ffn_up.weight": (ROWS, "F32")}, "256x256.*512x256"),
         ({"blk.0.attn_q.bias": (ROWS[0], "F32")}, r"blk\.0\.attn_q\.bias"),
-        ({"blk.1.ffn_up.weight": (np.zeros((INNER, HIDDEN), np.float32), "F32")}, r"layers\.1\.mlp"),
+        ({"blk.1.ffn_up.weight": (np.zeros((INNER, HIDDEN), np.float32), "F32")}, r"blk\.1\.ffn_up"),
         (
             {"blk.0.attn_v.weight": (np.zeros((128, 256 // 32 * 22), np.uint8), "Q5_0")},
             r"blk\.0\.attn_v.*Q5_0",

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.errors import CheckpointError, ConfigError
 from edge.quant.scheme import QuantScheme
@@ -37,7 +37,7 @@ CONFIG: dict[str, Any] = {
 
 def make_weights(config: dict[str, Any], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
-    shapes = expected_tensors(ModelConfig.from_hf(config))
+    shapes = expected_tensors(config_from_hf(config))
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
@@ -74,7 +74,7 @@ def write_folder(
 def test_values_equal_torch(tmp_path: Path, container: str, dtype: torch.dtype) -> None:
     weights = write_folder(tmp_path, container, dtype)
     checkpoint = HuggingFaceCheckpoint(tmp_path)
-    assert checkpoint.config == ModelConfig.from_hf(CONFIG)
+    assert checkpoint.config == config_from_hf(CONFIG)
     assert [info.name for info in checkpoint.tensors] == list(weights)
     for info in checkpoint.tensors:
         assert info.shape == tuple(weights[info.name].shape)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.errors import CheckpointError
 from edge.hub.resolve import open_model
@@ -135,7 +135,7 @@ def write_folder(
     tensors: dict[str, np.ndarray] = {}
     truths: dict[str, Truth] = {}
     random = np.random.default_rng(1)
-    for seed, (name, shape) in enumerate(expected_tensors(ModelConfig.from_hf(CONFIG)).items()):
+    for seed, (name, shape) in enumerate(expected_tensors(config_from_hf(CONFIG)).items()):
         if len(shape) == 1 or name in (EMBEDDING, HEAD):
             tensors[name] = random.standard_normal(shape).astype(np.float16)
         else:
@@ -331,7 +331,7 @@ def test_contradictory_settings(tmp_path: Path, changes: dict[str, Any], says: s
 def test_plain_weights_with_settings(tmp_path: Path) -> None:
     def as_floats(tensors: dict[str, np.ndarray]) -> None:
         tensors.clear()
-        shapes = expected_tensors(ModelConfig.from_hf(CONFIG))
+        shapes = expected_tensors(config_from_hf(CONFIG))
         tensors |= {name: np.ones(shape, np.float16) for name, shape in shapes.items()}
 
     write_folder(tmp_path, pack_gptq, GPTQ, change=as_floats, group=32, symmetric=True)

@@ -97,7 +97,7 @@ def test_seeds() -> None:
     assert (first.data != other.data).mean() > 0.9 and (first.data != neighbour.data).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_presets(name: str) -> None:
     checkpoint = RandomCheckpoint(name, QuantScheme("int4", 32))
     assert checkpoint.source == f"random:{name}"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.checkpoints.ternary_values import ternary_scheme
-from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.formats.bundle.reader import Bundle
 from edge.hub.resolve import open_model
@@ -88,7 +88,7 @@ def test_a_folder_keeps_its_ternary_weights(tmp_path: Path, monkeypatch: pytest.
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text("{}")
     generator = torch.Generator().manual_seed(5)
-    shapes = expected_tensors(ModelConfig.from_hf(CONFIG))
+    shapes = expected_tensors(config_from_hf(CONFIG))
     weights = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
     groups = {"q_proj": 32, "up_proj": 0, "down_proj": 64}
     for name, weight in weights.items():

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from edge.config import ModelConfig
+from edge.config.gguf import config_from_gguf
+from edge.config.huggingface import config_from_hf
 from edge.config.rope import rope_parameters
 from edge.config.tensors import expected_tensors
 from edge.errors import ConfigError, EdgeError, TokenizerError
@@ -98,7 +100,7 @@ def outcomes(read: Callable[[Any], object], inputs: Iterator[Any], error: type[E
 
 def test_config_json(json_values: list[Any]) -> None:
     def read(data: dict[str, Any]) -> None:
-        config = ModelConfig.from_hf(data)
+        config = config_from_hf(data)
         if config.head_dim < 10**6:  # that the weights have another shape is found before
             rope_parameters(config.rope, config.head_dim, 512, config.max_position_embeddings)
         expected_tensors(config)
@@ -114,8 +116,8 @@ def test_config_json(json_values: list[Any]) -> None:
 def test_gguf_metadata(json_values: list[Any]) -> None:
     for kind in ("yarn", "linear", "none"):
         good = {**GGUF, "minicpm.rope.scaling.type": kind}
-        ModelConfig.from_gguf(good)
-        done, refused = outcomes(ModelConfig.from_gguf, changed(good, json_values), ConfigError)
+        config_from_gguf(good)
+        done, refused = outcomes(config_from_gguf, changed(good, json_values), ConfigError)
         assert done > 40 and refused > 300
 
 

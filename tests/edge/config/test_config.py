@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
+from edge.config.gguf import config_from_gguf
+from edge.config.huggingface import config_from_hf
 from edge.config.presets import PRESETS, preset
 from edge.config.rope import rope_parameters
+from edge.config.rope_entry import override_rope
 from edge.config.tensors import check_dense, check_tensors, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ContextError
 
@@ -57,19 +60,19 @@ GGUF: dict[str, Any] = {
 
 
 def llama(**changes: Any) -> ModelConfig:
-    return ModelConfig.from_hf({**LLAMA, **changes})
+    return config_from_hf({**LLAMA, **changes})
 
 
 def gguf(**changes: Any) -> ModelConfig:
     ones = [1.0] * 32
-    return ModelConfig.from_gguf(
+    return config_from_gguf(
         {**GGUF, **changes}, tie_word_embeddings=True, short_factor=ones, long_factor=ones
     )
 
 
 def test_real_minicpm4_files(shared_data: Path) -> None:
-    small = ModelConfig.from_hf(json.loads((shared_data / "minicpm4-0.5b" / "config.json").read_text()))
-    large = ModelConfig.from_hf(json.loads((shared_data / "minicpm4-8b" / "config.json").read_text()))
+    small = config_from_hf(json.loads((shared_data / "minicpm4-0.5b" / "config.json").read_text()))
+    large = config_from_hf(json.loads((shared_data / "minicpm4-8b" / "config.json").read_text()))
     assert (small.hidden_size, small.num_hidden_layers, small.head_dim) == (1024, 24, 64)
     assert (large.hidden_size, large.num_hidden_layers, large.head_dim) == (4096, 32, 128)
     assert small.tie_word_embeddings and not large.tie_word_embeddings
@@ -100,9 +103,9 @@ def test_plain_llama_has_no_scales() -> None:
 
 def test_defaults_that_old_files_rely_on() -> None:
     data = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
-    assert ModelConfig.from_hf(data).num_key_value_heads == 4
+    assert config_from_hf(data).num_key_value_heads == 4
     old = {**LLAMA, "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
-    assert ModelConfig.from_hf(old).tie_word_embeddings
+    assert config_from_hf(old).tie_word_embeddings
 
 
 def test_head_dim_may_differ_from_hidden_over_heads() -> None:
@@ -160,7 +163,7 @@ def test_missing_field_is_named(name: str) -> None:
     data = {key: value for key, value in LLAMA.items() if key != name}
     for broken in (data, {**data, name: None}):
         with pytest.raises(ConfigError, match=f"'{name}'"):
-            ModelConfig.from_hf(broken)
+            config_from_hf(broken)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +261,8 @@ def test_gguf_inverts_the_scales() -> None:
 
 
 def test_gguf_equals_hugging_face(shared_data: Path) -> None:
-    original = ModelConfig.from_hf(json.loads((shared_data / "minicpm4-0.5b" / "config.json").read_text()))
-    converted = ModelConfig.from_gguf(
+    original = config_from_hf(json.loads((shared_data / "minicpm4-0.5b" / "config.json").read_text()))
+    converted = config_from_gguf(
         GGUF,
         tie_word_embeddings=True,
         short_factor=original.rope.short_factor,
@@ -275,13 +278,11 @@ def test_gguf_llama() -> None:
         if "_scale" not in name and "scaling" not in name
     }
     data["general.architecture"] = "llama"
-    config = ModelConfig.from_gguf(data)
+    config = config_from_gguf(data)
     assert config.scale_emb is None and config.rope == RopeConfig() and not config.tie_word_embeddings
-    linear = ModelConfig.from_gguf(
-        {**data, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}
-    )
+    linear = config_from_gguf({**data, "llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0})
     assert (linear.rope.type, linear.rope.factor) == ("linear", 2.0)
-    yarn = ModelConfig.from_gguf(
+    yarn = config_from_gguf(
         {
             **data,
             "llama.rope.scaling.type": "yarn",
@@ -297,7 +298,7 @@ def test_gguf_rope_factors_without_a_type() -> None:
     """`rope_freqs` of Llama 3: plain divisors of the frequencies."""
     data = {name: value for name, value in GGUF.items() if "scaling" not in name}
     divisors = tuple(float(value) for value in np.linspace(1, 8, 32, dtype=np.float32))
-    config = ModelConfig.from_gguf(data, short_factor=divisors, long_factor=divisors)
+    config = config_from_gguf(data, short_factor=divisors, long_factor=divisors)
     frequencies, scale = rope_parameters(config.rope, 64, 1024, config.max_position_embeddings)
     plain, _ = rope_parameters(RopeConfig(), 64, 1024, 32768)
     np.testing.assert_allclose(frequencies, plain / np.asarray(divisors), rtol=3e-7)
@@ -328,7 +329,7 @@ def test_smollm2_gguf(smollm2_gguf: Path) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(smollm2_gguf)
-    config = ModelConfig.from_gguf(
+    config = config_from_gguf(
         {name: field.contents() for name, field in reader.fields.items()}, tie_word_embeddings=True
     )
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
@@ -368,9 +369,9 @@ def test_frozen_and_replaceable() -> None:
 
 
 def test_override_replaces_both_lists_and_keeps_the_scale(shared_data: Path) -> None:
-    config = ModelConfig.from_hf(json.loads((shared_data / "minicpm4-8b" / "config.json").read_text()))
+    config = config_from_hf(json.loads((shared_data / "minicpm4-8b" / "config.json").read_text()))
     override = json.loads((shared_data / "minicpm4-8b" / "longrope_128k.json").read_text())
-    longer = config.with_rope_override({**override, "max_position_embeddings": 131072})
+    longer = override_rope(config, {**override, "max_position_embeddings": 131072})
     assert longer.max_position_embeddings == 131072
     assert longer.rope.long_factor == longer.rope.short_factor == tuple(override["long_factor"])
     assert longer.rope.original_max_position_embeddings == 32768
@@ -380,16 +381,16 @@ def test_override_replaces_both_lists_and_keeps_the_scale(shared_data: Path) -> 
 
 
 def test_override_by_type() -> None:
-    longer = llama().with_rope_override('{"rope_type": "yarn", "factor": 4}')
+    longer = override_rope(llama(), '{"rope_type": "yarn", "factor": 4}')
     assert longer.rope.type == "yarn" and longer.rope.original_max_position_embeddings == 2048
     assert longer.max_position_embeddings == 8192
-    dynamic = llama().with_rope_override({"type": "dynamic", "factor": 2.0, "max_position_embeddings": 6000})
+    dynamic = override_rope(llama(), {"type": "dynamic", "factor": 2.0, "max_position_embeddings": 6000})
     assert dynamic.rope.original_max_position_embeddings == 2048 and dynamic.max_position_embeddings == 6000
-    theta = llama().with_rope_override({"rope_theta": 5e5, "max_position_embeddings": 4096})
+    theta = override_rope(llama(), {"rope_theta": 5e5, "max_position_embeddings": 4096})
     assert theta.rope == RopeConfig(theta=5e5) and theta.max_position_embeddings == 4096
-    twice = longer.with_rope_override({"rope_type": "yarn", "factor": 8})
+    twice = override_rope(longer, {"rope_type": "yarn", "factor": 8})
     assert twice.max_position_embeddings == 16384 and twice.rope.original_max_position_embeddings == 2048
-    back = longer.with_rope_override({"rope_type": "default", "max_position_embeddings": 2048})
+    back = override_rope(longer, {"rope_type": "default", "max_position_embeddings": 2048})
     assert back == llama()
 
 
@@ -408,7 +409,7 @@ def test_override_by_type() -> None:
 )
 def test_override_refusals(override: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        llama().with_rope_override(override)
+        override_rope(llama(), override)
 
 
 def test_presets() -> None:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edge.config import ModelConfig, RopeConfig
+from edge.config import RopeConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.rope import rope_parameters
 
 FACTORS = [1.0 + 0.37 * i for i in range(32)]
@@ -132,7 +133,7 @@ def reference(entry: dict, head_dim: int, max_positions: int, context: int) -> t
 @pytest.mark.parametrize("case", CASES)
 def test_equals_transformers(case: str, context: int) -> None:
     entry, head_dim, max_positions = CASES[case]
-    config = ModelConfig.from_hf(config_json(entry, head_dim, max_positions))
+    config = config_from_hf(config_json(entry, head_dim, max_positions))
     frequencies, scale = rope_parameters(config.rope, head_dim, context, max_positions)
     expected, expected_scale = reference(entry, head_dim, max_positions, context)
     assert frequencies.dtype == np.float32 and frequencies.shape == (head_dim // 2,)

@@ -234,7 +234,7 @@ def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
 
         class Zeros:
             source, tokenizer_files, chat_template, generation_config = "zeros", {}, None, {}
-            config = ModelConfig.from_hf(dict(
+            config = config_from_hf(dict(
                 model_type="llama", vocab_size=8192, hidden_size=2048, intermediate_size=8192,
                 num_attention_heads=16, num_key_value_heads=2, num_hidden_layers=1, rms_norm_eps=1e-5,
                 max_position_embeddings=64, tie_word_embeddings=True))

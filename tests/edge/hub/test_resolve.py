@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
@@ -55,7 +55,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(4)
-    shapes = expected_tensors(ModelConfig.from_hf(CONFIG))
+    shapes = expected_tensors(config_from_hf(CONFIG))
     weights = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.config import ModelConfig
+from edge.config.huggingface import config_from_hf
 from edge.errors import TokenizerError
 from edge.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -35,7 +36,7 @@ def folder(request: pytest.FixtureRequest, shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder: Path) -> ModelConfig:
-    return ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    return config_from_hf(json.loads((folder / "config.json").read_text()))
 
 
 @pytest.fixture(scope="module")

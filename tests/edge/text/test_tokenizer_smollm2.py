@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.config import ModelConfig
+from edge.config.gguf import config_from_gguf
 from edge.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_files_from_gguf
 
 TEXTS = json.loads((Path(__file__).parent / "data" / "tokenizer_texts.json").read_text())
@@ -37,7 +38,7 @@ def metadata(smollm2_gguf: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def config(metadata: dict[str, Any]) -> ModelConfig:
-    return ModelConfig.from_gguf(metadata, tie_word_embeddings=True)
+    return config_from_gguf(metadata, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,347 @@
+"""A model family is one declaration: readers, writers, networks and refusals follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge.checkpoints.gguf import GGUFCheckpoint
+from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.checkpoints.synthetic import RandomCheckpoint
+from edge.config import ModelConfig, families
+from edge.config.families import FIXED, Family, register_family
+from edge.config.gguf import config_from_gguf, config_to_gguf
+from edge.config.huggingface import config_from_hf, config_to_hf
+from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
+from edge.config.tensors import EMBEDDING, HEAD, beyond_llama, expected_tensors
+from edge.errors import CheckpointError, ConfigError, ExportError, NativeError
+from edge.executors.native.executor import NativeExecutor
+from edge.export.artifact import export_model
+from edge.export.options import ExportOptions
+from edge.export.source import Source
+from edge.export.targets.gguf.target import TARGET as GGUF
+from edge.formats.bundle.reader import Bundle
+from edge.formats.safetensors import SafetensorsFile
+from edge.hub.convert import convert
+from edge.model.network.decoder import Decoder
+from edge.model.weights.checkpoint import load_decoder, save_huggingface
+from edge.model.weights.fold import fold_mup
+from edge.quant.scheme import QuantScheme
+
+from .tiny import byte_tokenizer_files, make_source
+
+EXACT = 5e-5  # of the truth's standard deviation, as in tests/correctness
+ACORN = Family(
+    "acorn",
+    "AcornForCausalLM",
+    gguf="acorn",
+    roles=renamed(
+        DECODER,
+        hf={
+            EMBEDDING: "tree.wte.weight",
+            "input_layernorm.weight": "ln_1.weight",
+            "self_attn.q_proj.weight": "attn.q.weight",
+            "mlp.down_proj.weight": "mlp.c_proj.weight",
+            HEAD: "output.weight",
+        },
+        gguf={"self_attn.q_proj.weight": "attn_query.weight"},
+    ),
+    layers="tree.h",
+    fields={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "tie_word_embeddings": "tied"},
+    defaults={"tie_word_embeddings": True, "rope_theta": 50000.0, "rms_norm_eps": 1e-6},
+    fixed={**FIXED, "activation": ("swiglu",)},
+)
+OAK = Family(
+    "oak",
+    "OakForCausalLM",
+    gguf="oak",
+    roles=(*DECODER, *QKV_BIASES, *QK_NORMS),
+    rope_interval=2,
+    gguf_pairs=True,
+    fused=True,
+)
+ACORN_JSON = {
+    "model_type": "acorn",
+    "architectures": ["AcornForCausalLM"],
+    "vocab_size": 264,
+    "n_embd": 128,
+    "intermediate_size": 160,
+    "n_layer": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": [2],
+    "activation": "swiglu",
+}
+TOKENS = torch.arange(24) * 7 % 264
+
+
+@pytest.fixture(autouse=True)
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Family], Family]]:
+    """Families of a test are forgotten after it."""
+    monkeypatch.setattr(families.FAMILIES, "_found", dict(families.FAMILIES._found))
+    monkeypatch.setattr(families, "_BY_GGUF", dict(families._BY_GGUF))
+    for family in (ACORN, OAK):
+        register_family(family)
+    yield register_family
+
+
+def network(config: ModelConfig, seed: int = 0) -> Decoder:
+    """Weights that float16 holds exactly; norms and biases are not what they begin as."""
+    torch.manual_seed(seed)
+    decoder = Decoder(config).requires_grad_(False).eval()
+    for name, weight in decoder.named_parameters():
+        if weight.dim() == 1:
+            weight.copy_(torch.rand_like(weight) + (0.5 if name.endswith("weight") else 0.0))
+        else:
+            weight.copy_((torch.randn_like(weight) * weight.shape[1] ** -0.5).half().float())
+    return decoder
+
+
+def save(folder: Path, decoder: Decoder) -> Path:
+    save_huggingface(folder, decoder.config, decoder.state_dict(), tokenizer_files=byte_tokenizer_files())
+    return folder
+
+
+def acorn(**changes: Any) -> ModelConfig:
+    return config_from_hf({**ACORN_JSON, **changes})
+
+
+def oak(**changes: Any) -> ModelConfig:
+    return replace(acorn(), model_type="oak", layers_without_rope=(1,), **changes)
+
+
+def write_gguf(source: Source, folder: Path) -> GGUFCheckpoint:
+    """Written without running it: the reference of an export runs on the native executor."""
+    written = GGUF.write(source, ExportOptions("gguf"), folder, None)
+    return GGUFCheckpoint(folder / written.model)
+
+
+def largest_error(found: Any, truth: torch.Tensor) -> float:
+    return float(np.abs(found - truth.numpy()).max() / truth.std())
+
+
+def test_fields_and_defaults_of_a_config():
+    config = acorn()
+    assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (128, 2, 32)
+    assert config.tie_word_embeddings and config.rope.theta == 50000.0 and config.rms_norm_eps == 1e-6
+    assert not acorn(tied=False).tie_word_embeddings
+    assert config_from_hf(config_to_hf(acorn(tied=False))) == acorn(tied=False)
+    assert {"n_embd", "n_layer", "tied"} <= config_to_hf(config).keys()
+    with pytest.raises(ConfigError, match="lacks the required field 'n_embd'"):
+        config_from_hf({name: value for name, value in ACORN_JSON.items() if name != "n_embd"})
+    with pytest.raises(ConfigError, match=r"'activation' of config\.json is 'relu'"):
+        acorn(activation="relu")
+    with pytest.raises(ConfigError, match="AcornForCausalLM and OakForCausalLM"):
+        acorn(architectures=["ElmForCausalLM"])
+    with pytest.raises(ConfigError, match="minicpm, llama, acorn and oak"):
+        config_from_gguf({"general.architecture": "elm"})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_in_the_familys_own_names(tmp_path: Path, tied: bool):
+    decoder = network(acorn(tied=tied))
+    folder = save(tmp_path / "acorn", decoder)
+    names = SafetensorsFile(folder / "model.safetensors").tensors.keys()
+    assert {"tree.wte.weight", "tree.h.1.ln_1.weight", "tree.h.0.self_attn.k_proj.weight"} <= names
+    assert ("output.weight" in names) is not tied and not any(
+        name.startswith("model.layers") for name in names
+    )
+    checkpoint = HuggingFaceCheckpoint(folder)
+    assert checkpoint.config == decoder.config
+    assert [info.name for info in checkpoint.tensors] == list(expected_tensors(decoder.config))
+    for name, weight in decoder.state_dict().items():
+        np.testing.assert_array_equal(checkpoint.read_float32(name), weight.numpy(), err_msg=name)
+
+
+def test_a_head_beside_a_default_of_tying(tmp_path: Path):
+    folder = save(tmp_path / "acorn", network(acorn(tied=False)))
+    data = json.loads((folder / "config.json").read_text())
+    del data["tied"]
+    (folder / "config.json").write_text(json.dumps(data))
+    assert not HuggingFaceCheckpoint(folder).config.tie_word_embeddings
+
+
+def test_names_of_another_family_are_refused(tmp_path: Path):
+    decoder = network(replace(acorn(), model_type="llama"))
+    folder = save(tmp_path / "llama", decoder)
+    (folder / "config.json").write_text(json.dumps(config_to_hf(acorn())))
+    with pytest.raises(
+        CheckpointError, match=r"'model\.embed_tokens\.weight', which models of type acorn call"
+    ):
+        HuggingFaceCheckpoint(folder)
+
+
+def test_native_equals_torch(tmp_path: Path):
+    decoder = network(acorn())
+    convert(HuggingFaceCheckpoint(save(tmp_path / "acorn", decoder)), tmp_path / "bundle", quantize="f16")
+    executor = NativeExecutor(
+        Bundle.open(tmp_path / "bundle"), threads=1, activations="float32", kv_type="float32"
+    )
+    tokens = TOKENS.numpy().astype(np.int32)
+    found = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
+    executor.close()
+    assert largest_error(found, decoder(TOKENS)) < EXACT
+
+
+@pytest.mark.parametrize("family", ["acorn", "oak"])
+def test_random_weights(tmp_path: Path, family: str):
+    """Synthetic checkpoints need no word about the family."""
+    config = acorn() if family == "acorn" else oak()
+    checkpoint = RandomCheckpoint(config, QuantScheme("int4", 32))
+    assert {info.name: info.shape for info in checkpoint.tensors} == expected_tensors(config)
+    convert(checkpoint, tmp_path / "bundle")
+    assert Bundle.open(tmp_path / "bundle").config == config
+    if family == "oak":
+        np.testing.assert_array_equal(checkpoint.read("model.layers.0.self_attn.q_proj.bias"), 0)
+
+
+@pytest.mark.parametrize("family", ["acorn", "oak"])
+def test_gguf_and_back(tmp_path: Path, family: str):
+    config = acorn() if family == "acorn" else oak()
+    source = make_source(tmp_path, config, QuantScheme("int8", 32))
+    found = write_gguf(source, tmp_path)
+    assert found._metadata["general.architecture"] == family
+    query = "blk.1.attn_query.weight" if family == "acorn" else "blk.1.attn_q.bias"
+    assert query in found._raw
+    assert found.config == config
+    for name in source.tensors:
+        np.testing.assert_array_equal(found.read_float32(name), source.floats(name), err_msg=name)
+
+
+def test_gguf_pairs_change_the_order_of_rows_on_disk(tmp_path: Path):
+    """Acorn's rows lie as they are, oak's are interleaved: weights and biases alike."""
+    for config, moved in ((acorn(), False), (oak(), True)):
+        source = make_source(tmp_path, config, QuantScheme("f16"))
+        folder = tmp_path / config.model_type
+        folder.mkdir()
+        raw = write_gguf(source, folder)._raw
+        key = source.floats("model.layers.0.self_attn.k_proj.weight")
+        stored = raw["blk.0.attn_k.weight"].data.astype(np.float32)
+        wanted = key.reshape(2, 2, 16, -1).swapaxes(1, 2).reshape(key.shape) if moved else key
+        np.testing.assert_array_equal(stored, wanted)
+        if moved:
+            bias = source.floats("model.layers.0.self_attn.q_proj.bias")
+            stored = raw["blk.0.attn_q.bias"].data
+            np.testing.assert_array_equal(stored, bias.reshape(4, 2, 16).swapaxes(1, 2).reshape(-1))
+
+
+def test_fused_tensors_are_taken_apart(tmp_path: Path):
+    decoder = network(oak(tie_word_embeddings=True))
+    folder = save(tmp_path / "oak", decoder)
+    names = SafetensorsFile(folder / "model.safetensors").tensors
+    assert names["model.layers.0.self_attn.qkv_proj.weight"].shape == (256, 128)
+    assert names["model.layers.0.self_attn.qkv_proj.bias"].shape == (256,)
+    assert names["model.layers.1.mlp.gate_up_proj.weight"].shape == (320, 128)
+    assert not any(".q_proj" in name or ".up_proj" in name for name in names)
+    read = load_decoder(folder)
+    assert read.config == decoder.config
+    for name, weight in decoder.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):
+    config = oak()
+    assert beyond_llama(config) == ("biases of q, k and v", "norms of q and k", "layers without RoPE")
+    source = make_source(tmp_path, config)
+    words = "biases of q, k and v, norms of q and k and layers without RoPE"
+    with pytest.raises(NativeError, match=f"native executor does not compute {words}, which this oak"):
+        NativeExecutor(source.bundle)
+    for target in ("bundle", "onnx", "executorch", "coreml"):
+        with pytest.raises(ExportError, match=f"can't deal with {words}"):
+            export_model(source, ExportOptions(target), tmp_path / target)
+    odd = Source(make_source(tmp_path, replace(config, layers_without_rope=(0,))).bundle)
+    with pytest.raises(ExportError, match="which layers do without RoPE"):
+        export_model(odd, ExportOptions("gguf"), tmp_path / "gguf")
+
+
+def test_a_role_without_a_gguf_name_is_refused(tmp_path: Path, register: Callable[[Family], Family]):
+    bias = Role("self_attn.o_proj.bias", ("hidden",), "attention biases", joins_stream=True)
+    register(Family("elm", "ElmForCausalLM", gguf="elm", roles=(*DECODER, bias)))
+    config = replace(acorn(), model_type="elm")
+    assert "model.layers.1.self_attn.o_proj.bias" in Decoder(config).state_dict()
+    with pytest.raises(ExportError, match="no name for attention biases"):
+        export_model(make_source(tmp_path, config), ExportOptions("gguf"), tmp_path / "out")
+    register(Family("ash", "AshForCausalLM"))
+    with pytest.raises(ExportError, match="no architecture for the model family ash"):
+        config_to_gguf(replace(acorn(), model_type="ash"))
+
+
+def test_muP_is_folded_into_what_joins_the_stream(register: Callable[[Family], Family]):
+    """Biases of sub-layer outputs are scaled as the matrices are."""
+    bias = Role("self_attn.o_proj.bias", ("hidden",), "attention biases", joins_stream=True)
+    register(Family("elm", "ElmForCausalLM", roles=(*DECODER, bias)))
+    scales = {"scale_emb": 3.0, "scale_depth": 0.7, "dim_model_base": 32.0}
+    decoder = network(replace(acorn(), model_type="elm", **scales))
+    config, tensors = fold_mup(decoder.config, decoder.state_dict())
+    assert config.model_type == "elm" and not config.has_mup_scales
+    folded = Decoder.from_tensors(config, tensors)
+    torch.testing.assert_close(folded(TOKENS), decoder(TOKENS), rtol=1e-4, atol=1e-4)
+
+
+def _theirs(name: str, **fields: Any) -> Any:
+    """A random model of transformers with a config of its own class."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=264,
+        hidden_size=128,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        **fields,
+    )
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # norms and biases begin as ones and zeros
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "fields"),
+    [
+        ("Qwen3", Family("qwen3", "Qwen3ForCausalLM", roles=(*DECODER, *QK_NORMS)), {"head_dim": 32}),
+        ("Qwen2", Family("qwen2", "Qwen2ForCausalLM", roles=(*DECODER, *QKV_BIASES)), {}),
+        (
+            "SmolLM3",
+            Family("smollm3", "SmolLM3ForCausalLM", rope_interval=4),
+            {"no_rope_layers": [1, 0, 1, 0]},
+        ),
+        ("SmolLM3", Family("smollm3", "SmolLM3ForCausalLM", rope_interval=4), {}),
+    ],
+)
+def test_the_network_is_what_is_declared(
+    register: Callable[[Family], Family], name: str, family: Family, fields: dict[str, Any]
+):
+    """Random weights of transformers' own class give the same logits."""
+    register(family)
+    theirs = _theirs(name, **fields)
+    data = {**theirs.config.to_dict(), "architectures": [family.architecture]}
+    if not fields:
+        data.pop("no_rope_layers", None)  # the interval says the same
+    config = config_from_hf(data)
+    assert config_from_hf(config_to_hf(config)) == config
+    decoder = Decoder.from_tensors(config, theirs.state_dict())
+    wanted = theirs(TOKENS[None]).logits[0]
+    torch.testing.assert_close(decoder(TOKENS), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_declaration_names_roles_that_exist():
+    with pytest.raises(ValueError, match=r"no role is called self_attn\.q"):
+        renamed(DECODER, hf={"self_attn.q": "q"})
+    assert len({role.name for role in (*DECODER, *MOE, *QKV_BIASES, *QK_NORMS)}) == 21
