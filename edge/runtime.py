@@ -43,7 +43,6 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     quantize: str | None = None,
-    group: int | None = None,
     head: str | None = None,
     activations: str = "int8",
     kv_type: KVType = "float16",
@@ -60,7 +59,7 @@ def load(
     """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id or `random:PRESET`.
 
     context: longest conversation in tokens, by default the trained one; memory for it is committed as it is
-    used. threads: by default the performance cores. quantize, group, head, revision, offline, verify and
+    used. threads: by default the performance cores. quantize, head, revision, offline, verify and
     progress: see `edge.hub.resolve.open_model`. activations: `int8`, or `float32` for exact arithmetic.
     kv_type: `float16`, `float32`, or `int8` for half the memory. attention: `dense`, `sparse` or `auto` (see
     `edge.config.attention`). tier: a kernel tier of this CPU, by default the best. mmap: True maps the
@@ -86,7 +85,6 @@ def load(
     if executor in ARTIFACT_EXECUTORS:
         given: dict[str, object] = {
             "quantize": quantize,
-            "group": group,
             "head": head,
             "rope_override": rope_override,
         }
@@ -99,7 +97,6 @@ def load(
     bundle = open_model(
         model,
         quantize=quantize,
-        group=group,
         head=head,
         revision=revision,
         offline=offline,

@@ -321,15 +321,7 @@ def _weight(info: BundleTensor, address: int) -> native.Weight:
         layer = int(number)
     if role not in _ROLES:
         raise NativeError(f"The native executor has no place for the tensor '{info.name}'.")
-    matrix = native.Matrix(
-        kind=native.KIND[info.scheme.kind],
-        group=info.scheme.group,
-        minimum=int(info.scheme.minimum),
-        rows=info.rows,
-        columns=info.columns,
-        data=address,
-        bytes=info.bytes,
-    )
+    matrix = native.matrix(info.scheme.packing, info.rows, info.columns, address)
     return native.Weight(role=_ROLES[role], layer=layer, matrix=matrix)
 
 

@@ -22,8 +22,8 @@ class ProfileOptions:
     a prefill of each length in `prompt` and a decode of `generate` tokens.
 
     executor: names of `edge.executors.registry`; those that run exported folders have their quantization,
-    attention and KV type from the folder. quantize: as in `edge.load`; None is what the model has. group,
-    head: of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0 for none.
+    attention and KV type from the folder. quantize: as in `edge.load`; None is what the model has. head:
+    of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0 for none.
     generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache before a test. fill: how
     they got there, `prefill` or `synthetic` (rows of a short prefill, repeated). repeat: measurements of each
     test, in turn with the others, after one that does not count. operators: also measure every operator, in
@@ -32,7 +32,6 @@ class ProfileOptions:
 
     executor: tuple[str, ...] = (NATIVE,)
     quantize: tuple[str | None, ...] = (None,)
-    group: int | None = None
     head: str | None = None
     threads: tuple[int | None, ...] = (None,)
     prompt: tuple[int, ...] = (512,)
@@ -69,8 +68,8 @@ class ProfileOptions:
         for name in ("executor", "quantize", "threads", "depth", "attention", "kv_type"):
             if len(getattr(self, name)) == 0:
                 raise EdgeError(f"{name} is empty: give at least one.")
-        if set(self.executor) & set(ARTIFACT_EXECUTORS) and (self.quantize, self.group) != ((None,), None):
-            raise EdgeError("An exported folder has its quantization already: leave quantize and group out.")
+        if set(self.executor) & set(ARTIFACT_EXECUTORS) and self.quantize != (None,):
+            raise EdgeError("An exported folder has its quantization already: leave quantize out.")
         if not self.tests:
             raise EdgeError("There is nothing to measure: give prompt or generate (or both) above 0.")
 

@@ -157,7 +157,7 @@ def _open(
 ) -> Bundle | Artifact:
     if executor in ARTIFACT_EXECUTORS:
         return Artifact.open(model, target=executor)
-    return open_model(model, quantize=quantize, group=options.group, head=options.head)
+    return open_model(model, quantize=quantize, head=options.head)
 
 
 def _arithmetic(bundle: Bundle | Artifact, options: ProfileOptions) -> Iterable[tuple[str, KVType]]:
