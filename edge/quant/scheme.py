@@ -157,14 +157,16 @@ class QuantScheme:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> QuantScheme:
         """Read the manifest's form; a layout this version does not know is a BundleError."""
-        unknown = set(data) - {"kind", "group", "minimum", "layout"}
+        types = {"kind": str, "group": int, "minimum": bool, "layout": str}
+        unknown = set(data) - set(types)
         if unknown:
             raise BundleError(f"Unknown quantization field '{sorted(unknown)[0]}' in the manifest.")
-        try:
-            scheme = cls(data["kind"], data["group"], data["minimum"])
-            layout = data["layout"]
-        except KeyError as missing:
-            raise BundleError(f"Quantization field {missing} is missing in the manifest.") from None
+        for name, wanted in types.items():
+            if name not in data:
+                raise BundleError(f"Quantization field '{name}' is missing in the manifest.")
+            if not isinstance(data[name], wanted):
+                raise BundleError(f"Quantization field '{name}' of the manifest has the wrong type.")
+        scheme, layout = cls(data["kind"], data["group"], data["minimum"]), data["layout"]
         if layout not in (scheme.layout, scheme.compact_layout):
             raise BundleError(
                 f"Weight layout '{layout}' is not known to this version (it writes '{scheme.layout}'); "

@@ -16,7 +16,7 @@ from edge.executors.adapters import executorch_library
 from edge.executors.native import library as native
 from edge.executors.native.executor import sparse_constants
 from edge.executors.native.operators import LayerCache, LayerOperators
-from edge.model import cache_pages, ops_cache  # noqa: F401  # defines the operators
+from edge.model.operators import cache, cache_pages  # noqa: F401  # defines the operators
 from edge.model.operators.linear import PackedShape
 from edge.quant.scheme import QuantScheme
 

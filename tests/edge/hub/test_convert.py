@@ -188,7 +188,7 @@ def refuse(checkpoint: Any, folder: Path, *says: str) -> None:
     assert not [path for path in folder.iterdir() if path.name != "cache"]
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"head": "q4"}, {"quantize": "int4", "group": 48}])
+@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"head": "q4"}, {"quantize": "int4-g48"}])
 def test_wrong_options(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make, options: dict[str, Any]
 ) -> None:

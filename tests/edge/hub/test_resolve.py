@@ -114,7 +114,7 @@ def test_bundle(tmp_path: Path) -> None:
     convert(HuggingFaceCheckpoint(tmp_path / "model"), tmp_path / "bundle", quantize="int4")
     bundle = open_model(tmp_path / "bundle", verify=True)
     assert bundle.path == tmp_path / "bundle" and cached_models() == []
-    for option in ({"quantize": "int8"}, {"group": 64}, {"head": "f16"}):
+    for option in ({"quantize": "int8"}, {"head": "f16"}):
         with pytest.raises(EdgeError, match="already packed"):
             open_model(tmp_path / "bundle", **option)  # type: ignore[arg-type]
 
