@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edge.errors import EdgeError
 from edge.model.operators.schema import operator
 from edge.quant.layout import NATIVE, PAD_COLUMNS, MatrixLayout
 from edge.quant.packing import dequantize
@@ -40,7 +41,9 @@ class PackedShape:
         """The five numbers that describe it to an operator."""
         kernel, layout = self.layout.layout.kernel, self.layout
         if kernel is None:
-            raise ValueError(f"The operators do not know the layout {layout.id}.")
+            raise EdgeError(
+                f"The operators can't compute on the layout {layout.id}; choose another quantization."
+            )
         return [kernel, layout.group, int(layout.minimum), self.rows, self.columns]
 
     @classmethod

@@ -13,6 +13,7 @@ from edge.config.presets import preset
 from edge.config.rope import rope_parameters
 from edge.executors.native.library import cpu_tiers
 from edge.quant.scheme import QuantScheme
+from tests.toy_scheme import SCHEMES as TOYS
 
 F16 = QuantScheme("f16")
 SCHEMES = [
@@ -29,6 +30,7 @@ SCHEMES = [
     QuantScheme("ternary", 128),
     QuantScheme("ternary", 256),
     QuantScheme("ternary"),
+    *TOYS,
 ]
 TIERS = ["portable", "avx2", "avx2vnni", "avx512vnni", "neon", "neon-dotprod", "neon-i8mm"]
 

@@ -103,10 +103,10 @@ def portable_weights(matrix: Matrix) -> PortableWeights:
         codes = (matrix.codes.astype(np.int16) - scheme.zero).astype(np.int8)
         return PortableWeights(8, codes, _positive(matrix.scales))
     columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
-    zero, (low, _) = scheme.zero, scheme.code_range
+    zero, (low, high) = scheme.zero, scheme.code_range
     # Turn minus the stored code is the code of the opposite scale: zero where that stays within -8..7.
     turn = 7 + low + zero if has_offsets(scheme) else zero
-    middle = 8 if scheme.minimum else zero
+    middle = (high + 1) // 2 if scheme.minimum else zero
     stored = matrix.codes.astype(np.int8).reshape(*scales.shape, -1)
     negative = scales < 0
     codes = np.where(negative[..., None], turn - stored, stored - middle).reshape(-1, columns)
@@ -137,6 +137,8 @@ class PortableEmbedding(nn.Module):
         super().__init__()
         if not isinstance(matrix, QuantizedMatrix):
             matrix = quantize(matrix, QuantScheme("int8"))
+        elif matrix.scheme.code_range[1] > 127:
+            matrix = quantize(matrix.dequantize(), QuantScheme("int8"))
         self.columns = matrix.shape[1]
         self.group = matrix.scheme.group or self.columns
         # A ragged last group is filled up, and cut off after the lookup.
