@@ -15,7 +15,6 @@ from edge.apps.cli.options import (
     Json,
     KVType,
     Model,
-    Quantization,
     RunOptions,
     SourceOptions,
     expand,
@@ -103,8 +102,8 @@ def compare(
         int | None, typer.Option(min=2, help="Compare on the beginning of the text only.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
-    quantize_a: Annotated[Quantization | None, typer.Option(help="Quantize A to this.")] = None,
-    quantize_b: Annotated[Quantization | None, typer.Option(help="Quantize B to this.")] = None,
+    quantize_a: Annotated[str | None, typer.Option(help="Quantize A to this.")] = None,
+    quantize_b: Annotated[str | None, typer.Option(help="Quantize B to this.")] = None,
     kv_a: Annotated[KVType, typer.Option(help="KV cache of A.")] = KVType.float16,
     kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
     activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
@@ -131,7 +130,7 @@ def compare(
     facts = [
         {
             "model": name,
-            "quantize": None if quantize is None else quantize.value,
+            "quantize": quantize,
             **_arithmetic(loaded),
         }
         for (name, quantize, _), loaded in zip(sides, (reference, other), strict=True)

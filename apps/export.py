@@ -29,30 +29,12 @@ class TargetName(str, Enum):
     gguf = "gguf"
 
 
-class ExportQuantization(str, Enum):
-    """Names of `--quantize` here: int4 has groups of 128."""
-
-    int4 = "int4"
-    int4_g32 = "int4-g32"
-    int8 = "int8"
-    ternary = "ternary"
-    none = "none"
-
-
 class MethodName(str, Enum):
     """Names of `--method`."""
 
     rtn = "rtn"
     gptq = "gptq"
     p_gptq = "p-gptq"
-
-
-class HeadName(str, Enum):
-    """Names of `--head` here."""
-
-    int4 = "int4"
-    int8 = "int8"
-    f16 = "f16"
 
 
 class GGUFTypeName(str, Enum):
@@ -75,16 +57,14 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")
     ] = None,
     quantize: Annotated[
-        ExportQuantization | None,
-        typer.Option(
-            help="Quantize to this (int4: groups of 128); by default what the file has, int4-g32 for floats."
-        ),
+        str | None,
+        typer.Option(help="Quantize to this; by default what the file has, int4 for float files."),
     ] = None,
     method: Annotated[
         MethodName, typer.Option(help="How to quantize: to the nearest value, or calibrated.")
     ] = MethodName.rtn,
     head: Annotated[
-        HeadName | None,
+        str | None,
         typer.Option(help="With --quantize: embedding and output head; int8 if not given."),
     ] = None,
     smooth: Annotated[
@@ -132,9 +112,9 @@ def export(
 
     options = ExportOptions(
         target=to.value,
-        quantize=None if quantize is None else quantize.value,
+        quantize=quantize,
         method=method.value,
-        head=None if head is None else head.value,
+        head=head,
         smooth=smooth,
         calibration=calibration,
         context=context,

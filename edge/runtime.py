@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 def load(
     model: str | Path,
     *,
-    group: int | None = None,
     rope_override: str | Path | Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
     **options: Any,
@@ -48,7 +47,7 @@ def load(
     tier, ...), and what plugins declare. By default a bundle runs on the native executor, and a folder of
     `edge export` in the runtime that it was made for, with the quantization, arithmetic and attention that it
     was made with. context: by default the trained one; memory for it is committed as it is used.
-    group, progress: see `edge.hub.resolve.open_model`. rope_override: runs beyond the trained context
+    progress: see `edge.hub.resolve.open_model`. rope_override: runs beyond the trained context
     knowingly; a JSON object, its text, or a file with it (see `edge.config.rope_entry.override_rope`). Raises
     EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
@@ -60,7 +59,6 @@ def load(
     files = open_model(
         model,
         **vars(source),
-        group=group,
         target=None if run.executor is None else EXECUTORS.get(run.executor).target,
         progress=progress,
     )

@@ -7,30 +7,23 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edge.config.attention import AttentionMode
-from edge.errors import ExportError
+from edge.errors import BundleError, ExportError
+from edge.quant.scheme import QuantScheme
 
 TargetName = Literal["bundle", "executorch", "onnx", "coreml", "gguf"]
 Method = Literal["rtn", "gptq", "p-gptq"]
-Head = Literal["int4", "int8", "f16"]
 GGUFType = Literal["f16", "q8_0", "q4_1", "q4_0", "tq2_0", "tq1_0"]
 
-QUANTIZATIONS: dict[str, tuple[str | None, int | None]] = {
-    "int4": ("int4", 128),
-    "int4-g32": ("int4", 32),
-    "int8": ("int8", None),
-    "ternary": ("ternary", None),
-    "none": ("none", None),
-}
-"""Names of `--quantize` -> the converter's name and group (None: its own default)."""
-DEFAULT_HEAD: Head = "int8"
+DEFAULT_HEAD = "int8"
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """quantize: a name of QUANTIZATIONS; None keeps the source's own types (int4 in groups of 32 for floats).
+    """quantize, head: names as for `edge.quant.scheme.QuantScheme.from_name`, quantize also `source`.
 
-    method, smooth, calibration: the calibrated quantizers (`edge.export.quantize`); calibration is a text
-    file. head: scheme of embedding and head where quantize is given, by default int8 in groups of 32.
+    Without quantize the source's own types are kept, and floats become int4. method, smooth, calibration: the
+    calibrated quantizers (`edge.export.quantize`); calibration is a text file. head: of embedding and head
+    where quantize is given, by default int8, and floats beside floats.
     context: tokens that the artifact is made for, by default the trained ones. attention: as `--attention`
     everywhere. portable: only operators of the unmodified runtime. gguf_type: type of all matrices in a GGUF
     file; None takes the one that is exact for each. Raises ExportError for a contradiction.
@@ -39,7 +32,7 @@ class ExportOptions:
     target: TargetName
     quantize: str | None = None
     method: Method = "rtn"
-    head: Head | None = None
+    head: str | None = None
     smooth: bool = False
     calibration: Path | None = None
     context: int | None = None
@@ -50,9 +43,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         known: tuple[tuple[str, object, tuple[str, ...]], ...] = (
             ("target", self.target, get_args(TargetName)),
-            ("quantization", self.quantize, ("", *QUANTIZATIONS)),
             ("method", self.method, get_args(Method)),
-            ("head", self.head, ("", *get_args(Head))),
             ("attention", self.attention, get_args(AttentionMode)),
             ("GGUF type", self.gguf_type, ("", *get_args(GGUFType))),
         )
@@ -61,12 +52,14 @@ class ExportOptions:
                 raise ExportError(
                     f"Unknown {what} '{value}'; choose one of {', '.join(filter(None, names))}."
                 )
-        if self.calibrated and self.quantize not in ("int4", "int4-g32", "int8"):
+        scheme = named_scheme(self.quantize)
+        check_head(self.head)
+        if self.calibrated and not can_calibrate(scheme):
             raise ExportError(
-                "The methods gptq and p-gptq and smoothing choose how to round; give `--quantize int4`, "
-                "int4-g32 or int8 with them, or leave `--method` and `--smooth` out."
+                "The methods gptq and p-gptq and smoothing choose how to round; give `--quantize int4` or "
+                "int8 with them, or leave `--method` and `--smooth` out."
             )
-        if self.head is not None and self.quantize in (None, "none"):
+        if self.head is not None and scheme is None:
             raise ExportError(
                 "`--head` belongs to `--quantize`; without it embedding and head keep their own types."
             )
@@ -89,3 +82,26 @@ class ExportOptions:
     def calibrated(self) -> bool:
         """Whether quantization looks at activations."""
         return self.method != "rtn" or self.smooth
+
+
+def named_scheme(quantize: str | None) -> QuantScheme | None:
+    """The scheme of a name, None where the source's own types are kept; ExportError for an unknown name."""
+    try:
+        return QuantScheme.chosen(quantize)
+    except BundleError as error:
+        raise ExportError(str(error)) from None
+
+
+def check_head(head: str | None) -> None:
+    """Raise ExportError for a head that rounding can't make."""
+    scheme = named_scheme(head)
+    if head is not None and (scheme is None or scheme.declared.trained):
+        raise ExportError(
+            f"Embedding and head are rounded to the nearest value, which gives no {head}; choose int4, int8 "
+            "or f16 as the head."
+        )
+
+
+def can_calibrate(scheme: QuantScheme | None) -> bool:
+    """Whether there is a choice of how to round: to codes around zero that no training has chosen."""
+    return not (scheme is None or scheme.is_float or scheme.minimum or scheme.declared.trained)

@@ -21,12 +21,13 @@ from edge.config.fields import listed
 from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
 from edge.export.calibration import calibration
-from edge.export.options import DEFAULT_HEAD, QUANTIZATIONS, ExportOptions
+from edge.export.options import DEFAULT_HEAD, ExportOptions, named_scheme
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import Progress
+from edge.quant.layout import TILE_ROWS
 from edge.quant.packing import dequantize, unpack
-from edge.quant.scheme import TILE_ROWS, QuantizedMatrix
+from edge.quant.scheme import QuantizedMatrix
 
 if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
@@ -149,7 +150,7 @@ def open_source(
     from edge.hub.resolve import open_bundle
 
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
-    if options.calibrated or _packs_ternary(model, options):
+    if options.calibrated or _packs_trained(model, options):
         return _quantized(model, options, progress, hub)
     return Source(open_bundle(model, **_rounding(options), progress=progress, **hub))
 
@@ -169,25 +170,26 @@ def plan_source(
     """
     from edge.hub.resolve import plan_model
 
-    if _packs_ternary(model, options):
+    if _packs_trained(model, options):
         return open_source(model, options, progress, revision=revision, offline=offline)
     return Source(
         plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline)
     )
 
 
-def _packs_ternary(model: str, options: ExportOptions) -> bool:
-    """Whether ternary weights are looked for; random ones are made so."""
+def _packs_trained(model: str, options: ExportOptions) -> bool:
+    """Whether weights are looked for that were trained in their codes (ternary); random ones are made so."""
     from edge.hub.resolve import RANDOM
 
-    return options.quantize == "ternary" and not model.startswith(RANDOM)
+    scheme = named_scheme(options.quantize)
+    return scheme is not None and scheme.declared.trained and not model.startswith(RANDOM)
 
 
 def _rounding(options: ExportOptions) -> dict[str, Any]:
     """Arguments of `edge.hub.resolve.open_model`; calibrated methods give tensors of the same shapes."""
-    quantize, group = QUANTIZATIONS[options.quantize] if options.quantize else (None, None)
-    head = None if quantize in (None, "none") else options.head or DEFAULT_HEAD
-    return {"quantize": quantize, "group": group, "head": head}
+    scheme = named_scheme(options.quantize)
+    head = None if scheme is None else options.head or (scheme.kind if scheme.is_float else DEFAULT_HEAD)
+    return {"quantize": options.quantize, "head": head}
 
 
 def quantizing_memory(source: Source, options: ExportOptions) -> int:

@@ -55,14 +55,7 @@ def linear(
 ) -> tuple[float, int]:
     """Seconds of one operator on n tokens, and its weight bytes."""
     size = scheme.packed_bytes(rows, COLUMNS)
-    matrix = native.Matrix(
-        kind=native.KIND[scheme.kind],
-        group=scheme.group,
-        rows=rows,
-        columns=COLUMNS,
-        data=region.pointer,
-        bytes=size,
-    )
+    matrix = native.matrix(scheme.packing, rows, COLUMNS, region.pointer)
     x = np.random.default_rng(0).standard_normal((n, COLUMNS)).astype(np.float32)
     y = np.empty((n, rows), np.float32)
     buffer = ScratchBuffer()

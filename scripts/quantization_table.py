@@ -36,7 +36,7 @@ METHODS = {
     "P-GPTQ": {"method": "p-gptq"},
     "S-P-GPTQ": {"method": "p-gptq", "smooth": True},
 }
-GROUPS = {32: "int4-g32", 128: "int4"}
+GROUPS = {32: "int4-g32", 128: "int4-g128"}
 
 
 def default_model() -> Path:
@@ -89,10 +89,10 @@ def table(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "length": options.length,
     }
     source = folder / "reference"
-    make_bundle(options.model, source, {"quantize": "none"})
+    make_bundle(options.model, source, {"quantize": "source"})
     document |= {"model": options.model.name, "threads": options.threads, **calibrated}
     document["calibration"] = "default" if options.default_calibration else "second half of the text"
-    wanted = {"source": {"quantize": "none"}}
+    wanted = {"source": {"quantize": "source"}}
     for group, quantize in GROUPS.items():
         for name, method in METHODS.items():
             wanted[f"{name} g{group}"] = {"quantize": quantize, **method}

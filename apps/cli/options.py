@@ -40,15 +40,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on t
 _Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")]
 
 
-class Quantization(str, Enum):
-    """Names of `--quantize` and `--head`."""
-
-    int4 = "int4"
-    int8 = "int8"
-    ternary = "ternary"
-    f16 = "f16"
-
-
 class Activations(str, Enum):
     """Names of `--activations`."""
 
@@ -88,17 +79,11 @@ class SourceOptions:
     PANEL: ClassVar = "Model"
 
     quantize: Annotated[
-        Quantization | None,
-        typer.Option(
-            help="Quantize to this; by default what the file has, int4 for float files.",
-        ),
-    ] = None
-    group: Annotated[
-        int | None,
-        typer.Option(min=0, help="Columns that share a scale, 0 for one per row."),
+        str | None,
+        typer.Option(help="Quantize to this; by default what the file has, int4 for float files."),
     ] = None
     head: Annotated[
-        Quantization | None,
+        str | None,
         typer.Option(help="Quantization of embedding and output head."),
     ] = None
     revision: Annotated[

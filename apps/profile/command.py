@@ -157,8 +157,7 @@ def _plan(model: str, tests: TestOptions, planned: PlanOptions, as_json: bool) -
     plans = plan(
         model,
         quantize=tests.quantizations,
-        group=tests.group,
-        head=None if tests.head is None else tests.head.value,
+        head=tests.head,
         context=planned.context,
         kv_type=tests.kv_types[0],
         memory=memory,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
-from edge.apps.cli.options import MODEL_HELP, KVType, Quantization
+from edge.apps.cli.options import MODEL_HELP, KVType
 
 if TYPE_CHECKING:
     from edge.config import KVType as KVName
@@ -34,14 +34,9 @@ class TestOptions:
     ] = None
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="int4, int8, ternary, f16; by default what the model has."),
+        typer.Option(metavar="LIST", help="int4, int8-g64, ternary, f16; by default what the model has."),
     ] = None
-    group: Annotated[
-        int | None, typer.Option(min=0, help="Columns that share a scale, 0 for one per row.")
-    ] = None
-    head: Annotated[Quantization | None, typer.Option(help="Quantization of embedding and output head.")] = (
-        None
-    )
+    head: Annotated[str | None, typer.Option(help="Quantization of embedding and output head.")] = None
     threads: Annotated[
         str | None, typer.Option(metavar="LIST", help="CPU threads; by default the performance cores.")
     ] = None
@@ -65,7 +60,7 @@ class TestOptions:
         """Names of `--quantize`; None for what the model has."""
         if self.quantize is None:
             return (None,)
-        return tuple(_known(name, Quantization, "--quantize") for name in _names(self.quantize))
+        return _names(self.quantize)
 
     @property
     def kv_types(self) -> tuple[KVName, ...]:
@@ -79,8 +74,7 @@ class TestOptions:
         return ProfileOptions(
             executor=(None,) if self.executor is None else _names(self.executor),
             quantize=self.quantizations,
-            group=self.group,
-            head=None if self.head is None else self.head.value,
+            head=self.head,
             threads=(None,) if self.threads is None else _numbers(self.threads, "--threads"),
             prompt=_numbers(self.prompt, "--prompt"),
             generate=self.generate,

@@ -131,9 +131,9 @@ class GGUFCheckpoint:
         if kind in gguf_blocks.ROUNDED:
             return self._round(name, raw, tensor.tensor_type)
         matrix = gguf_blocks.unpack_blocks(raw, kind)
-        if matrix.scheme.kind == "ternary" and matrix.codes.max() > 2:
+        if matrix.codes.max() > matrix.scheme.code_range[1] + matrix.scheme.zero:
             raise CheckpointError(
-                f"{self._where(name)} has codes that are not ternary; download the file again."
+                f"{self._where(name)} has codes that are not {matrix.scheme.kind}; download the file again."
             )
         return matrix
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from edge.checkpoints import int4_packings as packings
 from edge.errors import CheckpointError
 from edge.formats.safetensors import TensorEntry, to_float32
+from edge.quant.layout import PAD_COLUMNS
 from edge.quant.rounding import quantize
-from edge.quant.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 Floats = npt.NDArray[np.float32]
 Reader = Callable[[str], npt.NDArray[Any]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from edge.config import ModelConfig
 from edge.config.presets import preset
 from edge.config.tensors import EMBEDDING, HEAD, network_tensors
 from edge.errors import CheckpointError
+from edge.quant.layout import PAD_COLUMNS, TILE_ROWS
 from edge.quant.packing import pack, unpack
-from edge.quant.scheme import PAD_COLUMNS, TILE_ROWS, PackedMatrix, QuantScheme
+from edge.quant.scheme import PackedMatrix, QuantScheme
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
@@ -42,7 +44,7 @@ class RandomCheckpoint:
     """A checkpoint of random weights; the same arguments give the same bytes.
 
     shape: a preset's name (`edge.config.presets`) or any dense config. scheme: of every matrix. head: of the
-    embedding and the LM head, by default the same, and int4 in groups of 32 beside ternary matrices.
+    embedding and the LM head, by default what its kind says (`QuantScheme.beside`).
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class RandomCheckpoint:
                 f"not {self._config.vocab_size}."
             )
         if head is None:
-            head = QuantScheme("int4", 32) if scheme.kind == "ternary" else scheme
+            head = scheme.beside
         self._seed = seed
         self._network = network_tensors(self._config)
         self._tensors = []
@@ -119,14 +121,16 @@ def random_matrix(
 ) -> PackedMatrix:
     """A packed matrix of about standard deviation `std` and mean 0, drawn as bytes."""
     size = scheme.packed_bytes(rows, columns)
-    if scheme.kind == "f16":
+    if scheme.is_float:
         data = _random_words(rng, size // 2, _bits(rng.standard_normal(_WORDS, np.float32) * std))
     else:
-        data = _random_words(rng, size // 2, _LEGAL.get(scheme.kind))
-        scales = rng.uniform(0.65, 1.3, _WORDS) * (std / _CODE_RMS[scheme.kind])
-        if scheme.kind == "int4":
-            # Its codes have the mean -0.5: with one sign, every matrix would amplify the vector of ones into
-            # itself, layer after layer.
+        kind = scheme.declared
+        data = _random_words(rng, size // 2, _legal_words(scheme))
+        # The root mean square of the scales' own spread is 1.
+        scales = rng.uniform(0.65, 1.3, _WORDS) * (std / kind.rms)
+        if kind.low != -kind.high:
+            # The mean of such codes is not 0 (of int4's -0.5): with one sign, every matrix would amplify the
+            # vector of ones into itself, layer after layer.
             scales[::2] *= -1
         _write_scales(data, rows, columns, scheme, scales)
     packed = data.view(np.uint8)
@@ -144,9 +148,11 @@ def _write_scales(
     """Let every word that stands where a scale belongs pick one of `choices`."""
     padded = -(-columns // PAD_COLUMNS) * PAD_COLUMNS
     group = min(scheme.group or padded, padded)
-    tails = TILE_ROWS * (2 if scheme.minimum else 1)
+    tails = TILE_ROWS * scheme.packing.tails
     whole, rest = divmod(padded, group)
-    regular = whole * (TILE_ROWS * group * scheme.bits // 16 + tails)  # words of a tile's whole groups
+    regular = whole * (
+        TILE_ROWS * group * scheme.packing.layout.bits // 16 + tails
+    )  # words of a tile's whole groups
     tiles = -(-rows // TILE_ROWS)
     stream = data[: tiles * _tile_bytes(columns, scheme) // 2].reshape(tiles, -1)
     parts = [stream[:, :regular].reshape(tiles, whole, -1)]
@@ -156,7 +162,7 @@ def _write_scales(
         picks = part[..., -tails:][..., :TILE_ROWS].copy()
         part[..., -tails:][..., :TILE_ROWS] = _bits(choices)[picks]
         if scheme.minimum:
-            part[..., -TILE_ROWS:] = _bits(choices * -7.5)[picks]
+            part[..., -TILE_ROWS:] = _bits(choices * (-scheme.code_range[1] / 2))[picks]
 
 
 def _clear_padding(packed: npt.NDArray[np.uint8], rows: int, columns: int, scheme: QuantScheme) -> None:
@@ -178,32 +184,35 @@ def _tile_bytes(columns: int, scheme: QuantScheme) -> int:
     return scheme.packed_bytes(2 * TILE_ROWS, columns) // 2
 
 
-# Root mean square of the codes around zero; that of the scales' spread (0.65..1.3) is 1.
-_CODE_RMS = {"int4": 4.637, "int8": 73.9, "ternary": 0.8165}
-
-
 def _bits(values: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
     return values.astype("<f2").view("<u2")
 
 
-def _in_both_bytes(table: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """A byte-to-byte table as one for words, which looks up twice as fast."""
-    low = table.astype(np.uint16)
-    return (low[:, None] * 256 + low).astype(np.uint16).reshape(-1)
-
-
-def _ternary_bytes() -> npt.NDArray[Any]:
-    """A random byte to four 2-bit codes of 0..2; the 13 bytes that 81 leaves over become zeros (0x55)."""
-    numbers = np.arange(81)
-    codes = sum(numbers // 3**place % 3 << 2 * place for place in range(4))
-    return np.concatenate([np.tile(codes, 3), np.full(13, 0x55)])
-
-
 _WORDS = 1 << 16
-_LEGAL = {
-    "ternary": _in_both_bytes(_ternary_bytes()),
-    "int8": _in_both_bytes(np.maximum(np.arange(256), 1)),  # byte 0 would be code -128
-}
+
+
+@cache
+def _legal_words(scheme: QuantScheme) -> npt.NDArray[np.uint16] | None:
+    """A random word to one whose fields are all codes of the scheme; None if every word is such a one."""
+    packing = scheme.packing
+    layout, (low, high) = packing.layout, scheme.code_range
+    codes = np.arange(low + packing.zero, high + packing.zero + 1)
+    legal = sum(
+        codes[np.arange(codes.size**layout.fields) // codes.size**place % codes.size] << layout.bits * place
+        for place in range(layout.fields)
+    )
+    assert isinstance(legal, np.ndarray)
+    if legal.size == 256:
+        return None
+    if layout.fields == 1:
+        table = legal[np.arange(256) * legal.size // 256]
+    else:  # whole rounds of all, and the bytes that are left over become zeros
+        zeros = sum(packing.zero << layout.bits * place for place in range(layout.fields))
+        rounds, rest = divmod(256, legal.size)
+        table = np.concatenate([np.tile(legal, rounds), np.full(rest, zeros)])
+    # For words, which looks up twice as fast.
+    wide = table.astype(np.uint16)
+    return (wide[:, None] * 256 + wide).astype(np.uint16).reshape(-1)
 
 
 def _random_words(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from edge.quant.scheme import PAD_COLUMNS, QuantScheme
+from edge.quant.layout import PAD_COLUMNS
+from edge.quant.scheme import QuantScheme
 
 Floats = npt.NDArray[np.float32]
 

@@ -38,21 +38,20 @@ def convert(
     out: str | Path,
     *,
     quantize: str | None = None,
-    group: int | None = None,
     head: str | None = None,
     floats: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the bundle `out`, a folder that must not exist.
 
-    quantize: `int4`, `int8`, `ternary` or `f16` for every matrix; None (or "none") keeps the checkpoint's own
-    types. group: columns per scale of `quantize`, by default that of `QuantScheme.from_name`. head: the same
-    names for the embedding and the head alone. floats: the same names for matrices that would keep a float
-    type, or `auto`: int4, and int8 beside matrices that came quantized, whose few floats matter. Raises
-    ConfigError for a mixture of experts, CheckpointError for weights that are not finite or do not fit the
-    config, BundleError for wrong options or when `out` cannot be written.
+    quantize: for every matrix, a name as for `QuantScheme.from_name` (`int4`, `int8-g64`, `f16`); None or
+    `source` keeps the checkpoint's own types. head: the same names for the embedding and the head alone.
+    floats: the same names for matrices that would keep a float type, or `auto`: int4, and int8 beside
+    matrices that came quantized, whose few floats matter. Raises ConfigError for a mixture of experts,
+    CheckpointError for weights that are not finite or do not fit the config, BundleError for wrong options or
+    when `out` cannot be written.
     """
-    tensors = _plan_tensors(checkpoint, quantize, group, head, floats)
+    tensors = _plan_tensors(checkpoint, quantize, head, floats)
     total = sum(tensor.bytes for tensor in tensors)
     done = 0
     with BundleWriter(
@@ -77,7 +76,6 @@ def plan_bundle(
     checkpoint: Checkpoint,
     *,
     quantize: str | None = None,
-    group: int | None = None,
     head: str | None = None,
     floats: str | None = None,
 ) -> PlannedBundle:
@@ -85,7 +83,7 @@ def plan_bundle(
     return PlannedBundle(
         checkpoint.config,
         checkpoint.source,
-        _plan_tensors(checkpoint, quantize, group, head, floats),
+        _plan_tensors(checkpoint, quantize, head, floats),
         tokenizer_files=checkpoint.tokenizer_files,
         chat_template=checkpoint.chat_template,
         generation_config=checkpoint.generation_config,
@@ -93,17 +91,17 @@ def plan_bundle(
 
 
 def _plan_tensors(
-    checkpoint: Checkpoint, quantize: str | None, group: int | None, head: str | None, floats: str | None
+    checkpoint: Checkpoint, quantize: str | None, head: str | None, floats: str | None
 ) -> list[BundleTensor]:
     config = checkpoint.config
     check_dense(config)
     infos = {info.name: info for info in checkpoint.tensors}
     check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
-    body_scheme = None if quantize in (None, "none") else QuantScheme.from_name(str(quantize), group)
-    head_scheme = body_scheme if head is None else QuantScheme.from_name(head)
+    body_scheme = QuantScheme.chosen(quantize)
+    head_scheme = body_scheme if head is None else QuantScheme.chosen(head)
     if floats == "auto":
         floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
-    float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats, group)
+    float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats)
     return [
         _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
         for name in expected_tensors(config)

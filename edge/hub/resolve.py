@@ -26,7 +26,7 @@ from edge.formats.model_files import ModelFiles
 from edge.hub.convert import Progress, convert, plan_bundle
 from edge.hub.names import DEFAULT_MODEL
 from edge.hub.store import CacheKey, cached_bundle, source_key
-from edge.quant.scheme import QuantScheme
+from edge.quant.scheme import SOURCE, QuantScheme
 
 RANDOM = "random:"
 _EXPORTED = "'{}' was exported to another runtime; name the model that it was made from."
@@ -42,7 +42,6 @@ def open_model(
     spec: str | Path,
     *,
     quantize: str | None = None,
-    group: int | None = None,
     head: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -56,9 +55,9 @@ def open_model(
     `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or
     folder of that name comes first. A `Path` is always a file or folder.
 
-    quantize, group, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
+    quantize, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
     matrices keep their own types, other float checkpoints and random weights become int4 in groups of 32;
-    `none` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
+    `source` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
     recompute the checksums of the bundle (those of an exported folder always are). target: the runtime that
     the model must have been exported for; others are refused before anything is converted. progress: called
     during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download draw
@@ -74,9 +73,9 @@ def open_model(
     found = _find(spec, revision, offline, progress is not None)
     if found.kind == "exported":
         assert found.path is not None
-        refuse_changes(spec, quantize=quantize, group=group, head=head)
+        refuse_changes(spec, quantize=quantize, head=head)
         return Artifact.open(found.path, target=target)
-    recipe = _recipe(found, quantize, group, head, verify)
+    recipe = _recipe(found, quantize, head, verify)
     if isinstance(recipe, Bundle):
         return recipe
 
@@ -107,7 +106,6 @@ def plan_model(
     spec: str | Path,
     *,
     quantize: str | None = None,
-    group: int | None = None,
     head: str | None = None,
     revision: str | None = None,
     offline: bool = False,
@@ -120,7 +118,7 @@ def plan_model(
     found = _find(spec, revision, offline, progress is not None)
     if found.kind == "exported":
         raise EdgeError(_EXPORTED.format(spec))
-    recipe = _recipe(found, quantize, group, head, verify=False)
+    recipe = _recipe(found, quantize, head, verify=False)
     if isinstance(recipe, Bundle):
         return recipe
     return plan_bundle(recipe.open_checkpoint(), **recipe.options)
@@ -213,11 +211,11 @@ class _Recipe:
     options: dict[str, Any]
 
 
-def _recipe(
-    found: _Found, quantize: str | None, group: int | None, head: str | None, verify: bool
-) -> _Recipe | Bundle:
+def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool) -> _Recipe | Bundle:
     """For what is named; a bundle that runs as it is needs none and is opened."""
-    options = {"quantize": None if quantize == "none" else quantize, "group": group, "head": head}
+    options = {"quantize": None if quantize == SOURCE else quantize, "head": head}
+    for name in (quantize, head):
+        QuantScheme.chosen(name)  # an unknown one is refused before anything is read
     if found.kind == "random":
         return _random_recipe(found.name, options)
     assert found.path is not None
@@ -227,7 +225,7 @@ def _recipe(
         if quantize is None:
             options["floats"] = "auto"
         return _folder_recipe(found.path, options, found.hub_label)
-    if quantize is not None or group is not None or head is not None:
+    if quantize is not None or head is not None:
         raise EdgeError(_PACKED.format(found.path))
     bundle = Bundle.open(found.path, verify, compact=True)
     if not bundle.manifest.is_compact:
@@ -237,11 +235,6 @@ def _recipe(
 
 
 def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
-    if options["group"] is not None and options["quantize"] is None:
-        raise EdgeError(
-            f"'{path}' keeps its own groups unless it is quantized anew; give `quantize` with `group`."
-        )
-
     def open_checkpoint() -> Checkpoint:
         from edge.checkpoints.gguf import GGUFCheckpoint
 
@@ -266,8 +259,8 @@ def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
     from edge.checkpoints import synthetic
 
     config = preset(name)
-    scheme = QuantScheme.from_name(options["quantize"] or _DEFAULT_QUANTIZATION, options["group"])
-    head = None if options["head"] is None else QuantScheme.from_name(options["head"])
+    scheme = QuantScheme.from_name(options["quantize"] or _DEFAULT_QUANTIZATION)
+    head = QuantScheme.chosen(options["head"])
     checkpoint = synthetic.RandomCheckpoint(name, scheme, head)
     facts = {"random": config.to_json(), "schemes": [str(info.scheme) for info in checkpoint.tensors]}
     key = CacheKey(f"random-{name}-{scheme}", {**facts, "generator": synthetic.VERSION})

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import BundleError
+from edge.quant.layout import LAYOUT_ALIGNMENT, PAD_COLUMNS, TILE_ROWS
 from edge.quant.packing import packed_scales, split_groups
-from edge.quant.scheme import LAYOUT_ALIGNMENT, PAD_COLUMNS, TILE_ROWS, QuantScheme
+from edge.quant.scheme import QuantScheme
 
 _DIGITS = 5  # 3**5 = 243 fits a byte
 _FIELDS = 4  # codes in a byte of the canonical layout
@@ -81,7 +82,7 @@ def unpack_base3(
 
 
 def _counts(scheme: QuantScheme, rows: int, columns: int) -> tuple[int, int]:
-    """Codes and scales with their padding; only ternary matrices have base 3."""
-    assert scheme.kind == "ternary"
+    """Codes and scales with their padding; only layouts of three codes have base 3."""
+    assert scheme.compact_layout is not None
     padded_rows = -(-rows // TILE_ROWS) * TILE_ROWS
     return padded_rows * (-(-columns // PAD_COLUMNS) * PAD_COLUMNS), padded_rows * scheme.groups(columns)

@@ -4,13 +4,11 @@ Round-to-nearest itself is in `edge.quant.rounding`; here is what needs the chec
 one entry to all of it.
 """
 
-from edge.export.quantize.options import METHODS, QUANTIZATIONS, SCHEMES, VERSION, QuantizeOptions
+from edge.export.quantize.options import METHODS, VERSION, QuantizeOptions
 from edge.export.quantize.run import quantize_checkpoint, report_path
 
 __all__ = [
     "METHODS",
-    "QUANTIZATIONS",
-    "SCHEMES",
     "VERSION",
     "QuantizeOptions",
     "quantize_checkpoint",

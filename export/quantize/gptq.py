@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edge.errors import ExportError
-from edge.export.quantize.scales import CODE_RANGE, ZERO_CODE, best_scales
+from edge.export.quantize.scales import best_scales
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 _BLOCK = 128  # columns whose errors are gathered before they touch the columns beyond
@@ -43,7 +43,7 @@ def gptq(weights: Tensor, hessian: Hessian, scheme: QuantScheme, name: str) -> Q
     order, factor = hessian.order, hessian.factor
     scales = best_scales(weights, hessian.diagonal, scheme, name)
     group = scheme.group or columns
-    low, high = CODE_RANGE[scheme.kind]
+    low, high = scheme.code_range
     # Columns become rows: a step then works on contiguous memory.
     left = weights.t()[order].contiguous()
     step = torch.from_numpy(scales.astype(np.float32).T).contiguous()[order // group]
@@ -59,8 +59,8 @@ def gptq(weights: Tensor, hessian: Hessian, scheme: QuantScheme, name: str) -> Q
         left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
     whole = torch.empty_like(codes)
     whole[order] = codes
-    stored = (whole.t() + ZERO_CODE[scheme.kind]).numpy()
-    return QuantizedMatrix(scheme, stored.astype(np.int8 if scheme.kind == "int8" else np.uint8), scales)
+    stored = (whole.t() + scheme.zero).numpy()
+    return QuantizedMatrix(scheme, stored.astype(scheme.dtype), scales)
 
 
 def invert(gram: Tensor, *, damping: float, act_order: bool, name: str) -> Hessian:

@@ -7,19 +7,12 @@ from pathlib import Path
 
 from edge.config import ModelConfig
 from edge.errors import ExportError
+from edge.export.options import can_calibrate, check_head, named_scheme
 from edge.quant.scheme import QuantScheme
 
-SCHEMES = {
-    "int4": QuantScheme("int4", 128),
-    "int4-g32": QuantScheme("int4", 32),
-    "int8": QuantScheme("int8", 32),
-}
-"""Rounding schemes of the linear layers by name; `ternary` and `none` keep what the checkpoint holds."""
-QUANTIZATIONS = (*SCHEMES, "ternary", "none")
 VERSION = 2
 """Changes when the same options would give other weights; part of every key under which results are kept."""
 METHODS = ("rtn", "gptq", "p-gptq")
-HEADS = ("int4", "int8", "f16")
 _PYTORCH = 400 << 20  # bytes of the process once it is loaded
 
 
@@ -27,14 +20,15 @@ _PYTORCH = 400 << 20  # bytes of the process once it is loaded
 class QuantizeOptions:
     """One quantization; checked when it is made (ExportError names the field).
 
-    quantize: `int4` (groups of 128), `int4-g32`, `int8`, `ternary` (the checkpoint must hold ternary weights:
-    they are packed exactly), or `none` (floats become float16, packed weights stay as they are).
+    quantize: a name as for `edge.quant.scheme.QuantScheme.from_name`; of kinds that a network is trained for
+    (`ternary`) the checkpoint must hold the weights, which are packed exactly. `source`: floats become
+    float16, packed weights stay as they are.
     method: round-to-nearest, GPTQ, or P-GPTQ (the first 4 positions of a sequence enter the Hessian scaled
     down to the size of an ordinary one).
     smooth: AWQ-style scaling of input channels before either; it needs calibration too.
     calibration: a UTF-8 text; None takes the text of `edge.export.calibration.default_text`.
     sequences, length: calibration sequences and their tokens, BOS included. head: scheme of the embedding and
-    the head, in groups of 32 and always round-to-nearest. damping: share of the Hessian's mean diagonal that
+    the head, always round-to-nearest. damping: share of the Hessian's mean diagonal that
     is added to it. act_order: quantize the columns with the largest activations first. threads: of torch
     while this runs; results are bit-equal only for the same number.
     """
@@ -51,20 +45,19 @@ class QuantizeOptions:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for field, known in (("quantize", QUANTIZATIONS), ("method", METHODS), ("head", HEADS)):
-            if getattr(self, field) not in known:
-                raise ExportError(
-                    f"Unknown {field} '{getattr(self, field)}'; choose one of {', '.join(known)}."
-                )
+        scheme = named_scheme(self.quantize)
+        check_head(self.head)
+        if self.method not in METHODS:
+            raise ExportError(f"Unknown method '{self.method}'; choose one of {', '.join(METHODS)}.")
         for field, least in (("sequences", 1), ("length", 8), ("threads", 1)):
             if getattr(self, field) < least:
                 raise ExportError(f"{field} must be {least} or more, got {getattr(self, field)}.")
         if not 0 < self.damping <= 1:
             raise ExportError(f"damping must be above 0 and at most 1, got {self.damping}.")
-        if self.is_calibrated and self.quantize not in SCHEMES:
+        if self.is_calibrated and not can_calibrate(scheme):
             raise ExportError(
-                f"'{self.quantize}' keeps the weights as they are, which leaves nothing to calibrate: "
-                f"leave method and smoothing out, or quantize to {', '.join(SCHEMES)}."
+                f"'{self.quantize}' leaves nothing to calibrate: leave method and smoothing out, or quantize "
+                "to int4, int8 or another kind that rounds to codes around zero."
             )
 
     def memory(self, config: ModelConfig) -> int:
@@ -87,4 +80,4 @@ class QuantizeOptions:
     @property
     def scheme(self) -> QuantScheme:
         """The scheme of every linear layer; only for a quantization that rounds."""
-        return SCHEMES[self.quantize]
+        return QuantScheme.from_name(self.quantize)

@@ -19,7 +19,7 @@ from edge.errors import ExportError
 from edge.export.calibration import Calibration, calibration
 from edge.export.quantize.calibrated import embed, job, layer_digest, quantize_layers, read_layer
 from edge.export.quantize.options import QuantizeOptions
-from edge.export.quantize.ternary import check_ternary
+from edge.export.quantize.trained import check_trained
 from edge.export.quantize.weights import QuantizedCheckpoint, layer_matrices, read_float32
 from edge.export.quantize.workspace import Workspace, remove_workspace
 from edge.export.source import check_parts
@@ -27,6 +27,7 @@ from edge.formats.atomic import write_failure, write_file
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import Progress, convert
 from edge.quant.packing import dequantize
+from edge.quant.scheme import QuantScheme
 
 
 def report_path(out: str | Path) -> Path:
@@ -79,17 +80,17 @@ def quantize_checkpoint(
 def _uncalibrated(
     checkpoint: Checkpoint, out: Path, options: QuantizeOptions, progress: Progress | None
 ) -> None:
-    if options.quantize == "none":
+    scheme = QuantScheme.chosen(options.quantize)
+    if scheme is None:
         convert(checkpoint, out, progress=progress)
         return
-    if options.quantize == "ternary":
-        check_ternary(checkpoint)
+    if scheme.declared.trained:
+        check_trained(checkpoint, scheme)
         infos = {info.name: info for info in checkpoint.tensors}
         floats = any(infos[name].scheme.is_float for name in (EMBEDDING, HEAD) if name in infos)
         convert(checkpoint, out, head=options.head if floats else None, progress=progress)
         return
-    scheme = options.scheme
-    convert(checkpoint, out, quantize=scheme.kind, group=scheme.group, head=options.head, progress=progress)
+    convert(checkpoint, out, quantize=options.quantize, head=options.head, progress=progress)
 
 
 def _calibrated(

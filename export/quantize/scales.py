@@ -13,10 +13,6 @@ from torch.nn import functional
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 
-CODE_RANGE = {"int4": (-8, 7), "int8": (-127, 127)}
-"""Smallest and largest code, counted from zero."""
-ZERO_CODE = {"int4": 8, "int8": 0}
-"""How a weight of zero is stored in a `QuantizedMatrix`."""
 _SHRINKING = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 1.05)
 _CHUNK_WEIGHTS = 1 << 22
 
@@ -34,7 +30,7 @@ def best_scales(
     group = scheme.group or columns
     padding = -columns % group
     weight = functional.pad(importance, (0, padding)).view(-1, group)
-    low, high = CODE_RANGE[scheme.kind]
+    low, high = scheme.code_range
     for chunk in _chunks(rows, columns):
         parts = functional.pad(weights[chunk], (0, padding)).unflatten(1, (-1, group))
         first = torch.from_numpy(scales[chunk].astype(np.float32))

@@ -18,29 +18,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edge.errors import EdgeError
 from edge.model.operators.schema import operator
+from edge.quant.layout import NATIVE, PAD_COLUMNS, MatrixLayout
 from edge.quant.packing import dequantize
-from edge.quant.scheme import PAD_COLUMNS, Kind, QuantScheme
 
-KINDS: tuple[Kind, ...] = ("f32", "f16", "int8", "int4", "ternary")
-"""Names of the values of `edge_kind`."""
+_LAYOUTS = {layout.kernel: layout for layout in NATIVE if layout.operator is not None}
 MATRIX_NUMBERS = 5
 _LARGEST_BLOCK = 128  # most columns that share one scale of activations
 
 
 @dataclass(frozen=True)
 class PackedShape:
-    """Scheme and shape of a packed matrix."""
+    """Layout and shape of a packed matrix."""
 
-    scheme: QuantScheme
+    layout: MatrixLayout
     rows: int
     columns: int
 
     @property
     def numbers(self) -> list[int]:
         """The five numbers that describe it to an operator."""
-        scheme = self.scheme
-        return [KINDS.index(scheme.kind), scheme.group, int(scheme.minimum), self.rows, self.columns]
+        kernel, layout = self.layout.layout.kernel, self.layout
+        if kernel is None:
+            raise EdgeError(
+                f"The operators can't compute on the layout {layout.id}; choose another quantization."
+            )
+        return [kernel, layout.group, int(layout.minimum), self.rows, self.columns]
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> PackedShape:
@@ -48,9 +52,9 @@ class PackedShape:
         if len(numbers) != MATRIX_NUMBERS:
             raise ValueError(f"A matrix is described by {MATRIX_NUMBERS} numbers, not {len(numbers)}.")
         kind, group, minimum, rows, columns = numbers
-        if not 0 < kind < len(KINDS):
-            raise ValueError(f"Kind {kind} is no kind of matrix; use 1 to {len(KINDS) - 1}.")
-        return cls(QuantScheme(KINDS[kind], group, bool(minimum)), rows, columns)
+        if kind not in _LAYOUTS:
+            raise ValueError(f"Kind {kind} is no kind of matrix; use 1 to {len(_LAYOUTS)}.")
+        return cls(MatrixLayout(_LAYOUTS[kind], group, bool(minimum)), rows, columns)
 
     @classmethod
     def all_of(cls, numbers: Sequence[int]) -> list[PackedShape]:
@@ -61,20 +65,20 @@ class PackedShape:
     @property
     def activation_block(self) -> int:
         """Columns that share one scale of int8 activations."""
-        group = self.scheme.group or -(-self.columns // PAD_COLUMNS) * PAD_COLUMNS
+        group = self.layout.group or -(-self.columns // PAD_COLUMNS) * PAD_COLUMNS
         if group <= _LARGEST_BLOCK:
             return group
         return next((block for block in (128, 64) if group % block == 0), PAD_COLUMNS)
 
     def weights(self, packed: Tensor) -> Tensor:
         """The packed matrix as float32 [rows, columns]; BundleError if its size is wrong."""
-        return torch.from_numpy(dequantize(packed.numpy(), self.scheme, self.rows, self.columns).copy())
+        return torch.from_numpy(dequantize(packed.numpy(), self.layout, self.rows, self.columns).copy())
 
     def product(self, x: Tensor, packed: Tensor, activations: int) -> Tensor:
         """x [..., columns] times the transposed matrix -> [..., rows]."""
         if x.shape[-1] != self.columns:
             raise ValueError(f"The matrix takes {self.columns} columns, not {x.shape[-1]}.")
-        if activations == 0 and not self.scheme.is_float:
+        if activations == 0 and not self.layout.is_float:
             x = rounded_activations(x, self.activation_block)
         return functional.linear(x, self.weights(packed))
 

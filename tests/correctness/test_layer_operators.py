@@ -53,15 +53,7 @@ class OperatorDecoder:
 
     def matrix(self, name: str) -> native.Matrix:
         info, data = self.bundle.tensors[name], self.bundle.data(name)
-        return native.Matrix(
-            kind=native.KIND[info.scheme.kind],
-            group=info.scheme.group,
-            minimum=int(info.scheme.minimum),
-            rows=info.rows,
-            columns=info.columns,
-            data=data.ctypes.data,
-            bytes=data.nbytes,
-        )
+        return native.matrix(info.scheme.packing, info.rows, info.columns, data.ctypes.data)
 
     def norm(self, name: str) -> np.ndarray:
         return self.bundle.data(name).view(np.float32)[: self.config.hidden_size]

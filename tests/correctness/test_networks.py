@@ -14,6 +14,7 @@ from edge.config.rope import rope_parameters
 from edge.executors.native.library import cpu_tiers
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
+from tests.toy_scheme import SCHEMES as TOYS
 
 F16 = QuantScheme("f16")
 SCHEMES = [
@@ -30,6 +31,7 @@ SCHEMES = [
     QuantScheme("ternary", 128),
     QuantScheme("ternary", 256),
     QuantScheme("ternary"),
+    *TOYS,
 ]
 TIERS = ["portable", "avx2", "avx2vnni", "avx512vnni", "neon", "neon-dotprod", "neon-i8mm"]
 

@@ -25,6 +25,7 @@ from edge.formats.bundle.manifest import FileEntry
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.tokenizer.load import load_tokenizer
+from tests import toy_scheme  # noqa: F401  # registers toy5
 from tests.steps import forward
 
 from .tiny import llama_config, make_source
@@ -32,7 +33,16 @@ from .tiny import llama_config, make_source
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
-SCHEMES = ["int4-g32", "int4-g32-min", "int4-g128", "int4-g96", "int4-row", "int8-g32", "ternary-g128"]
+SCHEMES = [
+    "int4-g32",
+    "int4-g32-min",
+    "int4-g128",
+    "int4-g96",
+    "int4-row",
+    "int8-g32",
+    "ternary-g128",
+    "toy5-g64",
+]
 CONTEXT = 128
 # Standard deviations. Level 4 rounds inputs to int8 as the native kernels do; level 1 does not round.
 ROUNDED, EXACT = 0.2, 1e-4

@@ -30,15 +30,7 @@ class Operators:
 
     @staticmethod
     def matrix(data: npt.NDArray[np.uint8], scheme: QuantScheme, rows: int, columns: int) -> native.Matrix:
-        return native.Matrix(
-            kind=native.KIND[scheme.kind],
-            group=scheme.group,
-            minimum=int(scheme.minimum),
-            rows=rows,
-            columns=columns,
-            data=data.ctypes.data,
-            bytes=data.nbytes,
-        )
+        return native.matrix(scheme.packing, rows, columns, data.ctypes.data)
 
     def linear(self, matrix: native.Matrix, x: FloatArray, activations: str, tier: str) -> FloatArray:
         x = np.ascontiguousarray(x, np.float32)

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from edge.config.roles import DECODER
 from edge.executors.executorch import library as executorch
-from edge.executors.native import executor, operators
 from edge.executors.native import library as native
+from edge.executors.native import operators
+from edge.quant.kinds import KINDS
 
 KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
 HEADERS = ("include/edge.h", "include/edge_operators.h", "adapters/executorch/runner/runner.h")
@@ -34,6 +36,8 @@ STRUCTURES = [
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, ctypes.Structure) and value.__module__ == module.__name__
 ]
+BUILT_IN = [KINDS.get(name) for name in ("f32", "f16", "int8", "int4", "ternary")]
+ROLES = {role.name.removesuffix(".weight"): role.native for role in DECODER if role.native is not None}
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **native._FUNCTIONS,
     **{name: (ctypes.c_int32, arguments) for name, arguments in operators._FUNCTIONS.items()},
@@ -250,16 +254,16 @@ def test_constants(headers):
         "EDGE_CONTEXT": native._CONTEXT,
         "EDGE_VOCABULARY": native._VOCABULARY,
         "EDGE_UNSUPPORTED": native.UNSUPPORTED,
-        **{f"EDGE_{name.upper()}": value for name, value in native.KIND.items()},
+        **{f"EDGE_{kind.name.upper()}": kind.layout.kernel for kind in BUILT_IN},
         **{f"EDGE_ACTIVATIONS_{short(name)}": value for name, value in native.ACTIVATIONS.items()},
         **{f"EDGE_KV_{short(name)}": value for name, value in native.KV_TYPE.items()},
     }
     assert {name: c[name] for name in mirrored} == mirrored
     complete = {
-        "edge_kind": native.KIND,
+        "edge_kind": BUILT_IN,
         "edge_activations": native.ACTIVATIONS,
         "edge_kv_type": native.KV_TYPE,
-        "edge_role": executor._ROLES,
+        "edge_role": ROLES,
     }
     enumerations = c_enumerations()
     assert {name: len(mirror) for name, mirror in complete.items()} == {
@@ -274,21 +278,21 @@ def short(name: str) -> str:
 
 def test_roles(headers):
     names = {
-        "model.embed_tokens.weight": "EMBEDDING",
-        "lm_head.weight": "HEAD",
-        "model.norm.weight": "FINAL_NORM",
-        "input_layernorm.weight": "ATTENTION_NORM",
-        "self_attn.q_proj.weight": "Q",
-        "self_attn.k_proj.weight": "K",
-        "self_attn.v_proj.weight": "V",
-        "self_attn.o_proj.weight": "O",
-        "post_attention_layernorm.weight": "MLP_NORM",
-        "mlp.gate_proj.weight": "GATE",
-        "mlp.up_proj.weight": "UP",
-        "mlp.down_proj.weight": "DOWN",
+        "model.embed_tokens": "EMBEDDING",
+        "lm_head": "HEAD",
+        "model.norm": "FINAL_NORM",
+        "input_layernorm": "ATTENTION_NORM",
+        "self_attn.q_proj": "Q",
+        "self_attn.k_proj": "K",
+        "self_attn.v_proj": "V",
+        "self_attn.o_proj": "O",
+        "post_attention_layernorm": "MLP_NORM",
+        "mlp.gate_proj": "GATE",
+        "mlp.up_proj": "UP",
+        "mlp.down_proj": "DOWN",
     }
     for name, role in names.items():
-        assert executor._ROLES[name] == headers.constants[f"EDGE_{role}"], name
+        assert ROLES[name] == headers.constants[f"EDGE_{role}"], name
 
 
 def test_every_function_is_declared_as_in_the_headers():

@@ -60,7 +60,8 @@ class Step(nn.Module):
         self.cache_arguments = layer.arguments
 
     def numbers(self, *names: str) -> list[int]:
-        return [number for name in names for number in PackedShape(*MATRICES[name]).numbers]
+        shapes = [PackedShape(scheme.packing, *size) for scheme, *size in map(MATRICES.get, names)]
+        return [number for shape in shapes for number in shape.numbers]
 
     def forward(self, tokens: Tensor, positions: Tensor, start: Tensor) -> tuple[Tensor, ...]:
         return self.step(tokens, positions, start, None)

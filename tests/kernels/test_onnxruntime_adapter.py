@@ -69,7 +69,7 @@ def run(
 
 
 def numbers(scheme: QuantScheme, rows: int, columns: int) -> list[int]:
-    return [native.KIND[scheme.kind], scheme.group, int(scheme.minimum), rows, columns]
+    return [scheme.packing.layout.kernel, scheme.group, int(scheme.minimum), rows, columns]
 
 
 def rows_of(*shape: int, seed: int = 0) -> np.ndarray:

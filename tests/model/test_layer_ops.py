@@ -44,7 +44,7 @@ def packed(scheme: QuantScheme, rows: int, columns: int, seed: int = 0) -> tuple
     """A random matrix for PyTorch and for libedge, of the same memory."""
     weights = np.random.default_rng(seed).standard_normal((rows, columns), np.float32) / columns**0.5
     data = torch.from_numpy(packing.pack(weights if scheme.is_float else quantize(weights, scheme), scheme))
-    kind, group, minimum, *_ = PackedShape(scheme, rows, columns).numbers
+    kind, group, minimum, *_ = PackedShape(scheme.packing, rows, columns).numbers
     size = {"data": data.data_ptr(), "bytes": data.numel()}
     return data, native.Matrix(kind=kind, group=group, minimum=minimum, rows=rows, columns=columns, **size)
 
@@ -67,7 +67,7 @@ def test_products(run, scheme: QuantScheme, activations: str, n: int, columns: i
     # A value on the edge between two codes may be rounded the other way.
     close = CLOSE if activations == "float32" or scheme.is_float else 5e-2
     weights, matrices = zip(*(packed(scheme, rows, columns, rows) for rows in (19, 32)), strict=True)
-    numbers = [number for rows in (19, 32) for number in PackedShape(scheme, rows, columns).numbers]
+    numbers = [number for rows in (19, 32) for number in PackedShape(scheme.packing, rows, columns).numbers]
     found = ops.rms_norm_linear(x, norm, weights, numbers, 1e-5, 0.7, mode)
     assert_close(found, run.rms_norm_linear(x.numpy(), norm.numpy(), 1e-5, 0.7, matrices, activations), close)
     found = ops.linear(x, weights[0], numbers[:5], None, 1.0, mode)
@@ -79,7 +79,7 @@ def test_products(run, scheme: QuantScheme, activations: str, n: int, columns: i
     assert_close(found, run.linear(x.numpy(), matrices[0], activations, base.numpy(), 0.3), close)
     weights, matrices = zip(*(packed(scheme, 21, columns, seed) for seed in (5, 6)), strict=True)
     found = ops.rms_norm_swiglu(
-        *(x, norm, *weights, 2 * PackedShape(scheme, 21, columns).numbers, 1e-5, mode)
+        *(x, norm, *weights, 2 * PackedShape(scheme.packing, 21, columns).numbers, 1e-5, mode)
     )
     assert_close(found, run.rms_norm_swiglu(x.numpy(), norm.numpy(), 1e-5, *matrices, activations), close)
 
@@ -87,7 +87,9 @@ def test_products(run, scheme: QuantScheme, activations: str, n: int, columns: i
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_embedding(run, scheme: QuantScheme):
     data, matrix = packed(scheme, 40, 100)
-    found = ops.embedding(torch.tensor([[3, 39, 0]]), data, PackedShape(scheme, 40, 100).numbers, 12.0)
+    found = ops.embedding(
+        torch.tensor([[3, 39, 0]]), data, PackedShape(scheme.packing, 40, 100).numbers, 12.0
+    )
     np.testing.assert_array_equal(found[0].numpy(), run.embedding(matrix, [3, 39, 0], 12.0))
 
 
@@ -148,7 +150,7 @@ def test_schemas():
     """Fake kernels and mutation are what the references do."""
     check = torch.library.opcheck
     scheme, layer = QuantScheme("int4", 32), LayerCache(4, 2, 16, "float16", 300, SPARSE)
-    (data, _), numbers = packed(scheme, 128, 96), PackedShape(scheme, 128, 96).numbers
+    (data, _), numbers = packed(scheme, 128, 96), PackedShape(scheme.packing, 128, 96).numbers
     x, norm, start = random(2, 3, 96), random(96), torch.tensor([0])
     check(ops.embedding.default, (torch.tensor([[1, 2]]), data, numbers, 2.0))
     check(ops.rope_table.default, (torch.tensor([[1, 2]]), random(8), 2.0))
@@ -175,7 +177,7 @@ def test_out_variants():
 
 def test_bad_input():
     scheme, layer = QuantScheme("int4", 32), LayerCache(4, 2, 16, "float16", 300)
-    (data, _), numbers = packed(scheme, 24, 96), PackedShape(scheme, 24, 96).numbers
+    (data, _), numbers = packed(scheme, 24, 96), PackedShape(scheme.packing, 24, 96).numbers
     with pytest.raises(ValueError, match="96 columns, not 95"):
         ops.linear(random(2, 95), data, numbers, None, 1.0, 0)
     with pytest.raises(ValueError, match="5 numbers, not 4"):

@@ -293,15 +293,7 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
 
 
 def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:
-    matrix = native.Matrix(
-        kind=native.KIND[info.scheme.kind],
-        group=info.scheme.group,
-        minimum=int(info.scheme.minimum),
-        rows=info.rows,
-        columns=info.columns,
-        data=address,
-        bytes=info.bytes,
-    )
+    matrix = native.matrix(info.scheme.packing, info.rows, info.columns, address)
     return native.Weight(role=tensor.role.native, layer=tensor.layer or 0, matrix=matrix)
 
 

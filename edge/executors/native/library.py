@@ -13,6 +13,7 @@ from typing import Any
 
 import edge
 from edge.errors import ContextError, NativeError, TokenizerError
+from edge.quant.layout import MatrixLayout
 
 ABI_VERSION = 1
 CACHE_LAYOUT = 1
@@ -27,7 +28,6 @@ _CONTEXT, _VOCABULARY = 3, 5
 UNSUPPORTED = 6
 """The status of a call that this CPU, build or system lacks."""
 
-KIND = {"f32": 0, "f16": 1, "int8": 2, "int4": 3, "ternary": 4}
 ACTIVATIONS = {"int8": 0, "float32": 1}
 KV_TYPE = {"float16": 0, "float32": 1, "int8": 2}
 
@@ -62,6 +62,25 @@ class Matrix(ctypes.Structure):
         ("columns", c_int64),
         ("data", c_void_p),
         ("bytes", c_uint64),
+    )
+
+
+def matrix(packing: MatrixLayout, rows: int, columns: int, address: int) -> Matrix:
+    """A packed matrix at an address; NativeError for a layout that libedge has no kernels for."""
+    kernel = packing.layout.kernel
+    if kernel is None:
+        raise NativeError(
+            f"The native kernels can't compute on the layout {packing.id}; choose another quantization, or "
+            "the executor that the layout was made for."
+        )
+    return Matrix(
+        kind=kernel,
+        group=packing.group,
+        minimum=int(packing.minimum),
+        rows=rows,
+        columns=columns,
+        data=address,
+        bytes=packing.packed_bytes(rows, columns),
     )
 
 

@@ -207,7 +207,7 @@ def _add_operators(options: Any, artifact: Artifact) -> list[Any]:
     for name, info in artifact.tensors.items():
         memory = (ctypes.c_uint8 * info.bytes).from_address(weights.address(name))
         array: Array = np.ctypeslib.as_array(memory)
-        if info.scheme.kind == "f32":
+        if len(info.shape) == 1:
             array = array.view(np.float32)[: info.columns]
         value = _onnxruntime().OrtValue.ortvalue_from_numpy(array)
         options.add_initializer(name, value)

@@ -22,6 +22,7 @@ from edge.config import ModelConfig
 from edge.errors import BundleError, ConfigError
 from edge.formats.hashing import json_digest
 from edge.quant.base3 import base3_bytes
+from edge.quant.layout import NATIVE, MatrixLayout
 from edge.quant.scheme import QuantScheme
 
 FORMAT = "minicpm-edge-bundle"
@@ -31,10 +32,14 @@ WEIGHTS = "weights.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
 
+_ATTENTION = "attention.dense"
 OPERATORS = frozenset(
-    {"attention.dense", "linear.f16", "linear.int8", "linear.int4", "linear.int4.minimum", "linear.ternary"}
-)
-"""Every operator that this version can be asked for."""
+    operator
+    for layout in NATIVE
+    for minimum in ((False, True) if layout.minimum else (False,))
+    for operator in MatrixLayout(layout, minimum=minimum).operators
+) | {_ATTENTION}
+"""Every operator of this version; layouts of other packages may add theirs."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,9 @@ class Manifest:
             raise _damaged(where, "has a field of the wrong type") from None
         except ConfigError as error:
             raise BundleError(f"'{where}' has an unusable config, convert the model again: {error}") from None
+        known = OPERATORS | set(required_operators(manifest.tensors))
         for operator in manifest.operators:
-            if operator not in OPERATORS:
+            if operator not in known:
                 raise BundleError(
                     f"'{where}' needs the operator '{operator}', which this version does not have; "
                     "update minicpm-edge or convert the model again."
@@ -186,9 +192,8 @@ class Manifest:
 
 def required_operators(tensors: Mapping[str, BundleTensor]) -> tuple[str, ...]:
     """The operators that a network with these tensors needs."""
-    schemes = {tensor.scheme for tensor in tensors.values() if len(tensor.shape) == 2}
-    names = {f"linear.{scheme.kind}{'.minimum' if scheme.minimum else ''}" for scheme in schemes}
-    return tuple(sorted(names | {"attention.dense"}))
+    layouts = {tensor.scheme.packing for tensor in tensors.values() if len(tensor.shape) == 2}
+    return tuple(sorted({_ATTENTION, *(name for layout in layouts for name in layout.operators)}))
 
 
 def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:

@@ -39,9 +39,7 @@ def profile_on_android(
     if not binary.is_file():
         raise ProfileError(f"There is no program '{binary}': build edge_bench for Android (docs/profile.md).")
     adb = [program, *(("-s", serial) if serial else ())]
-    bundles = [
-        open_bundle(model, quantize=name, group=options.group, head=options.head) for name in options.quantize
-    ]
+    bundles = [open_bundle(model, quantize=name, head=options.head) for name in options.quantize]
     check_options(options)
     _run([*adb, "shell", f"mkdir -p {_FOLDER}"])
     _run([*adb, "push", str(binary), f"{_FOLDER}/edge_bench"])

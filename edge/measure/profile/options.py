@@ -24,16 +24,15 @@ class ProfileOptions:
 
     executor: names of `edge.executors.registry`; None is the one that the files are made for. An exported
     folder has its own quantization, attention and KV type. quantize: as in `edge.load`; None is what the
-    model has. group, head: of all of them. threads: None is the performance cores. prompt: tokens of a
-    prefill, 0 for none. generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache
-    before a test. fill: how they got there, `prefill` or `synthetic` (rows of a short prefill, repeated).
-    repeat: measurements of each test, in turn with the others, after one that does not count. operators: also
+    model has. head: of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0
+    for none. generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache before a test.
+    fill: how they got there, `prefill` or `synthetic` (rows of a short prefill, repeated). repeat:
+    measurements of each test, in turn with the others, after one that does not count. operators: also
     measure every operator, in runs of their own.
     """
 
     executor: tuple[str | None, ...] = (None,)
     quantize: tuple[str | None, ...] = (None,)
-    group: int | None = None
     head: str | None = None
     threads: tuple[int | None, ...] = (None,)
     prompt: tuple[int, ...] = (512,)

@@ -15,7 +15,7 @@ from edge.errors import EdgeError
 from edge.executors.memory import workspace_bytes
 from edge.hub.resolve import RANDOM, open_model
 from edge.measure.profile.cost import NetworkCost, Roofline
-from edge.quant.scheme import QuantScheme
+from edge.quant.scheme import SOURCE, QuantScheme
 
 _BATCH = 256
 _FLOAT_SHARE = 0.25  # float operations over int8 ones, where only int8 is known: as on AVX-512 and NEON
@@ -62,7 +62,6 @@ def plan(
     model: str,
     *,
     quantize: Sequence[str | None] = (None,),
-    group: int | None = None,
     head: str | None = None,
     context: int | None = None,
     kv_type: KVType = "float16",
@@ -77,7 +76,7 @@ def plan(
     """
     plans = []
     for name in quantize:
-        config, cost, scheme = _network(model, name, group, head, kv_type)
+        config, cost, scheme = _network(model, name, head, kv_type)
         tokens = config.max_position_embeddings if context is None else context
         config.check_context(tokens)
         plans.append(_plan(config, cost, scheme, tokens, memory, device))
@@ -85,22 +84,22 @@ def plan(
 
 
 def _network(
-    model: str, quantize: str | None, group: int | None, head: str | None, kv_type: KVType
+    model: str, quantize: str | None, head: str | None, kv_type: KVType
 ) -> tuple[ModelConfig, NetworkCost, QuantScheme]:
     is_random = model.startswith(RANDOM)
     if is_random:
         config, name = preset(model.removeprefix(RANDOM)), quantize or "int4"
     else:
         bundle = open_model(model)
-        config, name = bundle.config, quantize or ""
-        if not name:
+        config, name = bundle.config, quantize or SOURCE
+        if name == SOURCE:
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
             largest = max(bundle.tensors.values(), key=lambda info: info.bytes)
             return config, NetworkCost.of(config, tensors, kv_type), largest.scheme
-    scheme = QuantScheme.from_name(name, group)
-    top = QuantScheme.from_name(head) if head else None
-    if top is None and is_random and scheme.kind == "ternary":
-        top = QuantScheme("int4", 32)  # as `edge.checkpoints.synthetic` makes them
+    scheme = QuantScheme.from_name(name)
+    top = QuantScheme.chosen(head)
+    if top is None and is_random:
+        top = scheme.beside  # as `edge.checkpoints.synthetic` makes them
     return config, NetworkCost.planned(config, scheme, top, kv_type), scheme
 
 

@@ -161,7 +161,7 @@ def _open(
     model: str | Path, executor: str | None, quantize: str | None, options: ProfileOptions
 ) -> tuple[ModelFiles, ExecutorSpec]:
     target = None if executor is None else EXECUTORS.get(executor).target
-    files = open_model(model, quantize=quantize, group=options.group, head=options.head, target=target)
+    files = open_model(model, quantize=quantize, head=options.head, target=target)
     return files, find_executor(files, executor)
 
 

@@ -23,7 +23,7 @@ from edge.export.targets import Progress, Written, need
 from edge.export.targets.coreml.mil_numpy import MilProgram
 from edge.export.targets.coreml.program import MAX_TOKENS, build_program
 from edge.export.targets.coreml.sparse import SparseLayout
-from edge.export.targets.coreml.weights import padded_bytes, shared_bytes, stored_bytes, type_name
+from edge.export.targets.coreml.weights import code_bits, padded_bytes, shared_bytes, stored_bytes, type_name
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
 
@@ -31,7 +31,7 @@ PACKAGE = "model.mlpackage"
 RUNTIME = RuntimeRange("coreml", "18.0")  # iOS 18 has states, int4 blocks and 2-bit tables
 _SPEC_VERSION = 9
 _LIMIT = 1e-3  # nats; weights and rotary tables are float16, the check's arithmetic is float32
-_OPERATOR_BYTES = {"f32": 0, "f16": 0, "ternary": 430}  # of a tensor's constexpr, in model.mlmodel
+_OPERATOR_BYTES = {2: 430, 16: 0}  # of a tensor's constexpr in model.mlmodel, by the bits of a code
 _LARGEST_CONTEXT = 1 << 16
 _REMARK = (
     "The saved program was evaluated operator by operator in NumPy: prediction by Core ML itself needs macOS "
@@ -130,7 +130,7 @@ def _table_bytes(config: ModelConfig, context: int, layout: SparseLayout | None)
 def _program_bytes(source: Source, layout: SparseLayout | None) -> int:
     """Operators in model.mlmodel; sizes of a layer and of the rest were measured."""
     config = source.config
-    tensors = sum(_OPERATOR_BYTES.get(info.scheme.kind, 105) for info in source.tensors.values())
+    tensors = sum(_OPERATOR_BYTES.get(code_bits(info.scheme), 105) for info in source.tensors.values())
     untied = 1000 * (not config.tie_word_embeddings)
     if layout is None:
         return 11_050 + 15_150 * config.num_hidden_layers + untied + tensors

@@ -1,6 +1,7 @@
 """Weights in a Core ML program: codes and scales as they are in the source, expanded by constexpr operators.
 
-int4 and int8 are `constexpr_blockwise_shift_scale`; ternary is a 2-bit lookup of -1, 0, 1, times the scales.
+Codes of 4 and 8 bits are `constexpr_blockwise_shift_scale`; ternary is a 2-bit lookup of -1, 0, 1, times the
+scales.
 Core ML computes code x scale in float16: a ternary weight is exact, another one is rounded to float16.
 """
 
@@ -16,9 +17,17 @@ import numpy.typing as npt
 from edge.errors import ExportError
 from edge.export.source import Source
 from edge.formats.bundle.manifest import BundleTensor
-from edge.quant.scheme import QuantizedMatrix
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 _LOOKUP = np.array([-1, 0, 1, 0], np.int8)
+
+
+def code_bits(scheme: QuantScheme) -> int:
+    """Bits of a code in the program: 2 by lookup, 4 or 8; of float16, 16."""
+    if scheme.is_float:
+        return 16
+    low, high = scheme.code_range
+    return 2 if low >= -1 and high <= 1 else 4 if low >= -8 and high <= 7 else 8
 
 
 def block_width(info: BundleTensor) -> int:
@@ -33,7 +42,7 @@ def type_name(info: BundleTensor) -> str:
     if info.scheme.minimum:
         raise ExportError(
             f"Tensor '{info.name}' has a minimum per group ({info.scheme}), which Core ML does not know; "
-            "export with `--quantize int4-g32`."
+            "export with `--quantize int4`."
         )
     if info.scheme.is_float:
         return "float16"
@@ -44,7 +53,7 @@ def stored_bytes(info: BundleTensor) -> int:
     """Size of a tensor in weight.bin: codes, and a float16 scale per block."""
     if len(info.shape) == 1:
         return padded_bytes(4 * info.columns)
-    codes = padded_bytes(info.rows * info.columns * info.scheme.bits // 8)
+    codes = padded_bytes(info.rows * info.columns * code_bits(info.scheme) // 8)
     return codes if info.scheme.is_float else codes + padded_bytes(2 * _blocks(info))
 
 
@@ -52,7 +61,7 @@ def shared_bytes(infos: Iterable[BundleTensor]) -> int:
     """What matrices of the same shape share in weight.bin: zero biases, and the tables of ternary blocks."""
     matrices = [info for info in infos if len(info.shape) == 2]
     biases = {info.rows for info in matrices}
-    tables = {(info.shape, _blocks(info)) for info in matrices if info.scheme.kind == "ternary"}
+    tables = {(info.shape, _blocks(info)) for info in matrices if code_bits(info.scheme) == 2}
     return sum(padded_bytes(2 * rows) for rows in biases) + sum(
         padded_bytes(4 * blocks) for _, blocks in tables
     )
@@ -84,7 +93,7 @@ class Weights:
         data, scales = self._stored[name]
         if scales is None:
             return mb.const(val=data, name=label)
-        if self.source.tensors[name].scheme.kind == "ternary":
+        if code_bits(self.source.tensors[name].scheme) == 2:
             lookup = _LOOKUP[None, None, :, None]
             data = mb.constexpr_lut_to_dense(indices=data, lut=lookup, name=f"{label}_codes")
         return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, name=label)
@@ -96,11 +105,13 @@ def _stored(source: Source, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np
 
     info = source.tensors[name]
     codes, scales = _plain(source, info)
-    if info.scheme.kind == "ternary":
-        return codes.astype(types.np_uint2_dtype), scales
-    if info.scheme.kind == "int4":
-        return (codes.astype(np.int8) - np.int8(8)).astype(types.np_int4_dtype), scales
-    return codes, scales
+    if info.scheme.is_float:
+        return codes, scales
+    values = codes if info.scheme.zero == 0 else (codes.astype(np.int16) - info.scheme.zero).astype(np.int8)
+    bits = code_bits(info.scheme)
+    if bits == 2:
+        return (values + np.int8(1)).astype(types.np_uint2_dtype), scales  # places in _LOOKUP
+    return values.astype(types.np_int4_dtype) if bits == 4 else values, scales
 
 
 def _plain(source: Source, info: BundleTensor) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:

@@ -53,12 +53,12 @@ class FullNetwork(nn.Module):
         self.register_buffer("inverse_frequency", torch.from_numpy(np.asarray(frequency, np.float32)))
         self.shapes: dict[str, list[int]] = {}
         for name, info in source.tensors.items():
-            if info.scheme.kind == "f32":
+            if len(info.shape) == 1:
                 data = torch.from_numpy(np.array(source.floats(name)))
             else:
                 # Copied: an exported graph may not point into a read-only mapping.
                 data = torch.from_numpy(np.array(source.packed(name)))
-                self.shapes[name] = PackedShape(info.scheme, info.rows, info.columns).numbers
+                self.shapes[name] = PackedShape(info.scheme.packing, info.rows, info.columns).numbers
             self.register_buffer(_buffer(name), data)
         for layer in range(config.num_hidden_layers):
             self.register_buffer(f"cache_{layer}", self.cache.empty(), persistent=False)

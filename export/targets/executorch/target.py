@@ -163,7 +163,7 @@ def _packed_bytes(source: Source) -> int:
 
 
 def _portable_bytes(source: Source, name: str) -> int:
-    from edge.export.targets.executorch.weights import keeps_codes
+    from edge.export.targets.executorch.weights import fits_four_bits, has_offsets, keeps_codes
 
     info = source.tensors[name]
     if len(info.shape) == 1:
@@ -171,9 +171,9 @@ def _portable_bytes(source: Source, name: str) -> int:
     if not keeps_codes(info.scheme, info.columns):
         return info.rows * info.columns + 4 * info.rows
     groups = info.scheme.groups(info.columns)
-    if info.scheme.kind == "int8":
+    if not fits_four_bits(info.scheme):
         return info.rows * (info.columns + 4)
-    offsets = groups + 4 if info.scheme.kind == "int4" else 0
+    offsets = groups + 4 if has_offsets(info.scheme) else 0
     return info.rows * (info.columns // 2 + 2 * groups + offsets)
 
 

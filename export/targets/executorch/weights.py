@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from edge.quant.layout import PAD_COLUMNS
 from edge.quant.rounding import quantize
-from edge.quant.scheme import PAD_COLUMNS, QuantizedMatrix, QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 Matrix = QuantizedMatrix | npt.NDArray[Any]
 
@@ -70,30 +71,46 @@ def _stack(parts: list[PortableWeights]) -> PortableWeights:
 
 def keeps_codes(scheme: QuantScheme, columns: int) -> bool:
     """Whether XNNPACK can hold a matrix's own codes: its groups are whole, and int8 has one scale per row."""
-    if scheme.kind == "int8":
-        return scheme.group == 0
+    if scheme.is_float:
+        return False
+    if not fits_four_bits(scheme):
+        return scheme.group == 0 and not scheme.minimum
     group = scheme.group or columns
-    return not scheme.is_float and columns % group == 0 and group % PAD_COLUMNS == 0
+    return columns % group == 0 and group % PAD_COLUMNS == 0
+
+
+def fits_four_bits(scheme: QuantScheme) -> bool:
+    """Whether codes are -8..7 or, with a minimum, 0..15."""
+    low, high = scheme.code_range
+    return high <= 15 if scheme.minimum else low >= -8 and high <= 7
+
+
+def has_offsets(scheme: QuantScheme) -> bool:
+    """Whether a group of 4-bit codes may need a number beside its scale: for a minimum, or the other sign."""
+    low, high = scheme.code_range
+    return scheme.minimum or -low > 7 or high > 7
 
 
 def portable_weights(matrix: Matrix) -> PortableWeights:
     """The matrix with its own codes where `keeps_codes` says so, else as int8 with one scale per row.
 
-    Scales of int4 and ternary are rounded to bfloat16.
+    Scales of 4-bit codes are rounded to bfloat16.
     """
     if not isinstance(matrix, QuantizedMatrix) or not keeps_codes(matrix.scheme, matrix.shape[1]):
         return byte_rows(matrix.dequantize() if isinstance(matrix, QuantizedMatrix) else matrix)
-    if matrix.scheme.kind == "int8":
-        return PortableWeights(8, matrix.codes, _positive(matrix.scales))
+    scheme = matrix.scheme
+    if not fits_four_bits(scheme):
+        codes = (matrix.codes.astype(np.int16) - scheme.zero).astype(np.int8)
+        return PortableWeights(8, codes, _positive(matrix.scales))
     columns, scales = matrix.shape[1], matrix.scales.astype(np.float32)
-    zero = _zero(matrix.scheme)
-    turn = (
-        1 if matrix.scheme.kind == "ternary" else 7
-    )  # minus the stored code: the code of the opposite scale
+    zero, (low, high) = scheme.zero, scheme.code_range
+    # Turn minus the stored code is the code of the opposite scale: zero where that stays within -8..7.
+    turn = 7 + low + zero if has_offsets(scheme) else zero
+    middle = (high + 1) // 2 if scheme.minimum else zero
     stored = matrix.codes.astype(np.int8).reshape(*scales.shape, -1)
     negative = scales < 0
-    codes = np.where(negative[..., None], turn - stored, stored - (zero or 8)).reshape(-1, columns)
-    offsets = np.where(negative, scales * (turn - zero), 0 if zero else scales * 8)
+    codes = np.where(negative[..., None], turn - stored, stored - middle).reshape(-1, columns)
+    offsets = np.where(negative, scales * (turn - zero), scales * (middle - zero))
     if matrix.minimums is not None:
         offsets += matrix.minimums.astype(np.float32)
     scales = np.abs(scales)
@@ -120,11 +137,13 @@ class PortableEmbedding(nn.Module):
         super().__init__()
         if not isinstance(matrix, QuantizedMatrix):
             matrix = quantize(matrix, QuantScheme("int8"))
+        elif matrix.scheme.code_range[1] > 127:
+            matrix = quantize(matrix.dequantize(), QuantScheme("int8"))
         self.columns = matrix.shape[1]
         self.group = matrix.scheme.group or self.columns
         # A ragged last group is filled up, and cut off after the lookup.
         padding = ((0, 0), (0, -self.columns % self.group))
-        codes = np.pad((matrix.codes.astype(np.int16) - _zero(matrix.scheme)).astype(np.int8), padding)
+        codes = np.pad((matrix.codes.astype(np.int16) - matrix.scheme.zero).astype(np.int8), padding)
         self.register_buffer("codes", torch.from_numpy(codes))
         self.register_buffer("scales", torch.from_numpy(matrix.scales.astype(np.float32)))
         minimums = None if matrix.minimums is None else torch.from_numpy(matrix.minimums.astype(np.float32))
@@ -137,11 +156,6 @@ class PortableEmbedding(nn.Module):
         if self.minimums is not None:
             rows = rows + self.minimums.index_select(0, tokens).unsqueeze(-1)
         return rows.flatten(-2)[:, : self.columns]
-
-
-def _zero(scheme: QuantScheme) -> int:
-    """The stored code of a weight of zero (of the minimum, if there is one)."""
-    return {"int4": 0 if scheme.minimum else 8, "int8": 0, "ternary": 1}[scheme.kind]
 
 
 def _positive(scales: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:

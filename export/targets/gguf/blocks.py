@@ -18,41 +18,47 @@ from edge.quant.scheme import QuantizedMatrix, QuantScheme
 Bytes = npt.NDArray[np.uint8]
 
 FLOAT = "F16"
-TERNARY = ("TQ2_0", "TQ1_0")
-_EXACT = {
-    "Q8_0": ("int8", "int4", "ternary"),
-    "Q4_0": ("int4", "ternary"),
-    "Q4_1": ("int4",),
-    "TQ2_0": ("ternary",),
-    "TQ1_0": ("ternary",),
-}
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """weights: in a block. bytes: of a block, scales included."""
+    """weights: in a block. bytes: of a block, scales included. low, high: codes counted from zero (from the
+    minimum, where a block has one); zero: how a code of zero is stored.
+    """
 
     weights: int
     bytes: int
+    low: int = 0
+    high: int = 0
+    zero: int = 0
+    minimum: bool = False
+
+    def holds(self, scheme: QuantScheme) -> bool:
+        """Whether it has a code for every one of the scheme."""
+        low, high = scheme.code_range
+        return scheme.minimum == self.minimum and self.low <= low and high <= self.high
 
 
 BLOCKS = {
     "F16": BlockType(1, 2),
-    "Q8_0": BlockType(32, 34),
-    "Q4_0": BlockType(32, 18),
-    "Q4_1": BlockType(32, 20),
-    "TQ2_0": BlockType(256, 66),
-    "TQ1_0": BlockType(256, 54),
+    "TQ2_0": BlockType(256, 66, -1, 1, 1),
+    "TQ1_0": BlockType(256, 54, -1, 1, 1),
+    "Q4_0": BlockType(32, 18, -8, 7, 8),
+    "Q4_1": BlockType(32, 20, 0, 15, 0, minimum=True),
+    "Q8_0": BlockType(32, 34, -128, 127),
 }
+"""Types that matrices are stored in. Those with codes: the better one first."""
 
 
 def natural_types(scheme: QuantScheme) -> tuple[str, ...]:
     """The types that may hold a scheme exactly, the best one first."""
     if scheme.is_float:
         return (FLOAT,)
-    if scheme.kind == "ternary":
-        return ("TQ2_0", "Q4_0")
-    return ("Q4_1" if scheme.minimum else "Q4_0",) if scheme.kind == "int4" else ("Q8_0",)
+    first: dict[int, str] = {}  # a second type with blocks as wide would meet the same obstacle
+    for kind, block in BLOCKS.items():
+        if kind != FLOAT and block.holds(scheme):
+            first.setdefault(block.weights, kind)
+    return tuple(first.values())
 
 
 def obstacle(
@@ -65,7 +71,7 @@ def obstacle(
     width = BLOCKS[kind].weights
     if scheme.is_float or kind == FLOAT:
         return None if scheme.is_float and kind == FLOAT else f"{scheme} weights would be rounded"
-    if scheme.kind not in _EXACT[kind] or scheme.minimum != (kind == "Q4_1"):
+    if not BLOCKS[kind].holds(scheme):
         return f"{scheme} weights would be rounded"
     if columns % width:
         return f"rows of {columns} weights are no multiple of its blocks of {width}"
@@ -98,12 +104,13 @@ def pack_blocks(matrix: QuantizedMatrix | npt.NDArray[np.floating[Any]], kind: s
     rows, columns = matrix.shape
     first = np.arange(columns // block.weights) * block.weights // (matrix.scheme.group or columns)
     scales = _half_bytes(matrix.scales[:, first])
-    codes = matrix.codes.reshape(rows, -1, block.weights)
+    # Bytes wrap to what is meant, signed or not.
+    shift = np.uint8((block.zero - matrix.scheme.zero) % 256)
+    codes = (matrix.codes.view(np.uint8) + shift).reshape(rows, -1, block.weights)
     if kind == "Q8_0":
-        zero = {"int8": 0, "int4": 8, "ternary": 1}[matrix.scheme.kind]
-        parts = [scales, (codes.astype(np.int16) - zero).astype(np.int8).view(np.uint8)]
+        parts = [scales, codes]
     elif kind == "Q4_0":
-        parts = [scales, _nibbles(codes + np.uint8(7) if matrix.scheme.kind == "ternary" else codes)]
+        parts = [scales, _nibbles(codes)]
     elif kind == "Q4_1":
         assert matrix.minimums is not None
         parts = [scales, _half_bytes(matrix.minimums[:, first]), _nibbles(codes)]

@@ -63,14 +63,7 @@ class GGUFTarget:
         factors = gguf_rope_tensors(source.config)
         extra = sum(_padded(factor.nbytes) for factor in factors.values())
         header = _metadata_bytes(_metadata(source, types)) + 96 * (len(sizes) + len(factors))
-        ternary = [name for name, info in source.tensors.items() if info.scheme.kind == "ternary"]
-        larger = [name for name in ternary if types[name] == "Q4_0"] if options.gguf_type is None else []
-        notes = []
-        if larger:
-            notes.append(
-                f"{len(larger)} ternary matrices are stored as Q4_0, exactly but in twice the space: "
-                f"{_ternary_reason(source, larger[0])}."
-            )
+        notes = () if options.gguf_type is not None else _notes(source, types)
         return Plan(
             files={MODEL: sum(map(_padded, sizes)) + extra + header},
             formula="bytes per block of weights (F16 2/1, Q8_0 34/32, Q4_0 18/32, Q4_1 20/32, TQ2_0 66/256, "
@@ -88,7 +81,7 @@ class GGUFTarget:
             runtime=RUNTIME,
             flavour="standard",
             attention="dense",
-            notes=tuple(notes),
+            notes=notes,
         )
 
     def write(
@@ -145,6 +138,11 @@ def choose_types(source: Source, options: ExportOptions) -> dict[str, str]:
             continue
         in_layer = name not in (EMBEDDING, HEAD)
         candidates = (wanted,) if wanted is not None and in_layer else natural_types(info.scheme)
+        if not candidates:
+            raise ExportError(
+                f"Tensor '{name}' is {info.scheme}, which no type of GGUF holds exactly; choose another "
+                "`--quantize`."
+            )
         scales = partial(_scales, source, info)
         reasons = {kind: obstacle(kind, info.scheme, info.columns, scales) for kind in candidates}
         found = next((kind for kind, reason in reasons.items() if reason is None), None)
@@ -221,9 +219,22 @@ def _scales(source: Source, info: BundleTensor) -> npt.NDArray[np.float16]:
     return by_tile.reshape(tiles * 16, groups)[: info.rows]
 
 
-def _ternary_reason(source: Source, name: str) -> str:
-    info = source.tensors[name]
-    return obstacle("TQ2_0", info.scheme, info.columns, partial(_scales, source, info)) or ""
+def _notes(source: Source, types: dict[str, str]) -> tuple[str, ...]:
+    """Matrices that had to take a larger type than the best for their kind, and why the first one had to."""
+    larger: dict[tuple[str, str, str], list[BundleTensor]] = {}
+    for info in source.tensors.values():
+        if len(info.shape) == 2 and types[info.name] != (best := natural_types(info.scheme)[0]):
+            larger.setdefault((info.scheme.kind, best, types[info.name]), []).append(info)
+    notes = []
+    for (kind, best, found), infos in larger.items():
+        first, times = infos[0], (BLOCKS[found], BLOCKS[best])
+        ratio = round(times[0].bytes / times[0].weights / times[1].bytes * times[1].weights)
+        reason = obstacle(best, first.scheme, first.columns, partial(_scales, source, first))
+        notes.append(
+            f"{len(infos)} {kind} matrices are stored as {found}, exactly but in {ratio} times the space: "
+            f"{reason}."
+        )
+    return tuple(notes)
 
 
 def _metadata(source: Source, types: dict[str, str]) -> Metadata:

@@ -166,4 +166,4 @@ class FullDecoder:
 
     def _numbers(self, tensor: str) -> list[int]:
         info = self.bundle.tensors[tensor]
-        return PackedShape(info.scheme, info.rows, info.columns).numbers
+        return PackedShape(info.scheme.packing, info.rows, info.columns).numbers

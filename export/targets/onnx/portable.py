@@ -185,7 +185,8 @@ class PortableDecoder:
                 bounds = [self._integers(f"columns.{n}", [n]) for n in (0, shape[1], 2)]
                 rows = graph.node("Slice", [rows, *bounds], "embedding.unpadded")
             if scheme.minimum:
-                graph.node("Gather", [self._offsets("embedding"), "input_ids"], "embedding.offset_rows")
+                offsets = self._offsets("embedding", layout)
+                graph.node("Gather", [offsets, "input_ids"], "embedding.offset_rows")
                 blocks = self._block_members(layout, shape[1])
                 graph.node(
                     "FusedMatMul",
@@ -278,7 +279,7 @@ class PortableDecoder:
         if layout.block not in sums:
             members = self._block_members(layout, columns)
             sums[layout.block] = graph.node("MatMul", [x, members], f"{output}.sums")
-        offsets = self._offsets(name)
+        offsets = self._offsets(name, layout)
         graph.node(
             "FusedMatMul",
             [sums[layout.block], offsets],
@@ -299,13 +300,13 @@ class PortableDecoder:
             return wide
         return self.graph.node("Mul", [wide, self._float(scale)], f"{name}.scaled_scales")
 
-    def _offsets(self, name: str) -> str:
-        """float32 minimum + 8 * scale of every block."""
+    def _offsets(self, name: str, layout: BlockLayout) -> str:
+        """float32 minimum + middle * scale of every block (int4: 8 * scale)."""
         offsets = f"{name}.offsets"
         if offsets not in self._made:
             self._made.add(offsets)
             self.graph.node("Cast", [f"{name}.minimums"], f"{name}.wide_minimums", to=1)
-            self.graph.node("Mul", [self._scales(name), self._float(8.0)], f"{name}.middle")
+            self.graph.node("Mul", [self._scales(name), self._float(float(layout.middle))], f"{name}.middle")
             self.graph.node("Add", [f"{name}.wide_minimums", f"{name}.middle"], offsets)
         return offsets
 

@@ -24,13 +24,14 @@ from edge.export.targets.onnx.full import DOMAIN, FullDecoder
 from edge.export.targets.onnx.genai import GENAI_CONFIG, genai_config
 from edge.export.targets.onnx.graph import DATA_FILE, MODEL_FILE, GraphBuilder
 from edge.export.targets.onnx.portable import PortableDecoder
+from edge.export.targets.onnx.weights import BlockLayout
 from edge.export.targets.tokenizer_json import TOKENIZER, converted_tokenizer
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
 from edge.formats.bundle.manifest import WEIGHTS
 
 RUNTIME = "onnxruntime"
-_OLDEST, _TERNARY_EMBEDDING = "1.23", "1.30"  # 1.26 does not know GatherBlockQuantized of 2 bits
+_OLDEST, _TWO_BIT_EMBEDDING = "1.23", "1.30"  # 1.26 does not know GatherBlockQuantized of 2 bits
 _FORMULA = {
     "portable": "per matrix rows x blocks x (block x bits / 8 + 2 bytes of scale + 2 of minimum if it has "
     "them), or 2 bytes per weight of a float matrix; 4 bytes per norm weight; rotary tables of 4 x context x "
@@ -140,8 +141,9 @@ def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
 
 
 def _runtime(source: Source, options: ExportOptions) -> RuntimeRange:
-    ternary = options.portable and source.tensors[EMBEDDING].scheme.kind == "ternary"
-    return RuntimeRange(RUNTIME, _TERNARY_EMBEDDING if ternary else _OLDEST)
+    scheme = source.tensors[EMBEDDING].scheme
+    narrow = options.portable and not scheme.is_float and BlockLayout.of(scheme).bits == 2
+    return RuntimeRange(RUNTIME, _TWO_BIT_EMBEDDING if narrow else _OLDEST)
 
 
 def _metadata(source: Source, context: int) -> dict[str, str]:

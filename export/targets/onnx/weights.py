@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
+from edge.quant.layout import TILE_ROWS
 from edge.quant.packing import unpack
-from edge.quant.scheme import TILE_ROWS, QuantizedMatrix, QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 _LARGEST_BLOCK = 128  # what every MatMulNBits kernel takes
 _PIECE = 16 << 20  # weights that are unpacked at a time
 _STEP_ROWS = 2 * TILE_ROWS  # whole tiles whose packed size is a multiple of the layout's alignment
-_SHIFT = {"int4": 0, "int8": 128, "ternary": 1}  # from the bundle's code to one whose zero is 2^(bits - 1)
+_BITS = (2, 4, 8)  # that MatMulNBits has
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,22 @@ class BlockLayout:
     @classmethod
     def of(cls, scheme: QuantScheme) -> BlockLayout:
         """The layout for a quantized scheme."""
+        low, high = scheme.code_range
+        bits = next(
+            bits
+            for bits in _BITS
+            for middle in (0 if scheme.minimum else 1 << (bits - 1),)
+            if low + middle >= 0 and high + middle < 1 << bits
+        )
         if scheme.group == 0:
-            return cls(scheme.bits, _LARGEST_BLOCK, 0)
+            return cls(bits, _LARGEST_BLOCK, 0)
         block = min(scheme.group & -scheme.group, _LARGEST_BLOCK)
-        return cls(scheme.bits, block, scheme.group // block)
+        return cls(bits, block, scheme.group // block)
+
+    @property
+    def middle(self) -> int:
+        """The code that those operators take for zero."""
+        return 1 << (self.bits - 1)
 
     def blocks(self, columns: int) -> int:
         """Blocks in a row."""
@@ -55,10 +68,11 @@ class BlockLayout:
     def codes(self, matrix: QuantizedMatrix) -> npt.NDArray[np.uint8]:
         """uint8 [rows, blocks, bytes of a block]; columns that fill up the last block weigh zero."""
         rows, columns = matrix.shape
-        shift, zero = _SHIFT[matrix.scheme.kind], 1 << (self.bits - 1)
-        codes = np.full((rows, self.blocks(columns) * self.block), zero, np.uint8)
-        # int8 codes are signed; their bytes wrap to what is meant.
-        codes[:, :columns] = matrix.codes.view(np.uint8) + np.uint8(shift)
+        # With a minimum the middle is made up for in the offsets.
+        shift = 0 if matrix.scheme.minimum else self.middle - matrix.scheme.zero
+        codes = np.full((rows, self.blocks(columns) * self.block), self.middle, np.uint8)
+        # Codes can be signed; their bytes wrap to what is meant.
+        codes[:, :columns] = matrix.codes.view(np.uint8) + np.uint8(shift % 256)
         fields = 8 // self.bits
         split = codes.reshape(rows, self.blocks(columns), -1, fields)
         packed = split[..., 0].copy()

@@ -276,7 +276,7 @@ def test_it_opens_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert str(bundle.tensors[HEAD].scheme) == "int8-g32"
     plain = open_model(tmp_path / "model", head="f16")
     assert plain.tensors[HEAD].exact and str(plain.tensors[HEAD].scheme) == "f16"
-    assert str(open_model(tmp_path / "model", quantize="none").tensors[EMBEDDING].scheme) == "f16"
+    assert str(open_model(tmp_path / "model", quantize="source").tensors[EMBEDDING].scheme) == "f16"
     assert open_model(tmp_path / "model", quantize="int8").tensors[f"{DOWN}.weight"].scheme == QuantScheme(
         "int8", 32
     )

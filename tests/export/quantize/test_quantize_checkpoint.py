@@ -227,14 +227,14 @@ class Louder(RandomCheckpoint):
         return read_float32(self._plain, name)[:, ::-1]
 
 
-@pytest.mark.parametrize("quantize", ["int4", "int4-g32", "int8", "none"])
+@pytest.mark.parametrize("quantize", ["int4-g128", "int4", "int8", "source"])
 def test_without_calibration(checkpoint: RandomCheckpoint, tmp_path: Path, quantize: str):
     report = quantize_checkpoint(checkpoint, tmp_path / "out", QuantizeOptions(quantize))
     scheme = Bundle.open(tmp_path / "out").tensors["model.layers.0.mlp.up_proj.weight"].scheme
-    wanted = {"int4": QuantScheme("int4", 128), "int4-g32": QuantScheme("int4", 32)}
-    assert scheme == {**wanted, "int8": QuantScheme("int8", 32), "none": QuantScheme("f16")}[quantize]
+    wanted = {"int4-g128": QuantScheme("int4", 128), "int4": QuantScheme("int4", 32)}
+    assert scheme == {**wanted, "int8": QuantScheme("int8", 32), "source": QuantScheme("f16")}[quantize]
     errors = [matrix["weight_error"] for layer in report["layers"] for matrix in layer["matrices"]]
-    low, high = {"int4": (1e-3, 3e-2), "int4-g32": (1e-3, 2e-2), "int8": (1e-6, 1e-4), "none": (0, 0)}[
+    low, high = {"int4-g128": (1e-3, 3e-2), "int4": (1e-3, 2e-2), "int8": (1e-6, 1e-4), "source": (0, 0)}[
         quantize
     ]
     assert len(errors) == 21 and all(low <= error <= high for error in errors)
@@ -269,12 +269,15 @@ def test_calibration_sequences(checkpoint: RandomCheckpoint, text: Path):
 
 def test_options_that_contradict():
     for fields, sentence in (
-        ({"quantize": "int3"}, "Unknown quantize 'int3'; choose one of int4, int4-g32"),
+        ({"quantize": "int3"}, "Unknown quantization 'int3'; choose one of int4, int8"),
         ({"quantize": "int4", "method": "awq"}, "Unknown method 'awq'"),
         ({"quantize": "int4", "length": 4}, "length must be 8 or more"),
         ({"quantize": "int4", "damping": 0.0}, "damping"),
-        ({"quantize": "ternary", "method": "gptq"}, "'ternary' keeps the weights"),
-        ({"quantize": "none", "smooth": True}, "'none' keeps the weights"),
+        ({"quantize": "ternary", "method": "gptq"}, "'ternary' leaves nothing to calibrate"),
+        ({"quantize": "source", "smooth": True}, "'source' leaves nothing to calibrate"),
+        ({"quantize": "int4-min", "method": "gptq"}, "'int4-min' leaves nothing to calibrate"),
+        ({"quantize": "none"}, "'none' is called 'source' now"),
+        ({"quantize": "int4", "head": "ternary"}, "choose int4, int8 or f16 as the head"),
     ):
         with pytest.raises(ExportError, match=sentence):
             QuantizeOptions(**fields)

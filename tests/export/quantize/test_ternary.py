@@ -13,7 +13,7 @@ from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config import ModelConfig
 from edge.errors import ExportError
 from edge.export.quantize import QuantizeOptions, quantize_checkpoint
-from edge.export.quantize.ternary import ternary_distance
+from edge.export.quantize.trained import kind_distance
 from edge.formats.bundle.reader import Bundle
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import save_huggingface
@@ -72,8 +72,9 @@ def test_one_matrix_that_is_not_ternary(tmp_path: Path, config: ModelConfig):
 def test_the_distance():
     """0 for a ternary matrix; for nearly ternary ones what was added; for normal weights half of the norm."""
     ternary = fake_quantized(torch.randn(24, 192, generator=torch.Generator().manual_seed(0)), 64).float()
-    assert ternary_distance(ternary.numpy()) < 1e-6
+    kind = QuantScheme("ternary").declared
+    assert kind_distance(ternary.numpy(), kind) < 1e-6
     noise = torch.randn(24, 192, generator=torch.Generator().manual_seed(1)) * ternary.std() * 0.01
-    assert ternary_distance((ternary + noise).numpy()) == pytest.approx(0.01, rel=0.3)
+    assert kind_distance((ternary + noise).numpy(), kind) == pytest.approx(0.01, rel=0.3)
     normal = np.random.default_rng(0).standard_normal((24, 192), dtype=np.float32)
-    assert 0.4 < ternary_distance(normal) < 0.6
+    assert 0.4 < kind_distance(normal, kind) < 0.6
