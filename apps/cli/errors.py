@@ -15,6 +15,12 @@ USAGE = 2
 INTERRUPTED = 130
 
 
+class FormerNameError(EdgeError):
+    """A name was used that an option, or a value of it, had once; the sentence tells the new one."""
+
+    exit_code = USAGE
+
+
 def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
     """Run `program` and return the process's exit code: its own if it is a number, else 0.
 

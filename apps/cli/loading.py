@@ -4,22 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edge.apps.cli.options import RunOptions, SourceOptions
+import typer
+
 from edge.apps.cli.terminal import convert_progress
-from edge.errors import ContextError
+from edge.errors import ContextError, EdgeError
+from edge.executors.options import RunOptions
+from edge.hub.options import SourceOptions
 
 if TYPE_CHECKING:
     from edge.runtime import Model
 
+RopeOverride = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='Go beyond the trained context knowingly, e.g. \'{"rope_type": "yarn", "factor": 4}\'.',
+        rich_help_panel="Model",
+    ),
+]
 
-def load_model(model: str, source: SourceOptions, run: RunOptions) -> Model:
+
+def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override: str | None = None) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
 
+    options = {**keywords(source), **keywords(run)}
+    if run.executor == "torch":
+        options |= _torch(run)
     with convert_progress(model) as progress, naming_flags("--context", "--rope-override", "--quantize"):
-        return load(model, **source.arguments(), **run.arguments(), progress=progress)
+        return load(model, **options, rope_override=rope_override, progress=progress)
+
+
+def keywords(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass of options that differ from their defaults, as keyword arguments."""
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    default = type(options)()
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def _torch(run: RunOptions) -> dict[str, Any]:
+    """Arguments of `edge.load` for the reference in `model`, which needs an optional package."""
+    from edge.executors.registry import offered_executor
+
+    if run.mmap:
+        raise EdgeError("The torch executor holds its weights in float32, so --mmap can't be used with it.")
+    make = partial(offered_executor("torch"), attention=run.attention, threads=run.threads)
+    return {"executor": make, "kv_type": "float32"}
 
 
 @contextmanager

@@ -11,6 +11,13 @@ from edge.config.attention import AttentionMode
 from edge.system.options import check_options, option
 
 
+def executor_names() -> tuple[str, ...]:
+    """What `executor` may be, those of other packages last."""
+    from edge.executors.registry import EXECUTORS, offered_executors
+
+    return (*EXECUTORS, *offered_executors())
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """See the fields' own help. What an executor has no use for means nothing to it.
@@ -21,9 +28,13 @@ class RunOptions:
     """
 
     executor: str | None = option(
-        None, "What runs the network; by default native, or the runtime that a folder was exported for."
+        None,
+        "What runs the network; by default native, or the runtime that a folder was exported for.",
+        choices=executor_names,
     )
-    context: int | None = option(None, "Longest conversation in tokens; by default the trained one.", least=1)
+    context: int | None = option(
+        None, "Longest sequence in tokens; by default what the model was made for.", least=1
+    )
     threads: int | None = option(None, "CPU threads; by default the performance cores.", least=1, most=1024)
     mmap: bool | None = option(
         None,

@@ -17,9 +17,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgeError
-from edge.executors.protocol import Executor
 
 if TYPE_CHECKING:
+    from edge.executors.protocol import Executor
     from edge.formats.artifact.folder import Artifact
 
 NATIVE = "native"

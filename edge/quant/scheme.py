@@ -60,8 +60,8 @@ class QuantScheme:
 
         group: columns per scale, 0 = one per row; by default 32 for int4 and int8, 128 for ternary.
         """
-        if name == "f16":
-            return cls("f16")
+        if name == "f16" or (group is None and "-" in name):
+            return cls.parse(name)
         for kind, default in _DEFAULT_GROUP.items():
             if name == kind:
                 return cls(kind, default if group is None else group)

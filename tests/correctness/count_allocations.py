@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler
+from edge.engine.settings import SamplingParams
 from edge.executors.native import library as native
 from edge.executors.native.executor import NativeExecutor
 from edge.formats.bundle.reader import Bundle

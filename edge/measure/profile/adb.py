@@ -58,7 +58,7 @@ def check_options(options: ProfileOptions) -> None:
     if options.activations != "int8":
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
     if len(options.kv_type) > 1:
-        raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv-type.")
+        raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv.")
 
 
 def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[str]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import KVType
-from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler
+from edge.engine.settings import SamplingParams
 from edge.executors.protocol import Executor, KVCache
 from edge.measure.profile.energy import EnergyMeter
 from edge.measure.profile.operators import Observable, decode_events, observed

@@ -6,66 +6,57 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge.config import KVType
+from edge.config.attention import AttentionMode
 from edge.errors import EdgeError
-from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, offered_executors
-
-ATTENTION = ("dense", "sparse")
-"""Kinds of attention that exist."""
-FILLS = ("prefill", "synthetic")
+from edge.executors.options import RunOptions
+from edge.executors.registry import ARTIFACT_EXECUTORS, NATIVE
+from edge.hub.options import SourceOptions
+from edge.system.options import check_options, option, same, several
 
 Test = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """The tests are every combination of executor, quantize, threads and kv_type with every depth, and there
-    a prefill of each length in `prompt` and a decode of `generate` tokens.
+    """The tests are every combination of executor, quantize, threads, attention and kv_type with every depth,
+    and there a prefill of each length in `prompt` and a decode of `generate` tokens.
 
-    executor: names of `edge.executors.registry`; those that run exported folders have their quantization,
-    attention and KV type from the folder. quantize: as in `edge.load`; None is what the model has. group,
-    head: of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0 for none.
-    generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache before a test. fill: how
-    they got there, `prefill` or `synthetic` (rows of a short prefill, repeated). repeat: measurements of each
-    test, in turn with the others, after one that does not count. operators: also measure every operator, in
-    runs of their own.
+    executor: those that run exported folders have their quantization, attention and KV type from the folder.
+    group, head: of all quantizations. fill: how depths are reached, `prefill` or `synthetic` (rows of a short
+    prefill, repeated). repeat: measurements of each test, in turn with the others, after one that does not
+    count. operators: also measure every operator, in runs of their own.
     """
 
-    executor: tuple[str, ...] = (NATIVE,)
-    quantize: tuple[str | None, ...] = (None,)
+    executor: tuple[str | None, ...] = several(RunOptions, "executor")
+    quantize: tuple[str | None, ...] = several(SourceOptions, "quantize")
     group: int | None = None
-    head: str | None = None
-    threads: tuple[int | None, ...] = (None,)
-    prompt: tuple[int, ...] = (512,)
-    generate: int = 64
-    depth: tuple[int, ...] = (0,)
-    attention: tuple[str, ...] = ("dense",)
-    kv_type: tuple[KVType, ...] = ("float16",)
-    activations: str = "int8"
-    fill: str = "prefill"
-    repeat: int = 5
-    operators: bool = False
+    head: str | None = same(SourceOptions, "head")
+    threads: tuple[int | None, ...] = several(RunOptions, "threads")
+    prompt: tuple[int, ...] = option(
+        (512,),
+        "Tokens of a prefill, 0 for none.",
+        least=0,
+        commas=True,
+        flag="--prefill",
+        former=("--prompt",),
+    )
+    generate: int = option(64, "Tokens of a decode, 0 for none.", least=0)
+    depth: tuple[int, ...] = option(
+        (0,), "Tokens that are in the KV cache before each test.", least=0, commas=True
+    )
+    attention: tuple[AttentionMode, ...] = several(RunOptions, "attention")
+    kv_type: tuple[KVType, ...] = several(RunOptions, "kv_type")
+    activations: str = same(RunOptions, "activations")
+    repeat: int = option(5, "Measurements of each test.", least=1)
+    fill: str = option(
+        "prefill",
+        "How depths are reached: by a prefill, or by repeated rows of a short one.",
+        choices=("prefill", "synthetic"),
+    )
+    operators: bool = option(False, "Also measure every operator of every layer.", flag="--ops")
 
     def __post_init__(self) -> None:
-        for name, given, known in (
-            ("executor", self.executor, (*EXECUTORS, *offered_executors())),
-            ("attention", self.attention, ATTENTION),
-            ("fill", (self.fill,), FILLS),
-        ):
-            for value in given:
-                if value not in known:
-                    raise EdgeError(
-                        f"There is no {name} '{value}' in this version; there is: {', '.join(known)}."
-                    )
-        for name, values, least in (
-            ("threads", [count for count in self.threads if count is not None], 1),
-            ("prompt", self.prompt, 0),
-            ("generate", (self.generate,), 0),
-            ("depth", self.depth, 0),
-            ("repeat", (self.repeat,), 1),
-        ):
-            for number in values:
-                if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                    raise EdgeError(f"{name} must be a whole number of {least} or more, got {number!r}.")
+        check_options(self)
         for name in ("executor", "quantize", "threads", "depth", "attention", "kv_type"):
             if len(getattr(self, name)) == 0:
                 raise EdgeError(f"{name} is empty: give at least one.")
@@ -73,6 +64,11 @@ class ProfileOptions:
             raise EdgeError("An exported folder has its quantization already: leave quantize and group out.")
         if not self.tests:
             raise EdgeError("There is nothing to measure: give prompt or generate (or both) above 0.")
+
+    @property
+    def executors(self) -> tuple[str, ...]:
+        """The names of the executors."""
+        return tuple(dict.fromkeys(name or NATIVE for name in self.executor))
 
     @property
     def tests(self) -> tuple[tuple[Test, int, int], ...]:

@@ -18,8 +18,10 @@ import numpy as np
 
 from edge import __version__
 from edge.config import KVType, SparseConfig
+from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
+from edge.executors.native.executor import choose_attention
 from edge.executors.registry import ARTIFACT_EXECUTORS, offered_executors
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
@@ -65,7 +67,7 @@ def profile(
     """
     options = options or ProfileOptions()
     bundles = {
-        chosen: _open(model, *chosen, options) for chosen in product(options.executor, options.quantize)
+        chosen: _open(model, *chosen, options) for chosen in product(options.executors, options.quantize)
     }
     for bundle in bundles.values():
         bundle.config.check_context(options.context)
@@ -164,7 +166,15 @@ def _arithmetic(bundle: Bundle | Artifact, options: ProfileOptions) -> Iterable[
     """(attention, KV type) of each run over a bundle; of an exported folder, its own attention."""
     if isinstance(bundle, Artifact):
         return [(bundle.manifest.attention, options.kv_type[0])]
-    return product(options.attention, options.kv_type)
+    chosen = dict.fromkeys(_active(mode, bundle, options.context) for mode in options.attention)
+    return product(chosen, options.kv_type)
+
+
+def _active(mode: AttentionMode, bundle: Bundle, context: int) -> str:
+    """The kind of attention that a run in this mode has; `sparse` is refused later where it can't run."""
+    if mode == "auto":
+        return "dense" if choose_attention(bundle.config, mode, context) is None else "sparse"
+    return mode
 
 
 def _check_memory(settings: list[tuple[Bundle | Artifact, KVType]], options: ProfileOptions) -> None:
