@@ -22,7 +22,7 @@ QUANTIZATIONS: dict[str, tuple[str | None, int | None]] = {
     "int4-g32": ("int4", 32),
     "int8": ("int8", None),
     "ternary": ("ternary", None),
-    "none": ("none", None),
+    "source": ("none", None),
 }
 """Names of `--quantize` -> the converter's name and group (None: its own default)."""
 DEFAULT_HEAD: Head = "int8"
@@ -72,7 +72,7 @@ class ExportOptions:
                 "The methods gptq and p-gptq and smoothing choose how to round; give `--quantize int4`, "
                 "int4-g32 or int8 with them, or leave `--method` and `--smooth` out."
             )
-        if self.head is not None and self.quantize in (None, "none"):
+        if self.head is not None and self.quantize in (None, "source"):
             raise ExportError(
                 "`--head` belongs to `--quantize`; without it embedding and head keep their own types."
             )

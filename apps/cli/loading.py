@@ -40,10 +40,12 @@ def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override
 
 
 def keywords(options: Any) -> dict[str, Any]:
-    """The fields of a dataclass of options that differ from their defaults, as keyword arguments."""
-    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    """What differs from the defaults in a dataclass of options, as keywords; so are the options in `extra`."""
     default = type(options)()
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+    extra = changed.pop("extra", {})
+    return {**changed, **extra}
 
 
 def _torch(run: RunOptions) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edge.apps.cli.errors import run_safely
-from edge.apps.cli.options import Debugging, set_debug
+from edge.apps.cli.errors import Debugging, run_safely, set_debug
 
 _COMMANDS = {
     "chat": "edge.apps.chat.command:chat",

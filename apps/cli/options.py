@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from edge.apps.cli.errors import FormerNameError
+from edge.apps.cli.errors import FormerNameError, set_debug
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.hub.names import DEFAULT_MODEL
@@ -39,18 +39,6 @@ class Group:
     panel: str | None = None
     suffix: str = ""
     given: tuple[type[Any], ...] = ()
-
-
-@dataclass
-class Debugging:
-    """The object of typer's context. wanted: whether the user asked for tracebacks."""
-
-    wanted: bool = False
-
-
-def set_debug(context: typer.Context, wanted: bool) -> None:
-    """Typer's callback of `--debug`, which may stand before or after the command."""
-    context.obj.wanted |= wanted
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -272,22 +260,12 @@ class _Flag:
             value = (
                 self._mapping(given) if self._is_mapping else self._values(given) if self._is_list else given
             )
-            self._check(value)
+            check_option(self.name, value, self.hint, self.declared)
+            if self.group.given:
+                self.kind(**{self.name: value})
         except EdgeError as error:
-            if isinstance(error, FormerNameError):
-                raise
             raise typer.BadParameter(str(error), param_hint=f"'{self.flag}'") from None
         return value
-
-    def _check(self, value: Any) -> None:
-        for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, str) and each in self.declared.former_values:
-                raise FormerNameError(
-                    f"{self.flag} {each} is now {self.flag} {self.declared.former_values[each]}."
-                )
-        check_option(self.name, value, self.hint, self.declared)
-        if self.group.given:
-            self.kind(**{self.name: value})
 
     def _values(self, given: list[str]) -> tuple[Any, ...]:
         if not self.declared.commas:

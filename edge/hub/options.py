@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from edge.system.options import check_options, option, same
 
 
+def check_scheme(name: str) -> None:
+    """Raise EdgeError if there is no quantization of that name."""
+    from edge.quant.scheme import QuantScheme
+
+    if name != "source":
+        QuantScheme.from_name(name)
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """See the fields' own help, and `edge.hub.resolve.open_model`."""
@@ -17,12 +25,13 @@ class SourceOptions:
         "int8-row. By default what the file has, int4 for float files.",
         metavar="SCHEME",
         former=("--group",),
-        former_values={"none": "source"},
+        check=check_scheme,
     )
     head: str | None = option(
         None,
         "Quantization of embedding and output head; by default that of the rest, int8 in an export.",
         metavar="SCHEME",
+        check=check_scheme,
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     offline: bool = option(False, "Never use the network.")

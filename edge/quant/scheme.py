@@ -65,6 +65,8 @@ class QuantScheme:
         for kind, default in _DEFAULT_GROUP.items():
             if name == kind:
                 return cls(kind, default if group is None else group)
+        if name == "none":
+            raise BundleError("The quantization 'none' is called 'source' now; give that.")
         raise BundleError(f"Unknown quantization '{name}'; choose one of {', '.join(_DEFAULT_GROUP)}, f16.")
 
     @classmethod

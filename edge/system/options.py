@@ -6,7 +6,7 @@ The Python API makes such a dataclass from keyword arguments, the command line s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,7 +25,7 @@ class Option:
     help: one line. choices: the values that it may have, or a function that lists them. least, most: of a
     number. metavar: what stands for the value in the help. flag: its name on the command line, by default the
     field's with dashes; a switch may name its opposite too (`--mmap/--no-mmap`). former: names that it had
-    once, and former_values: old values with what they are called now; who uses one is told the new one.
+    once; who uses one is told the new one. check: called with a value, raises EdgeError for a wrong one.
     commas: of a tuple, its values are written in one word, separated by commas.
     """
 
@@ -36,7 +36,7 @@ class Option:
     metavar: str | None = None
     flag: str | None = None
     former: tuple[str, ...] = ()
-    former_values: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[Any], object] | None = None
     commas: bool = False
 
     @property
@@ -111,13 +111,15 @@ def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
     elif int in kinds:
         fits = isinstance(value, int)
     else:
-        fits = str not in kinds or isinstance(value, str)
+        fits = bool not in kinds and (str not in kinds or isinstance(value, str))
     if fits and number:
         fits = (declared.least is None or value >= declared.least) and (
             declared.most is None or value <= declared.most
         )
     if not fits:
         raise EdgeError(f"{name} must be {wanted}, got {value!r}.")
+    if declared.check is not None:
+        declared.check(value)
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:

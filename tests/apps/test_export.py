@@ -34,7 +34,7 @@ def test_export_check_and_inspect(run_edge: Run, tiny_checkpoint: Callable[..., 
     assert inspected.returncode == 0 and json.loads(inspected.stdout)["path"] == str(out)
 
 
-@pytest.mark.parametrize(("quantize", "stored"), [("int4-g32", "Q4_0"), ("int8", "Q8_0"), ("none", "F16")])
+@pytest.mark.parametrize(("quantize", "stored"), [("int4-g32", "Q4_0"), ("int8", "Q8_0"), ("source", "F16")])
 def test_quantizing_on_the_way(
     run_edge: Run, tiny_checkpoint: Callable[..., Path], tmp_path: Path, quantize: str, stored: str
 ):
@@ -45,7 +45,7 @@ def test_quantizing_on_the_way(
     tensors = manifest["quantization"].pop("tensors")
     assert manifest["quantization"] == {"name": quantize, "method": "rtn", "smooth": False}
     assert tensors["model.layers.0.mlp.up_proj.weight"] == stored
-    assert tensors["model.embed_tokens.weight"] == ("F16" if quantize == "none" else "Q8_0")
+    assert tensors["model.embed_tokens.weight"] == ("F16" if quantize == "source" else "Q8_0")
     checked = run_edge("export", "--check", str(out), "--json")
     assert checked.returncode == 0 and json.loads(checked.stdout.splitlines()[-1])["passed"]
 
@@ -193,7 +193,7 @@ def test_a_dry_run_that_needs_weights_converts(
         ([], "give a model, or --check"),
         (["MODEL"], "choose one of bundle, executorch, onnx, coreml, gguf"),
         (["MODEL", "--to", "bundle"], "give the folder to write, or --dry-run"),
-        (["MODEL", "--to", "tflite", "--out", "OUT"], "'tflite' is not one of"),
+        (["MODEL", "--to", "tflite", "--out", "OUT"], "Unknown target 'tflite'; choose one of bundle"),
         (["MODEL", "--to", "bundle", "--out", "MODEL"], "exists already"),
         (["MODEL", "--to", "bundle", "--out", "OUT", "--context", "129"], "(flags: --context)"),
         (["MODEL", "--to", "gguf", "--out", "OUT", "--attention", "sparse", "--context", "64"], "dense_len"),

@@ -179,9 +179,9 @@ def test_tests_are_every_length_at_every_depth():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"executor": ("cuda",)}, "no executor 'cuda' in this version; there is: native"),
-        ({"attention": ("sliding",)}, "no attention 'sliding'"),
-        ({"fill": "guess"}, "no fill 'guess'"),
+        ({"executor": ("cuda",)}, "Unknown executor 'cuda'; choose one of native"),
+        ({"attention": ("sliding",)}, "Unknown attention 'sliding'; choose one of dense"),
+        ({"fill": "guess"}, "Unknown fill 'guess'; choose one of prefill"),
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
         ({"threads": (0,)}, "threads must be"),
