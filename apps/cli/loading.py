@@ -40,7 +40,7 @@ def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override
 
 
 def keywords(options: Any) -> dict[str, Any]:
-    """What differs from the defaults in a dataclass of options, as keywords; so are the options in `extra`."""
+    """What differs from the defaults in a dataclass of options, as keywords, those in `extra` as well."""
     default = type(options)()
     values = {each.name: getattr(options, each.name) for each in fields(options)}
     changed = {name: value for name, value in values.items() if value != getattr(default, name)}
