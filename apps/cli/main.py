@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from edge.apps.cli.errors import Debugging, run_safely, set_debug
 
-_COMMANDS = {
+COMMANDS = {
     "chat": "edge.apps.chat.command:chat",
     "inspect": "edge.apps.inspect:inspect",
     "doctor": "edge.apps.doctor:doctor",
@@ -31,12 +31,12 @@ class _Commands(TyperGroup):
     """The commands, of which only the one that runs is imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, _, name = _COMMANDS[cmd_name].partition(":")
+        module, _, name = COMMANDS[cmd_name].partition(":")
         found = getattr(import_module(module), name)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from edge.apps.cli import options as cli_options
 from edge.apps.cli.errors import Debugging, FormerNameError
-from edge.apps.cli.main import _COMMANDS, app
+from edge.apps.cli.main import COMMANDS, app
 from edge.apps.cli.options import Group, expand
 from edge.apps.export import export
 from edge.system.options import REQUIRED, Option, option, options_of, same, several
 
-COMMANDS = [
-    *([name] for name in _COMMANDS),
+WORDS = [
+    *([name] for name in COMMANDS),
     *(["eval", "perplexity"], ["eval", "compare"], ["cache", "list"], ["cache", "remove"]),
 ]
 
@@ -69,7 +69,7 @@ def test_a_flag_of_several_dataclasses_has_one_check():
                 assert getattr(declared, fact) == getattr(first, fact), (kind, name)
 
 
-@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *WORDS], ids=" ".join)
 def test_help(run_edge: Callable[..., Any], command: list[str]):
     shown = run_edge(*command, "--help")
     assert shown.returncode == 0 and shown.stderr == ""
