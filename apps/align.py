@@ -28,9 +28,7 @@ def align(
     ] = TOLERANCE,
     as_json: Json = False,
 ) -> int:
-    """Find the first operator whose outputs differ in two traces, and by how much; exits with 1 if there is
-    one.
-    """
+    """Find the first operator whose outputs differ in two traces; exits with 1 if there is one."""
     from edge.measure.alignment import align as compare
 
     found = compare(a, b, tolerance)

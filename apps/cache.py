@@ -12,7 +12,9 @@ from edge.apps.cli.options import Json, expand
 from edge.apps.cli.terminal import format_bytes, output_console
 
 app = typer.Typer(
-    help="Models that were converted before and are kept for a fast start.", no_args_is_help=True
+    help="Models that were converted before and are kept for a fast start.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 

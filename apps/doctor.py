@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from dataclasses import dataclass
 
 import typer
 
 from edge.apps.cli.options import Json, expand
 from edge.apps.cli.terminal import error_console, output_console
+from edge.executors.options import RunOptions
+from edge.system.options import several
 
 _MARKS = {
     "ok": ("ok", "green"),
@@ -18,21 +20,28 @@ _MARKS = {
 }
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What must work."""
+
+    executor: tuple[str | None, ...] = several(RunOptions, "executor")
+
+
 @expand
 def doctor(
     *,
-    executor: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="An executor that must work; repeatable.")
-    ] = None,
+    wanted: DoctorOptions,
     as_json: Json = False,
 ) -> int:
-    """Check CPU, kernels, packages and cache; exits with 1 if something that was asked for can't work."""
+    """Check CPU, kernels, packages and cache; exits with 1 if what was asked for can't work."""
+    from edge.executors.registry import NATIVE
     from edge.measure.doctor import diagnose
 
     console = error_console()
     with console.status("Checking") as status:
         found = diagnose(
-            tuple(executor or ("native",)), progress=lambda name: status.update(f"Checking: {name}")
+            tuple(name or NATIVE for name in wanted.executor),
+            progress=lambda name: status.update(f"Checking: {name}"),
         )
     if as_json:
         typer.echo(json.dumps(found.to_json(), ensure_ascii=False))

@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.options import (
-    MODEL_HELP,
-    Activations,
-    Json,
-    KVType,
-    Model,
-    RunOptions,
-    SourceOptions,
-    expand,
-    known_executor,
-)
+from edge.apps.cli.loading import RopeOverride, load_model
+from edge.apps.cli.options import MODEL_HELP, Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import error_console, output_console
+from edge.config import KVType
 from edge.errors import EdgeError
+from edge.executors.options import RunOptions
+from edge.hub.options import SourceOptions
+from edge.system.options import REQUIRED, option, same
 
 if TYPE_CHECKING:
     from edge.runtime import Model as LoadedModel
 
-app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
+app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True, add_completion=False)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What is scored."""
+
+    text: Path = option(REQUIRED, "UTF-8 text to score.", metavar="FILE")
+    window: int | None = option(
+        None, "Tokens of a window; by default 2048, to compare 512, and not beyond the context.", least=2
+    )
+    limit: int | None = option(
+        None, "Score only so many tokens at the beginning of the text.", least=1, former=("--max-tokens",)
+    )
+
+
+@dataclass(frozen=True)
+class SideOptions:
+    """One of two forms of a network."""
+
+    quantize: str | None = same(SourceOptions, "quantize")
+    kv_type: KVType = same(RunOptions, "kv_type")
+    activations: str = same(RunOptions, "activations")
+    executor: str | None = same(RunOptions, "executor")
+
+    def run(self, threads: int | None) -> RunOptions:
+        """How it is run."""
+        return RunOptions(
+            executor=self.executor, threads=threads, activations=self.activations, kv_type=self.kv_type
+        )
+
+
+@dataclass(frozen=True)
+class ThreadOptions:
+    """What both forms share."""
+
+    threads: int | None = same(RunOptions, "threads")
 
 
 @app.command("perplexity")
@@ -34,29 +65,23 @@ app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True)
 def perplexity(
     model: Model,
     *,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to score.")],
-    window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a window; by default 2048 or the context.")
-    ] = None,
+    scored: TextOptions,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from window to window; by default half of one.")
     ] = None,
     bos: Annotated[bool, typer.Option("--bos", help="Put the BOS token in front of every window.")] = False,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Score only the beginning of the text.")
-    ] = None,
     as_json: Json = False,
-    source: SourceOptions,
-    run: RunOptions,
+    source: Source,
+    run: Run,
+    rope_override: RopeOverride = None,
 ) -> None:
     """Perplexity of a text in sliding windows; the protocol is printed with the result."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from edge.apps.cli.loading import load_model
     from edge.measure.perplexity import perplexity as evaluate
 
-    content = _read(text)
-    loaded = load_model(model, source, run)
+    content = _read(scored.text)
+    loaded = load_model(model, source, run, rope_override)
     console = error_console()
     columns = (
         TextColumn("Scoring"),
@@ -71,15 +96,15 @@ def perplexity(
         result = evaluate(
             loaded,
             content,
-            window=window,
+            window=scored.window,
             stride=stride,
             bos=bos,
-            max_tokens=max_tokens,
+            max_tokens=scored.limit,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
         facts = {**asdict(result), **_arithmetic(loaded), "attention": loaded.attention}
-        typer.echo(json.dumps({"schema": 1, "model": model, "text": str(text), **facts}))
+        typer.echo(json.dumps({"schema": 1, "model": model, "text": str(scored.text), **facts}))
         return
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
@@ -96,47 +121,28 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help=f"The reference: {MODEL_HELP}")],
     b: Annotated[str, typer.Argument(metavar="B", help="The same network in another form.")],
     *,
-    text: Annotated[Path, typer.Option(metavar="FILE", help="UTF-8 text to compare on.")],
-    window: Annotated[int | None, typer.Option(min=2, help="Tokens of a window; by default 512.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Compare on the beginning of the text only.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")] = None,
-    quantize_a: Annotated[str | None, typer.Option(help="Quantize A to this.")] = None,
-    quantize_b: Annotated[str | None, typer.Option(help="Quantize B to this.")] = None,
-    kv_a: Annotated[KVType, typer.Option(help="KV cache of A.")] = KVType.float16,
-    kv_b: Annotated[KVType, typer.Option(help="KV cache of B.")] = KVType.float16,
-    activations_a: Annotated[Activations, typer.Option(help="Arithmetic of A.")] = Activations.int8,
-    activations_b: Annotated[Activations, typer.Option(help="Arithmetic of B.")] = Activations.int8,
-    executor_a: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs A.")
-    ] = None,
-    executor_b: Annotated[
-        str | None, typer.Option(metavar="NAME", callback=known_executor, help="What runs B.")
-    ] = None,
+    scored: TextOptions,
+    shared: ThreadOptions,
+    side_a: Annotated[SideOptions, Group("A", suffix="-a")],
+    side_b: Annotated[SideOptions, Group("B", suffix="-b")],
     as_json: Json = False,
 ) -> None:
     """KL divergence and top-1 agreement of two quantizations, number types or executors of one model."""
-    from edge.apps.cli.loading import load_model
     from edge.measure.divergence import divergence
 
-    content = _read(text)
-    run_a = RunOptions(None, threads, kv=kv_a, activations=activations_a, executor=executor_a)
-    run_b = RunOptions(None, threads, kv=kv_b, activations=activations_b, executor=executor_b)
-    sides = ((a, quantize_a, run_a), (b, quantize_b, run_b))
-    reference, other = (load_model(name, SourceOptions(quantize), run) for name, quantize, run in sides)
+    content = _read(scored.text)
+    sides = [(name, side, side.run(shared.threads)) for name, side in ((a, side_a), (b, side_b))]
+    reference, other = (
+        load_model(name, SourceOptions(quantize=side.quantize), run) for name, side, run in sides
+    )
     with reference, other:
-        result = divergence(reference, other, content, window=window, max_tokens=max_tokens)
+        result = divergence(reference, other, content, window=scored.window, max_tokens=scored.limit)
     facts = [
-        {
-            "model": name,
-            "quantize": quantize,
-            **_arithmetic(loaded),
-        }
-        for (name, quantize, _), loaded in zip(sides, (reference, other), strict=True)
+        {"model": name, "quantize": side.quantize, **_arithmetic(loaded)}
+        for (name, side, _), loaded in zip(sides, (reference, other), strict=True)
     ]
     if as_json:
-        document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(text), **asdict(result)}
+        document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(scored.text), **asdict(result)}
         typer.echo(json.dumps(document))
         return
     output = output_console()

@@ -3,91 +3,30 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.loading import naming_flags
-from edge.apps.cli.options import MODEL_HELP, AttentionName, Json, expand
+from edge.apps.cli.loading import keywords, naming_flags
+from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand
 from edge.apps.cli.terminal import convert_progress, format_bytes, output_console
+from edge.export.options import ExportOptions
+from edge.hub.options import HubOptions
+from edge.system.options import options_of
 
 if TYPE_CHECKING:
     from edge.export.check import CheckResult
-    from edge.export.options import ExportOptions
     from edge.formats.artifact.folder import Artifact
-
-
-class TargetName(str, Enum):
-    """Names of `--to`."""
-
-    bundle = "bundle"
-    executorch = "executorch"
-    onnx = "onnx"
-    coreml = "coreml"
-    gguf = "gguf"
-
-
-class MethodName(str, Enum):
-    """Names of `--method`."""
-
-    rtn = "rtn"
-    gptq = "gptq"
-    p_gptq = "p-gptq"
-
-
-class GGUFTypeName(str, Enum):
-    """Names of `--gguf-type`."""
-
-    f16 = "f16"
-    q8_0 = "q8_0"
-    q4_1 = "q4_1"
-    q4_0 = "q4_0"
-    tq2_0 = "tq2_0"
-    tq1_0 = "tq1_0"
 
 
 @expand
 def export(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
     *,
-    to: Annotated[TargetName | None, typer.Option("--to", help="What to make.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")
-    ] = None,
-    quantize: Annotated[
-        str | None,
-        typer.Option(help="Quantize to this; by default what the file has, int4 for float files."),
-    ] = None,
-    method: Annotated[
-        MethodName, typer.Option(help="How to quantize: to the nearest value, or calibrated.")
-    ] = MethodName.rtn,
-    head: Annotated[
-        str | None,
-        typer.Option(help="With --quantize: embedding and output head; int8 if not given."),
-    ] = None,
-    smooth: Annotated[
-        bool, typer.Option("--smooth", help="Move outliers of activations into the weights first.")
-    ] = False,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The text that calibrated methods look at.")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Longest sequence in tokens; by default the trained one.")
-    ] = None,
-    attention: Annotated[
-        AttentionName, typer.Option(help="Sparse where the target has it, dense, or auto.")
-    ] = AttentionName.auto,
-    portable: Annotated[
-        bool, typer.Option("--portable", help="onnx, executorch: only operators of the unmodified runtime.")
-    ] = False,
-    gguf_type: Annotated[
-        GGUFTypeName | None,
-        typer.Option(help="gguf: one type for all matrices; by default the exact one for each."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    options: ExportOptions | None,
+    out: Out = None,
+    hub: Hub,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes and the memory plan; write no artifact.")
     ] = False,
@@ -99,38 +38,24 @@ def export(
 ) -> int:
     """Make a folder that a phone or another runtime can run, or check one."""
     if check is not None:
-        if model is not None or to is not None or out is not None:
+        if model is not None or options is not None or out is not None:
             raise typer.BadParameter("stands alone, without MODEL, --to and --out", param_hint="'--check'")
         return _check(check, as_json)
     if model is None:
         raise typer.BadParameter("give a model, or --check with a folder", param_hint="MODEL")
-    if to is None:
-        raise typer.BadParameter(f"choose one of {', '.join(TargetName)}", param_hint="'--to'")
+    if options is None:
+        targets = options_of(ExportOptions)["target"].names
+        raise typer.BadParameter(f"choose one of {', '.join(targets)}", param_hint="'--to'")
     if out is None and not dry_run:
         raise typer.BadParameter("give the folder to write, or --dry-run", param_hint="'--out'")
-    from edge.export.options import ExportOptions
-
-    options = ExportOptions(
-        target=to.value,
-        quantize=quantize,
-        method=method.value,
-        head=head,
-        smooth=smooth,
-        calibration=calibration,
-        context=context,
-        attention=attention.value,
-        portable=portable,
-        gguf_type=None if gguf_type is None else gguf_type.value,
-    )
-    return _export(model, options, out, revision, offline, dry_run, as_json)
+    return _export(model, options, out, hub, dry_run, as_json)
 
 
 def _export(
     model: str,
     options: ExportOptions,
     out: Path | None,
-    revision: str | None,
-    offline: bool,
+    hub: HubOptions,
     is_dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -139,15 +64,15 @@ def _export(
 
     if out is not None:
         refuse_existing(out)  # before minutes of quantizing
-    hub: dict[str, Any] = {"revision": revision, "offline": offline}
+    found = keywords(hub)
     with naming_flags("--context"):
         if is_dry_run or out is None:
             with convert_progress(model) as progress:
-                document = dry_run(model, options, progress, **hub)
+                document = dry_run(model, options, progress, **found)
             _print_plan(document, as_json)
             return 0
         with convert_progress(model) as progress:
-            source = open_source(model, options, progress, **hub)
+            source = open_source(model, options, progress, **found)
         with convert_progress(f"to {options.target}", "Writing") as progress:
             artifact = export_model(source, options, out, progress)
     _print_artifact(artifact, as_json)

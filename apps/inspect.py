@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.options import Json, KVType, Model, SourceOptions, expand
+from edge.apps.cli.loading import keywords
+from edge.apps.cli.options import Group, Json, Model, Source, expand
 from edge.apps.cli.terminal import convert_progress, format_bytes, format_count, output_console
+from edge.config import KVType
 from edge.errors import ContextError
+from edge.executors.options import RunOptions
+from edge.system.options import same
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,15 +24,20 @@ if TYPE_CHECKING:
     from edge.measure.inspection import ModelFacts
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What memory is planned for."""
+
+    context: int | None = same(RunOptions, "context")
+    kv_type: KVType = same(RunOptions, "kv_type")
+
+
 @expand
 def inspect(
     model: Model,
     *,
-    source: SourceOptions,
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Plan memory for this many tokens; by default the trained ones.")
-    ] = None,
-    kv: Annotated[KVType, typer.Option(help="Number type of the KV cache in the plan.")] = KVType.float16,
+    source: Source,
+    plan: Annotated[PlanOptions, Group("Plan of the memory")],
     as_json: Json = False,
 ) -> None:
     """Show a model's architecture, quantization, tokenizer and the memory it needs."""
@@ -35,14 +45,14 @@ def inspect(
     from edge.measure.inspection import inspect_model
 
     with convert_progress(model) as progress:
-        files = open_model(model, **source.arguments(), progress=progress)
+        files = open_model(model, **keywords(source), progress=progress)
     trained = files.context or files.config.max_position_embeddings
-    if context is not None and context > trained:
+    if plan.context is not None and plan.context > trained:
         raise ContextError(
-            f"A context of {context} tokens is beyond the {trained} that the model was made for: plan for "
-            "less; edge chat goes beyond it with --rope-override and then prints its memory."
+            f"A context of {plan.context} tokens is beyond the {trained} that the model was made for: plan "
+            "for less; edge chat goes beyond it with --rope-override and then prints its memory."
         )
-    facts = inspect_model(files, context=context, kv_type=kv.value)
+    facts = inspect_model(files, context=plan.context, kv_type=plan.kv_type)
     if as_json:
         typer.echo(json.dumps({"model": model, **facts.to_json()}, ensure_ascii=False))
     else:

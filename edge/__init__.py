@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge.chat import Chat
     from edge.engine.generation import Chunk, Completion, Stream
-    from edge.engine.sampling import SamplingParams
     from edge.engine.session import Session
+    from edge.engine.settings import SamplingParams
     from edge.errors import EdgeError
     from edge.runtime import Model, load
 
@@ -44,7 +44,7 @@ _HOME = {
     "Completion": "edge.engine.generation",
     "EdgeError": "edge.errors",
     "Model": "edge.runtime",
-    "SamplingParams": "edge.engine.sampling",
+    "SamplingParams": "edge.engine.settings",
     "Session": "edge.engine.session",
     "Stream": "edge.engine.generation",
     "load": "edge.runtime",

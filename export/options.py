@@ -1,4 +1,4 @@
-"""What an export is asked for: the options of `edge export`, checked as far as they stand alone."""
+"""What an export is asked for, checked as far as it stands alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edge.config.attention import AttentionMode
-from edge.errors import BundleError, ExportError
+from edge.errors import BundleError, EdgeError, ExportError
+from edge.executors.options import RunOptions
+from edge.hub.options import SourceOptions
 from edge.quant.scheme import QuantScheme
+from edge.system.options import REQUIRED, check_options, option, same
 
 TargetName = Literal["bundle", "executorch", "onnx", "coreml", "gguf"]
 Method = Literal["rtn", "gptq", "p-gptq"]
@@ -19,39 +22,37 @@ DEFAULT_HEAD = "int8"
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """quantize, head: names as for `edge.quant.scheme.QuantScheme.from_name`, quantize also `source`.
+    """See the fields' own help; raises ExportError for a contradiction.
 
-    Without quantize the source's own types are kept, and floats become int4. method, smooth, calibration: the
-    calibrated quantizers (`edge.export.quantize`); calibration is a text file. head: of embedding and head
-    where quantize is given, by default int8, and floats beside floats.
-    context: tokens that the artifact is made for, by default the trained ones. attention: as `--attention`
-    everywhere. portable: only operators of the unmodified runtime. gguf_type: type of all matrices in a GGUF
-    file; None takes the one that is exact for each. Raises ExportError for a contradiction.
+    quantize: None keeps the source's own types, and floats become int4. head: of embedding and head where
+    quantize is given, by default int8. method, smooth, calibration: the calibrated quantizers
+    (`edge.export.quantize`). context: tokens that the artifact is made for.
     """
 
-    target: TargetName
-    quantize: str | None = None
-    method: Method = "rtn"
-    head: str | None = None
-    smooth: bool = False
-    calibration: Path | None = None
-    context: int | None = None
-    attention: AttentionMode = "auto"
-    portable: bool = False
-    gguf_type: GGUFType | None = None
+    target: TargetName = option(REQUIRED, "What to make.", choices=get_args(TargetName), flag="--to")
+    quantize: str | None = same(SourceOptions, "quantize")
+    method: Method = option(
+        "rtn", "How to quantize: to the nearest value, or calibrated.", choices=get_args(Method)
+    )
+    head: str | None = same(SourceOptions, "head")
+    smooth: bool = option(False, "Move outliers of activations into the weights first.")
+    calibration: Path | None = option(
+        None, "The text that calibrated methods look at (UTF-8).", metavar="FILE"
+    )
+    context: int | None = same(RunOptions, "context")
+    attention: AttentionMode = same(RunOptions, "attention")
+    portable: bool = option(False, "onnx, executorch: only operators of the unmodified runtime.")
+    gguf_type: GGUFType | None = option(
+        None,
+        "gguf: one type for all matrices; by default the exact one for each.",
+        choices=get_args(GGUFType),
+    )
 
     def __post_init__(self) -> None:
-        known: tuple[tuple[str, object, tuple[str, ...]], ...] = (
-            ("target", self.target, get_args(TargetName)),
-            ("method", self.method, get_args(Method)),
-            ("attention", self.attention, get_args(AttentionMode)),
-            ("GGUF type", self.gguf_type, ("", *get_args(GGUFType))),
-        )
-        for what, value, names in known:
-            if (value or "") not in names:
-                raise ExportError(
-                    f"Unknown {what} '{value}'; choose one of {', '.join(filter(None, names))}."
-                )
+        try:
+            check_options(self)
+        except EdgeError as error:
+            raise ExportError(str(error)) from None
         scheme = named_scheme(self.quantize)
         check_head(self.head)
         if self.calibrated and not can_calibrate(scheme):
@@ -68,8 +69,6 @@ class ExportOptions:
                 "Rounding to nearest needs no calibration text; leave `--calibration` out or choose "
                 "`--method gptq` or p-gptq."
             )
-        if self.context is not None and self.context < 1:
-            raise ExportError(f"The context must be 1 token or more, not {self.context}.")
         if self.gguf_type is not None and self.target != "gguf":
             raise ExportError(f"A GGUF type belongs to `--to gguf`, not to {self.target}; leave it out.")
         if self.portable and self.target not in ("onnx", "executorch"):

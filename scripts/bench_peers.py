@@ -37,7 +37,8 @@ def busy_processes(count: int):
 
 def decode_here(model: str, threads: int) -> float:
     """Tokens/s of the native executor, sampling included; runs in a process of its own."""
-    from edge.engine.sampling import Sampler, SamplingParams
+    from edge.engine.sampling import Sampler
+    from edge.engine.settings import SamplingParams
     from edge.executors.options import RunOptions
     from edge.executors.protocol import SequenceStep
     from edge.executors.registry import open_executor

@@ -19,8 +19,9 @@ from time import perf_counter
 import numpy as np
 
 import edge
-from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler
 from edge.engine.session import Session
+from edge.engine.settings import SamplingParams
 
 CONTEXT = 1024
 SETTINGS = {

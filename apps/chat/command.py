@@ -7,20 +7,25 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge import __version__
 from edge.apps.cli.errors import FAILED, say
-from edge.apps.cli.options import Json, Model, RunOptions, SamplingOptions, SourceOptions, expand
+from edge.apps.cli.loading import RopeOverride, load_model
+from edge.apps.cli.options import Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import output_console
+from edge.engine.settings import GenerationSettings, SamplingParams
 from edge.errors import EdgeError
 from edge.hub.names import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from edge.apps.chat.loop import ChatLoop
     from edge.runtime import Model as LoadedModel
+
+
+Settings = Annotated[dict[str, Any], Group("Sampling", given=(SamplingParams, GenerationSettings))]
 
 
 class Overflow(str, Enum):
@@ -57,24 +62,23 @@ def chat(
         ),
     ] = None,
     as_json: Json = False,
-    source: SourceOptions,
-    run: RunOptions,
-    sampling: SamplingOptions,
+    source: Source,
+    run: Run,
+    rope_override: RopeOverride = None,
+    settings: Settings,
 ) -> None:
     """Chat with a model. In a pipe every line of stdin is a message."""
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json and interactive:
         raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="'--json'")
-    settings = sampling.settings()  # a wrong flag fails before the model is loaded
     message = None if prompt is None else _message(prompt)
 
     from edge.apps.chat.json_document import answer_document
     from edge.apps.chat.loop import ChatLoop
     from edge.apps.chat.views import JsonView, PlainView, TerminalView, View
-    from edge.apps.cli.loading import load_model
 
     started = perf_counter()
-    with load_model(model, source, run) as loaded:
+    with load_model(model, source, run, rope_override) as loaded:
         load_seconds = perf_counter() - started
         conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
         if cache is not None and cache.exists():

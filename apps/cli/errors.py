@@ -7,12 +7,33 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+
+import typer
 
 from edge.errors import EdgeError
 
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+
+
+@dataclass
+class Debugging:
+    """The object of typer's context. wanted: whether the user asked for tracebacks."""
+
+    wanted: bool = False
+
+
+def set_debug(context: typer.Context, wanted: bool) -> None:
+    """Typer's callback of `--debug`, which may stand before or after the command."""
+    context.obj.wanted |= wanted
+
+
+class FormerNameError(EdgeError):
+    """A name was used that an option had once; the sentence tells the new one."""
+
+    exit_code = USAGE
 
 
 def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edge.apps.cli.options import RunOptions, SourceOptions
+import typer
+
 from edge.apps.cli.terminal import convert_progress
 from edge.errors import ContextError
+from edge.executors.options import RunOptions
+from edge.hub.options import SourceOptions
 
 if TYPE_CHECKING:
     from edge.runtime import Model
 
+RopeOverride = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='Go beyond the trained context knowingly, e.g. \'{"rope_type": "yarn", "factor": 4}\'.',
+        rich_help_panel="Model",
+    ),
+]
 
-def load_model(model: str, source: SourceOptions, run: RunOptions) -> Model:
+
+def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override: str | None = None) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
 
     with convert_progress(model) as progress, naming_flags("--context", "--rope-override", "--quantize"):
-        return load(model, **source.arguments(), **run.arguments(), progress=progress)
+        return load(
+            model,
+            **keywords(source),
+            **keywords(run),
+            rope_override=rope_override,
+            progress=progress,
+        )
+
+
+def keywords(options: Any) -> dict[str, Any]:
+    """What differs from the defaults in a dataclass of options, as keywords, those in `extra` as well."""
+    default = type(options)()
+    values = {each.name: getattr(options, each.name) for each in fields(options)}
+    changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+    extra = changed.pop("extra", {})
+    return {**changed, **extra}
 
 
 @contextmanager

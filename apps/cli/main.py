@@ -5,32 +5,55 @@ from __future__ import annotations
 import io
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from edge import __version__
-from edge.apps import align, cache, doctor, evaluate, export, inspect
-from edge.apps.chat import command as chat
-from edge.apps.cli.errors import run_safely
-from edge.apps.cli.options import Debugging, set_debug
-from edge.apps.profile import command as profile
+from edge.apps.cli.errors import Debugging, run_safely, set_debug
+
+COMMANDS = {
+    "chat": "edge.apps.chat.command:chat",
+    "inspect": "edge.apps.inspect:inspect",
+    "doctor": "edge.apps.doctor:doctor",
+    "export": "edge.apps.export:export",
+    "profile": "edge.apps.profile.command:profile",
+    "align": "edge.apps.align:align",
+    "eval": "edge.apps.evaluate:app",
+    "cache": "edge.apps.cache:app",
+}
+"""Where each command is: a function, or a typer.Typer of its own; imported when it is used or listed."""
+
+
+class _Commands(TyperGroup):
+    """The commands, of which only the one that runs is imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(import_module(module), name)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False)
+            found.command(cmd_name)(function)
+        command = typer.main.get_command(found)
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
     name="edge",
+    cls=_Commands,
     help="Run MiniCPM4 and Llama-shaped small models on this machine.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command("chat")(chat.chat)
-app.command("inspect")(inspect.inspect)
-app.command("doctor")(doctor.doctor)
-app.command("export")(export.export)
-app.command("profile")(profile.profile)
-app.command("align")(align.align)
-app.add_typer(evaluate.app, name="eval")
-app.add_typer(cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:

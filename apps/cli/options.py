@@ -1,262 +1,91 @@
-"""Command-line options that several commands share, each defined once.
+"""How a command takes options: the fields of dataclasses (`edge.system.options`), shown to typer as flags.
 
-A command takes a whole group as one parameter (`model: ModelOptions`); `expand` shows typer its fields.
+A command has a dataclass as one parameter (`source: Source`); `expand` puts the flags of its options there,
+checks what was given, and makes the dataclass. Names that options had once are answered with the new ones.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from functools import wraps
-from typing import Annotated, Any, ClassVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from edge.apps.cli.errors import FormerNameError, set_debug
 from edge.errors import EdgeError
+from edge.executors.options import RunOptions
+from edge.executors.options import extra_options as plugin_options
 from edge.hub.names import DEFAULT_MODEL
+from edge.hub.options import HubOptions, SourceOptions
+from edge.system.options import REQUIRED, Option, check_option, default_of, kinds_of, options_of
 
 MODEL_HELP = (
-    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a folder of edge export, "
-    "a hub id (openbmb/MiniCPM4-0.5B), or random weights of a known shape (random:minicpm4-0.5b)."
+    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
+    "or random weights of a known shape (random:minicpm4-0.5b)."
 )
 
 
-@dataclass
-class Debugging:
-    """The object of typer's context. wanted: whether the user asked for tracebacks."""
+@dataclass(frozen=True)
+class Group:
+    """How a command takes options, as an annotation of its parameter.
 
-    wanted: bool = False
+    panel: the heading in the help. suffix: at the end of every flag, for commands with two of a kind.
+    given: the parameter is a dict of those options of these dataclasses that the user gave, without defaults.
+    """
 
-
-def set_debug(context: typer.Context, wanted: bool) -> None:
-    """Typer's callback of `--debug`, which may stand before or after the command."""
-    context.obj.wanted |= wanted
+    panel: str | None = None
+    suffix: str = ""
+    given: tuple[type[Any], ...] = ()
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on the last line.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Write the result here: the folder of an export, which must not exist, or a JSON document.",
+    ),
+]
+Hub = Annotated[HubOptions, Group("Model")]
+Source = Annotated[SourceOptions, Group("Model")]
+Run = Annotated[RunOptions, Group("Model")]
 _Debug = Annotated[bool, typer.Option("--debug", callback=set_debug, help="Show the traceback of an error.")]
 
 
-class Activations(str, Enum):
-    """Names of `--activations`."""
-
-    int8 = "int8"
-    float32 = "float32"
-
-
-class KVType(str, Enum):
-    """Names of `--kv`."""
-
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
-
-
-class AttentionName(str, Enum):
-    """Names of `--attention`."""
-
-    auto = "auto"
-    dense = "dense"
-    sparse = "sparse"
-
-
-def known_executor(name: str | None) -> str | None:
-    """Typer's callback of `--executor`: refuses what is not there."""
-    from edge.executors.registry import EXECUTORS
-
-    if name is not None and EXECUTORS.find(name) is None:
-        raise typer.BadParameter(f"'{name}' is not one of {', '.join(EXECUTORS)}")
-    return name
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """Which weights to open, and how to quantize them."""
-
-    PANEL: ClassVar = "Model"
-
-    quantize: Annotated[
-        str | None,
-        typer.Option(help="Quantize to this; by default what the file has, int4 for float files."),
-    ] = None
-    head: Annotated[
-        str | None,
-        typer.Option(help="Quantization of embedding and output head."),
-    ] = None
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of a hub model."),
-    ] = None
-    offline: Annotated[
-        bool,
-        typer.Option("--offline", help="Never use the network."),
-    ] = False
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Recompute the checksums of the converted model."),
-    ] = False
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `edge.hub.resolve.open_model` and `edge.load`."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run a model."""
-
-    PANEL: ClassVar = "Model"
-
-    context: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest conversation in tokens; by default the trained one."),
-    ] = None
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="CPU threads; by default the performance cores."),
-    ] = None
-    mmap: Annotated[
-        bool | None,
-        typer.Option(
-            "--mmap/--no-mmap",
-            help="Read the weights' mapped file when it is used, or copy it; by default what is fast.",
-            show_default=False,
-        ),
-    ] = None
-    activations: Annotated[
-        Activations,
-        typer.Option(help="Arithmetic of the inputs of matrices; float32 is exact and slower."),
-    ] = Activations.int8
-    kv: Annotated[
-        KVType,
-        typer.Option(help="Number type of the KV cache; int8 takes half the memory and time of float16."),
-    ] = KVType.float16
-    attention: Annotated[
-        AttentionName,
-        typer.Option(help="InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so."),
-    ] = AttentionName.auto
-    rope_override: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON",
-            help='Go beyond the trained context knowingly, e.g. \'{"rope_type": "yarn", "factor": 4}\'.',
-        ),
-    ] = None
-    executor: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            callback=known_executor,
-            help="What runs the network: native, onnx, executorch or torch (the slow reference, exact in "
-            "float32); by default native, or the runtime that a folder was exported for.",
-        ),
-    ] = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `edge.load`."""
-        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return {"kv_type" if name == "kv" else name: value for name, value in values.items()}
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are chosen; what is not given is the model's own setting, or else the default."""
-
-    PANEL: ClassVar = "Sampling"
-
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0 always takes the likeliest token."),
-    ] = None
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens, 0 for all.")] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Keep the likeliest tokens up to this total probability."),
-    ] = None
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Drop tokens below this share of the best one's probability."),
-    ] = None
-    typical: Annotated[
-        float | None,
-        typer.Option(help="Locally typical sampling up to this total probability."),
-    ] = None
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Above 1 discourages every token seen before."),
-    ] = None
-    frequency_penalty: Annotated[
-        float | None,
-        typer.Option(help="Subtracted per earlier occurrence."),
-    ] = None
-    presence_penalty: Annotated[
-        float | None,
-        typer.Option(help="Subtracted once from tokens that occurred."),
-    ] = None
-    logit_bias: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ID=VALUE",
-            help="Add VALUE to the logit of a token; repeatable.",
-        ),
-    ] = None
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None
-    logprobs: Annotated[
-        int | None,
-        typer.Option(help="Report log-probabilities of this many best tokens (with --json)."),
-    ] = None
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="End the answer at this text; repeatable."),
-    ] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None
-
-    def settings(self) -> dict[str, Any]:
-        """What was given, under its names in `edge.engine.settings`; typer.BadParameter for a value out of
-        range.
-        """
-        from edge.engine.settings import merge_settings
-
-        renamed = {"typical": "typical_p", "max_tokens": "max_new_tokens"}
-        given: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None or value == []:
-                continue
-            name = renamed.get(field.name, field.name)
-            given[name] = _logit_bias(value) if name == "logit_bias" else value
-            try:
-                merge_settings(flags={name: given[name]})
-            except EdgeError as error:
-                flag = "--" + field.name.replace("_", "-")
-                raise typer.BadParameter(str(error), param_hint=f"'{flag}'") from None
-        return given
+def extra_options(kind: type[Any]) -> Mapping[str, tuple[Any, Any, Option]]:
+    """Options that plugins add to a dataclass, by name: type, default, declaration. They are collected in its
+    field `extra`.
+    """
+    if kind is not RunOptions:
+        return {}
+    return {name: (each.kind, each.default, each.declared) for name, each in plugin_options().items()}
 
 
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let typer see the fields of dataclass parameters as options of their own, and add `--debug`."""
+    """Let typer see the options of dataclass parameters one by one, and add `--debug`.
+
+    A parameter that may be None is None if an option that it requires was not given.
+    """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, type] = {}
+    groups: dict[str, _Options] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if is_dataclass(hints[name]):
-            groups[name] = hints[name]
-            parameters += _field_parameters(hints[name])
+        if (options := _options(hints[name])) is not None:
+            groups[name] = options
+            parameters += options.parameters()
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
-
-    parameters.append(
-        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Debug)
-    )
+            parameters.append(_parameter(parameter.name, parameter.default, hints[name]))
+    parameters.append(_parameter("debug", False, _Debug))
 
     @wraps(command)
     def run(debug: bool, **values: Any) -> Any:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        return command(**values)
+        made = {name: options.take(values) for name, options in groups.items()}
+        return command(**values, **made)
 
     del run.__wrapped__  # typer would follow it to the signature that it should not see
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -264,35 +93,204 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _field_parameters(group: type[Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    parameters = []
-    for field in fields(group):
-        for info in hints[field.name].__metadata__:
-            info.rich_help_panel = group.PANEL
-        parameters.append(
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
+def _options(hint: Any) -> _Options | None:
+    """The options that a parameter of this type stands for; None for a parameter of typer's own."""
+    kind, group = hint, Group()
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        group = next((note for note in notes if isinstance(note, Group)), group)
+    if group.given:
+        return _Options(group.given, group, True)
+    kinds = kinds_of(kind)
+    if not is_dataclass(kinds[0]):
+        return None
+    assert isinstance(kinds[0], type)
+    return _Options((kinds[0],), group, type(None) in kinds)
+
+
+class _Options:
+    """The options of one parameter of a command."""
+
+    def __init__(self, kinds: tuple[type[Any], ...], group: Group, optional: bool) -> None:
+        self._kinds = kinds
+        self._given = bool(group.given)
+        self._flags = [flag for kind in kinds for flag in _flags_of(kind, group, optional)]
+
+    def parameters(self) -> Iterator[inspect.Parameter]:
+        """Typer's parameters of these options, and hidden ones for the names that they had once."""
+        for flag in self._flags:
+            yield flag.parameter()
+        for flag in self._flags:
+            yield from flag.former_parameters()
+
+    def take(self, values: dict[str, Any]) -> Any:
+        """Take the values of these options out of typer's, check them, and make what the command wants."""
+        found: dict[str, Any] = {}
+        for flag in self._flags:
+            for former in flag.former_parameters():
+                values.pop(former.name)
+            value = flag.read(values.pop(flag.parameter_name))
+            if value is None:
+                continue
+            if flag.is_extra:
+                found.setdefault("extra", {})[flag.name] = value
+            else:
+                found[flag.name] = value
+        if self._given:
+            return found
+        (kind,) = self._kinds
+        if any(flag.default is REQUIRED and flag.name not in found for flag in self._flags):
+            return None
+        return kind(**found)
+
+
+def _flags_of(kind: type[Any], group: Group, optional: bool) -> Iterator[_Flag]:
+    hints = get_type_hints(kind)
+    for name, declared in options_of(kind).items():
+        default = default_of(kind, name)
+        yield _Flag(kind, name, hints[name], default, declared, group, optional)
+    for name, (hint, default, declared) in extra_options(kind).items():
+        yield _Flag(kind, name, hint, default, declared, group, optional, is_extra=True)
+
+
+@dataclass(frozen=True)
+class _Flag:
+    """One option of a dataclass on the command line."""
+
+    kind: type[Any]
+    name: str
+    hint: Any
+    default: Any
+    declared: Option
+    group: Group
+    optional: bool
+    is_extra: bool = False
+
+    @property
+    def flag(self) -> str:
+        """As it is typed; a switch with its opposite has the positive one."""
+        return self._flags.partition("/")[0]
+
+    @property
+    def _flags(self) -> str:
+        return (self.declared.flag or "--" + self.name.replace("_", "-")) + self.group.suffix
+
+    @property
+    def parameter_name(self) -> str:
+        """A name that no other option of the command has."""
+        return self.name + self.group.suffix.replace("-", "_")
+
+    @property
+    def _kinds(self) -> tuple[Any, ...]:
+        """The types of a value, None left out; of a tuple those of one of its values."""
+        hint = get_args(self.hint)[0] if get_origin(self.hint) is tuple else self.hint
+        return tuple(kind for kind in kinds_of(hint) if kind is not type(None))
+
+    @property
+    def _is_list(self) -> bool:
+        """Whether the flag may be given several times."""
+        return get_origin(self.hint) is tuple or self._is_mapping
+
+    @property
+    def _is_mapping(self) -> bool:
+        return any(
+            isinstance(get_origin(kind), type) and issubclass(get_origin(kind), Mapping)
+            for kind in self._kinds
         )
-    return parameters
 
+    def parameter(self) -> inspect.Parameter:
+        """What typer shows and reads."""
+        declared, names = self.declared, self.declared.names
+        kind = self._typer_kind()
+        facts: dict[str, Any] = {"help": declared.help, "rich_help_panel": self.group.panel}
+        facts["metavar"] = declared.metavar or ("LIST" if declared.commas else None)
+        if kind in (int, float):
+            facts |= {"min": declared.least, "max": declared.most}
+        if names and not declared.commas:
+            facts["metavar"] = declared.metavar or f"<{'|'.join(names)}>"
+            facts["autocompletion"] = lambda incomplete: [
+                name for name in names if name.startswith(incomplete)
+            ]
+        required = self.default is REQUIRED and not self.optional
+        default = ... if required else None if self.group.given else self._shown_default()
+        if default is None or kind is bool:
+            facts["show_default"] = False
+        annotation = list[str] if self._is_list else kind
+        if default is None:
+            annotation = annotation | None
+        return _parameter(
+            self.parameter_name,
+            inspect.Parameter.empty if required else default,
+            Annotated[annotation, typer.Option(self._flags, **facts)],
+        )
 
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
+    def former_parameters(self) -> Iterator[inspect.Parameter]:
+        """Hidden options under former names, which tell the new one."""
+        for number, name in enumerate(self.declared.former if not self.group.suffix else ()):
+            told = typer.Option(name, hidden=True, callback=self._tell(name))
+            yield _parameter(f"former_{number}_{self.parameter_name}", None, Annotated[str | None, told])
 
+    def _tell(self, former: str) -> Callable[[str | None], None]:
+        def tell(value: str | None) -> None:
+            if value is not None:
+                raise FormerNameError(f"The option {former} is now {self.flag}: {self.declared.help}")
 
-def _logit_bias(given: list[str]) -> dict[int, float]:
-    bias = {}
-    for item in given:
-        token, _, value = item.partition("=")
+        return tell
+
+    def _typer_kind(self) -> Any:
+        kinds = self._kinds
+        for kind in (bool, float, int, Path):
+            if kind in kinds:
+                return kind
+        return str
+
+    def _shown_default(self) -> Any:
+        """The default as typer takes it; None where there is none to show."""
+        if self.default is REQUIRED or callable(self.default):
+            return None
+        if isinstance(self.default, tuple):
+            shown = [str(value) for value in self.default if value is not None]
+            return [",".join(shown)] if shown and self.declared.commas else shown or None
+        return self.default
+
+    def read(self, given: Any) -> Any:
+        """The field's value of what typer read, None if nothing was given; typer.BadParameter for a wrong
+        one.
+        """
+        if given is None or given == [] or given == ():
+            return None
         try:
-            bias[int(token)] = float(value)
+            value = (
+                self._mapping(given) if self._is_mapping else self._values(given) if self._is_list else given
+            )
+            check_option(self.name, value, self.hint, self.declared)
+            if self.group.given:
+                self.kind(**{self.name: value})
+        except EdgeError as error:
+            raise typer.BadParameter(str(error), param_hint=f"'{self.flag}'") from None
+        return value
+
+    def _values(self, given: list[str]) -> tuple[Any, ...]:
+        if not self.declared.commas:
+            return tuple(given)
+        words = [word.strip() for text in given for word in text.split(",") if word.strip()]
+        kind = self._typer_kind()
+        try:
+            return tuple(dict.fromkeys(kind(word) for word in words))
         except ValueError:
-            raise typer.BadParameter(
-                f"'{item}' is not ID=VALUE, for example 42=-5.", param_hint="'--logit-bias'"
-            ) from None
-    return bias
+            raise EdgeError(f"'{','.join(given)}' is not a list of whole numbers such as 512,4096.") from None
+
+    def _mapping(self, given: list[str]) -> dict[Any, Any]:
+        (key, value) = get_args(self._kinds[0])
+        found = {}
+        for item in given:
+            name, _, text = item.partition("=")
+            try:
+                found[key(name)] = value(text)
+            except ValueError:
+                raise EdgeError(f"'{item}' is not {self.declared.metavar}, for example 42=-5.") from None
+        return found
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.options import Activations, Json, expand
+from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand
 from edge.apps.cli.terminal import error_console, output_console
-from edge.apps.profile.options import MODEL_OR_FILES, PlanOptions, TestOptions
+from edge.apps.profile.options import PlanOptions
 from edge.errors import EdgeError
+from edge.measure.profile.options import ProfileOptions
 
 if TYPE_CHECKING:
-    from edge.measure.profile import Profile, ProfileOptions
+    from edge.measure.profile import Profile
+
+_MODEL_HELP = f"{MODEL_HELP} With --compare: two files."
 
 
 @expand
 def profile(
-    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_OR_FILES)],
+    model: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} With --compare: two files.")
+    ],
     *,
-    tests: TestOptions,
-    activations: Annotated[
-        Activations, typer.Option(help="Arithmetic of the inputs of matrices.")
-    ] = Activations.int8,
+    options: Annotated[ProfileOptions, Group("What to measure (lists by commas)")],
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare two profiles, BEFORE and AFTER, instead of measuring.")
     ] = False,
@@ -32,14 +34,14 @@ def profile(
         str | None,
         typer.Option(metavar="5%", help="With --compare: exit with 1 if a test became slower by more."),
     ] = None,
-    planned: PlanOptions,
+    planned: Annotated[PlanOptions, Group("Planning, without a run (with --plan)")],
     adb: Annotated[
         Path | None,
         typer.Option(metavar="PROGRAM", help="Measure on an Android device, with this edge_bench for it."),
     ] = None,
     serial: Annotated[str | None, typer.Option(help="With --adb: which device.")] = None,
     as_json: Json = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the JSON document here.")] = None,
+    out: Out = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a table of the results here.")
     ] = None,
@@ -47,9 +49,7 @@ def profile(
         Path | None, typer.Option(metavar="FILE", help="Write a page with plots here (needs matplotlib).")
     ] = None,
 ) -> int:
-    """Measure prefill and decode beside the machine's limits, compare two measurements, or plan without a
-    run.
-    """
+    """Measure prefill and decode beside the machine's limits, compare two profiles, or plan without a run."""
     if compare and planned.plan:
         raise typer.BadParameter("give either --compare or --plan", param_hint="'--compare'")
     if len(model) != (2 if compare else 1):
@@ -60,11 +60,10 @@ def profile(
     if compare:
         return _compare(Path(model[0]), Path(model[1]), fail_above, as_json)
     if planned.plan:
-        return _plan(model[0], tests, planned, as_json)
+        return _plan(model[0], options, planned, as_json)
     if serial is not None and adb is None:
         raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
     _check_outputs(out, csv, html)
-    options = tests.profile_options(activations.value)
     if adb is not None:
         from edge.measure.profile.adb import profile_on_android
 
@@ -148,7 +147,7 @@ def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -
     return 1 if slower else 0
 
 
-def _plan(model: str, tests: TestOptions, planned: PlanOptions, as_json: bool) -> int:
+def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bool) -> int:
     from edge.apps.profile.view import print_plans
     from edge.measure.profile.plan import parse_size, plan
 
@@ -156,16 +155,16 @@ def _plan(model: str, tests: TestOptions, planned: PlanOptions, as_json: bool) -
     memory = None if planned.memory is None else parse_size(planned.memory)
     plans = plan(
         model,
-        quantize=tests.quantizations,
-        head=tests.head,
+        quantize=options.quantize,
+        head=options.head,
         context=planned.context,
-        kv_type=tests.kv_types[0],
+        kv_type=options.kv_type[0],
         memory=memory,
         device=device,
     )
     if as_json:
         described = None if device is None else vars(device)
-        document = {"schema": 1, "model": model, "kv_type": tests.kv_types[0], "memory_bytes": memory}
+        document = {"schema": 1, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
         typer.echo(json.dumps({**document, "device": described, "plans": [each.to_json() for each in plans]}))
     else:
         print_plans(model, plans, memory, device, output_console())

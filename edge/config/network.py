@@ -11,14 +11,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 KVType = Literal["float16", "float32", "int8"]
 
-_LARGEST = float(np.finfo(np.float32).max)  # whatever is larger becomes infinite on its way to the kernels
+_LARGEST = (2 - 2**-23) * 2.0**127  # of float32: larger values become infinite on their way to the kernels
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),

@@ -1,4 +1,4 @@
-"""What a request may set, and whose word counts.
+"""What shapes an answer: the options of sampling and generation, and whose word counts.
 
 A flag is stronger than a request, that than the model's generation_config, and that than the default.
 
@@ -8,13 +8,91 @@ request is what arrived from elsewhere (an HTTP body, a saved conversation).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from edge.engine.sampling import SamplingParams
 from edge.errors import EdgeError
+from edge.executors.native.library import MAX_LOGPROBS
+from edge.system.options import check_options, option
 
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen; the defaults switch every filter off.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p, typical_p: 1 is off. min_p: smallest probability
+    relative to the best token's, 0 is off.
+    repetition_penalty: divides positive and multiplies negative logits of tokens seen before (CTRL), 1 is
+    off. frequency_penalty, presence_penalty: subtracted from a logit per occurrence and once, 0 is off.
+    penalty_window: penalties count this many last tokens, None all. With a repetition penalty the prompt
+    counts too (as in Hugging Face); frequency and presence penalties alone count the answer only (as in
+    OpenAI's API).
+    logit_bias: added to the logits of these token ids; -inf forbids one.
+    seed: None draws a fresh one. logprobs: None for none, 0 for the chosen token's, n for the n best as well.
+    """
+
+    temperature: float = option(0.7, "0 always takes the likeliest token.")
+    top_k: int = option(0, "Keep the k likeliest tokens, 0 for all.")
+    top_p: float = option(1.0, "Keep the likeliest tokens up to this total probability.")
+    min_p: float = option(0.0, "Drop tokens below this share of the best one's probability.")
+    typical_p: float = option(1.0, "Locally typical sampling up to this total probability.", flag="--typical")
+    repetition_penalty: float = option(1.0, "Above 1 discourages every token seen before.")
+    frequency_penalty: float = option(0.0, "Subtracted per earlier occurrence.")
+    presence_penalty: float = option(0.0, "Subtracted once from tokens that occurred.")
+    penalty_window: int | None = None
+    logit_bias: Mapping[int, float] = option(
+        dict, "Add VALUE to the logit of a token; repeatable.", metavar="ID=VALUE"
+    )
+    seed: int | None = option(None, "The same seed gives the same answer.")
+    logprobs: int | None = option(None, "Report log-probabilities of this many best tokens (with --json).")
+
+    def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not _is_float32(value):
+                raise EdgeError(f"{name} must be a finite number, got {value!r}.")
+        for name in ("top_k", "penalty_window", "seed", "logprobs"):
+            value = getattr(self, name)
+            optional = name != "top_k" and value is None
+            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise EdgeError(f"{name} must be a whole number of 0 or more, got {value!r}.")
+        if self.temperature < 0:
+            raise EdgeError(f"temperature must be 0 (greedy) or more, got {self.temperature}.")
+        for name in ("top_p", "min_p", "typical_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise EdgeError(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
+        if self.repetition_penalty <= 0:
+            raise EdgeError(f"repetition_penalty must be above 0 (1 is off), got {self.repetition_penalty}.")
+        if self.logprobs is not None and self.logprobs > MAX_LOGPROBS:
+            raise EdgeError(f"logprobs must be at most {MAX_LOGPROBS}, got {self.logprobs}.")
+        if not isinstance(self.logit_bias, Mapping):
+            raise EdgeError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}.")
+        for token, bias in self.logit_bias.items():
+            number = _is_float32(bias) or bias == -math.inf
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0 or not number:
+                raise EdgeError(f"logit_bias must map token ids to numbers, got {token!r}: {bias!r}.")
+            if token >= 2**31:
+                raise EdgeError(
+                    f"logit_bias has the token id {token}, but no vocabulary is that large: token ids are "
+                    "below 2147483648."
+                )
+
+    @property
+    def has_penalties(self) -> bool:
+        """True if earlier tokens change the logits."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+
+def _is_float32(value: object) -> bool:
+    """True for a number that stays finite as float32, the sampler's type."""
+    return isinstance(value, (int, float)) and abs(value) <= _FLOAT32_MAX
+
+
+_NUMBERS = tuple(f.name for f in fields(SamplingParams) if f.type == "float")
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 SETTING_NAMES = (*_SAMPLING, "max_new_tokens", "stop", "eos_token_id", "ignore_eos", "do_sample")
 """Every name that a flag or a request may use."""
@@ -35,10 +113,14 @@ class GenerationSettings:
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    max_new_tokens: int | None = option(None, "Longest answer in tokens.", least=1, flag="--max-tokens")
+    stop: tuple[str, ...] = option((), "End the answer at this text; repeatable.")
     eos_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _stop(self.stop)
+        check_options(self)
 
 
 def merge_settings(
@@ -68,17 +150,11 @@ def merge_settings(
         raise EdgeError(f"ignore_eos must be true or false, got {ignore_eos!r}.")
     return GenerationSettings(
         sampling=sampling,
-        max_new_tokens=_max_new_tokens(values.get("max_new_tokens")),
+        max_new_tokens=values.get("max_new_tokens"),
         stop=_stop(values.get("stop", ())),
         eos_token_ids=_token_ids(values["eos_token_id"]) if "eos_token_id" in values else None,
         ignore_eos=ignore_eos,
     )
-
-
-def _max_new_tokens(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise EdgeError(f"max_new_tokens must be a whole number of 1 or more, got {value!r}.")
-    return value
 
 
 def _stop(value: Any) -> tuple[str, ...]:

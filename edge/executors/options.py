@@ -32,6 +32,13 @@ def extra_options() -> dict[str, ExtraOption]:
     return {name: RUN_OPTIONS.get(name) for name in RUN_OPTIONS}
 
 
+def executor_names() -> tuple[str, ...]:
+    """What `executor` may be, those of plugins last."""
+    from edge.executors.registry import EXECUTORS
+
+    return EXECUTORS.names()
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """See the fields' own help. What an executor has no use for means nothing to it.
@@ -43,9 +50,13 @@ class RunOptions:
     """
 
     executor: str | None = option(
-        None, "What runs the network; by default native, or the runtime that a folder was exported for."
+        None,
+        "What runs the network; by default native, or the runtime that a folder was exported for.",
+        choices=executor_names,
     )
-    context: int | None = option(None, "Longest conversation in tokens; by default the trained one.", least=1)
+    context: int | None = option(
+        None, "Longest sequence in tokens; by default what the model was made for.", least=1
+    )
     threads: int | None = option(None, "CPU threads; by default the performance cores.", least=1, most=1024)
     mmap: bool | None = option(
         None,

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge.system.options import check_options, option
+from edge.system.options import check_options, option, same
+
+
+def check_scheme(name: str) -> None:
+    """Raise EdgeError if there is no quantization of that name."""
+    from edge.quant.scheme import QuantScheme
+
+    if name != "source":
+        QuantScheme.from_name(name)
 
 
 @dataclass(frozen=True)
@@ -12,12 +20,30 @@ class SourceOptions:
     """See the fields' own help, and `edge.hub.resolve.open_model`."""
 
     quantize: str | None = option(
-        None, "Quantize to this; by default what the file has, int4 for float files."
+        None,
+        "Quantize to int4, int8, ternary or f16; the columns of a scale may be told, as in int4-g64 or "
+        "int8-row. By default what the file has, int4 for float files.",
+        metavar="SCHEME",
+        former=("--group",),
+        check=check_scheme,
     )
-    head: str | None = option(None, "Quantization of embedding and output head.")
+    head: str | None = option(
+        None,
+        "Quantization of embedding and output head; by default that of the rest, int8 in an export.",
+        metavar="SCHEME",
+        check=check_scheme,
+    )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     offline: bool = option(False, "Never use the network.")
     verify: bool = option(False, "Recompute the checksums of the converted model.")
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How a hub model is found, where weights are opened in a way of their own."""
+
+    revision: str | None = same(SourceOptions, "revision")
+    offline: bool = same(SourceOptions, "offline")

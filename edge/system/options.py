@@ -7,12 +7,15 @@ The Python API makes such a dataclass from keyword arguments, the command line s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields, replace
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
 
 _KEY = "option"
+REQUIRED: Any = MISSING
+"""The default of an option that has to be given."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Option:
     help: one line. choices: the values that it may have, or a function that lists them. least, most: of a
     number. metavar: what stands for the value in the help. flag: its name on the command line, by default the
     field's with dashes; a switch may name its opposite too (`--mmap/--no-mmap`). former: names that it had
-    once; who uses one is told the new one.
+    once; who uses one is told the new one. check: called with a value, raises EdgeError for a wrong one.
+    commas: of a tuple, its values are written in one word, separated by commas.
     """
 
     help: str
@@ -32,6 +36,8 @@ class Option:
     metavar: str | None = None
     flag: str | None = None
     former: tuple[str, ...] = ()
+    check: Callable[[Any], object] | None = None
+    commas: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,11 +47,34 @@ class Option:
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:
-    """A dataclass field that is an option; facts: the other fields of `Option`."""
-    metadata = {_KEY: Option(help, **facts)}
+    """A dataclass field that is an option; default: a value, a function that makes it, or REQUIRED.
+
+    facts: the other fields of `Option`.
+    """
+    return _field(default, Option(help, **facts))
+
+
+def same(kind: type[Any], name: str) -> Any:
+    """A field that is the option `name` of another dataclass, with its default."""
+    return _field(default_of(kind, name), options_of(kind)[name])
+
+
+def several(kind: type[Any], name: str) -> Any:
+    """A field for a tuple of values of an option of another dataclass, by default of its default."""
+    return _field((default_of(kind, name),), replace(options_of(kind)[name], commas=True))
+
+
+def _field(default: Any, declared: Option) -> Any:
+    metadata = {_KEY: declared}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def default_of(kind: type[Any], name: str) -> Any:
+    """The default of a dataclass's field, or the function that makes it; REQUIRED if there is none."""
+    (found,) = (each for each in fields(kind) if each.name == name)
+    return found.default if found.default_factory is MISSING else found.default_factory
 
 
 def options_of(kind: type[Any]) -> dict[str, Option]:
@@ -61,8 +90,14 @@ def check_options(instance: Any) -> None:
 
 
 def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
-    """The same for one value; kind: the field's type."""
-    kinds = get_args(kind) or (kind,)
+    """The same for one value; kind: the field's type. Of a tuple every value is checked."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            raise EdgeError(f"{name} must be a tuple, got {value!r}.")
+        for each in value:
+            check_option(name, each, get_args(kind)[0], declared)
+        return
+    kinds = kinds_of(kind)
     if value is None and type(None) in kinds:
         return
     if declared.choices is not None and value not in declared.names:
@@ -76,13 +111,25 @@ def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
     elif int in kinds:
         fits = isinstance(value, int)
     else:
-        fits = str not in kinds or isinstance(value, str)
+        fits = bool not in kinds and (str not in kinds or isinstance(value, str))
     if fits and number:
         fits = (declared.least is None or value >= declared.least) and (
             declared.most is None or value <= declared.most
         )
     if not fits:
         raise EdgeError(f"{name} must be {wanted}, got {value!r}.")
+    if declared.check is not None:
+        declared.check(value)
+
+
+def kinds_of(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have: the members of a union; the texts of a Literal count as `str`."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return (str,)
+    if origin in (Union, UnionType):
+        return tuple(each for member in get_args(kind) for each in kinds_of(member))
+    return (kind,)
 
 
 def _wanted(kinds: tuple[Any, ...], declared: Option) -> str:

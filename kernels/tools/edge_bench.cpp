@@ -1,8 +1,8 @@
 // Measures a bundle on a device without Python, by the protocol of `edge profile` and with the same JSON
 // document (docs/profile.md) as the last line of its output.
 //
-//   edge_bench BUNDLE [--threads 1,2] [--prompt 512] [--generate 64] [--depth 0] [--fill prefill|synthetic]
-//                     [--kv-type float16|float32] [--repeat 5] [--model NAME]
+//   edge_bench BUNDLE [--threads 1,2] [--prefill 512] [--generate 64] [--depth 0] [--fill prefill|synthetic]
+//                     [--kv float16|float32] [--repeat 5] [--model NAME]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -54,7 +54,7 @@ Options parse(int count, char **arguments) {
         const std::string value = arguments[i];
         if (flag == "--threads") {
             options.threads = numbers(value, flag, 1);
-        } else if (flag == "--prompt") {
+        } else if (flag == "--prefill") {
             options.prompt = numbers(value, flag, 0);
         } else if (flag == "--depth") {
             options.depth = numbers(value, flag, 0);
@@ -66,7 +66,7 @@ Options parse(int count, char **arguments) {
             options.model = value;
         } else if (flag == "--fill" && (value == "prefill" || value == "synthetic")) {
             options.fill = value;
-        } else if (flag == "--kv-type" && (value == "float16" || value == "float32")) {
+        } else if (flag == "--kv" && (value == "float16" || value == "float32")) {
             options.kv_type = value;
         } else {
             throw Error("Unknown option " + flag + " " + value + "; the head of edge_bench.cpp lists them.");
@@ -85,7 +85,7 @@ std::vector<Test> tests_of(const Options &options) {
         }
         if (options.generate > 0) tests.push_back({true, options.generate, depth});
     }
-    if (tests.empty()) throw Error("There is nothing to measure: give --prompt or --generate above 0.");
+    if (tests.empty()) throw Error("There is nothing to measure: give --prefill or --generate above 0.");
     return tests;
 }
 

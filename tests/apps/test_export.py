@@ -193,7 +193,7 @@ def test_a_dry_run_that_needs_weights_converts(
         ([], "give a model, or --check"),
         (["MODEL"], "choose one of bundle, executorch, onnx, coreml, gguf"),
         (["MODEL", "--to", "bundle"], "give the folder to write, or --dry-run"),
-        (["MODEL", "--to", "tflite", "--out", "OUT"], "'tflite' is not one of"),
+        (["MODEL", "--to", "tflite", "--out", "OUT"], "Unknown target 'tflite'; choose one of bundle"),
         (["MODEL", "--to", "bundle", "--out", "MODEL"], "exists already"),
         (["MODEL", "--to", "bundle", "--out", "OUT", "--context", "129"], "(flags: --context)"),
         (["MODEL", "--to", "gguf", "--out", "OUT", "--attention", "sparse", "--context", "64"], "dense_len"),

@@ -24,7 +24,7 @@ def test_the_portable_default_model(run_edge, smollm2, shared_data: Path, tmp_pa
     assert abs(size - planned["files"]["model.pte"]) < SIZE_TOLERANCE * size
     assert run_edge("export", "--check", folder).returncode == 0
 
-    text = ("--text", str(shared_data / "wikitext-2-raw.valid.txt"), "--max-tokens", "129", "--json")
+    text = ("--text", str(shared_data / "wikitext-2-raw.valid.txt"), "--limit", "129", "--json")
     run = run_edge("eval", "compare", smollm2, folder, *text)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])

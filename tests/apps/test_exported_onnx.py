@@ -29,7 +29,7 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
     )
     assert answer["text"] and (folder.name == "portable" or answer["text"] == wanted["text"])
 
-    small = ("--prompt", "8", "--generate", "4", "--repeat", "1", "--json")
+    small = ("--prefill", "8", "--generate", "4", "--repeat", "1", "--json")
     run = run_edge("profile", str(folder), *small)
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout.splitlines()[-1])["results"]

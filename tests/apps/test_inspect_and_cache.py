@@ -153,7 +153,7 @@ def test_perplexity(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     assert plain["perplexity"] < mixed["perplexity"]
     assert math.isclose(plain["perplexity"], math.exp(plain["nll"]))
     assert "32 tokens" in plain["protocol"] and "stride 16" in plain["protocol"]
-    page = run_edge("eval", "perplexity", smollm2, "--text", str(tmp_path / "plain"), "--max-tokens", "20")
+    page = run_edge("eval", "perplexity", smollm2, "--text", str(tmp_path / "plain"), "--limit", "20")
     assert "Protocol:" in page.stdout and "19 of 20 tokens" in page.stdout
 
 

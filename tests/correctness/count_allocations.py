@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler
+from edge.engine.settings import SamplingParams
 from edge.executors.native import library as native
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep

@@ -332,7 +332,7 @@ def test_a_context_out_of_range_is_refused(tmp_path: Path):
         ({"smooth": True, "quantize": "ternary"}, "choose how to round"),
         ({"calibration": Path("x"), "quantize": "int4"}, "needs no calibration text"),
         ({"head": "int8"}, "`--head` belongs to `--quantize`"),
-        ({"context": 0}, "1 token or more"),
+        ({"context": 0}, "whole number of 1 or more"),
         ({"gguf_type": "q4_0"}, "belongs to `--to gguf`, not to bundle"),
         ({"portable": True}, "bundle has only one"),
     ],

@@ -86,8 +86,8 @@ def test_same_document_as_python(run_bench, bundle, scheme):
 
 def test_a_synthetic_cache(run_bench, bundle):
     folder = str(bundle(SCHEMES[0]))
-    arguments = ("--prompt", "0", "--generate", "2", "--depth", "60", "--fill", "synthetic", "--repeat", "1")
-    (row,) = read_document(run_bench(folder, *arguments, "--kv-type", "float32").stdout).results
+    arguments = ("--prefill", "0", "--generate", "2", "--depth", "60", "--fill", "synthetic", "--repeat", "1")
+    (row,) = read_document(run_bench(folder, *arguments, "--kv", "float32").stdout).results
     assert (row.fill, row.depth, row.kv_type) == ("synthetic", 60, "float32")
     assert row.model == 'random "weights"'
     assert row.kv_bytes_per_token == 61.5 * 2 * 2 * 2 * 32 * 4
@@ -103,7 +103,7 @@ def test_a_synthetic_cache(run_bench, bundle):
         (("BUNDLE", "--colour", "red"), "Unknown option --colour red"),
         (("BUNDLE", "--depth"), "--depth needs a value"),
         (("BUNDLE", "--depth", "1000"), "A context of 1512 tokens is beyond the 64"),
-        (("BUNDLE", "--prompt", "0", "--generate", "0"), "There is nothing to measure"),
+        (("BUNDLE", "--prefill", "0", "--generate", "0"), "There is nothing to measure"),
     ],
 )
 def test_bad_arguments(run_bench, bundle, arguments, sentence):
@@ -144,7 +144,7 @@ def test_damaged_manifests(run_bench, bundle, change, sentence):
     manifest = folder / "manifest.json"
     text = json.dumps(json.loads(manifest.read_text()))
     manifest.write_text(change(text))
-    result = run_bench(str(folder), "--prompt", "8", "--generate", "1")
+    result = run_bench(str(folder), "--prefill", "8", "--generate", "1")
     assert result.returncode == 1 and result.stderr.startswith("Error: ") and sentence in result.stderr
 
 

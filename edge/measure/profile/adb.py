@@ -56,7 +56,7 @@ def check_options(options: ProfileOptions) -> None:
     if options.activations != "int8":
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
     if len(options.kv_type) > 1:
-        raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv-type.")
+        raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv.")
 
 
 def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[str]:
@@ -64,9 +64,9 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
     threads = [str(count) for count in options.threads if count is not None]
     return [
         folder,
-        *("--model", model, "--fill", options.fill, "--kv-type", options.kv_type[0]),
+        *("--model", model, "--fill", options.fill, "--kv", options.kv_type[0]),
         *(("--threads", ",".join(threads)) if threads else ()),
-        *("--prompt", ",".join(map(str, options.prompt)), "--depth", ",".join(map(str, options.depth))),
+        *("--prefill", ",".join(map(str, options.prompt)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),
     ]
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.engine.sampling import Sampler, SamplingParams
+from edge.engine.sampling import Sampler
+from edge.engine.settings import SamplingParams
 from edge.executors.protocol import Executor, KVCache, Logits, Observable, RepeatsRows, SequenceStep
 from edge.measure.profile.energy import EnergyMeter
 from edge.measure.profile.operators import decode_events, observed

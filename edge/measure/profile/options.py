@@ -8,66 +8,53 @@ from typing import Literal
 from edge.config import KVType
 from edge.config.attention import AttentionMode
 from edge.errors import EdgeError
-from edge.executors.registry import EXECUTORS
-
-ATTENTION = ("dense", "sparse")
-"""Kinds of attention that exist."""
-FILLS = ("prefill", "synthetic")
+from edge.executors.options import RunOptions
+from edge.hub.options import SourceOptions
+from edge.system.options import check_options, option, same, several
 
 Test = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """The tests are every combination of executor, quantize, threads and kv_type with every depth, and there
-    a prefill of each length in `prompt` and a decode of `generate` tokens.
+    """The tests are every combination of executor, quantize, threads, attention and kv_type with every depth,
+    and there a prefill of each length in `prompt` and a decode of `generate` tokens.
 
-    executor: names of `edge.executors.registry`; None is the one that the files are made for. An exported
-    folder has its own quantization, attention and KV type. quantize: as in `edge.load`; None is what the
-    model has. head: of all of them. threads: None is the performance cores. prompt: tokens of a prefill, 0
-    for none. generate: tokens of a decode, 0 for none. depth: tokens that are in the KV cache before a test.
-    fill: how they got there, `prefill` or `synthetic` (rows of a short prefill, repeated). repeat:
-    measurements of each test, in turn with the others, after one that does not count. operators: also
-    measure every operator, in runs of their own.
+    executor: None is the one that the files are made for; an exported folder has its own quantization,
+    attention and KV type. head: of all quantizations. fill: how depths are reached, `prefill` or `synthetic`
+    (rows of a short prefill, repeated). repeat: measurements of each test, in turn with the others, after one
+    that does not count. operators: also measure every operator, in runs of their own.
     """
 
-    executor: tuple[str | None, ...] = (None,)
-    quantize: tuple[str | None, ...] = (None,)
-    head: str | None = None
-    threads: tuple[int | None, ...] = (None,)
-    prompt: tuple[int, ...] = (512,)
-    generate: int = 64
-    depth: tuple[int, ...] = (0,)
-    attention: tuple[AttentionMode, ...] = ("dense",)
-    kv_type: tuple[KVType, ...] = ("float16",)
-    activations: str = "int8"
-    fill: str = "prefill"
-    repeat: int = 5
-    operators: bool = False
+    executor: tuple[str | None, ...] = several(RunOptions, "executor")
+    quantize: tuple[str | None, ...] = several(SourceOptions, "quantize")
+    head: str | None = same(SourceOptions, "head")
+    threads: tuple[int | None, ...] = several(RunOptions, "threads")
+    prompt: tuple[int, ...] = option(
+        (512,),
+        "Tokens of a prefill, 0 for none.",
+        least=0,
+        commas=True,
+        flag="--prefill",
+        former=("--prompt",),
+    )
+    generate: int = option(64, "Tokens of a decode, 0 for none.", least=0)
+    depth: tuple[int, ...] = option(
+        (0,), "Tokens that are in the KV cache before each test.", least=0, commas=True
+    )
+    attention: tuple[AttentionMode, ...] = several(RunOptions, "attention")
+    kv_type: tuple[KVType, ...] = several(RunOptions, "kv_type")
+    activations: str = same(RunOptions, "activations")
+    repeat: int = option(5, "Measurements of each test.", least=1)
+    fill: str = option(
+        "prefill",
+        "How depths are reached: by a prefill, or by repeated rows of a short one.",
+        choices=("prefill", "synthetic"),
+    )
+    operators: bool = option(False, "Also measure every operator of every layer.", flag="--ops")
 
     def __post_init__(self) -> None:
-        for name, given, known in (
-            ("attention", self.attention, ATTENTION),
-            ("fill", (self.fill,), FILLS),
-        ):
-            for value in given:
-                if value not in known:
-                    raise EdgeError(
-                        f"There is no {name} '{value}' in this version; there is: {', '.join(known)}."
-                    )
-        for executor in self.executor:
-            if executor is not None:
-                EXECUTORS.get(executor)
-        for name, values, least in (
-            ("threads", [count for count in self.threads if count is not None], 1),
-            ("prompt", self.prompt, 0),
-            ("generate", (self.generate,), 0),
-            ("depth", self.depth, 0),
-            ("repeat", (self.repeat,), 1),
-        ):
-            for number in values:
-                if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                    raise EdgeError(f"{name} must be a whole number of {least} or more, got {number!r}.")
+        check_options(self)
         for name in ("executor", "quantize", "threads", "depth", "attention", "kv_type"):
             if len(getattr(self, name)) == 0:
                 raise EdgeError(f"{name} is empty: give at least one.")

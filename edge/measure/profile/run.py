@@ -74,7 +74,7 @@ def profile(
         (files, spec, threads, attention, kv_type)
         for files, spec in opened
         for threads in options.threads
-        for attention, kv_type in _arithmetic(files, options)
+        for attention, kv_type in _arithmetic(files, spec, options)
     ]
     _check_memory([(files, kv_type) for files, _, _, _, kv_type in settings], options)
     watch = machine.Watch()
@@ -165,11 +165,19 @@ def _open(
     return files, find_executor(files, executor)
 
 
-def _arithmetic(files: ModelFiles, options: ProfileOptions) -> Iterable[tuple[AttentionMode, KVType]]:
-    """(attention, KV type) of each run over a bundle; of an exported folder, its own attention."""
+def _arithmetic(
+    files: ModelFiles, spec: ExecutorSpec, options: ProfileOptions
+) -> Iterable[tuple[AttentionMode, KVType]]:
+    """(attention that is active, KV type) of each run; an exported folder has its own."""
     if files.attention is not None:
         return [(files.attention, options.kv_type[0])]
-    return product(options.attention, options.kv_type)
+    active: dict[AttentionMode, None] = {}
+    for mode in options.attention:
+        if mode == "auto":
+            active["dense" if spec.sparse(files, mode, options.context) is None else "sparse"] = None
+        else:
+            active[mode] = None
+    return product(active, options.kv_type)
 
 
 def _check_memory(settings: list[tuple[ModelFiles, KVType]], options: ProfileOptions) -> None:

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.engine.generation import Completion, StopMatcher, Stream, generate
-from edge.engine.sampling import SamplingParams
 from edge.engine.session import Session
-from edge.engine.settings import GenerationSettings, merge_settings
+from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
 
 PROMPT = "Once upon a time, there was a"

@@ -8,8 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from edge.engine.sampling import MAX_LOGPROBS, Sampler, SamplingParams
+from edge.engine.sampling import Sampler
+from edge.engine.settings import SamplingParams
 from edge.errors import EdgeError, NativeError, TokenizerError
+from edge.executors.native.library import MAX_LOGPROBS
 
 SIZES = (1, 2, 15, 63, 64, 65, 130, 1000, 49152, 73448)
 

@@ -6,8 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from edge.engine.sampling import SamplingParams
-from edge.engine.settings import SETTING_NAMES, GenerationSettings, merge_settings
+from edge.engine.settings import SETTING_NAMES, GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
 
 

@@ -180,8 +180,8 @@ def test_tests_are_every_length_at_every_depth():
     ("changes", "sentence"),
     [
         ({"executor": ("cuda",)}, "Unknown executor 'cuda'; choose one of native"),
-        ({"attention": ("sliding",)}, "no attention 'sliding'"),
-        ({"fill": "guess"}, "no fill 'guess'"),
+        ({"attention": ("sliding",)}, "Unknown attention 'sliding'; choose one of dense"),
+        ({"fill": "guess"}, "Unknown fill 'guess'; choose one of prefill"),
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
         ({"threads": (0,)}, "threads must be"),
