@@ -56,12 +56,11 @@ def load(
     from edge.executors.trace import traced
     from edge.hub.resolve import open_model, refuse_changes
 
-    files = open_model(
-        model,
-        **vars(source),
-        target=None if run.executor is None else EXECUTORS.get(run.executor).target,
-        progress=progress,
-    )
+    spec = None if run.executor is None else EXECUTORS.get(run.executor)
+    if spec is not None and spec.target is None:
+        spec.load()  # a missing package is said before a conversion
+    target = None if spec is None else spec.target
+    files = open_model(model, **vars(source), target=target, progress=progress)
     if rope_override is not None:
         if files.target is not None:
             refuse_changes(model, rope_override=rope_override)

@@ -1,4 +1,4 @@
-"""The program over folders of `edge export --to onnx`: chat, profile and comparison."""
+"""The program over folders of `edge export --to onnx`: chat, facts, profile and comparison."""
 
 from __future__ import annotations
 
@@ -29,12 +29,18 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
     )
     assert answer["text"] and (folder.name == "portable" or answer["text"] == wanted["text"])
 
+    run = run_edge("inspect", str(folder), "--json")
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout.splitlines()[-1])
+    kv_type = {"full": "float16", "portable": "float32"}[folder.name]
+    assert (facts["memory"]["context"], facts["memory"]["kv_type"]) == (256, kv_type)
+    assert facts["chat_template"] and facts["tokenizer"]["kind"]
+
     small = ("--prefill", "8", "--generate", "4", "--repeat", "1", "--json")
     run = run_edge("profile", str(folder), *small)
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout.splitlines()[-1])["results"]
     assert [row["test"] for row in rows] == ["prefill", "decode"]
-    kv_type = {"full": "float16", "portable": "float32"}[folder.name]
     assert {(row["executor"], row["kv_type"]) for row in rows} == {("onnx", kv_type)}
     assert rows[0]["tier"].startswith("onnxruntime")
 
