@@ -62,7 +62,9 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[O
         took = median(seconds)
         limit = max(size / roofline.read_bytes, operations / peak)
         found.append(
-            Operator(operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0)
+            Operator(
+                operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0
+            )
         )
     return tuple(found)
 
