@@ -52,7 +52,8 @@ typedef struct {
     void *(*allocate)(void *context, uint64_t bytes);
 } edge_scratch;
 
-/* Our own persistent threads; a second region at the same time runs on its caller's thread alone. threads = 0: the performance cores within the cgroup quota. */
+/* Our own persistent threads; a second region at the same time runs on its caller's thread alone. threads = 0: the
+ * performance cores within the cgroup quota. */
 typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
 EDGE_API void edge_pool_destroy(edge_pool *pool);
@@ -64,7 +65,8 @@ EDGE_API int32_t edge_default_threads(void);
 /* Names of the tiers this CPU can run, best first, as a comma-separated list; "portable" is always there. */
 EDGE_API const char *edge_cpu_tiers(void);
 
-/* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that differs. */
+/* Holds every kernel of a tier (NULL: the best) against the portable one; EDGE_UNSUPPORTED names the one that
+ * differs. */
 EDGE_API edge_status edge_self_test(const char *tier);
 
 /* What the machine can do at most, in bytes and multiply-adds per second, and the seconds that one parallel region

@@ -62,8 +62,8 @@ EDGE_API edge_status edge_linear_residual(const edge_host *host, const float *x,
                                           int32_t activations, float *out);
 
 /* One layer's KV cache in memory of the caller: opaque, changed in place, zero at first. Pages of 256 positions as
- * src/attention/cache.h describes them with one layer; for sparse attention (sparse.enabled) the summaries of the keys follow,
- * a pure function of the rows. The memory starts at a multiple of 4 bytes. */
+ * src/attention/cache.h describes them with one layer; for sparse attention (sparse.enabled) the summaries of the keys
+ * follow, a pure function of the rows. The memory starts at a multiple of 4 bytes. */
 typedef struct {
     int32_t kv_type; /* edge_kv_type */
     int32_t heads, kv_heads, head_dim;
