@@ -53,7 +53,7 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
     assert found["kl_divergence"] < (1e-12 if folder.name == "full" else 0.05)
     assert found["top1_agreement"] > 0.9
     assert found["b"]["executor"] == "onnx"
-    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float16")
+    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", kv_type)
 
 
 @pytest.mark.parametrize("folder", ["full"], indirect=True)
