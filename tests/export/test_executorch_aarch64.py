@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.executors.native import adapters
+from edge.executors import adapters
 from edge.executors.native.executor import NativeExecutor
 from edge.executors.registry import open_artifact_executor
 from edge.export.artifact import export_model

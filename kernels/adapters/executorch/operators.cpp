@@ -2,7 +2,7 @@
 //
 // Threads are ExecuTorch's own pool, memory is the runtime's temporary allocator; a refusal is logged as a sentence and
 // fails the method with InvalidArgument. ExecuTorch promises no binary interface: compile this file against the
-// version that runs it (edge.native.adapters does).
+// version that runs it (edge.executors.adapters does).
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
