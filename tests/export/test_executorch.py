@@ -13,7 +13,7 @@ import pytest
 from edge.config import SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ContextError, EdgeError
-from edge.executors.native import adapters
+from edge.executors import adapters
 from edge.executors.native.library import path as native_path
 from edge.executors.options import RunOptions
 from edge.executors.registry import open_executor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.executors.native import adapters
+from edge.executors import adapters
 from edge.executors.options import RunOptions
 from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
