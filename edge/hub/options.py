@@ -12,9 +12,11 @@ class SourceOptions:
     """See the fields' own help, and `edge.hub.resolve.open_model`."""
 
     quantize: str | None = option(
-        None, "Quantize to this; by default what the file has, int4 for float files."
+        None,
+        "Quantize to this: int4, int4-g128, int8, ternary, f16, source; by default what the file has, "
+        "int4 for float files.",
     )
-    head: str | None = option(None, "Quantization of embedding and output head.")
+    head: str | None = option(None, "Quantization of embedding and output head, by the same names.")
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     offline: bool = option(False, "Never use the network.")
     verify: bool = option(False, "Recompute the checksums of the converted model.")
