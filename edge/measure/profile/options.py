@@ -8,6 +8,7 @@ from typing import Literal
 from edge.config import KVType
 from edge.errors import EdgeError
 from edge.executors.registry import ARTIFACT_EXECUTORS, EXECUTORS, NATIVE, offered_executors
+from edge.quant.scheme import QuantScheme
 
 ATTENTION = ("dense", "sparse")
 """Kinds of attention that exist."""
@@ -55,6 +56,8 @@ class ProfileOptions:
                     raise EdgeError(
                         f"There is no {name} '{value}' in this version; there is: {', '.join(known)}."
                     )
+        for quantization in (*self.quantize, self.head):
+            QuantScheme.chosen(quantization)
         for name, values, least in (
             ("threads", [count for count in self.threads if count is not None], 1),
             ("prompt", self.prompt, 0),
