@@ -34,7 +34,7 @@ def print_profile(profile: Profile, console: Console) -> None:
         speed = row.tokens_per_second
         table.add_row(
             f"{_test_name(row)}{' sparse' if row.attention == 'sparse' else ''}",
-            f"{row.quantize}-g{row.group}" if row.group else row.quantize,
+            row.weights,
             row.kv_type,
             str(row.threads),
             f"{row.depth}{' synthetic' if row.fill == 'synthetic' and row.depth else ''}",
@@ -95,7 +95,7 @@ def print_comparison(
         row = ratio.after
         table.add_row(
             _test_name(row),
-            row.quantize,
+            row.weights,
             str(row.threads),
             str(row.depth),
             f"{ratio.before.tokens_per_second.median:.1f}",

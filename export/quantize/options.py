@@ -10,7 +10,7 @@ from edge.errors import ExportError
 from edge.export.options import can_calibrate, check_head, named_scheme
 from edge.quant.scheme import QuantScheme
 
-VERSION = 2
+VERSION = 3
 """Changes when the same options would give other weights; part of every key under which results are kept."""
 METHODS = ("rtn", "gptq", "p-gptq")
 _PYTORCH = 400 << 20  # bytes of the process once it is loaded

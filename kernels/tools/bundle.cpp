@@ -30,15 +30,15 @@ const Role roles[] = {{"model.embed_tokens.weight", EDGE_EMBEDDING},
                       {"mlp.up_proj.weight", EDGE_UP},
                       {"mlp.down_proj.weight", EDGE_DOWN}};
 
-struct Kind {
-    const char *name, *layout;
+struct Layout {
+    const char *name;
     int32_t kind;
 };
-const Kind kinds[] = {{"f32", "f32.row", EDGE_F32},
-                      {"f16", "f16.n16", EDGE_F16},
-                      {"int8", "i8.n16k4", EDGE_INT8},
-                      {"int4", "i4.n16k8", EDGE_INT4},
-                      {"ternary", "t2.n16k16", EDGE_TERNARY}};
+const Layout layouts[] = {{"f32.row", EDGE_F32},
+                          {"f16.n16", EDGE_F16},
+                          {"i8.n16k4", EDGE_INT8},
+                          {"i4.n16k8", EDGE_INT4},
+                          {"t2.n16k16", EDGE_TERNARY}};
 
 using File = std::unique_ptr<FILE, int (*)(FILE *)>;
 
@@ -79,19 +79,19 @@ edge_weight weight_of(const std::string &name) {
     throw Error("The bundle has a tensor '" + name + "' that is not known.");
 }
 
-const Kind &read_scheme(const Json &scheme, const std::string &name, edge_matrix *matrix) {
-    for (const Kind &kind : kinds) {
-        if (scheme.at("kind").text() != kind.name) continue;
-        matrix->kind = kind.kind;
-        matrix->group = int32_t(scheme.at("group").integer());
-        matrix->minimum = scheme.at("minimum").boolean();
-        std::string layout = kind.layout;
-        if (kind.kind != EDGE_F32 && kind.kind != EDGE_F16) {
-            layout += matrix->group > 0 ? ".g" + std::to_string(matrix->group) : ".row";
-            if (matrix->minimum) layout += ".min";
+// Only the layout says what the kernels compute; what a kind of scheme means by its codes does not matter.
+void read_layout(const Json &scheme, const std::string &name, edge_matrix *matrix) {
+    matrix->group = int32_t(scheme.at("group").integer());
+    matrix->minimum = scheme.at("minimum").boolean();
+    for (const Layout &layout : layouts) {
+        std::string id = layout.name;
+        if (layout.kind != EDGE_F32 && layout.kind != EDGE_F16) {
+            id += matrix->group > 0 ? ".g" + std::to_string(matrix->group) : ".row";
+            if (matrix->minimum) id += ".min";
         }
-        if (scheme.at("layout").text() != layout + ".v1") break;
-        return kind;
+        if (scheme.at("layout").text() != id + ".v1") continue;
+        matrix->kind = layout.kind;
+        return;
     }
     throw Error("Tensor '" + name +
                 "' has a layout that this program does not know; convert the model again.");
@@ -217,7 +217,8 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
     for (const auto &entry : manifest.at("tensors").members()) {
         edge_weight weight = weight_of(entry.first);
         edge_matrix &matrix = weight.matrix;
-        const Kind &kind = read_scheme(entry.second.at("scheme"), entry.first, &matrix);
+        const Json &scheme = entry.second.at("scheme");
+        read_layout(scheme, entry.first, &matrix);
         const std::vector<Json> &shape = entry.second.at("shape").items();
         if (shape.empty() || shape.size() > 2) {
             throw Error("Tensor '" + entry.first + "' has no usable shape.");
@@ -236,7 +237,7 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
         matrix.data = data + first + begin;
         matrix.bytes = uint64_t(end - begin);
         if (weight.role >= EDGE_ATTENTION_NORM && shape.size() == 2) {
-            sizes[{std::string(kind.name) + (matrix.minimum ? "-min" : ""), matrix.group}] += matrix.bytes;
+            sizes[{scheme.at("kind").text() + (matrix.minimum ? "-min" : ""), matrix.group}] += matrix.bytes;
         }
         weights.push_back(weight);
     }

@@ -112,7 +112,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
     [
         (("m", "--executor", "cuda"), "Unknown executor 'cuda'; choose one of native"),
         (("m", "--depth", "1,x"), "'1,x' is not a list of whole numbers"),
-        (("m", "--quantize", "int3"), "Unknown quantization 'int3'"),
+        (("m", "--quantize", "int3"), "Unknown quantization 'int3'; choose one of int4, int8, ternary, f16"),
         (("m", "n"), "give one model"),
         (("m", "--fail-above", "5%"), "belongs to --compare"),
         (("--compare", "m"), "give two profiles"),

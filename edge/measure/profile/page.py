@@ -78,7 +78,7 @@ def _results(profile: Profile) -> str:
     for row in profile.results:
         speed = row.tokens_per_second
         cells = (
-            f"{row.quantize} g{row.group}" if row.group else row.quantize,
+            row.weights,
             row.executor,
             row.kv_type,
             row.test + (" (synthetic)" if row.fill == "synthetic" and row.depth else ""),

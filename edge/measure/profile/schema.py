@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
+from edge.quant.scheme import QuantScheme
 
 SCHEMA = 2
 T = TypeVar("T")
@@ -103,6 +104,12 @@ class Row:
     memory: Memory
     joules_per_token: float | None
     operators: tuple[Operator, ...]
+
+    @property
+    def weights(self) -> str:
+        """Name of the quantization of most of the weights, for example `int4-g32-min`."""
+        kind = self.quantize.removesuffix("-min")
+        return str(QuantScheme(kind, self.group, minimum=kind != self.quantize))
 
     @property
     def key(self) -> tuple[Any, ...]:

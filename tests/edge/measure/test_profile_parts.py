@@ -187,6 +187,8 @@ def test_tests_are_every_length_at_every_depth():
         ({"threads": (0,)}, "threads must be"),
         ({"prompt": (0,), "generate": 0}, "nothing to measure"),
         ({"quantize": ()}, "quantize is empty"),
+        ({"quantize": ("int3",)}, "Unknown quantization 'int3'"),
+        ({"head": "none"}, "'none' is called 'source' now"),
     ],
 )
 def test_bad_options_are_refused(changes, sentence):
@@ -310,3 +312,10 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
+
+
+def test_a_row_names_its_quantization():
+    names = [("int4", 32), ("int4-min", 32), ("ternary", 0), ("f16", 0)]
+    assert [row(quantize=kind, group=group).weights for kind, group in names] == [
+        *("int4-g32", "int4-g32-min", "ternary-row", "f16"),
+    ]
