@@ -22,7 +22,8 @@ from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.config.tensors import EMBEDDING, HEAD, beyond_llama, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ExportError, NativeError
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -34,6 +35,7 @@ from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import load_decoder, save_huggingface
 from edge.model.weights.fold import fold_mup
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 from .tiny import byte_tokenizer_files, make_source
 
@@ -183,11 +185,10 @@ def test_names_of_another_family_are_refused(tmp_path: Path):
 def test_native_equals_torch(tmp_path: Path):
     decoder = network(acorn())
     convert(HuggingFaceCheckpoint(save(tmp_path / "acorn", decoder)), tmp_path / "bundle", quantize="f16")
-    executor = NativeExecutor(
-        Bundle.open(tmp_path / "bundle"), threads=1, activations="float32", kv_type="float32"
-    )
+    options = RunOptions(threads=1, activations="float32", kv_type="float32")
+    executor = open_executor(Bundle.open(tmp_path / "bundle"), options)
     tokens = TOKENS.numpy().astype(np.int32)
-    found = executor.forward(executor.new_cache(), tokens, want_logits="all").logits
+    found = forward(executor, executor.new_cache(), tokens, logits="all").logits
     executor.close()
     assert largest_error(found, decoder(TOKENS)) < EXACT
 
@@ -254,7 +255,7 @@ def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):
     source = make_source(tmp_path, config)
     words = "biases of q, k and v, norms of q and k and layers without RoPE"
     with pytest.raises(NativeError, match=f"native executor does not compute {words}, which this oak"):
-        NativeExecutor(source.bundle)
+        open_executor(source.bundle)
     for target in ("bundle", "onnx", "executorch", "coreml"):
         with pytest.raises(ExportError, match=f"can't deal with {words}"):
             export_model(source, ExportOptions(target), tmp_path / target)

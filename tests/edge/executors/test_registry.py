@@ -104,7 +104,7 @@ def test_an_executor_that_does_not_fit_is_refused_by_name(bundle, exported):
 
 @pytest.mark.parametrize(
     "change",
-    [{"quantize": "int4"}, {"group": 64}, {"head": "f16"}, {"rope_override": {"rope_type": "linear"}}],
+    [{"quantize": "int4"}, {"head": "f16"}, {"rope_override": {"rope_type": "linear"}}],
 )
 def test_an_exported_folder_can_not_be_changed(exported, change):
     with pytest.raises(EdgeError, match=f"exported as it is, so {next(iter(change))} can't be changed"):

@@ -13,7 +13,8 @@ import pytest
 from edge.checkpoints.synthetic import RandomCheckpoint, random_matrix
 from edge.errors import BundleError, EdgeError, NativeError
 from edge.executors.native import library as native
-from edge.executors.native.executor import NativeExecutor
+from edge.executors.options import RunOptions
+from edge.executors.registry import open_executor
 from edge.formats.bundle.manifest import OPERATORS
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
@@ -25,6 +26,7 @@ from edge.quant.packing import dequantize, pack, unpack
 from edge.quant.rounding import quantize
 from edge.quant.rules import symmetric
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from tests.steps import forward
 from tests.toy_scheme import SCHEMES, TOY, WIDE_SCHEME
 
 SCHEME = SCHEMES[0]
@@ -109,9 +111,9 @@ def test_a_bundle_and_the_native_executor(bundle: Callable[..., Bundle], name: s
     assert stored.scheme.to_json()["kind"] == "toy5" and stored.layout.startswith("i4.n16k8.")
     wanted = "linear.int4.minimum" if stored.scheme.minimum else "linear.int4"
     assert found.manifest.operators == ("attention.dense", wanted)
-    executor = NativeExecutor(found, context=32, threads=1)
+    executor = open_executor(found, RunOptions(context=32, threads=1))
     cache = executor.new_cache()
-    assert np.isfinite(executor.forward(cache, [1, 2, 3]).logits).all()
+    assert np.isfinite(forward(executor, cache, [1, 2, 3]).logits).all()
 
 
 def test_a_random_model(tiny_config: Any, tmp_path: Path):
@@ -132,7 +134,7 @@ def test_another_executors_layout_is_refused_by_the_kernels(tiny_config: Any, tm
     found = Bundle.open(tmp_path / "b")
     assert "linear.x8.minimum" in found.manifest.operators
     with pytest.raises(NativeError, match="can't compute on the layout"):
-        NativeExecutor(found, context=32, threads=1)
+        open_executor(found, RunOptions(context=32, threads=1))
 
 
 @pytest.mark.parametrize(
