@@ -32,6 +32,5 @@ def fold_mup(config: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[ModelC
     for name, tensor in folded.items():
         scale = factors.get(name, 1.0)
         folded[name] = tensor.clone() if scale == 1.0 else (tensor.float() * scale).to(tensor.dtype)
-    scales = {"scale_emb": None, "scale_depth": None, "dim_model_base": None}
-    plain = replace(config, tie_word_embeddings=False, **scales)
+    plain = replace(config, tie_word_embeddings=False, scale_emb=None, scale_depth=None, dim_model_base=None)
     return replace(plain, model_type=scaled_family(plain).model_type), folded
