@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.config.huggingface import config_from_hf, config_to_hf
-from edge.config.presets import PRESETS
+from edge.config.presets import PRESETS, preset
 from edge.errors import CheckpointError, ConfigError
 from edge.hub.resolve import open_model
 from edge.model.network.decoder import Decoder
@@ -138,9 +138,9 @@ def test_config_survives(tiny_config, rope: RopeConfig):
         assert config_from_hf(json.loads(json.dumps(config_to_hf(config)))) == config
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_survive(name: str):
-    assert config_from_hf(config_to_hf(PRESETS[name])) == PRESETS[name]
+    assert config_from_hf(config_to_hf(preset(name))) == preset(name)
 
 
 def test_everything_beside_the_weights(tmp_path: Path, config):
