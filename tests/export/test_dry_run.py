@@ -31,9 +31,7 @@ TARGETS = {
 CASES = [
     pytest.param(minicpm_config(), QuantScheme("int4", 32), {}, id="int4"),
     pytest.param(llama_config(), QuantScheme("int8", 32), {}, id="int8"),
-    pytest.param(
-        llama_config(), QuantScheme("f16"), {"quantize": "int4", "group": 128, "head": "int8"}, id="float"
-    ),
+    pytest.param(llama_config(), QuantScheme("f16"), {"quantize": "int4-g128", "head": "int8"}, id="float"),
     pytest.param(
         minicpm_config(
             sparse=SparseConfig(dense_len=64, topk=2, window_size=64), max_position_embeddings=512

@@ -78,11 +78,11 @@ def test_made_once(build: Any, cache: Path) -> None:
 def test_key_follows_path_size_time_and_options(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"abc")
-    options = {"quantize": None, "group": None}
+    options = {"quantize": None, "head": None}
     names = [source_key(file, options).name]
     assert source_key(file, dict(reversed(options.items()))).name == names[0]
     assert names[0].startswith("model-")
-    names.append(source_key(file, {"quantize": "int4", "group": None}).name)
+    names.append(source_key(file, {"quantize": "int4", "head": None}).name)
     os.utime(file, ns=(0, 1234))
     names.append(source_key(file, options).name)
     file.write_bytes(b"abcd")
