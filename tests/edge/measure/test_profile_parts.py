@@ -19,7 +19,7 @@ from edge.measure.profile.export import to_csv
 from edge.measure.profile.machine import noise_remarks, throttle_remarks
 from edge.measure.profile.plan import PlannedDevice, parse_size, plan
 from edge.measure.profile.run import rate
-from edge.measure.profile.schema import MachineFacts, Memory, Operator, Profile, ProfileError, Row
+from edge.measure.profile.schema import SCHEMA, MachineFacts, Memory, Operator, Profile, ProfileError, Row
 from edge.quant.scheme import QuantScheme
 
 MACHINE = MachineFacts(
@@ -62,7 +62,7 @@ def row(samples=(100.0, 102.0, 98.0), **changes):
 
 
 def document(*rows):
-    return Profile(1, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, tuple(rows))
+    return Profile(SCHEMA, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, tuple(rows))
 
 
 # ---- Schema
