@@ -5,7 +5,6 @@ the executor.
 from __future__ import annotations
 
 from edge.executors.registry import EXECUTORS, Arithmetic, ExecutorSpec
-from edge.quant.scheme import QuantScheme
 
 EXECUTORS.register(
     "torch",
@@ -14,6 +13,6 @@ EXECUTORS.register(
         function="edge.model.executor:open_torch",
         package="torch",
         install="pip install 'minicpm-edge[train]'",
-        arithmetic={"": Arithmetic("float32", "float32", QuantScheme("f32"))},
+        arithmetic={"": Arithmetic("float32", "float32", "f32")},
     ),
 )

@@ -10,18 +10,19 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode, resolve_attention
 from edge.errors import EdgeError
-from edge.executors.memory import check_memory, memory_plan
 from edge.executors.options import RunOptions
-from edge.executors.protocol import Executor
-from edge.formats.model_files import ModelFiles
-from edge.quant.scheme import QuantScheme
 from edge.system.memory import available_memory
 from edge.system.registry import Registry
+
+if TYPE_CHECKING:  # they need NumPy, which a program that only lists the executors can spare
+    from edge.executors.protocol import Executor
+    from edge.formats.model_files import ModelFiles
+    from edge.quant.scheme import QuantScheme
 
 NATIVE = "native"
 
@@ -30,12 +31,19 @@ NATIVE = "native"
 class Arithmetic:
     """What an executor computes with, whatever RunOptions say.
 
-    weights: what it turns every tensor into; None if it reads them as they are stored.
+    weights: the scheme's name that it turns every tensor into; None if it reads them as they are stored.
     """
 
     activations: str
     kv_type: KVType
-    weights: QuantScheme | None = None
+    weights: str | None = None
+
+    @property
+    def scheme(self) -> QuantScheme | None:
+        """The scheme of `weights`."""
+        from edge.quant.scheme import QuantScheme
+
+        return None if self.weights is None else QuantScheme.parse(self.weights)
 
 
 @dataclass(frozen=True)
@@ -160,6 +168,8 @@ def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Execu
     or lacks a package; ContextError for a context beyond the model's, and if the memory does not suffice;
     ConfigError for sparse attention that can't run; and what the executor itself finds wrong.
     """
+    from edge.executors.memory import check_memory, memory_plan
+
     options = options or RunOptions()
     spec = find_executor(files, options.executor)
     context = _context(files, options.context)
@@ -180,7 +190,7 @@ def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Execu
         options.max_batch,
         mapped_weights=bool(options.mmap),
         sparse=sparse,
-        weights=None if fixed is None else fixed.weights,
+        weights=None if fixed is None else fixed.scheme,
     )
     check_memory(plan, available_memory())
     return make(files, options, context=context, sparse=sparse)

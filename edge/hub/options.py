@@ -11,8 +11,7 @@ def check_scheme(name: str) -> None:
     """Raise EdgeError if there is no quantization of that name."""
     from edge.quant.scheme import QuantScheme
 
-    if name != "source":
-        QuantScheme.from_name(name)
+    QuantScheme.chosen(name)
 
 
 @dataclass(frozen=True)

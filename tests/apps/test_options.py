@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -74,6 +76,17 @@ def test_help(run_edge: Callable[..., Any], command: list[str]):
     shown = run_edge(*command, "--help")
     assert shown.returncode == 0 and shown.stderr == ""
     assert "Usage: edge" in shown.stdout and "--help" in shown.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["chat", "--help"]], ids=" ".join)
+def test_what_only_prints_a_text_needs_no_numpy(environment: dict[str, str], arguments: list[str]):
+    """NumPy would be a third of the time until the text is there."""
+    program = (
+        "import sys; from edge.apps.cli.main import main; "
+        f"sys.argv[1:] = {arguments}; code = main(); sys.exit(code or 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_shows_choices_ranges_and_defaults(run_edge: Callable[..., Any]):

@@ -91,7 +91,7 @@ def profile(
             )
             worker = stack.enter_context(Worker(Setup(str(files.path), asdict(run), options.fill)))
             fixed = spec.fixed(files)
-            weights = None if fixed is None else fixed.weights
+            weights = None if fixed is None else fixed.scheme
             tensors = [(info.name, info.shape, weights or info.scheme) for info in files.tensors.values()]
             kv_type = worker.ready.kv_type  # the executor's own, where it has no choice
             cost = NetworkCost.of(files.config, tensors, kv_type, worker.ready.activations)
