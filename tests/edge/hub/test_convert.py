@@ -227,7 +227,7 @@ def test_memory_is_about_one_tensor(tmp_path: Path) -> None:
         import resource, sys
         import numpy as np
         from edge.checkpoints.base import TensorInfo
-        from edge.config import ModelConfig
+        from edge.config.huggingface import config_from_hf
         from edge.hub.convert import convert
         from edge.quant.scheme import QuantScheme
         from edge.config.tensors import expected_tensors
