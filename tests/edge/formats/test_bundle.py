@@ -175,8 +175,8 @@ def test_verify_finds_what_the_stamp_hides(bundle: Path) -> None:
 
 def test_checksums_are_computed_once(bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    compute = reader._sha256
-    monkeypatch.setattr(reader, "_sha256", lambda path: hashed.append(path) or compute(path))
+    compute = reader.file_sha256
+    monkeypatch.setattr(reader, "file_sha256", lambda path: hashed.append(path) or compute(path))
     Bundle.open(bundle)
     assert hashed == [], "the writer knew the checksums"
     elsewhere = bundle.with_name("copy")
