@@ -55,7 +55,7 @@ def linear(
 ) -> tuple[float, int]:
     """Seconds of one operator on n tokens, and its weight bytes."""
     size = scheme.packed_bytes(rows, COLUMNS)
-    matrix = native.matrix(scheme.packing, rows, COLUMNS, region.pointer)
+    matrix = native.matrix(scheme.packing, rows, COLUMNS, region.pointer.value or 0)
     x = np.random.default_rng(0).standard_normal((n, COLUMNS)).astype(np.float32)
     y = np.empty((n, rows), np.float32)
     buffer = ScratchBuffer()
@@ -77,8 +77,8 @@ def decoder(executor: Executor, bench: Bench, samples: dict[str, list[float]]) -
         executor.forward([SequenceStep(cache, tokens[start : start + executor.max_batch], logits="none")])
     for n in BATCHES[1:]:
         chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
-        step = SequenceStep(cache, tokens[:n], tree=chain, logits="all")
-        verify = partial(executor.forward, [step])
+        candidates = SequenceStep(cache, tokens[:n], tree=chain, logits="all")
+        verify = partial(executor.forward, [candidates])
         verify()
         executor.truncate(cache, CONTEXT)
         samples[f"verify {n} / decode"].append(seconds(verify) / step)

@@ -34,14 +34,14 @@ from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
-from edge.hub.resolve import open_model
+from edge.hub.resolve import open_bundle, open_model
 
 CONTEXT, TOKENS = 1024, 32
 
 
 def export(model: str, out: str, flavour: str) -> dict[str, Any]:
     """Write one folder: what that took."""
-    source = Source(open_model(model))
+    source = Source(open_bundle(model))
     started = time.perf_counter()
     export_model(source, ExportOptions("onnx", portable=flavour == "portable", context=CONTEXT), out)
     return {
@@ -135,7 +135,8 @@ def main() -> None:
         print(json.dumps(export(given.model, *given.export)))
         return
     if given.measure:
-        print(json.dumps(measure(*given.measure, given.threads, given.prompt)))
+        name, where = given.measure
+        print(json.dumps(measure(name, where, given.threads, given.prompt)))
         return
     document: dict[str, Any] = {
         "model": given.model,

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
@@ -24,7 +25,7 @@ CONTEXT, STEPS = 512, 64
 
 
 @contextmanager
-def busy_processes(count: int):
+def busy_processes(count: int) -> Iterator[None]:
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     time.sleep(0.2)
     try:
@@ -49,12 +50,12 @@ def decode_here(model: str, threads: int) -> float:
     for start in range(0, CONTEXT, executor.max_batch):
         executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
     sampler, token = Sampler(SamplingParams(temperature=0.8, top_p=0.8, seed=0)), 5
-    start = perf_counter()
+    started = perf_counter()
     for _ in range(STEPS):
         (result,) = executor.forward([SequenceStep(cache, [token])])
         assert result.logits is not None
         token = sampler.sample(result.logits[0], []).token
-    return STEPS / (perf_counter() - start)
+    return STEPS / (perf_counter() - started)
 
 
 def ours(options: argparse.Namespace) -> float:

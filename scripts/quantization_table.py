@@ -29,7 +29,7 @@ from edge.model.weights.checkpoint import open_checkpoint
 from edge.runtime import load
 
 WINDOW = 512
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"method": "rtn"},
     "S-RTN": {"method": "rtn", "smooth": True},
     "GPTQ": {"method": "gptq"},
@@ -92,7 +92,7 @@ def table(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     make_bundle(options.model, source, {"quantize": "source"})
     document |= {"model": options.model.name, "threads": options.threads, **calibrated}
     document["calibration"] = "default" if options.default_calibration else "second half of the text"
-    wanted = {"source": {"quantize": "source"}}
+    wanted: dict[str, dict[str, Any]] = {"source": {"quantize": "source"}}
     for group, quantize in GROUPS.items():
         for name, method in METHODS.items():
             wanted[f"{name} g{group}"] = {"quantize": quantize, **method}
