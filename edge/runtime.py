@@ -52,7 +52,8 @@ def load(
     EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     source, run = _options(options)
-    from edge.executors.registry import EXECUTORS, open_executor
+    from edge.executors.opening import open_executor
+    from edge.executors.registry import EXECUTORS
     from edge.executors.trace import traced
     from edge.hub.resolve import open_model, refuse_changes
 

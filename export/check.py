@@ -12,8 +12,9 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.engine.session import Session
 from edge.errors import ArtifactError, ExportError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import NATIVE, open_executor
+from edge.executors.registry import NATIVE
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.text.tokenizer import load_tokenizer

@@ -39,7 +39,7 @@ from edge.formats.model_files import ModelFiles
 from edge.model.attention.mode import attend_function
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 
 
 def open_torch(

@@ -22,9 +22,9 @@ import numpy as np
 
 from edge.executors.native import library as native
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import Executor, SequenceStep
-from edge.executors.registry import open_executor
 from edge.hub.resolve import open_model
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.measure import Bench

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from edge.executors.onnx.flavours import SESSION_ENTRIES
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
-from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source

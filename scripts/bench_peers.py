@@ -40,9 +40,9 @@ def decode_here(model: str, threads: int) -> float:
     """Tokens/s of the native executor, sampling included; runs in a process of its own."""
     from edge.engine.sampling import Sampler
     from edge.engine.settings import SamplingParams
+    from edge.executors.opening import open_executor
     from edge.executors.options import RunOptions
     from edge.executors.protocol import SequenceStep
-    from edge.executors.registry import open_executor
     from edge.hub.resolve import open_model
 
     executor = open_executor(open_model(model), RunOptions(context=2 * CONTEXT, threads=threads))

@@ -18,7 +18,7 @@ from edge.apps.cli.options import Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import output_console
 from edge.engine.settings import GenerationSettings, SamplingParams
 from edge.errors import EdgeError
-from edge.hub.names import DEFAULT_MODEL
+from edge.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from edge.apps.chat.loop import ChatLoop

@@ -19,7 +19,7 @@ from edge.apps.cli.errors import FormerNameError, set_debug
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.executors.options import extra_options as plugin_options
-from edge.hub.names import DEFAULT_MODEL
+from edge.hub import DEFAULT_MODEL
 from edge.hub.options import HubOptions, SourceOptions
 from edge.system.options import REQUIRED, Option, check_option, default_of, kinds_of, options_of
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from edge.config import KVType
 from edge.config.attention import AttentionMode
+from edge.executors.registry import EXECUTORS
 from edge.system.options import Option, check_option, check_options, option
 from edge.system.registry import Registry
 
@@ -34,8 +35,6 @@ def extra_options() -> dict[str, ExtraOption]:
 
 def executor_names() -> tuple[str, ...]:
     """What `executor` may be, those of plugins last."""
-    from edge.executors.registry import EXECUTORS
-
     return EXECUTORS.names()
 
 

@@ -23,8 +23,8 @@ from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.manifest import MANIFEST
 from edge.formats.bundle.reader import Bundle
 from edge.formats.model_files import ModelFiles
+from edge.hub import DEFAULT_MODEL
 from edge.hub.convert import Progress, convert, plan_bundle
-from edge.hub.names import DEFAULT_MODEL
 from edge.hub.store import CacheKey, cached_bundle, source_key
 from edge.quant.scheme import SOURCE, QuantScheme
 

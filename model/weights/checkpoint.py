@@ -21,8 +21,10 @@ from edge.config.huggingface import config_to_hf
 from edge.config.tensors import check_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.atomic import partial_path, sync_folder, write_failure, write_file
+from edge.formats.model_files import ModelFiles
 from edge.formats.safetensors import SafetensorsWriter
 from edge.model.network.decoder import Decoder
+from edge.quant.packing import dequantize
 
 SHARD_BYTES = 5 << 30
 """A larger checkpoint is written in shards of at most this size, unless one tensor alone is larger."""
@@ -58,6 +60,15 @@ def load_decoder(
     """The network over the weights of a folder or file; see `load_tensors` for dtype."""
     checkpoint = open_checkpoint(path)
     return Decoder.from_tensors(checkpoint.config, load_tensors(checkpoint, dtype), context)
+
+
+def reference_from_bundle(files: ModelFiles, context: int | None = None) -> Decoder:
+    """The network over exactly the weights that the native decoder uses; 4 bytes of RAM per parameter."""
+    tensors = {}
+    for name, tensor in files.tensors.items():
+        weights = dequantize(files.data(name), tensor.scheme, tensor.rows, tensor.columns)
+        tensors[name] = torch.from_numpy(weights).reshape(tensor.shape)
+    return Decoder.from_tensors(files.config, tensors, context)
 
 
 def save_huggingface(

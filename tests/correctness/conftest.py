@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
 from edge.model.network.decoder import Decoder
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 from tests.steps import forward
 
 Floats = npt.NDArray[np.float32]

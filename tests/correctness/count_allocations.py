@@ -16,9 +16,9 @@ import numpy as np
 from edge.engine.sampling import Sampler
 from edge.engine.settings import SamplingParams
 from edge.executors.native import library as native
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
-from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 
 PROMPT = 300  # longer than one chunk of attention, so that decoding splits the context over threads

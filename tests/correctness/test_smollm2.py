@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edge.measure.perplexity import perplexity
 from edge.model.network.decoder import Decoder
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 from edge.runtime import Model, load
 from tests.steps import forward
 

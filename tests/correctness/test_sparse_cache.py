@@ -16,8 +16,8 @@ import torch
 from edge.config import SparseConfig
 from edge.errors import ConfigError
 from edge.executors.memory import memory_plan
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.model.attention.mode import use_attention_mode
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward, paths, tree_masks

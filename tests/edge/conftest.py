@@ -104,8 +104,8 @@ def tiny_executor(
     tiny_config: ModelConfig, array_checkpoint: Callable[..., ArrayCheckpoint], tmp_path: Path
 ) -> Iterator[NativeExecutor]:
     """The tiny network with random weights in exact arithmetic; context 48, at most 8 tokens per call."""
+    from edge.executors.opening import open_executor
     from edge.executors.options import RunOptions
-    from edge.executors.registry import open_executor
     from edge.formats.bundle.reader import Bundle
     from edge.hub.convert import convert
 

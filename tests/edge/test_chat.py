@@ -13,8 +13,8 @@ from edge.config.huggingface import config_from_hf
 from edge.engine.conversation_file import FORMAT
 from edge.engine.settings import SETTING_NAMES
 from edge.errors import ContextError, EdgeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.runtime import Model
 from edge.text.chat_template import ChatTemplate
 from edge.text.prompts import Message, PromptEncoder

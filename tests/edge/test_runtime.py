@@ -13,8 +13,8 @@ import pytest
 import edge
 from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.memory import MemoryPlan, check_memory
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.runtime import Model, load

@@ -15,7 +15,7 @@ from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 from tests.steps import forward
 
 

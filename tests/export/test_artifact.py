@@ -87,7 +87,7 @@ def test_the_same_source_gives_the_same_bytes(tmp_path: Path):
 def test_the_reference_is_what_the_network_computes(tmp_path: Path):
     import torch
 
-    from edge.model.weights.loading import reference_from_bundle
+    from edge.model.weights.checkpoint import reference_from_bundle
 
     source = make_source(tmp_path, minicpm_config())
     reference = make_reference(source, 256)

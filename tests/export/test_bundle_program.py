@@ -13,8 +13,8 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme

@@ -11,8 +11,8 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.errors import ConfigError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export import check
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.check import exact_executor, read_reference

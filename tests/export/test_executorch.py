@@ -15,8 +15,8 @@ from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ContextError, EdgeError
 from edge.executors import adapters
 from edge.executors.native.library import path as native_path
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source

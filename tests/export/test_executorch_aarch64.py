@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge.executors import adapters
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme

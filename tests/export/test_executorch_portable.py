@@ -9,8 +9,8 @@ import pytest
 
 from edge.config.tensors import HEAD
 from edge.executors.executorch.executor import ExecuTorchExecutor
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model
 from edge.export.options import ExportOptions
 from edge.export.targets.executorch.weights import PortableWeights, portable_weights, stacked

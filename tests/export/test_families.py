@@ -22,8 +22,8 @@ from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.config.tensors import EMBEDDING, HEAD, beyond_llama, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ExportError, NativeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source

@@ -11,8 +11,8 @@ import pytest
 from edge.config import SparseConfig
 from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source

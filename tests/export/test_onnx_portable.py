@@ -15,8 +15,8 @@ import pytest
 from edge.config import RopeConfig, SparseConfig
 from edge.engine.session import Session
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError, NativeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.formats.artifact.folder import Artifact
 from edge.hub.resolve import open_model
 from edge.model.executor import TorchExecutor
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.prompts import Message, PromptEncoder

@@ -21,8 +21,9 @@ from edge.config import KVType, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
+from edge.executors.opening import find_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import EXECUTORS, ExecutorSpec, find_executor
+from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.model_files import ModelFiles
 from edge.hub.resolve import open_model
 from edge.measure.profile import machine

@@ -18,8 +18,8 @@ from typing import Any
 
 from edge.config import KVType
 from edge.errors import EdgeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.hub.resolve import open_model
 from edge.measure.profile.measure import Bench, Measured
 from edge.measure.profile.schema import ProfileError

@@ -14,7 +14,7 @@ from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
 from edge.executors.native.executor import choose_attention
-from edge.executors.registry import open_executor
+from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan

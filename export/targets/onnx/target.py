@@ -14,7 +14,7 @@ from edge.config.tensors import EMBEDDING
 from edge.errors import ExportError
 from edge.executors.native.executor import choose_attention
 from edge.executors.onnx.executor import runtime_version
-from edge.executors.registry import open_executor
+from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan

@@ -17,8 +17,9 @@ import edge
 from edge.config import SparseConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
+from edge.executors.opening import find_executor, open_executor
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
-from edge.executors.registry import EXECUTORS, ExecutorSpec, find_executor, open_executor
+from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, Quantization, RuntimeRange
 from edge.formats.bundle.manifest import FileEntry

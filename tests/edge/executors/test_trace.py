@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edge.errors import EdgeError
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
-from edge.executors.registry import open_executor
 from edge.executors.trace import Trace, TracedExecutor, checksum
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert

@@ -15,8 +15,8 @@ from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.config.presets import preset
 from edge.errors import BundleError, NativeError
 from edge.executors.native import library as native
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.executors.weights import CopiedWeights, MappedWeights, WeightMemory, open_weights
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert

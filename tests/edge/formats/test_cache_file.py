@@ -13,8 +13,8 @@ from edge.config import SparseConfig
 from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError
 from edge.executors.native.executor import NativeExecutor
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 

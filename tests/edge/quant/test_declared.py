@@ -13,8 +13,8 @@ import pytest
 from edge.checkpoints.synthetic import RandomCheckpoint, random_matrix
 from edge.errors import BundleError, EdgeError, NativeError
 from edge.executors.native import library as native
+from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.registry import open_executor
 from edge.formats.bundle.manifest import OPERATORS
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert

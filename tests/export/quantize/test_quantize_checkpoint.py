@@ -24,7 +24,7 @@ from edge.export.quantize.smooth import STAGES, smooth
 from edge.export.quantize.weights import read_float32
 from edge.formats.bundle.reader import Bundle
 from edge.model.network.decoder import Decoder
-from edge.model.weights.loading import reference_from_bundle
+from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
 

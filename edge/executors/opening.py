@@ -1,0 +1,90 @@
+"""`open_executor`, the only way to open an executor: it chooses, checks and decides before it calls one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge.errors import EdgeError
+from edge.executors.memory import check_memory, memory_plan
+from edge.executors.options import RunOptions
+from edge.executors.protocol import Executor
+from edge.executors.registry import EXECUTORS, NATIVE, ExecutorSpec
+from edge.formats.model_files import ModelFiles
+from edge.system.memory import available_memory
+
+
+def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
+    """The executor of that name, or the one that such files are made for.
+
+    Raises EdgeError for an unknown one, and for one that opens other files.
+    """
+    if name is None and files.target is None:
+        return EXECUTORS.get(NATIVE)
+    if name is not None:
+        spec = EXECUTORS.get(name)
+        if spec.target == files.target:
+            return spec
+        if files.target is None:
+            raise EdgeError(
+                f"The executor '{name}' runs folders exported to {spec.target}, and '{files.path}' is none; "
+                f"make one with `edge export --to {spec.target}`."
+            )
+        raise EdgeError(
+            f"'{files.path}' was exported to {files.target}, so the executor '{name}' can't run it; leave "
+            "the executor out, or name the model that it was made from."
+        )
+    assert files.target is not None
+    own = EXECUTORS.find(files.target)
+    if own is None or own.target != files.target:
+        raise EdgeError(
+            f"'{files.path}' was exported to {files.target}, which no executor here runs; use "
+            f"{files.target}'s own programs, or name the model that it was made from."
+        )
+    return own
+
+
+def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Executor:
+    """Open the executor that options name, or that the files are made for.
+
+    options: by default RunOptions(). Raises EdgeError for an executor that is unknown, does not fit the files
+    or lacks a package; ContextError for a context beyond the model's, and if the memory does not suffice;
+    ConfigError for sparse attention that can't run; and what the executor itself finds wrong.
+    """
+    options = options or RunOptions()
+    spec = find_executor(files, options.executor)
+    context = _context(files, options.context)
+    make = spec.load()
+    fixed = spec.fixed(files)
+    if fixed is not None:
+        if fixed.weights is not None and options.mmap:
+            raise EdgeError(
+                f"The executor '{spec.name}' holds its weights as {fixed.weights}, so mmap can't be used "
+                "with it."
+            )
+        options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
+    sparse = spec.sparse(files, options.attention, context)
+    plan = memory_plan(
+        files,
+        context,
+        options.kv_type,
+        options.max_batch,
+        mapped_weights=bool(options.mmap),
+        sparse=sparse,
+        weights=None if fixed is None else fixed.scheme,
+    )
+    check_memory(plan, available_memory())
+    return make(files, options, context=context, sparse=sparse)
+
+
+def _context(files: ModelFiles, asked: int | None) -> int:
+    """What was asked for, or the most; raises if that is beyond the files' own."""
+    if files.context is None:
+        context = files.config.max_position_embeddings if asked is None else asked
+        files.config.check_context(context)
+        return context
+    if asked is not None and asked > files.context:
+        raise EdgeError(
+            f"The model was exported for a context of {files.context} tokens, not {asked}: ask for less, or "
+            "export it again with a longer context."
+        )
+    return asked or files.context
