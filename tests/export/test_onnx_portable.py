@@ -206,7 +206,7 @@ def test_what_is_refused(tiny: Artifact, tokens_of, minicpm, make_bundle, monkey
     with pytest.raises(ConfigError, match="no block-sparse attention"):
         plan_export(Source(bundle), options)
     with monkeypatch.context() as little, pytest.raises(ContextError, match="choose a shorter context"):
-        little.setattr("edge.executors.registry.available_memory", lambda: 1000)
+        little.setattr("edge.executors.opening.available_memory", lambda: 1000)
         opened(tiny)
     import onnxruntime
 

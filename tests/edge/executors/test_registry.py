@@ -130,7 +130,7 @@ def test_contexts(bundle, exported):
 
 
 def test_memory_is_asked_for_before_it_is_taken(bundle, exported, monkeypatch):
-    monkeypatch.setattr("edge.executors.registry.available_memory", lambda: 1000)
+    monkeypatch.setattr("edge.executors.opening.available_memory", lambda: 1000)
     for files in (bundle, *([Artifact.open(exported("onnx"))] if ONNX else [])):
         with pytest.raises(ContextError, match="choose a shorter context"):
             open_executor(files)
