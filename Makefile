@@ -55,7 +55,8 @@ check: setup lint
 test: setup packages lint sanitize
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-all: setup packages lint sanitize $(VENV)/.llama
+test-all: setup packages lint $(VENV)/.llama
+	@scripts/sanitize $(BIN) $(SANITIZED) 1
 	$(BIN)/pytest
 
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,23 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
 # cmake and ninja of the development environment
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", type=int, default=1, help="of a test with many cases, run each N-th only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the first case of every test, and each N-th after it."""
+    every, seen, left_out = config.getoption("--every"), Counter[str](), []
+    for item in list(items):
+        name = item.nodeid.partition("[")[0]
+        if seen[name] % every:
+            items.remove(item)
+            left_out.append(item)
+        seen[name] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
 
 
 @dataclass(frozen=True)
