@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ FLOORS = (  # of edge; each may import those before it
 )
 HEAVY = ("torch", "transformers", "torchao", "executorch", "coremltools")  # never in edge, not even lazily
 LONG = 450  # lines
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SOURCES = (".py", ".c", ".cc", ".cpp", ".h", ".hpp")
 
 
@@ -151,3 +153,40 @@ def test_files_say_what_they_own(room: str):
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent, f"no docstring: {', '.join(silent)}"
+
+
+def test_files_that_the_docs_name_are_there():
+    """`edge/quant/packing.py` and the like in README, CONTRIBUTING and docs."""
+    others = {"tests/chat.py", "scripts/build_android_library.sh"}  # of other projects
+    folders = "|".join((*ROOMS, "kernels", "tests", "scripts"))
+    named = re.compile(rf"`((?:{folders})/[\w./-]*)`")
+    missing = [
+        f"{page.relative_to(ROOT)} names {path}"
+        for page in PAGES
+        for path in named.findall(page.read_text(encoding="utf-8"))
+        if path not in others and not (ROOT / path).exists()
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def defines(name: str) -> bool:
+    """Whether `edge.measure.profile.Profile` and the like is a module, or a name in the module before it."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        where = ROOT.joinpath(*parts[:end])
+        file = where / "__init__.py" if where.is_dir() else where.with_suffix(".py")
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            return end == len(parts) or re.search(rf"\b{parts[end]}\b", text) is not None
+    return False
+
+
+def test_modules_that_the_docs_name_can_be_found():
+    missing = [
+        f"{page.relative_to(ROOT)} names {name}"
+        for page in PAGES
+        for name in re.findall(r"`(edge(?:\.\w+)+)", page.read_text(encoding="utf-8"))
+        if not name.endswith((".h", ".cmake")) and not defines(name)
+    ]
+    assert not missing, "\n".join(missing)
+    assert defines("edge.load") and not defines("edge.measure.profile.Profil")
