@@ -103,7 +103,7 @@ def run(site: Path, *command: str | Path) -> str:
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**os.environ, "PYTHONPATH": str(site), "EDGE_CACHE": str(site / "cache")},
         cwd=site,
         timeout=300,
     )

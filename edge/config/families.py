@@ -91,8 +91,14 @@ def register_family(family: Family) -> Family:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The family of a network; EdgeError if it is unknown here."""
-    return FAMILIES.get(config.model_type)
+    """The family of a network; ConfigError if it is unknown here."""
+    family = FAMILIES.find(config.model_type)
+    if family is None:
+        raise ConfigError(
+            f"The model family '{config.model_type}' is unknown here; known are {listed(FAMILIES)}. Update "
+            "minicpm-edge, or install the package that brings it."
+        )
+    return family
 
 
 def family_from_hf(model_type: str, architectures: tuple[str, ...]) -> Family:

@@ -173,6 +173,8 @@ class ModelConfig:
     layers_without_rope: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_type, str):
+            raise ConfigError(f"model_type must be a text, not {self.model_type!r}.")
         _positive(self, *_SIZES, whole=True)
         _positive(self, "rms_norm_eps")
         for name in ("scale_emb", "scale_depth", "dim_model_base"):

@@ -22,6 +22,9 @@ def profiled(run_edge, smollm2, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     document = json.loads(before.read_text())
+    for row in document["results"]:  # as on a machine without noise, so that the verdict is certain
+        row["samples"] = [row["tokens_per_second"]["median"]] * len(row["samples"])
+    before.write_text(json.dumps(document))
     for row in document["results"]:
         row["samples"] = [0.8 * value for value in row["samples"]]
         row["tokens_per_second"] = {name: 0.8 * value for name, value in row["tokens_per_second"].items()}

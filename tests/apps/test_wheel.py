@@ -23,7 +23,7 @@ import edge
 with edge.load("smollm2-135m") as model:
     chat = model.chat(temperature=0, max_new_tokens=8)
     assert chat.send("Hello").text
-import edge.model, train, export, apps
+import model, train, export, apps
 assert model.MINE and train.MINE and export.MINE and apps.MINE
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 """

@@ -67,20 +67,33 @@ def all_logits(executor: Any, tokens: Any) -> Any:
 
 
 ALWAYS = SparseConfig(kernel_size=64, kernel_stride=32, dense_len=-1, window_size=64, topk=2)
+# NumPy takes ten seconds for each, so some are left to `make test-all`.
 CASES = [
     pytest.param({"sparse": SPARSE, "rope": LONGROPE, "num_hidden_layers": 2}, 1, 5e-3, id="rotated"),
     # More blocks are gathered than a sparse query reads.
     pytest.param(
-        {"sparse": replace(SPARSE, dense_len=400), "num_attention_heads": 8}, 4, 1e-4, id="groups-of-4"
+        {"sparse": replace(SPARSE, dense_len=400), "num_attention_heads": 8},
+        4,
+        1e-4,
+        id="groups-of-4",
+        marks=pytest.mark.slow,
     ),
     pytest.param(
         {"sparse": replace(SPARSE, exact_lse=True), "num_key_value_heads": 1}, 4, 1e-4, id="exact-lse"
     ),
     # Four blocks before the first coarse window, of which three are read.
-    pytest.param({"sparse": ALWAYS, "num_key_value_heads": 4}, 4, 1e-4, id="always-sparse"),
-    pytest.param({"sparse": replace(SPARSE, init_blocks=2, kernel_size=16)}, 4, 1e-4, id="kernels-of-16"),
+    pytest.param(
+        {"sparse": ALWAYS, "num_key_value_heads": 4}, 4, 1e-4, id="always-sparse", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        {"sparse": replace(SPARSE, init_blocks=2, kernel_size=16)},
+        4,
+        1e-4,
+        id="kernels-of-16",
+        marks=pytest.mark.slow,
+    ),
     pytest.param({"sparse": SPARSE}, 0, 1e-4, id="equal-scores"),  # the lower blocks
-    pytest.param({"sparse": replace(SPARSE, dense_len=100)}, 400, 1e-3, id="clamped"),
+    pytest.param({"sparse": replace(SPARSE, dense_len=100)}, 400, 1e-3, id="clamped", marks=pytest.mark.slow),
 ]
 
 

@@ -31,7 +31,6 @@ from edge.export.targets.gguf.target import TARGET as GGUF
 from edge.formats.bundle.reader import Bundle
 from edge.formats.safetensors import SafetensorsFile
 from edge.hub.convert import convert
-from edge.model.executor import open_torch
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import load_decoder, save_huggingface
 from edge.model.weights.fold import fold_mup
@@ -197,8 +196,8 @@ def test_native_equals_torch(tmp_path: Path):
 def test_a_bundle_keeps_every_part_for_the_torch_executor(tmp_path: Path):
     decoder = network(oak(tie_word_embeddings=False))
     convert(HuggingFaceCheckpoint(save(tmp_path / "oak", decoder)), tmp_path / "bundle", quantize="f16")
-    executor = open_torch(Bundle.open(tmp_path / "bundle"), 32)
-    found = executor.forward(executor.new_cache(), TOKENS.numpy(), want_logits="all").logits
+    executor = open_executor(Bundle.open(tmp_path / "bundle"), RunOptions("torch", context=32))
+    found = forward(executor, executor.new_cache(), TOKENS.numpy(), logits="all").logits
     assert largest_error(found, decoder(TOKENS)) < EXACT
 
 

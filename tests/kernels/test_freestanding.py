@@ -60,12 +60,24 @@ def undefined_symbols(path: Path) -> set[str]:
 
 
 def test_every_tier_has_a_target():
+    assert set(CASES) >= QUICK
     assert {"portable", "neon", "neon_dotprod", "avx2", "avx512"} <= set(TIERS)
     assert tier_options("neon_dotprod") == ["-march=armv8.2-a+dotprod"]
 
 
+CASES = [(tier, target) for tier in TIERS for target in targets(tier)]
+# One tier for each system; the others take minutes and differ in nothing that an SDK would show.
+QUICK = {
+    ("neon_dotprod", "aarch64-linux-android29"),
+    ("neon_i8mm", "arm64-apple-ios15"),
+    ("avx512", "x86_64-apple-macos13"),
+}
+
+
 @pytest.mark.parametrize(
-    ("tier", "target"), [(tier, target) for tier in TIERS for target in targets(tier)], ids=str
+    ("tier", "target"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES],
+    ids=str,
 )
 def test_compiles_without_a_library(tier, target, tmp_path, require):
     require("clang++", "nm")
@@ -74,6 +86,7 @@ def test_compiles_without_a_library(tier, target, tmp_path, require):
         assert undefined_symbols(compiled) <= MEMORY_FUNCTIONS
 
 
+@pytest.mark.slow
 def test_android_objects_pass_the_self_test(arm, tmp_path, require):
     require("clang++")
     objects = arm.build / "CMakeFiles"

@@ -23,7 +23,7 @@ def test_unknown_tier():
     ("cpu", "tiers"),
     [
         ("max", ["neon-i8mm", "neon-dotprod", "neon", "portable"]),
-        ("cortex-a76", ["neon-dotprod", "neon", "portable"]),
+        pytest.param("cortex-a76", ["neon-dotprod", "neon", "portable"], marks=pytest.mark.slow),
         ("cortex-a53", ["neon", "portable"]),
     ],
 )

@@ -61,6 +61,7 @@ def test_export_decode_step(decoder):
     torch.testing.assert_close(logits, decoder(ids), **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_compile(decoder):
     ids = tokens(decoder.config, 13)
     wanted = decoder(ids)

@@ -191,9 +191,9 @@ def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> 
     advice = "convert the model again."
     try:
         check_dense(manifest.config)
+        expected = expected_tensors(manifest.config)
     except ConfigError as error:
         raise BundleError(f"'{path}' needs a newer version, update minicpm-edge: {error}") from None
-    expected = expected_tensors(manifest.config)
     for name, shape in expected.items():
         tensor = manifest.tensors.get(name)
         if tensor is None:

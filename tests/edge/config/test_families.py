@@ -91,7 +91,7 @@ def test_the_first_family_of_a_gguf_architecture_is_read(monkeypatch: pytest.Mon
 
 
 def test_unknown_family_is_named():
-    with pytest.raises(EdgeError, match="Unknown model family 'perceptron'; choose one of minicpm, llama"):
+    with pytest.raises(ConfigError, match="family 'perceptron' is unknown here; known are minicpm and llama"):
         network_tensors(replace(SMALL, model_type="perceptron"))
 
 

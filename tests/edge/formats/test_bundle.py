@@ -223,6 +223,14 @@ def test_newer_version(bundle: Path) -> None:
     refuse(bundle, "version 2", "update minicpm-edge")
 
 
+def test_unknown_family(bundle: Path) -> None:
+    """As of a plugin that was uninstalled; who lists or diagnoses the store goes on."""
+    rewrite_manifest(bundle, lambda data: data["config"].update(model_type="sapling"))
+    refuse(bundle, "family 'sapling' is unknown here", "install the package that brings it")
+    rewrite_manifest(bundle, lambda data: data["config"].update(model_type=["llama"]))
+    refuse(bundle, "model_type must be a text")
+
+
 def test_unknown_operator_and_layout(bundle: Path) -> None:
     rewrite_manifest(bundle, lambda data: data["operators"].append("attention.sparse"))
     refuse(bundle, "attention.sparse", "update minicpm-edge")
