@@ -26,6 +26,7 @@ from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
 from edge.executors.protocol import Executor
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
+from edge.system.options import renamed_option
 from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
@@ -76,6 +77,8 @@ def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
     extra = {name: value for name, value in given.items() if name not in source | run}
     for name in extra:
         if RUN_OPTIONS.find(name) is None:
+            if renamed := renamed_option(name, SourceOptions, RunOptions):
+                raise EdgeError(renamed)
             known = ", ".join(sorted({*source, *run, *extra_options()}))
             raise EdgeError(f"There is no option '{name}'; choose one of {known}.")
     return (

@@ -82,6 +82,16 @@ def options_of(kind: type[Any]) -> dict[str, Option]:
     return {each.name: each.metadata[_KEY] for each in fields(kind) if _KEY in each.metadata}
 
 
+def renamed_option(name: str, *kinds: type[Any]) -> str | None:
+    """The sentence for a keyword whose flag an option of these dataclasses had once; None for any other."""
+    flag = "--" + name.replace("_", "-")
+    for kind in kinds:
+        for field_name, declared in options_of(kind).items():
+            if flag in declared.former:
+                return f"The option '{name}' is now '{field_name}': {declared.help}"
+    return None
+
+
 def check_options(instance: Any) -> None:
     """Raise EdgeError for the first option whose value has the wrong type, is no choice, or out of range."""
     hints = get_type_hints(type(instance))
