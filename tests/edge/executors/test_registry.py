@@ -179,7 +179,7 @@ def test_an_executor_without_its_package():
 
 
 def test_unknown_options_are_named(bundle):
-    with pytest.raises(EdgeError, match="The option 'group' is now 'quantize': .* as in int4-g64"):
+    with pytest.raises(EdgeError, match=r"The option 'group' is now 'quantize': .* as in int4-g64"):
         edge.load(bundle.path, group=64)
     with pytest.raises(EdgeError, match="There is no option 'contxt'; choose one of activations, attention,"):
         edge.load(bundle.path, contxt=5)
