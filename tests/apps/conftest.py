@@ -49,6 +49,24 @@ def run_edge(edge_script: str, environment: dict[str, str]) -> Run:
     return run
 
 
+@pytest.fixture
+def run_inside(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """The same program without a process of its own, for refusals: starting one takes most of their time."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        from edge.apps.cli.main import main
+
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["edge", *arguments])
+        code = main()
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path) -> str:
     """The default model's name, if its package is installed."""

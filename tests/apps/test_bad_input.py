@@ -46,8 +46,8 @@ CHAT = ("chat", "smollm2-135m", "--prompt", "Hello")
         (("--attention", "sparse"), ("8192", "dense_len", "--attention dense")),
     ],
 )
-def test_options_out_of_range(run_edge: Callable[..., Any], smollm2: str, options: tuple[str, ...], words):
-    assert_refused(run_edge(*CHAT, *options), *words)
+def test_options_out_of_range(run_inside: Callable[..., Any], smollm2: str, options: tuple[str, ...], words):
+    assert_refused(run_inside(*CHAT, *options), *words)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_options_out_of_range(run_edge: Callable[..., Any], smollm2: str, option
         ("--stop", ""),
     ],
 )
-def test_a_value_out_of_range_names_its_flag(run_edge: Callable[..., Any], flag: str, value: str):
-    assert_refused(run_edge(*CHAT, flag, value), f"Invalid value for '{flag}': ", code=2)
+def test_a_value_out_of_range_names_its_flag(run_inside: Callable[..., Any], flag: str, value: str):
+    assert_refused(run_inside(*CHAT, flag, value), f"Invalid value for '{flag}': ", code=2)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_a_value_out_of_range_names_its_flag(run_edge: Callable[..., Any], flag:
         ("cache", "remove", "something", "--all"),
     ],
 )
-def test_usage_errors_exit_with_2(run_edge: Callable[..., Any], options: tuple[str, ...]):
-    assert_refused(run_edge(*options), "--help", code=2)
+def test_usage_errors_exit_with_2(run_inside: Callable[..., Any], options: tuple[str, ...]):
+    assert_refused(run_inside(*options), "--help", code=2)
 
 
 @pytest.mark.parametrize("prompt", ["", " \t ", "-"])

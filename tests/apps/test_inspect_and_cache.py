@@ -157,6 +157,7 @@ def test_perplexity(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     assert "Protocol:" in page.stdout and "19 of 20 tokens" in page.stdout
 
 
+@pytest.mark.slow
 def test_the_torch_executor_agrees(
     run_edge: Callable[..., Any], tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ):

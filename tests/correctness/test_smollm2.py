@@ -157,7 +157,8 @@ def check_perplexity(model: Model, text: str, length: int, wanted: tuple[float, 
     assert abs(result.perplexity / wanted[0] - 1) < 0.01  # exact: 1e-5, int8: 0.002
 
 
-@pytest.mark.parametrize("mode", [pytest.param("exact", marks=pytest.mark.slow), "fast"])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_perplexity(request, text: str, wanted_perplexity, mode: str):
     check_perplexity(request.getfixturevalue(mode), text, 3072, wanted_perplexity(3072))
 

@@ -95,6 +95,7 @@ def models(smollm2_gguf: Path) -> Iterator[tuple[Model, Model]]:
         yield ours, native
 
 
+@pytest.mark.slow
 def test_the_same_greedy_text(models: tuple[Model, Model]):
     ours, native = models
     assert isinstance(ours.executor, TorchExecutor)

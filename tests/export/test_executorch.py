@@ -149,6 +149,7 @@ def test_refusals(both, portable):
         open_executor(portable[1], RunOptions(context=CONTEXT + 1))
 
 
+@pytest.mark.slow
 def test_sparse_attention_at_16k_tokens(folder: Path):
     config = llama_config(
         **{"num_hidden_layers": 1, "hidden_size": 128, "intermediate_size": 128, "sparse": SPARSE},

@@ -70,6 +70,7 @@ def build(arm, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("portable", [False, True], ids=["full", "portable"])
 def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, portable: bool):
     scheme = QuantScheme("int4", 32, True)

@@ -128,6 +128,7 @@ def test_matrices_of_the_same_codes_keep_their_scales(tmp_path: Path):
     assert result.divergence < 5e-3 and result.agreement == 1, result  # the larger matrix rounds more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int4-g32", "int4-row", "int8-row"])
 def test_packed_as_executorch_does(name: str):
     """Our program of one matrix holds the same constants as the partitioner's, byte for byte."""

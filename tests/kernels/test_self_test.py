@@ -24,7 +24,7 @@ def test_unknown_tier():
     [
         ("max", ["neon-i8mm", "neon-dotprod", "neon", "portable"]),
         pytest.param("cortex-a76", ["neon-dotprod", "neon", "portable"], marks=pytest.mark.slow),
-        ("cortex-a53", ["neon", "portable"]),
+        pytest.param("cortex-a53", ["neon", "portable"], marks=pytest.mark.slow),
     ],
 )
 def test_arm(arm, cpu, tiers):

@@ -24,7 +24,7 @@ int fail(const std::string &sentence) {
 // Logits after the last of `tokens`, which follow `start` rows; empty on failure.
 std::vector<float> forward(edge_et_cache *cache, const std::vector<int64_t> &tokens, int64_t start,
                            int64_t vocab) {
-    std::vector<float> logits(static_cast<size_t>(vocab));  // with size_t(vocab) this would be a function
+    auto logits = std::vector<float>(size_t(vocab));
     const edge_et_input inputs[] = {{tokens.data(), 2, {1, int32_t(tokens.size())}}, {&start, 1, {1}}};
     edge_et_output output = {logits.data(), logits.size() * sizeof(float), 0};
     if (edge_et_run(cache, "forward", inputs, 2, &output, 1) != 0) return {};
