@@ -19,22 +19,10 @@ from edge.errors import ConfigError, EdgeError, TokenizerError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.text.tokenizer import load_tokenizer, tokenizer_files_from_gguf
+from tests.configs import LLAMA
 
 HUGGING_FACE: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": -1,
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "max_position_embeddings": 2048,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 1000,
+    **LLAMA,
     "scale_emb": 12,
     "scale_depth": 1.4,
     "dim_model_base": 256,

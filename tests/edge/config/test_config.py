@@ -19,23 +19,8 @@ from edge.config.rope import rope_parameters
 from edge.config.rope_entry import override_rope
 from edge.config.tensors import check_dense, check_tensors, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ContextError
+from tests.configs import LLAMA
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": -1,
-    "hidden_act": "silu",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "max_position_embeddings": 2048,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 1000,
-}
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
 GGUF: dict[str, Any] = {
     "general.architecture": "minicpm",
