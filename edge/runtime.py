@@ -24,6 +24,7 @@ from edge.errors import CheckpointError, ConfigError, EdgeError
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
 from edge.executors.protocol import Executor
+from edge.formats.guarded_json import decode_text
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
 from edge.system.options import renamed_option
@@ -227,7 +228,7 @@ def _override(given: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
     if isinstance(given, str) and given.lstrip().startswith("{"):
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return decode_text(Path(given).read_bytes(), Path(given), ConfigError)
     except OSError as error:
         raise ConfigError(
             f"The RoPE override '{given}' is neither a JSON object nor a file that can be read "

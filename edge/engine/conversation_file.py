@@ -11,6 +11,8 @@ from typing import Any
 from edge.engine.settings import merge_settings
 from edge.errors import EdgeError
 from edge.formats.atomic import write_failure, write_file
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import read_regular
 
 ROLES = ("system", "user", "assistant", "tool")
 _TOKEN_ID = re.compile("[0-9]{1,10}")
@@ -30,12 +32,11 @@ def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> Non
 def read_conversation(path: Path) -> dict[str, Any]:
     """The checked contents of a conversation file."""
     try:
-        data = json.loads(path.read_bytes())
+        text = read_regular(path)
     except OSError as error:
         raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise EdgeError(f"'{path}' is not a saved conversation: it is not JSON.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    data = parse_object(text, path, EdgeError, "name a saved conversation of this program")
+    if data.get("format") != FORMAT:
         raise EdgeError(f"'{path}' is not a saved conversation of this program.")
     if data.get("version") != VERSION:
         raise EdgeError(

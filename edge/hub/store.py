@@ -23,6 +23,8 @@ from edge.errors import BundleError, EdgeError
 from edge.formats.bundle.manifest import MANIFEST, VERSION
 from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import remove_stamp
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import read_regular
 from edge.system.paths import cache_folder
 
 
@@ -99,9 +101,9 @@ def cached_models() -> list[CacheEntry]:
     entries = []
     for path in _folders():
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
+            manifest = parse_object(read_regular(path / MANIFEST), path, BundleError, "remove it")
             source, created = str(manifest["source"]), (path / MANIFEST).stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, BundleError, KeyError):
             source, created = "unfinished or damaged", _modified(path)
         entries.append(CacheEntry(path.name, path, source, _size(path), created))
     return sorted(entries, key=lambda entry: entry.created, reverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.formats.guarded_json import parse_object
 
 TOLERANCE = 5e-3
 """Relative difference that rounding explains: float16 keys and values give some 1e-3."""
@@ -89,7 +89,7 @@ def _difference(stage: Stage, a: dict[str, Any], b: dict[str, Any]) -> Differenc
 def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:
     """Every operator of the first executor in a trace with its checksum, in the order of time."""
     try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        events = parse_object(path.read_bytes(), path, EdgeError, "record the trace again")["traceEvents"]
         executor = min((event["tid"] for event in events), default=1)
         seen: dict[tuple[int, str, int], int] = {}
         for event in sorted(events, key=lambda event: (event["args"]["call"], event["ts"] + event["dur"])):

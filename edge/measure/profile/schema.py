@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
+from edge.formats.guarded_json import parse_json
 from edge.quant.scheme import QuantScheme
 
 SCHEMA = 2
@@ -187,20 +188,16 @@ class Profile:
     def load(cls, path: str | Path) -> Profile:
         """Read a file that `--out` or `--json` wrote: the document is its last line, or all of it."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ProfileError(f"Cannot read the profile '{path}': {reason}.") from None
-        for candidate in (text, text.strip().rpartition("\n")[2]):
-            try:
-                data = json.loads(candidate)
-            except ValueError:
-                continue
-            try:
-                return cls.from_json(data)
-            except ProfileError as error:
-                raise ProfileError(f"'{path}' is not a profile: {error}") from None
-        raise ProfileError(f"'{path}' is not a profile: it holds no JSON document.")
+            text = Path(path).read_bytes().strip()
+        except OSError as error:
+            raise ProfileError(f"Cannot read the profile '{path}': {error.strerror or error}.") from None
+        if not text.startswith(b"{\n"):
+            text = text.rpartition(b"\n")[2]
+        data = parse_json(text, path, ProfileError, "name a file that `edge profile --json` wrote")
+        try:
+            return cls.from_json(data)
+        except ProfileError as error:
+            raise ProfileError(f"'{path}' is not a profile: {error}") from None
 
 
 def _read(kind: type[T], data: Any, where: str) -> T:

@@ -6,13 +6,13 @@ and decoding goes by the bytes of each token, so that a stream never shows half 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cache, cached_property
 from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
+from edge.formats.guarded_json import parse_object
 from edge.text.tokenizer.segments import (
     SPACE_SYMBOL,
     AddedToken,
@@ -124,8 +124,9 @@ def _bytes_of_level(piece: str) -> bytes:
 
 def _state(component: Any) -> dict[str, Any]:
     """The JSON description of a part of a tokenizer."""
-    found: dict[str, Any] = json.loads(component.__getstate__())
-    return found
+    return parse_object(
+        component.__getstate__(), "tokenizer.json", TokenizerError, "get the model's files again"
+    )
 
 
 def _decoder_kind(backend: Any) -> tuple[bool, bool]:

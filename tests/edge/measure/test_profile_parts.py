@@ -115,7 +115,7 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
     (tmp_path / "log").write_text("a table\nof figures\n" + json.dumps(wanted.to_json()) + "\n")
     assert Profile.load(tmp_path / "log") == wanted
     (tmp_path / "log").write_text("nothing")
-    with pytest.raises(ProfileError, match="holds no JSON document"):
+    with pytest.raises(ProfileError, match="is not valid JSON"):
         Profile.load(tmp_path / "log")
     with pytest.raises(ProfileError, match="No such file"):
         Profile.load(tmp_path / "absent")
