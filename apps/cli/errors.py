@@ -1,17 +1,20 @@
-"""The one place where an error becomes a sentence on stderr and an exit code."""
+"""The one place where an error becomes a sentence on stderr and an exit code, and a notice a sentence."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
 from edge.errors import EdgeError
+from edge.system.notices import EdgeWarning
 
 FAILED = 1
 USAGE = 2
@@ -65,12 +68,25 @@ def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
         return int(getattr(error, "exit_code", FAILED))
 
 
-def say(sentence: str) -> None:
-    """Print an error on stderr, on one line."""
+def show_notices() -> None:
+    """From now on a notice is one sentence on stderr; other warnings stay as they are."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if issubclass(category, EdgeWarning):
+            say(str(message), "Note: ", "bold yellow")
+        else:
+            usual(message, category, *place, **options)
+
+    warnings.showwarning = show
+
+
+def say(sentence: str, label: str = "Error: ", style: str = "bold red") -> None:
+    """Print an error, or what the label says, on stderr, on one line."""
     from rich.console import Console
     from rich.text import Text
 
-    text = Text("Error: ", style="bold red").append(" ".join(sentence.split()), style="not bold default")
+    text = Text(label, style=style).append(" ".join(sentence.split()), style="not bold default")
     with suppress(OSError):
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 

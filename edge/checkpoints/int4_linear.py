@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,8 @@ class Int4Settings:
     method: `gptq`, `awq` or `marlin`; Marlin's packing may come with GPTQ's config, shapes tell them apart.
     group_size: -1 for one group. zero_offset: what is added to the stored zeros.
     """
+
+    READ: ClassVar[tuple[str, ...]] = ("quant_method", "bits", "group_size", "version", "checkpoint_format")
 
     method: str
     group_size: int
