@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
-from edge.checkpoints.ternary_values import ternary_scheme
+from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.config import ModelConfig
 from edge.config.families import family_of
@@ -212,9 +212,9 @@ class HuggingFaceCheckpoint:
         if len(shape) == 1:
             return TensorInfo(name, shape, dtype, QuantScheme("f32"))
         raw = stored.array()
-        ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
+        ternary = find_ternary(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
         if ternary is not None:
-            return TensorInfo(name, shape, f"{dtype} ternary", ternary)
+            return TensorInfo(name, shape, f"{dtype} ternary", *ternary)
         return TensorInfo(name, shape, dtype, QuantScheme("f16"))
 
     def _open_packed(self, settings: Int4Settings) -> dict[str, Int4Linear]:
