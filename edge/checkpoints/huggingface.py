@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
-from edge.checkpoints.ternary_values import ternary_scheme
+from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.checkpoints.weight_files import INDEX, unused_weights, weights_name, why_no_weights
 from edge.config import ModelConfig
@@ -207,9 +207,9 @@ class HuggingFaceCheckpoint:
         if len(shape) == 1:
             return TensorInfo(name, shape, dtype, QuantScheme("f32"))
         raw = stored.array()
-        ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
+        ternary = find_ternary(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
         if ternary is not None:
-            return TensorInfo(name, shape, f"{dtype} ternary", ternary)
+            return TensorInfo(name, shape, f"{dtype} ternary", *ternary)
         return TensorInfo(name, shape, dtype, QuantScheme("f16"))
 
     def _has_head(self, head: NetworkTensor) -> bool:
