@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import typer
 
-from edge.errors import EdgeError
+from edge.apps.cli.terminal import error_console
+from edge.errors import EdgeError, readable
 
 FAILED = 1
 USAGE = 2
@@ -66,13 +67,17 @@ def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
 
 
 def say(sentence: str) -> None:
-    """Print an error on stderr, on one line."""
-    from rich.console import Console
+    """Print an error on stderr: on one line, in a terminal on lines that end between words."""
     from rich.text import Text
 
-    text = Text("Error: ", style="bold red").append(" ".join(sentence.split()), style="not bold default")
+    plain = readable(" ".join(sentence.split()))
+    text = Text("Error: ", style="bold red").append(plain, style="not bold default")
+    in_terminal = sys.stderr.isatty()
     with suppress(OSError):
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        # A word longer than a line (a path) stays whole, so that it can be copied.
+        error_console().print(
+            text, no_wrap=not in_terminal, overflow="ignore", crop=False, soft_wrap=not in_terminal
+        )
 
 
 def _sentence(error: Exception) -> str:

@@ -137,7 +137,7 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"Cannot read '{self.path / name}': {error.strerror or error}.") from None
 
-    @property
+    @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, empty if the checkpoint had none."""
         return {name: self.file_bytes(name) for name in self.manifest.files if name not in _NOT_TOKENIZER}
