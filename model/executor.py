@@ -6,7 +6,6 @@ the two is a difference of arithmetic and of nothing else.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +39,7 @@ from edge.model.attention.mode import attend_function
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
 from edge.model.weights.checkpoint import reference_from_bundle
+from edge.system.guards import OneCall
 
 
 def open_torch(
@@ -86,7 +86,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
-        self._lock = threading.Lock()
+        self._lock = OneCall("model")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,7 +101,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
 
     def new_cache(self) -> TorchCache:
         """An empty cache."""
-        with self._lock:
+        with self._lock():
             self._opened()
             return TorchCache(self._config, self._context)
 
@@ -118,7 +118,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         mask = None if step.tree is None else _tree_mask(check_tree(step.tree, n))
         count = check_logits(step.logits, n)
         check_layers(step.layers, self._config)
-        with self._lock, torch.inference_mode():
+        with self._lock(), torch.inference_mode():
             decoder = self._opened()
             before = own.length
             try:
@@ -139,7 +139,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
         own = self._own(cache)
         kept = check_kept_rows(rows, n, own.length)
-        with self._lock:
+        with self._lock():
             own.rows.keep(n, kept)
 
     def truncate(self, cache: KVCache, n: int) -> None:
@@ -148,7 +148,9 @@ class TorchExecutor(ExecutorFacts, OneByOne):
 
     def close(self) -> None:
         """Free the weights; later calls raise NativeError."""
-        with self._lock:
+        if self._lock.is_inherited:
+            return
+        with self._lock():
             self._decoder = None
 
     def _opened(self) -> Decoder:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand
-from edge.apps.cli.terminal import error_console, output_console
+from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.profile.options import PlanOptions
 from edge.errors import EdgeError
 from edge.measure.profile.options import ProfileOptions
@@ -114,7 +114,6 @@ def _measure(model: str, options: ProfileOptions) -> Profile:
 def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None, html: Path | None) -> None:
     from edge.apps.profile.view import print_profile
 
-    document = json.dumps(result.to_json())
     if csv is not None:
         from edge.measure.profile.export import to_csv
 
@@ -124,9 +123,9 @@ def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None,
 
         _write(html, to_html(result))
     if out is not None:
-        _write(out, document + "\n")
+        _write(out, json.dumps(result.to_json()) + "\n")
     if as_json:
-        typer.echo(document)
+        print_json(result.to_json())
     else:
         print_profile(result, output_console())
 
@@ -141,7 +140,7 @@ def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -
     found = compare(old, new)
     slower = [ratio for ratio in found.ratios if limit is not None and ratio.is_slower(limit)]
     if as_json:
-        typer.echo(json.dumps(comparison_json(found, slower)))
+        print_json(comparison_json(found, slower))
     else:
         print_comparison(found, slower, (*old.machine.remarks, *new.machine.remarks), output_console())
     return 1 if slower else 0
@@ -165,7 +164,7 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
     if as_json:
         described = None if device is None else vars(device)
         document = {"schema": 1, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
-        typer.echo(json.dumps({**document, "device": described, "plans": [each.to_json() for each in plans]}))
+        print_json({**document, "device": described, "plans": [each.to_json() for each in plans]})
     else:
         print_plans(model, plans, memory, device, output_console())
     return 0

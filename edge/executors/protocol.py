@@ -198,8 +198,8 @@ class Observable(Protocol):
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
         """Call `observer` with the bytes of libedge's `edge_event` after every operator; None ends it.
 
-        The output that an event points to is valid during the call only. The observer may not call the
-        executor, and what it raises is lost.
+        The output that an event points to is valid during the call only. An observer that calls the executor
+        gets an EdgeError. What it raises ends the pass, which raises it and leaves its cache as it was.
         """
 
 

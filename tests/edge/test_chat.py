@@ -345,7 +345,7 @@ def test_wrong_types_in_a_file_are_one_sentence(chat, tmp_path, json_values):
             path.write_text(json.dumps(changed))
             try:
                 chat.load(path)
-                chat._encode([*chat.messages])
+                chat._encode([*chat.messages], chat.system)
             except EdgeError as error:
                 refused += 1
                 assert str(error).endswith(".") and "\n" not in str(error), (place, value)
