@@ -29,6 +29,8 @@ from edge.formats.guarded_json import decode_text
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
 from edge.system.options import renamed_option
+from edge.text.chat_template import ChatTemplate, template_worker
+from edge.text.isolation.worker import Worker
 from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
@@ -76,7 +78,10 @@ def load(
         files = files.with_config(override_rope(files.config, _override(rope_override)))
     # Read now: `edge cache remove` may take the folder away while the model is in use.
     _ = files.tokenizer_files, files.chat_template, files.generation_config
-    return Model(files, traced(open_executor(files, run)), name=str(model))
+    worker = template_worker()
+    if files.chat_template is not None:
+        worker.start()  # beside the weights
+    return Model(files, traced(open_executor(files, run)), name=str(model), worker=worker)
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
@@ -99,11 +104,14 @@ def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
 class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
-    def __init__(self, files: ModelFiles, executor: Executor, name: str = "") -> None:
-        """files: what the executor runs."""
+    def __init__(
+        self, files: ModelFiles, executor: Executor, name: str = "", *, worker: Worker | None = None
+    ) -> None:
+        """files: what the executor runs. worker: what will render the chat template."""
         self.files = files
         self.executor = executor
         self.name = name
+        self._worker = worker or template_worker()
 
     @property
     def config(self) -> ModelConfig:
@@ -148,14 +156,12 @@ class Model:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises CheckpointError if it came without one."""
-        from edge.text.chat_template import ChatTemplate
-
         if self.files.chat_template is None:
             raise CheckpointError(
                 f"The model '{self.name}' has no chat template, so it can't chat; complete a text instead, "
                 "or use a model that is tuned for conversations."
             )
-        return ChatTemplate(self.files.chat_template, self.tokenizer.named_tokens)
+        return ChatTemplate(self.files.chat_template, self.tokenizer.named_tokens, worker=self._worker)
 
     def session(self) -> Session:
         """A new, empty KV cache with its tokens."""
@@ -246,6 +252,9 @@ class Model:
     def close(self) -> None:
         """Free the weights; the model, its sessions and chats can't be used afterwards."""
         self.executor.close()
+        self._worker.close()
+        if "tokenizer" in self.__dict__:
+            self.tokenizer.close()
 
     def __enter__(self) -> Model:
         return self

@@ -83,7 +83,7 @@ def show_notices() -> None:
 
 
 def say(sentence: str, label: str = "Error: ", style: str = "bold red") -> None:
-    """Print an error, or what the label says, on stderr: on one line, in a terminal on lines that end between words."""
+    """Print an error, or what the label names, on stderr: one line, in a terminal wrapped between words."""
     from rich.text import Text
 
     plain = readable(" ".join(sentence.split()))

@@ -99,7 +99,7 @@ def test_a_sentencepiece_tokenizer_is_spliced_without_extra_spaces(shared_data):
     tokenizer = load_tokenizer(files, config)
     templates = (
         json.loads(files["tokenizer_config.json"])["chat_template"],
-        "{{ messages[0].content }} and so on",
+        "{{ messages[0].content }} and so on{{ messages[1].content }}",
     )
     for template in templates:
         said = Message("assistant", "Good day", tuple(tokenizer.encode("Good day", add_bos=False)))
