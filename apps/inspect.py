@@ -10,11 +10,12 @@ import typer
 
 from edge.apps.cli.loading import keywords
 from edge.apps.cli.options import Group, Json, Model, Source, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, format_count, output_console
+from edge.apps.cli.terminal import convert_progress, output_console
 from edge.config import KVType
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
 from edge.system.options import same
+from edge.system.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
