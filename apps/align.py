@@ -40,10 +40,18 @@ def align(
             "stages": found.stages,
             "only_a": found.only_a,
             "only_b": found.only_b,
+            "whole": found.whole,
         }
         print_json(document)
         return 0 if found.first is None else 1
     console = output_console()
+    for name in found.whole:
+        console.print(
+            f"{name} has no operators, because its executor (onnx, executorch) runs a call as a whole: only "
+            "the logits of each call were compared. Traces of native and torch show every stage.",
+            style="yellow",
+            soft_wrap=True,
+        )
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             console.print(f"Only {name} has: {', '.join(only)}", style="dim", soft_wrap=True)

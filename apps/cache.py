@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from edge.apps.cli.options import Json, expand
-from edge.apps.cli.terminal import format_bytes, output_console, print_json
+from edge.apps.cli.terminal import output_console, print_json
+from edge.system.units import format_bytes
 
 app = typer.Typer(
     help="Models that were converted before and are kept for a fast start.",

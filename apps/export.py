@@ -10,10 +10,11 @@ import typer
 
 from edge.apps.cli.loading import keywords, naming_flags
 from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, output_console, print_json
+from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.export.options import ExportOptions
 from edge.hub.options import HubOptions
 from edge.system.options import options_of
+from edge.system.units import format_bytes
 
 if TYPE_CHECKING:
     from edge.export.check import CheckResult

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from edge.apps.cli.loading import keywords
 from edge.apps.cli.options import Group, Json, Model, Source, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, format_count, output_console, print_json
+from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.config import KVType
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
 from edge.system.options import same
+from edge.system.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console

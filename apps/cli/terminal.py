@@ -1,4 +1,4 @@
-"""What commands share when they talk: consoles, JSON documents, sizes, and the progress of a conversion."""
+"""What commands share when they talk: consoles, JSON documents, and the progress of a conversion."""
 
 from __future__ import annotations
 
@@ -67,25 +67,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000: 141 kB, 4.40 GB."""
-    return _scaled(count, (" B", " kB", " MB", " GB"))
-
-
-def format_count(count: float) -> str:
-    """A number of parameters for people: 35.1K, 135M, 8.19B."""
-    return _scaled(count, ("", "K", "M", "B"))
-
-
-def _scaled(count: float, units: tuple[str, ...]) -> str:
-    """Three significant digits, and never fewer than stand before the point."""
-    size, power = float(count), 0
-    while size >= 999.5 and power < len(units) - 1:
-        size, power = size / 1000, power + 1
-    digits = 0 if power == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f}{units[power]}"
 
 
 def printable(text: str) -> str:

@@ -204,6 +204,18 @@ class Observable(Protocol):
 
 
 @runtime_checkable
+class Staged(Protocol):
+    """An executor that shows what stands between its stages, without times or memory of its own."""
+
+    def report_stages(self, report: Callable[[str, int, npt.NDArray[np.float32]], None] | None) -> None:
+        """Call `report(operation, layer, output)` after every stage of a step; None ends it.
+
+        operation: as the native decoder names the same operator. layer: -1 outside the layers. output [rows]
+        [columns] is valid during the call only, in which the executor may not be called.
+        """
+
+
+@runtime_checkable
 class RepeatsRows(Protocol):
     """An executor whose caches can be filled without a prefill."""
 
