@@ -8,6 +8,7 @@ writer must not hold the file in memory.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
-from edge.formats.atomic import partial_path
+from edge.formats.atomic import Partial
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import open_regular
 from edge.formats.names import accept_name, shown
@@ -229,8 +230,8 @@ class SafetensorsWriter:
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> SafetensorsWriter:
-        self._temporary = partial_path(self.path)
-        self._file = self._temporary.open("xb", buffering=0)
+        self._partial = Partial(self.path)
+        self._file = io.FileIO(self._partial.descriptor, "r+", closefd=False)
         self._buffer, self._filled = memoryview(bytearray(_WRITE_BYTES)), 0
         self._append(self._header)
         return self
@@ -256,15 +257,10 @@ class SafetensorsWriter:
             if missing:
                 raise ValueError(f"tensor '{missing[-1]}' was not written")
             self._flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
+            self._partial.keep()
             self.sha256 = self._hash.hexdigest()
         finally:
-            try:
-                self._file.close()  # can find the disk full
-            finally:
-                self._temporary.unlink(missing_ok=True)
+            self._partial.__exit__(kind, error, trace)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
