@@ -43,18 +43,18 @@ class Recorder:
         (temporary,) = (path for path in renames if is_partial_of(target, path))
         before, after = self.events[: renames[temporary]], self.events[renames[temporary] :]
         synced = [path for event, path in before if event == "sync"]
-        assert temporary in synced
         assert ("sync", target.parent) in after
         for path in target.rglob("*") if target.is_dir() else ():
             place = temporary / path.relative_to(target)
             # a file may have been written under a temporary name of its own
             assert any(each == place or is_partial_of(place, each) for each in synced), path
+        inside = [
+            i for i, (event, path) in enumerate(before) if event == "sync" and temporary in path.parents
+        ]
+        last = max(inside, default=-1)
+        assert ("sync", temporary) in before[last + 1 :]  # with the name of its last file
         if read_back is not None:
-            read = before.index((read_back, temporary))
-            inside = [
-                i for i, (event, path) in enumerate(before) if event == "sync" and temporary in path.parents
-            ]
-            assert max(inside) < read  # all of it had been written
+            assert (read_back, temporary) in before[last + 1 :]  # when all of it had been written
 
 
 def is_partial_of(target: Path, path: Path) -> bool:
