@@ -34,6 +34,7 @@ from edge.formats.bundle.planned import UnreadWeightsError
 from edge.formats.bundle.writer import created_by
 from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
+from edge.system.units import format_bytes
 from edge.text.tokenizer import load_tokenizer
 
 QUANTIZATION = "quantization.json"
@@ -211,7 +212,7 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ExportError(
-            f"'{out}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; free some "
+            f"'{out}' needs {format_bytes(needed)}, but only {format_bytes(free)} are free there; free some "
             "space or choose another folder."
         )
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import typer
 
-from edge.errors import EdgeError
+from edge.apps.cli.terminal import error_console
+from edge.errors import EdgeError, readable
 from edge.system.notices import EdgeWarning
 
 FAILED = 1
@@ -82,13 +83,17 @@ def show_notices() -> None:
 
 
 def say(sentence: str, label: str = "Error: ", style: str = "bold red") -> None:
-    """Print an error, or what the label says, on stderr, on one line."""
-    from rich.console import Console
+    """Print an error, or what the label names, on stderr: one line, in a terminal wrapped between words."""
     from rich.text import Text
 
-    text = Text(label, style=style).append(" ".join(sentence.split()), style="not bold default")
+    plain = readable(" ".join(sentence.split()))
+    text = Text(label, style=style).append(plain, style="not bold default")
+    in_terminal = sys.stderr.isatty()
     with suppress(OSError):
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        # A word longer than a line (a path) stays whole, so that it can be copied.
+        error_console().print(
+            text, no_wrap=not in_terminal, overflow="ignore", crop=False, soft_wrap=not in_terminal
+        )
 
 
 def _sentence(error: Exception) -> str:

@@ -5,10 +5,9 @@ What 4-bit packings mean is known to `int4_linear`; which of a network's matrice
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
-from edge.checkpoints.ternary_values import ternary_scheme
+from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
 from edge.checkpoints.weight_files import INDEX, unused_weights, weights_name, why_no_weights
 from edge.config import ModelConfig
@@ -25,6 +24,9 @@ from edge.config.fields import listed, refuse_two
 from edge.config.huggingface import config_from_hf
 from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, check_tensors, network_tensors
 from edge.errors import CheckpointError
+from edge.formats.guarded_json import decode_text, parse_object
+from edge.formats.model_folder import member, read_member
+from edge.formats.names import accept_file_name
 from edge.formats.safetensors import SafetensorsFile, TensorEntry, to_float32
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -173,12 +175,10 @@ class HuggingFaceCheckpoint:
     @property
     def chat_template(self) -> str | None:
         """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
-        jinja = _read(self._folder / "chat_template.jinja")
+        path = self._folder / "chat_template.jinja"
+        jinja = _read(path)
         if jinja is not None:
-            try:
-                return jinja.decode("utf-8")
-            except UnicodeDecodeError:
-                raise CheckpointError(f"chat_template.jinja of '{self._folder}' is not UTF-8 text.") from None
+            return decode_text(jinja, path, CheckpointError)
         for name in ("tokenizer_config.json", "chat_template.json"):
             template = (_read_json(self._folder / name) or {}).get("chat_template")
             if isinstance(template, list):  # several templates with names
@@ -207,9 +207,9 @@ class HuggingFaceCheckpoint:
         if len(shape) == 1:
             return TensorInfo(name, shape, dtype, QuantScheme("f32"))
         raw = stored.array()
-        ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
+        ternary = find_ternary(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
         if ternary is not None:
-            return TensorInfo(name, shape, f"{dtype} ternary", ternary)
+            return TensorInfo(name, shape, f"{dtype} ternary", *ternary)
         return TensorInfo(name, shape, dtype, QuantScheme("f16"))
 
     def _has_head(self, head: NetworkTensor) -> bool:
@@ -375,36 +375,23 @@ def _weight_map(folder: Path, index: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"'{folder / index}' has no 'weight_map'; download it again.")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"'{folder / index}' names a shard outside its folder: {shard!r}.")
+        accept_file_name(shard, folder / index, CheckpointError)
     return weight_map
 
 
 def _read(path: Path) -> bytes | None:
     """A small file's contents, None if it does not exist."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
+    return read_member(path.parent, path.name, CheckpointError)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no such file."""
     data = _read(path)
-    if data is None:
-        return None
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"'{path}' is not valid JSON; download it again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' should hold a JSON object; download it again.")
-    return content
+    return None if data is None else parse_object(data, path, CheckpointError, "download it again")
 
 
 def _open_file(path: Path) -> _WeightFile:
+    member(path.parent, path.name, CheckpointError)
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 

@@ -123,7 +123,7 @@ def override_rope(config: ModelConfig, override: str | Mapping[str, Any]) -> Mod
     if isinstance(override, str):
         try:
             override = json.loads(override)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
     if not isinstance(override, Mapping):
         raise ConfigError(

@@ -21,12 +21,16 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends well; raises OSError."""
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends well; raises OSError.
+
+    private: readable by its owner only, from its first byte on.
+    """
     path = Path(path)
     temporary = partial_path(path)
+    mode = 0o600 if private else 0o666  # less what the user's umask takes away
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -35,9 +39,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def write_file(path: str | Path, data: bytes) -> None:
-    """Replace the file `path` by `data`; raises OSError."""
-    with replacing(path) as file:
+def write_file(path: str | Path, data: bytes, *, private: bool = False) -> None:
+    """Replace the file `path` by `data`; raises OSError. private: see `replacing`."""
+    with replacing(path, private=private) as file:
         file.write(data)
 
 

@@ -23,6 +23,9 @@ import numpy.typing as npt
 
 from edge.errors import CheckpointError
 from edge.formats.atomic import partial_path
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import open_regular
+from edge.formats.names import accept_name
 
 ALIGNMENT = 64
 """The data starts at a multiple of this many bytes; tensors whose sizes are multiples of it stay aligned."""
@@ -44,7 +47,7 @@ _DTYPES: dict[str, str] = {
     "I64": "<i8",
     "F64": "<f8",
 }
-_MAX_HEADER = 100 << 20
+_ADVICE = "copy or download the file again"
 _WRITE_BYTES = (
     16 << 20
 )  # a multiple of the huge page: file systems that can then cache the file in huge pages
@@ -82,7 +85,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < 8:
                     raise self._damaged(f"it has only {size} bytes")
@@ -91,12 +94,17 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"Cannot read '{self.path}': {error.strerror or error}.") from None
         length = int.from_bytes(self._map[:8], "little")
-        if length > _MAX_HEADER or 8 + length > size:
+        if 8 + length > size:
             raise self._damaged("its header is longer than the file")
+        header = parse_object(
+            self._map[8 : 8 + length], f"The header of '{self.path}'", CheckpointError, _ADVICE
+        )
         try:
-            header = json.loads(self._map[8 : 8 + length])
             self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
-            entries = {name: self._entry(name, entry) for name, entry in header.items()}
+            entries = {
+                accept_name(name, self.path, CheckpointError): self._entry(name, entry)
+                for name, entry in header.items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             raise self._damaged("its header is not valid") from None
         self.data_start = 8 + length

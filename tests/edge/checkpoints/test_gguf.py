@@ -30,8 +30,8 @@ MATRICES = {
 NORMS = ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
 # Where the float16 scales of a block stand; every other bit may be random.
 HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
-HALVES |= {"TQ1_0": (52,), "TQ2_0": (64,)}
-EXACT = ("Q4_0", "Q4_1", "Q8_0", "TQ1_0", "TQ2_0")
+HALVES |= {"TQ1_0": (52,), "TQ2_0": (64,), "Q5_0": (0,), "Q5_1": (0, 2), "IQ4_NL": (0,)}
+EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0")
 
 
 def random_tensor(rng: np.random.Generator, rows: int, columns: int, kind: str) -> np.ndarray:
@@ -175,8 +175,8 @@ def test_q4_k_keeps_codes_and_rounds_scales_to_half_precision(tmp_path: Path) ->
     assert not any(info.exact for info in checkpoint.tensors if len(info.shape) == 2)
 
 
-@pytest.mark.parametrize("kind", ["Q5_K", "Q6_K"])
-def test_k_types_without_counterpart_become_int8(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["Q5_1", "Q5_K", "Q6_K"])
+def test_types_without_counterpart_become_int8(tmp_path: Path, kind: str) -> None:
     raw = write_gguf(tmp_path / "m.gguf", kind)
     checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
     infos = {info.name: info for info in checkpoint.tensors}
@@ -344,8 +344,8 @@ ROWS = np.zeros((HIDDEN, HIDDEN), np.float32)
         ({"blk.0.attn_q.bias": (ROWS[0], "F32")}, r"blk\.0\.attn_q\.bias"),
         ({"blk.1.ffn_up.weight": (np.zeros((INNER, HIDDEN), np.float32), "F32")}, r"blk\.1\.ffn_up"),
         (
-            {"blk.0.attn_v.weight": (np.zeros((128, 256 // 32 * 22), np.uint8), "Q5_0")},
-            r"blk\.0\.attn_v.*Q5_0",
+            {"blk.0.attn_v.weight": (np.zeros((128, 110), np.uint8), "Q3_K")},
+            r"blk\.0\.attn_v.*type Q3_K.*supported are F32, .*Q5_0",
         ),
         ({"output_norm.weight": (np.zeros(HIDDEN // 32 * 34, np.uint8), "Q8_0")}, "output_norm.*float type"),
     ],

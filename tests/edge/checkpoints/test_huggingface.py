@@ -222,7 +222,7 @@ def test_broken_shards(tmp_path: Path) -> None:
         HuggingFaceCheckpoint(tmp_path)
     for outside in ([second], "../secret.safetensors", "/etc/passwd", "..\\x.safetensors", 3):
         index.write_text(json.dumps({"weight_map": {**content["weight_map"], "model.norm.weight": outside}}))
-        with pytest.raises(CheckpointError, match="outside its folder"):
+        with pytest.raises(CheckpointError, match="cannot belong to it"):
             HuggingFaceCheckpoint(tmp_path)
     index.write_text("{}")
     with pytest.raises(CheckpointError, match="no 'weight_map'"):

@@ -47,7 +47,6 @@ def values(bundle: Bundle, name: str) -> np.ndarray:
         ({"quantize": "int4-g128"}, "int4-g128", "int4-g128"),
         ({"quantize": "int4-row", "head": "int8"}, "int4-row", "int8-g32"),
         ({"quantize": "int8"}, "int8-g32", "int8-g32"),
-        ({"quantize": "ternary", "head": "int4"}, "ternary-g128", "int4-g32"),
         ({"head": "int8"}, "f16", "int8-g32"),
         ({"quantize": "int4", "head": "f16"}, "int4-g32", "f16"),
     ],
@@ -62,7 +61,7 @@ def test_schemes(
         assert str(tensor.scheme) == expected
 
 
-@pytest.mark.parametrize("name", ["int4", "int8", "ternary"])
+@pytest.mark.parametrize("name", ["int4", "int8"])
 def test_values_are_those_of_the_quantizer(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make, name: str
 ) -> None:
