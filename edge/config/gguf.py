@@ -36,6 +36,7 @@ SAMPLING_KEYS = {
 """Sampling settings of a `generation_config.json` and their keys."""
 
 _WHERE = "the GGUF metadata"
+_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 _MUP = ("embedding_scale", "residual_scale", "logit_scale")
 
 
@@ -193,6 +194,11 @@ def _read_rope(
     theta = _decimal(source.number("rope.freq_base", 10000.0))
     factor = _rope_factor(source)
     kind = source.get("rope.scaling.type") or ("linear" if factor != 1.0 else "none")
+    if kind not in _ROPE_TYPES:
+        raise ConfigError(
+            f"The GGUF field '{source.key('rope.scaling.type')}' is {shown(kind)}, but llama.cpp knows only "
+            f"{listed(_ROPE_TYPES)}."
+        )
     extrapolation = source.optional_number("rope.scaling.yarn_ext_factor")
     if extrapolation is not None and extrapolation >= 0 and extrapolation != (kind == "yarn"):
         raise ConfigError(
