@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import TensorInfo
+from edge.checkpoints.base import FLOAT_TYPES, TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
 from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
@@ -44,7 +44,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _BLOCK_WEIGHTS = 1 << 22
 
 
@@ -199,7 +198,7 @@ class HuggingFaceCheckpoint:
             return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
         stored = self._stored[name]
         dtype = stored.dtype
-        if dtype not in _FLOATS:
+        if dtype not in FLOAT_TYPES:
             raise CheckpointError(
                 f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
                 "expected; use the unquantized checkpoint or a GGUF file of the model."

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import AttentionMode, resolve_attention
 from edge.config.fields import listed
 from edge.config.rope import rope_parameters
 from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
@@ -270,11 +269,6 @@ def check_parts(config: ModelConfig) -> None:
             f"The native executor does not compute {listed(parts)}, which this {config.model_type} network "
             "has; run it with --executor torch."
         )
-
-
-def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
-    """`edge.config.attention.resolve_attention` for this executor."""
-    return resolve_attention(config, mode, context=context, obstacle=sparse_obstacle(config))
 
 
 def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
