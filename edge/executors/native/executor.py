@@ -187,14 +187,18 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
-        kept = np.ascontiguousarray(rows, np.int32)
+        kept = np.array([native.whole(row) for row in rows], np.int64)
         with self._lock:
-            native.check(native.library().edge_cache_keep(handle_of(cache), n, kept.ctypes.data, kept.size))
+            native.check(
+                native.library().edge_cache_keep(
+                    handle_of(cache), native.whole(n), kept.ctypes.data, kept.size
+                )
+            )
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
         with self._lock:
-            native.check(native.library().edge_cache_truncate(handle_of(cache), n))
+            native.check(native.library().edge_cache_truncate(handle_of(cache), native.whole(n)))
 
     @property
     def cache_identity(self) -> Mapping[str, str]:
@@ -214,13 +218,15 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         """Make n rows that `cache_memory` gave the content of the cache."""
         with self._lock:
             native.check(
-                native.library().edge_cache_restore(handle_of(cache), n, memory.ctypes.data, memory.nbytes)
+                native.library().edge_cache_restore(
+                    handle_of(cache), native.whole(n), memory.ctypes.data, memory.nbytes
+                )
             )
 
     def repeat(self, cache: KVCache, n: int) -> None:
         """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""
         with self._lock:
-            native.check(native.library().edge_cache_repeat(handle_of(cache), n))
+            native.check(native.library().edge_cache_repeat(handle_of(cache), native.whole(n)))
 
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
         """See `edge.executors.protocol.Observable`; the bytes are those of a `native.Event`."""
