@@ -194,7 +194,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
-        kept = integers(rows, "rows to keep")
+        kept = integers(rows, "rows to keep", np.int64)
         with self._lock():
             native.check(native.library().edge_cache_keep(handle_of(cache), n, kept.ctypes.data, kept.size))
 
@@ -221,7 +221,9 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         """Make n rows that `cache_memory` gave the content of the cache."""
         with self._lock():
             native.check(
-                native.library().edge_cache_restore(handle_of(cache), n, memory.ctypes.data, memory.nbytes)
+                native.library().edge_cache_restore(
+                    handle_of(cache), n, memory.ctypes.data, memory.nbytes
+                )
             )
 
     def repeat(self, cache: KVCache, n: int) -> None:
