@@ -22,7 +22,7 @@ BYTES_PER_CHARACTER = 256
 OUT_OF_MEMORY = 3
 """Exit status. After a failed allocation nothing is sure any more, so the process ends."""
 _MAX_MESSAGE = 300
-_ORPHAN_SECONDS = 10
+_ORPHAN_SECONDS = 2
 
 
 def serve(module: str) -> None:
