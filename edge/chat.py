@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edge.engine.conversation_file import read_conversation, write_conversation
-from edge.engine.generation import Chunk, Completion, Stream, generate
+from edge.engine.generation import Chunk, Completion, Stream, answer_ends, generate
 from edge.engine.session import Session
-from edge.engine.settings import merge_settings
+from edge.engine.settings import merge_settings, overlay
 from edge.errors import ContextError, EdgeError
 from edge.text.prompts import Message, PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
@@ -46,7 +46,7 @@ class Chat:
     ) -> None:
         if context_policy not in get_args(ContextPolicy):
             raise EdgeError(f"Unknown context policy '{context_policy}'; choose 'stop' or 'drop'.")
-        merge_settings(flags=settings)  # a wrong one fails here and not at the first answer
+        answer_ends(merge_settings(flags=settings), tokenizer)  # a wrong one fails here, not at an answer
         self.session = session
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking
@@ -97,7 +97,7 @@ class Chat:
             raise EdgeError("The message is empty: say something.")
         self._finish()
         chosen = merge_settings(
-            self._generation_config, self._loaded_settings, {**self.settings, **_given(settings)}
+            self._generation_config, self._loaded_settings, overlay(self.settings, settings)
         )
         question = Message("user", text)
         prompt = self._fit([*self._messages, question], chosen.max_new_tokens)
@@ -127,7 +127,7 @@ class Chat:
             "model": self._model_name,
             "system": self._system,
             "thinking": self.thinking,
-            "settings": {**self._loaded_settings, **self.settings},
+            "settings": overlay(self._loaded_settings, self.settings),
             "messages": [{"role": m.role, "content": m.content} for m in self._messages],
         }
         write_conversation(path, conversation)
@@ -186,7 +186,3 @@ class Chat:
             )
         self._dropped = dropped
         return prompt
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}

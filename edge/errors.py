@@ -1,4 +1,9 @@
-"""The errors that a user can mend; every message is one sentence that names what is wrong and what to do."""
+"""The errors that a user can mend; every message is one sentence that names what is wrong and what to do.
+
+What a user should know though the model runs is an EdgeWarning, made by `note`.
+"""
+
+import warnings
 
 
 class EdgeError(Exception):
@@ -35,3 +40,12 @@ class ExportError(EdgeError):
 
 class ArtifactError(EdgeError):
     """An exported folder is incomplete, altered, or asks for another runtime version."""
+
+
+class EdgeWarning(UserWarning):
+    """Something odd or contradictory in a model's files and how it was taken; command-line tools print it."""
+
+
+def note(sentence: str) -> None:
+    """Tell the user something through Python's `warnings`, once for each sentence."""
+    warnings.warn(sentence, EdgeWarning, stacklevel=2)

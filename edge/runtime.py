@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from edge.chat import Chat, ContextPolicy
 from edge.config import ModelConfig
 from edge.config.attention import describe_attention
+from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.generation import Chunk, Completion, Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
-from edge.errors import CheckpointError, ConfigError, EdgeError
+from edge.errors import CheckpointError, ConfigError, EdgeError, note
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
 from edge.executors.protocol import Executor
@@ -95,6 +96,8 @@ class Model:
         self.files = files
         self.executor = executor
         self.name = name
+        for sentence in read_generation_config(files.generation_config).notes:
+            note(sentence)
 
     @property
     def config(self) -> ModelConfig:
@@ -132,9 +135,9 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back. Raises TokenizerError if the model came without one."""
-        from edge.text.tokenizer.load import load_tokenizer
+        from edge.text.tokenizer.load import open_tokenizer
 
-        return load_tokenizer(self.files.tokenizer_files, self.config)
+        return open_tokenizer(self.files)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, EdgeWarning
 
 FAILED = 1
 USAGE = 2
@@ -67,10 +69,27 @@ def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
 
 def say(sentence: str) -> None:
     """Print an error on stderr, on one line."""
+    _print("Error: ", "bold red", sentence)
+
+
+def show_notes() -> None:
+    """Print what the runtime notes about a model (EdgeWarning) on stderr, as one sentence each."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
+        if issubclass(category, EdgeWarning):
+            _print("Note: ", "bold yellow", str(message))
+        else:
+            others(message, category, *place, **named)
+
+    warnings.showwarning = show
+
+
+def _print(title: str, style: str, sentence: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text("Error: ", style="bold red").append(" ".join(sentence.split()), style="not bold default")
+    text = Text(title, style=style).append(" ".join(sentence.split()), style="not bold default")
     with suppress(OSError):
         Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 

@@ -12,6 +12,7 @@ from edge.engine.sampling import Sampled, Sampler
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.errors import EdgeError
+from edge.text.end_tokens import named_token
 from edge.text.tokenizer.base import Tokenizer
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
@@ -107,7 +108,7 @@ def generate(
     that a leading space stays. Raises ContextError if the prompt does not fit.
     """
     sampler = Sampler(settings.sampling)
-    ends = _end_tokens(settings, tokenizer)
+    ends = answer_ends(settings, tokenizer)
     decoder, matcher = tokenizer.stream(continues=continues), StopMatcher(settings.stop)
     # A repetition penalty counts the prompt too, see SamplingParams.
     counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(prompt)
@@ -166,10 +167,16 @@ def generate(
     )
 
 
-def _end_tokens(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer with these settings; TokenizerError for one that the model does not have.
+
+    A stop string that is a control token is one of them: such a token has no text in an answer.
+    """
+    stops = {tokenizer.special_tokens[text] for text in settings.stop if text in tokenizer.special_tokens}
     if settings.ignore_eos:
-        return frozenset()
-    return tokenizer.eos_ids if settings.eos_token_ids is None else frozenset(settings.eos_token_ids)
+        return frozenset(stops)
+    own = tokenizer.eos_ids if settings.eos_token_ids is None else settings.eos_token_ids
+    return frozenset({*own, *stops, *(named_token(tokenizer, token) for token in settings.eos)})
 
 
 class Stream:

@@ -49,7 +49,6 @@ class Vocabulary:
     pieces: int
     added: tuple[AddedToken, ...]
     bos_id: int | None
-    eos_ids: frozenset[int]
     unk_id: int | None
     named: Mapping[str, str]
     add_bos: bool
@@ -67,6 +66,7 @@ class SegmentTokenizer(ABC):
                 f"The tokenizer has ids up to {highest}, but the model's vocabulary only {vocabulary.size} "
                 "tokens; use the tokenizer files that belong to this model."
             )
+        self.end_tokens: tuple[int, ...] = ()  # `load_tokenizer`, which knows all their sources, fills it
         self._pieces = vocabulary.pieces
         self._vocabulary = vocabulary
         self._added = {token.text: token for token in vocabulary.added if token.text}
@@ -102,7 +102,7 @@ class SegmentTokenizer(ABC):
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        return self._vocabulary.eos_ids
+        return frozenset(self.end_tokens)
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -153,6 +153,11 @@ class SegmentTokenizer(ABC):
             self._special_ids if skip_special else (),
             self._vocabulary.strip_leading_space and not continues,
         )
+
+    def token_id(self, text: str) -> int | None:
+        if text in self._added:
+            return self._added[text].id
+        return self._piece_id(_without_surrogates(text).encode()) if text else None
 
     def token_bytes(self, token_id: int) -> bytes:
         found = self._bytes.get(token_id)

@@ -30,15 +30,14 @@ class SentencePieceTokenizer(SegmentTokenizer):
         has_prefix = processor.normalize("a").startswith(SPACE_SYMBOL)
         # An explicit setting overrules the model file, as in Hugging Face's fast class.
         prefix = has_prefix if settings.add_prefix_space is None else settings.add_prefix_space
-        added = settings.merged(_control_tokens(processor))
-        bos, eos_ids = settings.boundaries({token.text: token.id for token in added}.get, config)
+        added = settings.merged(_control_tokens(processor), config.vocab_size)
+        bos = settings.bos({token.text: token.id for token in added}.get, config)
         super().__init__(
             Vocabulary(
                 size=config.vocab_size,
                 pieces=processor.vocab_size(),
                 added=added,
                 bos_id=bos if bos is not None else _known(processor.bos_id()),
-                eos_ids=eos_ids,
                 unk_id=_known(processor.unk_id()),
                 named=settings.named,
                 add_bos=settings.add_bos is not False,  # what Hugging Face's Llama class does when silent

@@ -44,12 +44,14 @@ class TokenizersTokenizer(SegmentTokenizer):
             token_id: AddedToken(token_id, token.content, token.special, token.lstrip, token.rstrip)
             for token_id, token in backend.get_added_tokens_decoder().items()
         }
-        added = settings.merged(own.values())
+        added = settings.merged(own.values(), config.vocab_size)
+        if not own.keys() <= {token.id for token in added}:
+            backend = _without_tokens_beyond(backend, config.vocab_size)
         _add_missing(backend, [token for token in added if token.id not in own and not token.special])
         first_id = _first_special_id(backend)
         backend.encode_special_tokens = True  # their text is ordinary text for the backend
         self._backend = backend
-        bos, eos_ids = settings.boundaries(self._id, config)
+        bos = settings.bos(self._id, config)
         bos = first_id if bos is None else bos
         writes_bos = bos is not None and first_id == bos
         super().__init__(
@@ -58,7 +60,6 @@ class TokenizersTokenizer(SegmentTokenizer):
                 pieces=backend.get_vocab_size(with_added_tokens=False),
                 added=added,
                 bos_id=bos,
-                eos_ids=eos_ids,
                 unk_id=None if self._byte_level else self._id(settings.named.get("unk_token", "")),
                 named=settings.named,
                 add_bos=writes_bos if settings.add_bos is None else settings.add_bos,
@@ -161,6 +162,15 @@ def _first_special_id(backend: Any) -> int | None:
     """The token that the post-processor puts in front of a text."""
     encoded = backend.encode("a")
     return encoded.ids[0] if encoded.special_tokens_mask[0] else None
+
+
+def _without_tokens_beyond(backend: Any, size: int) -> Any:
+    """The same tokenizer without added tokens of ids from `size` on, so that no text becomes one."""
+    from tokenizers import Tokenizer
+
+    document = json.loads(backend.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < size]
+    return Tokenizer.from_str(json.dumps(document))
 
 
 def _add_missing(backend: Any, tokens: Iterable[AddedToken]) -> None:
