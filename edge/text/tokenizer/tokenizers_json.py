@@ -161,7 +161,7 @@ def _is_sentencepiece_step(step: dict[str, Any]) -> bool:
 def _first_special_id(backend: Any) -> int | None:
     """The token that the post-processor puts in front of a text."""
     encoded = backend.encode("a")
-    return encoded.ids[0] if encoded.special_tokens_mask[0] else None
+    return encoded.ids[0] if encoded.special_tokens_mask[:1] == [1] else None
 
 
 def _without_tokens_beyond(backend: Any, size: int) -> Any:

@@ -19,6 +19,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.hub.resolve import open_model
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
+from tests.configs import TOKENIZER
 
 ROWS = 21
 CONFIG: dict[str, Any] = {
@@ -86,7 +87,7 @@ def test_a_folder_keeps_its_ternary_weights(tmp_path: Path, monkeypatch: pytest.
     folder = tmp_path / "plain-name"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     generator = torch.Generator().manual_seed(5)
     shapes = expected_tensors(config_from_hf(CONFIG))
     weights = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
