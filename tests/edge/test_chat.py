@@ -238,6 +238,27 @@ def test_a_stop_string_is_not_part_of_the_conversation(chat):
     assert f"assistant\n{cut.text}<|im_end|>" in text
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_answer_that_ends_at_once_is_an_answer(small, end):
+    """The conversation has it, as an empty text, so that the next question is not merged with this one."""
+    chat = small.chat(system="Be brief.", temperature=0)
+    token = small.tokenizer.special_tokens[end]
+    done = chat.send("Hi", logit_bias={token: 1000})
+    assert (done.stop_reason, done.tokens, done.text) == ("eos", (), "")
+    assert chat.messages == (Message("user", "Hi"), Message("assistant", "", ()))
+    chat.send("And?", max_new_tokens=1)
+    text = chat._tokenizer.decode(chat.session.tokens.tolist(), skip_special=False)
+    assert "user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nAnd?" in text
+
+
+def test_an_answers_own_settings_undo_the_chats(small):
+    """do_sample for all answers and a temperature for one are two sources, not a contradiction."""
+    chat = small.chat(do_sample=False, max_new_tokens=2)
+    assert chat.send("Hi", temperature=0.7, seed=1).seed == 1
+    with pytest.raises(EdgeError, match="contradict"):
+        chat.send("Hi", temperature=0.7, do_sample=False)
+
+
 def test_policy_stop_refuses_with_the_numbers(small):
     chat = small.chat(system="Be brief.", temperature=0, max_new_tokens=20)
     with pytest.raises(ContextError, match="context holds 160"):

@@ -27,6 +27,7 @@ from edge.hub.convert import convert
 from edge.hub.resolve import DEFAULT_MODEL, open_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
+from tests.configs import TOKENIZER
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -59,7 +60,7 @@ def write_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     weights = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return weights
 
 
