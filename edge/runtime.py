@@ -75,7 +75,7 @@ def load(
         files = files.with_config(override_rope(files.config, _override(rope_override)))
     # Read now: `edge cache remove` may take the folder away while the model is in use.
     _ = files.tokenizer_files, files.chat_template, files.generation_config
-    return Model(files, traced(open_executor(files, run)), name=str(model))
+    return Model(files, traced(open_executor(files, run, asked=options)), name=str(model))
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:

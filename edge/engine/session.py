@@ -138,6 +138,10 @@ class Session:
         """Forget everything."""
         self.truncate(0)
 
+    def check_files(self) -> None:
+        """Raise EdgeError if the executor can't keep its cache in a file."""
+        self._store()
+
     def save(self, path: str | Path) -> int:
         """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
         store = self._store()
