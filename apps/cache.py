@@ -42,9 +42,8 @@ def list_models(as_json: Json = False) -> None:
     table.add_column("From", no_wrap=True, overflow="ellipsis")
     for entry in entries:
         when = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
-        table.add_row(
-            entry.name, format_bytes(entry.bytes), when, ", ".join(entry.quantization), entry.source
-        )
+        quantization = ", ".join(entry.quantization)
+        table.add_row(entry.name, format_bytes(entry.bytes), when, quantization, entry.source)
     console.print(table)
     total = format_bytes(sum(entry.bytes for entry in entries))
     console.print(f"{len(entries)} in {cache_folder()}, {total}", style="dim", soft_wrap=True)

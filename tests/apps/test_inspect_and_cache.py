@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from edge.formats.bundle.reader import Bundle
+
 CHECK_IMPORTS = """
 import sys
 from edge.apps.cli.main import main
@@ -123,11 +125,15 @@ def test_cache(run_edge: Callable[..., Any], tiny_checkpoint):
     facts_of(run_edge("inspect", str(folder), "--quantize", "int8", "--json"))
     models = facts_of(run_edge("cache", "list", "--json"))["models"]
     assert len(models) == 2
+    assert {tuple(model["quantization"]) for model in models} == {("int4-g32",), ("int8-g32",)}
     assert facts["path"] in {model["path"] for model in models}
     for model in models:
         size = sum(file.stat().st_size for file in Path(model["path"]).iterdir())
         assert model["bytes"] == size
         assert model["source"] == str(folder)
+        wanted = {str(tensor.scheme) for tensor in Bundle.open(model["path"]).tensors.values()} - {"f32"}
+        assert set(model["quantization"]) == wanted
+        assert ", ".join(model["quantization"]) in run_edge("cache", "list").stdout
         assert model["key"] in run_edge("cache", "list").stdout
 
     removed = facts_of(run_edge("cache", "remove", models[0]["key"], "--json"))["removed"]
@@ -175,7 +181,7 @@ def test_the_torch_executor_agrees(
     assert (found["a"]["activations"], found["b"]["activations"]) == ("float32", "int8")
     assert 0 < found["kl_divergence"] < 1
     refused = run_edge(*command, "--executor", "torch", "--mmap")
-    assert refused.returncode == 1 and "mmap can't be used" in refused.stderr
+    assert refused.returncode == 1 and "mmap (--mmap/--no-mmap) can't be True" in refused.stderr
 
 
 def hash_of(word: str) -> int:
