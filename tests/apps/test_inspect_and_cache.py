@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,11 @@ from typing import Any
 
 import pytest
 
+from edge.config.presets import preset
 from edge.formats.bundle.reader import Bundle
+from edge.measure.profile.options import ProfileOptions
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CHECK_IMPORTS = """
 import sys
@@ -186,3 +192,21 @@ def test_the_torch_executor_agrees(
 
 def hash_of(word: str) -> int:
     return sum(ord(letter) * 31**i for i, letter in enumerate(word)) % 97
+
+
+def test_commands_of_the_docs_fit_the_default_model(run_inside: Callable[..., Any], smollm2: str):
+    """README and docs/profile.md say MODEL: what they show must not be refused for the default one."""
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/profile.md"))
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for line in re.findall(r"^    (edge (?:inspect|profile) MODEL .*)$", pages, re.M)
+    ]
+    assert {command[0] for command in commands} == {"inspect", "profile"}
+    for command in commands:
+        if command[0] == "inspect":
+            done = run_inside("inspect", smollm2, *command[2:])
+            assert done.returncode == 0, done.stderr
+        elif "--depth" in command:
+            depths = command[command.index("--depth") + 1].split(",")
+            options = ProfileOptions(depth=tuple(map(int, depths)))
+            assert options.context <= preset("smollm2-135m").max_position_embeddings
