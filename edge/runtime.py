@@ -83,7 +83,7 @@ def load(
     worker = template_worker()
     if files.chat_template is not None:
         worker.start()  # beside the weights
-    return Model(files, traced(open_executor(files, run)), name=str(model), worker=worker)
+    return Model(files, traced(open_executor(files, run, asked=options)), name=str(model), worker=worker)
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
