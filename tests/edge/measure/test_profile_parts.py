@@ -284,6 +284,18 @@ def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
     assert found.decode_tokens_per_second and found.prefill_tokens_per_second is None
 
 
+def test_predicted_times_by_hand():
+    """1 GB of weights, 1 kB of cache and 1000 multiply-adds of attention per position, at round limits."""
+    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, True, kv_row=1000, attention=1000)
+    limits = Roofline(read_bytes=10e9, int8=1e12, float32=1e9)
+    # Weights at 80 % of the bandwidth; 101 positions and 101,000 multiply-adds at 55 % of the nearer limit.
+    decode = 0.1 / 0.8 + max(101_000 / 10e9, 101_000 / 1e9) / 0.55 + 2e-4
+    assert cost.decode_seconds(100, limits) == pytest.approx(decode)
+    # 200 tokens: matrices at half the int8 peak, which is longer than reading; 1 + 2 + ... + 200 pairs.
+    prefill = (2e9 * 200 + 1e8) / 1e12 / 0.5 + 20_100 * 1000 / 1e9 / 0.55 + 2e-4
+    assert cost.prefill_seconds(200, 0, limits) == pytest.approx(prefill)
+
+
 def test_predictions_never_beat_the_limits():
     config, limits = preset("minicpm4-0.5b"), Roofline(30e9, 700e9, 200e9)
     cost = NetworkCost.planned(config, QuantScheme("int4", 32), None, "float16")
