@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -223,6 +225,30 @@ def test_sparse_attention():
     assert float(stated("docs/sparse-attention.md", r"It is clamped to (\d+)")[0]) == limit
 
 
+def test_the_commands_of_a_chat():
+    from edge.apps.chat.loop import _COMMANDS
+
+    (said,) = stated("README.md", r"`/help` lists the commands: (.*?) for models whose template knows them")
+    named = {word.partition(" ")[0] for word in re.findall(r"`(/[^`]+)`", said)}
+    assert named == set(_COMMANDS) - {"/help", "/exit"}  # Ctrl-D leaves, says the sentence before
+
+
+def test_bounds_of_the_targets():
+    executorch = constant("export/targets/executorch/target.py", "MAX_TOKENS")
+    assert stated("docs/export-executorch.md", r"n is 1 to (\d+) \(`verify` and `keep`: (\d+)\)") == (
+        str(executorch),
+        str(MAX_TREE),
+    )
+    most = constant("export/targets/coreml/program.py", "MAX_TOKENS")
+    assert stated("docs/export-coreml.md", r"int32 \[1, n\], n from 1 to (\d+)") == (str(most),)
+    versions = stated(
+        "docs/export-onnx.md",
+        r"\(([\d.]+) or newer; a portable export with a ternary embedding needs ([\d.]+)\)",
+    )
+    target = (ROOT / "export" / "targets" / "onnx" / "target.py").read_text(encoding="utf-8")
+    assert "_OLDEST, _TWO_BIT_EMBEDDING = {!r}, {!r}".format(*versions).replace("'", '"') in target
+
+
 # ---- versions
 
 
@@ -257,3 +283,24 @@ def test_sizes_are_in_powers_of_1000_or_say_so():
     """kB, MB and GB everywhere; what is a power of two says KiB, MiB, GiB."""
     found = [f"{each.name}: {word}" for each in PAGES for word in re.findall(r"\d ?KB\b", each.read_text())]
     assert not found, found
+
+
+# ---- tables from documents
+
+
+def test_tables_are_those_of_the_documents():
+    """`make figures` would change nothing, and every mark in a page is a figure of its own."""
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = figures  # dataclasses look their module up
+    spec.loader.exec_module(figures)
+    marked = {
+        name: f"docs/{path.name}"
+        for path in PAGES
+        for name in re.findall(r"<!-- figures: ([\w-]+) -->", path.read_text(encoding="utf-8"))
+    }
+    assert marked == {name: figure.page for name, figure in figures.FIGURES.items()}
+    for name in set(marked.values()):
+        assert figures.written(name) == (ROOT / name).read_text(encoding="utf-8"), (
+            f"run `make figures`: {name}"
+        )
