@@ -15,11 +15,11 @@ def available_memory() -> int | None:
 
 
 def _system_available() -> int | None:
-    import psutil  # not needed to import `edge`
-
     try:
+        import psutil  # not needed to import `edge`
+
         return int(psutil.virtual_memory().available)
-    except (OSError, ValueError, RuntimeError):  # a sandbox without /proc
+    except (ImportError, OSError, ValueError, RuntimeError):  # a sandbox without /proc
         return None
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
-
-import psutil
 
 T = TypeVar("T")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -37,41 +36,41 @@ def core_count() -> int:
 
 def memory_bytes() -> int | None:
     """Installed memory."""
-    return _told(lambda: psutil.virtual_memory().total)
+    return _told(lambda psutil: int(psutil.virtual_memory().total))
 
 
 def huge_pages() -> str | None:
     """How the system hands out transparent huge pages: `always`, `madvise` or `never`."""
-    text = _told(Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text)
+    text = _text(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     return text.partition("[")[2].partition("]")[0] or None if text else None
 
 
 def load() -> float | None:
     """Running processes, averaged over the last minute."""
-    return _told(lambda: round(psutil.getloadavg()[0], 2))
+    return _told(lambda psutil: round(float(psutil.getloadavg()[0]), 2))
 
 
 def clock_mhz() -> float | None:
     """Mean clock of the CPUs now."""
-    clock = _told(psutil.cpu_freq)
+    clock = _told(lambda psutil: psutil.cpu_freq())
     return round(clock.current, 1) if clock is not None and clock.current else None
 
 
 def temperature_celsius() -> float | None:
     """The hottest of the system's sensors."""
-    sensors = _told(lambda: psutil.sensors_temperatures()) or {}  # some systems have no such function
+    sensors = _told(lambda psutil: psutil.sensors_temperatures()) or {}
     return max((sensor.current for found in sensors.values() for sensor in found), default=None)
 
 
 def _throttle_events() -> int | None:
-    counts = [_told(path.read_text) for path in _CPUS.glob(_THROTTLE_COUNT)]
+    counts = [_text(path) for path in _CPUS.glob(_THROTTLE_COUNT)]
     known = [int(count) for count in counts if count]
     return sum(known) if known else None
 
 
 def _busy_seconds() -> float | None:
     """CPU time that the whole machine has used, and that a hypervisor has taken."""
-    times = _told(psutil.cpu_times)
+    times = _told(lambda psutil: psutil.cpu_times())
     if times is None:
         return None
     # The guests' time is in `user` and `nice` already.
@@ -149,9 +148,18 @@ def throttle_remarks(
     return tuple(found)
 
 
-def _told(fact: Callable[[], T]) -> T | None:
-    """A fact, None where this system or its sandbox does not tell it."""
+def _told(fact: Callable[[ModuleType], T]) -> T | None:
+    """What psutil tells; None where this system or its sandbox does not, or psutil is missing (doctor)."""
     try:
-        return fact()
-    except (OSError, AttributeError, NotImplementedError, RuntimeError, ValueError):
+        import psutil
+
+        return fact(psutil)
+    except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
         return None

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from edge.config.presets import preset
 from edge.errors import EdgeError
-from edge.measure.profile import ProfileOptions
+from edge.measure.profile import ProfileOptions, machine
 from edge.measure.profile.compare import compare
 from edge.measure.profile.cost import NetworkCost, Roofline, planned_tensors
 from edge.measure.profile.devices import DEVICES, device
@@ -355,3 +359,29 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
+
+
+def test_facts_that_a_system_does_not_tell_are_none(monkeypatch):
+    """No sensors, no clock, a sandbox without /proc; and doctor goes on where psutil itself is missing."""
+
+    def untold(*_):
+        raise FileNotFoundError("/proc/stat")
+
+    for name in ("virtual_memory", "cpu_times", "cpu_freq", "getloadavg"):
+        monkeypatch.setattr(psutil, name, untold)
+    monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
+    facts = (
+        *(machine.memory_bytes, machine.load, machine.clock_mhz),
+        *(machine.temperature_celsius, machine._busy_seconds),
+    )
+    assert [fact() for fact in facts] == [None] * 5
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert [fact() for fact in facts] == [None] * 5
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with /proc/stat")
+def test_busy_seconds_are_those_of_proc_stat():
+    """User, nice, system, irq, softirq and steal; of what ran between the readings only a little more."""
+    values = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    before = (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+    assert before - 1 <= machine._busy_seconds() <= before + 60
