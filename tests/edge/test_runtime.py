@@ -21,7 +21,7 @@ from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.runtime import Model, load
-from edge.system.memory import _cgroup_available, available_memory
+from edge.system.memory import _cgroup_available, _system_available, available_memory
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
 
@@ -214,7 +214,8 @@ def test_the_memory_plan(smollm2):
     check_memory(mapped, plan.total - plan.weights)
     with pytest.raises(ContextError, match=r"\(mapped\)"):
         check_memory(mapped, plan.total - plan.weights - 1)
-    assert "0.00" in str(MemoryPlan(1, 1, 1, 1))
+    sizes = "4.70 GB = weights 4.61 GB (mapped) + KV cache 67.1 MB (at 2048 tokens) + workspace 19.5 MB"
+    assert str(MemoryPlan(4_610_000_000, 67_108_864, 19_500_000, 2048, mapped_weights=True)) == sizes
 
 
 def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
@@ -225,8 +226,13 @@ def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
     assert found.tokens == smollm2.complete("The capital of France is", **GREEDY).tokens
 
 
-def test_available_memory_is_known_here():
-    assert available_memory() is None or available_memory() > 1 << 20
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="compares with /proc/meminfo")
+def test_available_memory_is_what_the_system_says():
+    """Others take and give memory between the readings; half and double tell bytes from kB, free from all."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    said = {name.rstrip(":"): 1024 * int(value) for name, value, *_ in lines}
+    assert said["MemAvailable"] / 2 < _system_available() < min(2 * said["MemAvailable"], said["MemTotal"])
+    assert available_memory() == min([available_memory(), *_cgroup_available()]) > 0
 
 
 def cgroup(root: Path, path: str, **files: str) -> None:
