@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
-from edge.formats.bundle.manifest import BundleTensor
-from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
 
@@ -216,35 +213,3 @@ def test_damaged_scale(minicpm, make_bundle, open_native, tmp_path):
     executor = open_native(Bundle.open(tmp_path / "bad"))
     with pytest.raises(NativeError):
         forward(executor, executor.new_cache(), [1, 2, 3])
-
-
-class GivenTwice(dict):
-    """Tensors by name, one of them once more at the end."""
-
-    def __init__(self, tensors: Mapping[str, BundleTensor], again: str) -> None:
-        super().__init__(tensors)
-        self.again = again
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
-
-    def items(self):
-        return [*super().items(), (self.again, self[self.again])]
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("model.norm.weight", "[Ff]inal norm is given twice"),
-        ("model.embed_tokens.weight", "[Ee]mbedding is given twice"),
-        ("model.layers.1.mlp.up_proj.weight", "layer 1 is given twice"),
-    ],
-)
-def test_a_weight_given_twice(minicpm, make_bundle, open_native, name: str, says: str):
-    bundle = make_bundle(minicpm())
-    twice = copy.copy(bundle)
-    twice.__class__ = type(
-        "Twice", (Bundle,), {"tensors": property(lambda _: GivenTwice(bundle.tensors, name))}
-    )
-    with pytest.raises(NativeError, match=says):
-        open_native(twice)
