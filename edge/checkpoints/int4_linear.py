@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,8 @@ class Int4Settings:
     method: `gptq`, `awq` or `marlin`; Marlin's packing may come with GPTQ's config, shapes tell them apart.
     group_size: -1 for one group. zeros_less_one: whether zeros are stored as in GPTQ's first format.
     """
+
+    READ: ClassVar[tuple[str, ...]] = ("quant_method", "bits", "group_size", "version", "checkpoint_format")
 
     method: str
     group_size: int

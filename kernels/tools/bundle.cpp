@@ -79,19 +79,20 @@ edge_weight weight_of(const std::string &name) {
     throw Error("The bundle has a tensor '" + name + "' that is not known.");
 }
 
+// The end of a layout's and of a scheme's name, as `.g32.min` and `-g32-min`.
+std::string suffix_of(const edge_matrix &matrix, const std::string &separator) {
+    if (matrix.kind == EDGE_F32 || matrix.kind == EDGE_F16) return "";
+    const std::string group = matrix.group > 0 ? "g" + std::to_string(matrix.group) : "row";
+    return separator + group + (matrix.minimum ? separator + "min" : "");
+}
+
 // Only the layout says what the kernels compute; what a kind of scheme means by its codes does not matter.
 void read_layout(const Json &scheme, const std::string &name, edge_matrix *matrix) {
     matrix->group = int32_t(scheme.at("group").integer());
     matrix->minimum = scheme.at("minimum").boolean();
     for (const Layout &layout : layouts) {
-        std::string id = layout.name;
-        if (layout.kind != EDGE_F32 && layout.kind != EDGE_F16) {
-            id += matrix->group > 0 ? ".g" + std::to_string(matrix->group) : ".row";
-            if (matrix->minimum) id += ".min";
-        }
-        if (scheme.at("layout").text() != id + ".v1") continue;
         matrix->kind = layout.kind;
-        return;
+        if (scheme.at("layout").text() == layout.name + suffix_of(*matrix, ".") + ".v1") return;
     }
     throw Error("Tensor '" + name +
                 "' has a layout that this program does not know; convert the model again.");
@@ -213,7 +214,7 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
                     "The header of '" + path + "'");
     const uint64_t first = 8 + header_bytes;
 
-    std::map<std::pair<std::string, int32_t>, uint64_t> sizes;
+    std::map<std::string, uint64_t> sizes;
     for (const auto &entry : manifest.at("tensors").members()) {
         edge_weight weight = weight_of(entry.first);
         edge_matrix &matrix = weight.matrix;
@@ -237,15 +238,14 @@ void Bundle::read_weights(const std::string &folder, const Json &manifest) {
         matrix.data = data + first + begin;
         matrix.bytes = uint64_t(end - begin);
         if (weight.role >= EDGE_ATTENTION_NORM && shape.size() == 2) {
-            sizes[{scheme.at("kind").text() + (matrix.minimum ? "-min" : ""), matrix.group}] += matrix.bytes;
+            sizes[scheme.at("kind").text() + suffix_of(matrix, "-")] += matrix.bytes;
         }
         weights.push_back(weight);
     }
     const auto largest = std::max_element(sizes.begin(), sizes.end(),
                                           [](const auto &a, const auto &b) { return a.second < b.second; });
     if (largest == sizes.end()) throw Error("The bundle has no weights.");
-    quantize = largest->first.first;
-    group = largest->first.second;
+    quantize = largest->first;
 }
 
 Cost Bundle::cost(bool int8_activations) const {

@@ -33,11 +33,13 @@ from edge.export.source import Source
 from edge.export.targets import get_target, need
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
+from edge.formats.atomic import Partial
 from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import json_digest
 from edge.hub.convert import convert
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
+from tests.durability import LINUX, Recorder
 
 from .tiny import byte_tokenizer_files, llama_config, make_checkpoint, make_source, minicpm_config
 
@@ -359,12 +361,13 @@ def test_a_killed_export_is_cleaned_up_by_the_next(tmp_path: Path):
     source = make_source(tmp_path, llama_config(num_hidden_layers=1))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left, running = (tmp_path / f".out.{pid}-abcd.partial" for pid in (dead.pid, os.getpid()))
-    for folder in (left, running):
-        folder.mkdir()
-        (folder / "weights.safetensors").write_bytes(b"half")
-    export_model(source, BUNDLE, tmp_path / "out")
-    assert not left.exists() and running.exists()  # another export that is still at work keeps its folder
+    left = tmp_path / f".out.{dead.pid}-abcd.partial"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    with Partial(tmp_path / "out", folder=True) as running:
+        export_model(source, BUNDLE, tmp_path / "out")
+        assert running.path.exists()  # another export that is still at work keeps its folder
+    assert not left.exists()
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path):
@@ -427,3 +430,14 @@ def test_unknown_targets_and_missing_libraries_are_named():
         ExportError, match=r"A thing needs the package no_such_library.*minicpm-edge\[export\]"
     ):
         need("no_such_library.part", "A thing")
+
+
+@LINUX
+def test_an_artifact_is_synced_read_back_renamed_and_its_folder_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = make_source(tmp_path, llama_config(num_hidden_layers=1))
+    recorder = Recorder(monkeypatch)
+    recorder.record(Artifact, "open", "read back")
+    export_model(source, BUNDLE, tmp_path / "out")
+    recorder.assert_durable(tmp_path / "out", "read back")

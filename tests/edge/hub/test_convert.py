@@ -196,13 +196,14 @@ def test_wrong_options(
     assert not (tmp_path / "b").exists()
 
 
-def test_tied_head_beside_the_embedding_is_dropped(
+def test_a_head_beside_tied_embeddings_is_refused(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make
 ) -> None:
+    """Dropping it would be silent: readers decide between the two."""
     checkpoint = array_checkpoint(tiny_config)
     checkpoint.config = replace(tiny_config, tie_word_embeddings=True)
-    convert(checkpoint, tmp_path / "b")
-    assert HEAD not in Bundle.open(tmp_path / "b").tensors
+    with pytest.raises(CheckpointError, match=HEAD):
+        convert(checkpoint, tmp_path / "b")
 
 
 def test_progress(tmp_path: Path, tiny_config: Any, array_checkpoint: Make) -> None:
