@@ -190,3 +190,46 @@ def test_modules_that_the_docs_name_can_be_found():
     ]
     assert not missing, "\n".join(missing)
     assert defines("edge.load") and not defines("edge.measure.profile.Profil")
+
+
+def json_reads(source: str) -> list[int]:
+    """Lines that parse JSON; a round trip through `json.dumps` reads nothing from outside."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "json":
+            found.append(node.lineno)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        own = (
+            node.args
+            and isinstance(node.args[0], ast.Call)
+            and ast.unparse(node.args[0].func) == "json.dumps"
+        )
+        if ast.unparse(node.func) in ("json.load", "json.loads", "json.JSONDecoder") and not own:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_json_from_outside_is_read_with_guards(room: str):
+    """Only `edge.formats.guarded_json` parses; `alone` has what can't reach it, with the reason."""
+    alone = {
+        "edge/formats/guarded_json.py": "the guard itself",
+        "edge/config/rope_entry.py": "a text that the user typed; the floor below",
+        "edge/measure/profile/worker.py": "requests of its own parent",
+        "export/targets/gguf/llama_cpp.py": "a job of its own parent, in a process of its own",
+    }
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in files_of(room, ".py")
+        if str(path.relative_to(ROOT)) not in alone
+        for line in json_reads(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "read it with edge.formats.guarded_json: " + ", ".join(found)
+
+
+def test_the_rules_see_json():
+    assert json_reads("import json\ndata = json.loads(text)\n") == [2]
+    assert json_reads("from json import loads\n") == [1]
+    assert json_reads("import json\ndef f(file):\n    return json.load(file)\n") == [3]
+    assert json_reads("import json\ndata = json.loads(json.dumps(x))\n") == []

@@ -116,20 +116,21 @@ T whole(const Json &object, const char *name, int64_t least, int64_t most) {
     return T(object.at(name).integer(name, least, most));
 }
 
+// The end of a layout's and of a scheme's name, as `.g32.min` and `-g32-min`.
+std::string suffix_of(const edge_matrix &matrix, const std::string &separator) {
+    if (matrix.kind == EDGE_F32 || matrix.kind == EDGE_F16) return "";
+    const std::string group = matrix.group > 0 ? "g" + std::to_string(matrix.group) : "row";
+    return separator + group + (matrix.minimum ? separator + "min" : "");
+}
+
 // Only the layout says what the kernels compute; what a kind of scheme means by its codes does not matter.
 void read_layout(const Json &scheme, edge_matrix *matrix) {
     matrix->group = whole<int32_t>(scheme, "group", 0, most_rows);
     matrix->minimum = scheme.at("minimum").boolean("minimum");
     const std::string &stored = scheme.at("layout").text("layout");
     for (const Layout &layout : layouts) {
-        std::string id = layout.name;
-        if (layout.kind != EDGE_F32 && layout.kind != EDGE_F16) {
-            id += matrix->group > 0 ? ".g" + std::to_string(matrix->group) : ".row";
-            if (matrix->minimum) id += ".min";
-        }
-        if (stored != id + ".v1") continue;
         matrix->kind = layout.kind;
-        return;
+        if (stored == layout.name + suffix_of(*matrix, ".") + ".v1") return;
     }
     throw Error("it has a layout that this program does not know; convert the model again.");
 }
@@ -279,22 +280,20 @@ void Bundle::read_weights(const Json &manifest) {
     const char *const text = reinterpret_cast<const char *>(file_.data.get()) + sizeof header_bytes;
     const Json header = Json::parse({text, size_t(header_bytes)}, "The header of weights.safetensors");
 
-    std::map<std::pair<std::string, int32_t>, uint64_t> sizes;
+    std::map<std::string, uint64_t> sizes;
     for (const auto &entry : manifest.at("tensors").members("tensors")) {
         inside("Tensor '" + entry.first + "'", [&] {
             const edge_weight weight = read_weight(entry.first, entry.second, header, first);
             weights.push_back(weight);
             const std::string &kind = entry.second.at("scheme").at("kind").text("kind");
             if (weight.role < EDGE_ATTENTION_NORM || !is_matrix(weight)) return;
-            const edge_matrix &matrix = weight.matrix;
-            sizes[{kind + (matrix.minimum ? "-min" : ""), matrix.group}] += matrix.bytes;
+            sizes[kind + suffix_of(weight.matrix, "-")] += weight.matrix.bytes;
         });
     }
     const auto largest = std::max_element(sizes.begin(), sizes.end(),
                                           [](const auto &a, const auto &b) { return a.second < b.second; });
     if (largest == sizes.end()) throw Error("The bundle has no weights.");
-    quantize = largest->first.first;
-    group = largest->first.second;
+    quantize = largest->first;
 }
 
 Cost Bundle::cost(bool int8_activations) const {

@@ -40,7 +40,6 @@ class Bundle {
     edge_config config{};  // sizes and scales; the caller sets context, max_batch, activations and kv_type
     std::vector<edge_weight> weights;
     std::string name, quantize;  // of most of the weights in the layers
-    int32_t group = 0;
     int32_t most_context = 0;
 
     std::vector<int32_t> end_tokens;

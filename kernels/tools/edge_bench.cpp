@@ -152,7 +152,7 @@ void run(const Options &options) {
         }
     }
     std::printf(
-        "{\"schema\": 2, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
+        "{\"schema\": 3, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
         "\"results\": [%s]}\n",
         quoted(utc_now()).c_str(), options.repeat, machine_json(watch, limits).c_str(), rows.c_str());
 }

@@ -67,7 +67,6 @@ std::string row_json(const Options &options, const Bundle &bundle, const Cost &c
     out += field("model", quoted(options.model.empty() ? bundle.name : options.model));
     out += field("executor", quoted("native"));
     out += field("quantize", quoted(bundle.quantize));
-    out += field("group", whole(bundle.group));
     out += field("threads", whole(runner.parallel().workers));
     out += field("attention", quoted("dense"));
     out += field("kv_type", quoted(options.kv_type));

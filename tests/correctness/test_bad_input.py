@@ -159,7 +159,7 @@ def test_numbers_that_do_not_fit(open_native, minicpm, make_bundle, tokens_of, n
         lambda: executor.repeat(cache, number + 6),
         lambda: executor.restore(cache, number, memory),
     ):
-        with pytest.raises(NativeError):
+        with pytest.raises(EdgeError):
             call()
         assert cache.length == 10
         np.testing.assert_array_equal(executor.cache_memory(cache), memory)

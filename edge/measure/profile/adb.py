@@ -6,7 +6,6 @@ docs/profile.md says how the program is built with the NDK.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
+from edge.formats.guarded_json import parse_json
 from edge.hub.resolve import open_bundle
 from edge.measure.profile.options import ProfileOptions
 from edge.measure.profile.schema import Profile, ProfileError
@@ -66,17 +66,15 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
         folder,
         *("--model", model, "--fill", options.fill, "--kv", options.kv_type[0]),
         *(("--threads", ",".join(threads)) if threads else ()),
-        *("--prefill", ",".join(map(str, options.prompt)), "--depth", ",".join(map(str, options.depth))),
+        *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),
     ]
 
 
 def read_document(output: str) -> Profile:
     """The document on the last line of edge_bench's output."""
-    try:
-        return Profile.from_json(json.loads(output.strip().rpartition("\n")[2]))
-    except ValueError:
-        raise ProfileError("edge_bench printed no JSON document on its last line.") from None
+    line = output.strip().rpartition("\n")[2]
+    return Profile.from_json(parse_json(line, "The last line of edge_bench", ProfileError, "run it again"))
 
 
 def _measure(adb: list[str], model: str, bundle: Bundle, options: ProfileOptions) -> Profile:

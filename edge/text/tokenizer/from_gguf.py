@@ -164,7 +164,7 @@ def _bpe(
 
 
 def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> bytes:
-    from edge.text.tokenizer.sentencepiece_model import load_processor, model_proto
+    from edge.text.tokenizer.sentencepiece_model import model_proto, sentencepiece_process
 
     scores = _required(metadata, "tokenizer.ggml.scores")
     if len(scores) != len(tokens):
@@ -205,7 +205,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Se
     normalizer.remove_extra_whitespaces = bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", False))
     normalizer.escape_whitespaces = True
     data: bytes = proto.SerializeToString()
-    load_processor(data)  # refuses now what could not be opened later
+    sentencepiece_process(data, None, legacy=True).close()  # refuses now what could not be opened later
     return data
 
 

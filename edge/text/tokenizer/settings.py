@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
+from edge.formats.guarded_json import parse_object
 from edge.text.tokenizer.segments import AddedToken
 
 _ROLES = (
@@ -111,13 +111,7 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{name} is not valid JSON ({error}); get the model's files again.") from None
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{name} must hold a JSON object; get the model's files again.")
-    return data
+    return parse_object(files.get(name, b"{}"), name, TokenizerError, "get the model's files again")
 
 
 def _text(entry: Any) -> str | None:

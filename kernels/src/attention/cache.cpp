@@ -116,7 +116,7 @@ edge_status edge_cache::reserve() {
         if (*where != nullptr) return EDGE_OK;
         return edge::fail(EDGE_NO_MEMORY,
                           "%llu MB of address space for %s could not be reserved; lower --context.",
-                          (unsigned long long)(bytes >> 20), what);
+                          (unsigned long long)(bytes / 1000000), what);
     };
     if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory)) {
         return status;

@@ -215,6 +215,8 @@ def test_altered_manifest(bundle: Path) -> None:
     file.write_text(text[:-30])
     refuse(bundle, "JSON")
     file.write_text("[]")
+    refuse(bundle, "JSON object")
+    file.write_text("{}")
     refuse(bundle, "minicpm-edge-bundle")
 
 
