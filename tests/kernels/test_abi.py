@@ -230,6 +230,26 @@ def test_rows_to_keep_are_within_the_cache(layer, rows: list[int], start: int, s
     np.testing.assert_array_equal(memory, before)
 
 
+def test_a_tree_leaves_the_windows_as_they_are(operators):
+    """They are those of the rows before it, until one of its paths is kept."""
+    shape = {"kv_type": native.KV_TYPE["float16"], "heads": 2, "kv_heads": 1, "head_dim": 16, "capacity": 300}
+    cache = LayerCache(**shape, sparse=native.Sparse(1, 32, 16, 64, 1, 64, 2, 70, 0))
+    windows = slice(LayerCache(**shape).size(), None)  # behind the rows
+    run = LayerOperators(operators.pool.parallel, operators.buffer.scratch)
+    memory, plain = (np.zeros(cache.size(), np.uint8) for _ in range(2))
+    qkv = np.random.default_rng(0).standard_normal((140, 64)).astype(np.float32)
+    rope = np.ones((140, 2, 8), np.float32)
+    run.kv_append(cache, memory, qkv[:100], rope[:100], 0)
+    before = memory[windows].copy()
+    chain = np.array([(1 << i + 1) - 1 for i in range(40)], np.uint64)
+    run.kv_append(cache, memory, qkv[100:], rope[100:], 100, chain)
+    np.testing.assert_array_equal(memory[windows], before)
+    run.kv_keep(cache, memory, range(100, 140), 100)
+    run.kv_append(cache, plain, qkv, rope, 0)
+    np.testing.assert_array_equal(memory, plain)
+    assert (plain[windows] != before).any()
+
+
 def test_the_last_row_can_be_kept(layer):
     run, cache, memory = layer
     queries = np.random.default_rng(1).standard_normal((1, 32)).astype(np.float32)
