@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from edge.config import SparseConfig
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
@@ -217,6 +218,30 @@ def test_cache_of_another_executor(minicpm, make_bundle, open_native, open_refer
     small, large = (open_one(make_bundle(minicpm(num_hidden_layers=n))) for n in (1, 2))
     with pytest.raises(EdgeError):
         forward(large, small.new_cache(), [1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"context": 63},
+        {"context": 320},
+        {"kv_type": "float16"},
+        {"num_key_value_heads": 4},
+        {"head_dim": 32, "num_attention_heads": 16},
+        {"sparse": SparseConfig(window_size=64, topk=2, dense_len=40)},
+    ],
+    ids=str,
+)
+def test_caches_of_another_shape(minicpm, make_bundle, open_native, other):
+    """Also where they have as many bytes: a cache is read by its own shape."""
+    options = {name: value for name, value in other.items() if name in ("context", "kv_type")}
+    fields = {name: value for name, value in other.items() if name not in options}
+    ours = open_native(make_bundle(minicpm()), context=64)
+    theirs = open_native(make_bundle(minicpm(**fields)), **{"context": 64, **options})
+    for executor, cache in ((ours, theirs.new_cache()), (theirs, ours.new_cache())):
+        with pytest.raises(NativeError, match="The cache belongs to a model"):
+            forward(executor, cache, [1])
+        assert cache.length == 0
 
 
 def nan_in_a_norm(name, weights):

@@ -281,3 +281,66 @@ def test_memory_of_another_size_is_refused(layer):
     for other in (memory[:-64], np.zeros(memory.size + 64, np.uint8)):
         with pytest.raises(NativeError, match=f"takes {memory.size} bytes, got {other.size}"):
             run.paged_attention(cache, other, np.zeros((1, 32), np.float32), 0, None)
+
+
+@pytest.fixture
+def matrices(random_matrix) -> Callable[[int, int], native.Matrix]:
+    """`matrices(rows, columns)`: random int4 weights."""
+    scheme, kept = QuantScheme("int4", 32), []
+
+    def make(rows: int, columns: int) -> native.Matrix:
+        kept.append(random_matrix(scheme, rows, columns))
+        return native.matrix(scheme.packing, rows, columns, int(kept[-1].ctypes.data))
+
+    return make
+
+
+def test_arguments_of_operators_are_checked(operators, matrices):
+    run = LayerOperators(operators.pool.parallel, operators.buffer.scratch)
+    w, x, norm = matrices(40, 96), np.ones((2, 96), np.float32), np.ones(96, np.float32)
+    frequencies = np.ones(513, np.float32)
+    one, none = np.zeros(1, np.int64), np.zeros((0, 96), np.float32)
+    missing = native.Matrix(kind=0, rows=1, columns=96, data=x.ctypes.data, bytes=384)
+    for sentence, call in {
+        "Token id 40 at place 1 is outside the vocabulary of 40": lambda: run.embedding(w, [39, 40], 1.0),
+        "Token id -1 at place 0": lambda: run.embedding(w, [-1], 1.0),
+        f"Token id {2**32} at place 0": lambda: run.embedding(w, [2**32], 1.0),
+        "edge_embedding: 0 rows": lambda: run.embedding(w, one[:0], 1.0),
+        "matrices of 96 and 64 columns": lambda: run.rms_norm_linear(
+            x, norm, 1e-5, 1.0, [w, matrices(40, 64)], "int8"
+        ),
+        "takes 1 to 8 matrices, got 9": lambda: run.rms_norm_linear(x, norm, 1e-5, 1.0, [w] * 9, "int8"),
+        "edge_rms_norm_linear: 0 rows": lambda: run.rms_norm_linear(none, norm, 1e-5, 1.0, [w], "int8"),
+        "gate has 40 rows, but up has 56": lambda: run.rms_norm_swiglu(
+            x, norm, 1e-5, w, matrices(56, 96), "int8"
+        ),
+        "edge_rms_norm_swiglu: matrices of 96 and 64": lambda: run.rms_norm_swiglu(
+            x, norm, 1e-5, w, matrices(40, 64), "int8"
+        ),
+        "a scale of 2 needs a residual": lambda: run.linear(x, w, "int8", None, 2.0),
+        "can't be float32": lambda: run.linear(x, missing, "int8"),
+        "edge_rope_table: an argument": lambda: run.rope_table(one, frequencies, 1.0),
+        "edge_rope_table: ": lambda: run.rope_table(one[:0], frequencies[:8], 1.0),
+    }.items():
+        with pytest.raises(Exception, match=sentence):
+            call()
+    assert run.embedding(w, [39], 2.0).shape == (1, 96)  # the last one is there
+    assert run.rope_table(one, frequencies[:512], 1.0).shape == (1, 2, 512)
+
+
+@pytest.mark.parametrize("n", [0, -1, (1 << 24) + 1])
+def test_numbers_of_rows_are_checked(operators, matrices, n: int):
+    """Before a row is read: there are none behind this one."""
+    w, x = matrices(40, 96), np.ones((1, 96), np.float32)
+    y = np.zeros((1, 96), np.float32)
+    library, place = native.library(), operators.place("portable")
+    for status in (
+        library.edge_linear(*place, ctypes.byref(w), 0, x.ctypes.data, n, y.ctypes.data),
+        library.edge_rms_norm(*place, x.ctypes.data, x.ctypes.data, 1e-5, 1.0, n, 96, y.ctypes.data),
+        library.edge_attention(
+            *(place[0], place[2], 0, 1, 1, 32, None, *[x.ctypes.data] * 3, n, 0, None, y.ctypes.data, None)
+        ),
+    ):
+        with pytest.raises(NativeError, match="an argument is missing or out of range"):
+            native.check(status)
+    assert not y.any()
