@@ -16,7 +16,7 @@ SANITIZED := build/sanitize
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages check test test-all sanitize lint lock bench-kernels figures clean
+.PHONY: chat setup packages check test test-all sanitize fuzz-native lint lock bench-kernels figures clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -62,6 +62,11 @@ test-all: setup packages lint $(VENV)/.llama
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	@scripts/sanitize $(BIN) $(SANITIZED)
+
+# The readers in C++ under libFuzzer (docs/fuzzing.md); goes on where an earlier run was ended.
+RUNS ?= 100000
+fuzz-native: setup packages
+	@scripts/fuzz-native $(BIN) build/fuzz $(RUNS)
 
 # Figures for docs/performance.md; let the machine be idle.
 bench-kernels: setup
