@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from edge.apps.cli.options import Json, expand
-from edge.apps.cli.terminal import format_bytes, output_console
+from edge.apps.cli.terminal import output_console, print_json
+from edge.system.units import format_bytes
 
 app = typer.Typer(
     help="Models that were converted before and are kept for a fast start.",
@@ -29,9 +29,7 @@ def list_models(as_json: Json = False) -> None:
 
     entries = cached_models()
     if as_json:
-        typer.echo(
-            json.dumps({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]})
-        )
+        print_json({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]})
         return
     console = output_console()
     if not entries:
@@ -66,12 +64,13 @@ def remove_models(
         raise typer.BadParameter("give either one key or --all", param_hint="KEY")
     removed = remove_cached(key)
     if as_json:
-        typer.echo(json.dumps({"removed": [_facts(entry) for entry in removed]}))
+        print_json({"removed": [_facts(entry) for entry in removed]})
         return
+    console = output_console()
     for entry in removed:
-        typer.echo(f"Removed {entry.name} ({format_bytes(entry.bytes)}).")
+        console.print(f"Removed {entry.name} ({format_bytes(entry.bytes)}).", soft_wrap=True)
     if not removed:
-        typer.echo("There is nothing to remove.")
+        console.print("There is nothing to remove.")
 
 
 def _facts(entry: Any) -> dict[str, Any]:

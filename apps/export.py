@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +10,11 @@ import typer
 
 from edge.apps.cli.loading import keywords, naming_flags
 from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, output_console
+from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.export.options import ExportOptions
 from edge.hub.options import HubOptions
 from edge.system.options import options_of
+from edge.system.units import format_bytes
 
 if TYPE_CHECKING:
     from edge.export.check import CheckResult
@@ -84,7 +85,7 @@ def _check(folder: Path, as_json: bool) -> int:
 
     result = check_artifact(folder)
     if as_json:
-        typer.echo(json.dumps({"artifact": str(folder), **result.to_json()}))
+        print_json({"artifact": str(folder), **result.to_json()})
     else:
         _print_check(folder, result)
     return 0 if result.passed else 1
@@ -92,7 +93,7 @@ def _check(folder: Path, as_json: bool) -> int:
 
 def _print_plan(document: dict[str, object], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     console = output_console()
     files, memory = document["files"], document["run_memory"]
@@ -130,14 +131,14 @@ def _print_artifact(artifact: Artifact, as_json: bool) -> None:
             "bytes": manifest.total_bytes,
             "files": {name: entry.bytes for name, entry in manifest.files.items()},
         }
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     console = output_console()
     console.print(
         f"Wrote {artifact.path} ({format_bytes(manifest.total_bytes)}) for {manifest.runtime}.",
         soft_wrap=True,
     )
-    console.print(f"Check it with: edge export --check {artifact.path}", soft_wrap=True)
+    console.print(f"Check it with: edge export --check {shlex.quote(str(artifact.path))}", soft_wrap=True)
 
 
 def _print_check(folder: Path, result: CheckResult) -> None:

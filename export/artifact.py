@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge.checkpoints.base import FLOAT_TYPES
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ExportError, TokenizerError
 from edge.export.check import (
     POSITIONS,
@@ -34,6 +36,8 @@ from edge.formats.bundle.planned import UnreadWeightsError
 from edge.formats.bundle.writer import created_by
 from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
+from edge.quant.scheme import SOURCE
+from edge.system.units import format_bytes
 from edge.text.tokenizer import load_tokenizer
 
 QUANTIZATION = "quantization.json"
@@ -60,11 +64,11 @@ def dry_run(
     The model is converted only where the plan depends on its weights: for exact ternary types.
     """
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
-    source = plan_source(model, options, progress, **hub)
+    source = plan_source(model, options, progress, **hub).selecting(options.selection)
     try:
         plan = plan_export(source, options)
     except UnreadWeightsError:
-        source = open_source(model, options, progress, **hub)
+        source = open_source(model, options, progress, **hub).selecting(options.selection)
         plan = plan_export(source, options)
     memory = max(plan.export_memory, quantizing_memory(source, options))
     return {
@@ -92,6 +96,7 @@ def export_model(
     """
     out = Path(out)
     refuse_existing(out)
+    source = source.selecting(options.selection)
     plan = plan_export(source, options)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,12 +155,7 @@ def _manifest(
         source=source.name,
         source_sha256=source.sha256,
         config=source.config,
-        quantization=Quantization(
-            name=options.quantize or "source",
-            method=options.method if options.quantize else "source",
-            smooth=options.smooth,
-            tensors=written.tensors,
-        ),
+        quantization=_quantization(source, options, written),
         context=source.context(options),
         attention=plan.attention,
         tokenizer=next(name for name in _TOKENIZERS if name in source.tokenizer_files),
@@ -164,6 +164,19 @@ def _manifest(
         files={name: FileEntry(path.stat().st_size, file_sha256(path)) for name, path in names.items()},
         created_by=created_by(),
     )
+
+
+def _quantization(source: Source, options: ExportOptions, written: Written) -> Quantization:
+    """Without a name, layers that came as floats may have been rounded all the same."""
+    rounded = {
+        str(info.scheme)
+        for info in source.tensors.values()
+        if info.name not in (EMBEDDING, HEAD) and not info.exact and not info.scheme.is_float
+        if info.source_type in FLOAT_TYPES
+    }
+    name = options.quantize or next(iter(sorted(rounded)), SOURCE)
+    method = SOURCE if name == SOURCE else options.method
+    return Quantization(name, method, options.smooth, written.tensors)
 
 
 def _small_files(source: Source) -> dict[str, bytes]:
@@ -207,6 +220,6 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ExportError(
-            f"'{out}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; free some "
+            f"'{out}' needs {format_bytes(needed)}, but only {format_bytes(free)} are free there; free some "
             "space or choose another folder."
         )

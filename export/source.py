@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import resolve_attention
+from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
 from edge.config.fields import listed
 from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
@@ -54,6 +54,10 @@ class Source:
     def __init__(self, bundle: Bundle, report: bytes | None = None) -> None:
         self.bundle = bundle
         self.report = report
+
+    def selecting(self, selection: Selection | None) -> Source:
+        """The same with the constants of somebody's choice of blocks, which the artifact will name."""
+        return Source(self.bundle.with_config(with_selection(self.config, selection)), self.report)
 
     @property
     def config(self) -> ModelConfig:
@@ -112,8 +116,8 @@ class Source:
 
     def sparse(self, options: ExportOptions, obstacle: str | None = None) -> SparseConfig | None:
         """The constants of sparse attention, None for dense; obstacle: why the target can't run it, if so."""
-        context = self.context(options)
-        return resolve_attention(self.config, options.attention, context=context, obstacle=obstacle)
+        mode = asked_attention(options.attention, options.selection)
+        return resolve_attention(self.config, mode, context=self.context(options), obstacle=obstacle)
 
     def check_parts(self, target: str) -> None:
         """Raise ExportError for a network with parts that a target does not compute."""

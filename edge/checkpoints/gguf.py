@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge.checkpoints import gguf_blocks
 from edge.checkpoints.base import TensorInfo
+from edge.checkpoints.ternary_values import find_ternary
 from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
@@ -34,9 +35,10 @@ class GGUFCheckpoint:
 
     Where llama.cpp rotates neighbouring pairs, the rows of q and k are stored interleaved, whatever the type;
     they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
-    counterpart exists; Q4_K keeps its codes with scales rounded to float16, Q5_K and Q6_K become int8
-    (`TensorInfo.exact`). Raises CheckpointError for a file that is truncated, foreign, incomplete or of
-    unsupported types, ConfigError for metadata that it does not understand.
+    counterpart exists; Q4_K keeps its codes with scales rounded to float16, Q5_1, Q5_K and Q6_K become int8
+    (`TensorInfo.exact`). Float matrices that hold ternary values are found by those values. Raises
+    CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types, ConfigError for
+    metadata that it does not understand.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -71,9 +73,9 @@ class GGUFCheckpoint:
         found = {name: self._raw[raw].shape[::-1] for name, raw in self._source_names.items()}
         check_tensors(self._config, found, str(self._path))
         self._tensors = [
-            _describe(name, shape, self._raw[self._source_names[name]].tensor_type.name, self._where(name))
-            for name, shape in expected_tensors(self._config).items()
+            self._describe(name, shape) for name, shape in expected_tensors(self._config).items()
         ]
+        self._schemes = {info.name: info.scheme for info in self._tensors}
         self._interleaved = family_of(self._config).gguf_pairs
 
     @property
@@ -122,7 +124,8 @@ class GGUFCheckpoint:
         tensor = self._raw[source_name]
         kind = tensor.tensor_type.name
         if kind in _FLOATS:
-            return self._rows(name, self._floats(source_name))
+            values, scheme = self._rows(name, self._floats(source_name)), self._schemes[name]
+            return values if scheme.is_float else quantize(values, scheme, name)
         raw = self._rows(name, tensor.data)
         if kind in gguf_blocks.ROUNDED:
             return self._round(name, raw, tensor.tensor_type)
@@ -158,7 +161,27 @@ class GGUFCheckpoint:
         )
         return QuantizedMatrix(scheme, codes, scales)
 
-    def _floats(self, source_name: str) -> npt.NDArray[np.float32]:
+    def _describe(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        source_name, where = self._source_names[name], self._where(name)
+        kind = self._raw[source_name].tensor_type.name
+        if kind not in _KNOWN:
+            raise CheckpointError(
+                f"{where} is of type {kind}, which is not supported; supported are {', '.join(_KNOWN)}."
+            )
+        if kind not in _FLOATS:
+            if len(shape) == 1:
+                raise CheckpointError(f"{where} should be of a float type, not {kind}.")
+            scheme = gguf_blocks.SCHEMES.get(kind) or gguf_blocks.ROUNDED[kind]
+            return TensorInfo(name, shape, kind, scheme, exact=kind in gguf_blocks.SCHEMES and kind != "Q4_K")
+        if len(shape) == 1:
+            return TensorInfo(name, shape, kind, QuantScheme("f32"))
+        ternary = find_ternary(shape[0], lambda rows: self._floats(source_name, rows))
+        if ternary is not None:
+            return TensorInfo(name, shape, f"{kind} ternary", *ternary)
+        return TensorInfo(name, shape, kind, QuantScheme("f16"))
+
+    def _floats(self, source_name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+        """Some rows of a tensor, in the file's order."""
         tensor = self._raw[source_name]
         kind = tensor.tensor_type.name
         if kind not in _FLOATS:
@@ -166,9 +189,9 @@ class GGUFCheckpoint:
                 f"Tensor {source_name} of '{self._path}' should be of a float type, not {kind}."
             )
         if kind == "BF16":
-            words = np.ascontiguousarray(tensor.data).view("<u2")
+            words = np.ascontiguousarray(tensor.data[rows]).view("<u2")
             return (words.astype(np.uint32) << 16).view(np.float32)
-        return tensor.data.astype(np.float32)
+        return tensor.data[rows].astype(np.float32)
 
     def _rows(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows in Hugging Face's order; rows are whole, so this holds for floats and blocks alike."""
@@ -196,18 +219,3 @@ class GGUFCheckpoint:
 
     def _where(self, name: str) -> str:
         return f"Tensor {self._source_names[name]} of '{self._path}'"
-
-
-def _describe(name: str, shape: tuple[int, ...], kind: str, where: str) -> TensorInfo:
-    if kind not in _KNOWN:
-        raise CheckpointError(
-            f"{where} is of type {kind}, which is not supported; supported are {', '.join(_KNOWN)}."
-        )
-    if len(shape) == 1:
-        if kind not in _FLOATS:
-            raise CheckpointError(f"{where} should be of a float type, not {kind}.")
-        return TensorInfo(name, shape, kind, QuantScheme("f32"))
-    if kind in _FLOATS:
-        return TensorInfo(name, shape, kind, QuantScheme("f16"))
-    scheme = gguf_blocks.SCHEMES.get(kind) or gguf_blocks.ROUNDED[kind]
-    return TensorInfo(name, shape, kind, scheme, exact=kind in gguf_blocks.SCHEMES and kind != "Q4_K")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edge.config.attention import asked_attention, with_selection
 from edge.errors import EdgeError
 from edge.executors.memory import check_memory, memory_plan
 from edge.executors.options import RunOptions
@@ -52,6 +53,8 @@ def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Execu
     """
     options = options or RunOptions()
     spec = find_executor(files, options.executor)
+    if options.selection is not None:
+        files = files.with_config(with_selection(files.config, options.selection))
     context = _context(files, options.context)
     make = spec.load()
     fixed = spec.fixed(files)
@@ -62,7 +65,7 @@ def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Execu
                 "with it."
             )
         options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
-    sparse = spec.sparse(files, options.attention, context)
+    sparse = spec.sparse(files, asked_attention(options.attention, options.selection), context)
     plan = memory_plan(
         files,
         context,

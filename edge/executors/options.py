@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from edge.config import KVType
-from edge.config.attention import AttentionMode
+from edge.config.attention import AttentionMode, Selection
 from edge.executors.registry import EXECUTORS
 from edge.system.options import Option, check_option, check_options, option
 from edge.system.registry import Registry
@@ -78,6 +78,12 @@ class RunOptions:
         "auto",
         "InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so.",
         choices=get_args(AttentionMode),
+    )
+    selection: Selection | None = option(
+        None,
+        "Sparse attention with blocks chosen as in the paper and CPM.cu, in MiniCPM4's published code, or in "
+        "later InfLLM-V2 code; by default by the model's sparse_config.",
+        choices=get_args(Selection),
     )
     tier: str | None = None
     max_batch: int = 256

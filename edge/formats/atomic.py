@@ -31,11 +31,12 @@ class Partial:
     """A hidden file (or folder) beside `target`, to be written; `keep` puts it in the target's place.
 
     path: its own. descriptor: the open file, or folder. Use it as a context manager: what is not kept is
-    removed at the end. Raises OSError.
+    removed at the end. private: a file for its owner only. Raises OSError.
     """
 
-    def __init__(self, target: str | Path, *, folder: bool = False) -> None:
+    def __init__(self, target: str | Path, *, folder: bool = False, private: bool = False) -> None:
         self.target = Path(target)
+        self._mode = 0o600 if private else 0o666  # less what the user's umask takes away
         remove_leftovers(self.target.parent)
         self._folder = folder
         self.descriptor = self._create()
@@ -73,7 +74,7 @@ class Partial:
         self.path = self.target.with_name(name)
         if not self._folder:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            return os.open(self.path, flags, 0o666)
+            return os.open(self.path, flags, self._mode)
         self.path.mkdir()
         if not _POSIX:
             return -1
@@ -126,17 +127,20 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends well; raises OSError."""
-    with Partial(path) as partial:
+def replacing(path: str | Path, *, private: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` when the block ends well; raises OSError.
+
+    private: readable by its owner only, from its first byte on.
+    """
+    with Partial(path, private=private) as partial:
         with io.FileIO(partial.descriptor, "r+", closefd=False) as raw, io.BufferedRandom(raw) as file:
             yield file
         partial.keep()
 
 
-def write_file(path: str | Path, data: bytes) -> None:
-    """Replace the file `path` by `data`; raises OSError."""
-    with replacing(path) as file:
+def write_file(path: str | Path, data: bytes, *, private: bool = False) -> None:
+    """Replace the file `path` by `data`; raises OSError. private: see `replacing`."""
+    with replacing(path, private=private) as file:
         file.write(data)
 
 

@@ -56,7 +56,10 @@ def write_cache(
     tokens: npt.NDArray[np.int32],
     memory: npt.NDArray[np.uint8],
 ) -> int:
-    """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't."""
+    """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't.
+
+    Only its owner can read it: the rows tell the conversation.
+    """
     stored = np.ascontiguousarray(tokens, "<i4").view(np.uint8)
     header = json.dumps(
         {
@@ -68,7 +71,7 @@ def write_cache(
         }
     ).encode()
     try:
-        with replacing(path) as file:
+        with replacing(path, private=True) as file:
             file.write(_PREFIX.pack(MAGIC, len(header)) + header)
             for part in (stored, memory):
                 file.write(bytes(-file.tell() % _ALIGNMENT))

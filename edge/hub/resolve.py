@@ -249,6 +249,9 @@ def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None)
 
         return HuggingFaceCheckpoint(folder, source=hub_label)
 
+    from edge.checkpoints.huggingface import say_which_weights
+
+    say_which_weights(folder)  # also where the conversion is cached
     key = source_key(folder, options)
     if hub_label is not None:  # the snapshot's folder is named by a commit
         key = replace(key, label=hub_label)

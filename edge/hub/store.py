@@ -1,8 +1,8 @@
 """Converted models in the user's cache folder: made once, found again in milliseconds, listed and removed.
 
-A model's key is its source (path, size, modification time), the conversion's options and the version of the
-bundle format. One process converts while others that want the same model wait for its lock; the system drops
-the lock of a process that died.
+A model's key is its source (path, size, modification time), the conversion's options and the versions of the
+readers and of the bundle format. One process converts while others that want the same model wait for its
+lock; the system drops the lock of a process that died.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edge.checkpoints.base import READER_VERSION
 from edge.errors import BundleError, EdgeError
 from edge.formats.atomic import remove_leftovers
 from edge.formats.bundle.manifest import MANIFEST, VERSION
@@ -67,9 +68,8 @@ def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
         found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     except OSError as error:
         raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    return CacheKey(
-        path.stem if path.is_file() else path.name, {"path": str(path), "files": found, **options}
-    )
+    facts = {"path": str(path), "files": found, "readers": READER_VERSION, **options}
+    return CacheKey(path.stem if path.is_file() else path.name, facts)
 
 
 def cached_bundle(key: CacheKey, build: Callable[[Path], None], *, verify: bool = False) -> Bundle:

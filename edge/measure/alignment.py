@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.executors.trace import CALL
 from edge.formats.guarded_json import parse_object
 
 TOLERANCE = 5e-3
@@ -48,7 +49,8 @@ class Alignment:
     all.
 
     stages: how many were compared. only_a, only_b: names of operators that one trace lacks, as fused ones
-    are.
+    are. whole: which of "A" and "B" have no operators, because their executor runs a call as a whole: then
+    only the logits of the calls were compared.
     """
 
     first: Difference | None
@@ -56,6 +58,7 @@ class Alignment:
     stages: int
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    whole: tuple[str, ...]
 
 
 def align(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Alignment:
@@ -72,6 +75,7 @@ def align(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Alignme
         stages=len(found),
         only_a=tuple(sorted(names_a - names_b)),
         only_b=tuple(sorted(names_b - names_a)),
+        whole=tuple(name for name, names in (("A", names_a), ("B", names_b)) if names == {CALL}),
     )
 
 

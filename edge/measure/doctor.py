@@ -22,6 +22,7 @@ from edge.hub.store import cached_models
 from edge.measure.profile import machine
 from edge.system.memory import available_memory
 from edge.system.paths import cache_folder
+from edge.system.units import format_bytes
 
 State = Literal["ok", "note", "warning", "problem"]
 
@@ -129,8 +130,8 @@ def _packages() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     installed, free = machine.memory_bytes(), available_memory()
     parts = [machine.cpu_name(), f"{machine.core_count()} cores"]
-    parts += [f"{installed / 1e9:.1f} GB of memory"] if installed else []
-    parts += [f"{free / 1e9:.1f} GB of it free"] if free is not None else []
+    parts += [f"{format_bytes(installed)} of memory"] if installed else []
+    parts += [f"{format_bytes(free)} of it free"] if free is not None else []
     yield Finding("machine", "ok", ", ".join(parts))
     load = machine.load()
     if load is not None and machine.noise_remarks(load, None, machine.core_count()):
@@ -223,11 +224,11 @@ def _cache() -> Iterator[Finding]:
         except BundleError as error:
             yield Finding("cached model", "warning", str(error), command)
     size = sum(entry.bytes for entry in entries)
-    yield Finding("cache folder", "ok", f"{folder}: {sound} sound models, {size / 1e9:.2f} GB in all")
+    yield Finding("cache folder", "ok", f"{folder}: {sound} sound models, {format_bytes(size)} in all")
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < _LITTLE_SPACE:
-            detail = f"{free / 1e9:.2f} GB are free in '{folder}': converting a model may fill the disk"
+            detail = f"{format_bytes(free)} are free in '{folder}': converting a model may fill the disk"
             yield Finding("disk", "warning", detail, "edge cache remove --all, or set EDGE_CACHE")
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.checkpoints.huggingface import CONFIG, WEIGHTS, HuggingFaceCheckpoint
+from edge.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint
+from edge.checkpoints.weight_files import INDEX, SAFETENSORS
 from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.huggingface import config_to_hf
@@ -135,11 +136,10 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int
             filled = 0
         shards[-1].append(name)
         filled += size
-    index, single = WEIGHTS[0], WEIGHTS[1]
-    stem = single.removesuffix(".safetensors")
+    stem = SAFETENSORS.removesuffix(".safetensors")
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = single if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SAFETENSORS if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         specs = [(name, _NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names]
         with SafetensorsWriter(folder / file, specs, {"format": "pt"}) as writer:
             for name in names:
@@ -147,7 +147,10 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensors[name].nbytes for name in weight_map)
-        write_file(folder / index, _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        write_file(
+            folder / (SAFETENSORS + INDEX),
+            _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
+        )
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

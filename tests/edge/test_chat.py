@@ -99,7 +99,7 @@ def test_a_sentencepiece_tokenizer_is_spliced_without_extra_spaces(shared_data):
     tokenizer = load_tokenizer(files, config)
     templates = (
         json.loads(files["tokenizer_config.json"])["chat_template"],
-        "{{ messages[0].content }} and so on",
+        "{{ messages[0].content }} and so on{{ messages[1].content }}",
     )
     for template in templates:
         said = Message("assistant", "Good day", tuple(tokenizer.encode("Good day", add_bos=False)))
@@ -345,7 +345,7 @@ def test_wrong_types_in_a_file_are_one_sentence(chat, tmp_path, json_values):
             path.write_text(json.dumps(changed))
             try:
                 chat.load(path)
-                chat._encode([*chat.messages])
+                chat._encode([*chat.messages], chat.system)
             except EdgeError as error:
                 refused += 1
                 assert str(error).endswith(".") and "\n" not in str(error), (place, value)

@@ -8,26 +8,31 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.errors import ArtifactError, ContextError, ExportError
+from edge.config import SparseConfig
+from edge.errors import ArtifactError, ConfigError, ContextError, ExportError
 from edge.export.artifact import check_artifact, export_model, plan_export, small_files_bytes
 from edge.export.check import POSITIONS, compare_logits, make_reference, read_reference
 from edge.export.options import ExportOptions
+from edge.export.source import Source
 from edge.export.targets import get_target, need
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
 from edge.formats.atomic import Partial
+from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import json_digest
+from edge.hub.convert import convert
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from tests.durability import LINUX, Recorder
 
-from .tiny import byte_tokenizer_files, llama_config, make_source, minicpm_config
+from .tiny import byte_tokenizer_files, llama_config, make_checkpoint, make_source, minicpm_config
 
 BUNDLE = ExportOptions("bundle")
 
@@ -61,6 +66,31 @@ def test_a_folder_has_everything(artifact: Artifact, tmp_path: Path):
     assert manifest.total_bytes == sum((artifact.path / name).stat().st_size for name in manifest.files)
     assert ArtifactManifest.parse((artifact.path / ARTIFACT).read_bytes(), "here") == manifest
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_floats_that_were_rounded_without_a_name(tmp_path: Path):
+    """A folder of floats becomes int4 by default; what is recorded is what it became."""
+    convert(
+        make_checkpoint(llama_config(num_hidden_layers=1), QuantScheme("f16")), tmp_path / "b", floats="auto"
+    )
+    manifest = export_model(Source(Bundle.open(tmp_path / "b")), BUNDLE, tmp_path / "out").manifest
+    assert (manifest.quantization.name, manifest.quantization.method) == ("int4-g32", "rtn")
+
+
+def test_somebody_else_s_choice_of_blocks(tmp_path: Path):
+    """The constants stand in every manifest, and what runs the folder reads them there."""
+    config = llama_config(num_hidden_layers=1, sparse=SparseConfig(dense_len=64, window_size=64, topk=2))
+    source = make_source(tmp_path, config)
+    wanted = SparseConfig(dense_len=64, window_size=128, topk=1, exact_lse=True)
+    artifact = export_model(source, ExportOptions("bundle", selection="minicpm4"), tmp_path / "out")
+    assert artifact.config.sparse == Bundle.open(artifact.path).config.sparse == wanted
+    decoder = json.loads((artifact.path / "decoder.json").read_text())
+    assert decoder["sparse"] == asdict(wanted) and artifact.manifest.attention == "sparse"
+    assert artifact.manifest.source_sha256 != source.sha256 and check_artifact(artifact.path).passed
+    with load(artifact.path) as model:
+        assert model.executor.info.sparse == wanted
+    with pytest.raises(ConfigError, match=r"llama\.cpp has no block-sparse attention"):
+        export_model(source, ExportOptions("gguf", selection="paper"), tmp_path / "gguf")
 
 
 def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
@@ -234,6 +264,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.errors import ExportError
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
+from edge.export.source import Source
 from edge.export.source import Source
 source = Source(Bundle.open(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk

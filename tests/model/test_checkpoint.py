@@ -123,7 +123,7 @@ def test_experts_round_trip(tmp_path: Path, tiny_config):
 ROPES = [
     RopeConfig(theta=500000.0),
     RopeConfig("linear", factor=4.0),
-    RopeConfig("dynamic", 1e6, 4.0, 4096),
+    RopeConfig("dynamic", 1e6, 4.0),
     RopeConfig("yarn", 1e4, 4.0, 32, beta_slow=0.5, truncate=False, mscale=1.5, mscale_all_dim=0.7),
     RopeConfig("yarn", 1e4, 4.0, 32, attention_factor=0.9),
     RopeConfig("longrope", 1e4, 1.0, 32, (1.5,) * 16, (2.5,) * 16, attention_factor=1.25),

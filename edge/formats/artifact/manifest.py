@@ -71,7 +71,7 @@ class RuntimeRange:
 class Quantization:
     """How the weights of an artifact were made.
 
-    name: `int4`, `int4-g32`, `int8`, `ternary`, `none`, or `source` when the source's own types were kept.
+    name: `int4`, `int4-g32`, `int8`, `ternary`, `f16`, or `source` when the layers' own types were kept.
     method: `rtn`, `gptq`, `p-gptq`, or `source`. tensors: edge's tensor name -> the target's type.
     """
 

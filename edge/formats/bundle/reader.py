@@ -136,7 +136,7 @@ class Bundle:
             raise BundleError(f"'{self.path}' has lost its file '{name}'; convert or copy the model again.")
         return data
 
-    @property
+    @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, empty if the checkpoint had none."""
         return {name: self.file_bytes(name) for name in self.manifest.files if name not in _NOT_TOKENIZER}

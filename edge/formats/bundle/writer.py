@@ -33,6 +33,7 @@ from edge.formats.bundle.manifest import (
 from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import Stamps, remove_stamp
 from edge.formats.safetensors import SafetensorsWriter
+from edge.system.units import format_bytes
 
 WEIGHTS_METADATA = {"format": "minicpm-edge"}
 """Of the weights file."""
@@ -74,7 +75,7 @@ class BundleWriter:
             free = shutil.disk_usage(self.path.parent).free
             if free < needed:
                 raise BundleError(
-                    f"'{self.path}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free "
+                    f"'{self.path}' needs {format_bytes(needed)}, but only {format_bytes(free)} are free "
                     "there; free some space or choose another folder."
                 )
             self._partial = Partial(self.path, folder=True)

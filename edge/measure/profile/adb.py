@@ -66,7 +66,7 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
         folder,
         *("--model", model, "--fill", options.fill, "--kv", options.kv_type[0]),
         *(("--threads", ",".join(threads)) if threads else ()),
-        *("--prefill", ",".join(map(str, options.prompt)), "--depth", ",".join(map(str, options.depth))),
+        *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),
     ]
 

@@ -94,6 +94,43 @@ def test_repeated_rows_are_copies(tiny_executor):
     )
 
 
+def test_an_observer_that_calls_the_library_is_refused(tiny_executor):
+    """On the C side: what Python's executor does itself, with its lock, would never reach it."""
+    library, cache, other = native.library(), tiny_executor.new_cache(), tiny_executor.new_cache()
+    forward(tiny_executor, other, TOKENS)
+    tokens = np.array(TOKENS, np.int32)
+    batch = native.Batch(size=ctypes.sizeof(native.Batch), n=len(tokens), tokens=tokens.ctypes.data)
+    memory, size = ctypes.c_void_p(), ctypes.c_uint64()
+    calls = {
+        "edge_forward": lambda: library.edge_forward(tiny_executor.handle, other.handle, ctypes.byref(batch)),
+        "edge_model_observe": lambda: library.edge_model_observe(
+            tiny_executor.handle, native.Observer(), None
+        ),
+        "edge_cache_truncate": lambda: library.edge_cache_truncate(other.handle, 2),
+        "edge_cache_keep": lambda: library.edge_cache_keep(other.handle, 2, None, 0),
+        "edge_cache_repeat": lambda: library.edge_cache_repeat(other.handle, 7),
+        "edge_cache_memory": lambda: library.edge_cache_memory(
+            other.handle, ctypes.byref(memory), ctypes.byref(size)
+        ),
+        "edge_cache_restore": lambda: library.edge_cache_restore(other.handle, 0, tokens.ctypes.data, 0),
+    }
+    refused = set()
+
+    def observer(_):
+        for name, call in calls.items():
+            with pytest.raises(NativeError, match=f"An observer called {name}, which has to wait"):
+                native.check(call())
+            refused.add(name)
+
+    tiny_executor.observe(observer)
+    observed = forward(tiny_executor, cache, TOKENS)
+    tiny_executor.observe(None)
+    assert refused == set(calls) and other.length == len(TOKENS)
+    native.check(calls["edge_cache_truncate"]())  # afterwards nothing is refused any more
+    plain = forward(tiny_executor, tiny_executor.new_cache(), TOKENS)
+    np.testing.assert_array_equal(observed.logits, plain.logits)
+
+
 @pytest.mark.parametrize("length", [0, 3, 49])
 def test_a_cache_repeats_within_its_bounds_only(tiny_executor, length):
     cache = tiny_executor.new_cache()

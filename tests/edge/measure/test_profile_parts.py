@@ -32,8 +32,7 @@ def row(samples=(100.0, 102.0, 98.0), **changes):
     fields_of = dict(
         model="m",
         executor="native",
-        quantize="int4",
-        group=32,
+        quantize="int4-g32",
         threads=2,
         attention="dense",
         kv_type="float16",
@@ -102,7 +101,8 @@ def test_a_missing_field_is_named(name):
         (("results", 0, "memory"), [], "must be a JSON object"),
         (("results", 0, "colour"), 1, "unknown field 'colour'"),
         (("machine", "noisy"), 0, "must be bool"),
-        (("schema",), 1, "has schema 1, but this program reads 2: measure again"),
+        (("schema",), 4, "has schema 4, but this program reads 1 to 3: measure again"),
+        (("schema",), "2", "has schema '2', but"),
     ],
 )
 def test_a_wrong_field_is_named(path, value, sentence):
@@ -119,6 +119,37 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
         Profile.load(tmp_path / "log")
     with pytest.raises(ProfileError, match="No such file"):
         Profile.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "group", "name"),
+    [
+        ("int4", 32, "int4-g32"),
+        ("int4-min", 32, "int4-g32-min"),
+        ("ternary", 0, "ternary-row"),
+        ("f16", 0, "f16"),
+    ],
+)
+def test_documents_of_earlier_schemas_are_read(schema, kind, group, name):
+    """Up to schema 2 a quantization was two fields; schema 1 called an operator's kernel its path."""
+    data = document(row(quantize=name)).to_json()
+    (old,) = data["results"]
+    old |= {"quantize": kind, "group": group}
+    if schema == 1:
+        old["operators"] = [
+            {("path" if key == "kernel" else key): value for key, value in old["operators"][0].items()}
+        ]
+    assert Profile.from_json({**data, "schema": schema}) == document(row(quantize=name))
+
+
+@pytest.mark.parametrize("field", ["quantize", "group", "operators"])
+def test_a_damaged_document_of_an_earlier_schema_is_refused(field):
+    data = document(row(quantize="int4")).to_json() | {"schema": 2}
+    data["results"][0]["group"] = 32
+    for value in (None, [1], {}):
+        with pytest.raises(ProfileError):
+            Profile.from_json(spoil(data, ("results", 0, field), value))
 
 
 def test_csv_has_a_line_per_row():
@@ -168,7 +199,7 @@ def test_rows_are_matched_by_what_was_measured():
 
 
 def test_tests_are_every_length_at_every_depth():
-    options = ProfileOptions(prompt=(16, 0, 8), generate=4, depth=(100, 0))
+    options = ProfileOptions(prefill=(16, 0, 8), generate=4, depth=(100, 0))
     assert options.tests == (
         *(("prefill", 16, 0), ("prefill", 8, 0), ("decode", 4, 0)),
         *(("prefill", 16, 100), ("prefill", 8, 100), ("decode", 4, 100)),
@@ -185,7 +216,7 @@ def test_tests_are_every_length_at_every_depth():
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
         ({"threads": (0,)}, "threads must be"),
-        ({"prompt": (0,), "generate": 0}, "nothing to measure"),
+        ({"prefill": (0,), "generate": 0}, "nothing to measure"),
         ({"quantize": ()}, "quantize is empty"),
         ({"quantize": ("int3",)}, "Unknown quantization 'int3'"),
         ({"head": "none"}, "'none' is called 'source' now"),
@@ -312,10 +343,3 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
-
-
-def test_a_row_names_its_quantization():
-    names = [("int4", 32), ("int4-min", 32), ("ternary", 0), ("f16", 0)]
-    assert [row(quantize=kind, group=group).weights for kind, group in names] == [
-        *("int4-g32", "int4-g32-min", "ternary-row", "f16"),
-    ]
