@@ -34,7 +34,10 @@ def main() -> int:
         limit_memory()
         fuzzer = Fuzzer(READERS[name], options.folder / name, options.seed)
         # The alarm of an execution raises in Python code only; other code that hangs ends the process.
-        fuzzer.run(options.executions, heartbeat=lambda: dump_traceback_later(64 * SECONDS, exit=True))
+        fuzzer.run(
+            options.executions // READERS[name].slow,
+            heartbeat=lambda: dump_traceback_later(64 * SECONDS, exit=True),
+        )
         return 0
     ended = {}
     for name in names:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -91,6 +92,7 @@ class Fuzzer:
 
         heartbeat: called after every 64 executions.
         """
+        warnings.simplefilter("ignore")  # what a reader ignores on purpose, it says
         started, before = time.monotonic(), self.state.seconds
         while self.state.executions < executions:
             if self.state.executions % 64 == 0:
@@ -126,7 +128,11 @@ class Fuzzer:
         data = self.reader.mutate(chance.choice(self._pool[name]), chance, self._pool[name])
         reached: set[str] = set()
         try:
-            with alarm(SECONDS), traced(self.reader.modules, reached if number % _TRACED == 0 else None):
+            with (
+                alarm(SECONDS),
+                warnings.catch_warnings(action="ignore"),
+                traced(self.reader.modules, reached if number % _TRACED == 0 else None),
+            ):
                 self.state.accepted += self.accepts({name: data})
         except (KeyboardInterrupt, SystemExit):
             raise

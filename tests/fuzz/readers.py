@@ -51,7 +51,8 @@ Mutate = Callable[[bytes, Any, list[bytes]], bytes]
 @dataclass(frozen=True)
 class Reader:
     """files: path -> contents of a folder that `read` accepts. changed: those of them that are mutated; a
-    mutated file goes through `finish`, which signs or wraps it. modules: whose lines count as its own.
+    mutated file goes through `finish`, which signs or wraps it. modules: whose lines count as its own. slow:
+    how many times slower than others it is, by starting processes; it gets so many executions fewer.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Reader:
     modules: tuple[str, ...]
     mutate: Mutate = mutate_json
     finish: Callable[[bytes], bytes] = field(default=lambda data: data)
+    slow: int = 1
 
 
 def read_gguf(folder: Path) -> None:
@@ -129,6 +131,15 @@ def read_tokenizer(folder: Path) -> None:
 
     tokenizer = load_tokenizer(contents(folder), config())
     tokenizer.decode(tokenizer.encode("The thé\n<|user|>"))
+
+
+def read_tokens(folder: Path) -> None:
+    """The small files beside a tokenizer, in this process."""
+    from edge.text.tokenizer.settings import read_settings
+
+    settings = read_settings(contents(folder))
+    settings.merged(settings.added)
+    settings.boundaries({token.text: token.id for token in settings.added}.get, config())
 
 
 def read_template(folder: Path) -> None:
@@ -250,8 +261,16 @@ READERS = {
             "tokenizer",
             read_tokenizer,
             tokenizer_files,
-            ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "tokenizer.json"),
-            ("edge/text/tokenizer/settings.py", "edge/text/tokenizer/tokenizers_json.py"),
+            ("tokenizer.json", "tokenizer_config.json"),
+            ("edge/text/tokenizer/tokenizers_json.py",),
+            slow=20,
+        ),
+        Reader(
+            "tokens",
+            read_tokens,
+            tokenizer_files,
+            ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"),
+            ("edge/text/tokenizer/settings.py",),
         ),
         Reader(
             "template",
@@ -260,6 +279,7 @@ READERS = {
             ("chat_template.jinja",),
             ("edge/text/chat_template.py",),
             mutate_bytes,
+            slow=20,
         ),
         Reader(
             "settings",

@@ -271,7 +271,7 @@ def wrapped(program: bytes) -> bytes:
 
 def conversation(folder: Path) -> None:
     """A saved conversation with every kind of field."""
-    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "thinking": "..."}]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     settings = {"temperature": 0.5, "logit_bias": {"3": 1.0}, "stop": ["x"], "eos_token_id": 2}
     write_conversation(
         folder / "chat.json", {"system": "s", "thinking": True, "settings": settings, "messages": messages}

@@ -221,9 +221,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         """Make n rows that `cache_memory` gave the content of the cache."""
         with self._lock():
             native.check(
-                native.library().edge_cache_restore(
-                    handle_of(cache), n, memory.ctypes.data, memory.nbytes
-                )
+                native.library().edge_cache_restore(handle_of(cache), n, memory.ctypes.data, memory.nbytes)
             )
 
     def repeat(self, cache: KVCache, n: int) -> None:
