@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.generation import Completion, StopMatcher, Stream, generate
+from edge.engine.generation import Completion, StopMatcher, Stream, answer_ends, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
@@ -81,9 +81,21 @@ def test_chunks_are_the_answer_in_pieces(smollm2, story):
 
 def test_a_result_needs_no_iteration_and_can_be_read_again(smollm2, story):
     stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=24)
-    next(stream)
     assert stream.result.text == story.text
     assert stream.result is stream.result
+
+
+def test_after_a_break_the_result_is_what_there_was(smollm2, story):
+    session = smollm2.session()
+    stream = smollm2.stream(PROMPT, session=session, temperature=0, max_new_tokens=24)
+    for count, _chunk in enumerate(stream, 1):
+        if count == 3:
+            break
+    computed = session.computed_tokens
+    done = stream.result
+    assert (done.stop_reason, done.tokens) == ("cancelled", story.tokens[:3])
+    assert done.text == smollm2.tokenizer.decode(story.tokens[:3], continues=True)
+    assert session.computed_tokens == computed and list(stream) == [] and stream.result is done
 
 
 def test_a_stop_string_that_spans_tokens(smollm2, story):
@@ -114,6 +126,37 @@ def test_any_of_several_end_tokens_ends_an_answer(smollm2, story):
     assert greedy(smollm2, eos_token_id=ends, ignore_eos=True).tokens == story.tokens
 
 
+def forced(model, text: str, **settings) -> Completion:
+    """The answer of a model that wants to say this token first, and what it likes after it."""
+    return greedy(model, logit_bias={model.tokenizer.token_id(text): 1000}, max_new_tokens=3, **settings)
+
+
+@pytest.mark.parametrize("name", ["<jupyter_start>", "<|im_start|>"])
+def test_a_control_token_given_as_eos_or_stop_ends_an_answer(smollm2, name):
+    assert smollm2.tokenizer.special_tokens[name] not in smollm2.tokenizer.eos_ids
+    assert forced(smollm2, name).stop_reason == "length"
+    for settings in ({"eos": name}, {"stop": name}, {"eos": str(smollm2.tokenizer.special_tokens[name])}):
+        done = forced(smollm2, name, **settings)
+        assert (done.stop_reason, done.tokens, done.text) == ("eos", (), "")
+    assert forced(smollm2, name, stop=f"{name} and more").stop_reason == "length"
+
+
+def test_eos_adds_to_the_models_own_and_eos_token_id_replaces_them(smollm2):
+    end, other = "<|im_end|>", "<jupyter_start>"
+    ids = smollm2.tokenizer.special_tokens
+    settings = merge_settings(flags={"eos": other})
+    assert answer_ends(settings, smollm2.tokenizer) == {*smollm2.tokenizer.eos_ids, ids[other]}
+    assert forced(smollm2, end, eos=other).stop_reason == "eos"
+    assert forced(smollm2, end, eos_token_id=ids[other]).stop_reason == "length"
+    assert forced(smollm2, end, eos_token_id=ids[other], eos=end).stop_reason == "eos"
+    assert forced(smollm2, end, ignore_eos=True, eos=end).stop_reason == "length"
+    assert forced(smollm2, end, ignore_eos=True, stop=end).stop_reason == "eos"
+    with pytest.raises(EdgeError, match="has no token '<nothing>'"):
+        greedy(smollm2, eos="<nothing>")
+    with pytest.raises(EdgeError, match="has no token '<nothing>'"):
+        smollm2.chat(eos="<nothing>")  # before a message is sent
+
+
 def test_the_models_own_end_token_ends_an_answer(smollm2):
     done = smollm2.chat().send("Say hi.", temperature=0, max_new_tokens=100)
     assert done.stop_reason == "eos"
@@ -123,7 +166,9 @@ def test_the_models_own_end_token_ends_an_answer(smollm2):
 def test_a_full_context_ends_an_answer(tiny_executor, smollm2):
     session = Session(tiny_executor)
     settings = GenerationSettings(SamplingParams(seed=0), ignore_eos=True)
-    stream = Stream(lambda cancelled: generate(session, [1] * 40, settings, smollm2.tokenizer, cancelled))
+    stream = Stream(
+        lambda cancelled, ended: generate(session, [1] * 40, settings, smollm2.tokenizer, cancelled, ended)
+    )
     done = stream.result
     assert done.stop_reason == "context"
     # The last token needs no place: nothing comes after it.
@@ -159,7 +204,9 @@ def test_cancelling_during_prefill(smollm2):
         asked += 1
         return asked > 2
 
-    stream = Stream(lambda _: generate(session, prompt, merge_settings(), smollm2.tokenizer, cancelled))
+    stream = Stream(
+        lambda _, ended: generate(session, prompt, merge_settings(), smollm2.tokenizer, cancelled, ended)
+    )
     done = stream.result
     assert (done.stop_reason, done.tokens, done.text, done.ttft_seconds) == ("cancelled", (), "", None)
     assert session.length == 2 * chunk
