@@ -72,6 +72,7 @@ sanitize: setup
 RUNS ?= 100000
 fuzz-native: setup packages
 	@scripts/fuzz-native $(BIN) build/fuzz $(RUNS)
+
 # Changed files for every reader, in C++ and in Python (with coverage); findings lie in build/fuzz (docs/fuzzing.md).
 fuzz: setup fuzz-native
 	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder $(FUZZED)
