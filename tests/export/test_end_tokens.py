@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.errors import ExportError
+from edge.errors import EdgeError, EdgeWarning, ExportError
 from edge.export.artifact import dry_run, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -22,6 +22,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.hub.resolve import open_model
+from edge.hub.store import cached_models
 from edge.text.tokenizer.load import open_tokenizer
 from tests.export.tiny import byte_tokenizer_files, llama_config, make_checkpoint
 
@@ -88,6 +89,35 @@ def test_gguf(export: Callable[..., Artifact]) -> None:
     source = Source(Bundle.open(artifact.path.parent / "bundle"), eos=("7",))
     (note,) = plan_export(source, ExportOptions("gguf")).notes
     assert note.endswith(f"llama.cpp will not stop at {TURN_OVER} and 7.")
+
+
+def test_a_gguf_files_template_is_checked_before_it_is_converted(
+    export: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    data = export("gguf").model.read_bytes()
+    assert data.count(b"for m in messages") == 1
+    (tmp_path / "m.gguf").write_bytes(data.replace(b"for m in messages", b"for m on messages"))
+    with pytest.raises(EdgeError, match="chat template is not valid Jinja"):
+        open_model(tmp_path / "m.gguf")
+    assert cached_models() == []
+
+
+def test_other_runtimes_get_no_token_beyond_the_embedding(tmp_path: Path) -> None:
+    """The padding token of a fine-tune: its id would be read behind the last row."""
+    config = llama_config(num_hidden_layers=1, vocab_size=263, eos_token_ids=(2,))  # as many as the file has
+    files = byte_tokenizer_files()
+    tokenizer = json.loads(files["tokenizer.json"])
+    padding = {**tokenizer["added_tokens"][0], "id": config.vocab_size, "content": "<pad>"}
+    tokenizer["added_tokens"].append(padding)
+    files["tokenizer.json"] = json.dumps(tokenizer).encode()
+    convert(make_checkpoint(config, tokenizer_files=files), tmp_path / "bundle")
+    source = Source(Bundle.open(tmp_path / "bundle"))
+    with pytest.warns(EdgeWarning, match=f"'<pad>' beyond the {config.vocab_size} tokens"):
+        artifact = export_model(source, ExportOptions("gguf"), tmp_path / "out")
+    ids = [token["id"] for token in json_file(artifact, "tokenizer.json")["added_tokens"]]
+    assert ids == [0, 1, 2]
+    assert len(GGUFCheckpoint(artifact.model)._metadata["tokenizer.ggml.tokens"]) == config.vocab_size
 
 
 def test_a_model_without_any_needs_one_from_its_user(tmp_path: Path) -> None:
