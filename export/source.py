@@ -6,6 +6,7 @@ interrupted finds it there and does not quantize again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -138,8 +139,16 @@ class Source:
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name."""
-        return self.bundle.tokenizer_files
+        """The tokenizer's files by name. Of a tokenizer.json, added tokens are left out that the embedding
+        has no row for: another runtime would read beyond its end.
+        """
+        files = self.bundle.tokenizer_files
+        document = json.loads(files.get("tokenizer.json", b"{}"))
+        tokens = document.get("added_tokens") or []
+        kept = [token for token in tokens if token["id"] < self.bundle.config.vocab_size]
+        if len(kept) == len(tokens):
+            return files
+        return files | {"tokenizer.json": json.dumps({**document, "added_tokens": kept}).encode()}
 
     @property
     def chat_template(self) -> str | None:

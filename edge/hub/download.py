@@ -22,7 +22,7 @@ from edge.checkpoints.huggingface import (
     HuggingFaceTexts,
     is_complete,
 )
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, EdgeError
 from edge.hub.preflight import check_texts
 
 _SMALL_FILES = (
@@ -140,7 +140,7 @@ def _sentences(repo: str, revision: str | None) -> Iterator[_Attempt]:
     attempt = _Attempt()
     try:
         yield attempt
-    except CheckpointError:
+    except EdgeError:
         raise
     except errors.GatedRepoError as error:
         raise CheckpointError(
