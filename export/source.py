@@ -6,8 +6,10 @@ interrupted finds it there and does not quantize again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import resolve_attention
-from edge.config.fields import listed
+from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
+from edge.config.fields import listed, unique
 from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
 from edge.export.calibration import calibration
@@ -28,6 +30,9 @@ from edge.hub.convert import Progress
 from edge.quant.layout import TILE_ROWS
 from edge.quant.packing import dequantize, unpack
 from edge.quant.scheme import QuantizedMatrix
+from edge.text.end_tokens import named_token
+from edge.text.tokenizer.base import Tokenizer
+from edge.text.tokenizer.load import open_tokenizer
 
 if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
@@ -48,17 +53,30 @@ def check_parts(config: ModelConfig, what: str) -> None:
 class Source:
     """A bundle as targets see it. Tensor names and row order are those of `edge.config.tensors`.
 
-    report: what a quantizer wrote about the error of every layer, as JSON.
+    report: what a quantizer wrote about the error of every layer, as JSON. eos: end tokens beside the model's
+    own, by text or id.
     """
 
-    def __init__(self, bundle: Bundle, report: bytes | None = None) -> None:
+    def __init__(self, bundle: Bundle, report: bytes | None = None, eos: tuple[str, ...] = ()) -> None:
         self.bundle = bundle
         self.report = report
+        self.eos = eos
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Opened; TokenizerError when it is missing or contradicts the vocabulary."""
+        return open_tokenizer(self.bundle)
+
+    def selecting(self, selection: Selection | None) -> Source:
+        """The same with the constants of somebody's choice of blocks, which the artifact will name."""
+        config = with_selection(self.bundle.config, selection)
+        return Source(self.bundle.with_config(config), self.report, self.eos)
 
     @property
     def config(self) -> ModelConfig:
-        """The network."""
-        return self.bundle.config
+        """The network, with every end token of the model, whichever of its files names it."""
+        more = [named_token(self.tokenizer, token) for token in self.eos]
+        return replace(self.bundle.config, eos_token_ids=unique([*self.tokenizer.end_tokens, *more]))
 
     @property
     def name(self) -> str:
@@ -112,8 +130,8 @@ class Source:
 
     def sparse(self, options: ExportOptions, obstacle: str | None = None) -> SparseConfig | None:
         """The constants of sparse attention, None for dense; obstacle: why the target can't run it, if so."""
-        context = self.context(options)
-        return resolve_attention(self.config, options.attention, context=context, obstacle=obstacle)
+        mode = asked_attention(options.attention, options.selection)
+        return resolve_attention(self.config, mode, context=self.context(options), obstacle=obstacle)
 
     def check_parts(self, target: str) -> None:
         """Raise ExportError for a network with parts that a target does not compute."""
@@ -121,8 +139,16 @@ class Source:
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name."""
-        return self.bundle.tokenizer_files
+        """The tokenizer's files by name. Of a tokenizer.json, added tokens are left out that the embedding
+        has no row for: another runtime would read beyond its end.
+        """
+        files = self.bundle.tokenizer_files
+        document = json.loads(files.get("tokenizer.json", b"{}"))
+        tokens = document.get("added_tokens") or []
+        kept = [token for token in tokens if token["id"] < self.bundle.config.vocab_size]
+        if len(kept) == len(tokens):
+            return files
+        return files | {"tokenizer.json": json.dumps({**document, "added_tokens": kept}).encode()}
 
     @property
     def chat_template(self) -> str | None:
@@ -131,8 +157,9 @@ class Source:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The model's own sampling settings, or an empty dict."""
-        return self.bundle.generation_config
+        """The model's own sampling settings with all of its end tokens, or an empty dict."""
+        own = self.bundle.generation_config
+        return {**own, "eos_token_id": list(self.config.eos_token_ids)} if own else {}
 
 
 def open_source(
@@ -152,7 +179,7 @@ def open_source(
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     if options.calibrated or _packs_trained(model, options):
         return _quantized(model, options, progress, hub)
-    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub))
+    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub), eos=options.eos)
 
 
 def plan_source(
@@ -173,7 +200,8 @@ def plan_source(
     if _packs_trained(model, options):
         return open_source(model, options, progress, revision=revision, offline=offline)
     return Source(
-        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline)
+        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline),
+        eos=options.eos,
     )
 
 
@@ -227,7 +255,7 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
     if not report.is_file():  # a run was killed between the two
         remove_cached(bundle.path.name)
         bundle = cached_bundle(key, build)
-    return Source(bundle, report.read_bytes())
+    return Source(bundle, report.read_bytes(), options.eos)
 
 
 def _quantize_options(options: ExportOptions) -> QuantizeOptions:

@@ -15,6 +15,9 @@ from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 READER_VERSION = 2
 """Changes when a file is read to other weights than before: models converted until then are made again."""
 
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+"""What files call their types of floats (`TensorInfo.source_type`)."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:

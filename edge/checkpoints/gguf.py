@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) as a Checkpoint: names, row order, types and metadata.
 
-Reads through the `gguf` package, which maps the file into memory. The block formats themselves are in
-`gguf_blocks`; configuration and tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
+The container is read by `edge.formats.gguf_file`, the block formats by `gguf_blocks`; configuration and
+tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.ternary_values import find_ternary
 from edge.config import ModelConfig
 from edge.config.families import family_of
+from edge.config.generation import read_generation_config
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
+from edge.formats.gguf_file import GGUFFile
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
-MAGIC = b"GGUF"
 _FLOATS = ("F32", "F16", "BF16")
 _KNOWN = (*_FLOATS, *gguf_blocks.SCHEMES, *gguf_blocks.ROUNDED)
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
-_DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
 
 class GGUFCheckpoint:
@@ -44,13 +44,13 @@ class GGUFCheckpoint:
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
-        reader = _open(self._path)
-        self._metadata = _metadata(reader, self._path)
+        file = GGUFFile(self._path)
+        self._metadata = file.metadata
         if self._field("split.count", (int, float), "a number", 1) > 1:
             raise CheckpointError(
                 f"'{self._path}' is one part of a split GGUF file; join them with `llama-gguf-split --merge`."
             )
-        self._raw = {tensor.name: tensor for tensor in reader.tensors}
+        self._raw = {tensor.name: tensor for tensor in file.tensors}
         short, long = self._rope_factors()
         self._config = config_from_gguf(
             self._metadata,
@@ -71,10 +71,7 @@ class GGUFCheckpoint:
         self._source_names = {
             canonical.get(name, name): name for name in self._raw if name not in _ROPE_TENSORS
         }
-        found = {
-            name: tuple(int(n) for n in reversed(self._raw[raw].shape))
-            for name, raw in self._source_names.items()
-        }
+        found = {name: self._raw[raw].shape[::-1] for name, raw in self._source_names.items()}
         check_tensors(self._config, found, str(self._path))
         self._tensors = [
             self._describe(name, shape) for name, shape in expected_tensors(self._config).items()
@@ -120,6 +117,7 @@ class GGUFCheckpoint:
         }
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
+        read_generation_config(found, f"the sampling settings (general.sampling.*) of '{self._path}'")
         return found
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
@@ -228,37 +226,3 @@ class GGUFCheckpoint:
 
     def _where(self, name: str) -> str:
         return f"Tensor {self._source_names[name]} of '{self._path}'"
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file starts with GGUF's magic bytes."""
-    with path.open("rb") as file:
-        return file.read(4) == MAGIC
-
-
-def _open(path: Path) -> Any:
-    from gguf import GGUFReader
-
-    try:
-        if not is_gguf(path):
-            raise CheckpointError(f"'{path}' is not a GGUF file (it does not start with 'GGUF').")
-        reader = GGUFReader(path)
-    except OSError as error:
-        raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    except _DAMAGE as error:
-        raise CheckpointError(
-            f"'{path}' is truncated or damaged: its {path.stat().st_size} bytes do not hold what its header "
-            "announces; download it again."
-        ) from error
-    if reader.byte_order == "S":
-        raise CheckpointError(
-            f"'{path}' is a big-endian GGUF file, which is not supported; get the usual one."
-        )
-    return reader
-
-
-def _metadata(reader: Any, path: Path) -> dict[str, Any]:
-    try:
-        return {key: field.contents() for key, field in reader.fields.items()}
-    except _DAMAGE as error:
-        raise CheckpointError(f"The metadata of '{path}' is damaged; download it again.") from error

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import TensorInfo
+from edge.checkpoints.base import FLOAT_TYPES, TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
 from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
@@ -44,7 +44,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _BLOCK_WEIGHTS = 1 << 22
 
 
@@ -82,83 +81,28 @@ class _Stored:
         return to_float32(self.array(), self.dtype, f"Tensor '{self.name}'")
 
 
-class HuggingFaceCheckpoint:
-    """A folder as `save_pretrained` writes it: floats, or linear layers packed by GPTQ, AWQ or Marlin.
+class HuggingFaceTexts:
+    """What a folder says beside its weights, which need not be there yet: the network, the tokenizer, the
+    chat template and generation settings.
 
-    source: where the folder came from, by default its path. Float matrices that hold ternary values (BitCPM)
-    are found by those values. Raises CheckpointError for a folder that lacks a file, for damaged files, and
-    for weights that are quantized otherwise or do not fit `config.json`; ConfigError for a config that it
-    does not understand.
+    Raises CheckpointError and ConfigError as `HuggingFaceCheckpoint` does.
     """
 
-    def __init__(self, folder: Path | str, source: str | None = None) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self._folder = Path(folder)
-        self._source = str(self._folder) if source is None else source
         data = _read_json(self._folder / CONFIG)
         if data is None:
             raise CheckpointError(
                 f"'{self._folder}' has no {CONFIG}, so it is not a Hugging Face checkpoint; give the folder "
                 "that holds config.json, the weights and the tokenizer."
             )
-        entry = quantization_config(self._folder)
-        settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
+        self._data = data
         self._config = config_from_hf(data)
-        self._files = self._open_weights()
-        family = family_of(self._config)
-        tied, untied = self._config, replace(self._config, tie_word_embeddings=False)
-        head = network_tensors(untied).get(HEAD)
-        if head is not None and self._has_head(head):
-            self._config = untied
-        self._network = network_tensors(self._config)
-        self._canonical = {tensor.hf: name for name, tensor in self._network.items()}
-        self._fused: dict[str, list[str]] = {}
-        for name, tensor in self._network.items():
-            if tensor.fused is not None:
-                self._fused.setdefault(tensor.fused, []).append(name)
-        self._packed = {} if settings is None else self._open_packed(settings)
-        packed = any(name.endswith(".qweight") for name in self._files)
-        if packed != (settings is not None):
-            has = "packed 4-bit weights but no" if packed else "plain weights but a"
-            raise CheckpointError(
-                f"'{self._folder}' has {has} 'quantization_config'; its files do not belong together."
-            )
-        self._stored = self._place(family.fused, settings is not None)
-        found = {name: stored.shape for name, stored in self._stored.items()}
-        found |= {name: linear.shape for name, linear in self._packed.items()}
-        check_tensors(self._config, found, f"'{self._folder}'")
-        if tied != self._config:
-            self._settle_tie(tied)
-        self._tensors = [self._describe(name, tensor.shape) for name, tensor in self._network.items()]
-        self._schemes = {info.name: info.scheme for info in self._tensors}
-
-    @property
-    def source(self) -> str:
-        """The hub id or the folder's path."""
-        return self._source
 
     @property
     def config(self) -> ModelConfig:
         """The network that `config.json` describes."""
         return self._config
-
-    @property
-    def tensors(self) -> Sequence[TensorInfo]:
-        """Every tensor that the network needs, checked against the config's shapes."""
-        return self._tensors
-
-    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
-        """One tensor in the scheme that its TensorInfo names."""
-        if name in self._packed:
-            return self._packed[name].read()
-        values = self._stored[name].read_float32()
-        scheme = self._schemes[name]
-        return values if scheme.is_float else quantize(values, scheme, name)
-
-    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor as float32, exactly as the file means it: nothing is rounded."""
-        if name in self._packed:
-            return self._packed[name].read_float32()
-        return self._stored[name].read_float32()
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -193,13 +137,80 @@ class HuggingFaceCheckpoint:
         """The contents of `generation_config.json`, or an empty dict."""
         return _read_json(self._folder / "generation_config.json") or {}
 
+
+class HuggingFaceCheckpoint(HuggingFaceTexts):
+    """A folder as `save_pretrained` writes it: floats, or linear layers packed by GPTQ, AWQ or Marlin.
+
+    source: where the folder came from, by default its path. Float matrices that hold ternary values (BitCPM)
+    are found by those values. Raises CheckpointError for a folder that lacks a file, for damaged files, and
+    for weights that are quantized otherwise or do not fit `config.json`; ConfigError for a config that it
+    does not understand.
+    """
+
+    def __init__(self, folder: Path | str, source: str | None = None) -> None:
+        super().__init__(folder)
+        self._source = str(self._folder) if source is None else source
+        entry = quantization_config(self._folder)
+        settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
+        self._files = self._open_weights()
+        family = family_of(self._config)
+        tied, untied = self._config, replace(self._config, tie_word_embeddings=False)
+        head = network_tensors(untied).get(HEAD)
+        if head is not None and self._has_head(head):
+            self._config = untied
+        self._network = network_tensors(self._config)
+        self._canonical = {tensor.hf: name for name, tensor in self._network.items()}
+        self._fused: dict[str, list[str]] = {}
+        for name, tensor in self._network.items():
+            if tensor.fused is not None:
+                self._fused.setdefault(tensor.fused, []).append(name)
+        self._packed = {} if settings is None else self._open_packed(settings)
+        packed = any(name.endswith(".qweight") for name in self._files)
+        if packed != (settings is not None):
+            has = "packed 4-bit weights but no" if packed else "plain weights but a"
+            raise CheckpointError(
+                f"'{self._folder}' has {has} 'quantization_config'; its files do not belong together."
+            )
+        self._stored = self._place(family.fused, settings is not None)
+        found = {name: stored.shape for name, stored in self._stored.items()}
+        found |= {name: linear.shape for name, linear in self._packed.items()}
+        check_tensors(self._config, found, f"'{self._folder}'")
+        if tied != self._config:
+            self._settle_tie(tied)
+        self._tensors = [self._describe(name, tensor.shape) for name, tensor in self._network.items()]
+        self._schemes = {info.name: info.scheme for info in self._tensors}
+
+    @property
+    def source(self) -> str:
+        """The hub id or the folder's path."""
+        return self._source
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        """Every tensor that the network needs, checked against the config's shapes."""
+        return self._tensors
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
+        """One tensor in the scheme that its TensorInfo names."""
+        if name in self._packed:
+            return self._packed[name].read()
+        values = self._stored[name].read_float32()
+        scheme = self._schemes[name]
+        return values if scheme.is_float else quantize(values, scheme, name)
+
+    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32, exactly as the file means it: nothing is rounded."""
+        if name in self._packed:
+            return self._packed[name].read_float32()
+        return self._stored[name].read_float32()
+
     def _describe(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         if name in self._packed:
             linear = self._packed[name]
             return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
         stored = self._stored[name]
         dtype = stored.dtype
-        if dtype not in _FLOATS:
+        if dtype not in FLOAT_TYPES:
             raise CheckpointError(
                 f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
                 "expected; use the unquantized checkpoint or a GGUF file of the model."
@@ -266,7 +277,8 @@ class HuggingFaceCheckpoint:
             whole_name = f"{stem}.weight"
             names = self._fused.get(whole_name) or [self._canonical.get(whole_name, whole_name)]
             parts = [self._network.get(each) for each in names]
-            if any(part is None or len(part.shape) != 2 or part.hf in self._files for part in parts):
+            unfit = any(part is None or len(part.shape) != 2 or part.hf in self._files for part in parts)
+            if unfit or not found.keys().isdisjoint(names):
                 raise CheckpointError(
                     f"{where} has a tensor '{name}', which has no place in the network, or a second one "
                     "for it; running without it would give wrong text."
@@ -295,6 +307,15 @@ class HuggingFaceCheckpoint:
         fused: tensors that hold several are taken apart. packed: some matrices lie in packed tensors.
         """
         found: dict[str, _Stored] = {}
+
+        def place(ours: str, stored: _Stored) -> None:
+            if ours in found:
+                raise CheckpointError(
+                    f"'{self._folder}' has '{ours}' twice, in its tensors '{found[ours].name}' and "
+                    f"'{stored.name}'; remove the one that is not meant."
+                )
+            found[ours] = stored
+
         for name, file in self._files.items():
             shape = file.tensors[name].shape
             parts = self._fused.get(name, []) if fused else []
@@ -307,7 +328,7 @@ class HuggingFaceCheckpoint:
                     f"call '{self._network[ours].hf}'; the file belongs to another model."
                 )
             if not parts:
-                found[ours] = _Stored(file, name, shape)
+                place(ours, _Stored(file, name, shape))
                 continue
             sizes = [self._network[each].shape[0] for each in parts]
             if shape[:1] != (sum(sizes),):
@@ -317,7 +338,7 @@ class HuggingFaceCheckpoint:
                 )
             start = 0
             for each, size in zip(parts, sizes, strict=True):
-                found[each] = _Stored(file, name, (size, *shape[1:]), slice(start, start + size))
+                place(each, _Stored(file, name, (size, *shape[1:]), slice(start, start + size)))
                 start += size
         return found
 

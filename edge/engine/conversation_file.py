@@ -10,7 +10,7 @@ from typing import Any
 
 from edge.engine.settings import merge_settings
 from edge.errors import EdgeError, WrongTypeError
-from edge.formats.atomic import write_failure, write_file
+from edge.formats.atomic import remove_leftovers, write_failure, write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import read_regular
 from edge.text.prompts import Message
@@ -69,6 +69,7 @@ def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> Non
 
 def read_conversation(path: Path) -> dict[str, Any]:
     """The checked contents of a conversation file; `messages` are Messages."""
+    remove_leftovers(path.parent)
     try:
         text = read_regular(path)
     except OSError as error:
@@ -91,7 +92,7 @@ def read_conversation(path: Path) -> dict[str, Any]:
         messages = parse_messages(data["messages"])
     except EdgeError as error:
         raise EdgeError(
-            f"The saved conversation '{path}' is damaged: it has a message without role or text ({error})"
+            f"The saved conversation '{path}' is damaged: it has a message without role or text: {error}"
         ) from None
     try:
         merge_settings(request=_with_integer_keys(data["settings"]))

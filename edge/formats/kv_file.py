@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.formats.atomic import replacing, write_failure
+from edge.formats.atomic import remove_leftovers, replacing, write_failure
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import open_regular
 
@@ -84,6 +84,7 @@ def write_cache(
 def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
     path = Path(path)
+    remove_leftovers(path.parent)
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size < _PREFIX.size:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from edge import __version__
 from edge.config.rope import rope_parameters
 from edge.executors.memory import memory_plan
-from edge.executors.native.executor import choose_attention
+from edge.executors.native.executor import sparse_obstacle
 from edge.export.check import (
     CheckResult,
     Reference,
@@ -37,20 +37,22 @@ _LIMIT = 1e-6  # the same arithmetic on the same weights; another CPU sums in an
 
 
 class BundleTarget:
-    """Copies the source's bundle, byte for byte."""
+    """Copies the source's bundle: its files byte for byte, under a manifest that names all end tokens and may
+    name other constants.
+    """
 
     name = "bundle"
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are those of the bundle's files, exactly."""
         source.check_parts("A bundle for devices")
-        sparse = choose_attention(source.config, options.attention, source.context(options))
+        sparse = source.sparse(options, obstacle=sparse_obstacle(source.config))
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
         manifest = source.bundle.manifest
         return Plan(
             files={
                 WEIGHTS: manifest.files[WEIGHTS].bytes,
-                MANIFEST: len(manifest.encode()),
+                MANIFEST: len(_manifest(source)),
                 DECODER: len(_decoder(source, options)),
             },
             formula="the bundle's own files: codes and scales of every tensor, padded to 64 bytes, exactly",
@@ -69,15 +71,15 @@ class BundleTarget:
     def write(
         self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
     ) -> Written:
-        """Copy every file that the bundle's manifest names, and the manifest."""
-        names = [*source.bundle.manifest.files, MANIFEST]
-        sizes = {name: (source.bundle.path / name).stat().st_size for name in names}
+        """Copy every file that the bundle's manifest names, and write the manifest."""
+        sizes = {name: entry.bytes for name, entry in source.bundle.manifest.files.items()}
         done = 0
         for name, size in sizes.items():
             if progress is not None:
                 progress(done, sum(sizes.values()), name)
             shutil.copyfile(source.bundle.path / name, folder / name)
             done += size
+        (folder / MANIFEST).write_bytes(_manifest(source))
         (folder / DECODER).write_bytes(_decoder(source, options))
         return Written(WEIGHTS, {name: str(info.scheme) for name, info in source.tensors.items()})
 
@@ -91,13 +93,18 @@ class BundleTarget:
         return compare_logits(reference, logits, runtime=RUNTIME.name, version=version, limit=_LIMIT)
 
 
+def _manifest(source: Source) -> bytes:
+    """`manifest.json`"""
+    return replace(source.bundle.manifest, config=source.config).encode()
+
+
 def _decoder(source: Source, options: ExportOptions) -> bytes:
     """`decoder.json`"""
     config, context = source.config, source.context(options)
     frequencies, scale = rope_parameters(
         config.rope, config.head_dim, context, config.max_position_embeddings
     )
-    sparse = choose_attention(config, options.attention, context)
+    sparse = source.sparse(options, obstacle=sparse_obstacle(config))
     document = {
         "format": "minicpm-edge-decoder",
         "version": 1,

@@ -54,6 +54,32 @@ def test_one_prompt(run_edge: Callable[..., Any], smollm2: str):
     assert process.stderr in ("", "(stopped: the limit of 200 tokens is reached)\n")
 
 
+def test_end_tokens_and_notes(run_inside: Callable[..., Any], tiny_checkpoint: Callable[..., Path]):
+    """The model wants to say <unk>, which ends no answer until somebody says so."""
+    folder = tiny_checkpoint()
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": false, "temperature": 5.0, "eos_token_id": 4}'
+    )
+    asked = ("chat", str(folder), "--prompt", "Hi", "--json", "--max-tokens", "3", "--logit-bias", "0=1000")
+    found, notes = {}, ""
+    for options in ((), ("--eos", "<unk>"), ("--eos", "7", "--stop", "<unk>")):
+        done = run_inside(*asked, *options)
+        assert done.returncode == 0, done.stderr
+        notes += done.stderr
+        document = json.loads(done.stdout.splitlines()[-1])
+        found[options] = document["stop_reason"], document["settings"]["eos_token_ids"]
+    assert list(found.values()) == [("length", [2, 4]), ("eos", [0, 2, 4]), ("eos", [0, 2, 4, 7])]
+    # Once in a process, as Python's warnings are.
+    assert notes.count("Note: generation_config.json has do_sample false beside temperature 5:") == 1
+
+    export = ("export", str(folder), "--to", "bundle", "--dry-run")
+    for command in (asked, export):
+        refused = run_inside(*command, "--eos", "<nothing>")
+        assert refused.returncode == 1 and "has no token '<nothing>'" in refused.stderr
+    assert run_inside(*export, "--eos", "<unk>").returncode == 0
+
+
 def test_a_cache_file_spares_the_prompt(ask, run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     file = str(tmp_path / "chat.kv")
     first = ask(COMPILER, "--cache", file)
@@ -237,3 +263,21 @@ def test_output_that_the_locale_cannot_encode(run_edge: Callable[..., Any], envi
     environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     process = run_edge("chat", smollm2, "--prompt", "Repeat: 你好 🙂", *GREEDY)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_line_that_the_tokenizer_panics_on_leaves_the_others(run_edge: Callable[..., Any], tiny_checkpoint):
+    """An expression of nested quantifiers makes the tokenizers package panic."""
+    folder = tiny_checkpoint()
+    document = json.loads((folder / "tokenizer.json").read_text())
+    rule = {"type": "Split", "pattern": {"Regex": "(x+x+)+$"}, "behavior": "Isolated", "invert": False}
+    parts = [rule, document["pre_tokenizer"]]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    lines = ["hi", "x" * 60 + "b", "hi", "x" * 70 + "b", "bye"]
+    done = run_edge("chat", str(folder), "--max-tokens", "2", "--json", stdin="\n".join(lines))
+    assert done.returncode == 1
+    assert done.stderr.count("rules in tokenizer.json can't be applied") == 2
+    assert "panicked" not in done.stderr and "Traceback" not in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["completion_tokens"] for answer in answers] == [2, 2, 2]

@@ -17,7 +17,7 @@ import edge
 from edge.errors import ContextError, NativeError, TokenizerError
 from edge.quant.layout import MatrixLayout
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 CACHE_LAYOUT = 1
 MAX_TREE = 64
 MAX_LOGPROBS = 64
@@ -301,12 +301,12 @@ _FUNCTIONS = {
     "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
     "edge_cache_destroy": (None, (c_void_p,)),
-    "edge_cache_length": (c_int32, (c_void_p,)),
-    "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
-    "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
-    "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
+    "edge_cache_length": (c_int64, (c_void_p,)),
+    "edge_cache_truncate": (_STATUS, (c_void_p, c_int64)),
+    "edge_cache_keep": (_STATUS, (c_void_p, c_int64, c_void_p, c_int64)),
+    "edge_cache_repeat": (_STATUS, (c_void_p, c_int64)),
     "edge_cache_memory": (_STATUS, (c_void_p, POINTER(c_void_p), POINTER(c_uint64))),
-    "edge_cache_restore": (_STATUS, (c_void_p, c_int32, c_void_p, c_uint64)),
+    "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
     "edge_sample": (
         _STATUS,

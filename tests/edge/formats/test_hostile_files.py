@@ -64,7 +64,7 @@ def test_json_that_is_read(data: bytes | str, value: object):
 def test_an_object_is_an_object():
     assert parse_object(b"{}", "its header", CheckpointError, "get it again") == {}
     for other in (b"[]", b"3", b'"a"', b"null"):
-        with pytest.raises(CheckpointError, match="^its header must hold a JSON object; get it again"):
+        with pytest.raises(CheckpointError, match=r"^its header must hold a JSON object; get it again"):
             parse_object(other, "its header", CheckpointError, "get it again")
 
 
