@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.apps.cli.options import Json, expand
-from edge.apps.cli.terminal import output_console
+from edge.apps.cli.terminal import output_console, print_json
 from edge.measure.alignment import TOLERANCE
 
 if TYPE_CHECKING:
@@ -41,10 +40,18 @@ def align(
             "stages": found.stages,
             "only_a": found.only_a,
             "only_b": found.only_b,
+            "whole": found.whole,
         }
-        typer.echo(json.dumps(document))
+        print_json(document)
         return 0 if found.first is None else 1
     console = output_console()
+    for name in found.whole:
+        console.print(
+            f"{name} has no operators, because its executor (onnx, executorch) runs a call as a whole: only "
+            "the logits of each call were compared. Traces of native and torch show every stage.",
+            style="yellow",
+            soft_wrap=True,
+        )
     for name, only in (("A", found.only_a), ("B", found.only_b)):
         if only:
             console.print(f"Only {name} has: {', '.join(only)}", style="dim", soft_wrap=True)

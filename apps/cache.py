@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from edge.apps.cli.options import Json, expand
-from edge.apps.cli.terminal import format_bytes, output_console
+from edge.apps.cli.terminal import output_console, print_json
+from edge.system.units import format_bytes
 
 app = typer.Typer(
     help="Models that were converted before and are kept for a fast start.",
@@ -29,9 +29,7 @@ def list_models(as_json: Json = False) -> None:
 
     entries = cached_models()
     if as_json:
-        typer.echo(
-            json.dumps({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]})
-        )
+        print_json({"folder": str(cache_folder()), "models": [_facts(entry) for entry in entries]})
         return
     console = output_console()
     if not entries:
@@ -41,10 +39,12 @@ def list_models(as_json: Json = False) -> None:
     table.add_column("Key", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("Converted", no_wrap=True)
+    table.add_column("Quantization", no_wrap=True)
     table.add_column("From", no_wrap=True, overflow="ellipsis")
     for entry in entries:
         when = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.name, format_bytes(entry.bytes), when, entry.source)
+        quantization = ", ".join(entry.quantization)
+        table.add_row(entry.name, format_bytes(entry.bytes), when, quantization, entry.source)
     console.print(table)
     total = format_bytes(sum(entry.bytes for entry in entries))
     console.print(f"{len(entries)} in {cache_folder()}, {total}", style="dim", soft_wrap=True)
@@ -66,12 +66,13 @@ def remove_models(
         raise typer.BadParameter("give either one key or --all", param_hint="KEY")
     removed = remove_cached(key)
     if as_json:
-        typer.echo(json.dumps({"removed": [_facts(entry) for entry in removed]}))
+        print_json({"removed": [_facts(entry) for entry in removed]})
         return
+    console = output_console()
     for entry in removed:
-        typer.echo(f"Removed {entry.name} ({format_bytes(entry.bytes)}).")
+        console.print(f"Removed {entry.name} ({format_bytes(entry.bytes)}).", soft_wrap=True)
     if not removed:
-        typer.echo("There is nothing to remove.")
+        console.print("There is nothing to remove.")
 
 
 def _facts(entry: Any) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def _facts(entry: Any) -> dict[str, Any]:
         "key": entry.name,
         "path": str(entry.path),
         "source": entry.source,
+        "quantization": list(entry.quantization),
         "bytes": entry.bytes,
         "created": entry.created,
     }

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-import typer
-
 from edge.apps.cli.options import Json, expand
-from edge.apps.cli.terminal import error_console, output_console
+from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.executors.options import RunOptions
 from edge.system.options import several
 
@@ -44,7 +41,7 @@ def doctor(
             progress=lambda name: status.update(f"Checking: {name}"),
         )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
+        print_json(found.to_json())
         return 0 if found.healthy else 1
     output = output_console()
     for finding in found.findings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from edge.apps.cli.loading import RopeOverride, load_model
 from edge.apps.cli.options import MODEL_HELP, Group, Json, Model, Run, Source, expand
-from edge.apps.cli.terminal import error_console, output_console
+from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.config import KVType
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
@@ -104,7 +103,7 @@ def perplexity(
         )
     if as_json:
         facts = {**asdict(result), **_arithmetic(loaded), "attention": loaded.attention}
-        typer.echo(json.dumps({"schema": 1, "model": model, "text": str(scored.text), **facts}))
+        print_json({"schema": 1, "model": model, "text": str(scored.text), **facts})
         return
     output = output_console()
     output.print(f"Perplexity {result.perplexity:.4f} ({result.nll:.5f} nats per token)", style="bold")
@@ -143,7 +142,7 @@ def compare(
     ]
     if as_json:
         document = {"schema": 1, "a": facts[0], "b": facts[1], "text": str(scored.text), **asdict(result)}
-        typer.echo(json.dumps(document))
+        print_json(document)
         return
     output = output_console()
     output.print(

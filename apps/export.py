@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge.apps.cli.loading import keywords, naming_flags
-from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, output_console
+from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand, refuse_beside
+from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.export.options import ExportOptions
 from edge.hub.options import HubOptions
 from edge.system.options import options_of
+from edge.system.units import format_bytes
 
 if TYPE_CHECKING:
     from edge.export.check import CheckResult
@@ -40,6 +41,7 @@ def export(
     if check is not None:
         if model is not None or options is not None or out is not None:
             raise typer.BadParameter("stands alone, without MODEL, --to and --out", param_hint="'--check'")
+        refuse_beside("--check", "as_json")
         return _check(check, as_json)
     if model is None:
         raise typer.BadParameter("give a model, or --check with a folder", param_hint="MODEL")
@@ -84,7 +86,7 @@ def _check(folder: Path, as_json: bool) -> int:
 
     result = check_artifact(folder)
     if as_json:
-        typer.echo(json.dumps({"artifact": str(folder), **result.to_json()}))
+        print_json({"artifact": str(folder), **result.to_json()})
     else:
         _print_check(folder, result)
     return 0 if result.passed else 1
@@ -92,7 +94,7 @@ def _check(folder: Path, as_json: bool) -> int:
 
 def _print_plan(document: dict[str, object], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     console = output_console()
     files, memory = document["files"], document["run_memory"]
@@ -130,14 +132,14 @@ def _print_artifact(artifact: Artifact, as_json: bool) -> None:
             "bytes": manifest.total_bytes,
             "files": {name: entry.bytes for name, entry in manifest.files.items()},
         }
-        typer.echo(json.dumps(document, ensure_ascii=False))
+        print_json(document)
         return
     console = output_console()
     console.print(
         f"Wrote {artifact.path} ({format_bytes(manifest.total_bytes)}) for {manifest.runtime}.",
         soft_wrap=True,
     )
-    console.print(f"Check it with: edge export --check {artifact.path}", soft_wrap=True)
+    console.print(f"Check it with: edge export --check {shlex.quote(str(artifact.path))}", soft_wrap=True)
 
 
 def _print_check(folder: Path, result: CheckResult) -> None:

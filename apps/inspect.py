@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from edge.apps.cli.loading import keywords
-from edge.apps.cli.options import Group, Json, Model, Source, expand
-from edge.apps.cli.terminal import convert_progress, format_bytes, format_count, output_console
+from edge.apps.cli.options import Group, Json, Model, Source, expand, given_flags
+from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.config import KVType
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
 from edge.system.options import same
+from edge.system.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +39,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show a model's architecture, quantization, tokenizer and the memory it needs."""
+    from edge.executors.opening import find_executor, refuse_ignored
     from edge.hub.resolve import open_model
     from edge.measure.inspection import inspect_model
 
@@ -52,9 +51,11 @@ def inspect(
             f"A context of {plan.context} tokens is beyond the {trained} that the model was made for: plan "
             "for less; edge chat goes beyond it with --rope-override and then prints its memory."
         )
+    kv_type = RunOptions(kv_type=plan.kv_type)
+    refuse_ignored(find_executor(files), files, kv_type, given_flags())
     facts = inspect_model(files, context=plan.context, kv_type=plan.kv_type)
     if as_json:
-        typer.echo(json.dumps({"model": model, **facts.to_json()}, ensure_ascii=False))
+        print_json({"model": model, **facts.to_json()})
     else:
         _print(facts, output_console())
 

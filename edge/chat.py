@@ -1,22 +1,31 @@
 """A conversation: its messages, and what happens when the context is full.
 
 A chat belongs to one thread at a time, as its session does; only `Stream.cancel` may be called from another.
+While a thread has an unfinished answer, every other one gets an EdgeError, and the answer goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edge.engine.conversation_file import read_conversation, write_conversation
+from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
 from edge.engine.generation import Chunk, Completion, Stream, answer_ends, generate
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings, overlay
-from edge.errors import ContextError, EdgeError
+from edge.errors import ContextError, EdgeError, WrongTypeError
+from edge.system.guards import OneThread
 from edge.text.prompts import Message, PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.engine.keywords import Settings
+
+Said = str | Sequence[Message | Mapping[str, Any]]
+"""What a user says: a text, or messages as `{"role": "user", "content": "..."}`."""
 ContextPolicy = Literal["stop", "drop"]
 
 
@@ -51,7 +60,8 @@ class Chat:
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking
         self.context_policy = context_policy
-        self._system = system
+        self._alone = OneThread("chat")
+        self._system = _checked_system(system)
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._generation_config = generation_config or {}
@@ -59,7 +69,6 @@ class Chat:
         self._loaded_settings: dict[str, Any] = {}
         self._messages: list[Message] = []
         self._dropped = 0
-        self._stream: Stream | None = None
 
     @property
     def system(self) -> str | None:
@@ -68,69 +77,101 @@ class Chat:
 
     @system.setter
     def system(self, text: str | None) -> None:
-        self._finish()
-        self._system = text
+        with self._alone:
+            self.session.begin()
+            self._system = _checked_system(text)
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The whole conversation, without the system prompt."""
+        """The whole conversation, without the system prompt. Setting it goes on with another one, in the form
+        that `send` takes; a system message at its beginning becomes the system prompt.
+        """
         return tuple(self._messages)
+
+    @messages.setter
+    def messages(self, conversation: Sequence[Message | Mapping[str, Any]]) -> None:
+        messages = parse_messages(conversation)
+        with self._alone:
+            self.session.begin()
+            if messages and messages[0].role == "system":
+                self._system = messages.pop(0).content
+            self._messages, self._dropped = messages, 0
 
     @property
     def dropped_messages(self) -> int:
         """How many of the oldest messages the model no longer sees."""
         return self._dropped
 
-    def send(self, text: str, **settings: Any) -> Completion:
-        """Say something and wait for the whole answer; parameters as for `stream`."""
-        return self.stream(text, **settings).result
+    def send(self, message: Said, **settings: Unpack[Settings]) -> Completion:
+        """Say something and wait for the whole answer; parameters as for `stream`.
 
-    def stream(self, text: str, **settings: Any) -> Stream:
+        After an interrupt (Ctrl-C) the conversation has what there was of the answer, and KeyboardInterrupt
+        goes on.
+        """
+        return self.stream(message, **settings).result
+
+    def stream(self, message: Said, **settings: Unpack[Settings]) -> Stream:
         """Say something; returns the answer in the making.
 
-        settings: for this answer only, stronger than the chat's own. Message and answer join the
-        conversation when the answer ends, a cancelled one with what it has; without any token of an answer,
-        nothing is added. An earlier answer that is still unfinished is cancelled. Raises ContextError,
-        before anything is computed, if the conversation does not fit (see context_policy).
+        message: a text, or a list of messages that joins the conversation as a whole; a system message at its
+        beginning is the system prompt of a conversation that has none. settings: for this answer only,
+        stronger than the chat's own. Message and answer join the conversation when the answer ends, a
+        cancelled one with what it has; without any token of an answer, nothing is added. An earlier answer
+        that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
+        conversation does not fit (see context_policy).
         """
-        if not isinstance(text, str) or not text:
-            raise EdgeError("The message is empty: say something.")
-        self._finish()
-        chosen = merge_settings(
-            self._generation_config, self._loaded_settings, overlay(self.settings, settings)
-        )
-        question = Message("user", text)
-        prompt = self._fit([*self._messages, question], chosen.max_new_tokens)
+        said = parse_messages([{"role": "user", "content": message}] if isinstance(message, str) else message)
+        with self._alone:
+            self.session.begin()
+            system = self._opening(said)
+            if not said or not said[-1].content:
+                raise EdgeError("The message is empty: say something.")
+            if said[-1].role == "assistant":
+                raise EdgeError("The last message is the assistant's: end with one that it can answer.")
+            chosen = merge_settings(
+                self._generation_config, self._loaded_settings, overlay(self.settings, settings)
+            )
+            prompt = self._fit([*self._messages, *said], chosen.max_new_tokens, system)
 
-        def start(cancelled: Callable[[], bool]) -> Generator[Chunk, None, Completion]:
-            done = yield from generate(self.session, prompt, chosen, self._tokenizer, cancelled)
-            if done.tokens or done.stop_reason == "eos":
-                # A stop string was cut from the text but not from the tokens.
-                tokens = None if done.stop_reason == "stop" else done.tokens
-                self._messages += [question, Message("assistant", done.text, tokens)]
-            return done
+            def record(done: Completion) -> None:
+                if done.tokens or done.stop_reason == "eos":
+                    # A stop string was cut from the text but not from the tokens.
+                    tokens = None if done.stop_reason == "stop" else done.tokens
+                    self._messages += [*said, Message("assistant", done.text, tokens)]
+                    self._system = system
 
-        self._stream = Stream(start)
-        return self._stream
+            def start(
+                cancelled: Callable[[], bool], ended: Callable[[Completion], None]
+            ) -> Generator[Chunk, None, Completion]:
+                def end(done: Completion) -> None:
+                    record(done)
+                    ended(done)
+
+                return generate(self.session, prompt, chosen, self._tokenizer, cancelled, end)
+
+            stream = Stream(start)
+            self.session.begin(stream)
+            return stream
 
     def reset(self) -> None:
         """Forget the conversation; system prompt and settings stay."""
-        self._finish()
-        self._messages.clear()
-        self._dropped = 0
-        self.session.reset()
+        with self._alone:
+            self.session.reset()
+            self._messages.clear()
+            self._dropped = 0
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation to a JSON file, atomically."""
-        self._finish()
-        conversation = {
-            "model": self._model_name,
-            "system": self._system,
-            "thinking": self.thinking,
-            "settings": overlay(self._loaded_settings, self.settings),
-            "messages": [{"role": m.role, "content": m.content} for m in self._messages],
-        }
-        write_conversation(path, conversation)
+        """Write the conversation to a JSON file that only its owner can read, atomically."""
+        with self._alone:
+            self.session.begin()
+            conversation = {
+                "model": self._model_name,
+                "system": self._system,
+                "thinking": self.thinking,
+                "settings": overlay(self._loaded_settings, self.settings),
+                "messages": [{"role": m.role, "content": m.content} for m in self._messages],
+            }
+            write_conversation(path, conversation)
 
     def load(self, path: str | Path) -> None:
         """Continue a conversation that `save` wrote, with whatever model; this chat's settings stay stronger.
@@ -138,28 +179,33 @@ class Chat:
         Raises EdgeError, and changes nothing, if the file is not such a conversation.
         """
         data = read_conversation(Path(path))
-        self._finish()
-        self.session.reset()
-        self._dropped = 0
-        self._system = data["system"]
-        self.thinking = data["thinking"]
-        self._loaded_settings = data["settings"]
-        self._messages = [Message(m["role"], m["content"]) for m in data["messages"]]
+        with self._alone:
+            self.session.reset()
+            self._dropped = 0
+            self._system = data["system"]
+            self.thinking = data["thinking"]
+            self._loaded_settings = data["settings"]
+            self._messages = data["messages"]
 
-    def _finish(self) -> None:
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            stream.close()
+    def _opening(self, said: list[Message]) -> str | None:
+        """The system prompt from now on; taken out of the messages that begin a conversation."""
+        if self._messages or not said or said[0].role != "system":
+            return self._system
+        if self._system not in (None, said[0].content):
+            raise EdgeError(
+                "The chat has a system prompt, and the messages begin with another one: give one of them."
+            )
+        return said.pop(0).content
 
-    def _encode(self, messages: list[Message]) -> list[int]:
-        system = [] if self._system is None else [Message("system", self._system)]
+    def _encode(self, messages: list[Message], system: str | None) -> list[int]:
+        first = [] if system is None else [Message("system", system)]
         variables = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        return self._encoder.encode([*system, *messages], **variables)
+        return self._encoder.encode([*first, *messages], **variables)
 
-    def _fit(self, messages: list[Message], max_new_tokens: int | None) -> list[int]:
+    def _fit(self, messages: list[Message], max_new_tokens: int | None, system: str | None) -> list[int]:
         """The prompt, with the oldest turns left out as the policy says."""
         context = self.session.context
-        prompt = self._encode(messages[self._dropped :])
+        prompt = self._encode(messages[self._dropped :], system)
         if self.context_policy == "stop":
             if len(prompt) > context:
                 raise ContextError(
@@ -176,7 +222,7 @@ class Chat:
         dropped = self._dropped
         for start in starts:
             dropped = start
-            prompt = self._encode(messages[start:])
+            prompt = self._encode(messages[start:], system)
             if len(prompt) + room <= context:
                 break
         if len(prompt) > context:
@@ -186,3 +232,9 @@ class Chat:
             )
         self._dropped = dropped
         return prompt
+
+
+def _checked_system(text: Any) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise WrongTypeError(f"The system prompt must be a text, got {text!r}.")
+    return text

@@ -1,13 +1,27 @@
-"""The errors that a user can mend; every message is one sentence that names what is wrong and what to do.
+"""The errors that a user can mend; every message is one sentence that names what is wrong and what to do."""
 
-What a user should know though the model runs is an EdgeWarning, made by `note`.
-"""
-
-import warnings
+_LONGEST = 2000  # characters of a message
 
 
 class EdgeError(Exception):
-    """Base of all errors raised on purpose; command-line tools print it without a traceback."""
+    """Base of all errors raised on purpose; command-line tools print it without a traceback.
+
+    `str` gives the sentence as `readable` does: what it quotes may come from a file that somebody else wrote.
+    """
+
+    def __str__(self) -> str:
+        return readable(super().__str__())
+
+
+def readable(text: str) -> str:
+    r"""Text for a message: control characters as escapes (`\x1b`), the middle of a very long one left out."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 3 // 4]} [...] {text[-_LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class WrongTypeError(EdgeError, TypeError):
+    """An argument of the Python API has a type that means nothing there."""
 
 
 class ConfigError(EdgeError):
@@ -40,12 +54,3 @@ class ExportError(EdgeError):
 
 class ArtifactError(EdgeError):
     """An exported folder is incomplete, altered, or asks for another runtime version."""
-
-
-class EdgeWarning(UserWarning):
-    """Something odd or contradictory in a model's files and how it was taken; command-line tools print it."""
-
-
-def note(sentence: str) -> None:
-    """Tell the user something through Python's `warnings`, once for each sentence."""
-    warnings.warn(sentence, EdgeWarning, stacklevel=2)

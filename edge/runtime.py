@@ -2,7 +2,7 @@
 
 Thread safety: a Model may be shared by threads; its executor takes one step at a time, so several sessions,
 chats and streams make progress side by side. One session, chat or stream belongs to one thread at a time,
-except for `Stream.cancel`.
+except for `Stream.cancel`; a second one gets an EdgeError. After a fork the child has to load its own model.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ from edge.config.rope_entry import override_rope
 from edge.engine.generation import Chunk, Completion, Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
-from edge.errors import CheckpointError, ConfigError, EdgeError, note
+from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
+from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
 from edge.executors.protocol import Executor
+from edge.formats.guarded_json import decode_text
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
+from edge.system.notices import notice
 from edge.system.options import renamed_option
+from edge.text.chat_template import ChatTemplate, template_worker
+from edge.text.isolation.worker import Worker
 from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from edge.engine.keywords import LoadOptions, Settings
     from edge.text.chat_template import ChatTemplate
 
 
@@ -40,7 +48,7 @@ def load(
     *,
     rope_override: str | Path | Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
-    **options: Any,
+    **options: Unpack[LoadOptions],
 ) -> Model:
     """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id or `random:PRESET`.
 
@@ -53,6 +61,8 @@ def load(
     knowingly; a JSON object, its text, or a file with it (see `edge.config.rope_entry.override_rope`). Raises
     EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
+    if not isinstance(model, (str, Path)) or "\0" in str(model):
+        raise WrongTypeError(f"A model is named by a text or a path, not by {model!r}.")
     source, run = _options(options)
     from edge.executors.opening import open_executor
     from edge.executors.registry import EXECUTORS
@@ -68,7 +78,12 @@ def load(
         if files.target is not None:
             refuse_changes(model, rope_override=rope_override)
         files = files.with_config(override_rope(files.config, _override(rope_override)))
-    return Model(files, traced(open_executor(files, run)), name=str(model))
+    # Read now: `edge cache remove` may take the folder away while the model is in use.
+    _ = files.tokenizer_files, files.chat_template, files.generation_config
+    worker = template_worker()
+    if files.chat_template is not None:
+        worker.start()  # beside the weights
+    return Model(files, traced(open_executor(files, run, asked=options)), name=str(model), worker=worker)
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
@@ -91,13 +106,16 @@ def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
 class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
-    def __init__(self, files: ModelFiles, executor: Executor, name: str = "") -> None:
-        """files: what the executor runs."""
+    def __init__(
+        self, files: ModelFiles, executor: Executor, name: str = "", *, worker: Worker | None = None
+    ) -> None:
+        """files: what the executor runs. worker: what will render the chat template."""
         self.files = files
         self.executor = executor
         self.name = name
+        self._worker = worker or template_worker()
         for sentence in read_generation_config(files.generation_config).notes:
-            note(sentence)
+            notice(sentence)
 
     @property
     def config(self) -> ModelConfig:
@@ -142,14 +160,12 @@ class Model:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises CheckpointError if it came without one."""
-        from edge.text.chat_template import ChatTemplate
-
         if self.files.chat_template is None:
             raise CheckpointError(
                 f"The model '{self.name}' has no chat template, so it can't chat; complete a text instead, "
                 "or use a model that is tuned for conversations."
             )
-        return ChatTemplate(self.files.chat_template, self.tokenizer.named_tokens)
+        return ChatTemplate(self.files.chat_template, self.tokenizer.named_tokens, worker=self._worker)
 
     def session(self) -> Session:
         """A new, empty KV cache with its tokens."""
@@ -161,7 +177,7 @@ class Model:
         *,
         context_policy: ContextPolicy = "stop",
         thinking: bool | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Chat:
         """A new conversation.
 
@@ -169,6 +185,8 @@ class Model:
         thinking is refused if the template has no switch for it. settings: names of
         `edge.engine.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
         """
+        if thinking is not None and not isinstance(thinking, bool):
+            raise WrongTypeError(f"thinking must be True, False or None, got {thinking!r}.")
         if thinking is not None and not self.chat_template.supports_thinking:
             raise EdgeError(f"The chat template of '{self.name}' has no switch for thinking: leave it out.")
         return Chat(
@@ -183,9 +201,16 @@ class Model:
             settings=settings,
         )
 
-    def complete(self, prompt: str | Sequence[int], **options: Any) -> Completion:
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        session: Session | None = None,
+        parse_special: bool = False,
+        **settings: Unpack[Settings],
+    ) -> Completion:
         """Continue a text and wait for the whole of it; parameters as for `stream`."""
-        return self.stream(prompt, **options).result
+        return self.stream(prompt, session=session, parse_special=parse_special, **settings).result
 
     def stream(
         self,
@@ -193,29 +218,47 @@ class Model:
         *,
         session: Session | None = None,
         parse_special: bool = False,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Stream:
         """Continue a text, without any chat template; returns the continuation in the making.
 
-        prompt: a text, or token ids. session: one to reuse, so that what its cache shares with the prompt is
-        not computed again. parse_special: let control tokens written in the text count as such.
+        prompt: a text, or token ids (NumPy's too). session: one to reuse, so that what its cache shares with
+        the prompt is not computed again; an unfinished answer on it is cancelled. parse_special: let control
+        tokens written in the text count as such.
         """
         chosen = merge_settings(self.generation_config, flags=settings)
+        if session is not None and not isinstance(session, Session):
+            raise WrongTypeError(f"session must be one of this model's sessions, got {session!r}.")
         used = session or self.session()
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, parse_special=parse_special)
-        else:
-            tokens = list(prompt)
+        tokens = self._tokens(prompt, parse_special)
         used.check_prompt(tokens)
 
-        def start(cancelled: Callable[[], bool]) -> Generator[Chunk, None, Completion]:
-            return generate(used, tokens, chosen, self.tokenizer, cancelled, continues=True)
+        def start(
+            cancelled: Callable[[], bool], ended: Callable[[Completion], None]
+        ) -> Generator[Chunk, None, Completion]:
+            return generate(used, tokens, chosen, self.tokenizer, cancelled, ended, continues=True)
 
-        return Stream(start)
+        stream = Stream(start)
+        used.begin(stream)
+        return stream
+
+    def _tokens(self, prompt: Any, parse_special: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, parse_special=parse_special)
+        try:
+            found: list[int] = token_ids(prompt).tolist()
+        except WrongTypeError as error:
+            raise WrongTypeError(
+                f"A prompt is a text or a list of token ids, and messages belong to `Model.chat`: {error}"
+            ) from None
+        return found
 
     def close(self) -> None:
         """Free the weights; the model, its sessions and chats can't be used afterwards."""
         self.executor.close()
+        self._worker.close()
+        if "tokenizer" in self.__dict__:
+            self.tokenizer.close()
 
     def __enter__(self) -> Model:
         return self
@@ -229,8 +272,10 @@ def _override(given: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
         return given
     if isinstance(given, str) and given.lstrip().startswith("{"):
         return given
+    if not isinstance(given, (str, Path)):
+        raise WrongTypeError(f"A RoPE override is a JSON object or the path of one, not {given!r}.")
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return decode_text(Path(given).read_bytes(), Path(given), ConfigError)
     except OSError as error:
         raise ConfigError(
             f"The RoPE override '{given}' is neither a JSON object nor a file that can be read "

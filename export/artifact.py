@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge.checkpoints.base import FLOAT_TYPES
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ExportError, TokenizerError
 from edge.export.check import (
     POSITIONS,
@@ -28,12 +30,14 @@ from edge.export.source import Source, open_source, plan_source, quantizing_memo
 from edge.export.targets import Progress, Written, get_target
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, Quantization
-from edge.formats.atomic import partial_path, sync_folder, write_failure
+from edge.formats.atomic import Partial, sync_folder, write_failure
 from edge.formats.bundle.manifest import CHAT_TEMPLATE, GENERATION_CONFIG, FileEntry
 from edge.formats.bundle.planned import UnreadWeightsError
 from edge.formats.bundle.writer import created_by
 from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
+from edge.quant.scheme import SOURCE
+from edge.system.units import format_bytes
 
 QUANTIZATION = "quantization.json"
 """The report of a calibrated or ternary quantization, where there was one."""
@@ -59,11 +63,11 @@ def dry_run(
     The model is converted only where the plan depends on its weights: for exact ternary types.
     """
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
-    source = plan_source(model, options, progress, **hub)
+    source = plan_source(model, options, progress, **hub).selecting(options.selection)
     try:
         plan = plan_export(source, options)
     except UnreadWeightsError:
-        source = open_source(model, options, progress, **hub)
+        source = open_source(model, options, progress, **hub).selecting(options.selection)
         plan = plan_export(source, options)
     memory = max(plan.export_memory, quantizing_memory(source, options))
     return {
@@ -91,26 +95,23 @@ def export_model(
     """
     out = Path(out)
     refuse_existing(out)
+    source = source.selecting(options.selection)
     plan = plan_export(source, options)
-    folder = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(out)
-        _check_room(out, plan.bytes + small_files_bytes(source))
-        folder.mkdir()
-        written = get_target(options.target).write(source, options, folder, progress)
-        context = source.context(options)
-        _write_small_files(source, make_reference(source, context, plan.attention), folder)
-        manifest = _manifest(source, options, plan, written, folder)
-        _write(folder / ARTIFACT, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False).encode())
-        _sync(folder)
-        Artifact.open(folder)  # what was written is what the manifest says
-        folder.rename(out)
-        sync_folder(out.parent)
+        with Partial(out, folder=True) as partial:
+            folder = partial.path
+            _check_room(out, plan.bytes + small_files_bytes(source))
+            written = get_target(options.target).write(source, options, folder, progress)
+            context = source.context(options)
+            _write_small_files(source, make_reference(source, context, plan.attention), folder)
+            manifest = _manifest(source, options, plan, written, folder)
+            _write(folder / ARTIFACT, json.dumps(manifest.to_json(), indent=1, ensure_ascii=False).encode())
+            _sync(folder)
+            Artifact.open(folder)  # what was written is what the manifest says
+            partial.keep()
     except OSError as error:
         raise ExportError(write_failure(out, error)) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return Artifact.open(out, verify=False)
 
 
@@ -159,12 +160,7 @@ def _manifest(
         source=source.name,
         source_sha256=source.sha256,
         config=source.config,
-        quantization=Quantization(
-            name=options.quantize or "source",
-            method=options.method if options.quantize else "source",
-            smooth=options.smooth,
-            tensors=written.tensors,
-        ),
+        quantization=_quantization(source, options, written),
         context=source.context(options),
         attention=plan.attention,
         tokenizer=next(name for name in _TOKENIZERS if name in source.tokenizer_files),
@@ -173,6 +169,19 @@ def _manifest(
         files={name: FileEntry(path.stat().st_size, file_sha256(path)) for name, path in names.items()},
         created_by=created_by(),
     )
+
+
+def _quantization(source: Source, options: ExportOptions, written: Written) -> Quantization:
+    """Without a name, layers that came as floats may have been rounded all the same."""
+    rounded = {
+        str(info.scheme)
+        for info in source.tensors.values()
+        if info.name not in (EMBEDDING, HEAD) and not info.exact and not info.scheme.is_float
+        if info.source_type in FLOAT_TYPES
+    }
+    name = options.quantize or next(iter(sorted(rounded)), SOURCE)
+    method = SOURCE if name == SOURCE else options.method
+    return Quantization(name, method, options.smooth, written.tensors)
 
 
 def _small_files(source: Source) -> dict[str, bytes]:
@@ -216,24 +225,6 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise ExportError(
-            f"'{out}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free there; free some "
+            f"'{out}' needs {format_bytes(needed)}, but only {format_bytes(free)} are free there; free some "
             "space or choose another folder."
         )
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Hidden folders of exports to `out` whose process has ended."""
-    for leftover in out.parent.glob(f".{out.name}.*.partial"):
-        process = leftover.name.removeprefix(f".{out.name}.").partition("-")[0]
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import resolve_attention
+from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
 from edge.config.fields import listed, unique
 from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
@@ -66,6 +66,11 @@ class Source:
     def tokenizer(self) -> Tokenizer:
         """Opened; TokenizerError when it is missing or contradicts the vocabulary."""
         return open_tokenizer(self.bundle)
+
+    def selecting(self, selection: Selection | None) -> Source:
+        """The same with the constants of somebody's choice of blocks, which the artifact will name."""
+        config = with_selection(self.bundle.config, selection)
+        return Source(self.bundle.with_config(config), self.report, self.eos)
 
     @property
     def config(self) -> ModelConfig:
@@ -125,8 +130,8 @@ class Source:
 
     def sparse(self, options: ExportOptions, obstacle: str | None = None) -> SparseConfig | None:
         """The constants of sparse attention, None for dense; obstacle: why the target can't run it, if so."""
-        context = self.context(options)
-        return resolve_attention(self.config, options.attention, context=context, obstacle=obstacle)
+        mode = asked_attention(options.attention, options.selection)
+        return resolve_attention(self.config, mode, context=self.context(options), obstacle=obstacle)
 
     def check_parts(self, target: str) -> None:
         """Raise ExportError for a network with parts that a target does not compute."""

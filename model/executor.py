@@ -6,8 +6,8 @@ the two is a difference of arithmetic and of nothing else.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,9 @@ from edge.formats.model_files import ModelFiles
 from edge.model.attention.mode import attend_function
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
+from edge.model.stages import reported
 from edge.model.weights.checkpoint import reference_from_bundle
+from edge.system.guards import OneCall
 
 
 def open_torch(
@@ -86,7 +88,8 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         self._decoder: Decoder | None = decoder
         self._config, self._context = decoder.config, decoder.context
         self._max_batch = min(max_batch, self._context)
-        self._lock = threading.Lock()
+        self._lock = OneCall("model")
+        self._report: Callable[[str, int, npt.NDArray[np.float32]], None] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,7 +104,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
 
     def new_cache(self) -> TorchCache:
         """An empty cache."""
-        with self._lock:
+        with self._lock():
             self._opened()
             return TorchCache(self._config, self._context)
 
@@ -118,12 +121,17 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         mask = None if step.tree is None else _tree_mask(check_tree(step.tree, n))
         count = check_logits(step.logits, n)
         check_layers(step.layers, self._config)
-        with self._lock, torch.inference_mode():
+        with self._lock(), torch.inference_mode():
             decoder = self._opened()
             before = own.length
             try:
-                trunk = decoder.trunk(ids, positions, mask, own.rows)
-                logits = decoder.logits(trunk.hidden[n - count :])
+                with nullcontext() if self._report is None else reported(decoder, self._stage):
+                    trunk = decoder.trunk(ids, positions, mask, own.rows)
+                wanted = trunk.hidden[n - count :]
+                logits = decoder.logits(wanted)
+                if self._report is not None and count:
+                    self._stage("final_norm", -1, wanted * decoder.config.logit_scale)
+                    self._stage("head", -1, logits)
                 if not (trunk.hidden.isfinite().all() and logits.isfinite().all()):
                     raise NativeError("The logits are not finite: the weights are damaged.")
             except BaseException:
@@ -139,16 +147,27 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
         own = self._own(cache)
         kept = check_kept_rows(rows, n, own.length)
-        with self._lock:
+        with self._lock():
             own.rows.keep(n, kept)
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
         self.keep(cache, n, ())
 
+    def report_stages(self, report: Callable[[str, int, npt.NDArray[np.float32]], None] | None) -> None:
+        """See `edge.executors.protocol.Staged`."""
+        with self._lock():
+            self._report = report
+
+    def _stage(self, operation: str, layer: int, output: Tensor) -> None:
+        assert self._report is not None
+        self._report(operation, layer, output.numpy())
+
     def close(self) -> None:
         """Free the weights; later calls raise NativeError."""
-        with self._lock:
+        if self._lock.is_inherited:
+            return
+        with self._lock():
             self._decoder = None
 
     def _opened(self) -> Decoder:

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
+# Torch's threads wait for each other after every tiny operator, and test processes run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # cmake and ninja of the development environment
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
@@ -68,6 +71,11 @@ class ArmToolchain:
         """The command that runs a program on the emulated `cpu`."""
         return ["qemu-aarch64-static", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
 
+    def make(self, target: str) -> Path:
+        """The program, compiled."""
+        subprocess.run(["ninja", "-C", str(self.build), target], check=True, capture_output=True)
+        return self.build / target
+
 
 @pytest.fixture(scope="session")
 def require() -> Callable[..., None]:
@@ -83,13 +91,12 @@ def require() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def arm(require: Callable[..., None]) -> ArmToolchain:
-    """The toolchain, with the programs of `kernels/tools` and the static library that they link compiled."""
+    """The toolchain, with the static library and its self-test compiled."""
     import fcntl  # not on Windows
 
     arm = ArmToolchain(ROOT / "build" / "aarch64")
     require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
     arm.build.mkdir(parents=True, exist_ok=True)
-    programs = ("selftest", "edge_bench", "edge_generate")
     place = ["-G", "Ninja", "-S", str(ROOT / "kernels"), "-B", str(arm.build)]
     system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
     # Of test processes that run side by side, the first one builds.
@@ -103,8 +110,32 @@ def arm(require: Callable[..., None]) -> ArmToolchain:
             f"-DCMAKE_CXX_COMPILER={arm.compiler}",
         ]
         subprocess.run(configure, check=True, capture_output=True)
-        subprocess.run(["ninja", "-C", str(arm.build), *programs], check=True, capture_output=True)
+        arm.make("selftest")
     return arm
+
+
+@pytest.fixture(scope="session")
+def tool(require: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tool(name)`: a program of `kernels/tools`, compiled here and linked with the installed library."""
+    from edge.executors.native import library as native
+
+    folder, tools = tmp_path_factory.mktemp("tools"), ROOT / "kernels" / "tools"
+    sources = {
+        "edge_generate": ["edge_generate", "bundle", "json", "runner"],
+        "edge_bench": ["edge_bench", "bundle", "json", "runner", "device", "report"],
+    }
+
+    @cache
+    def make(name: str) -> Path:
+        require("c++")
+        files = [str(tools / f"{source}.cpp") for source in sources[name]]
+        library = native.path().resolve()
+        link = [str(library), f"-Wl,-rpath,{library.parent}", "-pthread", "-o", str(folder / name)]
+        command = ["c++", "-std=c++17", "-O1", f"-I{ROOT / 'kernels' / 'include'}", *files, *link]
+        subprocess.run(command, check=True, capture_output=True)
+        return folder / name
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edge.apps.chat.views import View
 from edge.apps.cli.loading import naming_flags
-from edge.apps.cli.terminal import format_bytes
 from edge.errors import EdgeError
+from edge.system.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table

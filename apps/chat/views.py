@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.apps.chat.interrupts import cancel_on_interrupt
-from edge.apps.cli.terminal import error_console, output_console, printable
+from edge.apps.cli.terminal import error_console, output_console, print_json, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -87,8 +86,7 @@ class JsonView(PlainView):
         """Wait for the answer and print its document."""
         with stream:
             done = stream.result
-        sys.stdout.write(json.dumps(self._describe(done), ensure_ascii=False, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        print_json(self._describe(done))
         return done
 
 

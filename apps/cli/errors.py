@@ -1,4 +1,4 @@
-"""The one place where an error becomes a sentence on stderr and an exit code."""
+"""The one place where an error becomes a sentence on stderr and an exit code, and a notice a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 
 import typer
 
-from edge.errors import EdgeError, EdgeWarning
+from edge.apps.cli.terminal import error_console
+from edge.errors import EdgeError, readable
+from edge.system.notices import EdgeWarning
 
 FAILED = 1
 USAGE = 2
@@ -67,31 +69,45 @@ def run_safely(program: Callable[[], object], debug: Callable[[], bool]) -> int:
         return int(getattr(error, "exit_code", FAILED))
 
 
-def say(sentence: str) -> None:
-    """Print an error on stderr, on one line."""
-    _print("Error: ", "bold red", sentence)
+def show_notices() -> None:
+    """From now on a notice is one sentence on stderr; other warnings stay as they are."""
+    usual = warnings.showwarning
 
-
-def show_notes() -> None:
-    """Print what the runtime notes about a model (EdgeWarning) on stderr, as one sentence each."""
-    others = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
         if issubclass(category, EdgeWarning):
-            _print("Note: ", "bold yellow", str(message))
+            say(str(message), "Note: ", "bold yellow")
         else:
-            others(message, category, *place, **named)
+            usual(message, category, *place, **options)
 
     warnings.showwarning = show
 
 
-def _print(title: str, style: str, sentence: str) -> None:
-    from rich.console import Console
+def say(sentence: str, label: str = "Error: ", style: str = "bold red") -> None:
+    """Print an error, or what the label names, on stderr: one line, in a terminal wrapped between words."""
     from rich.text import Text
 
-    text = Text(title, style=style).append(" ".join(sentence.split()), style="not bold default")
+    console = error_console()
+    text = label + readable(" ".join(sentence.split()))
+    if sys.stderr.isatty():
+        text = _wrapped(text, console.width)
+    shown = Text(text)
+    shown.stylize(style, 0, len(label))
     with suppress(OSError):
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        console.print(shown, soft_wrap=True)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns. A longer word (a path) stays whole, so that it can be copied."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and cell_len(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def _sentence(error: Exception) -> str:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from edge import __version__
-from edge.apps.cli.errors import Debugging, run_safely, set_debug, show_notes
+from edge.apps.cli.errors import Debugging, run_safely, set_debug, show_notices
 
 COMMANDS = {
     "chat": "edge.apps.chat.command:chat",
@@ -84,7 +84,7 @@ def main() -> int:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (for good)
         elif isinstance(stream, io.TextIOWrapper):  # what can't be decoded or printed must not end a chat
             stream.reconfigure(errors="replace")
-    show_notes()
+    show_notices()
     debugging = Debugging()
     return run_safely(
         lambda: app(obj=debugging, standalone_mode=False, prog_name="edge"), lambda: debugging.wanted

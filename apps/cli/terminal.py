@@ -1,16 +1,21 @@
-"""What commands share when they talk to a person: consoles, sizes, and the progress of a conversion."""
+"""What commands share when they talk: consoles, JSON documents, and the progress of a conversion."""
 
 from __future__ import annotations
 
+import codecs
+import json
+import math
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 ConvertProgress = Callable[[int, int, str], None]
 _PIPE_WIDTH = 200
@@ -18,41 +23,56 @@ _PIPE_WIDTH = 200
 
 def output_console() -> Console:
     """A console on stdout that prints text as it is; in a pipe it neither colours nor wraps at 80 columns."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return _console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def error_console() -> Console:
     """A console on stderr, for progress and remarks."""
+    return _console(stderr=True)
+
+
+def _console(**options: Any) -> Console:
+    """A console that shows text as `printable` does: names and settings may come from anybody's file."""
     from rich.console import Console
+    from rich.segment import Segment
 
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    class PrintableConsole(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                text, style, control = segment
+                yield segment if control else Segment(printable(text), style)
+
+    return PrintableConsole(highlight=False, markup=False, emoji=False, **options)
 
 
-def format_bytes(count: float) -> str:
-    """A size for people, in powers of 1000: 141 kB, 4.40 GB."""
-    return _scaled(count, (" B", " kB", " MB", " GB"))
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_NOT_IN_JSON = re.compile("[\x7f-\x9f\ud800-\udfff]")  # controls, and halves of characters
 
 
-def format_count(count: float) -> str:
-    """A number of parameters for people: 35.1K, 135M, 8.19B."""
-    return _scaled(count, ("", "K", "M", "B"))
+def print_json(document: Any) -> None:
+    """Print one JSON document on a line of stdout; as ASCII where stdout is not UTF-8.
+
+    JSON has no infinity and no NaN: they become null.
+    """
+    ascii_only = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    text = json.dumps(_finite(document), ensure_ascii=ascii_only, allow_nan=False)
+    sys.stdout.write(_NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    sys.stdout.flush()
 
 
-def _scaled(count: float, units: tuple[str, ...]) -> str:
-    """Three significant digits, and never fewer than stand before the point."""
-    size, power = float(count), 0
-    while size >= 999.5 and power < len(units) - 1:
-        size, power = size / 1000, power + 1
-    digits = 0 if power == 0 or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f}{units[power]}"
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def printable(text: str) -> str:
-    """Text of a model without control characters, which could steer the terminal."""
-    return "".join(c for c in text if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t")
+    """Text of a model without control characters, which could steer the terminal, and half characters."""
+    return _UNPRINTABLE.sub("", text)
 
 
 def state_folder() -> Path:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand
-from edge.apps.cli.terminal import error_console, output_console
+from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand, given_flags, refuse_beside
+from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.profile.options import PlanOptions
 from edge.errors import EdgeError
 from edge.measure.profile.options import ProfileOptions
 
 if TYPE_CHECKING:
     from edge.measure.profile import Profile
+    from edge.measure.profile.report import Report
 
 _MODEL_HELP = f"{MODEL_HELP} With --compare: two files."
 
 
 @expand
 def profile(
-    model: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} With --compare: two files.")
-    ],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=_MODEL_HELP)],
     *,
     options: Annotated[ProfileOptions, Group("What to measure (lists by commas)")],
     compare: Annotated[
@@ -41,6 +41,7 @@ def profile(
     ] = None,
     serial: Annotated[str | None, typer.Option(help="With --adb: which device.")] = None,
     as_json: Json = False,
+    as_markdown: Annotated[bool, typer.Option("--md", help="Print Markdown.")] = False,
     out: Out = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a table of the results here.")
@@ -50,6 +51,8 @@ def profile(
     ] = None,
 ) -> int:
     """Measure prefill and decode beside the machine's limits, compare two profiles, or plan without a run."""
+    if as_json and as_markdown:
+        raise typer.BadParameter("give either --json or --md", param_hint="'--md'")
     if compare and planned.plan:
         raise typer.BadParameter("give either --compare or --plan", param_hint="'--compare'")
     if len(model) != (2 if compare else 1):
@@ -58,9 +61,16 @@ def profile(
     if fail_above is not None and not compare:
         raise typer.BadParameter("belongs to --compare", param_hint="'--fail-above'")
     if compare:
-        return _compare(Path(model[0]), Path(model[1]), fail_above, as_json)
+        refuse_beside("--compare", "model", "fail_above", "as_json", "as_markdown")
+        return _compare(Path(model[0]), Path(model[1]), fail_above, as_json, as_markdown)
+    plans = {each.name for each in fields(PlanOptions)}
     if planned.plan:
-        return _plan(model[0], options, planned, as_json)
+        refuse_beside("--plan", "model", "quantize", "head", "kv_type", "as_json", "as_markdown", *plans)
+        if len(options.kv_type) > 1:
+            raise typer.BadParameter("give one of them with --plan", param_hint="'--kv'")
+        return _plan(model[0], options, planned, as_json, as_markdown)
+    for name in sorted(plans & given_flags().keys()):
+        raise typer.BadParameter("belongs to --plan", param_hint=f"'{given_flags()[name]}'")
     if serial is not None and adb is None:
         raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
     _check_outputs(out, csv, html)
@@ -70,7 +80,7 @@ def profile(
         result = profile_on_android(model[0], options, adb, serial)
     else:
         result = _measure(model[0], options)
-    _deliver(result, as_json, out, csv, html)
+    _deliver(result, as_json, as_markdown, out, csv, html)
     return 0
 
 
@@ -111,10 +121,11 @@ def _measure(model: str, options: ProfileOptions) -> Profile:
         )
 
 
-def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None, html: Path | None) -> None:
-    from edge.apps.profile.view import print_profile
+def _deliver(
+    result: Profile, as_json: bool, as_markdown: bool, out: Path | None, csv: Path | None, html: Path | None
+) -> None:
+    from edge.measure.profile.report import profile_report
 
-    document = json.dumps(result.to_json())
     if csv is not None:
         from edge.measure.profile.export import to_csv
 
@@ -124,16 +135,27 @@ def _deliver(result: Profile, as_json: bool, out: Path | None, csv: Path | None,
 
         _write(html, to_html(result))
     if out is not None:
-        _write(out, document + "\n")
+        _write(out, json.dumps(result.to_json()) + "\n")
     if as_json:
-        typer.echo(document)
+        print_json(result.to_json())
     else:
-        print_profile(result, output_console())
+        _print(profile_report(result), as_markdown)
 
 
-def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -> int:
-    from edge.apps.profile.view import comparison_json, print_comparison
+def _print(report: Report, as_markdown: bool) -> None:
+    from edge.apps.profile.view import print_report
+    from edge.measure.profile.report import to_markdown
+
+    if as_markdown:
+        typer.echo(to_markdown(report), nl=False)
+    else:
+        print_report(report, output_console())
+
+
+def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool, as_markdown: bool) -> int:
+    from edge.apps.profile.view import comparison_json
     from edge.measure.profile.compare import compare
+    from edge.measure.profile.report import comparison_report
     from edge.measure.profile.schema import Profile
 
     limit = None if fail_above is None else _share(fail_above)
@@ -141,15 +163,16 @@ def _compare(before: Path, after: Path, fail_above: str | None, as_json: bool) -
     found = compare(old, new)
     slower = [ratio for ratio in found.ratios if limit is not None and ratio.is_slower(limit)]
     if as_json:
-        typer.echo(json.dumps(comparison_json(found, slower)))
+        print_json(comparison_json(found, slower))
     else:
-        print_comparison(found, slower, (*old.machine.remarks, *new.machine.remarks), output_console())
+        remarks = (*old.machine.remarks, *new.machine.remarks)
+        _print(comparison_report(found, slower, remarks), as_markdown)
     return 1 if slower else 0
 
 
-def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bool) -> int:
-    from edge.apps.profile.view import print_plans
+def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bool, as_markdown: bool) -> int:
     from edge.measure.profile.plan import parse_size, plan
+    from edge.measure.profile.report import plan_report
 
     device = planned.planned_device()
     memory = None if planned.memory is None else parse_size(planned.memory)
@@ -164,10 +187,10 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
     )
     if as_json:
         described = None if device is None else vars(device)
-        document = {"schema": 1, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
-        typer.echo(json.dumps({**document, "device": described, "plans": [each.to_json() for each in plans]}))
+        document = {"schema": 2, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
+        print_json({**document, "device": described, "plans": [each.to_json() for each in plans]})
     else:
-        print_plans(model, plans, memory, device, output_console())
+        _print(plan_report(model, plans, memory, device), as_markdown)
     return 0
 
 

@@ -12,6 +12,12 @@ import numpy.typing as npt
 from edge.config import ModelConfig
 from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 
+READER_VERSION = 2
+"""Changes when a file is read to other weights than before: models converted until then are made again."""
+
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+"""What files call their types of floats (`TensorInfo.source_type`)."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -19,7 +25,7 @@ class TensorInfo:
 
     shape: (rows, columns), or (n,) for a norm. source_type: what the file calls its type, for `edge inspect`.
     scheme: how it is stored when that has an exact counterpart here, or f16/f32 for floats.
-    exact: False when reading must round it (GGUF Q5_K and Q6_K become int8).
+    exact: False when reading must round it (GGUF's Q5_1, Q5_K and Q6_K become int8).
     """
 
     name: str

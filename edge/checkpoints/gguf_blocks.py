@@ -19,13 +19,18 @@ SCHEMES = {
     "Q4_0": QuantScheme("int4", 32),
     "Q4_1": QuantScheme("int4", 32, minimum=True),
     "Q4_K": QuantScheme("int4", 32, minimum=True),
+    "Q5_0": QuantScheme("int8", 32),
     "Q8_0": QuantScheme("int8", 32),
+    "IQ4_NL": QuantScheme("int8", 32),
     "TQ1_0": QuantScheme("ternary", 256),
     "TQ2_0": QuantScheme("ternary", 256),
 }
 """Types whose codes are kept. All are exact but Q4_K, see `unpack_blocks`."""
-ROUNDED = {"Q5_K": QuantScheme("int8", 32), "Q6_K": QuantScheme("int8", 32)}
+ROUNDED = dict.fromkeys(("Q5_1", "Q5_K", "Q6_K"), QuantScheme("int8", 32))
 """Types without a counterpart here: dequantized and rounded to int8."""
+_IQ4_NL = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
+)  # what its sixteen codes weigh
 
 
 def unpack_blocks(raw: Bytes, type_name: str) -> QuantizedMatrix:
@@ -79,8 +84,19 @@ def _q4_k(blocks: Bytes) -> _Parts:
         return codes, (scale * scales).astype(np.float16), (-minimum * minimums).astype(np.float16)
 
 
+def _q5_0(blocks: Bytes) -> _Parts:
+    """Four low bits of a code as in Q4_0; the fifth bits of all 32 are a little-endian word before them."""
+    fifth = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little")
+    codes = _nibbles(blocks[..., 6:]) | fifth << 4
+    return codes.view(np.int8) - np.int8(16), _half(blocks, 0), None
+
+
 def _q8_0(blocks: Bytes) -> _Parts:
     return np.ascontiguousarray(blocks[..., 2:]).view(np.int8), _half(blocks, 0), None
+
+
+def _iq4_nl(blocks: Bytes) -> _Parts:
+    return _IQ4_NL[_nibbles(blocks[..., 2:])], _half(blocks, 0), None
 
 
 def _tq1_0(blocks: Bytes) -> _Parts:
@@ -104,7 +120,9 @@ _UNPACK: dict[str, tuple[Callable[[Bytes], _Parts], int]] = {
     "Q4_0": (_q4_0, 18),
     "Q4_1": (_q4_1, 20),
     "Q4_K": (_q4_k, 144),
+    "Q5_0": (_q5_0, 22),
     "Q8_0": (_q8_0, 34),
+    "IQ4_NL": (_iq4_nl, 18),
     "TQ1_0": (_tq1_0, 54),
     "TQ2_0": (_tq2_0, 66),
 }

@@ -5,37 +5,35 @@ What 4-bit packings mean is known to `int4_linear`; which of a network's matrice
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import TensorInfo
+from edge.checkpoints.base import FLOAT_TYPES, TensorInfo
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
-from edge.checkpoints.ternary_values import ternary_scheme
+from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
+from edge.checkpoints.weight_files import INDEX, unused_weights, weights_name, why_no_weights
 from edge.config import ModelConfig
 from edge.config.families import family_of
+from edge.config.fields import listed, refuse_two
 from edge.config.huggingface import config_from_hf
-from edge.config.tensors import HEAD, check_tensors, network_tensors
+from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, check_tensors, network_tensors
 from edge.errors import CheckpointError
+from edge.formats.guarded_json import decode_text, parse_object
+from edge.formats.model_folder import member, read_member
+from edge.formats.names import accept_file_name
 from edge.formats.safetensors import SafetensorsFile, TensorEntry, to_float32
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from edge.system.notices import notice
 
 CONFIG = "config.json"
 GPTQ_CONFIG = "quantize_config.json"
-WEIGHTS = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-)
-"""The names that `save_pretrained` gives to weights, best first."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """One of these is enough to encode text."""
 TOKENIZER_FILES = (
@@ -46,7 +44,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_BLOCK_WEIGHTS = 1 << 22
 
 
 class _WeightFile(Protocol):
@@ -121,12 +119,10 @@ class HuggingFaceTexts:
     @property
     def chat_template(self) -> str | None:
         """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
-        jinja = _read(self._folder / "chat_template.jinja")
+        path = self._folder / "chat_template.jinja"
+        jinja = _read(path)
         if jinja is not None:
-            try:
-                return jinja.decode("utf-8")
-            except UnicodeDecodeError:
-                raise CheckpointError(f"chat_template.jinja of '{self._folder}' is not UTF-8 text.") from None
+            return decode_text(jinja, path, CheckpointError)
         for name in ("tokenizer_config.json", "chat_template.json"):
             template = (_read_json(self._folder / name) or {}).get("chat_template")
             if isinstance(template, list):  # several templates with names
@@ -158,16 +154,12 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
         self._files = self._open_weights()
         family = family_of(self._config)
-        untied = replace(self._config, tie_word_embeddings=False)
+        tied, untied = self._config, replace(self._config, tie_word_embeddings=False)
         head = network_tensors(untied).get(HEAD)
-        tie = family.fields.get("tie_word_embeddings", "tie_word_embeddings")
-        if self._data.get(tie) is None and head is not None and head.hf in self._files:
-            # The default for MiniCPM is to tie, but a head of its own is not to be lost silently.
+        if head is not None and self._has_head(head):
             self._config = untied
         self._network = network_tensors(self._config)
         self._canonical = {tensor.hf: name for name, tensor in self._network.items()}
-        if head is not None:
-            self._canonical.setdefault(head.hf, HEAD)
         self._fused: dict[str, list[str]] = {}
         for name, tensor in self._network.items():
             if tensor.fused is not None:
@@ -183,6 +175,8 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         found = {name: stored.shape for name, stored in self._stored.items()}
         found |= {name: linear.shape for name, linear in self._packed.items()}
         check_tensors(self._config, found, f"'{self._folder}'")
+        if tied != self._config:
+            self._settle_tie(tied)
         self._tensors = [self._describe(name, tensor.shape) for name, tensor in self._network.items()]
         self._schemes = {info.name: info.scheme for info in self._tensors}
 
@@ -216,7 +210,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
         stored = self._stored[name]
         dtype = stored.dtype
-        if dtype not in _FLOATS:
+        if dtype not in FLOAT_TYPES:
             raise CheckpointError(
                 f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
                 "expected; use the unquantized checkpoint or a GGUF file of the model."
@@ -224,10 +218,48 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         if len(shape) == 1:
             return TensorInfo(name, shape, dtype, QuantScheme("f32"))
         raw = stored.array()
-        ternary = ternary_scheme(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
+        ternary = find_ternary(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
         if ternary is not None:
-            return TensorInfo(name, shape, f"{dtype} ternary", ternary)
+            return TensorInfo(name, shape, f"{dtype} ternary", *ternary)
         return TensorInfo(name, shape, dtype, QuantScheme("f16"))
+
+    def _has_head(self, head: NetworkTensor) -> bool:
+        """Whether the files have a head; CheckpointError if they lack one that is not tied.
+
+        transformers starts with a random head there.
+        """
+        stem = head.hf.removesuffix(".weight")
+        if head.hf in self._files or f"{stem}.qweight" in self._files:
+            return True
+        if not self._config.tie_word_embeddings:
+            family = family_of(self._config)
+            tie = family.fields.get("tie_word_embeddings", "tie_word_embeddings")
+            raise CheckpointError(
+                f"'{self._folder}' has no tensor '{head.hf}', and its {CONFIG} does not say that the head is "
+                f"tied to the embedding; set {tie} to true if it is, else download the weights again."
+            )
+        return False
+
+    def _settle_tie(self, tied: ModelConfig) -> None:
+        """The config says that head and embedding are one, but the files have both: as in transformers, they
+        are one if they are equal."""
+        rows, columns = self._network[HEAD].shape
+        step = max(1, _BLOCK_WEIGHTS // columns)  # a large head's floats never exist at once
+        blocks = (slice(start, start + step) for start in range(0, rows, step))
+        if all(np.array_equal(self._rows(EMBEDDING, at), self._rows(HEAD, at)) for at in blocks):
+            self._config, self._network = tied, network_tensors(tied)
+        else:
+            notice(
+                f"'{self._folder}' has a head of its own, other than the embedding to which its {CONFIG} "
+                "ties it: the head is used, as transformers does."
+            )
+
+    def _rows(self, name: str, at: slice) -> npt.NDArray[np.float32]:
+        """Some rows of a matrix as float32."""
+        if name in self._packed:
+            return self._packed[name].rows(at.start, at.stop).read_float32()
+        stored = self._stored[name]
+        return to_float32(stored.array()[at], stored.dtype, f"Tensor '{name}'")
 
     def _open_packed(self, settings: Int4Settings) -> dict[str, Int4Linear]:
         """Name of a weight -> its packed matrix; fused layers are taken apart."""
@@ -302,13 +334,11 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
 
     def _open_weights(self) -> dict[str, _WeightFile]:
         """Tensor name -> the open file that holds it."""
-        name = _weights_name(self._folder)
+        name = weights_name(self._folder)
         if name is None:
-            raise CheckpointError(
-                f"'{self._folder}' has a {CONFIG} but no weights ({' or '.join(WEIGHTS[1::2])}, whole or in "
-                "shards); download them too."
-            )
-        if not name.endswith(".index.json"):
+            raise CheckpointError(why_no_weights(self._folder))
+        say_which_weights(self._folder)
+        if not name.endswith(INDEX):
             file = _open_file(self._folder / name)
             return dict.fromkeys(file.tensors, file)
         weight_map = _weight_map(self._folder, name)
@@ -329,19 +359,25 @@ def is_complete(folder: Path) -> bool:
     """
     if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
         return False
-    name = _weights_name(folder)
-    if name is None or not name.endswith(".index.json"):
+    name = weights_name(folder)
+    if name is None or not name.endswith(INDEX):
         return name is not None
     return all((folder / shard).is_file() for shard in _weight_map(folder, name).values())
 
 
-def _weights_name(folder: Path) -> str | None:
-    """The best of WEIGHTS in a folder, or else its only safetensors file."""
-    known = next((name for name in WEIGHTS if (folder / name).is_file()), None)
-    if known is not None:
-        return known
-    files = sorted(path.name for path in folder.glob("*.safetensors"))  # packers invent names of their own
-    return files[0] if len(files) == 1 else None
+def say_which_weights(folder: Path) -> None:
+    """A notice for a folder with more than one set of weights; CheckpointError for an index that can't be
+    read."""
+    name = weights_name(folder)
+    if name is None:
+        return
+    used = _weight_map(folder, name).values() if name.endswith(INDEX) else (name,)
+    others = unused_weights(folder, set(used))
+    if others:
+        notice(
+            f"'{folder}' has more than one set of weights: {name} is used, as transformers does, and "
+            f"{listed(others[:4] if len(others) < 5 else [*others[:3], f'{len(others) - 3} more'])} not."
+        )
 
 
 def _weight_map(folder: Path, index: str) -> dict[str, str]:
@@ -350,36 +386,23 @@ def _weight_map(folder: Path, index: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"'{folder / index}' has no 'weight_map'; download it again.")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"'{folder / index}' names a shard outside its folder: {shard!r}.")
+        accept_file_name(shard, folder / index, CheckpointError)
     return weight_map
 
 
 def _read(path: Path) -> bytes | None:
     """A small file's contents, None if it does not exist."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise CheckpointError(f"Cannot read '{path}': {error.strerror or error}.") from None
+    return read_member(path.parent, path.name, CheckpointError)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, None if there is no such file."""
     data = _read(path)
-    if data is None:
-        return None
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"'{path}' is not valid JSON; download it again.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' should hold a JSON object; download it again.")
-    return content
+    return None if data is None else parse_object(data, path, CheckpointError, "download it again")
 
 
 def _open_file(path: Path) -> _WeightFile:
+    member(path.parent, path.name, CheckpointError)
     return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
@@ -387,15 +410,22 @@ def quantization_config(folder: Path) -> dict[str, Any] | None:
     """How a folder's weights are packed, as its files say: None for plain floats.
 
     `config.json` says it, or AutoGPTQ's older `quantize_config.json`. Raises CheckpointError for an entry
-    that is not an object.
+    that is not an object, ConfigError for two that contradict each other.
     """
-    config = _read_json(folder / CONFIG) or {}
-    entry = config.get("quantization_config")
+    entry = (_read_json(folder / CONFIG) or {}).get("quantization_config")
+    older = _read_json(folder / GPTQ_CONFIG)
     if entry is None:
-        older = _read_json(folder / GPTQ_CONFIG)
         return None if older is None else {"quant_method": "gptq", **older}
     if not isinstance(entry, dict):
         raise CheckpointError(
             f"The field 'quantization_config' of '{folder / CONFIG}' must be an object, not {entry!r}."
+        )
+    for name in Int4Settings.READ:
+        refuse_two(
+            f"'{folder}'",
+            {
+                f"quantization_config.{name}": entry.get(name),
+                f"{GPTQ_CONFIG}: {name}": (older or {}).get(name),
+            },
         )
     return entry

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,12 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _SYMMETRIC = 8
 _ROUNDED = QuantScheme("int8", 32)
 _NAMES = {"gptq": "GPTQ", "awq": "AWQ", "marlin": "Marlin"}
+_STYLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "gptq": (("checkpoint_format", "format"), ("gptq", "gptq_v2")),
+    "awq": (("version", "checkpoint_format", "format"), ("gemm",)),
+    "marlin": ((), ("marlin",)),
+}
+"""Fields that may name a method's layout, and the layouts that can be read, the one of older files first."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Int4Settings:
     """What `quantization_config` says.
 
     method: `gptq`, `awq` or `marlin`; Marlin's packing may come with GPTQ's config, shapes tell them apart.
-    group_size: -1 for one group. zero_offset: what is added to the stored zeros.
+    group_size: -1 for one group. zeros_less_one: whether zeros are stored as in GPTQ's first format.
     """
+
+    READ: ClassVar[tuple[str, ...]] = ("quant_method", "bits", "group_size", "version", "checkpoint_format")
 
     method: str
     group_size: int
-    zero_offset: int
+    zeros_less_one: bool
 
     @classmethod
     def from_config(cls, entry: Mapping[str, Any], where: str) -> Int4Settings:
@@ -53,24 +61,35 @@ class Int4Settings:
                 f"{where} holds weights quantized with {method or 'an unnamed method'}, which cannot be "
                 "imported; use the unquantized checkpoint or a GGUF file of the model."
             )
-        version = str(entry.get("version") or "gemm").lower()
-        style = str(entry.get("checkpoint_format") or "gptq").lower()
-        for name, value, known in (
-            ("bits", entry.get("bits"), (4,)),
-            ("version", version if method == "awq" else "gemm", ("gemm",)),
-            ("checkpoint_format", style if method == "gptq" else "gptq", ("gptq", "gptq_v2")),
-        ):
-            if value not in known:
-                raise CheckpointError(
-                    f"{where} is quantized with {name} {value!r}, but only "
-                    f"{' and '.join(map(str, known))} can be imported; use the unquantized checkpoint or a "
-                    "GGUF file of the model."
-                )
+        _check_known("bits", entry.get("bits"), (4,), where)
+        style = _style(method, entry, where)
         if isinstance(group, bool) or not isinstance(group, int) or group < -1 or group == 0:
             raise CheckpointError(
                 f"The field 'group_size' of {where} must be a positive whole number or -1, not {group!r}."
             )
-        return cls(str(method), group, 1 if method == "gptq" and style == "gptq" else 0)
+        return cls(str(method), group, zeros_less_one=style == "gptq")
+
+
+def _style(method: str, entry: Mapping[str, Any], where: str) -> str:
+    """How the method's packer lays numbers out; packers and their versions name it in different fields."""
+    fields, known = _STYLES[method]
+    stated = {name: str(entry[name]).lower() for name in fields if entry.get(name) is not None}
+    for name, value in stated.items():
+        _check_known(name, value, known, where)
+    if len(set(stated.values())) > 1:
+        both = " and ".join(f"{name} {value!r}" for name, value in stated.items())
+        raise CheckpointError(
+            f"The quantization_config of {where} contradicts itself: it names {both}; delete the wrong one."
+        )
+    return next(iter(stated.values()), known[0])
+
+
+def _check_known(name: str, value: object, known: tuple[object, ...], where: str) -> None:
+    if value not in known:
+        raise CheckpointError(
+            f"{where} is quantized with {name} {value!r}, but only {' and '.join(map(str, known))} can be "
+            "imported; use the unquantized checkpoint or a GGUF file of the model."
+        )
 
 
 class _Groups(NamedTuple):
@@ -186,8 +205,11 @@ def open_int4(
         scales = packings.marlin_scales(scales) if settings.method == "marlin" else scales.T
         zeros = np.full(scales.shape, _SYMMETRIC, np.uint8)
         if "qzeros" in expected:
-            unpack = packings.awq_codes if settings.method == "awq" else packings.gptq_zeros
-            zeros = unpack(read(f"{name}.qzeros")) + np.uint8(settings.zero_offset)
+            stored = read(f"{name}.qzeros")
+            if settings.method == "awq":
+                zeros = packings.awq_codes(stored)
+            else:
+                zeros = packings.gptq_zeros(stored, less_one=settings.zeros_less_one)
         order = _order(read(f"{name}.g_idx"), group, count, name, where) if "g_idx" in expected else None
         return _Groups(scales, zeros, order)
 

@@ -26,8 +26,14 @@ def gptq_codes(words: Words) -> Codes:
     return np.ascontiguousarray(_nibbles(words.T))
 
 
-def gptq_zeros(words: Words) -> Codes:
-    """[groups, N / 8] words, eight outputs in one -> [N, groups], as stored."""
+def gptq_zeros(words: Words, *, less_one: bool) -> Codes:
+    """[groups, N / 8] words, eight outputs in one -> [N, groups].
+
+    less_one: GPTQ's first format, in which every zero is stored less one. Its packers take the one from eight
+    zeros at once, so a zero of 0 borrows from its neighbour; only the same sum over whole words undoes that.
+    """
+    if less_one:
+        words = (words.view(np.uint32) + np.uint32(0x11111111)).view(np.int32)
     return np.ascontiguousarray(_nibbles(words).T)
 
 

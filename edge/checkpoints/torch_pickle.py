@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 import mmap
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
+from edge.formats.model_folder import open_regular
+from edge.formats.names import accept_name, shown
 from edge.formats.safetensors import TensorEntry, to_float32
 
 _OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -38,6 +42,14 @@ _STORAGES = {
 }
 
 
+_ZIP_ERRORS = (zipfile.BadZipFile, struct.error, zlib.error, EOFError, RuntimeError, ValueError, LookupError)
+_MOST_SMALL = 16 << 20  # bytes of a pickle, and of the table of contents; those of checkpoints have kilobytes
+_MOST_OPERATIONS = 1 << 19  # of a pickle, some 35 for each tensor
+_MOST_ARGUMENTS = {"OrderedDict": 0, "_rebuild_tensor_v2": 8, "_rebuild_parameter": 4}
+_MOST_DIMENSIONS = 8
+_MOST_SHARED = 4  # bytes of all tensors over those stored: tied tensors share, bombs share a thousandfold
+
+
 class TorchFile:
     """A file of `torch.save` in the zip format (PyTorch 1.6 and later) that holds a state dict.
 
@@ -48,7 +60,7 @@ class TorchFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 start = file.read(len(_OLD_FORMAT))
                 if start == _OLD_FORMAT:
                     raise CheckpointError(
@@ -58,41 +70,46 @@ class TorchFile:
                 if not start.startswith(b"PK"):
                     raise self._damaged("it is not a zip file")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            with zipfile.ZipFile(self.path) as archive:
-                self._entries = {entry.filename: entry for entry in archive.infolist()}
-                pickles = [name for name in self._entries if name.endswith("/data.pkl")]
-                if len(pickles) != 1:
-                    raise self._damaged("it holds no data.pkl")
-                self._folder = pickles[0].removesuffix("data.pkl")
-                program = archive.read(pickles[0])
-                order = archive.read(f"{self._folder}byteorder") if self._has("byteorder") else b"little"
+                with zipfile.ZipFile(cast(BinaryIO, _ShortReads(file))) as archive:
+                    self._entries = {entry.filename: entry for entry in archive.infolist()}
+                    pickles = [name for name in self._entries if name.endswith("/data.pkl")]
+                    if len(pickles) != 1:
+                        raise self._damaged("it holds no data.pkl")
+                    self._folder = pickles[0].removesuffix("data.pkl")
+                    program = self._stored(archive, pickles[0])
+                    order = f"{self._folder}byteorder"
+                    order_text = self._stored(archive, order) if order in self._entries else b"little"
         except OSError as error:
             raise CheckpointError(f"Cannot read '{self.path}': {error.strerror or error}.") from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-            raise self._damaged(str(error)) from None
-        if order != b"little":
+        except _ZIP_ERRORS as error:
+            raise self._damaged(f"{error!s:.80}") from None
+        if order_text != b"little":
             raise CheckpointError(f"'{self.path}' was saved on a big-endian machine, which is not supported.")
         state = self._run(program)
         if not isinstance(state, dict):
             raise CheckpointError(f"'{self.path}' holds a {type(state).__name__} instead of a state dict.")
         self._tensors = {
-            name: value
+            accept_name(name, self.path, CheckpointError): value
             for name, value in state.items()
-            if isinstance(value, _Tensor) and isinstance(name, str)
+            if isinstance(value, _Tensor)
         }
         self.tensors = {name: TensorEntry(t.storage.dtype, t.shape) for name, t in self._tensors.items()}
         for name in self._tensors:
             self._check(name)
+        storages = {tensor.storage for tensor in self._tensors.values()}
+        stored = sum(self._entries[self._data_entry(storage)].file_size for storage in storages)
+        if sum(tensor.bytes for tensor in self._tensors.values()) > _MOST_SHARED * stored:
+            raise self._damaged("its tensors share one another's data over and over")
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """One tensor, zero-copy and read-only, maybe strided; BF16 appears as its uint16 bits."""
         if name not in self._tensors:
             raise CheckpointError(f"'{self.path}' has no tensor '{name}'.")
         tensor = self._tensors[name]
-        dtype, size = tensor.storage.dtype, np.dtype(_NUMPY[tensor.storage.dtype]).itemsize
-        start = self._data_start(tensor.storage.key) + tensor.offset * size
-        flat: npt.NDArray[Any] = np.frombuffer(self._map, _NUMPY[dtype], tensor.span, start)
-        steps = [stride * size for stride in tensor.strides]
+        storage = tensor.storage
+        start = self._data_start(storage) + tensor.offset * storage.itemsize
+        flat: npt.NDArray[Any] = np.frombuffer(self._map, _NUMPY[storage.dtype], tensor.span, start)
+        steps = [stride * storage.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
 
     def read_float32(self, name: str) -> npt.NDArray[np.float32]:
@@ -101,23 +118,37 @@ class TorchFile:
         return to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
 
     def _check(self, name: str) -> None:
-        """Every index that the tensor's shape and strides can form must lie inside its storage's bytes."""
-        tensor = self._tensors[name]
-        entry = self._entries.get(f"{self._folder}data/{tensor.storage.key}")
-        if entry is None or entry.compress_type != zipfile.ZIP_STORED:
-            raise self._damaged(f"the data of tensor '{name}' is missing or compressed")
-        needed = (tensor.offset + tensor.span) * np.dtype(_NUMPY[tensor.storage.dtype]).itemsize
-        if needed > entry.file_size or self._data_start(tensor.storage.key) + needed > len(self._map):
-            raise self._damaged(f"tensor '{name}' reaches beyond its data")
+        """Every index that the tensor's shape and strides can form must lie inside its storage's bytes.
 
-    def _data_start(self, key: str) -> int:
+        A tensor may not be larger than its storage either: a stride of 0 makes gigabytes of one number.
+        """
+        tensor = self._tensors[name]
+        entry = self._entries.get(self._data_entry(tensor.storage))
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.header_offset < 0:
+            raise self._damaged(f"the data of tensor '{name}' is missing or compressed")
+        needed = (tensor.offset + tensor.span) * tensor.storage.itemsize
+        if needed > entry.file_size or self._data_start(tensor.storage) + needed > len(self._map):
+            raise self._damaged(f"tensor '{name}' reaches beyond its data")
+        if tensor.bytes > entry.file_size:
+            raise self._damaged(f"tensor '{name}' repeats its data")
+
+    def _data_entry(self, storage: _Storage) -> str:
+        return f"{self._folder}data/{storage.key}"
+
+    def _data_start(self, storage: _Storage) -> int:
         """Where an entry's bytes start: after its local header, which ends in two parts of any length."""
-        at = self._entries[f"{self._folder}data/{key}"].header_offset
+        at = self._entries[self._data_entry(storage)].header_offset
         lengths = self._map[at + 26 : at + 30]
         return at + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
-    def _has(self, name: str) -> bool:
-        return f"{self._folder}{name}" in self._entries
+    def _stored(self, archive: zipfile.ZipFile, name: str) -> bytes:
+        """A small entry. `torch.save` compresses nothing, and what is not compressed can't grow."""
+        entry = self._entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise self._damaged("its entries are compressed")
+        if entry.file_size > _MOST_SMALL:
+            raise self._damaged(f"its pickle has more than {_MOST_SMALL >> 20} MiB")
+        return archive.read(entry)
 
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -132,8 +163,25 @@ class TorchFile:
                 f"'{self.path}' asks for {refused}, which is more than tensors; it was not run. Use a "
                 "safetensors file, or one you trust saved again as a plain state dict."
             ) from None
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            raise self._damaged(f"its pickle is invalid: {error}") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+            raise self._damaged(f"its pickle is invalid: {error!s:.80}") from None
+
+
+class _ShortReads:
+    """A file for zipfile, which reads its table of contents at once, however large that is announced."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        """Like a file's; BadZipFile for more than any table of contents has."""
+        data = self._file.read(_MOST_SMALL + 1 if size < 0 else min(size, _MOST_SMALL + 1))
+        if len(data) > _MOST_SMALL:
+            raise zipfile.BadZipFile("its table of contents is too long")
+        return data
 
 
 class _RefusedError(Exception):
@@ -145,6 +193,11 @@ class _Storage:
     dtype: str
     key: str
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return np.dtype(_NUMPY[self.dtype]).itemsize
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -154,6 +207,11 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor by itself."""
+        return math.prod(self.shape) * self.storage.itemsize
 
     @property
     def span(self) -> int:
@@ -174,16 +232,18 @@ class _Global:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     """torch._utils._rebuild_tensor_v2; what follows (gradient flag, hooks) does not matter here"""
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError("a tensor is not made of a storage and sizes")
-    if len(shape) != len(strides):
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         raise ValueError("a tensor's shape and strides differ in length")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(shape)} dimensions")
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+        raise ValueError("a tensor is not made of a storage and sizes")
+    return _Tensor(storage, offset, shape, strides)
 
 
 _GLOBALS = {
-    "collections OrderedDict": _Global("OrderedDict", lambda items=(): dict(items)),
+    "collections OrderedDict": _Global("OrderedDict", dict),
     "torch._utils _rebuild_tensor_v2": _Global("_rebuild_tensor_v2", _rebuild_tensor),
     "torch._utils _rebuild_parameter": _Global("_rebuild_parameter", lambda tensor, *_: tensor),
     **{f"torch {name}": _Global(name, dtype=dtype) for name, dtype in _STORAGES.items()},
@@ -207,8 +267,10 @@ def _interpret(program: bytes) -> Any:
         del stack[at:]
         return items
 
-    for opcode, value, _ in pickletools.genops(program):
+    for count, (opcode, value, _) in enumerate(pickletools.genops(program)):
         name, argument = opcode.name, cast(Any, value)
+        if count > _MOST_OPERATIONS:
+            raise ValueError(f"it has more than {_MOST_OPERATIONS} operations")
         if name in ("PROTO", "FRAME"):
             continue
         elif name in _LITERALS:
@@ -222,8 +284,8 @@ def _interpret(program: bytes) -> Any:
         elif name == "TUPLE":
             stack.append(tuple(popped()))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
+            length = int(name[-1])
+            stack[-length:] = [tuple(stack[-length:])]
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif name == "MEMOIZE":
@@ -241,6 +303,8 @@ def _interpret(program: bytes) -> Any:
             arguments, function = stack.pop(), stack.pop()
             if not isinstance(function, _Global) or function.call is None:
                 raise _RefusedError(f"a call of {getattr(function, 'name', type(function).__name__)}")
+            if type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS[function.name]:
+                raise _RefusedError(f"{function.name} with other arguments than PyTorch writes")
             stack.append(function.call(*arguments))
         elif name == "SETITEM":
             items = [stack.pop(-2), stack.pop()]
@@ -267,12 +331,14 @@ def _interpret(program: bytes) -> Any:
 def _fill(target: Any, items: list[Any]) -> None:
     if type(target) is not dict:
         raise _RefusedError("items in something that is not a dict")
+    if not all(type(key) is str or (type(key) is int and abs(key) < 1 << 31) for key in items[::2]):
+        raise _RefusedError("a key that is no text")  # others can be made to collide, which takes hours
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
 def _global(name: str) -> _Global:
     if name not in _GLOBALS:
-        raise _RefusedError(f"'{name.replace(' ', '.')}'")
+        raise _RefusedError(shown(name.replace(" ", ".")))
     return _GLOBALS[name]
 
 

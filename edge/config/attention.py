@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 from edge.config import ModelConfig, SparseConfig
@@ -14,6 +15,39 @@ dense: every query reads the whole cache. sparse: InfLLM-V2 with the model's `sp
 published constants if it has none; an error where it can't run. auto: sparse if the model has a
 `sparse_config` and this can run it, otherwise dense.
 """
+
+Selection = Literal["paper", "minicpm4", "infllmv2"]
+"""Values of `--selection`, which asks for sparse attention and says whose choice of blocks, where public code
+differs.
+
+paper: scores are normalised over the coarse kernels, and `window_size` counts the query's own block, as in
+CPM.cu. minicpm4: over the fine kernels, and one local block more stands for one scored block less, as in the
+modelling code that MiniCPM4 was published with. infllmv2: those blocks with the first normaliser, as in later
+code (MiniCPM-SALA's in SGLang).
+"""
+
+
+def with_selection(config: ModelConfig, selection: Selection | None) -> ModelConfig:
+    """The config with the constants of somebody's choice of blocks; None keeps the model's own."""
+    if selection is None:
+        return config
+    own = config.sparse or SparseConfig()
+    sparse = replace(own, exact_lse=selection == "minicpm4")
+    if selection != "paper":
+        sparse = replace(sparse, window_size=own.window_size + own.block_size, topk=own.topk - 1)
+    return replace(config, sparse=sparse)
+
+
+def asked_attention(mode: AttentionMode, selection: Selection | None) -> AttentionMode:
+    """What `--attention` and `--selection` ask for together; ConfigError where they contradict each other."""
+    if selection is None:
+        return mode
+    if mode == "dense":
+        raise ConfigError(
+            f"The selection '{selection}' chooses blocks of sparse attention, but dense attention was asked "
+            "for; leave one of them out."
+        )
+    return "sparse"
 
 
 def resolve_attention(

@@ -11,31 +11,65 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge.config import ModelConfig
-from edge.config.fields import listed
+from edge.config.fields import Fields, listed
 from edge.config.roles import DECODER, MOE, Role
 from edge.errors import ConfigError
 from edge.system.registry import Registry, load_plugins
 
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    # attention
     "attention_bias": (False,),
-    "mlp_bias": (False,),
     "qkv_bias": (False,),
-    "partial_rotary_factor": (1, 1.0),
-    "rope_interleaved": (False,),
-    "sliding_window": (),
-    "mixer_types": (),
-    "lightning_nh": (),
+    "use_qkv_bias": (False,),
+    "mlp_bias": (False,),
+    "lm_head_bias": (False,),
     "qk_norm": (False,),
     "use_qk_norm": (False,),
+    "qk_layernorm": (False,),
     "use_output_gate": (False,),
     "attn_use_output_gate": (False,),
     "attention_multiplier": (),
-    "final_logit_softcapping": (),
+    "query_pre_attn_scalar": (),
+    "attn_scale": (),
+    "attn_temperature_tuning": (False, 0),
+    "attn_logit_softcapping": (),
+    "clip_qkv": (),
+    "use_bidirectional_attention": (False,),
+    "is_causal": (True,),
+    "sliding_window": (),
+    "sliding_window_pattern": (),
+    "attention_chunk_size": (),
+    "layer_types": ("full_attention",),
+    "mixer_types": (),
+    "lightning_nh": (),
     "q_lora_rank": (),
     "kv_lora_rank": (),
+    "num_kv_shared_layers": (0,),
+    # rotary embedding, beside its own entry
+    "partial_rotary_factor": (1,),
+    "rotary_pct": (1,),
+    "rope_ratio": (1,),
+    "rope_interleaved": (False,),
+    "rope_interleave": (False,),
+    "mrope_section": (),
+    # scales and the residual stream
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "lm_head_multiplier": (1,),
+    "key_multiplier": (1,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "final_logit_softcapping": (),
+    "use_parallel_residual": (False,),
+    "swiglu_limit": (),
+    # which weights, and of which layers
+    "per_layer_config": (),
+    "transformers_weights": (),
 }
-"""Fields of config.json that change the arithmetic, with the only values besides null that are computed."""
+"""Fields of config.json that change what is computed, with the only values besides null that are supported;
+of a list, every value."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +166,29 @@ def scaled_family(config: ModelConfig) -> Family:
     if config.has_mup_scales == family.scaled or family.counterpart is None:
         return family
     return FAMILIES.get(family.counterpart)
+
+
+def mup_scales(source: Fields, names: tuple[str, ...], family: Family) -> list[float | None]:
+    """The three muP scales, None for a family without.
+
+    Raises ConfigError where one is missing, which would silently be 1, and for scales of a family that has
+    none: it is the counterpart's file, or they are folded into the weights already.
+    """
+    missing = [source.key(name) for name in names if source.get(name) is None]
+    if len(missing) == len(names) and not family.scaled:
+        return [None for _ in names]
+    if missing:
+        raise ConfigError(
+            f"{source.where} lacks {listed(map(repr, missing))}, the muP scales of a network of type "
+            f"{family.model_type}; take them from the original model."
+        )
+    if family.counterpart is not None and not family.scaled:
+        raise ConfigError(
+            f"{source.where} contradicts itself: it has {listed(repr(source.key(name)) for name in names)}, "
+            f"but networks of type {family.model_type} have no muP scales; say that its type is "
+            f"{family.counterpart}, or remove them."
+        )
+    return [source.number(name) for name in names]
 
 
 register_family(

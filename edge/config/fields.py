@@ -29,8 +29,14 @@ class Fields:
         return self.prefix + self.names.get(name, name)
 
     def get(self, name: str) -> Any:
-        """The value, or None when it is absent or null and has no default."""
-        value = self.data.get(self.key(name))
+        """The value, or None when it is absent or null and has no default.
+
+        ConfigError if a field that is called otherwise stands there under our name too, with another value.
+        """
+        key = self.key(name)
+        value = self.data.get(key)
+        if name in self.names:
+            refuse_two(self.where, {key: value, name: self.data.get(name)})
         return self.defaults.get(name) if value is None else value
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -108,9 +114,9 @@ class Fields:
         return value
 
     def _wrong(self, name: str, wanted: str, value: Any) -> ConfigError:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return ConfigError(f"The field '{self.key(name)}' of {self.where} must be {wanted}, not {shown}.")
+        return ConfigError(
+            f"The field '{self.key(name)}' of {self.where} must be {wanted}, not {shown(value)}."
+        )
 
 
 def unique(values: Iterable[int]) -> tuple[int, ...]:
@@ -129,12 +135,22 @@ def head_size(value: int | None, hidden_size: int, heads: int) -> int:
     return hidden_size // heads
 
 
-def mup_scales(source: Fields, names: Iterable[str], required: bool = False) -> list[float | None]:
-    """The three muP scales; with only some of them a missing one would silently be 1: refused."""
-    names = list(names)
-    if required or any(source.get(name) is not None for name in names):
-        return [source.number(name) for name in names]
-    return [None for _ in names]
+def refuse_two(where: str, values: Mapping[str, Any]) -> None:
+    """ConfigError if one fact, which stands under several names, has more than one value besides null."""
+    said = {name: value for name, value in values.items() if value is not None}
+    first, *others = said.items() or [("", None)]
+    for name, value in others:
+        if value != first[1]:
+            raise ConfigError(
+                f"{where} contradicts itself: '{first[0]}' is {shown(first[1])}, but '{name}' is "
+                f"{shown(value)}; remove the wrong one."
+            )
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut to a length that can be read."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def listed(names: Iterable[str]) -> str:

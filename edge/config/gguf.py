@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, RopeConfig
-from edge.config.families import family_from_gguf, scaled_family
-from edge.config.fields import Fields, head_size, mup_scales, unique
+from edge.config.families import family_from_gguf, mup_scales, scaled_family
+from edge.config.fields import Fields, head_size, listed, shown, unique
 from edge.config.generation import read_generation_config
+from edge.config.gguf_keys import FIXED, READ, WITHOUT_EFFECT
 from edge.config.rope import longrope_scale, rope_parameters
 from edge.config.rope_entry import read_rope
 from edge.errors import ConfigError, ExportError
+from edge.system.notices import notice
 
 Metadata = dict[str, Any]
 """Python values by key: bool, int (written as uint32), float (float32), str, bytes (an array of uint8), and
@@ -35,6 +37,7 @@ SAMPLING_KEYS = {
 """Sampling settings of a `generation_config.json` and their keys."""
 
 _WHERE = "the GGUF metadata"
+_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 _MUP = ("embedding_scale", "residual_scale", "logit_scale")
 
 
@@ -54,6 +57,7 @@ def config_from_gguf(
     architecture = Fields(metadata, _WHERE).text("general.architecture")
     family = family_from_gguf(architecture)
     source = Fields(metadata, _WHERE, f"{architecture}.")
+    _check_fixed(source)
     hidden_size = source.integer("embedding_length")
     layers = source.integer("block_count")
     if layers <= 0:
@@ -71,7 +75,7 @@ def config_from_gguf(
     max_positions = source.integer("context_length")
     kv_heads = heads if source.get("attention.head_count_kv") is None else None
     experts = source.integer("expert_count", 0)
-    embedding, residual, logit = mup_scales(source, _MUP, required=family.scaled)
+    embedding, residual, logit = mup_scales(source, _MUP, family)
     stops = [_token(special, name) for name in ("eos", "eot", "eom")]
     config = ModelConfig(
         model_type=family.model_type,
@@ -173,25 +177,58 @@ def sampling_to_gguf(generation_config: Mapping[str, Any]) -> Metadata:
     }
 
 
+def _check_fixed(source: Fields) -> None:
+    """Refuse what is known to change the arithmetic, and say what is not known at all."""
+    for name, values in FIXED.items():
+        value = source.get(name)
+        found = value if isinstance(value, (list, tuple)) else [value]
+        if any(each is not None and each not in values for each in found):
+            raise ConfigError(
+                f"The GGUF field '{source.key(name)}' is {shown(value)}, which is not supported."
+            )
+    known = {source.key(name) for name in (*READ, *FIXED, *WITHOUT_EFFECT)}
+    unknown = sorted(key for key in source.data if key.startswith(source.prefix) and key not in known)
+    if unknown:
+        notice(f"{_WHERE} has fields that nothing is known of here and that are ignored: {listed(unknown)}.")
+
+
 def _read_rope(
     source: Fields, max_positions: int, short_factor: Sequence[float], long_factor: Sequence[float]
 ) -> RopeConfig:
     theta = _decimal(source.number("rope.freq_base", 10000.0))
-    entry: dict[str, Any] = {
-        "original_max_position_embeddings": source.get("rope.scaling.original_context_length")
-    }
-    factor = (
-        source.optional_number("rope.scaling.factor") or source.optional_number("rope.scale_linear") or 1.0
-    )
+    factor = _rope_factor(source)
     kind = source.get("rope.scaling.type") or ("linear" if factor != 1.0 else "none")
+    if kind not in _ROPE_TYPES:
+        raise ConfigError(
+            f"The GGUF field '{source.key('rope.scaling.type')}' is {shown(kind)}, but llama.cpp knows only "
+            f"{listed(_ROPE_TYPES)}."
+        )
+    extrapolation = source.optional_number("rope.scaling.yarn_ext_factor")
+    if extrapolation is not None and extrapolation >= 0 and extrapolation != (kind == "yarn"):
+        raise ConfigError(
+            f"The GGUF field '{source.key('rope.scaling.yarn_ext_factor')}' is {extrapolation}, which is not "
+            f"supported with the rope type {kind}."
+        )
     if len(short_factor) or len(long_factor):
-        kind = "longrope"  # some converters write the factor tensors and no type
+        # Some converters write the factor tensors and no type; llama.cpp divides by the factor as well.
+        if kind != "none" and factor != 1.0:
+            raise ConfigError(
+                f"{_WHERE} contradicts itself: '{source.key('rope.scaling.factor')}' is {factor} (rope type "
+                f"{kind}), but the file has tensors of rotary factors, too; only one of them is supported."
+            )
+        kind = "longrope"
     attention = source.optional_number("rope.scaling.attn_factor")
+    if attention not in (None, 1.0) and kind not in ("yarn", "longrope"):
+        raise ConfigError(
+            f"The GGUF field '{source.key('rope.scaling.attn_factor')}' is {attention}, which is not "
+            f"supported with the rope type {kind}."
+        )
     if kind == "yarn" and attention is not None and factor > 0:
         attention *= 1 + 0.1 * math.log(factor)  # llama.cpp multiplies both
-    entry |= {
+    entry = {
         "rope_type": kind,
-        "factor": _decimal(factor),
+        "original_max_position_embeddings": source.get("rope.scaling.original_context_length"),
+        "factor": None if kind == "longrope" else _decimal(factor),
         "attention_factor": None if attention is None else _decimal(attention),
         "short_factor": [float(value) for value in short_factor],
         "long_factor": [float(value) for value in long_factor],
@@ -199,6 +236,17 @@ def _read_rope(
         "beta_slow": source.get("rope.scaling.yarn_beta_slow"),
     }
     return read_rope(entry, _WHERE, theta, max_positions)
+
+
+def _rope_factor(source: Fields) -> float:
+    """llama.cpp's rule: the older key counts where the newer one is absent; 0 is as good as 1."""
+    factor, older = (source.optional_number(name) for name in ("rope.scaling.factor", "rope.scale_linear"))
+    if factor and older and factor != older:
+        notice(
+            f"{_WHERE} says the rotary factor twice: {factor} in '{source.key('rope.scaling.factor')}' is "
+            f"used, as llama.cpp does, and {older} in '{source.key('rope.scale_linear')}' is not."
+        )
+    return (older if factor is None else factor) or 1.0
 
 
 def _write_rope(config: ModelConfig) -> Metadata:

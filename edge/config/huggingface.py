@@ -6,18 +6,21 @@ not known to the family (biases, another activation, sliding windows, lightning 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
-from edge.config.families import Family, every_last, family_from_hf, family_of
-from edge.config.fields import Fields, head_size, mup_scales
+from edge.config.families import Family, every_last, family_from_hf, mup_scales, scaled_family
+from edge.config.fields import Fields, head_size, listed, refuse_two, shown
 from edge.config.rope_entry import read_rope, write_rope
 from edge.errors import ConfigError
+from edge.system.notices import notice
 
 _WHERE = "config.json"
 _MUP = ("scale_emb", "scale_depth", "dim_model_base")
+_LENGTH = "original_max_position_embeddings"
 
 
 def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
@@ -25,8 +28,11 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
 
     Fields that may be absent have the defaults of transformers' LlamaConfig and of the family: rope_theta
     10000, num_key_value_heads = num_attention_heads, head_dim = hidden_size / num_attention_heads;
-    tie_word_embeddings is true for MiniCPM and false for Llama (a checkpoint that has a head of its own is
-    not tied).
+    tie_word_embeddings is true for MiniCPM and false for Llama (a checkpoint that has another head is not
+    tied).
+
+    A fact that stands twice counts where transformers takes it from, and a notice says so if the two differ;
+    where transformers has no rule, the contradiction is refused.
     """
     plain = Fields(data, _WHERE)
     model_type = plain.text("model_type")
@@ -38,9 +44,9 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     layers = source.integer("num_hidden_layers")
     heads = source.integer("num_attention_heads")
     max_positions = source.integer("max_position_embeddings")
-    scales = mup_scales(source, _MUP)
+    scales = mup_scales(source, _MUP, family)
     pad = source.optional_integer("pad_token_id")
-    experts = source.integer("num_experts", source.optional_integer("num_local_experts") or 0)
+    experts = _experts(source)
     config = ModelConfig(
         model_type=model_type,
         vocab_size=source.integer("vocab_size"),
@@ -70,7 +76,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The contents of a `config.json`; dtype: what most weights are stored in, in torch's words."""
-    family = family_of(config)
+    family = scaled_family(config)
     values: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -84,18 +90,18 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
-        "max_position_embeddings": config.max_position_embeddings,
+        "max_position_embeddings": _written_positions(config),
         "rope_theta": config.rope.theta,
         "rope_scaling": write_rope(config.rope),
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
-        "scale_emb": config.scale_emb,
-        "scale_depth": config.scale_depth,
-        "dim_model_base": config.dim_model_base,
         "sparse_config": None if config.sparse is None else asdict(config.sparse),
     }
+    if config.has_mup_scales:  # all three: a reader takes none for granted
+        neutral = (1.0, math.sqrt(config.num_hidden_layers), float(config.hidden_size))
+        values |= {name: getattr(config, name) or one for name, one in zip(_MUP, neutral, strict=True)}
     if config.num_experts:
         values |= {"num_experts": config.num_experts, "num_experts_per_tok": config.num_experts_per_tok}
     if family.rope_interval is not None:
@@ -107,34 +113,91 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
 def _check_fixed(data: Mapping[str, Any], family: Family) -> None:
     """Refuse fields that change the arithmetic and have other values than the family's."""
     for name, values in family.fixed.items():
+        if name == "sliding_window" and data.get("use_sliding_window") is False:
+            continue  # Qwen's way of saying that there is none
         value = data.get(name)
-        if value is not None and value not in values:
-            raise ConfigError(f"The field '{name}' of config.json is {value!r}, which is not supported.")
-    if any(kind != "full_attention" for kind in Fields(data, _WHERE).texts("layer_types")):
-        raise ConfigError("The field 'layer_types' of config.json has other layers than 'full_attention'.")
+        found = value if isinstance(value, list) and values else [value]
+        if any(each is not None and each not in values for each in found):
+            raise ConfigError(f"The field '{name}' of config.json is {shown(value)}, which is not supported.")
+
+
+def _experts(source: Fields) -> int:
+    names = ("num_experts", "num_local_experts")
+    refuse_two(_WHERE, {name: source.optional_integer(name) for name in names})
+    return source.integer(names[0], source.optional_integer(names[1]) or 0)
 
 
 def _rope(source: Fields, max_positions: int) -> RopeConfig:
-    name = "rope_parameters" if source.get("rope_parameters") is not None else "rope_scaling"
+    """The rotary embedding by transformers' rules: `rope_scaling` stands in for the whole of
+    `rope_parameters`, theta counts inside before outside, the original length outside before inside.
+    """
+    scaling, parameters = (_object(source, name) for name in ("rope_scaling", "rope_parameters"))
+    name, entry = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
+    where = f"'{source.key(name)}' of config.json"
+    theta = source.data.get(source.key("rope_theta"))
+    _say_which("rope_theta", (where, entry.get("rope_theta")), ("the top level", theta))
+    length = source.optional_integer(_LENGTH)
+    if length is not None:
+        _say_which(_LENGTH, ("the top level", length), (where, entry.get(_LENGTH)))
+        entry[_LENGTH] = length
+    rope = read_rope(entry, where, source.number("rope_theta", 10000.0), max_positions)
+    if scaling and parameters:
+        _check_replaced(rope.theta, scaling, parameters)
+    return rope
+
+
+def _object(source: Fields, name: str) -> dict[str, Any]:
+    """The entry of that name, empty if there is none."""
     where, entry = source.key(name), source.get(name) or {}
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"The field '{where}' of config.json must be an object, not {entry!r}.")
+        raise ConfigError(f"The field '{where}' of config.json must be an object, not {shown(entry)}.")
     if any(isinstance(value, Mapping) for value in entry.values()):
         raise ConfigError(f"The field '{where}' of config.json differs between kinds of layers.")
-    entry = {**entry}
-    if entry.get("original_max_position_embeddings") is None:  # older files keep it at the top
-        entry["original_max_position_embeddings"] = source.get("original_max_position_embeddings")
-    if entry.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ConfigError("The field 'partial_rotary_factor' of config.json is not supported.")
-    theta = source.number("rope_theta", 10000.0)
-    return read_rope(entry, f"'{where}' of config.json", theta, max_positions)
+    return {**entry}
+
+
+def _check_replaced(theta: float, scaling: Mapping[str, Any], parameters: dict[str, Any]) -> None:
+    """What becomes of `rope_parameters` beside the `rope_scaling` that transformers takes instead."""
+    replaced = parameters.pop("rope_theta", None)
+    if replaced not in (None, theta):
+        raise ConfigError(
+            f"config.json contradicts itself: with 'rope_scaling', which replaces 'rope_parameters', "
+            f"rope_theta is {theta}, but 'rope_parameters' says {shown(replaced)}; write the right one into "
+            "'rope_scaling' and remove the other."
+        )
+    lost = [name for name, value in parameters.items() if value not in (None, scaling.get(name))]
+    if lost and parameters.get("rope_type", parameters.get("type")) not in (None, "default"):
+        notice(
+            "config.json has both 'rope_scaling' and 'rope_parameters': the first is used, as transformers "
+            f"does, and {listed(map(repr, lost))} of the second not."
+        )
+
+
+def _say_which(what: str, used: tuple[str, Any], other: tuple[str, Any]) -> None:
+    """A notice if both places have a value, and not the same; each is given as (where, value)."""
+    if None not in (used[1], other[1]) and used[1] != other[1]:
+        notice(
+            f"config.json says {what} twice: {shown(used[1])} in {used[0]} is used, as transformers does, "
+            f"and {shown(other[1])} in {other[0]} is not."
+        )
+
+
+def _written_positions(config: ModelConfig) -> int:
+    """Others let dynamic NTK's base grow from there; the longer context of a RoPE override would hide it."""
+    original = config.rope.original_max_position_embeddings
+    return original if config.rope.type == "dynamic" and original else config.max_position_embeddings
 
 
 def _layers_without_rope(source: Fields, family: Family, layers: int) -> tuple[int, ...]:
     """SmolLM3's fields: a list with 0 for every layer that does not rotate, or an interval between them."""
-    if family.rope_interval is None:
-        return ()
     rotates = source.numbers("no_rope_layers")
+    if family.rope_interval is None:
+        if not all(rotates) or source.get("no_rope_layer_interval") is not None:
+            raise ConfigError(
+                f"config.json has layers without RoPE (fields 'no_rope_layers', 'no_rope_layer_interval'), "
+                f"which models of type {family.model_type} do not have."
+            )
+        return ()
     if not rotates:
         interval = source.integer("no_rope_layer_interval", family.rope_interval)
         if interval <= 0:

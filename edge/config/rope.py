@@ -43,9 +43,9 @@ def rope_parameters(
     return _frequencies(rope.theta, head_dim), 1.0
 
 
-def longrope_scale(original: int, max_position_embeddings: int) -> float:
+def longrope_scale(original: int, stretched: float) -> float:
     """LongRoPE's factor on cos and sin for a network stretched from `original` tokens (LongRoPE, 3.2)."""
-    ratio = max_position_embeddings / original
+    ratio = stretched / original
     return 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original))
 
 

@@ -4,55 +4,82 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from edge.config import ModelConfig, RopeConfig
 from edge.config.fields import Fields
 from edge.config.rope import longrope_scale
 from edge.errors import ConfigError
+from edge.system.notices import notice
 
-_KEYS = {
-    "factor",
-    "original_max_position_embeddings",
-    "short_factor",
-    "long_factor",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "high_freq_factor",
-    "low_freq_factor",
-    "mscale",
-    "mscale_all_dim",
-    "truncate",
+_LENGTH = "original_max_position_embeddings"
+READ: Mapping[str, frozenset[str]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "yarn": frozenset(
+        {"factor", _LENGTH, "attention_factor", "beta_fast", "beta_slow"}
+        | {"mscale", "mscale_all_dim", "truncate"}
+    ),
+    "longrope": frozenset({"factor", _LENGTH, "attention_factor", "short_factor", "long_factor"}),
+    "llama3": frozenset({"factor", _LENGTH, "low_freq_factor", "high_freq_factor"}),
 }
+"""The keys of an entry by rope type, beside the type and `rope_theta`: those that transformers computes with.
+
+An entry may carry the keys of other types; they have no effect, there and here. Dynamic NTK, for one, grows
+from `max_position_embeddings`, whatever the original length is said to be.
+"""
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "finetuned": "a remark: whether the model was trained further at its new length",
+    "comment": "a remark",
+}
+"""Keys of an entry that nothing computes with, and what they say."""
+_KEYS = frozenset().union(*READ.values())
 _ALIASES = {"su": "longrope", "ntk": "dynamic", "none": "default"}
 _OVERRIDE = "the RoPE override"
 
 
 def read_rope(entry: Mapping[str, Any], where: str, theta: float, max_positions: int) -> RopeConfig:
-    """A RopeConfig from the keys of a Hugging Face `rope_scaling` or `rope_parameters` entry."""
-    source = Fields(entry, where)
-    kind = _type(entry)
-    original = source.optional_integer("original_max_position_embeddings")
-    if kind in ("yarn", "longrope", "llama3"):
-        original = source.integer("original_max_position_embeddings", max_positions)
+    """A RopeConfig from the keys of a Hugging Face `rope_scaling` or `rope_parameters` entry.
+
+    theta: where the entry has none. Raises ConfigError for a key that is missing, unknown or of a wrong kind.
+    """
+    for name in entry:
+        if name not in {*_KEYS, *WITHOUT_EFFECT, "type", "rope_type", "rope_theta", "partial_rotary_factor"}:
+            raise ConfigError(
+                f"Unknown field '{name}' in {where}; known are {', '.join(sorted(_KEYS))}, and another one "
+                "may change what is computed."
+            )
+    if entry.get("partial_rotary_factor") not in (None, 1):
+        raise ConfigError(f"The field 'partial_rotary_factor' in {where} is not supported.")
+    kind = _type(entry, where)
+    read = READ.get(kind, _KEYS)  # RopeConfig refuses unknown types
+    source = Fields({name: value for name, value in entry.items() if name in read}, where)
+    original = None
+    if _LENGTH in read:
+        original = source.integer(_LENGTH, max_positions)
     factor = source.optional_number("factor")
     if factor is None and kind == "yarn" and original:
         factor = max_positions / original
     if factor is None and kind in ("linear", "dynamic", "llama3"):
         raise ConfigError(f"rope_type {kind} in {where} lacks the required field 'factor'.")
-    uses_scale = kind in ("yarn", "longrope")
+    attention_factor = source.optional_number("attention_factor")
+    if kind == "longrope" and factor is not None:
+        if attention_factor is None and original is not None and original > 1:
+            attention_factor = longrope_scale(original, factor * original)
+        factor = None  # it has no other use
+    fast, slow = ("high_freq_factor", "low_freq_factor") if kind == "llama3" else ("beta_fast", "beta_slow")
     return RopeConfig(
         type=kind,  # type: ignore[arg-type]  # RopeConfig refuses unknown ones
-        theta=source.number("rope_theta", theta),
-        factor=1.0 if factor is None or kind in ("default", "longrope") else factor,
-        original_max_position_embeddings=original if uses_scale or kind in ("dynamic", "llama3") else None,
+        theta=Fields(entry, where).number("rope_theta", theta),
+        factor=1.0 if factor is None else factor,
+        original_max_position_embeddings=original,
         short_factor=source.numbers("short_factor"),
         long_factor=source.numbers("long_factor"),
-        attention_factor=source.optional_number("attention_factor") if uses_scale else None,
-        beta_fast=_ramp_end(source, kind, "beta_fast", "high_freq_factor", 32.0),
-        beta_slow=_ramp_end(source, kind, "beta_slow", "low_freq_factor", 1.0),
+        attention_factor=attention_factor,
+        beta_fast=source.number(fast) if kind == "llama3" else source.optional_number(fast) or 32.0,
+        beta_slow=source.number(slow) if kind == "llama3" else source.optional_number(slow) or 1.0,
         mscale=source.optional_number("mscale"),
         mscale_all_dim=source.optional_number("mscale_all_dim"),
         truncate=source.boolean("truncate", True),
@@ -73,10 +100,9 @@ def write_rope(rope: RopeConfig) -> dict[str, Any] | None:
     if rope.type == "yarn":
         entry |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
         entry |= {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
-    entry |= {
-        "attention_factor": rope.attention_factor,
-        "original_max_position_embeddings": rope.original_max_position_embeddings,
-    }
+    entry["attention_factor"] = rope.attention_factor
+    if _LENGTH in READ[rope.type]:
+        entry[_LENGTH] = rope.original_max_position_embeddings
     return {name: value for name, value in entry.items() if value is not None}
 
 
@@ -97,26 +123,25 @@ def override_rope(config: ModelConfig, override: str | Mapping[str, Any]) -> Mod
     if isinstance(override, str):
         try:
             override = json.loads(override)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
     if not isinstance(override, Mapping):
         raise ConfigError(
             'The RoPE override must be a JSON object such as {"rope_type": "yarn", "factor": 4}.'
         )
-    data = dict(override)
-    data.pop("comment", None)
+    data = {name: value for name, value in override.items() if name not in WITHOUT_EFFECT}
     source = Fields(data, _OVERRIDE)
     wanted = source.optional_integer("max_position_embeddings")
     data.pop("max_position_embeddings", None)
-    known = _KEYS | {"type", "rope_type", "rope_theta"}
-    for name in data:
-        if name not in known:
-            raise ConfigError(
-                f"Unknown field '{name}' in the RoPE override; known are {', '.join(sorted(known))}."
-            )
-
     old = config.rope
-    kind = _type(data) if "type" in data or "rope_type" in data else old.type
+    kind = _type(data, _OVERRIDE) if "type" in data or "rope_type" in data else old.type
+    for name in data:
+        if name not in READ.get(kind, _KEYS) | {"type", "rope_type", "rope_theta", _LENGTH}:
+            raise ConfigError(
+                f"The field '{name}' in {_OVERRIDE} has no meaning for rope_type {kind}; it takes "
+                f"{', '.join(sorted({*READ.get(kind, _KEYS), _LENGTH, 'rope_theta'}))} and "
+                "max_position_embeddings."
+            )
     trained = old.original_max_position_embeddings or config.max_position_embeddings
     if kind == "longrope":
         for one, other in (("long_factor", "short_factor"), ("short_factor", "long_factor")):
@@ -124,32 +149,40 @@ def override_rope(config: ModelConfig, override: str | Mapping[str, Any]) -> Mod
             if data[one] is None:
                 del data[one]
     if kind == old.type:
-        merged = {field.name: getattr(old, field.name) for field in fields(old) if field.name in _KEYS}
-        data = {**merged, **data}
-        if kind == "longrope" and data["attention_factor"] is None:
+        merged = write_rope(old) or {}
+        if kind == "longrope":
             # The factor on cos and sin belongs to training: other lists or a longer context leave it alone.
-            data["attention_factor"] = longrope_scale(trained, config.max_position_embeddings)
+            merged.setdefault("attention_factor", longrope_scale(trained, config.max_position_embeddings))
+            if "factor" in data:  # says what it is to be
+                del merged["attention_factor"]
+        data = {**merged, **data}
     data["rope_type"] = kind
+    data.pop("type", None)
     data.setdefault("rope_theta", old.theta)
-    if (
-        kind in ("yarn", "dynamic", "longrope", "llama3")
-        and data.get("original_max_position_embeddings") is None
-    ):
-        data["original_max_position_embeddings"] = trained
+    if data.get(_LENGTH) is None:
+        data[_LENGTH] = trained
     if wanted is None:
         stretched = kind in ("linear", "yarn", "dynamic") and "factor" in override
         wanted = round(trained * Fields(data, _OVERRIDE).number("factor")) if stretched else None
     max_positions = config.max_position_embeddings if wanted is None else wanted
     rope = read_rope(data, _OVERRIDE, old.theta, max_positions)
+    if kind == "dynamic":
+        # A config grows the base from its max_position_embeddings, which is the new context here.
+        trained = Fields(data, _OVERRIDE).integer(_LENGTH)
+        rope = replace(rope, original_max_position_embeddings=trained)
     return replace(config, rope=rope, max_position_embeddings=max_positions)
 
 
-def _ramp_end(source: Fields, kind: str, name: str, llama3_name: str, default: float) -> float:
-    if kind == "llama3":
-        return source.number(llama3_name, source.optional_number(name))
-    return source.optional_number(name) or default
-
-
-def _type(entry: Mapping[str, Any]) -> str:
-    kind = entry.get("rope_type") or entry.get("type") or "default"
-    return _ALIASES.get(kind, kind) if isinstance(kind, str) else repr(kind)
+def _type(entry: Mapping[str, Any], where: str) -> str:
+    """The entry's type by the name used here; `rope_type` counts more than the older `type`."""
+    kinds = [
+        _ALIASES.get(kind, kind) if isinstance(kind, str) else repr(kind)
+        for kind in (entry.get("rope_type"), entry.get("type"))
+        if kind
+    ]
+    if len(set(kinds)) > 1:
+        notice(
+            f"In {where} 'rope_type' says {kinds[0]} and 'type' says {kinds[1]}: {kinds[0]} is used, as "
+            "transformers does."
+        )
+    return kinds[0] if kinds else "default"

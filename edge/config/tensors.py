@@ -98,8 +98,8 @@ def check_tensors(config: ModelConfig, found: Mapping[str, Shape], source: str) 
     """Compare a checkpoint's tensors with what its config asks for.
 
     A missing tensor, a wrong shape, and a tensor that the network would ignore (a bias, say) raise
-    CheckpointError with the tensor's name. Two kinds of extra tensor are harmless and let through: rotary
-    frequencies, and a head beside tied embeddings.
+    CheckpointError with the tensor's name. Rotary frequencies are harmless and let through. A head beside
+    tied embeddings is not: whoever reads a checkpoint decides between the two.
     """
     expected = expected_tensors(config)
     for name, shape in expected.items():
@@ -114,7 +114,7 @@ def check_tensors(config: ModelConfig, found: Mapping[str, Shape], source: str) 
                 f"{_text(shape)}; weights and configuration belong to different models."
             )
     for name in found:
-        if name not in expected and name != HEAD and not name.endswith("rotary_emb.inv_freq"):
+        if name not in expected and not name.endswith("rotary_emb.inv_freq"):
             raise CheckpointError(
                 f"{source} has a tensor '{name}', which the {config.model_type} network built here "
                 "does not have; running without it would give wrong text."

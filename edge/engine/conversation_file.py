@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edge.engine.settings import merge_settings
-from edge.errors import EdgeError
-from edge.formats.atomic import write_failure, write_file
+from edge.errors import EdgeError, WrongTypeError
+from edge.formats.atomic import remove_leftovers, write_failure, write_file
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import read_regular
+from edge.text.prompts import Message
 
 ROLES = ("system", "user", "assistant", "tool")
 _TOKEN_ID = re.compile("[0-9]{1,10}")
@@ -18,24 +21,61 @@ FORMAT = "minicpm-edge-conversation"
 VERSION = 1
 
 
+def parse_messages(given: object) -> list[Message]:
+    """Messages of a list of them, or of objects with `role` and `content`, as other APIs and files have them.
+
+    Raises WrongTypeError for anything else; a key that means nothing here is refused by name.
+    """
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
+        raise WrongTypeError(f"Say a text, or a list of messages, not {_kind(given)}.")
+    return [_parse_message(each) for each in given]
+
+
+def _parse_message(given: object) -> Message:
+    role: object
+    content: object
+    if isinstance(given, Message):
+        role, content, others = given.role, given.content, []
+    elif isinstance(given, Mapping):
+        role, content = given.get("role"), given.get("content")
+        others = [name for name, value in given.items() if name not in ("role", "content") and value]
+    else:
+        raise WrongTypeError(f"A message is an object with role and content, not {_kind(given)}.")
+    if not isinstance(role, str) or role not in ROLES:
+        raise WrongTypeError(f"A message has the role {role!r}; choose one of {', '.join(ROLES)}.")
+    if not isinstance(content, str):
+        raise WrongTypeError(f"The content of the {role}'s message must be a text, not {_kind(content)}.")
+    if others:
+        raise EdgeError(f"A message has the field {others[0]!r}, which means nothing here: leave it out.")
+    return Message(role, content)  # without token ids, which may be another model's
+
+
+def _kind(value: object) -> str:
+    return f"the {type(value).__name__} {value!r}" if value is not None else "None"
+
+
 def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> None:
-    """Write what `read_conversation` gives back, atomically; EdgeError if the file can't be written."""
+    """Write what `read_conversation` gives back, atomically, in a file that only its owner can read.
+
+    Raises EdgeError if the file can't be written.
+    """
     data = {"format": FORMAT, "version": VERSION, **conversation}
     try:
-        write_file(path, (json.dumps(data, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace"))
+        text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+        write_file(path, text.encode("utf-8", "replace"), private=True)
     except OSError as error:
         raise EdgeError(write_failure(path, error)) from None
 
 
 def read_conversation(path: Path) -> dict[str, Any]:
-    """The checked contents of a conversation file."""
+    """The checked contents of a conversation file; `messages` are Messages."""
+    remove_leftovers(path.parent)
     try:
-        data = json.loads(path.read_bytes())
+        text = read_regular(path)
     except OSError as error:
         raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    except (ValueError, RecursionError):
-        raise EdgeError(f"'{path}' is not a saved conversation: it is not JSON.") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    data = parse_object(text, path, EdgeError, "name a saved conversation of this program")
+    if data.get("format") != FORMAT:
         raise EdgeError(f"'{path}' is not a saved conversation of this program.")
     if data.get("version") != VERSION:
         raise EdgeError(
@@ -48,17 +88,17 @@ def read_conversation(path: Path) -> dict[str, Any]:
             raise EdgeError(
                 f"The saved conversation '{path}' is damaged: its field '{name}' is missing or wrong."
             )
-    for message in data["messages"]:
-        good = isinstance(message, dict) and message.get("role") in ROLES
-        if not good or not isinstance(message.get("content"), str):
-            raise EdgeError(
-                f"The saved conversation '{path}' is damaged: it has a message without role or text."
-            )
+    try:
+        messages = parse_messages(data["messages"])
+    except EdgeError as error:
+        raise EdgeError(
+            f"The saved conversation '{path}' is damaged: it has a message without role or text: {error}"
+        ) from None
     try:
         merge_settings(request=_with_integer_keys(data["settings"]))
     except EdgeError as error:
         raise EdgeError(f"The conversation in '{path}' has settings that can't be used: {error}") from None
-    return {**data, "settings": _with_integer_keys(data["settings"])}
+    return {**data, "settings": _with_integer_keys(data["settings"]), "messages": messages}
 
 
 def _with_integer_keys(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from edge.engine.sampling import Sampled, Sampler
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.errors import EdgeError
+from edge.system.guards import OneThread
 from edge.text.end_tokens import named_token
 from edge.text.tokenizer.base import Tokenizer
+
+_T = TypeVar("_T")
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
 
@@ -99,72 +103,107 @@ def generate(
     settings: GenerationSettings,
     tokenizer: Tokenizer,
     cancelled: Callable[[], bool] = lambda: False,
+    ended: Callable[[Completion], None] = lambda done: None,
     continues: bool = False,
 ) -> Generator[Chunk, None, Completion]:
     """Answer `prompt`, yielding chunks and returning the Completion.
 
     The prompt is what the session's cache shall hold before the answer; shared tokens are not computed again.
-    `cancelled` is asked before every call of the executor. continues: the text goes on with the prompt's, so
-    that a leading space stays. Raises ContextError if the prompt does not fit.
+    `cancelled` is asked before every call of the executor. `ended` gets the Completion too, and gets what
+    there is of it when an interrupt (KeyboardInterrupt) or `close` ends the generator in its middle; an error
+    is no end. continues: the text goes on with the prompt's, so that a leading space stays. Raises
+    ContextError if the prompt does not fit.
     """
-    sampler = Sampler(settings.sampling)
-    ends = answer_ends(settings, tokenizer)
-    decoder, matcher = tokenizer.stream(continues=continues), StopMatcher(settings.stop)
-    # A repetition penalty counts the prompt too, see SamplingParams.
-    counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(prompt)
-    sampled: list[Sampled] = []
-    pieces: list[str] = []
-    ttft: float | None = None
-    decoding = 0.0  # seconds
-    reused, computed = session.reused_tokens, session.computed_tokens
+    answer = _Answer(session, prompt, settings, tokenizer, continues)
+    try:
+        yield from answer.decode(cancelled)
+        if left := answer.flush():
+            yield Chunk(left)
+    except (KeyboardInterrupt, GeneratorExit):
+        answer.flush()
+        ended(answer.completion())
+        raise
+    done = answer.completion()
+    ended(done)
+    return done
 
-    since = perf_counter()
-    logits = session.prefill(prompt, cancelled)
-    prefill = perf_counter() - since
-    reused, computed = session.reused_tokens - reused, session.computed_tokens - computed
-    reason: StopReason = "cancelled"
-    while logits is not None:
-        choice = sampler.sample(logits, session.tokens[counted_from:])
-        if ttft is None:
-            ttft = perf_counter() - since
-        else:
-            decoding += perf_counter() - since
-        if choice.token in ends:
-            reason = "eos"
-            break
-        sampled.append(choice)
-        pieces.append(matcher.push(decoder.push(choice.token)))
-        yield Chunk(pieces[-1], choice.token, choice.logprob, choice.top)
+
+class _Answer:
+    """The state of `generate`: what there is of an answer, and what it cost so far."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        tokenizer: Tokenizer,
+        continues: bool,
+    ) -> None:
+        self._session, self._prompt, self._settings = session, prompt, settings
+        self._sampler = Sampler(settings.sampling)
+        self._ends = answer_ends(settings, tokenizer)
+        self._decoder, self._matcher = tokenizer.stream(continues=continues), StopMatcher(settings.stop)
+        self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
+        self._left = ""
+        self._reason: StopReason = "cancelled"
+        self._ttft: float | None = None
+        self._prefill = self._decoding = 0.0  # seconds
+        self._reused_before, self._computed_before = session.reused_tokens, session.computed_tokens
+        self._reused = self._computed = 0
+
+    def decode(self, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
+        session, settings = self._session, self._settings
+        # A repetition penalty counts the prompt too, see SamplingParams.
+        counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
         since = perf_counter()
-        if matcher.stopped:
-            reason = "stop"
-            break
-        if len(sampled) == settings.max_new_tokens:
-            reason = "length"
-            break
-        if session.length >= session.context:
-            reason = "context"
-            break
-        if cancelled():
-            break
-        logits = session.step(choice.token)
-    left = matcher.push(decoder.flush()) + matcher.flush()
-    if left:
-        pieces.append(left)
-        yield Chunk(left)
-    steps = len(sampled) - (reason != "eos")  # the end token took a step as well
-    return Completion(
-        text="".join(pieces),
-        tokens=tuple(choice.token for choice in sampled),
-        prompt_tokens=len(prompt),
-        reused_tokens=reused,
-        ttft_seconds=ttft,
-        prefill_tokens_per_second=computed / prefill if prefill > 0 else 0.0,
-        tokens_per_second=steps / decoding if steps > 0 and decoding > 0 else 0.0,
-        stop_reason=reason,
-        seed=sampler.seed,
-        logprobs=tuple(sampled) if settings.sampling.logprobs is not None else None,
-    )
+        logits = session.prefill(self._prompt, cancelled)
+        self._prefill = perf_counter() - since
+        self._reused = session.reused_tokens - self._reused_before
+        self._computed = session.computed_tokens - self._computed_before
+        while logits is not None:
+            choice = self._sampler.sample(logits, session.tokens[counted_from:])
+            if self._ttft is None:
+                self._ttft = perf_counter() - since
+            else:
+                self._decoding += perf_counter() - since
+            if choice.token in self._ends:
+                self._reason = "eos"
+                return
+            text = self._matcher.push(self._decoder.push(choice.token))
+            self._steps.append((choice, text))
+            yield Chunk(text, choice.token, choice.logprob, choice.top)
+            since = perf_counter()
+            if self._matcher.stopped:
+                self._reason = "stop"
+            elif len(self._steps) == settings.max_new_tokens:
+                self._reason = "length"
+            elif session.length >= session.context:
+                self._reason = "context"
+            elif not cancelled():
+                logits = session.step(choice.token)
+                continue
+            return
+
+    def flush(self) -> str:
+        """The text that was held back."""
+        self._left += self._matcher.push(self._decoder.flush()) + self._matcher.flush()
+        return self._left
+
+    def completion(self) -> Completion:
+        steps = len(self._steps) - (self._reason != "eos")  # the end token took a step as well
+        sampled = tuple(choice for choice, _ in self._steps)
+        return Completion(
+            text="".join(text for _, text in self._steps) + self._left,
+            tokens=tuple(choice.token for choice in sampled),
+            prompt_tokens=len(self._prompt),
+            reused_tokens=self._reused,
+            ttft_seconds=self._ttft,
+            prefill_tokens_per_second=self._computed / self._prefill if self._prefill > 0 else 0.0,
+            tokens_per_second=steps / self._decoding if steps > 0 and self._decoding > 0 else 0.0,
+            stop_reason=self._reason,
+            seed=self._sampler.seed,
+            logprobs=sampled if self._settings.sampling.logprobs is not None else None,
+        )
 
 
 def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
@@ -180,54 +219,138 @@ def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset
 
 
 class Stream:
-    """An answer in the making: iterate over it for its chunks, then read `result`.
+    """An answer in the making: iterate over it for its chunks, or read `result`, or `await` the same.
 
-    The work is done in the iterating thread; `cancel` may be called from any thread. Leaving a `with` block,
-    or `close`, cancels what is not finished.
+    The work is done in the thread that iterates, for `async for` and `await` in a worker thread. `cancel` may
+    be called from any thread; everything else belongs to one at a time. Leaving a `with` block, or `close`,
+    cancels what is not finished. A task that is cancelled while it waits cancels the answer too, and ends
+    after the step that is running.
     """
 
-    def __init__(self, start: Callable[[Callable[[], bool]], Generator[Chunk, None, Completion]]) -> None:
-        """start: makes the generator, given the function that tells whether to cancel."""
+    def __init__(
+        self,
+        start: Callable[
+            [Callable[[], bool], Callable[[Completion], None]], Generator[Chunk, None, Completion]
+        ],
+    ) -> None:
+        """start: makes the generator, given the function that tells whether to cancel, and the one to call
+        with the Completion (see `generate`).
+        """
         self._cancel = threading.Event()
-        self._chunks = start(self._cancel.is_set)
-        self._result: Completion | None = None
+        self._alone = OneThread("answer")
+        self._owner = threading.current_thread()
+        self._ends: list[Completion] = []
+        # Nothing in the generator knows this object: who lets go of it ends the answer at once.
+        self._chunks = start(self._cancel.is_set, self._ends.append)
+        self._begun = False
         self._error: BaseException | None = None
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        try:
-            return next(self._chunks)
-        except StopIteration as end:
-            if end.value is not None:
-                self._result = end.value
-            raise StopIteration from None
-        except BaseException as error:
-            self._error = error
-            raise
+        self._owner = threading.current_thread()
+        chunk = self._next()
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await self._in_worker(self._next)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def __await__(self) -> Generator[Any, None, Completion]:
+        return self._in_worker(lambda: self.result).__await__()
 
     def cancel(self) -> None:
         """Ask the answer to end before the next call of the executor; it then has stop reason `cancelled`."""
         self._cancel.set()
 
     def close(self) -> None:
-        """Cancel, and wait until the answer has ended."""
+        """Cancel, and wait until the answer has ended. What it has so far is its `result`."""
         self.cancel()
-        for _ in self:
+        while self._next() is not None:
             pass
+
+    def give_way(self) -> None:
+        """End, because its session is wanted; EdgeError if it still belongs to another thread.
+
+        Does nothing inside of this answer, which uses the session itself.
+        """
+        if self._is_over or self._alone.entered:
+            return
+        mine = self._owner is threading.current_thread() or not self._owner.is_alive()
+        if not mine and not self._cancel.is_set():
+            raise EdgeError(
+                "Another thread has an unfinished answer here: wait for it, or cancel it (Stream.cancel), or "
+                "make a chat or session for each thread."
+            )
+        self.close()
 
     @property
     def result(self) -> Completion:
-        """The finished answer; computes the rest of it first. Raises what made the answer fail, if it did."""
-        for _ in self:
-            pass
-        if self._result is None:
+        """The finished answer. If no chunk was taken yet, all of it is computed now; if some were, it ends
+        with those (stop reason `cancelled`). Raises what made the answer fail, if it did.
+        """
+        try:
+            if self._begun:
+                self.close()
+            while self._next() is not None:
+                pass
+        except KeyboardInterrupt:
+            self.close()  # so that what there is of the answer is kept
+            raise
+        if not self._ends:
             raise self._error or EdgeError("The answer was never finished.")
-        return self._result
+        return self._ends[0]
+
+    @property
+    def _is_over(self) -> bool:
+        return bool(self._ends) or self._error is not None
+
+    def _next(self) -> Chunk | None:
+        """The next chunk; None after the last."""
+        with self._alone:
+            if self._is_over:
+                return None
+            self._begun = True
+            try:
+                return next(self._chunks, None)
+            except BaseException as error:
+                self._error = error
+                self._chunks.close()  # an interrupt may have come from outside of it
+                raise
+
+    async def _in_worker(self, call: Callable[[], _T]) -> _T:
+        """Run `call` in a worker thread; a task that is cancelled cancels the answer, and waits for it."""
+        import asyncio  # takes as long to import as the rest of a chat
+
+        self._owner = threading.current_thread()
+        work = asyncio.get_running_loop().run_in_executor(None, call)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.cancel()
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            work.exception()  # nobody else asks for it
+            self.close()
+            raise
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._in_worker(self.close)

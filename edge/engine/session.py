@@ -1,23 +1,35 @@
 """One sequence on an executor: its KV cache, the tokens in it, and the reuse of what a new prompt shares.
 
-A session belongs to one thread at a time. Several sessions may use one executor from several threads; the
-executor runs their calls one after the other.
+A session belongs to one thread at a time, and to one answer (`edge.engine.generation.Stream`) until that has
+ended: another thread gets an EdgeError, and the answer goes on undisturbed. Several sessions may use one
+executor from several threads; the executor runs their calls one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ContextError, EdgeError
+from edge.executors.checks import token_ids, whole_number
 from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
 from edge.formats.kv_file import read_cache, write_cache
+from edge.system.guards import OneThread
 
 Tokens = Sequence[int] | npt.NDArray[np.int32]
+
+
+class Answer(Protocol):
+    """What may hold a session: see `edge.engine.generation.Stream`."""
+
+    def give_way(self) -> None:
+        """End, because somebody else wants the session; EdgeError if it can't."""
 
 
 class Session:
@@ -33,6 +45,8 @@ class Session:
         self.computed_tokens = 0
         self._cache = executor.new_cache()
         self._tokens = np.empty(256, np.int32)  # grows by doubling
+        self._alone = OneThread("session")
+        self._answer: weakref.ref[Answer] | None = None
 
     @property
     def length(self) -> int:
@@ -49,9 +63,24 @@ class Session:
         """The tokens in the cache, int32 [length]; a view that the next call may change."""
         return self._tokens[: self.length]
 
+    def begin(self, answer: Answer | None = None) -> None:
+        """End the answer that holds this session, as any other use of it does, and let `answer` hold it.
+
+        Raises EdgeError if that one belongs to another thread.
+        """
+        with self._use():
+            self._answer = None if answer is None else weakref.ref(answer)
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        with self._alone:
+            if self._answer is not None and (holder := self._answer()) is not None:
+                holder.give_way()
+            yield
+
     def shared_prefix(self, prompt: Tokens) -> int:
         """How many tokens of `prompt` stand at the start of the cache."""
-        new = np.asarray(prompt, np.int32)
+        new = token_ids(prompt)
         n = min(len(new), self.length)
         different = np.flatnonzero(new[:n] != self._tokens[:n])
         return int(different[0]) if different.size else n
@@ -74,39 +103,50 @@ class Session:
         Returns the logits of the last token, float32 [vocab_size]; None if `cancelled` said so between two
         chunks (the cache then holds the part that was done). Raises as `check_prompt` does.
         """
-        new = np.asarray(prompt, np.int32)
+        new = token_ids(prompt)
         self.check_prompt(new)
-        # The last token is always run again: its logits are what the caller came for.
-        reused = min(self.shared_prefix(new), len(new) - 1)
-        self.truncate(reused)
-        self.reused_tokens += reused
-        step = self.executor.max_batch
-        for start in range(reused, len(new), step):
-            if cancelled():
-                return None
-            last = start + step >= len(new)
-            logits = self._append(new[start : start + step], "last" if last else "none")
-        return logits
+        with self._use():
+            # The last token is always run again: its logits are what the caller came for.
+            reused = min(self.shared_prefix(new), len(new) - 1)
+            self._truncate(reused)
+            self.reused_tokens += reused
+            step = self.executor.max_batch
+            for start in range(reused, len(new), step):
+                if cancelled():
+                    return None
+                last = start + step >= len(new)
+                logits = self._append(new[start : start + step], "last" if last else "none")
+            return logits
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; returns the logits after it, float32 [vocab_size]."""
-        logits = self._append(np.array([token], np.int32), "last")
+        new = token_ids([token])
+        with self._use():
+            logits = self._append(new, "last")
         assert logits is not None
         return logits
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        if length < self.length:
-            self.executor.truncate(self._cache, length)
+        kept = whole_number(length, "the length to keep")
+        if kept < 0:
+            raise EdgeError(f"A session can't be cut to {kept} tokens: give 0 or more.")
+        with self._use():
+            self._truncate(kept)
 
     def reset(self) -> None:
         """Forget everything."""
         self.truncate(0)
 
+    def check_files(self) -> None:
+        """Raise EdgeError if the executor can't keep its cache in a file."""
+        self._store()
+
     def save(self, path: str | Path) -> int:
         """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
         store = self._store()
-        return write_cache(path, store.cache_identity, self.tokens, store.cache_memory(self._cache))
+        with self._use():
+            return write_cache(path, store.cache_identity, self.tokens, store.cache_memory(self._cache))
 
     def load(self, path: str | Path) -> None:
         """Make what `save` wrote the content of the cache.
@@ -122,8 +162,13 @@ class Session:
                 f"The KV cache '{path}' holds {count} tokens and the context {self.context}: open the model "
                 "with a longer context."
             )
-        store.restore(self._cache, count, stored.memory)
-        self._tokens = np.array(stored.tokens, np.int32)
+        with self._use():
+            store.restore(self._cache, count, stored.memory)
+            self._tokens = np.array(stored.tokens, np.int32)
+
+    def _truncate(self, length: int) -> None:
+        if length < self.length:
+            self.executor.truncate(self._cache, length)
 
     def _store(self) -> StoresCaches:
         if not self.executor.capabilities.cache_files:
@@ -142,7 +187,7 @@ class Session:
         try:
             (result,) = self.executor.forward([SequenceStep(self._cache, tokens, logits=wanted)])
         except BaseException:
-            self.truncate(before)
+            self._truncate(before)
             raise
         self.computed_tokens += len(tokens)
         return result.logits[-1] if result.logits is not None else None

@@ -13,13 +13,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import edge
 from edge.errors import NativeError
 from edge.executors.native import library as native
+from edge.formats.atomic import Partial
 from edge.system.paths import cache_folder
 
 _SUFFIX = "dylib" if sys.platform == "darwin" else "so"
@@ -137,8 +137,8 @@ def _source_folder(adapter: _Adapter) -> Path:
 
 def _compile(command: list[str], target: Path, version: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / target.name
+    with Partial(target, folder=True) as partial:
+        built = partial.path / target.name
         command = [*command, "-o", str(built)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_SECONDS)

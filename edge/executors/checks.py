@@ -5,7 +5,7 @@ Every function returns the argument in the form that it has been checked for, or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +13,59 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig
-from edge.errors import ContextError, EdgeError, TokenizerError
+from edge.errors import ContextError, EdgeError, TokenizerError, WrongTypeError
 
 MAX_TREE = 64
 """Most tokens of a tree: the mask of each is 64 bits."""
+
+
+def integers(values: Any, what: str, kind: type[np.integer] = np.int32) -> npt.NDArray[Any]:
+    """`kind` [n] of a list, range or array of whole numbers; NumPy would cut and wrap what is none.
+
+    what: their name in a message. Raises WrongTypeError for anything else (booleans too), and EdgeError for a
+    number that `kind` does not hold.
+    """
+    if isinstance(values, (str, bytes, bytearray, Mapping, Set)):
+        raise WrongTypeError(f"{what} must be a list of whole numbers, not {type(values).__name__}.")
+    array: Any
+    if isinstance(values, np.ndarray) or hasattr(values, "__array__"):
+        array = np.asarray(values)
+        if array.dtype.kind not in "iu" and array.size:
+            raise WrongTypeError(f"{what} must be whole numbers, not an array of {array.dtype}.")
+        if array.ndim != 1:
+            raise WrongTypeError(f"{what} must stand in a row, got an array of shape {array.shape}.")
+        least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    else:
+        try:
+            numbers = list(values)
+        except TypeError:
+            raise WrongTypeError(f"{what} must be a list of whole numbers, got {values!r}.") from None
+        for value in numbers:
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+                raise WrongTypeError(f"{what} must be whole numbers, got {value!r}.")
+        array, least, most = numbers, min(numbers, default=0), max(numbers, default=0)
+    limits = np.iinfo(kind)
+    if least < limits.min or most > limits.max:
+        raise EdgeError(f"{what} must lie from {limits.min} to {limits.max}, got {least} to {most}.")
+    return np.ascontiguousarray(array, kind)
+
+
+def whole_number(value: Any, what: str) -> int:
+    """One such number."""
+    (found,) = integers([value], what, np.int64)
+    return int(found)
+
+
+def token_ids(tokens: Any) -> npt.NDArray[np.int32]:
+    """int32 [n] as `integers`; TokenizerError for an id that is far outside every vocabulary."""
+    try:
+        return integers(tokens, "Token ids")
+    except WrongTypeError:
+        raise
+    except EdgeError:
+        raise TokenizerError(
+            "A token id is far outside the vocabulary: it does not even fit 32 bits."
+        ) from None
 
 
 def check_tokens(
@@ -28,12 +77,9 @@ def check_tokens(
     max_batch: int,
 ) -> npt.NDArray[np.int64]:
     """int64 [n]: 1 to max_batch ids within the vocabulary that fit into `context` rows after `length`."""
-    try:
-        ids = np.asarray(tokens, np.int64)
-    except OverflowError:
-        raise TokenizerError("A token id is far outside the vocabulary.") from None
-    if ids.ndim != 1 or not 0 < ids.size <= max_batch:
-        raise EdgeError(f"A batch has 1 to {max_batch} tokens in a row, got shape {ids.shape}.")
+    ids = token_ids(tokens).astype(np.int64)
+    if not 0 < ids.size <= max_batch:
+        raise EdgeError(f"A batch has 1 to {max_batch} tokens, got {ids.size}.")
     for token in ids[(ids < 0) | (ids >= config.vocab_size)]:
         raise TokenizerError(f"Token id {token} is outside the vocabulary of {config.vocab_size}.")
     if length + ids.size > context:
@@ -45,7 +91,7 @@ def check_tokens(
 
 def check_positions(positions: npt.NDArray[Any], n: int, context: int) -> npt.NDArray[np.int64]:
     """int64 [n], each within the context."""
-    places = np.asarray(positions, np.int64)
+    places = integers(positions, "positions", np.int64)
     if places.shape != (n,):
         raise EdgeError(f"positions must have one entry per token ({n}), got shape {places.shape}.")
     if places.min() < 0 or places.max() >= context:
@@ -57,7 +103,7 @@ def check_positions(positions: npt.NDArray[Any], n: int, context: int) -> npt.ND
 
 def check_tree(tree: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:
     """uint64 [n]: every token sees itself and nothing after it."""
-    bits = np.asarray(tree, np.uint64)
+    bits = integers(tree, "tree", np.uint64)
     if n > MAX_TREE:
         raise EdgeError(f"A tree has at most {MAX_TREE} tokens, got {n}.")
     if bits.shape != (n,):
@@ -78,16 +124,17 @@ def check_logits(want: str, n: int) -> int:
 
 def check_layers(layers: Sequence[int], config: ModelConfig) -> None:
     """Layers that exist."""
-    for layer in layers:
+    for layer in integers(layers, "layers"):
         if not 0 <= layer < config.num_hidden_layers:
             raise EdgeError(f"The model has {config.num_hidden_layers} layers: there is no layer {layer}.")
 
 
 def check_kept_rows(rows: Sequence[int], n: int, length: int) -> list[int]:
     """Rows that ascend from n, within the `length` of a cache."""
-    if not 0 <= n <= length:
+    first = whole_number(n, "the number of rows to keep")
+    if not 0 <= first <= length:
         raise EdgeError(f"The cache has {length} rows, so the first {n} can't be kept.")
-    order = [n - 1, *(int(row) for row in rows)]
+    order = [first - 1, *integers(rows, "rows to keep", np.int64).tolist()]
     if any(after <= before for before, after in pairwise(order)) or order[-1] >= length:
         raise EdgeError(f"Rows to keep must ascend from {n}, within the {length} of the cache.")
     return order[1:]

@@ -8,8 +8,7 @@ from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import ContextError
 from edge.formats.model_files import ModelFiles
 from edge.quant.scheme import QuantScheme
-
-_GIB = 1 << 30
+from edge.system.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,9 @@ class MemoryPlan:
     def __str__(self) -> str:
         mapped = " (mapped)" if self.mapped_weights else ""
         return (
-            f"{self.total / _GIB:.2f} GiB = weights {self.weights / _GIB:.2f}{mapped} + KV cache "
-            f"{self.kv_cache / _GIB:.2f} (at {self.context} tokens) + workspace {self.workspace / _GIB:.2f}"
+            f"{format_bytes(self.total)} = weights {format_bytes(self.weights)}{mapped} "
+            f"+ KV cache {format_bytes(self.kv_cache)} (at {self.context} tokens) "
+            f"+ workspace {format_bytes(self.workspace)}"
         )
 
 
@@ -78,7 +78,7 @@ def check_memory(plan: MemoryPlan, available: int | None) -> None:
     if available is None or plan.committed <= available:
         return
     raise ContextError(
-        f"The model needs {plan}, but only {available / _GIB:.2f} GiB of memory are available: choose a "
+        f"The model needs {plan}, but only {format_bytes(available)} of memory are available: choose a "
         "shorter context, a smaller model or a smaller quantization."
     )
 

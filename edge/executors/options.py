@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from edge.config import KVType
-from edge.config.attention import AttentionMode
+from edge.config.attention import AttentionMode, Selection
 from edge.executors.registry import EXECUTORS
 from edge.system.options import Option, check_option, check_options, option
 from edge.system.registry import Registry
@@ -40,7 +40,7 @@ def executor_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """See the fields' own help. What an executor has no use for means nothing to it.
+    """See the fields' own help. What an executor has no use for is refused by name when it is opened.
 
     executor: None runs bundles natively, and a folder of `edge export` in the runtime that it was made for.
     context: None takes what the model was trained (or exported) for. tier: kernels of this CPU, None the
@@ -79,12 +79,20 @@ class RunOptions:
         "InfLLM-V2 sparse attention beyond the dense length; auto: if the model says so.",
         choices=get_args(AttentionMode),
     )
+    selection: Selection | None = option(
+        None,
+        "Sparse attention with blocks chosen as in the paper and CPM.cu, in MiniCPM4's published code, or in "
+        "later InfLLM-V2 code; by default by the model's sparse_config.",
+        choices=get_args(Selection),
+    )
     tier: str | None = None
     max_batch: int = 256
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_option("max_batch", self.max_batch, int, Option("", least=1))
+        check_option("tier", self.tier, str | None, Option(""))
         for name, value in self.extra.items():
             known = RUN_OPTIONS.get(name)
             check_option(name, value, known.kind, known.declared)

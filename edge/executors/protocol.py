@@ -198,8 +198,20 @@ class Observable(Protocol):
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
         """Call `observer` with the bytes of libedge's `edge_event` after every operator; None ends it.
 
-        The output that an event points to is valid during the call only. The observer may not call the
-        executor, and what it raises is lost.
+        The output that an event points to is valid during the call only. An observer that calls the executor
+        gets an EdgeError. What it raises ends the pass, which raises it and leaves its cache as it was.
+        """
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """An executor that shows what stands between its stages, without times or memory of its own."""
+
+    def report_stages(self, report: Callable[[str, int, npt.NDArray[np.float32]], None] | None) -> None:
+        """Call `report(operation, layer, output)` after every stage of a step; None ends it.
+
+        operation: as the native decoder names the same operator. layer: -1 outside the layers. output [rows]
+        [columns] is valid during the call only, in which the executor may not be called.
         """
 
 

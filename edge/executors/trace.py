@@ -22,11 +22,13 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError
 from edge.executors.native import library as native
-from edge.executors.protocol import Executor, Observable, OneByOne, SequenceStep, StepResult
+from edge.executors.protocol import Executor, Observable, OneByOne, SequenceStep, Staged, StepResult
 from edge.formats.atomic import write_failure, write_file
 
 TRACE_VARIABLE = "EDGE_TRACE"
 """Environment variable with the path of the trace to write."""
+CALL = "forward"
+"""Name of the event of a whole call; all others are operators in one."""
 SKETCH = 32
 """Length of a checksum's sketch: the distance of two sketches estimates the distance of the outputs."""
 
@@ -106,26 +108,36 @@ class TracedExecutor(OneByOne):
     def __init__(self, executor: Executor, trace: Trace) -> None:
         self._executor, self._trace, self._id = executor, trace, trace.next_executor()
         self._call = 0
+        self._stage_started = 0.0
         if isinstance(executor, Observable):
             executor.observe(self._operator)
+        elif isinstance(executor, Staged):
+            executor.report_stages(self._stage)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
     def _run_step(self, step: SequenceStep) -> StepResult:
         past, started = step.cache.length, time.monotonic()
-        self._call += 1
+        self._call, self._stage_started = self._call + 1, started
         (result,) = self._executor.forward([step])
         facts: dict[str, Any] = {"call": self._call, "tokens": len(step.tokens), "past": past}
         if result.logits is not None:
             facts["checksum"] = checksum(result.logits)
-        self._trace.add("forward", "executor", started, time.monotonic() - started, self._id, facts)
+        self._trace.add(CALL, "executor", started, time.monotonic() - started, self._id, facts)
         return result
 
     def close(self) -> None:
         """Close the executor and write the trace."""
         self._executor.close()
         self._trace.write()
+
+    def _stage(self, operation: str, layer: int, output: _Floats) -> None:
+        """A stage began when the one before it had been reported."""
+        facts = {"call": self._call, "layer": layer, "checksum": checksum(output)}
+        started, ended = self._stage_started, time.monotonic()
+        self._trace.add(operation, "operator", started, ended - started, self._id, facts)
+        self._stage_started = time.monotonic()
 
     def _operator(self, raw: bytes) -> None:
         event = native.Event.from_buffer_copy(raw)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -98,8 +97,7 @@ class HugePageFile:
         """Raises BundleError if the file is shorter or can't be read."""
         lib, region = native.library(), ctypes.c_void_p()
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
-        self._finalizer = weakref.finalize(self, lib.edge_region_destroy, region, size)
-        self._finalizer.atexit = False  # another thread may still be reading them
+        self._finalizer = native.finalize(self, lib.edge_region_destroy, region, size)
         self.start, self.bytes = region.value or 0, size
         memory = memoryview((ctypes.c_char * size).from_address(self.start)).cast("B")
         try:

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge.formats.model_folder import open_regular
+
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Hex digest of a regular file, read in pieces; raises OSError."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

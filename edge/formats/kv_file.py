@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.formats.atomic import replacing, write_failure
+from edge.formats.atomic import remove_leftovers, replacing, write_failure
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import open_regular
 
 MAGIC = b"minicpm-edge-kv\n"
 VERSION = 1
@@ -53,7 +56,10 @@ def write_cache(
     tokens: npt.NDArray[np.int32],
     memory: npt.NDArray[np.uint8],
 ) -> int:
-    """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't."""
+    """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't.
+
+    Only its owner can read it: the rows tell the conversation.
+    """
     stored = np.ascontiguousarray(tokens, "<i4").view(np.uint8)
     header = json.dumps(
         {
@@ -65,7 +71,7 @@ def write_cache(
         }
     ).encode()
     try:
-        with replacing(path) as file:
+        with replacing(path, private=True) as file:
             file.write(_PREFIX.pack(MAGIC, len(header)) + header)
             for part in (stored, memory):
                 file.write(bytes(-file.tell() % _ALIGNMENT))
@@ -78,9 +84,10 @@ def write_cache(
 def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
     path = Path(path)
+    remove_leftovers(path.parent)
     try:
-        with path.open("rb") as file:
-            if path.stat().st_size < _PREFIX.size:
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size < _PREFIX.size:
                 raise _damaged(path, "it is too short")
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
@@ -91,12 +98,14 @@ def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     if length > min(_MOST_HEADER, len(data)):
         raise _damaged(path, "its header is cut off")
     end = _PREFIX.size + length
+    header = parse_object(
+        data[_PREFIX.size : end].tobytes(), f"The header of '{path}'", EdgeError, "delete it"
+    )
     try:
-        header = json.loads(data[_PREFIX.size : end].tobytes())
         version, found = header["version"], header["identity"]
         count, size, checksum = int(header["tokens"]), int(header["bytes"]), header["sha256"]
         facts = dict(found)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise _damaged(path, "its header can't be read") from None
     if version != VERSION:
         raise EdgeError(

@@ -8,6 +8,7 @@ writer must not hold the file in memory.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import mmap
@@ -22,7 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import CheckpointError
-from edge.formats.atomic import partial_path
+from edge.formats.atomic import Partial
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import open_regular
+from edge.formats.names import accept_name, shown
 
 ALIGNMENT = 64
 """The data starts at a multiple of this many bytes; tensors whose sizes are multiples of it stay aligned."""
@@ -44,7 +48,9 @@ _DTYPES: dict[str, str] = {
     "I64": "<i8",
     "F64": "<f8",
 }
-_MAX_HEADER = 100 << 20
+_ADVICE = "copy or download the file again"
+_MOST = 1 << 48  # of a size or an offset
+_MOST_DIMENSIONS = 8
 _WRITE_BYTES = (
     16 << 20
 )  # a multiple of the huge page: file systems that can then cache the file in huge pages
@@ -82,7 +88,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < 8:
                     raise self._damaged(f"it has only {size} bytes")
@@ -91,19 +97,28 @@ class SafetensorsFile:
         except OSError as error:
             raise CheckpointError(f"Cannot read '{self.path}': {error.strerror or error}.") from None
         length = int.from_bytes(self._map[:8], "little")
-        if length > _MAX_HEADER or 8 + length > size:
+        if 8 + length > size:
             raise self._damaged("its header is longer than the file")
+        header = parse_object(
+            self._map[8 : 8 + length], f"The header of '{self.path}'", CheckpointError, _ADVICE
+        )
         try:
-            header = json.loads(self._map[8 : 8 + length])
-            self.metadata: dict[str, str] = dict(header.pop("__metadata__", None) or {})
-            entries = {name: self._entry(name, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            self.metadata: dict[str, str] = _metadata(header.pop("__metadata__", None))
+            entries = {
+                accept_name(name, self.path, CheckpointError): self._entry(name, entry)
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError):
             raise self._damaged("its header is not valid") from None
         self.data_start = 8 + length
         self._offsets = {name: offset for name, (_, offset) in entries.items()}
         self.tensors: dict[str, TensorEntry] = {name: entry for name, (entry, _) in entries.items()}
-        end = max((offset + self.nbytes(name) for name, offset in self._offsets.items()), default=0)
-        if self.data_start + end > size:
+        end = 0
+        for name in sorted(self._offsets, key=lambda name: (self._offsets[name], self.nbytes(name))):
+            if self._offsets[name] != end:  # the format has neither holes nor overlaps
+                raise self._damaged(f"its header places tensor '{name}' at {self._offsets[name]}, not {end}")
+            end += self.nbytes(name)
+        if self.data_start + end != size:
             raise self._damaged(f"it has {size} bytes, but its header asks for {self.data_start + end}")
 
     def nbytes(self, name: str) -> int:
@@ -138,9 +153,11 @@ class SafetensorsFile:
 
     def _entry(self, name: str, entry: dict[str, Any]) -> tuple[TensorEntry, int]:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"Tensor '{name}' of '{self.path}' has the unknown type {dtype}.")
-        if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+        if not isinstance(dtype, str) or dtype not in _DTYPES:
+            raise CheckpointError(f"Tensor '{name}' of '{self.path}' has the unknown type {shown(dtype)}.")
+        if not all(type(number) is int and 0 <= number < _MOST for number in (*shape, start, stop)):
+            raise ValueError(name)
+        if len(shape) > _MOST_DIMENSIONS:
             raise ValueError(name)
         if stop - start != _nbytes(dtype, shape):
             raise ValueError(name)
@@ -150,6 +167,14 @@ class SafetensorsFile:
         return CheckpointError(
             f"'{self.path}' is truncated or not a safetensors file ({what}); copy or download it again."
         )
+
+
+def _metadata(entry: Any) -> dict[str, str]:
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise ValueError("__metadata__")
+    return entry
 
 
 def _ask_for_huge_pages(mapping: mmap.mmap) -> None:
@@ -205,8 +230,8 @@ class SafetensorsWriter:
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> SafetensorsWriter:
-        self._temporary = partial_path(self.path)
-        self._file = self._temporary.open("xb", buffering=0)
+        self._partial = Partial(self.path)
+        self._file = io.FileIO(self._partial.descriptor, "r+", closefd=False)
         self._buffer, self._filled = memoryview(bytearray(_WRITE_BYTES)), 0
         self._append(self._header)
         return self
@@ -232,15 +257,10 @@ class SafetensorsWriter:
             if missing:
                 raise ValueError(f"tensor '{missing[-1]}' was not written")
             self._flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
+            self._partial.keep()
             self.sha256 = self._hash.hexdigest()
         finally:
-            try:
-                self._file.close()  # can find the disk full
-            finally:
-                self._temporary.unlink(missing_ok=True)
+            self._partial.__exit__(kind, error, trace)
 
     def _append(self, data: bytes | memoryview) -> None:
         self._hash.update(data)

@@ -4,6 +4,7 @@ One tensor is in memory at a time; quantizing and packing go through it in block
 
 * norms are float32;
 * with a named quantization every matrix gets it, embedding and head included unless `head` says otherwise;
+  of a kind that networks are trained for (ternary) the weights must be already, and embedding and head stay;
 * without one a matrix keeps the scheme of its checkpoint, and floats become float16 or what `floats` says.
 """
 
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.trained import check_trained
+from edge.checkpoints.weights import head_matrices, layer_matrices
 from edge.config.tensors import EMBEDDING, HEAD, check_dense, check_tensors, expected_tensors
 from edge.errors import CheckpointError
 from edge.formats.bundle.manifest import BundleTensor
@@ -48,8 +51,8 @@ def convert(
     `source` keeps the checkpoint's own types. head: the same names for the embedding and the head alone.
     floats: the same names for matrices that would keep a float type, or `auto`: int4, and int8 beside
     matrices that came quantized, whose few floats matter. Raises ConfigError for a mixture of experts,
-    CheckpointError for weights that are not finite or do not fit the config, BundleError for wrong options or
-    when `out` cannot be written.
+    CheckpointError for weights that are not finite, do not fit the config or were not trained for `quantize`,
+    BundleError for wrong options or when `out` cannot be written.
     """
     tensors = _plan_tensors(checkpoint, quantize, head, floats)
     total = sum(tensor.bytes for tensor in tensors)
@@ -97,8 +100,11 @@ def _plan_tensors(
     check_dense(config)
     infos = {info.name: info for info in checkpoint.tensors}
     check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
-    body_scheme = QuantScheme.chosen(quantize)
-    head_scheme = body_scheme if head is None else QuantScheme.chosen(head)
+    layers, ends = layer_matrices(checkpoint), head_matrices(checkpoint)
+    body_scheme = _chosen(checkpoint, quantize, layers, "linear layers")
+    head_scheme = body_scheme if head is None else _chosen(checkpoint, head, ends, "embeddings and heads")
+    if body_scheme is None and QuantScheme.chosen(quantize) is not None:
+        floats = "auto"  # embedding and head beside trained weights
     if floats == "auto":
         floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
     float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats)
@@ -106,6 +112,17 @@ def _plan_tensors(
         _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
         for name in expected_tensors(config)
     ]
+
+
+def _chosen(
+    checkpoint: Checkpoint, name: str | None, matrices: list[TensorInfo], what: str
+) -> QuantScheme | None:
+    """The scheme of a name; None where matrices keep their own, which may be the named kind already."""
+    scheme = QuantScheme.chosen(name)
+    if scheme is None or not scheme.declared.trained:
+        return scheme
+    check_trained(checkpoint, scheme, matrices, what)
+    return None
 
 
 def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> BundleTensor:

@@ -20,8 +20,8 @@ class SourceOptions:
 
     quantize: str | None = option(
         None,
-        "Quantize to int4, int8, ternary or f16; the columns of a scale may be told, as in int4-g64 or "
-        "int8-row. By default what the file has, int4 for float files.",
+        "Quantize to int4, int8, f16 or (a model that was trained so) ternary; the columns of a scale may be "
+        "told, as in int4-g64 or int8-row. By default what the file has, int4 for float files.",
         metavar="SCHEME",
         former=("--group",),
         check=check_scheme,

@@ -237,6 +237,9 @@ def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
 
 
 def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None) -> _Recipe:
+    from edge.checkpoints.huggingface import say_which_weights
+
+    say_which_weights(folder)  # also where the conversion is cached
     key = source_key(folder, options)
     if hub_label is not None:  # the snapshot's folder is named by a commit
         key = replace(key, label=hub_label)
@@ -246,19 +249,19 @@ def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None)
 def _open_gguf(path: Path) -> Checkpoint:
     """The file as a checkpoint whose texts are known to be usable."""
     from edge.checkpoints.gguf import GGUFCheckpoint
-    from edge.hub.preflight import check_texts
+    from edge.hub.preflight import check_small_files
 
     checkpoint = GGUFCheckpoint(path)
-    check_texts(checkpoint)
+    check_small_files(checkpoint)
     return checkpoint
 
 
 def _open_folder(folder: Path, hub_label: str | None) -> Checkpoint:
     """The folder as a checkpoint whose texts are known to be usable, before its weights are looked at."""
     from edge.checkpoints.huggingface import HuggingFaceCheckpoint, HuggingFaceTexts
-    from edge.hub.preflight import check_texts
+    from edge.hub.preflight import check_small_files
 
-    check_texts(HuggingFaceTexts(folder))
+    check_small_files(HuggingFaceTexts(folder))
     return HuggingFaceCheckpoint(folder, source=hub_label)
 
 

@@ -1,28 +1,33 @@
 """Converted models in the user's cache folder: made once, found again in milliseconds, listed and removed.
 
-A model's key is its source (path, size, modification time), the conversion's options and the version of the
-bundle format. One process converts while others that want the same model wait for its lock; the system drops
-the lock of a process that died.
+A model's key is its source (path, size, modification time), the conversion's options and the versions of the
+readers and of the bundle format. One process converts while others that want the same model wait for its
+lock; the system drops the lock of a process that died.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from edge.checkpoints.base import READER_VERSION
 from edge.errors import BundleError, EdgeError
+from edge.formats.atomic import remove_leftovers
 from edge.formats.bundle.manifest import MANIFEST, VERSION
 from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import remove_stamp
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import read_regular
+from edge.quant.scheme import QuantScheme
+from edge.system.file_locks import is_at, lock_descriptor
 from edge.system.paths import cache_folder
 
 
@@ -47,13 +52,17 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One converted model in the cache; created: seconds since the epoch."""
+    """One converted model in the cache; created: seconds since the epoch.
+
+    quantization: the schemes of its matrices, those of most weights first; empty for an unfinished one.
+    """
 
     name: str
     path: Path
     source: str
     bytes: int
     created: float
+    quantization: tuple[str, ...] = ()
 
 
 def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
@@ -65,9 +74,8 @@ def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
         found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     except OSError as error:
         raise EdgeError(f"Cannot read '{path}': {error.strerror or error}.") from None
-    return CacheKey(
-        path.stem if path.is_file() else path.name, {"path": str(path), "files": found, **options}
-    )
+    facts = {"path": str(path), "files": found, "readers": READER_VERSION, **options}
+    return CacheKey(path.stem if path.is_file() else path.name, facts)
 
 
 def cached_bundle(key: CacheKey, build: Callable[[Path], None], *, verify: bool = False) -> Bundle:
@@ -77,6 +85,7 @@ def cached_bundle(key: CacheKey, build: Callable[[Path], None], *, verify: bool 
     damaged is converted again. verify recomputes checksums.
     """
     path = _models() / key.name
+    remove_leftovers(path.parent)
     if path.exists():
         try:
             return Bundle.open(path, verify)
@@ -88,8 +97,6 @@ def cached_bundle(key: CacheKey, build: Callable[[Path], None], *, verify: bool 
                 return Bundle.open(path, verify)
             except BundleError:
                 _remove(path)
-        for leftover in path.parent.glob(f".{key.name}.*.partial"):  # of a conversion that was killed
-            _remove(leftover)
         build(path)
         return Bundle.open(path)
 
@@ -99,11 +106,12 @@ def cached_models() -> list[CacheEntry]:
     entries = []
     for path in _folders():
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
+            manifest = parse_object(read_regular(path / MANIFEST), path, BundleError, "remove it")
             source, created = str(manifest["source"]), (path / MANIFEST).stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
-            source, created = "unfinished or damaged", _modified(path)
-        entries.append(CacheEntry(path.name, path, source, _size(path), created))
+            schemes = _schemes(manifest["tensors"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EdgeError):
+            source, created, schemes = "unfinished or damaged", _modified(path), ()
+        entries.append(CacheEntry(path.name, path, source, _size(path), created, schemes))
     return sorted(entries, key=lambda entry: entry.created, reverse=True)
 
 
@@ -159,6 +167,16 @@ def _size(path: Path) -> int:
     return total
 
 
+def _schemes(tensors: Any) -> tuple[str, ...]:
+    """The schemes of a manifest's matrices, those of most weights first."""
+    weights: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if len(tensor["shape"]) == 2:
+            scheme = str(QuantScheme.from_json(tensor["scheme"]))
+            weights[scheme] += int(tensor["shape"][0]) * int(tensor["shape"][1])
+    return tuple(name for name, _ in weights.most_common())
+
+
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -194,8 +212,8 @@ def _lock(name: str, wait: bool = True) -> Iterator[bool]:
     path = cache_folder() / "locks" / f"{name}.lock"
     while True:
         with _open_lock(path) as file:  # closing it, or the end of the process, frees the lock
-            held = _lock_file(file, wait)
-            if held and not _is_at(path, file):
+            held = lock_descriptor(file.fileno(), wait)
+            if held and not is_at(path, file.fileno()):
                 continue
             try:
                 yield held
@@ -216,36 +234,3 @@ def _open_lock(path: Path) -> IO[bytes]:
             f"Cannot use the cache folder '{cache_folder()}' ({error.strerror or error}); "
             "set EDGE_CACHE to a folder that you may write to."
         ) from None
-
-
-def _is_at(path: Path, file: IO[bytes]) -> bool:
-    """Whether an open file is still the one at `path`."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-if sys.platform == "win32":
-    import msvcrt
-    import time
-
-    def _lock_file(file: IO[bytes], wait: bool) -> bool:
-        while True:
-            try:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                return True
-            except OSError:
-                if not wait:
-                    return False
-                time.sleep(0.1)
-else:
-    import fcntl
-
-    def _lock_file(file: IO[bytes], wait: bool) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.executors.trace import CALL
+from edge.formats.guarded_json import parse_object
 
 TOLERANCE = 5e-3
 """Relative difference that rounding explains: float16 keys and values give some 1e-3."""
@@ -48,7 +50,8 @@ class Alignment:
     all.
 
     stages: how many were compared. only_a, only_b: names of operators that one trace lacks, as fused ones
-    are.
+    are. whole: which of "A" and "B" have no operators, because their executor runs a call as a whole: then
+    only the logits of the calls were compared.
     """
 
     first: Difference | None
@@ -56,6 +59,7 @@ class Alignment:
     stages: int
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    whole: tuple[str, ...]
 
 
 def align(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Alignment:
@@ -72,6 +76,7 @@ def align(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Alignme
         stages=len(found),
         only_a=tuple(sorted(names_a - names_b)),
         only_b=tuple(sorted(names_b - names_a)),
+        whole=tuple(name for name, names in (("A", names_a), ("B", names_b)) if names == {CALL}),
     )
 
 
@@ -89,7 +94,7 @@ def _difference(stage: Stage, a: dict[str, Any], b: dict[str, Any]) -> Differenc
 def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:
     """Every operator of the first executor in a trace with its checksum, in the order of time."""
     try:
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        events = parse_object(path.read_bytes(), path, EdgeError, "record the trace again")["traceEvents"]
         executor = min((event["tid"] for event in events), default=1)
         seen: dict[tuple[int, str, int], int] = {}
         for event in sorted(events, key=lambda event: (event["args"]["call"], event["ts"] + event["dur"])):
@@ -103,5 +108,6 @@ def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:
         raise EdgeError(f"Cannot read the trace '{path}': {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
         raise EdgeError(
-            f"'{path}' is not a trace of this program; make one with EDGE_TRACE={path.name} edge chat ..."
+            f"'{path}' is not a trace of this program; make one with "
+            f"EDGE_TRACE={shlex.quote(path.name)} edge chat ..."
         ) from None

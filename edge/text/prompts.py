@@ -5,24 +5,33 @@ Two things go wrong when rendered text is simply encoded. Text of a message coul
 had produced, so that nothing after it is found in the cache: the ids of answers are kept and put in their
 place, with only the text between them encoded.
 
-An answer's place is found by rendering a second time with a sentinel instead of its text. If the template
-changes the text (trims it, drops its thinking), that rendering does not become the first one by putting the
-text back; then this answer is encoded from the rendered text, which is always right and only costs time.
+Places are found by rendering a second time with a sentinel instead of each text. If the template changes an
+answer (trims it, drops its thinking), that rendering does not become the first one by putting the text back;
+then this answer is encoded from the rendered text, which is always right and only costs time.
+
+The sentinels also show whether the template writes every message. One that walks over typed content parts
+writes nothing for a plain string, without a word; then it gets parts, and is refused if that does not help.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
+from time import monotonic
 from typing import Any
 
-from edge.text.chat_template import ChatTemplate
+from edge.errors import EdgeError
+from edge.text.chat_template import ChatTemplate, TemplateLimitError
 from edge.text.tokenizer.base import Tokenizer
 
 # Noncharacters: no real text contains them.
 _OPEN, _CLOSE = "\ufdd1", "\ufdd2"
 _SENTINEL = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+# What a template for plain texts makes of typed parts: it prints the list.
+_PRINTED_PART = re.compile(f"text['\"]: *['\"]{_OPEN}(\\d+){_CLOSE}")
+_FORM_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,21 @@ class PromptEncoder:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._template = template
         self._tokenizer = tokenizer
+        self._typed: frozenset[str] = frozenset()  # roles whose content this template wants as typed parts
         self._encoded: dict[tuple[str, bool], list[int]] = {}  # of the last prompt: most of it comes again
 
     def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
-        """Ids of the prompt that lets the model answer `messages`; variables go to the template."""
-        spliced = {i for i, message in enumerate(messages) if message.tokens is not None}
+        """Ids of the prompt that lets the model answer `messages`; variables go to the template.
+
+        Raises EdgeError if the template fails, or would leave out a message.
+        """
+        marked = self._marked(messages, variables)
         text = self._render(messages, set(), variables)
-        parts = self._render(messages, spliced, variables) if spliced else text
-        if self._restored(parts, messages) != text:
-            spliced = {i for i in spliced if self._is_verbatim(i, messages, text, variables)}
-            parts = self._render(messages, spliced, variables)
-            if self._restored(parts, messages) != text:
-                parts = text
+        spliced = {i for i, message in enumerate(messages) if message.tokens is not None}
+        if self._restored(marked, messages) == text:
+            parts = self._restored(marked, messages, but=spliced)
+        else:
+            parts = self._parts(messages, spliced, text, variables)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
         for at, part in enumerate(_SENTINEL.split(parts)):
@@ -68,21 +80,72 @@ class PromptEncoder:
         self._encoded = fresh
         return ids
 
-    def _render(self, messages: Sequence[Message], spliced: set[int], variables: Mapping[str, Any]) -> str:
-        plain = [
-            {
-                "role": message.role,
-                "content": f"{_OPEN}{i}{_CLOSE}" if i in spliced else self._protected(message.content),
-            }
-            for i, message in enumerate(messages)
-        ]
+    def _marked(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """The conversation with a sentinel for each text, in the form in which the template writes them all.
+
+        What worked last is tried first; then plain texts, then typed parts for some roles and for all.
+        """
+        roles = sorted({message.role for message in messages})
+        forms = chain.from_iterable(combinations(roles, count) for count in range(len(roles) + 1))
+        problem: EdgeError | None = None
+        usable: tuple[frozenset[str], str] | None = None
+        deadline = monotonic() + _FORM_SECONDS
+        for typed in dict.fromkeys((self._typed, *map(frozenset, forms))):
+            self._typed = typed
+            try:
+                marked = self._render(messages, range(len(messages)), variables)
+            except TemplateLimitError:
+                raise
+            except EdgeError as error:
+                problem = problem or error
+            else:
+                missing = _missing(messages, marked, typed)
+                if not missing:
+                    return marked
+                if missing.issubset(_opening_answers(messages)):
+                    usable = usable or (typed, marked)
+                roles = sorted({messages[i].role for i in missing})
+                problem = problem or EdgeError(
+                    f"The chat template leaves out messages of the role {' and '.join(map(repr, roles))}: "
+                    "begin a conversation without them, or correct the model's chat_template.jinja."
+                )
+            if monotonic() > deadline:
+                break
+        self._typed = usable[0] if usable else frozenset()
+        if usable:
+            return usable[1]
+        assert problem is not None
+        raise problem
+
+    def _parts(
+        self, messages: Sequence[Message], spliced: set[int], text: str, variables: Mapping[str, Any]
+    ) -> str:
+        """`text` with sentinels for those answers in `spliced` that the template writes as they are."""
+        for kept in (spliced, {i for i in spliced if self._is_verbatim(i, messages, text, variables)}):
+            parts = self._render(messages, kept, variables)
+            if self._restored(parts, messages) == text:
+                return parts
+        return text
+
+    def _render(
+        self, messages: Sequence[Message], marked: Collection[int], variables: Mapping[str, Any]
+    ) -> str:
+        plain = []
+        for i, message in enumerate(messages):
+            text = f"{_OPEN}{i}{_CLOSE}" if i in marked else self._protected(message.content)
+            content = [{"type": "text", "text": text}] if message.role in self._typed else text
+            plain.append({"role": message.role, "content": content})
         return self._template.render(plain, add_generation_prompt=True, **variables)
 
     def _protected(self, content: str) -> str:
         return self._tokenizer.protect(content.replace(_OPEN, "\ufffd").replace(_CLOSE, "\ufffd"))
 
-    def _restored(self, parts: str, messages: Sequence[Message]) -> str:
-        return _SENTINEL.sub(lambda match: self._protected(messages[int(match[1])].content), parts)
+    def _restored(self, parts: str, messages: Sequence[Message], but: Collection[int] = ()) -> str:
+        def text(match: re.Match[str]) -> str:
+            i = int(match[1])
+            return match[0] if i in but else self._protected(messages[i].content)
+
+        return _SENTINEL.sub(text, parts)
 
     def _is_verbatim(
         self, i: int, messages: Sequence[Message], text: str, variables: Mapping[str, Any]
@@ -96,3 +159,19 @@ class PromptEncoder:
         lead = next(iter(self._tokenizer.special_tokens), "")
         ids = self._tokenizer.encode(lead + part, add_bos=False, parse_special=True)
         return ids[1:] if lead else ids
+
+
+def _missing(messages: Sequence[Message], marked: str, typed: Collection[str]) -> set[int]:
+    """Indices of the messages that a rendering with sentinels lacks."""
+    for mark in (_OPEN, _CLOSE):  # as `tojson` may write them
+        marked = marked.replace(f"\\u{ord(mark):04x}", mark)
+    found = {int(i) for i in _SENTINEL.findall(marked)}
+    if typed:
+        found -= {int(i) for i in _PRINTED_PART.findall(marked)}
+    return set(range(len(messages))) - found
+
+
+def _opening_answers(messages: Sequence[Message]) -> set[int]:
+    """Answers before the first question, which many templates leave out: they begin with the user."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
+    return {i for i in range(first) if messages[i].role == "assistant"}

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from edge.checkpoints.base import Checkpoint
+from edge.checkpoints.weights import read_float32
 from edge.config.tensors import EMBEDDING, expected_tensors
 from edge.export.calibration import Calibration
 from edge.export.quantize.activations import Stream, load_layer
 from edge.export.quantize.gptq import Hessian, gptq, invert
 from edge.export.quantize.options import VERSION, QuantizeOptions
 from edge.export.quantize.smooth import STAGES, smooth
-from edge.export.quantize.weights import read_float32
 from edge.export.quantize.workspace import SOURCE, Workspace
 from edge.model.network.decoder import Layer
 from edge.quant.packing import pack

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from edge.checkpoints.base import Checkpoint
-from edge.config.tensors import EMBEDDING, HEAD, check_dense
+from edge.checkpoints.weights import head_matrices, layer_matrices, read_float32
+from edge.config.tensors import check_dense
 from edge.errors import ExportError
 from edge.export.calibration import Calibration, calibration
 from edge.export.quantize.calibrated import embed, job, layer_digest, quantize_layers, read_layer
 from edge.export.quantize.options import QuantizeOptions
-from edge.export.quantize.trained import check_trained
-from edge.export.quantize.weights import QuantizedCheckpoint, layer_matrices, read_float32
+from edge.export.quantize.weights import QuantizedCheckpoint
 from edge.export.quantize.workspace import Workspace, remove_workspace
 from edge.export.source import check_parts
 from edge.formats.atomic import write_failure, write_file
@@ -47,8 +47,8 @@ def quantize_checkpoint(
     progress: called with bytes done, bytes in total and the name of the tensor at work. A calibrated run that
     was interrupted goes on after its last finished layer when it is started again with the same checkpoint,
     options and text, and gives the same bytes.
-    Raises ExportError for a calibration text that is too short and for weights that are not ternary;
-    CheckpointError, ConfigError, BundleError and TokenizerError as `edge.hub.convert.convert` does.
+    Raises ExportError for a calibration text that is too short; CheckpointError (also for weights that are
+    not ternary), ConfigError, BundleError and TokenizerError as `edge.hub.convert.convert` does.
     """
     out, started = Path(out), time.perf_counter()
     check_dense(checkpoint.config)
@@ -84,13 +84,10 @@ def _uncalibrated(
     if scheme is None:
         convert(checkpoint, out, progress=progress)
         return
-    if scheme.declared.trained:
-        check_trained(checkpoint, scheme)
-        infos = {info.name: info for info in checkpoint.tensors}
-        floats = any(infos[name].scheme.is_float for name in (EMBEDDING, HEAD) if name in infos)
-        convert(checkpoint, out, head=options.head if floats else None, progress=progress)
-        return
-    convert(checkpoint, out, quantize=options.quantize, head=options.head, progress=progress)
+    # Beside trained weights, an embedding that came quantized stays as it is.
+    keeps = scheme.declared.trained and not any(info.scheme.is_float for info in head_matrices(checkpoint))
+    head = None if keeps else options.head
+    convert(checkpoint, out, quantize=options.quantize, head=head, progress=progress)
 
 
 def _calibrated(

@@ -1,4 +1,4 @@
-"""A checkpoint's weights as floats, and a checkpoint whose layers have been quantized."""
+"""A checkpoint whose layers have been quantized."""
 
 from __future__ import annotations
 
@@ -9,42 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import Checkpoint, TensorInfo
-from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config import ModelConfig
-from edge.config.tensors import EMBEDDING, HEAD
-from edge.errors import CheckpointError
 from edge.export.quantize.workspace import Workspace
-from edge.quant.packing import dequantize
 from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
-
-
-def layer_matrices(checkpoint: Checkpoint) -> list[TensorInfo]:
-    """The linear layers: every matrix but embedding and head."""
-    return [
-        info for info in checkpoint.tensors if len(info.shape) == 2 and info.name not in (EMBEDDING, HEAD)
-    ]
-
-
-def read_float32(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32]:
-    """One tensor as float32, as exactly as its format means it; a copy that may be changed.
-
-    Raises CheckpointError for one that is not finite.
-    """
-    if isinstance(checkpoint, (HuggingFaceCheckpoint, GGUFCheckpoint)):
-        values = checkpoint.read_float32(name)
-    else:
-        source = checkpoint.read(name)
-        if isinstance(source, PackedMatrix):
-            values = dequantize(source.data, source.scheme, *source.shape)
-        else:
-            values = source.dequantize() if isinstance(source, QuantizedMatrix) else source.copy()
-    if not np.isfinite([values.min(), values.max()]).all():
-        raise CheckpointError(
-            f"Tensor '{name}' of {checkpoint.source} has NaN or infinite values; "
-            "the checkpoint is damaged, download or save it again."
-        )
-    return values
 
 
 class QuantizedCheckpoint:

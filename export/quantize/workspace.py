@@ -20,6 +20,8 @@ from torch import Tensor
 
 from edge.errors import CheckpointError
 from edge.formats.atomic import write_file
+from edge.formats.guarded_json import parse_json, parse_object
+from edge.formats.model_folder import read_regular
 from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 
 SOURCE = "source_sha256"
@@ -46,7 +48,8 @@ class Workspace:
 
     def _resume(self, job: Mapping[str, Any], digest: Callable[[int], str]) -> bool:
         try:
-            if json.loads((self._folder / _JOB).read_bytes()) != job:
+            path = self._folder / _JOB
+            if parse_json(read_regular(path), path, CheckpointError, "remove it") != job:
                 return False
             stream = SafetensorsFile(self._folder / _STREAM)
             count = int(stream.metadata["layers"])
@@ -69,8 +72,8 @@ class Workspace:
 
     def report(self, index: int) -> dict[str, Any]:
         """What `finish` was told about a layer."""
-        report: dict[str, Any] = json.loads(self.layer(index).metadata["report"])
-        return report
+        layer = self.layer(index)
+        return parse_object(layer.metadata["report"], layer.path, CheckpointError, "remove it")
 
     def finish(
         self, tensors: Mapping[str, npt.NDArray[np.uint8]], report: Mapping[str, Any], hidden: Tensor

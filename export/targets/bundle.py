@@ -14,7 +14,7 @@ from pathlib import Path
 from edge import __version__
 from edge.config.rope import rope_parameters
 from edge.executors.memory import memory_plan
-from edge.executors.native.executor import choose_attention
+from edge.executors.native.executor import sparse_obstacle
 from edge.export.check import (
     CheckResult,
     Reference,
@@ -37,14 +37,16 @@ _LIMIT = 1e-6  # the same arithmetic on the same weights; another CPU sums in an
 
 
 class BundleTarget:
-    """Copies the source's bundle; its manifest names all end tokens."""
+    """Copies the source's bundle: its files byte for byte, under a manifest that names all end tokens and may
+    name other constants.
+    """
 
     name = "bundle"
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes are those of the bundle's files, exactly."""
         source.check_parts("A bundle for devices")
-        sparse = choose_attention(source.config, options.attention, source.context(options))
+        sparse = source.sparse(options, obstacle=sparse_obstacle(source.config))
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
         manifest = source.bundle.manifest
         return Plan(
@@ -70,8 +72,7 @@ class BundleTarget:
         self, source: Source, options: ExportOptions, folder: Path, progress: Progress | None
     ) -> Written:
         """Copy every file that the bundle's manifest names, and write the manifest."""
-        names = source.bundle.manifest.files
-        sizes = {name: (source.bundle.path / name).stat().st_size for name in names}
+        sizes = {name: entry.bytes for name, entry in source.bundle.manifest.files.items()}
         done = 0
         for name, size in sizes.items():
             if progress is not None:
@@ -103,7 +104,7 @@ def _decoder(source: Source, options: ExportOptions) -> bytes:
     frequencies, scale = rope_parameters(
         config.rope, config.head_dim, context, config.max_position_embeddings
     )
-    sparse = choose_attention(config, options.attention, context)
+    sparse = source.sparse(options, obstacle=sparse_obstacle(config))
     document = {
         "format": "minicpm-edge-decoder",
         "version": 1,

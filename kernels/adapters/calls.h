@@ -79,11 +79,19 @@ inline edge_matrix matrix_of(const Numbers &numbers, int64_t index, const Tensor
         refuse("Matrix %lld lacks its %lld numbers.", (long long)index, (long long)matrix_numbers);
     }
     const int64_t *const v = numbers.values + matrix_numbers * index;
-    for (int i = 0; i < 3; ++i) {
-        if (v[i] < 0 || v[i] > INT32_MAX) refuse("A matrix can't have the number %lld.", (long long)v[i]);
+    constexpr int64_t most = 1 << 30;
+    for (int i = 0; i < matrix_numbers; ++i) {
+        if (v[i] < 0 || v[i] > most) refuse("A matrix can't have the number %lld.", (long long)v[i]);
     }
     return {int32_t(v[0]), int32_t(v[1]), int32_t(v[2]), 0,
             v[3],          v[4],          weight.data,   uint64_t(weight.count())};
+}
+
+inline int32_t activations_of(int64_t number) {
+    if (number != EDGE_ACTIVATIONS_INT8 && number != EDGE_ACTIVATIONS_F32) {
+        refuse("Unknown kind of activations %lld.", (long long)number);
+    }
+    return int32_t(number);
 }
 
 // The numbers that describe a cache.
@@ -170,7 +178,7 @@ void rms_norm_linear(const edge_host &host, const Tensor &x, const Tensor &norm,
     const int64_t n = x.rows("x", w[0].columns);
     norm.holds("norm", w[0].columns);
     check(edge_rms_norm_linear(&host, x.as<float>(), n, norm.as<float>(), eps, scale, w, int32_t(count),
-                               int32_t(activations), out(x, x.rank - 1, {total})));
+                               activations_of(activations), out(x, x.rank - 1, {total})));
 }
 
 template <class Out>
@@ -181,7 +189,7 @@ void rms_norm_swiglu(const edge_host &host, const Tensor &x, const Tensor &norm,
     const int64_t n = x.rows("x", first.columns);
     norm.holds("norm", first.columns);
     check(edge_rms_norm_swiglu(&host, x.as<float>(), n, norm.as<float>(), eps, &first, &second,
-                               int32_t(activations), out(x, x.rank - 1, {first.rows})));
+                               activations_of(activations), out(x, x.rank - 1, {first.rows})));
 }
 
 template <class Out>
@@ -191,7 +199,7 @@ void linear(const edge_host &host, const Tensor &x, const Tensor &weight, const 
     const int64_t n = x.rows("x", w.columns);
     if (residual.given) residual.holds("residual", n * w.rows);
     check(edge_linear_residual(&host, x.as<float>(), n, &w, residual.given ? residual.as<float>() : nullptr,
-                               scale, int32_t(activations), out(x, x.rank - 1, {w.rows})));
+                               scale, activations_of(activations), out(x, x.rank - 1, {w.rows})));
 }
 
 template <class Out>

@@ -15,7 +15,7 @@ extern "C" {
 
 #define EDGE_API __attribute__((visibility("default")))
 
-#define EDGE_ABI_VERSION 1
+#define EDGE_ABI_VERSION 2
 #define EDGE_MAX_TREE 64
 #define EDGE_MAX_LOGPROBS 64
 
@@ -53,7 +53,7 @@ typedef struct {
 } edge_scratch;
 
 /* Our own persistent threads; a second region at the same time runs on its caller's thread alone. threads = 0: the
- * performance cores within the cgroup quota. */
+ * performance cores within the cgroup quota. In a forked child, where they are gone, the first region starts new ones. */
 typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
 EDGE_API void edge_pool_destroy(edge_pool *pool);
@@ -208,7 +208,8 @@ typedef struct {
     int64_t rows, columns, stride;
 } edge_event;
 
-/* Called on the thread of edge_forward; may not call the model. */
+/* Called on the thread of edge_forward. What it calls of models and caches is refused: a pass is under way. It may not
+ * destroy them. */
 typedef void (*edge_observer)(void *context, const edge_event *event);
 
 /* Reports every operator of later edge_forward calls to `observer`; NULL ends it. */
@@ -216,19 +217,19 @@ EDGE_API edge_status edge_model_observe(edge_model *model, edge_observer observe
 
 EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
-EDGE_API int32_t edge_cache_length(const edge_cache *cache);
-EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int32_t length);
+EDGE_API int64_t edge_cache_length(const edge_cache *cache);
+EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int64_t length);
 /* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
-EDGE_API edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count);
+EDGE_API edge_status edge_cache_keep(edge_cache *cache, int64_t length, const int64_t *rows, int64_t count);
 /* Grows the cache to `length` rows by repeating those it has: plausible values without a prefill, for timing. */
-EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int32_t length);
+EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int64_t length);
 
 /* Counts up when the meaning of a cache's memory changes. */
 #define EDGE_CACHE_LAYOUT 1
 /* The memory that holds the rows in use, for a file; borrowed until the cache changes. */
 EDGE_API edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes);
 /* Makes `memory`, which edge_cache_memory gave for `length` rows of a cache of the same shape, the content. */
-EDGE_API edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *memory,
+EDGE_API edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory,
                                         uint64_t bytes);
 
 typedef struct {

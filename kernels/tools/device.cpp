@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <thread>
 
@@ -39,15 +40,14 @@ std::optional<double> number_in(const std::string &path) {
 // The numbers in folder/<prefix><digits...>/leaf.
 std::vector<double> numbers(const std::string &folder, const std::string &prefix, const std::string &leaf) {
     std::vector<double> found;
-    DIR *const directory = opendir(folder.c_str());
-    if (directory == nullptr) return found;
-    while (const dirent *entry = readdir(directory)) {
+    const std::unique_ptr<DIR, int (*)(DIR *)> directory(opendir(folder.c_str()), closedir);
+    if (!directory) return found;
+    while (const dirent *entry = readdir(directory.get())) {
         const std::string name = entry->d_name;
         if (name.size() <= prefix.size() || name.compare(0, prefix.size(), prefix) != 0) continue;
         if (name[prefix.size()] < '0' || name[prefix.size()] > '9') continue;
         if (const auto value = number_in(folder + "/" + name + "/" + leaf)) found.push_back(*value);
     }
-    closedir(directory);
     return found;
 }
 

@@ -89,18 +89,6 @@ std::vector<Test> tests_of(const Options &options) {
     return tests;
 }
 
-class Region {
-   public:
-    Region() {
-        check(edge_region_create(roofline_bytes, &memory));
-        std::memset(memory, 0x24, roofline_bytes);
-    }
-    ~Region() { edge_region_destroy(memory, roofline_bytes); }
-    Region(const Region &) = delete;
-
-    void *memory = nullptr;
-};
-
 void run(const Options &options) {
     const std::vector<Test> tests = tests_of(options);
     const double start = now();
@@ -129,15 +117,16 @@ void run(const Options &options) {
             Runner &runner = *runners[r];
             edge_roofline limit{};
             {
-                const Region region;  // not while a test's memory is measured
-                check(edge_measure_roofline(&runner.parallel, forced_tier(), region.memory, roofline_bytes,
+                const auto region = make_region(roofline_bytes);  // not while a test's memory is measured
+                std::memset(region.get(), 0x24, roofline_bytes);
+                check(edge_measure_roofline(&runner.parallel(), forced_tier(), region.get(), roofline_bytes,
                                             &limit));
             }
-            limits[runner.parallel.workers].push_back(limit);
+            limits[runner.parallel().workers].push_back(limit);
             for (size_t t = 0; t < tests.size(); ++t) {
                 std::fprintf(stderr, "repeat %d of %d: %s %d at depth %d, %d threads\n", repeat + 1,
                              options.repeat, tests[t].decode ? "decode" : "prefill", tests[t].tokens,
-                             tests[t].depth, runner.parallel.workers);
+                             tests[t].depth, runner.parallel().workers);
                 Measured &into = measured[r][t];
                 if (repeat == 0) runner.prepare(tests[t]);
                 reset_peak_memory();
@@ -163,7 +152,7 @@ void run(const Options &options) {
         }
     }
     std::printf(
-        "{\"schema\": 2, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
+        "{\"schema\": 3, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
         "\"results\": [%s]}\n",
         quoted(utc_now()).c_str(), options.repeat, machine_json(watch, limits).c_str(), rows.c_str());
 }
@@ -172,11 +161,5 @@ void run(const Options &options) {
 }  // namespace tools
 
 int main(int count, char **arguments) {
-    try {
-        tools::run(tools::parse(count, arguments));
-    } catch (const std::exception &error) {
-        std::fprintf(stderr, "Error: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+    return tools::guarded([&] { tools::run(tools::parse(count, arguments)); });
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 
 #include "bundle.h"
 #include "runner.h"
@@ -23,9 +22,6 @@ int32_t number(const char *text) {
     }
     return int32_t(value);
 }
-
-template <class T>
-using Owner = std::unique_ptr<T, void (*)(T *)>;
 
 // Logits after the last of `tokens`, which continue the cache.
 void forward(edge_model *model, edge_cache *cache, const std::vector<int32_t> &tokens,
@@ -59,22 +55,15 @@ void run(int count, char **arguments) {
     config.activations = EDGE_ACTIVATIONS_INT8;
     config.kv_type = EDGE_KV_F16;
 
-    edge_pool *pool = nullptr;
-    check(edge_pool_create(0, &pool));
-    const Owner<edge_pool> pool_owner(pool, edge_pool_destroy);
-    const edge_parallel parallel = edge_pool_parallel(pool);
-    edge_model *model = nullptr;
-    check(edge_model_create(&config, bundle.weights.data(), int64_t(bundle.weights.size()), &parallel,
-                            forced_tier(), &model));
-    const Owner<edge_model> model_owner(model, edge_model_destroy);
-    edge_cache *cache = nullptr;
-    check(edge_cache_create(model, &cache));
-    const Owner<edge_cache> cache_owner(cache, edge_cache_destroy);
+    const Owner<edge_pool> pool = make_pool(0);
+    const edge_parallel parallel = edge_pool_parallel(pool.get());
+    const Owner<edge_model> model = make_model(config, bundle.weights, parallel);
+    const Owner<edge_cache> cache = make_cache(model.get());
 
     std::vector<float> logits(size_t(config.vocab_size));
     const std::vector<int32_t> &ends = bundle.end_tokens;
     for (int32_t made = 0; made < wanted; ++made) {
-        forward(model, cache, tokens, &logits);
+        forward(model.get(), cache.get(), tokens, &logits);
         const auto best = int32_t(std::max_element(logits.begin(), logits.end()) - logits.begin());
         std::printf("%d\n", best);
         std::fflush(stdout);
@@ -87,11 +76,5 @@ void run(int count, char **arguments) {
 }  // namespace tools
 
 int main(int count, char **arguments) {
-    try {
-        tools::run(count, arguments);
-    } catch (const std::exception &error) {
-        std::fprintf(stderr, "Error: %s\n", error.what());
-        return 1;
-    }
-    return 0;
+    return tools::guarded([&] { tools::run(count, arguments); });
 }

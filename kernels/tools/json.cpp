@@ -1,18 +1,84 @@
 // A recursive parser that keeps the whole document in memory.
 #include "json.h"
 
+#include <algorithm>
+#include <cfloat>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <locale>
+#include <sstream>
 
 namespace tools {
+namespace {
+
+// Far beyond any manifest; what a document of this size takes in memory stays below a gigabyte.
+constexpr size_t most_bytes = 16 << 20;
+constexpr int most_levels = 64;
+constexpr size_t longest_sentence = 600;
+
+// Bytes of the UTF-8 character at `at`; 0 where there is none.
+size_t character_bytes(const std::string &text, size_t at) {
+    const auto byte = [&](size_t i) { return at + i < text.size() ? uint8_t(text[at + i]) : uint8_t(0); };
+    const uint8_t first = byte(0), second = byte(1);
+    const size_t bytes = first < 0x80 ? 1 : first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    for (size_t i = 1; i < bytes; ++i) {
+        if ((byte(i) & 0xc0) != 0x80) return 0;
+    }
+    const bool overlong = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);
+    const bool beyond = (first == 0xed && second > 0x9f) || (first == 0xf4 && second > 0x8f) || first > 0xf4;
+    return overlong || beyond ? 0 : bytes;
+}
+
+// C0, DEL and C1, which a terminal may obey.
+bool is_control(const std::string &text, size_t at) {
+    const uint8_t byte = uint8_t(text[at]);
+    return byte < 0x20 || byte == 0x7f ||
+           (byte == 0xc2 && at + 1 < text.size() && uint8_t(text[at + 1]) < 0xa0);
+}
+
+std::string printable(const std::string &text) {
+    std::string out;
+    for (size_t at = 0; at < text.size();) {
+        const size_t bytes = character_bytes(text, at);
+        if (out.size() + bytes > longest_sentence) return out + " ...";
+        if (bytes == 0 || is_control(text, at)) {
+            out.push_back('?');
+        } else {
+            out.append(text, at, bytes);
+        }
+        at += std::max<size_t>(bytes, 1);
+    }
+    return out;
+}
+
+// Not strtod: in an app whose locale writes 0,5 it would read 0.
+double to_double(const std::string &text) {
+    std::istringstream stream(text);
+    stream.imbue(std::locale::classic());
+    double value = 0;
+    stream >> value;
+    return stream ? value : HUGE_VAL;
+}
+
+}  // namespace
+
+Error::Error(const std::string &sentence) : std::runtime_error(printable(sentence)) {}
 
 class Parser {
    public:
     Parser(const std::string &text, const std::string &what) : text_(text), what_(what) {}
 
     Json whole() {
+        if (text_.size() > most_bytes) {
+            throw Error(what_ + " is too large: " + std::to_string(text_.size()) + " bytes.");
+        }
+        for (size_t bytes = 0; at_ < text_.size(); at_ += bytes) {
+            bytes = character_bytes(text_, at_);
+            if (bytes == 0) fail("is not UTF-8");
+        }
+        at_ = 0;
         Json value = parse(0);
         space();
         if (at_ != text_.size()) fail("has something behind its end");
@@ -20,8 +86,6 @@ class Parser {
     }
 
    private:
-    static constexpr int most_levels = 64;
-
     [[noreturn]] void fail(const char *reason) const {
         throw Error(what_ + " is not valid JSON: it " + reason + " (byte " + std::to_string(at_) + ").");
     }
@@ -29,7 +93,7 @@ class Parser {
     char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
 
     void space() {
-        while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_]) != nullptr) ++at_;
+        while (peek() == ' ' || peek() == '\t' || peek() == '\r' || peek() == '\n') ++at_;
     }
 
     bool take(char c) {
@@ -49,54 +113,60 @@ class Parser {
         Json value;
         switch (peek()) {
             case '{':
-                object(level, &value);
+                value.value_ = object(level);
                 break;
             case '[':
-                array(level, &value);
+                value.value_ = list(level);
                 break;
             case '"':
-                value.kind_ = Json::Kind::string;
-                value.text_ = string();
+                value.value_ = string();
                 break;
             case 't':
+                word("true");
+                value.value_ = true;
+                break;
             case 'f':
-                value.kind_ = Json::Kind::boolean;
-                value.boolean_ = peek() == 't';
-                word(value.boolean_ ? "true" : "false");
+                word("false");
+                value.value_ = false;
                 break;
             case 'n':
                 word("null");
                 break;
             default:
-                value.kind_ = Json::Kind::number;
-                value.number_ = number();
+                number(&value);
         }
         return value;
     }
 
-    void object(int level, Json *value) {
-        value->kind_ = Json::Kind::object;
+    Json::Object object(int level) {
+        Json::Object object;
+        auto &members = object.members;
         ++at_;
-        if (take('}')) return;
+        if (take('}')) return object;
         do {
             space();
             if (peek() != '"') fail("lacks the name of a member");
             std::string name = string();
-            for (const auto &member : value->members_) {
-                if (member.first == name) fail("has a member twice");
-            }
             expect(':', "lacks a colon");
-            value->members_.emplace_back(std::move(name), parse(level + 1));
+            members.emplace_back(std::move(name), parse(level + 1));
         } while (take(','));
         expect('}', "lacks the end of an object");
+        // Sorted, so that neither this check nor `at` looks at all members for each one.
+        std::sort(members.begin(), members.end(),
+                  [](const auto &a, const auto &b) { return a.first < b.first; });
+        const auto twice = std::adjacent_find(
+            members.begin(), members.end(), [](const auto &a, const auto &b) { return a.first == b.first; });
+        if (twice != members.end()) fail("has a member twice");
+        return object;
     }
 
-    void array(int level, Json *value) {
-        value->kind_ = Json::Kind::array;
+    Json::List list(int level) {
+        Json::List items;
         ++at_;
-        if (take(']')) return;
-        do { value->items_.push_back(parse(level + 1)); } while (take(','));
+        if (take(']')) return items;
+        do { items.push_back(parse(level + 1)); } while (take(','));
         expect(']', "lacks the end of a list");
+        return items;
     }
 
     void word(const char *wanted) {
@@ -105,7 +175,8 @@ class Parser {
         at_ += length;
     }
 
-    double number() {
+    // Integers that fit 64 bits stay exact, everything else is a double.
+    void number(Json *value) {
         const size_t start = at_;
         const auto digits = [&] {
             const size_t first = at_;
@@ -117,6 +188,7 @@ class Parser {
         const size_t whole = at_;
         digits();
         if (zero && at_ - whole > 1) fail("has a malformed number");
+        const size_t end_of_whole = at_;
         if (peek() == '.') {
             ++at_;
             digits();
@@ -126,7 +198,15 @@ class Parser {
             if (peek() == '+' || peek() == '-') ++at_;
             digits();
         }
-        return std::strtod(text_.substr(start, at_ - start).c_str(), nullptr);
+        if (at_ == end_of_whole) {
+            int64_t integer = 0;
+            const char *const end = text_.data() + at_;
+            if (std::from_chars(text_.data() + start, end, integer).ec == std::errc()) {
+                value->value_ = integer;
+                return;
+            }
+        }
+        value->value_ = to_double(text_.substr(start, at_ - start));
     }
 
     unsigned hex() {
@@ -142,7 +222,7 @@ class Parser {
         return value;
     }
 
-    void append(unsigned code, std::string *out) {
+    static void append(unsigned code, std::string *out) {
         if (code < 0x80) {
             out->push_back(char(code));
         } else if (code < 0x800) {
@@ -203,33 +283,41 @@ class Parser {
 
 Json Json::parse(const std::string &text, const std::string &what) { return Parser(text, what).whole(); }
 
-const Json &Json::need(Kind kind, const char *name) const {
-    if (kind_ != kind) throw Error(std::string("A value of the manifest should be ") + name + " and is not.");
-    return *this;
+template <class T>
+const T &Json::need(const std::string &name, const char *kind) const {
+    const T *const value = std::get_if<T>(&value_);
+    if (value == nullptr) throw Error("The field '" + name + "' should be " + kind + " and is not.");
+    return *value;
+}
+
+const std::string &Json::text(const std::string &name) const { return need<std::string>(name, "a string"); }
+bool Json::boolean(const std::string &name) const { return need<bool>(name, "true or false"); }
+const Json::List &Json::items(const std::string &name) const { return need<List>(name, "a list"); }
+const std::vector<Json::Member> &Json::members(const std::string &name) const {
+    return need<Object>(name, "an object").members;
+}
+
+double Json::number(const std::string &name) const {
+    const int64_t *const integer = std::get_if<int64_t>(&value_);
+    const double value = integer ? double(*integer) : need<double>(name, "a number");
+    if (std::fabs(value) > double(FLT_MAX)) throw Error("The field '" + name + "' is too large.");
+    return value;
+}
+
+int64_t Json::integer(const std::string &name, int64_t least, int64_t most) const {
+    const int64_t *const value = std::get_if<int64_t>(&value_);
+    if (value != nullptr && *value >= least && *value <= most) return *value;
+    throw Error("The field '" + name + "' should be a whole number from " + std::to_string(least) + " to " +
+                std::to_string(most) + " and is not.");
 }
 
 const Json &Json::at(const std::string &name) const {
-    for (const auto &member : members()) {
-        if (member.first == name) return member.second;
-    }
-    throw Error("The field '" + name + "' is missing.");
-}
-
-const std::vector<std::pair<std::string, Json>> &Json::members() const {
-    return need(Kind::object, "an object").members_;
-}
-const std::vector<Json> &Json::items() const { return need(Kind::array, "a list").items_; }
-const std::string &Json::text() const { return need(Kind::string, "a string").text_; }
-bool Json::boolean() const { return need(Kind::boolean, "true or false").boolean_; }
-double Json::number() const { return need(Kind::number, "a number").number_; }
-
-int64_t Json::integer() const {
-    const double value = number();
-    constexpr double exact = 9007199254740992.0;  // 2^53
-    if (value != std::floor(value) || std::fabs(value) > exact) {
-        throw Error("A number should be whole and is not.");
-    }
-    return int64_t(value);
+    const auto &all = need<Object>(name, "in an object").members;
+    const auto found = std::lower_bound(
+        all.begin(), all.end(), name,
+        [](const Member &member, const std::string &wanted) { return member.first < wanted; });
+    if (found == all.end() || found->first != name) throw Error("The field '" + name + "' is missing.");
+    return found->second;
 }
 
 std::string quoted(const std::string &text) {

@@ -67,12 +67,11 @@ std::string row_json(const Options &options, const Bundle &bundle, const Cost &c
     out += field("model", quoted(options.model.empty() ? bundle.name : options.model));
     out += field("executor", quoted("native"));
     out += field("quantize", quoted(bundle.quantize));
-    out += field("group", whole(bundle.group));
-    out += field("threads", whole(runner.parallel.workers));
+    out += field("threads", whole(runner.parallel().workers));
     out += field("attention", quoted("dense"));
     out += field("kv_type", quoted(options.kv_type));
     out += field("activations", quoted("int8"));
-    out += field("tier", quoted(edge_model_tier(runner.model)));
+    out += field("tier", quoted(edge_model_tier(runner.model())));
     out += field("fill", quoted(options.fill));
     out += field("test", quoted(test.decode ? "decode" : "prefill"));
     out += field("tokens", whole(test.tokens));
@@ -96,7 +95,7 @@ std::string row_json(const Options &options, const Bundle &bundle, const Cost &c
     out += field("memory",
                  "{\"weights\": " + whole(cost.resident) +
                      ", \"kv_cache\": " + whole((test.depth + test.tokens) * row_bytes) +
-                     ", \"workspace\": " + whole(int64_t(edge_model_workspace_bytes(runner.model))) + "}");
+                     ", \"workspace\": " + whole(int64_t(edge_model_workspace_bytes(runner.model()))) + "}");
     return out + "\"joules_per_token\": null, \"operators\": []}";
 }
 

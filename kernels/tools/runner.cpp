@@ -3,12 +3,23 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
+#include <new>
 
 namespace tools {
 namespace {
 
 constexpr int32_t batch_tokens = 256, seed_rows = 64, warm_up = 4;  // as edge/measure/profile/measure.py
+
+edge_config config_of(const Bundle &bundle, const Options &options, int32_t context, int32_t batch) {
+    edge_config config = bundle.config;
+    config.context = context;
+    config.max_batch = batch;
+    config.activations = EDGE_ACTIVATIONS_INT8;
+    config.kv_type = options.kv_type == "float32" ? EDGE_KV_F32 : EDGE_KV_F16;
+    return config;
+}
 
 }  // namespace
 
@@ -25,30 +36,57 @@ const char *forced_tier() {
     return tier != nullptr && *tier != '\0' ? tier : nullptr;
 }
 
-Runner::Runner(const Bundle &bundle, const Options &options, int32_t threads, int32_t context)
-    : options_(options), batch_(std::min(batch_tokens, context)), logits_(size_t(bundle.config.vocab_size)) {
-    check(edge_pool_create(threads, &pool_));
-    parallel = edge_pool_parallel(pool_);
-    edge_config config = bundle.config;
-    config.context = context;
-    config.max_batch = batch_;
-    config.activations = EDGE_ACTIVATIONS_INT8;
-    config.kv_type = options.kv_type == "float32" ? EDGE_KV_F32 : EDGE_KV_F16;
-    check(edge_model_create(&config, bundle.weights.data(), int64_t(bundle.weights.size()), &parallel,
-                            forced_tier(), &model));
-    std::minstd_rand random(1);
-    for (int32_t i = 0; i < context; ++i) tokens_.push_back(int32_t(random() % uint32_t(config.vocab_size)));
+int guarded(const std::function<void()> &body) {
+    std::string sentence;
+    try {
+        body();
+        return 0;
+    } catch (const Error &error) { sentence = error.what(); } catch (const std::bad_alloc &) {
+        sentence = "There is not enough memory.";
+    } catch (const std::exception &error) {
+        sentence =
+            std::string("This program has a fault of its own (") + error.what() + "); please report it.";
+    }
+    std::fprintf(stderr, "Error: %s\n", sentence.c_str());
+    return 1;
 }
 
-Runner::~Runner() {
-    for (const auto &cache : caches_) edge_cache_destroy(cache.second);
-    edge_model_destroy(model);
-    edge_pool_destroy(pool_);
+Owner<edge_pool> make_pool(int32_t threads) {
+    edge_pool *pool = nullptr;
+    check(edge_pool_create(threads, &pool));
+    return {pool, edge_pool_destroy};
+}
+
+Owner<edge_model> make_model(const edge_config &config, const std::vector<edge_weight> &weights,
+                             const edge_parallel &parallel) {
+    edge_model *model = nullptr;
+    check(edge_model_create(&config, weights.data(), int64_t(weights.size()), &parallel, forced_tier(),
+                            &model));
+    return {model, edge_model_destroy};
+}
+
+Owner<edge_cache> make_cache(const edge_model *model) {
+    edge_cache *cache = nullptr;
+    check(edge_cache_create(model, &cache));
+    return {cache, edge_cache_destroy};
+}
+
+Runner::Runner(const Bundle &bundle, const Options &options, int32_t threads, int32_t context)
+    : options_(options),
+      batch_(std::min(batch_tokens, context)),
+      pool_(make_pool(threads)),
+      parallel_(edge_pool_parallel(pool_.get())),
+      model_(make_model(config_of(bundle, options, context, batch_), bundle.weights, parallel_)),
+      logits_(size_t(bundle.config.vocab_size)) {
+    std::minstd_rand random(1);
+    for (int32_t i = 0; i < context; ++i) {
+        tokens_.push_back(int32_t(random() % uint32_t(bundle.config.vocab_size)));
+    }
 }
 
 int64_t Runner::cached_rows() const {
     int64_t rows = 0;
-    for (const auto &cache : caches_) rows += edge_cache_length(cache.second);
+    for (const auto &cache : caches_) rows += edge_cache_length(cache.second.get());
     return rows;
 }
 
@@ -97,7 +135,7 @@ void Runner::forward(edge_cache *cache, const int32_t *tokens, int32_t n, bool l
     batch.tokens = tokens;
     batch.logits_count = logits;
     batch.logits = logits_.data();
-    check(edge_forward(model, cache, &batch));
+    check(edge_forward(model_.get(), cache, &batch));
 }
 
 int32_t Runner::sample() {
@@ -114,11 +152,13 @@ int32_t Runner::sample() {
 }
 
 edge_cache *Runner::cache_at(int32_t depth) {
-    edge_cache *&cache = caches_[depth];
-    if (cache != nullptr) return cache;
-    check(edge_cache_create(model, &cache));
+    const auto found = caches_.find(depth);
+    if (found != caches_.end()) return found->second.get();
+    Owner<edge_cache> made = make_cache(model());
+    edge_cache *const cache = made.get();
     if (depth > 0) feed(cache, options_.fill == "synthetic" ? std::min(depth, seed_rows) : depth);
     if (depth > edge_cache_length(cache)) check(edge_cache_repeat(cache, depth));
+    caches_.emplace(depth, std::move(made));
     return cache;
 }
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -32,11 +34,22 @@ double now();  // seconds on the monotonic clock
 void check(edge_status status);
 const char *forced_tier();  // $EDGE_CPU, or nullptr for the best
 
+// Runs a program's `body`; returns its exit status, with one sentence on stderr where it fails.
+int guarded(const std::function<void()> &body);
+
+template <class T>
+using Owner = std::unique_ptr<T, void (*)(T *)>;
+
+// What libedge makes, owned; each throws Error.
+Owner<edge_pool> make_pool(int32_t threads);
+Owner<edge_model> make_model(const edge_config &config, const std::vector<edge_weight> &weights,
+                             const edge_parallel &parallel);
+Owner<edge_cache> make_cache(const edge_model *model);
+
 // One number of threads over the shared weights, with a KV cache for every depth.
 class Runner {
    public:
     Runner(const Bundle &bundle, const Options &options, int32_t threads, int32_t context);
-    ~Runner();
     Runner(const Runner &) = delete;
 
     int32_t batch() const { return batch_; }
@@ -47,8 +60,8 @@ class Runner {
     // One measurement of it.
     void measure(const Test &test, Measured *out);
 
-    edge_parallel parallel{};
-    edge_model *model = nullptr;
+    const edge_parallel &parallel() const { return parallel_; }
+    const edge_model *model() const { return model_.get(); }
 
    private:
     std::vector<double> run(edge_cache *cache, const Test &test);
@@ -58,9 +71,11 @@ class Runner {
     edge_cache *cache_at(int32_t depth);
 
     const Options &options_;
-    edge_pool *pool_ = nullptr;
-    int32_t batch_ = 0;
-    std::map<int32_t, edge_cache *> caches_;
+    const int32_t batch_;
+    const Owner<edge_pool> pool_;  // outlives the model, as the model outlives its caches
+    const edge_parallel parallel_;
+    const Owner<edge_model> model_;
+    std::map<int32_t, Owner<edge_cache>> caches_;
     std::vector<int32_t> tokens_;
     std::vector<float> logits_;
     std::mt19937_64 random_{0};

@@ -61,7 +61,7 @@ def _yarn(rope: RopeConfig, lengths: _Lengths) -> tuple[Tensor, float]:
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, d - 1)
-    ramp = (torch.arange(d // 2, dtype=torch.float64, device="cpu") - low) / max(high - low, 0.001)
+    ramp = (torch.arange(d // 2, dtype=torch.float64, device="cpu") - low) / ((high - low) or 0.001)
     slow = ramp.clamp(0, 1)
 
     def mscale(weight: float) -> float:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.checkpoints.huggingface import CONFIG, WEIGHTS, HuggingFaceCheckpoint
+from edge.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint
+from edge.checkpoints.weight_files import INDEX, SAFETENSORS
 from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.huggingface import config_to_hf
 from edge.config.tensors import check_tensors, network_tensors
 from edge.errors import CheckpointError
-from edge.formats.atomic import partial_path, sync_folder, write_failure, write_file
+from edge.formats.atomic import Partial, write_failure, write_file
 from edge.formats.model_files import ModelFiles
 from edge.formats.safetensors import SafetensorsWriter
 from edge.model.network.decoder import Decoder
@@ -94,7 +95,6 @@ def save_huggingface(
             raise CheckpointError(f"Tensor '{name}' is of type {tensor.dtype}, but floats are saved only.")
     if folder.exists():
         raise CheckpointError(f"'{folder}' exists already; remove it or choose another name.")
-    partial = partial_path(folder)
     small: dict[str, bytes] = dict(tokenizer_files or {})
     if chat_template is not None:
         small["chat_template.jinja"] = chat_template.encode()
@@ -106,19 +106,14 @@ def save_huggingface(
     common = max(sizes, key=lambda dtype: sizes[dtype])
     small[CONFIG] = _json(config_to_hf(config, str(common).removeprefix("torch.")))
     try:
-        partial.mkdir(parents=True)
-        _write_weights(partial, _as_family(config, tensors), shard_bytes)
-        for name, data in small.items():
-            write_file(partial / name, data)
-        sync_folder(partial)
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with Partial(folder, folder=True) as partial:
+            _write_weights(partial.path, _as_family(config, tensors), shard_bytes)
+            for name, data in small.items():
+                write_file(partial.path / name, data)
+            partial.keep()
     except OSError as error:
         raise CheckpointError(write_failure(folder, error)) from error
-    finally:
-        if partial.is_dir():
-            for file in partial.iterdir():
-                file.unlink()
-            partial.rmdir()
 
 
 def _as_family(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,11 +136,10 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int
             filled = 0
         shards[-1].append(name)
         filled += size
-    index, single = WEIGHTS[0], WEIGHTS[1]
-    stem = single.removesuffix(".safetensors")
+    stem = SAFETENSORS.removesuffix(".safetensors")
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = single if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SAFETENSORS if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         specs = [(name, _NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names]
         with SafetensorsWriter(folder / file, specs, {"format": "pt"}) as writer:
             for name in names:
@@ -153,7 +147,10 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(tensors[name].nbytes for name in weight_map)
-        write_file(folder / index, _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        write_file(
+            folder / (SAFETENSORS + INDEX),
+            _json({"metadata": {"total_size": total}, "weight_map": weight_map}),
+        )
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

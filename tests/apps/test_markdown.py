@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from edge.apps.chat.markdown_stream import MarkdownStream
-from edge.apps.cli.terminal import format_bytes, format_count, printable
+from edge.apps.cli.terminal import printable
+from edge.system.units import format_bytes, format_count
 
 ANSWER = """# Boiling eggs
 

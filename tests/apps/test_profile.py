@@ -70,8 +70,8 @@ def test_planning(run_edge):
     document = json.loads(result.stdout)
     assert document["device"]["bandwidth_gb_s"] == 204.8 and "NVIDIA" in document["device"]["source"]
     assert [(plan["quantize"], plan["fits"]) for plan in document["plans"]] == [
-        ("int4", False),
-        ("ternary", True),
+        ("int4-g32", False),
+        ("ternary-g128", True),
     ]
     text = run_edge(*arguments, "--bandwidth", "50").stdout
     assert (
@@ -108,6 +108,9 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
         assert word in text
     assert "url(http" not in text and "@import" not in text
     assert len(text) < 400_000
+    # On a phone nothing is wider than the screen, and in the dark no picture keeps the letters of the light.
+    assert 'content="width=device-width,initial-scale=1"' in text and "prefers-color-scheme:dark" in text
+    assert not re.search(r"[:\"']#[0-9a-f]{6}", text[text.index("<svg") :])
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
         (("--plan", "random:minicpm4-8b", "--int8-tops", "5"), "needs --bandwidth or --device"),
         (("--plan", "random:minicpm4-8b", "--memory", "much"), "'much' is not a size"),
         (("--plan", "--compare", "a", "b"), "either --compare or --plan"),
+        (("m", "--json", "--md"), "either --json or --md"),
     ],
 )
 def test_bad_arguments(run_edge, arguments, sentence):

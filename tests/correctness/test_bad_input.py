@@ -113,7 +113,11 @@ def test_unknown_logits(executor, refused):
     refused(EdgeError, lambda cache: forward(executor, cache, [1], logits="some"))
 
 
-@pytest.mark.parametrize("length", [-1, 11, 2**31 - 1])
+WRAPPED = [2**32 + 5, 2**33 + 1, 2**64 + 5, -(2**32) + 5]
+"""A length within the cache, if the bits above the 32nd or the 64th were dropped."""
+
+
+@pytest.mark.parametrize("length", [-1, 11, 2**31 - 1, *WRAPPED])
 def test_truncate_to_a_wrong_length(executor, refused, length: int):
     refused(EdgeError, lambda cache: executor.truncate(cache, length))
 
@@ -123,6 +127,35 @@ def test_truncate_to_a_wrong_length(executor, refused, length: int):
 )
 def test_keep_of_wrong_rows(executor, refused, n: int, rows: list[int]):
     refused(EdgeError, lambda cache: executor.keep(cache, n, rows))
+
+
+@pytest.mark.parametrize("number", WRAPPED)
+def test_numbers_that_do_not_fit(open_native, minicpm, make_bundle, tokens_of, number: int):
+    executor = open_native(make_bundle(minicpm()), context=64)
+    cache = executor.new_cache()
+    forward(executor, cache, tokens_of(executor.config, 10))
+    memory = executor.cache_memory(cache).copy()
+    for call in (
+        lambda: executor.keep(cache, number, []),
+        lambda: executor.keep(cache, 0, [number]),
+        lambda: executor.repeat(cache, number + 6),
+        lambda: executor.restore(cache, number, memory),
+    ):
+        with pytest.raises(NativeError):
+            call()
+        assert cache.length == 10
+        np.testing.assert_array_equal(executor.cache_memory(cache), memory)
+
+
+@pytest.mark.parametrize("length", [9.0, "9", None])
+def test_lengths_that_are_no_whole_numbers(open_native, minicpm, make_bundle, tokens_of, length):
+    executor = open_native(make_bundle(minicpm()), context=64)
+    cache = executor.new_cache()
+    forward(executor, cache, tokens_of(executor.config, 10))
+    with pytest.raises(NativeError, match="must be a whole number"):
+        executor.truncate(cache, length)
+    executor.truncate(cache, np.int64(9))
+    assert cache.length == 9
 
 
 @pytest.mark.parametrize(

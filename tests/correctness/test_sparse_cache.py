@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from edge.config import SparseConfig
+from edge.config.attention import with_selection
 from edge.errors import ConfigError
 from edge.executors.memory import memory_plan
 from edge.executors.opening import open_executor
@@ -42,6 +43,29 @@ def executor(request, open_native, bundle):
 def whole(executor, run_all, tokens_of):
     """Logits of all tokens, fed at once."""
     return run_all(executor, executor.new_cache(), tokens_of(executor.config, N))
+
+
+@pytest.mark.parametrize("selection", ["paper", "minicpm4", "infllmv2"])
+def test_somebody_else_s_choice_of_blocks(
+    open_native, bundle, reference, run_all, tokens_of, assert_close, selection: str
+):
+    """One option for the native and the PyTorch network; caches of another choice are told apart."""
+    wanted = with_selection(bundle.config, selection)
+    executor = open_native(bundle, selection=selection)
+    assert executor.info.sparse == wanted.sparse and executor.config == wanted
+    tokens = tokens_of(bundle.config, N)
+    found = run_all(executor, executor.new_cache(), tokens)
+    decoder = reference(bundle.with_config(wanted))
+    use_attention_mode(decoder, "sparse")
+    with torch.no_grad():
+        assert_close(found, decoder(torch.from_numpy(tokens).long()))
+    own = open_native(bundle)
+    assert (own.cache_identity == executor.cache_identity) == (selection == "paper")
+    changed = not np.array_equal(found, run_all(own, own.new_cache(), tokens))
+    assert changed == (selection != "paper")
+    executor = open_executor(bundle, RunOptions("torch", selection=selection))
+    assert executor.info.sparse == wanted.sparse
+    executor.close()
 
 
 def test_equals_the_reference(open_native, bundle, reference, run_all, tokens_of, assert_close):

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from edge.engine.session import Session
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.executors.trace import Trace, TracedExecutor
+from edge.measure.alignment import align
 from edge.measure.perplexity import perplexity
 from edge.model.executor import TorchExecutor
 from edge.quant.scheme import QuantScheme
@@ -113,3 +117,22 @@ def test_the_same_perplexity(models: tuple[Model, Model]):
     found, wanted = (perplexity(model, text, window=64, stride=32) for model in models)
     assert found.tokens == wanted.tokens
     assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
+
+
+@pytest.mark.parametrize("network", ["llama", "minicpm"])
+def test_torch_has_the_stages_of_the_native_decoder(network, tiny_config, minicpm, make_bundle, tmp_path):
+    """Same shapes and, but for rounding, values; what the native one only prepares is missing."""
+    bundle = make_bundle(tiny_config() if network == "llama" else minicpm())
+    for name in ("native", "torch"):
+        options = RunOptions(context=48, threads=1, activations="float32", kv_type="float32", executor=name)
+        traced = TracedExecutor(open_executor(bundle, options), Trace(tmp_path / f"{name}.json"))
+        cache = traced.new_cache()
+        forward(traced, cache, [3, 14, 15, 9, 26])
+        forward(traced, cache, [7])
+        traced.close()
+    found = align(tmp_path / "native.json", tmp_path / "torch.json", tolerance=1e-4)
+    assert found.first is None, found.first
+    assert found.worst.difference > 0  # they are two programs
+    assert found.only_a == ("down_input", "o_input", "rope_cache") and found.only_b == ()
+    assert found.stages == 2 * (2 * 7 + 4)  # two calls of two layers; embed, final_norm, head, and the call
+    assert found.whole == ()

@@ -99,7 +99,7 @@ def test_a_sentencepiece_tokenizer_is_spliced_without_extra_spaces(shared_data):
     tokenizer = load_tokenizer(files, config)
     templates = (
         json.loads(files["tokenizer_config.json"])["chat_template"],
-        "{{ messages[0].content }} and so on",
+        "{{ messages[0].content }} and so on{{ messages[1].content }}",
     )
     for template in templates:
         said = Message("assistant", "Good day", tuple(tokenizer.encode("Good day", add_bos=False)))
@@ -289,6 +289,42 @@ def test_policy_drop_leaves_out_the_oldest_turns_and_keeps_the_system_prompt(sma
     assert chat.dropped_messages > 0 and len(chat.messages) == 20
 
 
+@pytest.mark.parametrize("wanted", [1, 100, None])
+def test_policy_drop_leaves_room_for_the_answer(small, wanted):
+    """As much as is asked for, and an eighth of the context where more is asked for than that."""
+    chat = small.chat(system="Be brief.", context_policy="drop", ignore_eos=True, seed=1)
+    room, lengths = min(wanted or 160, 160 // 8), []
+    for turn in range(12):
+        stream = chat.stream(
+            f"Question {turn}: how deep is the sea{' and why' * turn}?", max_new_tokens=wanted
+        )
+        next(stream)
+        lengths.append(stream.result.prompt_tokens)
+    assert chat.dropped_messages > 0
+    assert max(lengths) <= 160 - room
+
+
+def test_a_message_that_fills_the_context_exactly(small):
+    """One token of an answer fits: it needs no place of its own."""
+    for policy in ("stop", "drop"):
+        chat, text = small.chat(context_policy=policy, ignore_eos=True, seed=1), "sea"
+        while len(chat._encode([Message("user", text)], None)) < 160:
+            text += " sea"
+        assert len(chat._encode([Message("user", text)], None)) == 160
+        done = chat.send(text)
+        assert (done.prompt_tokens, len(done.tokens), done.stop_reason) == (160, 1, "context")
+        with pytest.raises(ContextError, match="161 tokens"):
+            small.chat(context_policy=policy).send(text + " sea")
+
+
+def test_an_immediate_end_token_is_an_answer(chat):
+    first = chat.send("Hello", max_new_tokens=1).tokens[0]
+    chat.reset()
+    done = chat.send("Hello", eos_token_id=first)
+    assert (done.tokens, done.text, done.stop_reason) == ((), "", "eos")
+    assert [(m.role, m.content) for m in chat.messages] == [("user", "Hello"), ("assistant", "")]
+
+
 def test_policy_drop_refuses_a_message_that_is_too_long_by_itself(small):
     chat = small.chat(context_policy="drop", max_new_tokens=4)
     chat.send("Hello")
@@ -366,7 +402,7 @@ def test_wrong_types_in_a_file_are_one_sentence(chat, tmp_path, json_values):
             path.write_text(json.dumps(changed))
             try:
                 chat.load(path)
-                chat._encode([*chat.messages])
+                chat._encode([*chat.messages], chat.system)
             except EdgeError as error:
                 refused += 1
                 assert str(error).endswith(".") and "\n" not in str(error), (place, value)

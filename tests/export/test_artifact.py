@@ -8,24 +8,31 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.errors import ArtifactError, ContextError, ExportError
+from edge.config import SparseConfig
+from edge.errors import ArtifactError, ConfigError, ContextError, ExportError
 from edge.export.artifact import check_artifact, export_model, plan_export, small_files_bytes
 from edge.export.check import POSITIONS, compare_logits, make_reference, read_reference
 from edge.export.options import ExportOptions
+from edge.export.source import Source
 from edge.export.targets import get_target, need
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
+from edge.formats.atomic import Partial
+from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import json_digest
+from edge.hub.convert import convert
+from edge.quant.scheme import QuantScheme
 from edge.runtime import load
+from tests.durability import LINUX, Recorder
 
-from .tiny import byte_tokenizer_files, llama_config, make_source, minicpm_config
+from .tiny import byte_tokenizer_files, llama_config, make_checkpoint, make_source, minicpm_config
 
 BUNDLE = ExportOptions("bundle")
 
@@ -61,11 +68,38 @@ def test_a_folder_has_everything(artifact: Artifact, tmp_path: Path):
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_floats_that_were_rounded_without_a_name(tmp_path: Path):
+    """A folder of floats becomes int4 by default; what is recorded is what it became."""
+    convert(
+        make_checkpoint(llama_config(num_hidden_layers=1), QuantScheme("f16")), tmp_path / "b", floats="auto"
+    )
+    manifest = export_model(Source(Bundle.open(tmp_path / "b")), BUNDLE, tmp_path / "out").manifest
+    assert (manifest.quantization.name, manifest.quantization.method) == ("int4-g32", "rtn")
+
+
+def test_somebody_else_s_choice_of_blocks(tmp_path: Path):
+    """The constants stand in every manifest, and what runs the folder reads them there."""
+    config = llama_config(num_hidden_layers=1, sparse=SparseConfig(dense_len=64, window_size=64, topk=2))
+    source = make_source(tmp_path, config)
+    wanted = SparseConfig(dense_len=64, window_size=128, topk=1, exact_lse=True)
+    artifact = export_model(source, ExportOptions("bundle", selection="minicpm4"), tmp_path / "out")
+    assert artifact.config.sparse == Bundle.open(artifact.path).config.sparse == wanted
+    decoder = json.loads((artifact.path / "decoder.json").read_text())
+    assert decoder["sparse"] == asdict(wanted) and artifact.manifest.attention == "sparse"
+    assert artifact.manifest.source_sha256 != source.sha256 and check_artifact(artifact.path).passed
+    with load(artifact.path) as model:
+        assert model.executor.info.sparse == wanted
+    with pytest.raises(ConfigError, match=r"llama\.cpp has no block-sparse attention"):
+        export_model(source, ExportOptions("gguf", selection="paper"), tmp_path / "gguf")
+
+
 def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
     result = check_artifact(artifact.path)
     assert result.passed and result.divergence < 1e-9 and result.agreement == 1
-    with load(artifact.path) as model:
-        assert model.complete("the", max_new_tokens=4, temperature=0).text is not None
+    reference = read_reference(artifact)
+    with load(artifact.path, activations="float32", kv_type="float32") as model:
+        found = model.complete(reference.prompt, max_new_tokens=len(reference.answer), temperature=0)
+    assert list(found.tokens) == reference.answer
 
 
 def test_the_report_of_a_quantizer_comes_along(tmp_path: Path):
@@ -233,6 +267,7 @@ from edge.errors import ExportError
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source
+from edge.export.source import Source
 source = Source(Bundle.open(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -259,7 +294,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Two ways to find out: too little room before the start, and ENOSPC of a write."""
     source = make_source(tmp_path, llama_config(num_hidden_layers=1))
     monkeypatch.setattr("shutil.disk_usage", lambda path: _Usage(1000))
-    with pytest.raises(ExportError, match=r"needs \d+ MB, but only 0 MB are free"):
+    with pytest.raises(ExportError, match=r"needs \d+ kB, but only 1.00 kB are free"):
         export_model(source, BUNDLE, tmp_path / "out")
     monkeypatch.undo()
 
@@ -281,12 +316,13 @@ def test_a_killed_export_is_cleaned_up_by_the_next(tmp_path: Path):
     source = make_source(tmp_path, llama_config(num_hidden_layers=1))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left, running = (tmp_path / f".out.{pid}-abcd.partial" for pid in (dead.pid, os.getpid()))
-    for folder in (left, running):
-        folder.mkdir()
-        (folder / "weights.safetensors").write_bytes(b"half")
-    export_model(source, BUNDLE, tmp_path / "out")
-    assert not left.exists() and running.exists()  # another export that is still at work keeps its folder
+    left = tmp_path / f".out.{dead.pid}-abcd.partial"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    with Partial(tmp_path / "out", folder=True) as running:
+        export_model(source, BUNDLE, tmp_path / "out")
+        assert running.path.exists()  # another export that is still at work keeps its folder
+    assert not left.exists()
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path: Path):
@@ -349,3 +385,14 @@ def test_unknown_targets_and_missing_libraries_are_named():
         ExportError, match=r"A thing needs the package no_such_library.*minicpm-edge\[export\]"
     ):
         need("no_such_library.part", "A thing")
+
+
+@LINUX
+def test_an_artifact_is_synced_read_back_renamed_and_its_folder_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = make_source(tmp_path, llama_config(num_hidden_layers=1))
+    recorder = Recorder(monkeypatch)
+    recorder.record(Artifact, "open", "read back")
+    export_model(source, BUNDLE, tmp_path / "out")
+    recorder.assert_durable(tmp_path / "out", "read back")

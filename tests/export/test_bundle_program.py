@@ -1,4 +1,4 @@
-"""A bundle without Python: `edge_generate`, compiled for 64-bit ARM, on exported folders in an emulator."""
+"""A bundle without Python: `edge_generate` on exported folders."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ CASES = [
 
 
 @pytest.fixture
-def generate(arm: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
+def generate(tool: Callable[[str], Path]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`generate(folder, count, *tokens)`: the finished process."""
 
     def run(folder: Path, *numbers: object) -> subprocess.CompletedProcess[str]:
-        command = [*arm.emulator("max"), str(arm.build / "edge_generate"), str(folder), *map(str, numbers)]
+        command = [str(tool("edge_generate")), str(folder), *map(str, numbers)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return run
@@ -77,6 +77,18 @@ def test_the_tokens_of_the_native_executor(
     found = [int(line) for line in done.stdout.split()]
     assert found == wanted[: len(found)]
     assert len(found) == ANSWER or found[-1] in config.eos_token_ids
+
+
+@pytest.mark.slow
+def test_on_arm(generate: Any, arm: Any, tmp_path: Path):
+    """Static, in the emulator of a phone's processor."""
+    folder = export_model(
+        make_source(tmp_path, minicpm_config()), ExportOptions("bundle"), tmp_path / "out"
+    ).path
+    command = [*arm.emulator("max"), str(arm.make("edge_generate")), str(folder), "5", "5", "6", "7"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == generate(folder, 5, 5, 6, 7).stdout
 
 
 def test_it_ends_with_an_end_token(generate: Any, tmp_path: Path):

@@ -19,6 +19,7 @@ from edge.export.check import exact_executor, read_reference
 from edge.export.options import ExportOptions
 from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
 from edge.quant.scheme import QuantScheme
+from edge.system.units import format_bytes
 from tests.steps import forward
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
@@ -165,8 +166,8 @@ def test_a_decode_step_reads_the_chosen_blocks_only(tmp_path: Path):
     assert readers == {"gather", "slice_by_size"}
     assert rows + layout.fine + layout.coarse == layout.decode_rows
     assert layout.gathered == layout.selected == 5 and layout.blocks == 64
-    read, cache = layout.decode_rows * row * 2 / 1e6, 2 * whole * 2 / 1e6
-    assert f"reads {read:.1f} MB of states, of a KV cache of {cache:.1f} MB" in plan.notes[1]
+    read, cache = layout.decode_rows * row * 2, 2 * whole * 2
+    assert f"reads {format_bytes(read)} of states, of a KV cache of {format_bytes(cache)}." in plan.notes[1]
     assert read < cache / 5
 
 

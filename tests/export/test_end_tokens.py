@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.errors import EdgeError, EdgeWarning, ExportError
+from edge.errors import EdgeError, ExportError
 from edge.export.artifact import dry_run, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
@@ -23,6 +23,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.hub.resolve import open_model
 from edge.hub.store import cached_models
+from edge.system.notices import EdgeWarning
 from edge.text.tokenizer.load import open_tokenizer
 from tests.export.tiny import byte_tokenizer_files, llama_config, make_checkpoint
 

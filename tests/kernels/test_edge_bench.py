@@ -1,10 +1,10 @@
-"""edge_bench, cross-compiled for 64-bit ARM and run in an emulator, beside the Python profiler on the same
-bundle.
-"""
+"""edge_bench beside the Python profiler on the same bundle, here and on 64-bit ARM in an emulator."""
 
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 
 # Few: the emulator takes seconds for the machine's limits.
-OPTIONS = ProfileOptions(threads=(2,), prompt=(10,), generate=3, depth=(0, 20), repeat=1)
+OPTIONS = ProfileOptions(threads=(2,), prefill=(10,), generate=3, depth=(0, 20), repeat=1)
 SCHEMES = [QuantScheme("int4", 32), QuantScheme("int4", 32, True), QuantScheme("ternary", 0)]
 
 
@@ -50,22 +50,22 @@ def bundle(tiny_config, tmp_path) -> Callable[..., Path]:
     return make
 
 
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture
-def run_bench(arm) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`run_bench(*arguments)`: the finished process, in the emulator."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [*arm.emulator("max"), str(arm.build / "edge_bench"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    return run
+def run_bench(tool) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_bench(*arguments)`: the finished process."""
+    return lambda *arguments: run(tool("edge_bench"), *arguments)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:], ids=str)
-def test_same_document_as_python(run_bench, bundle, scheme):
+def test_same_document_as_python(arm, bundle, scheme):
     """Everything that is arithmetic agrees; times are the emulator's own."""
     folder = bundle(scheme)
-    result = run_bench(*bench_arguments(str(folder), str(folder), OPTIONS))
+    program = [*arm.emulator("max"), arm.make("edge_bench")]
+    result = run(*program, *bench_arguments(str(folder), str(folder), OPTIONS))
     assert result.returncode == 0, result.stderr
     found, wanted = read_document(result.stdout), profile(folder, OPTIONS)
     assert found.program == "edge_bench" and found.repeat == 1
@@ -131,12 +131,48 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         (replaced('"version": 1', '"version": 2'), "is not a manifest of version 1"),
         (replaced('"format"', '"version"'), "has a member twice"),
         (replaced('"format"', '"form\\u00zz"'), "has a malformed \\u escape"),
-        (replaced('"hidden_size": 128', '"hidden_size": 128.5'), "should be whole"),
-        (replaced('"hidden_size": 128', '"hidden_size": "128"'), "should be a number"),
+        (
+            replaced('"hidden_size": 128', '"hidden_size": 128.5'),
+            "'hidden_size' should be a whole number from 1 to",
+        ),
+        (
+            replaced('"hidden_size": 128', '"hidden_size": "128"'),
+            "'hidden_size' should be a whole number from 1 to",
+        ),
         (replaced('"hidden_size": 128', '"hidden_size": 64'), "expected"),
         (replaced('"vocab_size"', '"vocabulary"'), "The field 'vocab_size' is missing"),
         (replaced("i4.n16k8.g32.v1", "i4.n16k8.g32.v2"), "has a layout that this program does not know"),
-        (replaced("model.norm.weight", "model.norms.weight"), "'model.norms.weight' that is not known"),
+        (replaced("model.norm.weight", "model.norms.weight"), "'model.norms.weight': it is not known"),
+        (replaced("layers.0.mlp.up", "layers.2.mlp.up"), "it is of no layer; the model has 2"),
+        (replaced("layers.0.mlp.up", "layers.4294967296.mlp.up"), "it is of no layer"),
+        (replaced("layers.0.mlp.up", "layers.0x.mlp.up"), "it is of no layer"),
+        # As numbers of 32 bits each of these would be one that is accepted.
+        (
+            replaced('"vocab_size": 96', f'"vocab_size": {2**32 + 96}'),
+            "'vocab_size' should be a whole number",
+        ),
+        (
+            replaced('"num_hidden_layers": 2', f'"num_hidden_layers": {2**32 + 2}'),
+            "'num_hidden_layers' should be",
+        ),
+        (replaced('"version": 1', f'"version": {2**32 + 1}'), "not a manifest of version 1"),
+        (replaced('"num_experts": 0', f'"num_experts": {2**32}'), "mixtures of experts"),
+        (replaced('"group": 32', f'"group": {2**32 + 32}'), "'group' should be a whole number"),
+        (
+            replaced('"vocab_size": 96', '"vocab_size": 18446744073709551712'),
+            "'vocab_size' should be",
+        ),  # 2^64 + 96
+        (
+            replaced('"head_dim": 32', f'"head_dim": {2**30}'),
+            "'head_dim' should be a whole number from 1 to 1024",
+        ),
+        (replaced('"head_dim": 32', '"head_dim": -32'), "'head_dim' should be a whole number from 1 to 1024"),
+        (replaced('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e400'), "'rms_norm_eps' is too large"),
+        (replaced('"theta": 10000.0', '"theta": 0'), "'theta' should be above 0"),
+        (replaced('"shape": [96, 128]', '"shape": [96, 1073741824]'), "smaller than its shape needs"),
+        (replaced('"shape": [96, 128]', '"shape": []'), "it has no usable shape"),
+        (replaced('"source": "random', '"source": "\\ud800'), "half of a surrogate pair"),
+        (lambda text: "[" + "1," * (9 << 20) + "1]", "is too large"),
     ],
 )
 def test_damaged_manifests(run_bench, bundle, change, sentence):
@@ -146,6 +182,72 @@ def test_damaged_manifests(run_bench, bundle, change, sentence):
     manifest.write_text(change(text))
     result = run_bench(str(folder), "--prefill", "8", "--generate", "1")
     assert result.returncode == 1 and result.stderr.startswith("Error: ") and sentence in result.stderr
+
+
+def test_names_of_the_files_cannot_speak_to_the_terminal(run_bench, bundle):
+    folder = bundle(SCHEMES[0])
+    text = (folder / "manifest.json").read_text()
+    name = "\\u001b[2J\\u009b0m" + "x" * 5000
+    (folder / "manifest.json").write_text(text.replace("model.norm.weight", name))
+    error = run_bench(str(folder)).stderr
+    assert error.startswith("Error: Tensor '?[2J?0mxxx") and len(error) < 700 and error.count("\n") == 1
+
+
+def with_header(folder: Path, change: Callable[[dict], None]) -> None:
+    """Another header of the weights, and a manifest that agrees to its size."""
+    weights, manifest = folder / "weights.safetensors", folder / "manifest.json"
+    data = weights.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    text = text.ljust(len(text) + -(8 + len(text)) % 64)  # tensors stand at multiples of 64
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+    body = json.loads(manifest.read_text())
+    body["files"]["weights.safetensors"]["bytes"] = weights.stat().st_size
+    manifest.write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sentence"),
+    [
+        ([], "it has no beginning and end in the file"),
+        ([0], "it has no beginning and end in the file"),
+        ([0, 2**33], "'data_offsets' should be a whole number from 0 to"),
+        ([-64, 64], "'data_offsets' should be a whole number from 0 to"),
+        ([2**63 - 64, 2**63], "'data_offsets' should be a whole number from 0 to"),
+        ([128, 64], "'data_offsets' should be a whole number from 0 to 64"),
+        ([1, 64], "it is not aligned"),
+        ([0, 64], "it is smaller than its shape needs"),
+    ],
+    ids=str,
+)
+def test_damaged_places(run_bench, bundle, offsets, sentence):
+    folder, name = bundle(SCHEMES[0]), "model.embed_tokens.weight"
+    with_header(folder, lambda header: header[name].update(data_offsets=offsets))
+    result = run_bench(str(folder))
+    assert result.returncode == 1 and f"Tensor '{name}': " in result.stderr and sentence in result.stderr
+
+
+@pytest.mark.parametrize("what", ["members", "numbers"])
+def test_a_large_manifest_is_read_at_once(run_bench, bundle, what):
+    """150,000 members: seconds even for a slow machine where each is compared with all the others."""
+    folder = bundle(SCHEMES[0])
+    document = json.loads((folder / "manifest.json").read_text())
+    document["more"] = {f"{i}": i for i in range(150_000)} if what == "members" else list(range(150_000))
+    (folder / "manifest.json").write_text(json.dumps(document))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert "is beyond the 64" in run_bench(str(folder), "--depth", "1000").stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors"])
+def test_only_files_are_read(run_bench, bundle, name):
+    """A pipe would be waited for without end."""
+    folder = bundle(SCHEMES[0])
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert f"{name}' is not a file" in run_bench(str(folder)).stderr
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +67,83 @@ def test_parked_threads_wake_up():
 
 def test_pools_come_and_go():
     for _ in range(50):
-        run(ThreadPool(3), 10, 1)
+        assert len(run(ThreadPool(3), 10, 1)) == 10
+
+
+def threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_pool_ends_its_threads():
+    run(ThreadPool(2), 4, 1)
+    before = threads_of_this_process()
+    pools = [ThreadPool(3) for _ in range(4)]
+    for pool in pools:
+        run(pool, 10, 1)
+    assert threads_of_this_process() == before + 4 * 2
+    del pools, pool
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while threads_of_this_process() > before and time.monotonic() < deadline:
+        time.sleep(0.01)  # the system takes a moment to forget a thread that was joined
+    assert threads_of_this_process() == before
+
+
+def test_one_region_at_a_time_runs_on_the_threads():
+    """A region that begins while another is under way is done by its caller alone, and completely."""
+    pool, inside, go_on = ThreadPool(2), threading.Event(), threading.Event()
+
+    def hold(begin, end):
+        inside.set()
+        assert go_on.wait(timeout=60)
+
+    first = threading.Thread(target=lambda: run(pool, 2, 1, hold))
+    first.start()
+    assert inside.wait(timeout=60)
+    pieces = run(pool, 7, 2)
+    go_on.set()
+    first.join()
+    assert pieces == [(0, 2, 0), (2, 4, 0), (4, 6, 0), (6, 7, 0)]
+
+
+FORKED = """
+import os, sys, threading
+sys.path.insert(0, {root!r})
+from edge.executors.native.pool import ThreadPool
+from tests.kernels.test_pool import run
+
+pool = ThreadPool(3)
+assert len(run(pool, 10, 1)) == 10
+
+def child():
+    # Both pieces at once: the child has threads of its own.
+    barrier = threading.Barrier(3)
+    pieces = run(pool, 3, 1, lambda begin, end: barrier.wait(timeout=60))
+    assert sorted(piece[:2] for piece in pieces) == [(0, 1), (1, 2), (2, 3)], pieces
+    assert len(run(pool, 100, 3)) == 34
+
+for depth in range(2):  # a child, and a child of its own
+    process = os.fork()
+    if process:
+        break
+    child()
+assert len(run(pool, 10, 1)) == 10
+if process:
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+print("ok", flush=True)
+del pool
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_starts_threads_of_its_own():
+    """Its parent's are not there: waiting for them would have no end."""
+    program = FORKED.format(root=str(Path(__file__).resolve().parents[2]))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "ok\n" * 3
 
 
 @pytest.mark.parametrize("threads", [-1, 5000])

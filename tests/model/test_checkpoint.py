@@ -60,7 +60,8 @@ def test_round_trip_is_bit_exact(tmp_path: Path, config, llama, container: str, 
 
     files = sorted((tmp_path / "ours").glob("*.safetensors"))
     assert (len(files) > 2) == (container == "sharded")
-    assert all(file.stat().st_size < 110_000 for file in files) or container != "sharded"
+    if container == "sharded":
+        assert all(file.stat().st_size < 110_000 for file in files)
     stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert stored.keys() == peer.state_dict().keys()
     for name, tensor in peer.state_dict().items():
@@ -123,7 +124,7 @@ def test_experts_round_trip(tmp_path: Path, tiny_config):
 ROPES = [
     RopeConfig(theta=500000.0),
     RopeConfig("linear", factor=4.0),
-    RopeConfig("dynamic", 1e6, 4.0, 4096),
+    RopeConfig("dynamic", 1e6, 4.0),
     RopeConfig("yarn", 1e4, 4.0, 32, beta_slow=0.5, truncate=False, mscale=1.5, mscale_all_dim=0.7),
     RopeConfig("yarn", 1e4, 4.0, 32, attention_factor=0.9),
     RopeConfig("longrope", 1e4, 1.0, 32, (1.5,) * 16, (2.5,) * 16, attention_factor=1.25),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge.config import SparseConfig
+from edge.config.attention import with_selection
 from edge.model.attention import blocks as block_attention
 from edge.model.attention.key_summaries import KeySummaries
 from edge.model.attention.sparse import (
@@ -60,15 +61,57 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=causal, enable_gqa=True)
 
 
-@pytest.mark.parametrize("sparse", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("heads, kv_heads, d", [(4, 2, 64), (2, 2, 128), (16, 1, 64)])
-def test_vectorised_equals_reference(sparse: SparseConfig, heads: int, kv_heads: int, d: int):
+# Constants decide about blocks and shapes about heads: every constant with one shape, every shape with two.
+@pytest.mark.parametrize(
+    ("variant", "heads", "kv_heads", "d"),
+    [
+        *((variant, 4, 2, 64) for variant in VARIANTS),
+        *((variant, *shape) for variant in ("plain", "exact") for shape in ((2, 2, 128), (16, 1, 64))),
+    ],
+)
+def test_vectorised_equals_reference(variant: str, heads: int, kv_heads: int, d: int):
+    sparse = VARIANTS[variant]
     q, k, v = random_qkv(heads, kv_heads, 21, 187, d)
     chosen = block_attention.select_blocks(q, k, sparse)
     assert torch.equal(chosen, reference_selection(q, k, sparse))
     assert 0 < chosen.sum() < chosen.numel()
     found = block_attention.block_sparse_attention(q, k, v, sparse)
     torch.testing.assert_close(found, reference_attention(q, k, v, sparse), **CLOSE)
+
+
+def published_blocks(q: Tensor, k: Tensor, selection: str) -> list[int]:
+    """What public code reads for the last of k's rows, of heads q that share them.
+
+    Scores of all fine kernels, max-pooled with stride 4, size 5 and padding 1, as both do. MiniCPM4's own
+    code and InfLLM-V2's kernels then set first and local blocks (`own <= block + local`) to infinity and
+    take the best `topk + local` of all; CPM.cu takes the best `topk` beside the local ones (`own < block +
+    local`). A kernel between two blocks is a tie, which they leave open: here the lower one is first.
+    """
+    local, topk, own = SPARSE.window_size // SPARSE.block_size, SPARSE.topk, (len(k) - 1) // SPARSE.block_size
+    fine, coarse = (k.unfold(0, 8 * i, 4 * i).mean(-1) for i in (1, 4))
+    logits = q @ fine.T / q.shape[1] ** 0.5
+    normaliser = logits if selection == "minicpm4" else q @ coarse.T / q.shape[1] ** 0.5
+    scores = (logits - normaliser.logsumexp(1, keepdim=True)).exp().sum(0)
+    blocks = functional.pad(scores, (1, 8)).unfold(0, 5, 4).amax(1).tolist()  # the last ones have no kernel
+    infinity = float("inf")
+    if selection == "paper":
+        near = {i for i in range(own + 1) if own < i + local}
+        pooled = [infinity if i < 1 else -infinity if i in near else blocks[i] for i in range(own + 1)]
+    else:
+        near, topk = set(), topk + local
+        pooled = [infinity if i < 1 or own <= i + local else blocks[i] for i in range(own + 1)]
+    best = torch.tensor(pooled).sort(descending=True, stable=True).indices[:topk]
+    return sorted(near | set(best.tolist()))
+
+
+@pytest.mark.parametrize("selection", ["paper", "minicpm4", "infllmv2"])
+def test_selections_are_those_of_public_code(tiny_config, selection):
+    sparse = with_selection(tiny_config(sparse=SPARSE), selection).sparse
+    q, k, _ = random_qkv(4, 1, 40, 230, 64, seed=3)
+    chosen = reference_selection(q, k, sparse)[0]
+    expected = [published_blocks(q[:, i], k[0, : 191 + i], selection) for i in range(40)]
+    assert [row.nonzero().flatten().tolist() for row in chosen] == expected
+    assert all(len(blocks) == 5 for blocks in expected)
 
 
 @pytest.mark.parametrize("sparse", VARIANTS.values(), ids=VARIANTS)
@@ -89,7 +132,7 @@ def test_batch():
 
 @pytest.mark.parametrize("changes", [{"topk": 12}, {"dense_len": 187}, {"window_size": 192}])
 def test_equals_dense_when_everything_is_selected(changes: dict[str, int]):
-    q, k, v = random_qkv(4, 2, 187, 187, 32)
+    q, k, v = random_qkv(4, 2, 60, 187, 32)  # the queries with the most blocks to leave out
     sparse = replace(SPARSE, **changes)
     torch.testing.assert_close(reference_attention(q, k, v, sparse), dense(q, k, v), **CLOSE)
     torch.testing.assert_close(
@@ -190,10 +233,16 @@ def test_chunks_and_single_tokens_equal_one_prefill(attention, sizes: list[int])
         end -= n
 
 
-@pytest.mark.parametrize("sparse", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("start", [0, 5, 85, 101])
-def test_tree_equals_sequential_decoding(sparse: SparseConfig, start: int):
+@pytest.mark.parametrize(
+    ("variant", "start"),
+    [
+        *((variant, 85) for variant in VARIANTS),  # the tree crosses dense_len and ends of blocks
+        *((variant, start) for variant in ("plain", "dense-first", "exact") for start in (0, 5, 101)),
+    ],
+)
+def test_tree_equals_sequential_decoding(variant: str, start: int):
     """A deep tree, so that fine and coarse windows complete inside it, differently along its branches."""
+    sparse = VARIANTS[variant]
     parents = [-1, 0, 0, *range(1, 38), *range(2, 21), 2, 41, 42]
     mask = tree_mask(parents)
     q, k, v = random_qkv(4, 2, len(parents), start + len(parents), 16, seed=start)

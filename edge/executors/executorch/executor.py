@@ -8,8 +8,6 @@ portable one continues rows only.
 from __future__ import annotations
 
 import ctypes
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +39,7 @@ from edge.executors.protocol import (
 )
 from edge.executors.weights import HugePageFile
 from edge.formats.artifact.folder import Artifact
+from edge.system.guards import OneCall
 
 RUNTIME = "executorch"
 FULL = "full"
@@ -56,8 +55,7 @@ class ExecuTorchCache:
         self.length, self.capacity = 0, executor.context
         self.handle = ctypes.c_void_p()
         runner.check(runner.library().edge_et_cache_create(program, ctypes.byref(self.handle)))
-        destroy = weakref.finalize(self, runner.library().edge_et_cache_destroy, self.handle)
-        destroy.atexit = False
+        native.finalize(self, runner.library().edge_et_cache_destroy, self.handle)
 
 
 class ExecuTorchExecutor(ExecutorFacts, OneByOne):
@@ -76,7 +74,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
         artifact.manifest.runtime.check(executorch_version())
         self._config, self._context = artifact.config, context
         self._full = artifact.manifest.flavour == FULL
-        self._lock = threading.Lock()
+        self._lock = OneCall("model")
         lib = runner.library()
         if self._full:
             runner.load_operators()
@@ -93,8 +91,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
         )
         self._file: HugePageFile | npt.NDArray[np.uint8] | None = file  # the program reads from it
         self._program = program
-        self._finalizer = weakref.finalize(self, lib.edge_et_close, program)
-        self._finalizer.atexit = False
+        self._finalizer = native.finalize(self, lib.edge_et_close, program)
         self._info = ExecutorInfo(
             name="executorch",
             tier=f"executorch {executorch_version()}",
@@ -122,7 +119,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
 
     def new_cache(self) -> ExecuTorchCache:
         """An empty cache."""
-        with self._lock:
+        with self._lock():
             self._check_open()
             return ExecuTorchCache(self, self._program)
 
@@ -141,7 +138,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
             raise EdgeError(
                 "The portable flavour has no positions, trees or hidden states: export the full one."
             )
-        with self._lock:
+        with self._lock():
             self._check_open()
             if in_a_row and count < max(n, 2):
                 logits, hidden = self._continue(own, ids, step.hidden)
@@ -166,7 +163,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
         """
         own = self._own(cache)
         kept = check_kept_rows(rows, n, own.length)
-        with self._lock:
+        with self._lock():
             self._check_open()
             if self._full:
                 for at in range(0, len(kept), MAX_TREE):
@@ -182,7 +179,9 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
 
     def close(self) -> None:
         """Free the program; later calls raise NativeError."""
-        with self._lock:
+        if self._lock.is_inherited:
+            return
+        with self._lock():
             self._finalizer()
             self._file = None
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import AttentionMode, resolve_attention
 from edge.config.fields import listed
 from edge.config.rope import rope_parameters
 from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
-from edge.errors import EdgeError, NativeError, TokenizerError
+from edge.errors import EdgeError, NativeError
+from edge.executors.checks import integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.pool import ThreadPool
@@ -33,6 +33,7 @@ from edge.executors.protocol import (
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.model_files import ModelFiles
+from edge.system.guards import OneCall
 
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
@@ -60,7 +61,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         self._config = config
         self._context = context
         self._max_batch = min(options.max_batch, context)
-        self._lock = threading.Lock()
+        self._lock = OneCall("model")
         self._pool = ThreadPool(options.threads)
         # The model borrows this memory.
         weight_memory = open_weights(files, options.mmap)
@@ -128,6 +129,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             workspace_bytes=int(lib.edge_model_workspace_bytes(handle)),
             mapped_weights=weight_memory.mapped,
         )
+        self._observer_error: BaseException | None = None
         self._finalizer = native.finalize(self, lib.edge_model_destroy, handle)
 
     @property
@@ -151,19 +153,19 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def new_cache(self) -> NativeCache:
         """An empty cache; memory is committed as it fills."""
-        with self._lock:
+        with self._lock():
             self._check_open()
             return NativeCache(self.handle, self._context)
 
     def _run_step(self, step: SequenceStep) -> StepResult:
-        ids = _token_ids(step.tokens)
+        ids = token_ids(step.tokens)
         n = ids.size
         positions = _per_token(step.positions, np.int32, n, "positions")
         tree = _per_token(step.tree, np.uint64, n, "tree")
         count = _choice({"none": 0, "last": 1, "all": n}, step.logits, "choice of logits")
         logits = np.empty((count, self._config.vocab_size), np.float32) if count else None
         hidden = np.empty((n, self._config.hidden_size), np.float32) if step.hidden else None
-        indices = np.ascontiguousarray(step.layers, np.int32)
+        indices = integers(step.layers, "layers")
         layers = np.empty((indices.size, n, self._config.hidden_size), np.float32) if indices.size else None
         batch = native.Batch(
             size=ctypes.sizeof(native.Batch),
@@ -178,23 +180,32 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             hidden=_address(hidden),
             layer_outputs=_address(layers),
         )
-        with self._lock:
+        with self._lock():
             self._check_open()
+            before, self._observer_error = step.cache.length, None
             native.check(
                 native.library().edge_forward(self.handle, handle_of(step.cache), ctypes.byref(batch))
             )
+            error = self._observer_error
+            if error is not None:
+                native.check(native.library().edge_cache_truncate(handle_of(step.cache), before))
+                raise error
         return StepResult(logits, hidden, () if layers is None else tuple(layers))
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
-        kept = np.ascontiguousarray(rows, np.int32)
-        with self._lock:
-            native.check(native.library().edge_cache_keep(handle_of(cache), n, kept.ctypes.data, kept.size))
+        first = whole_number(n, "the number of rows to keep")
+        kept = integers(rows, "rows to keep", np.int64)
+        with self._lock():
+            native.check(
+                native.library().edge_cache_keep(handle_of(cache), first, kept.ctypes.data, kept.size)
+            )
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
-        with self._lock:
-            native.check(native.library().edge_cache_truncate(handle_of(cache), n))
+        rows = whole_number(n, "the number of rows to keep")
+        with self._lock():
+            native.check(native.library().edge_cache_truncate(handle_of(cache), rows))
 
     @property
     def cache_identity(self) -> Mapping[str, str]:
@@ -204,7 +215,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
     def cache_memory(self, cache: KVCache) -> npt.NDArray[np.uint8]:
         """The rows in use as they stand in memory; borrowed until the cache changes."""
         memory, size = ctypes.c_void_p(), ctypes.c_uint64()
-        with self._lock:
+        with self._lock():
             native.check(
                 native.library().edge_cache_memory(handle_of(cache), ctypes.byref(memory), ctypes.byref(size))
             )
@@ -212,33 +223,42 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
         """Make n rows that `cache_memory` gave the content of the cache."""
-        with self._lock:
+        rows = whole_number(n, "the number of rows")
+        with self._lock():
             native.check(
-                native.library().edge_cache_restore(handle_of(cache), n, memory.ctypes.data, memory.nbytes)
+                native.library().edge_cache_restore(handle_of(cache), rows, memory.ctypes.data, memory.nbytes)
             )
 
     def repeat(self, cache: KVCache, n: int) -> None:
         """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""
-        with self._lock:
-            native.check(native.library().edge_cache_repeat(handle_of(cache), n))
+        rows = whole_number(n, "the number of rows")
+        with self._lock():
+            native.check(native.library().edge_cache_repeat(handle_of(cache), rows))
 
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
         """See `edge.executors.protocol.Observable`; the bytes are those of a `native.Event`."""
         size = ctypes.sizeof(native.Event)
-        # Bytes are cheap to keep: a slow observer would let the threads fall asleep between operators.
-        hook = (
-            native.Observer()
-            if observer is None
-            else native.Observer(lambda _, event: observer(ctypes.string_at(event, size)))
-        )
-        with self._lock:
+
+        def tell(_: int | None, event: Any) -> None:
+            assert observer is not None
+            if self._observer_error is None:
+                try:
+                    # Bytes are cheap to keep: in a slow observer the threads would fall asleep.
+                    observer(ctypes.string_at(event, size))
+                except BaseException as error:  # can't pass through C: `_run_step` raises it
+                    self._observer_error = error
+
+        hook = native.Observer() if observer is None else native.Observer(tell)
+        with self._lock():
             self._check_open()
             native.check(native.library().edge_model_observe(self.handle, hook, None))
             self._observer = hook  # the library holds its address
 
     def close(self) -> None:
-        """Free the native model; later calls raise NativeError."""
-        with self._lock:
+        """Free the native model; later calls raise NativeError. Does nothing in a forked process."""
+        if self._lock.is_inherited:
+            return
+        with self._lock():
             self._finalizer()
             self._weights = None
 
@@ -255,11 +275,6 @@ def check_parts(config: ModelConfig) -> None:
             f"The native executor does not compute {listed(parts)}, which this {config.model_type} network "
             "has; run it with --executor torch."
         )
-
-
-def choose_attention(config: ModelConfig, mode: AttentionMode, context: int) -> SparseConfig | None:
-    """`edge.config.attention.resolve_attention` for this executor."""
-    return resolve_attention(config, mode, context=context, obstacle=sparse_obstacle(config))
 
 
 def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
@@ -303,24 +318,15 @@ def _choice(table: dict[str, int], name: str, what: str) -> int:
     return table[name]
 
 
-def _token_ids(tokens: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    try:
-        return np.ascontiguousarray(tokens, np.int32)
-    except OverflowError:
-        raise TokenizerError(
-            "A token id is far outside the vocabulary: it does not even fit 32 bits."
-        ) from None
-
-
 def _address(array: npt.NDArray[np.generic] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
 def _per_token(
-    array: npt.NDArray[np.generic] | None, dtype: type[np.generic], n: int, what: str
+    array: npt.NDArray[np.generic] | None, dtype: type[np.integer], n: int, what: str
 ) -> npt.NDArray[np.generic] | None:
     if array is None:
         return None
     if np.shape(array) != (n,):
         raise EdgeError(f"{what} must have one entry per token ({n}), got shape {np.shape(array)}.")
-    return np.ascontiguousarray(array, dtype)
+    return integers(array, what, dtype)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 import sys
 import weakref
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,7 @@ import edge
 from edge.errors import ContextError, NativeError, TokenizerError
 from edge.quant.layout import MatrixLayout
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 CACHE_LAYOUT = 1
 MAX_TREE = 64
 MAX_LOGPROBS = 64
@@ -30,6 +32,52 @@ UNSUPPORTED = 6
 
 ACTIVATIONS = {"int8": 0, "float32": 1}
 KV_TYPE = {"float16": 0, "float32": 1, "int8": 2}
+
+_INTEGERS: dict[Any, tuple[int, int]] = {
+    c_int32: (-(2**31), 2**31 - 1),
+    c_uint32: (0, 2**32 - 1),
+    c_int64: (-(2**63), 2**63 - 1),
+    c_uint64: (0, 2**64 - 1),
+}
+"""Least and largest value of C's integer types."""
+
+
+def check_integer(value: Any, kind: Any, name: str) -> None:
+    """NativeError for what an integer type of C does not hold: ctypes would keep its low bits."""
+    least, most = _INTEGERS[kind]
+    try:
+        fits = least <= operator.index(value) <= most
+    except TypeError:
+        fits = False
+    if not fits:
+        raise NativeError(f"{name} must be a whole number from {least} to {most}, got {value!r}.")
+
+
+class Record(ctypes.Structure):
+    """A structure whose integers are checked when it is made."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        kinds = dict(self._fields_)  # type: ignore[arg-type]
+        for name, value in {**dict(zip(kinds, values, strict=False)), **named}.items():
+            if kinds[name] in _INTEGERS:
+                check_integer(value, kinds[name], f"{type(self).__name__}.{name}")
+        super().__init__(*values, **named)
+
+
+def checked(function: Any, result: Any, arguments: Sequence[Any]) -> Callable[..., Any]:
+    """A function of the library with its types set, which refuses integers that do not fit them."""
+    function.restype, function.argtypes = result, arguments
+    integers = [(at, kind) for at, kind in enumerate(arguments) if kind in _INTEGERS]
+    if not integers:
+        return function
+
+    def call(*given: Any) -> Any:
+        for at, kind in integers:
+            check_integer(given[at], kind, f"{function.__name__}'s argument {at + 1}")
+        return function(*given)
+
+    return call
+
 
 _task = ctypes.CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_int32)
 
@@ -50,7 +98,7 @@ class Scratch(ctypes.Structure):
     _fields_ = (("context", c_void_p), ("allocate", ctypes.CFUNCTYPE(c_void_p, c_void_p, c_uint64)))
 
 
-class Matrix(ctypes.Structure):
+class Matrix(Record):
     """edge_matrix"""
 
     _fields_ = (
@@ -93,7 +141,7 @@ class Roofline(ctypes.Structure):
     )
 
 
-class Sparse(ctypes.Structure):
+class Sparse(Record):
     """edge_sparse"""
 
     _fields_ = tuple(
@@ -105,7 +153,7 @@ class Sparse(ctypes.Structure):
     )
 
 
-class Config(ctypes.Structure):
+class Config(Record):
     """edge_config"""
 
     _fields_ = (
@@ -132,13 +180,13 @@ class Config(ctypes.Structure):
     )
 
 
-class Weight(ctypes.Structure):
+class Weight(Record):
     """edge_weight"""
 
     _fields_ = (("role", c_int32), ("layer", c_int32), ("matrix", Matrix))
 
 
-class Batch(ctypes.Structure):
+class Batch(Record):
     """edge_batch"""
 
     _fields_ = (
@@ -179,7 +227,7 @@ Observer = ctypes.CFUNCTYPE(None, c_void_p, POINTER(Event))
 """edge_observer"""
 
 
-class Sampling(ctypes.Structure):
+class Sampling(Record):
     """edge_sampling"""
 
     _fields_ = (
@@ -253,12 +301,12 @@ _FUNCTIONS = {
     "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
     "edge_cache_destroy": (None, (c_void_p,)),
-    "edge_cache_length": (c_int32, (c_void_p,)),
-    "edge_cache_truncate": (_STATUS, (c_void_p, c_int32)),
-    "edge_cache_keep": (_STATUS, (c_void_p, c_int32, c_void_p, c_int32)),
-    "edge_cache_repeat": (_STATUS, (c_void_p, c_int32)),
+    "edge_cache_length": (c_int64, (c_void_p,)),
+    "edge_cache_truncate": (_STATUS, (c_void_p, c_int64)),
+    "edge_cache_keep": (_STATUS, (c_void_p, c_int64, c_void_p, c_int64)),
+    "edge_cache_repeat": (_STATUS, (c_void_p, c_int64)),
     "edge_cache_memory": (_STATUS, (c_void_p, POINTER(c_void_p), POINTER(c_uint64))),
-    "edge_cache_restore": (_STATUS, (c_void_p, c_int32, c_void_p, c_uint64)),
+    "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
     "edge_sample": (
         _STATUS,
@@ -300,7 +348,7 @@ def library() -> ctypes.CDLL:
             raise NativeError(
                 f"The native library '{where}' lacks {name}; build it again with `pip install .`."
             )
-        function.restype, function.argtypes = result, arguments
+        setattr(lib, name, checked(function, result, arguments))
     if lib.edge_abi_version() != ABI_VERSION:
         raise NativeError(
             f"The native library '{where}' has interface {lib.edge_abi_version()}, "
@@ -327,8 +375,17 @@ def default_threads() -> int:
     return int(library().edge_default_threads())
 
 
-def finalize(owner: object, destroy: Any, handle: ctypes.c_void_p) -> weakref.finalize[Any, Any]:
-    """Destroy with the owner, but not at exit: another thread may still be inside the library then."""
-    finalizer = weakref.finalize(owner, destroy, handle)
+def finalize(owner: object, destroy: Any, *handle: Any) -> weakref.finalize[Any, Any]:
+    """Destroy with the owner, but not at exit: another thread may still be inside the library then.
+
+    Nor in a forked process, where the threads that it would wait for do not exist.
+    """
+    process = os.getpid()
+
+    def destroy_here() -> None:
+        if os.getpid() == process:
+            destroy(*handle)
+
+    finalizer = weakref.finalize(owner, destroy_here)
     finalizer.atexit = False
     return finalizer

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.executors.checks import integers
 from edge.executors.native import library as native
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +34,7 @@ class Host(ctypes.Structure):
     )
 
 
-class LayerCache(ctypes.Structure):
+class LayerCache(native.Record):
     """edge_layer_cache, without its memory."""
 
     _fields_ = (
@@ -84,8 +85,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 def _library() -> ctypes.CDLL:
     lib = native.library()
     for name, arguments in _FUNCTIONS.items():
-        function = getattr(lib, name)
-        function.restype, function.argtypes = c_int32, arguments
+        setattr(lib, name, native.checked(getattr(lib, name), c_int32, arguments))
     return lib
 
 
@@ -102,14 +102,14 @@ class LayerOperators:
 
     def embedding(self, w: native.Matrix, tokens: Sequence[int], scale: float) -> Floats:
         """Rows of w, times `scale` -> [n, columns]."""
-        ids = np.ascontiguousarray(tokens, np.int64)
+        ids = integers(tokens, "tokens", np.int64)
         out = np.empty((ids.size, w.columns), np.float32)
         self._call("embedding", ctypes.byref(w), ids.ctypes.data, ids.size, scale, out.ctypes.data)
         return out
 
     def rope_table(self, positions: Sequence[int], inverse_frequency: Floats, scale: float) -> Floats:
         """Cosines and sines -> [n, 2, half]."""
-        at = np.ascontiguousarray(positions, np.int64)
+        at = integers(positions, "positions", np.int64)
         out = np.empty((at.size, 2, inverse_frequency.size), np.float32)
         native.check(
             _library().edge_rope_table(
@@ -219,7 +219,7 @@ class LayerOperators:
 
     def kv_keep(self, cache: LayerCache, memory: Bytes, rows: Sequence[int], start: int) -> None:
         """After the first `start` rows keep the given ones (absolute, ascending)."""
-        kept = np.ascontiguousarray(rows, np.int64)
+        kept = integers(rows, "rows", np.int64)
         held = cache.over(memory)
         self._call("kv_keep", ctypes.byref(held), kept.ctypes.data, kept.size, start)
 

@@ -7,7 +7,6 @@ place, and a cache is bound to the inputs and the outputs of a pass at once.
 from __future__ import annotations
 
 import ctypes
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
@@ -39,6 +38,7 @@ from edge.executors.protocol import (
 )
 from edge.executors.weights import open_weights
 from edge.formats.artifact.folder import Artifact
+from edge.system.guards import OneCall
 from edge.system.huge_pages import moved_to_huge_pages
 
 _CPU = "CPUExecutionProvider"
@@ -84,7 +84,7 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
             kv_type=options.kv_type,
             sparse=sparse,
         )
-        self._lock = threading.Lock()
+        self._lock = OneCall("model")
         self._caches: weakref.WeakSet[OnnxCache] = weakref.WeakSet()
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = self._info.threads, 1
@@ -108,7 +108,7 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
 
     def new_cache(self) -> OnnxCache:
         """An empty cache."""
-        with self._lock:
+        with self._lock():
             cache = OnnxCache(self, self._flavour.new_cache(), self._opened().io_binding())
             self._caches.add(cache)
             return cache
@@ -127,7 +127,7 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
         inputs = self._flavour.inputs(ids, own.length, positions, tree)
         inputs["logits_from"] = np.array([n - max(count, self._flavour.least_logits)], np.int64)
         outputs = self._flavour.outputs(n, count, step.hidden, step.layers)
-        with self._lock:
+        with self._lock():
             self._run(own, inputs, outputs)
             if not all(np.isfinite(array).all() for array in outputs.values()):
                 raise NativeError("The logits are not finite: the weights are damaged.")
@@ -142,7 +142,7 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
         own = self._own(cache)
         kept = check_kept_rows(rows, n, own.length)
-        with self._lock:
+        with self._lock():
             if kept:
                 self._flavour.keep(own.arrays, n, kept)
             own.length = n + len(kept)
@@ -153,7 +153,9 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
 
     def close(self) -> None:
         """Free the weights; later calls raise NativeError."""
-        with self._lock:
+        if self._lock.is_inherited:
+            return
+        with self._lock():
             self._session = None
             self._borrowed = []
             for cache in self._caches:  # a binding may keep the session, or outlive it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -15,7 +14,9 @@ from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest
 from edge.formats.bundle.manifest import WEIGHTS, BundleTensor
+from edge.formats.guarded_json import decode_text, parse_object
 from edge.formats.hashing import file_sha256, json_digest
+from edge.formats.model_folder import member, read_member
 from edge.formats.safetensors import SafetensorsFile
 from edge.quant.scheme import QuantScheme
 
@@ -37,14 +38,11 @@ class Artifact:
         compared. Raises ArtifactError with one sentence.
         """
         path = Path(path)
-        try:
-            text = (path / ARTIFACT).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        text = read_member(path, ARTIFACT, ArtifactError)
+        if text is None:
             raise ArtifactError(
                 f"'{path}' is not an exported model: it has no {ARTIFACT}; make one with `edge export`."
-            ) from None
-        except OSError as error:
-            raise ArtifactError(f"Cannot read '{path / ARTIFACT}': {error.strerror or error}.") from None
+            )
         manifest = ArtifactManifest.parse(text, str(path / ARTIFACT))
         if target is not None and manifest.target != target:
             raise ArtifactError(
@@ -136,14 +134,15 @@ class Artifact:
     def chat_template(self) -> str | None:
         """The Jinja chat template, or None."""
         name = self.manifest.chat_template
-        return None if name is None else self._read(name).decode()
+        return None if name is None else decode_text(self._read(name), self.path / name, ArtifactError)
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """The model's own sampling settings, or an empty dict."""
         name = self.manifest.generation_config
-        data: dict[str, Any] = {} if name is None else json.loads(self._read(name))
-        return data
+        if name is None:
+            return {}
+        return parse_object(self._read(name), self.path / name, ArtifactError, "export the model again")
 
     @cached_property
     def reference(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -152,15 +151,15 @@ class Artifact:
         return file.array("tokens"), file.array("logits")
 
     def _read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"Cannot read '{self.path / name}': {error.strerror or error}.") from None
+        data = read_member(self.path, name, ArtifactError)
+        if data is None:
+            raise ArtifactError(f"'{self.path}' has lost its file '{name}'; export the model again.")
+        return data
 
 
 def _check_files(path: Path, manifest: ArtifactManifest, verify: bool) -> None:
     for name, entry in manifest.files.items():
-        file = path / name
+        file = member(path, name, ArtifactError)
         try:
             size = file.stat().st_size
             if size != entry.bytes:

@@ -18,18 +18,19 @@ without its metadata can't be written. Version 1:
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from edge.config import ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError, ConfigError
 from edge.formats.bundle.manifest import FileEntry
+from edge.formats.guarded_json import parse_object
 from edge.formats.hashing import json_digest
+from edge.formats.names import accept_inner_path
 
 FORMAT = "minicpm-edge-artifact"
 VERSION = 1
@@ -70,7 +71,7 @@ class RuntimeRange:
 class Quantization:
     """How the weights of an artifact were made.
 
-    name: `int4`, `int4-g32`, `int8`, `ternary`, `none`, or `source` when the source's own types were kept.
+    name: `int4`, `int4-g32`, `int8`, `ternary`, `f16`, or `source` when the layers' own types were kept.
     method: `rtn`, `gptq`, `p-gptq`, or `source`. tensors: edge's tensor name -> the target's type.
     """
 
@@ -131,12 +132,10 @@ class ArtifactManifest:
                 raise _missing(f"files.{path}")
         if REFERENCE not in self.files:
             raise _missing(f"files.{REFERENCE}")
-        for path, entry in self.files.items():
-            parts = PurePosixPath(path).parts
-            if not parts or path.startswith("/") or "\\" in path or ".." in parts or path == ARTIFACT:
-                raise ArtifactError(f"The artifact names a file '{path}' that cannot belong to it.")
-            if len(entry.sha256) != 64 or entry.bytes < 0:
-                raise _missing(f"files.{path}.sha256")
+        for path in self.files:
+            accept_inner_path(path, "The artifact", ArtifactError)
+        if ARTIFACT in self.files:
+            raise ArtifactError(f"The artifact names itself ('{ARTIFACT}') among its files.")
 
     @property
     def total_bytes(self) -> int:
@@ -162,11 +161,8 @@ class ArtifactManifest:
     def parse(cls, text: bytes, where: str) -> ArtifactManifest:
         """Read `artifact.json`; ArtifactError if it is damaged, altered, newer or lacks something."""
         advice = "export the model again"
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ArtifactError(f"'{where}' is not valid JSON; {advice}.") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        data = parse_object(text, Path(where), ArtifactError, advice)
+        if data.get("format") != FORMAT:
             raise ArtifactError(f"'{where}' is not a manifest of the format '{FORMAT}'; {advice}.")
         version = data.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
@@ -184,9 +180,7 @@ class ArtifactManifest:
             values["runtime"] = RuntimeRange(**values["runtime"])
             values["config"] = ModelConfig.from_json(values["config"])
             values["quantization"] = Quantization(**values["quantization"])
-            values["files"] = {
-                path: FileEntry(entry["bytes"], entry["sha256"]) for path, entry in values["files"].items()
-            }
+            values["files"] = {path: FileEntry.parse(entry) for path, entry in values["files"].items()}
             return cls(**values)
         except KeyError as missing:
             raise ArtifactError(f"'{where}' lacks the field {missing}; {advice}.") from None

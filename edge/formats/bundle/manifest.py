@@ -13,14 +13,18 @@ This file owns the schema and its version. Version 1 of `manifest.json`:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import BundleError, ConfigError
+from edge.formats.guarded_json import parse_object
 from edge.formats.hashing import json_digest
+from edge.formats.names import accept_file_name
 from edge.quant.base3 import base3_bytes
 from edge.quant.layout import NATIVE, MatrixLayout
 from edge.quant.scheme import QuantScheme
@@ -32,6 +36,8 @@ WEIGHTS = "weights.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
 
+_ADVICE = "convert or copy the model again"
+_SHA256 = re.compile("[0-9a-f]{64}")
 _ATTENTION = "attention.dense"
 OPERATORS = frozenset(
     operator
@@ -87,6 +93,14 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> FileEntry:
+        """From a manifest; KeyError or ValueError for one that is not a size and a checksum."""
+        size, sha256 = entry["bytes"], entry["sha256"]
+        if type(size) is not int or size < 0 or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            raise ValueError(entry)
+        return cls(size, sha256)
 
 
 @dataclass(frozen=True)
@@ -145,11 +159,8 @@ class Manifest:
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
         """Read `manifest.json`; BundleError if it is damaged, altered, newer or unknown."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
-            raise _damaged(where, "is not valid JSON") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        data = parse_object(text, Path(where), BundleError, _ADVICE)
+        if data.get("format") != FORMAT:
             raise _damaged(where, f"is not a manifest of the format '{FORMAT}'")
         version = data.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
@@ -166,7 +177,8 @@ class Manifest:
                 source=str(data["source"]),
                 tensors={name: _tensor(name, entry) for name, entry in data["tensors"].items()},
                 files={
-                    name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in data["files"].items()
+                    accept_file_name(name, Path(where), BundleError): FileEntry.parse(entry)
+                    for name, entry in data["files"].items()
                 },
                 operators=tuple(str(operator) for operator in data["operators"]),
                 created_by=str(data["created_by"]),
@@ -184,9 +196,8 @@ class Manifest:
                     f"'{where}' needs the operator '{operator}', which this version does not have; "
                     "update minicpm-edge or convert the model again."
                 )
-        for name in manifest.files:
-            if not name or "/" in name or "\\" in name or name in (".", "..", MANIFEST):
-                raise _damaged(where, f"names a file '{name}' that cannot belong to it")
+        if MANIFEST in manifest.files:
+            raise _damaged(where, "names itself among its files")
         return manifest
 
 
@@ -206,4 +217,4 @@ def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:
 
 
 def _damaged(where: str, what: str) -> BundleError:
-    return BundleError(f"'{where}' {what}; convert or copy the model again.")
+    return BundleError(f"'{where}' {what}; {_ADVICE}.")

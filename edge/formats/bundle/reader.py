@@ -8,7 +8,6 @@ modification times and headers only, so that a start stays fast.
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,9 @@ from edge.formats.bundle.manifest import (
     Manifest,
 )
 from edge.formats.bundle.stamps import Stamps
+from edge.formats.guarded_json import decode_text, parse_object
 from edge.formats.hashing import file_sha256
+from edge.formats.model_folder import member, read_member
 from edge.formats.safetensors import SafetensorsFile
 
 _NOT_TOKENIZER = (WEIGHTS, CHAT_TEMPLATE, GENERATION_CONFIG)
@@ -56,14 +57,11 @@ class Bundle:
         and for one that is truncated, altered, newer than this program, or contradicts its own config.
         """
         path = Path(path)
-        try:
-            text = (path / MANIFEST).read_bytes()
-        except FileNotFoundError:
+        text = read_member(path, MANIFEST, BundleError)
+        if text is None:
             raise BundleError(
                 f"'{path}' is not a bundle: it has no {MANIFEST}; convert the model again or name another."
-            ) from None
-        except OSError as error:
-            raise BundleError(f"Cannot read '{path / MANIFEST}': {error.strerror or error}.") from None
+            )
         manifest = Manifest.parse(text, str(path / MANIFEST))
         if manifest.is_compact and not compact:
             raise BundleError(
@@ -132,12 +130,13 @@ class Bundle:
 
     def file_bytes(self, name: str) -> bytes:
         """The contents of one of the bundle's files."""
-        try:
-            return self.file(name).read_bytes()
-        except OSError as error:
-            raise BundleError(f"Cannot read '{self.path / name}': {error.strerror or error}.") from None
+        self.file(name)
+        data = read_member(self.path, name, BundleError)
+        if data is None:
+            raise BundleError(f"'{self.path}' has lost its file '{name}'; convert or copy the model again.")
+        return data
 
-    @property
+    @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, empty if the checkpoint had none."""
         return {name: self.file_bytes(name) for name in self.manifest.files if name not in _NOT_TOKENIZER}
@@ -145,15 +144,17 @@ class Bundle:
     @cached_property
     def chat_template(self) -> str | None:
         """The Jinja chat template, or None."""
-        return self.file_bytes(CHAT_TEMPLATE).decode() if CHAT_TEMPLATE in self.manifest.files else None
+        if CHAT_TEMPLATE not in self.manifest.files:
+            return None
+        return decode_text(self.file_bytes(CHAT_TEMPLATE), self.path / CHAT_TEMPLATE, BundleError)
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """The model's own sampling settings, or an empty dict."""
         if GENERATION_CONFIG not in self.manifest.files:
             return {}
-        data: dict[str, Any] = json.loads(self.file_bytes(GENERATION_CONFIG))
-        return data
+        data = self.file_bytes(GENERATION_CONFIG)
+        return parse_object(data, self.path / GENERATION_CONFIG, BundleError, "convert the model again")
 
 
 def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
@@ -162,7 +163,7 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
         raise BundleError(f"'{path}' has no {WEIGHTS} in its manifest; convert the model again.")
     stamps = Stamps(path)
     for name, entry in manifest.files.items():
-        file = path / name
+        file = member(path, name, BundleError)
         try:
             status = file.stat()
             if status.st_size != entry.bytes:

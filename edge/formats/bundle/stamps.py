@@ -12,7 +12,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edge.errors import BundleError
 from edge.formats.atomic import write_file
+from edge.formats.guarded_json import parse_object
+from edge.formats.model_folder import read_regular
 from edge.system.paths import cache_folder
 
 
@@ -23,8 +26,10 @@ class Stamps:
         self._file = _stamp_file(path)
         self._changed = False
         try:
-            self._known: dict[str, list[Any]] = dict(json.loads(self._file.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            self._known: dict[str, Any] = parse_object(
+                read_regular(self._file), self._file, BundleError, "remove it"
+            )
+        except (OSError, BundleError):
             self._known = {}
 
     def has(self, name: str, status: os.stat_result, sha256: str) -> bool:

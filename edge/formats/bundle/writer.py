@@ -19,7 +19,7 @@ from edge import __version__
 from edge.config import ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import BundleError
-from edge.formats.atomic import partial_path, sync_folder, write_failure
+from edge.formats.atomic import Partial, write_failure
 from edge.formats.bundle.manifest import (
     CHAT_TEMPLATE,
     GENERATION_CONFIG,
@@ -30,8 +30,10 @@ from edge.formats.bundle.manifest import (
     Manifest,
     required_operators,
 )
-from edge.formats.bundle.stamps import Stamps
+from edge.formats.bundle.reader import Bundle
+from edge.formats.bundle.stamps import Stamps, remove_stamp
 from edge.formats.safetensors import SafetensorsWriter
+from edge.system.units import format_bytes
 
 WEIGHTS_METADATA = {"format": "minicpm-edge"}
 """Of the weights file."""
@@ -67,23 +69,26 @@ class BundleWriter:
     def __enter__(self) -> BundleWriter:
         if self.path.exists():
             raise BundleError(f"'{self.path}' exists already; remove it or choose another folder.")
-        self._folder = partial_path(self.path)
         needed = sum(tensor.bytes for tensor in self._tensors.values())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.path.parent).free
             if free < needed:
                 raise BundleError(
-                    f"'{self.path}' needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free "
+                    f"'{self.path}' needs {format_bytes(needed)}, but only {format_bytes(free)} are free "
                     "there; free some space or choose another folder."
                 )
-            self._folder.mkdir()
+            self._partial = Partial(self.path, folder=True)
+        except OSError as error:
+            raise BundleError(write_failure(self.path, error)) from None
+        self._folder = self._partial.path
+        try:
             self._weights = SafetensorsWriter(
                 self._folder / WEIGHTS, weight_specs(self._tensors.values()), WEIGHTS_METADATA
             )
             self._weights.__enter__()
         except OSError as error:
-            self._discard()
+            self._partial.__exit__(None, None, None)
             raise BundleError(write_failure(self.path, error)) from None
         return self
 
@@ -108,7 +113,7 @@ class BundleWriter:
         except OSError as failure:
             raise BundleError(write_failure(self.path, failure)) from None
         finally:
-            self._discard()
+            self._partial.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
         files = {WEIGHTS: FileEntry(self._weights.bytes, self._weights.sha256)}
@@ -124,9 +129,9 @@ class BundleWriter:
             created_by=created_by(),
         )
         self._write_small(MANIFEST, manifest.encode())
-        sync_folder(self._folder)
-        self._folder.rename(self.path)
-        sync_folder(self.path.parent)
+        Bundle.open(self._folder, verify=True, compact=True)  # what was written is what the manifest says
+        remove_stamp(self._folder)
+        self._partial.keep()
         stamps = Stamps(self.path)
         for name, entry in files.items():
             stamps.add(name, (self.path / name).stat(), entry.sha256)
@@ -137,9 +142,6 @@ class BundleWriter:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-
-    def _discard(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def small_files(

@@ -2,7 +2,7 @@
 
 from edge.measure.profile import ProfileOptions, profile
 
-result = profile("smollm2-135m", ProfileOptions(prompt=(512,), generate=64, depth=(0, 1024)))
+result = profile("smollm2-135m", ProfileOptions(prefill=(512,), generate=64, depth=(0, 1024)))
 for row in result.results:
     print(row.test, row.depth, row.tokens_per_second.median, row.bandwidth_share)
 """

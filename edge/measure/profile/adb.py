@@ -6,7 +6,6 @@ docs/profile.md says how the program is built with the NDK.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
+from edge.formats.guarded_json import parse_json
 from edge.hub.resolve import open_bundle
 from edge.measure.profile.options import ProfileOptions
 from edge.measure.profile.schema import Profile, ProfileError
@@ -55,6 +55,8 @@ def check_options(options: ProfileOptions) -> None:
         raise ProfileError("edge_bench does not report operators: leave --ops out.")
     if options.activations != "int8":
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
+    if options.executor != (None,) or options.attention != ("auto",):
+        raise ProfileError("edge_bench has one executor and attention: leave --executor and --attention out.")
     if len(options.kv_type) > 1:
         raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv.")
 
@@ -66,17 +68,15 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
         folder,
         *("--model", model, "--fill", options.fill, "--kv", options.kv_type[0]),
         *(("--threads", ",".join(threads)) if threads else ()),
-        *("--prefill", ",".join(map(str, options.prompt)), "--depth", ",".join(map(str, options.depth))),
+        *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),
     ]
 
 
 def read_document(output: str) -> Profile:
     """The document on the last line of edge_bench's output."""
-    try:
-        return Profile.from_json(json.loads(output.strip().rpartition("\n")[2]))
-    except ValueError:
-        raise ProfileError("edge_bench printed no JSON document on its last line.") from None
+    line = output.strip().rpartition("\n")[2]
+    return Profile.from_json(parse_json(line, "The last line of edge_bench", ProfileError, "run it again"))
 
 
 def _measure(adb: list[str], model: str, bundle: Bundle, options: ProfileOptions) -> Profile:

@@ -18,7 +18,7 @@ Test = Literal["prefill", "decode"]
 @dataclass(frozen=True)
 class ProfileOptions:
     """The tests are every combination of executor, quantize, threads, attention and kv_type with every depth,
-    and there a prefill of each length in `prompt` and a decode of `generate` tokens.
+    and there a prefill of each length in `prefill` and a decode of `generate` tokens.
 
     executor: None is the one that the files are made for; an exported folder has its own quantization,
     attention and KV type. head: of all quantizations. fill: how depths are reached, `prefill` or `synthetic`
@@ -30,13 +30,8 @@ class ProfileOptions:
     quantize: tuple[str | None, ...] = several(SourceOptions, "quantize")
     head: str | None = same(SourceOptions, "head")
     threads: tuple[int | None, ...] = several(RunOptions, "threads")
-    prompt: tuple[int, ...] = option(
-        (512,),
-        "Tokens of a prefill, 0 for none.",
-        least=0,
-        commas=True,
-        flag="--prefill",
-        former=("--prompt",),
+    prefill: tuple[int, ...] = option(
+        (512,), "Tokens of a prefill, 0 for none.", least=0, commas=True, former=("--prompt",)
     )
     generate: int = option(64, "Tokens of a decode, 0 for none.", least=0)
     depth: tuple[int, ...] = option(
@@ -59,14 +54,14 @@ class ProfileOptions:
             if len(getattr(self, name)) == 0:
                 raise EdgeError(f"{name} is empty: give at least one.")
         if not self.tests:
-            raise EdgeError("There is nothing to measure: give prompt or generate (or both) above 0.")
+            raise EdgeError("There is nothing to measure: give prefill or generate (or both) above 0.")
 
     @property
     def tests(self) -> tuple[tuple[Test, int, int], ...]:
         """(test, tokens, depth) of one configuration, the shallow ones first."""
         found: list[tuple[Test, int, int]] = []
         for depth in sorted(set(self.depth)):
-            found += [("prefill", tokens, depth) for tokens in dict.fromkeys(self.prompt) if tokens]
+            found += [("prefill", tokens, depth) for tokens in dict.fromkeys(self.prefill) if tokens]
             found += [("decode", self.generate, depth)] if self.generate else []
         return tuple(found)
 

@@ -33,7 +33,7 @@ class PlannedDevice:
 
 @dataclass(frozen=True)
 class Plan:
-    """Memory and predicted speed in one quantization; bytes and seconds.
+    """Memory and predicted speed in one quantization (its full name); bytes and seconds.
 
     total_bytes: weights, KV cache at the context, and workspace. fits: None if no memory was given.
     longest_context: that fits, at most the model's own. decode_tokens_per_second: by depth. ttft_seconds: of
@@ -41,7 +41,6 @@ class Plan:
     """
 
     quantize: str
-    group: int
     context: int
     weights_bytes: int
     kv_cache_bytes: int
@@ -118,8 +117,7 @@ def _plan(
         room = (memory - cost.resident - workspace) // cost.kv_row
         longest = max(0, min(room, config.max_position_embeddings))
     empty = Plan(
-        quantize=scheme.kind,
-        group=scheme.group,
+        quantize=str(scheme),
         context=context,
         weights_bytes=cost.resident,
         kv_cache_bytes=context * cost.kv_row,

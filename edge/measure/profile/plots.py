@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import cycle
 from typing import Any
 
 from edge.measure.profile.operators import operator_totals
+from edge.measure.profile.report import share, threads
 from edge.measure.profile.schema import Profile, ProfileError, Row
 
-_WIDTH, _HEIGHT = 6.0, 3.7
+_WIDTH, _HEIGHT = 4.8, 3.9  # inches: at the width of a phone the letters keep their size
+_MOST_ENTRIES = 10  # of a legend
+_MARKERS = {"decode": "o", "prefill": "s"}
+_DASHES = ("-", "--", ":", "-.")
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
+_AXIS, _INK, _GRID, _SOFT = "#94a3b8", "#334155", "#e2e8f0", "#475569"
+_VARIABLES = {
+    **{colour: f"s{i}" for i, colour in enumerate(_COLOURS)},
+    **{_AXIS: "axis", _INK: "ink", _GRID: "grid", _SOFT: "soft"},
+}
 _STYLE: Any = {
-    "axes.edgecolor": "#94a3b8",
+    "axes.edgecolor": _AXIS,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.labelcolor": "#334155",
+    "axes.labelcolor": _INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
-    "font.size": 10,
-    "grid.color": "#e2e8f0",
+    "font.size": 10.5,
+    "grid.color": _GRID,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: small, and it can be searched
     "svg.hashsalt": "edge",  # the same profile gives the same page
-    "text.color": "#334155",
-    "xtick.color": "#475569",
-    "ytick.color": "#475569",
+    "text.color": _INK,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
 }
 
 
@@ -64,25 +75,21 @@ def require_matplotlib() -> None:
         )
 
 
-def threads(count: int) -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{count} thread{'' if count == 1 else 's'}"
-
-
-def label(row: Row, rows: tuple[Row, ...]) -> str:
-    """What tells a row from the others of its kind, in few words."""
+def label(row: Row, rows: Sequence[Row]) -> str:
+    """What tells a row's configuration from the others, in few words."""
     parts = [row.quantize]
     if len({other.threads for other in rows}) > 1:
         parts.append(threads(row.threads))
-    for name in ("executor", "attention", "kv_type", "group"):
+    for name in ("executor", "attention", "kv_type"):
         if len({getattr(other, name) for other in rows}) > 1:
-            parts.append(f"group {row.group}" if name == "group" else str(getattr(row, name)))
+            parts.append(str(getattr(row, name)))
     return ", ".join(parts)
 
 
 _ROOFLINE = (
     "Lines: what the machine can do at most, measured in this run. Points: what the tests reached. "
-    "Left of the bend memory is the limit, right of it arithmetic."
+    "Left of the bend memory is the limit, right of it arithmetic. A point above the line was helped by the "
+    "processor's caches, or by a machine that became faster after its limits were measured."
 )
 _CONTEXT = "Median decode speed by the tokens in the KV cache; bars from the slowest to the fastest repeat."
 _LATENCY = "Share of the single tokens that took at most so long. A steep line is an even answer."
@@ -94,40 +101,35 @@ _OPERATORS = (
 
 def _roofline(profile: Profile, figure: Any) -> bool:
     axes = figure.subplots()
+    rows = profile.results
     points = [
-        (row, row.operations_per_token / (row.weight_bytes_per_token + row.kv_bytes_per_token))
-        for row in profile.results
+        row.operations_per_token / (row.weight_bytes_per_token + row.kv_bytes_per_token) for row in rows
     ]
-    left = min(point for _, point in points) / 3
+    left = min(points) / 3
+    entries = []
     for index, limits in enumerate(profile.machine.limits):
         bandwidth, peak = limits.read_bandwidth_gb_s, limits.int8_tops * 500  # G multiply-adds/s
-        right = 3 * max(*(point for _, point in points), peak / bandwidth)
         bend = peak / bandwidth
-        style = ("-", "--", ":", "-.")[index % 4]
-        axes.plot(
+        right = 3 * max(*points, bend)
+        (line,) = axes.plot(
             [left, bend, right],
             [left * bandwidth, peak, peak],
-            style,
-            color="#64748b",
-            label=f"limits, {threads(limits.threads)}",
+            _DASHES[index % len(_DASHES)],
+            color=_SOFT,
         )
-    for colour, (name, rows) in zip(_cycle(len(points)), _by_label(profile.results).items(), strict=False):
-        for test, marker in (("decode", "o"), ("prefill", "s")):
-            chosen = [(row, x) for row, x in points if row in rows and row.test == test]
-            if chosen:
-                axes.scatter(
-                    [x for _, x in chosen],
-                    [row.tokens_per_second.median * row.operations_per_token / 1e9 for row, _ in chosen],
-                    marker=marker,
-                    color=colour,
-                    zorder=3,
-                    label=f"{test}, {name}",
-                )
+        entries.append((line, f"limits, {threads(limits.threads)}"))
+    colours = dict(zip(_by_label(rows), _colours(), strict=False))
+    for row, x in zip(rows, points, strict=True):
+        speed = row.tokens_per_second.median * row.operations_per_token / 1e9
+        axes.scatter(x, speed, marker=_MARKERS[row.test], color=colours[label(row, rows)], zorder=3)
+    entries += [(_line(colour), name) for name, colour in colours.items()]
+    tests = [test for test in _MARKERS if any(row.test == test for row in rows)]
+    entries += [(_line(_SOFT, marker=_MARKERS[test]), test) for test in tests]
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="G multiply-adds/s")
     for axis in (axes.xaxis, axes.yaxis):  # 100, not 10 to the power of 2
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
-    axes.legend(fontsize=8.5)
+    _legend(figure, entries)
     return True
 
 
@@ -136,25 +138,26 @@ def _context(profile: Profile, figure: Any) -> bool:
     if len({row.depth for row in decodes}) < 2:
         return False
     axes = figure.subplots()
-    for colour, (name, rows) in zip(_cycle(len(decodes)), _by_label(decodes).items(), strict=False):
-        rows = sorted(rows, key=lambda row: row.depth)
+    entries = []
+    for colour, (name, group) in zip(_colours(), _by_label(decodes).items(), strict=False):
+        rows = sorted(group, key=lambda row: row.depth)
         speeds = [row.tokens_per_second for row in rows]
-        axes.errorbar(
+        bars = axes.errorbar(
             [row.depth for row in rows],
             [speed.median for speed in speeds],
             yerr=[[s.median - s.min for s in speeds], [s.max - s.median for s in speeds]],
             marker="o",
             capsize=3,
             color=colour,
-            label=name,
         )
+        entries.append((bars, name))
     axes.set(xlabel="tokens in the KV cache", ylabel="tokens/s", ylim=(0, None))
     axes.set_xscale("symlog", base=2, linthresh=256)
     ticks = sorted({row.depth for row in decodes})
     axes.set_xticks(ticks, [f"{tick // 1024}K" if tick and tick % 1024 == 0 else str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(min(ticks) / 1.4 if min(ticks) else -64, 1.4 * max(ticks))
-    axes.legend()
+    _legend(figure, entries)
     return True
 
 
@@ -163,17 +166,24 @@ def _latency(profile: Profile, figure: Any) -> bool:
     if not rows:
         return False
     axes = figure.subplots()
-    several = len({row.depth for row in rows}) > 1
-    for colour, row in zip(_cycle(len(rows)), rows, strict=False):
-        depth = f", depth {row.depth}" if several else ""
-        axes.plot(
-            [1000 * value for value in row.latency_percentiles],
-            range(101),
-            color=colour,
-            label=label(row, rows) + depth,
-        )
+    depths = sorted({row.depth for row in rows})
+    entries = []
+    for colour, (name, group) in zip(_colours(), _by_label(rows).items(), strict=False):
+        for row in group:
+            axes.plot(
+                [1000 * value for value in row.latency_percentiles],
+                range(101),
+                _DASHES[depths.index(row.depth) % len(_DASHES)],
+                color=colour,
+            )
+        entries.append((_line(colour), name))
+    if len(depths) > 1:
+        styles = [_DASHES[i % len(_DASHES)] for i in range(len(depths))]
+        entries += [
+            (_line(_SOFT, style), f"depth {depth}") for style, depth in zip(styles, depths, strict=True)
+        ]
     axes.set(xlabel="ms per token", ylabel="% of tokens", ylim=(0, 101), xlim=(0, None))
-    axes.legend(fontsize=8.5)
+    _legend(figure, entries)
     return True
 
 
@@ -186,25 +196,48 @@ def _operators(profile: Profile, figure: Any) -> bool:
     names = list(totals)[::-1]
     axes = figure.subplots()
     bars = axes.barh(names, [1000 * totals[name][0] for name in names], color=_COLOURS[0])
-    axes.bar_label(bars, [f" {totals[name][1]:.0%}" for name in names], fontsize=9)
-    axes.set(xlabel=f"ms ({row.test} at depth {row.depth}, {label(row, tuple(rows))})")
+    axes.bar_label(bars, [f" {share(totals[name][1])}" for name in names], fontsize=9)
+    axes.margins(x=0.15)
+    axes.set(xlabel=f"ms ({row.test} at depth {row.depth}, {label(row, rows)})")
     axes.grid(False, axis="y")
     return True
 
 
-def _by_label(rows: tuple[Row, ...]) -> dict[str, list[Row]]:
+def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         found[label(row, rows)].append(row)
     return found
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLOURS[i % len(_COLOURS)] for i in range(count)]
+def _colours() -> Iterator[str]:
+    return cycle(_COLOURS)
+
+
+def _line(colour: str, style: Any = "-", marker: str = "") -> Any:
+    """What stands for a kind of lines or points in a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle="" if marker else style, marker=marker)
+
+
+def _legend(figure: Any, entries: list[tuple[Any, str]]) -> None:
+    """Below the picture, where it hides nothing; what is too much for it is counted."""
+    shown = entries
+    if len(entries) > _MOST_ENTRIES:
+        shown = entries[: _MOST_ENTRIES - 1]
+        shown.append((_line("none"), f"and {len(entries) - len(shown)} more, see the table"))
+    columns = 2 if max(len(name) for _, name in shown) < 20 else 1
+    handles, names = zip(*shown, strict=True)
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, fontsize=10)
 
 
 def _svg(figure: Any) -> str:
+    """The picture for a page, with the colours of the page's variables where it has them."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    text = text[text.index("<svg") :]
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name},{colour})")
+    return text

@@ -21,7 +21,7 @@ from edge.config import KVType, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
-from edge.executors.opening import find_executor
+from edge.executors.opening import find_executor, refuse_ignored
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.model_files import ModelFiles
@@ -34,7 +34,9 @@ from edge.measure.profile.options import ProfileOptions, Test
 from edge.measure.profile.roofline import RooflineProbe
 from edge.measure.profile.schema import SCHEMA, Limits, MachineFacts, Memory, Profile, ProfileError, Rate, Row
 from edge.measure.profile.worker import Setup, Worker
+from edge.quant.scheme import QuantScheme
 from edge.system.memory import available_memory
+from edge.system.units import format_bytes
 
 Progress = Callable[[int, int, str], None]
 
@@ -171,6 +173,8 @@ def _arithmetic(
 ) -> Iterable[tuple[AttentionMode, KVType]]:
     """(attention that is active, KV type) of each run; an exported folder has its own."""
     if files.attention is not None:
+        for mode, kv_type in product(options.attention, options.kv_type):
+            refuse_ignored(spec, files, RunOptions(attention=mode, kv_type=kv_type))
         return [(files.attention, options.kv_type[0])]
     active: dict[AttentionMode, None] = {}
     for mode in options.attention:
@@ -192,8 +196,8 @@ def _check_memory(settings: list[tuple[ModelFiles, KVType]], options: ProfileOpt
     free = available_memory()
     if free is not None and needed > free:
         raise ProfileError(
-            f"The {len(settings)} configurations need {needed / 1e9:.1f} GB together, but "
-            f"{free / 1e9:.1f} GB are free: measure fewer quantizations, thread counts or depths at a time."
+            f"The {len(settings)} configurations need {format_bytes(needed)} together, but "
+            f"{format_bytes(free)} are free: measure fewer quantizations, thread counts or depths at a time."
         )
 
 
@@ -269,15 +273,13 @@ def _row(
     name, tokens, depth = test
     ready, measured = each.worker.ready, each.measured[test]
     weights, rows, linear, attention = work(each.cost, test, ready.max_batch)
-    kind, group = quantization(each.files)
     single = [seconds for one in measured for seconds in one.token_seconds]
     samples = [tokens / one.seconds for one in measured]
     joules = [one.joules for one in measured if one.joules is not None]
     return Row(
         model=each.model,
         executor=each.executor,
-        quantize=kind,
-        group=group,
+        quantize=str(quantization(each.files)),
         threads=ready.threads,
         attention=each.attention,
         kv_type=each.kv_type,
@@ -310,14 +312,13 @@ def rate(repeats: list[float], tokens: list[float]) -> Rate:
     return Rate(median(repeats), min(repeats), max(repeats), p50, p90, p99)
 
 
-def quantization(files: ModelFiles) -> tuple[str, int]:
-    """(kind, group) of most of the weights in the layers."""
-    sizes: dict[tuple[str, int], int] = defaultdict(int)
+def quantization(files: ModelFiles) -> QuantScheme:
+    """That of most of the weights in the layers."""
+    sizes: dict[QuantScheme, int] = defaultdict(int)
     for name, tensor in files.tensors.items():
         if len(tensor.shape) == 2 and name not in (EMBEDDING, HEAD):
-            minimum = "-min" if tensor.scheme.minimum else ""
-            sizes[tensor.scheme.kind + minimum, tensor.scheme.group] += tensor.bytes
-    return max(sizes, key=lambda key: sizes[key])
+            sizes[tensor.scheme] += tensor.bytes
+    return max(sizes, key=lambda scheme: sizes[scheme])
 
 
 def _median_roofline(found: list[Roofline]) -> Roofline:

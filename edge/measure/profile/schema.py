@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
-from edge.quant.scheme import QuantScheme
+from edge.formats.guarded_json import parse_json
 
-SCHEMA = 2
+SCHEMA = 3
 T = TypeVar("T")
 
 
@@ -69,7 +69,8 @@ class Operator:
 class Row:
     """One test of one configuration; every `_per_token` is for the tokens of this test at this depth.
 
-    model: as it was named. quantize, group: of most of the weights. depth: tokens in the cache before.
+    model: as it was named. quantize: of most of the weights, as `int4-g32-min`. depth: tokens in the cache
+    before.
     ttft_seconds: time to the first sampled token of a prompt, or None for a decode. samples: tokens per
     second of every repeat. latency_percentiles: seconds of the single tokens of a decode, percentiles 0 to
     100 (empty for a prefill). operations_per_token: multiply-adds. bandwidth_share: weight and KV bytes moved
@@ -80,7 +81,6 @@ class Row:
     model: str
     executor: str
     quantize: str
-    group: int
     threads: int
     attention: str
     kv_type: str
@@ -105,18 +105,16 @@ class Row:
     joules_per_token: float | None
     operators: tuple[Operator, ...]
 
-    @property
-    def weights(self) -> str:
-        """Name of the quantization of most of the weights, for example `int4-g32-min`."""
-        kind = self.quantize.removesuffix("-min")
-        return str(QuantScheme(kind, self.group, minimum=kind != self.quantize))
+    def latency_ms(self, percent: int) -> float | None:
+        """Milliseconds that so many percent of a decode's tokens take at most; None for a prefill."""
+        return 1000 * self.latency_percentiles[percent] if self.latency_percentiles else None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes two rows the same test; the executor's tier may differ."""
         return (
-            *(self.model, self.executor, self.quantize, self.group, self.threads, self.attention),
-            *(self.kv_type, self.activations, self.fill, self.test, self.tokens, self.depth),
+            *(self.model, self.executor, self.quantize, self.threads, self.attention, self.kv_type),
+            *(self.activations, self.fill, self.test, self.tokens, self.depth),
         )
 
 
@@ -177,30 +175,55 @@ class Profile:
     @classmethod
     def from_json(cls, data: Any) -> Profile:
         """Inverse of `to_json`; raises ProfileError."""
-        if isinstance(data, Mapping) and data.get("schema") not in (None, SCHEMA):
-            raise ProfileError(
-                f"The profile has schema {data['schema']!r}, but this program reads {SCHEMA}: measure again."
-            )
-        return _read(cls, data, "the profile")
+        return _read(cls, _upgraded(data), "the profile")
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """Read a file that `--out` or `--json` wrote: the document is its last line, or all of it."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ProfileError(f"Cannot read the profile '{path}': {reason}.") from None
-        for candidate in (text, text.strip().rpartition("\n")[2]):
-            try:
-                data = json.loads(candidate)
-            except ValueError:
-                continue
-            try:
-                return cls.from_json(data)
-            except ProfileError as error:
-                raise ProfileError(f"'{path}' is not a profile: {error}") from None
-        raise ProfileError(f"'{path}' is not a profile: it holds no JSON document.")
+            text = Path(path).read_bytes().strip()
+        except OSError as error:
+            raise ProfileError(f"Cannot read the profile '{path}': {error.strerror or error}.") from None
+        if not text.startswith(b"{\n"):
+            text = text.rpartition(b"\n")[2]
+        data = parse_json(text, path, ProfileError, "name a file that `edge profile --json` wrote")
+        try:
+            return cls.from_json(data)
+        except ProfileError as error:
+            raise ProfileError(f"'{path}' is not a profile: {error}") from None
+
+
+def _upgraded(data: Any) -> Any:
+    """The document in today's schema, if it is one of an earlier schema. What is malformed stays so."""
+    if not isinstance(data, Mapping) or data.get("schema") in (None, SCHEMA):
+        return data
+    if data["schema"] not in (1, 2):
+        raise ProfileError(
+            f"The profile has schema {data['schema']!r}, but this program reads 1 to {SCHEMA}: measure again."
+        )
+    rows = data.get("results")
+    if isinstance(rows, list):
+        rows = [_upgraded_row(row) if isinstance(row, Mapping) else row for row in rows]
+    return {**data, "schema": SCHEMA, "results": rows}
+
+
+def _upgraded_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """In schema 1 `kernel` of an operator was `path`; up to 2 `quantize` was the kind, `group` beside it."""
+    found = dict(row)
+    group, kind, operators = (found.get(name) for name in ("group", "quantize", "operators"))
+    if isinstance(kind, str) and isinstance(group, int):
+        name = kind.removesuffix("-min")
+        groups = "" if name in ("f16", "f32") else f"-g{group}" if group else "-row"
+        found["quantize"] = name + groups + kind.removeprefix(name)
+        del found["group"]
+    if isinstance(operators, list):
+        found["operators"] = [
+            {("kernel" if name == "path" else name): value for name, value in each.items()}
+            if isinstance(each, Mapping)
+            else each
+            for each in operators
+        ]
+    return found
 
 
 def _read(kind: type[T], data: Any, where: str) -> T:

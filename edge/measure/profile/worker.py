@@ -20,6 +20,7 @@ from edge.config import KVType
 from edge.errors import EdgeError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
+from edge.formats.guarded_json import parse_object
 from edge.hub.resolve import open_model
 from edge.measure.profile.measure import Bench, Measured
 from edge.measure.profile.schema import ProfileError
@@ -108,7 +109,7 @@ class Worker:
                 f"The measuring process ended early (exit code {code}); if it was killed, memory ran out: "
                 "measure fewer depths or quantizations at a time."
             )
-        reply: dict[str, Any] = json.loads(line)
+        reply = parse_object(line, "The measuring process's reply", ProfileError, "measure again")
         if "error" in reply:
             raise ProfileError(reply["error"])
         self.cpu_seconds = float(reply.pop("cpu_seconds"))

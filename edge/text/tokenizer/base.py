@@ -109,3 +109,6 @@ class Tokenizer(Protocol):
 
         Raises TokenizerError for an id outside the vocabulary.
         """
+
+    def close(self) -> None:
+        """End the process that encodes; a later encoding starts another."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge.errors import TokenizerError
@@ -60,7 +60,13 @@ class SegmentTokenizer(ABC):
 
     def __init__(self, vocabulary: Vocabulary, match_ordinary: bool) -> None:
         """match_ordinary: ordinary added tokens are matched here, not by `_encode_plain`."""
-        highest = max([vocabulary.pieces - 1, *(token.id for token in vocabulary.added)])
+        ids = [token.id for token in vocabulary.added]
+        if min(ids, default=0) < 0:
+            raise TokenizerError(
+                f"The tokenizer gives a token the id {min(ids)}; use the tokenizer files that belong to this "
+                "model."
+            )
+        highest = max([vocabulary.pieces - 1, *ids])
         if highest >= vocabulary.size:
             raise TokenizerError(
                 f"The tokenizer has ids up to {highest}, but the model's vocabulary only {vocabulary.size} "
@@ -69,10 +75,11 @@ class SegmentTokenizer(ABC):
         self.end_tokens: tuple[int, ...] = ()  # `load_tokenizer`, which knows all their sources, fills it
         self._pieces = vocabulary.pieces
         self._vocabulary = vocabulary
+        # A token without a text, as some vocabularies have, can't be written: it never matches.
         self._added = {token.text: token for token in vocabulary.added if token.text}
-        self._added_bytes = {token.id: token.text.encode() for token in vocabulary.added}
-        self._special = {token.text: token.id for token in vocabulary.added if token.special}
-        self._special_ids = frozenset(self._special.values())
+        self._added_bytes = {token.id: _utf8(token) for token in vocabulary.added}
+        self._special = {token.text: token.id for token in self._added.values() if token.special}
+        self._special_ids = frozenset(token.id for token in vocabulary.added if token.special)
         self._control_ids = self._special_ids - {vocabulary.unk_id}
         ordinary = [text for text in self._added if match_ordinary and text not in self._special]
         self._match_all = _pattern([*self._special, *ordinary])
@@ -81,8 +88,12 @@ class SegmentTokenizer(ABC):
         self._bytes: dict[int, bytes] = {}
 
     @abstractmethod
-    def _encode_plain(self, text: str, at_start: bool) -> list[int]:
-        """Ids of a non-empty text without control tokens. at_start: nothing stands before it."""
+    def close(self) -> None:
+        """End the process that encodes; a later encoding starts another."""
+
+    @abstractmethod
+    def _encode_plain(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Ids of non-empty texts without control tokens, each with whether nothing stands before it."""
 
     @abstractmethod
     def _piece_bytes(self, token_id: int) -> bytes:
@@ -122,16 +133,17 @@ class SegmentTokenizer(ABC):
     ) -> list[int]:
         text = _without_surrogates(text)
         pattern = self._match_all if parse_special else self._match_ordinary
+        segments = list(self._split(text, pattern))
+        if parse_special:
+            segments = [(segment.replace(LITERAL_MARK, ""), token) for segment, token in segments]
+        plain = [(segment, at == 0 and not continues) for at, (segment, _) in enumerate(segments) if segment]
+        encoded = iter(self._encode_plain(plain) if plain else ())
         ids: list[int] = []
-        at_start = not continues
-        for segment, token in self._split(text, pattern):
-            if parse_special:
-                segment = segment.replace(LITERAL_MARK, "")
+        for segment, token in segments:
             if segment:
-                ids += self._encode_text(segment, at_start)
+                ids += self._without_control(next(encoded))
             if token is not None:
                 ids.append(token.id)
-            at_start = False
         bos = self._vocabulary.bos_id
         wanted = self._vocabulary.add_bos and not continues if add_bos is None else add_bos
         if wanted and bos is not None and not (parse_special and ids[:1] == [bos]):
@@ -184,9 +196,8 @@ class SegmentTokenizer(ABC):
             yield segment.rstrip() if token.lstrip else segment, token
         yield text[start:], None
 
-    def _encode_text(self, text: str, at_start: bool) -> list[int]:
-        """Plain text; a control token that the vocabulary's own merges build is taken apart again."""
-        ids = self._encode_plain(text, at_start)
+    def _without_control(self, ids: list[int]) -> list[int]:
+        """Ids of plain text; a control token that the vocabulary's own merges build is taken apart again."""
         if self._control_ids.isdisjoint(ids):
             return ids
         return [part for token_id in ids for part in self._spelled(token_id)]
@@ -201,6 +212,16 @@ class SegmentTokenizer(ABC):
             pieces = [whole] if whole is not None else [self._piece_id(bytes([byte])) for byte in data]
             parts += [piece for piece in pieces if piece is not None]
         return parts
+
+
+def _utf8(token: AddedToken) -> bytes:
+    try:
+        return token.text.encode()
+    except (UnicodeEncodeError, AttributeError):
+        raise TokenizerError(
+            f"The tokenizer's added token {token.id} is {token.text!a:.40}, which is no text; get the "
+            "model's files again."
+        ) from None
 
 
 def sentencepiece_name(data: bytes) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge.config import ModelConfig
-from edge.errors import TokenizerError, note
+from edge.errors import TokenizerError
+from edge.formats.guarded_json import parse_object
+from edge.system.notices import notice
 from edge.text.end_tokens import END_TOKENS
 from edge.text.tokenizer.segments import AddedToken
 
@@ -66,7 +67,7 @@ class TokenizerSettings:
         beyond = {token_id: token.text for token_id, token in tokens.items() if token_id >= size}
         needed = any(text in self.needed or text in self.chat_template for text in beyond.values())
         if beyond and not needed:
-            note(
+            notice(
                 f"The tokenizer has {', '.join(map(repr, beyond.values()))} beyond the {size} tokens of the "
                 "network: never written and never read as a token."
             )
@@ -126,13 +127,7 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{name} is not valid JSON ({error}); get the model's files again.") from None
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{name} must hold a JSON object; get the model's files again.")
-    return data
+    return parse_object(files.get(name, b"{}"), name, TokenizerError, "get the model's files again")
 
 
 def _text(entry: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Hugging Face's `tokenizer.json`, through the `tokenizers` package.
+"""Hugging Face's `tokenizer.json`, through the `tokenizers` package in a process of its own.
 
 The package encodes plain text; control tokens are cut out here, so that text from a user cannot inject them,
 and decoding goes by the bytes of each token, so that a stream never shows half a character.
@@ -6,13 +6,16 @@ and decoding goes by the bytes of each token, so that a stream never shows half 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from functools import cache, cached_property
 from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
+from edge.text.tokenizer.process import TokenizerProcess
 from edge.text.tokenizer.segments import (
     SPACE_SYMBOL,
     AddedToken,
@@ -22,42 +25,31 @@ from edge.text.tokenizer.segments import (
 )
 from edge.text.tokenizer.settings import TokenizerSettings
 
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
 
 class TokenizersTokenizer(SegmentTokenizer):
     """Byte-level BPE (GPT-2, Llama 3, SmolLM, Qwen) or a converted SentencePiece model, by its decoder."""
 
     def __init__(self, data: bytes, settings: TokenizerSettings, config: ModelConfig) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            backend = Tokenizer.from_buffer(data)
-        except (ValueError, TypeError) as error:
-            raise TokenizerError(
-                f"tokenizer.json cannot be read ({' '.join(str(error).split())}); get the model's files "
-                "again."
-            ) from None
-        # A prompt is never cut or padded here, whatever its author's training pipeline did.
-        backend.no_truncation()
-        backend.no_padding()
-        self._byte_level, strip = _decoder_kind(backend)
-        own = {
-            token_id: AddedToken(token_id, token.content, token.special, token.lstrip, token.rstrip)
-            for token_id, token in backend.get_added_tokens_decoder().items()
-        }
-        added = settings.merged(own.values(), config.vocab_size)
-        if not own.keys() <= {token.id for token in added}:
-            backend = _without_tokens_beyond(backend, config.vocab_size)
-        _add_missing(backend, [token for token in added if token.id not in own and not token.special])
-        first_id = _first_special_id(backend)
-        backend.encode_special_tokens = True  # their text is ordinary text for the backend
-        self._backend = backend
+        size = config.vocab_size
+        listed = [astuple(token) for token in settings.merged((), size)]
+        self._process = TokenizerProcess(
+            "tokenizer.json",
+            "edge.text.isolation.tokenizers",
+            packages=("tokenizers",),
+            setup=lambda: {"data": b64encode(data).decode(), "added": listed, "size": size},
+        )
+        facts = self._process.facts
+        added = settings.merged((AddedToken(*token) for token in facts["added"]), size)
+        self._byte_level, strip = _decoder_kind(facts["decoder"])
         bos = settings.bos(self._id, config)
-        bos = first_id if bos is None else bos
-        writes_bos = bos is not None and first_id == bos
+        bos = facts["first"] if bos is None else bos
+        writes_bos = bos is not None and facts["first"] == bos
         super().__init__(
             Vocabulary(
-                size=config.vocab_size,
-                pieces=backend.get_vocab_size(with_added_tokens=False),
+                size=size,
+                pieces=facts["pieces"],
                 added=added,
                 bos_id=bos,
                 unk_id=None if self._byte_level else self._id(settings.named.get("unk_token", "")),
@@ -68,26 +60,25 @@ class TokenizersTokenizer(SegmentTokenizer):
             match_ordinary=False,
         )
 
-    @cached_property
-    def _later(self) -> Any:
-        """For text after a control token: Metaspace's scheme `first` puts a space only at the start."""
-        return _without_first_space(self._backend)
+    def close(self) -> None:
+        self._process.close()
 
-    def _encode_plain(self, text: str, at_start: bool) -> list[int]:
-        backend = self._backend if at_start else self._later
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
+    def _encode_plain(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        return self._process.encode(texts)
+
+    @cached_property
+    def _pieces_by_id(self) -> dict[int, str]:
+        return {token_id: piece for piece, token_id in self._process.ask("vocabulary").items()}
 
     def _piece_bytes(self, token_id: int) -> bytes:
-        piece = self._backend.id_to_token(token_id)
+        piece = self._pieces_by_id.get(token_id)
         if piece is None:
             return b""
         if self._byte_level:
             return _bytes_of_level(piece)
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])
-        found: str = piece.replace(SPACE_SYMBOL, " ")
-        return found.encode()
+        if byte := _BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        return piece.replace(SPACE_SYMBOL, " ").encode()
 
     def _piece_id(self, piece: bytes) -> int | None:
         if self._byte_level:
@@ -95,7 +86,7 @@ class TokenizersTokenizer(SegmentTokenizer):
         return self._id(sentencepiece_name(piece))
 
     def _id(self, text: str) -> int | None:
-        found: int | None = self._backend.token_to_id(text)
+        found: int | None = self._process.ask("ids", pieces=[text])[0]
         return found
 
 
@@ -123,20 +114,13 @@ def _bytes_of_level(piece: str) -> bytes:
         return piece.encode()
 
 
-def _state(component: Any) -> dict[str, Any]:
-    """The JSON description of a part of a tokenizer."""
-    found: dict[str, Any] = json.loads(component.__getstate__())
-    return found
-
-
-def _decoder_kind(backend: Any) -> tuple[bool, bool]:
+def _decoder_kind(decoder: Mapping[str, Any] | None) -> tuple[bool, bool]:
     """Whether tokens are byte-level, and whether decoding drops the first space; TokenizerError for other
     kinds.
     """
-    if backend.decoder is None:
+    if decoder is None:
         raise TokenizerError("tokenizer.json has no decoder, so its tokens cannot be turned back into text.")
-    outer = _state(backend.decoder)
-    steps = outer["decoders"] if outer["type"] == "Sequence" else [outer]
+    steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     if "ByteLevel" in kinds and set(kinds) <= {"ByteLevel", "ByteFallback", "Fuse"}:
         return True, False
@@ -150,64 +134,9 @@ def _decoder_kind(backend: Any) -> tuple[bool, bool]:
     )
 
 
-def _is_sentencepiece_step(step: dict[str, Any]) -> bool:
+def _is_sentencepiece_step(step: Mapping[str, Any]) -> bool:
     if step["type"] == "Replace":
         return step["pattern"] == {"String": SPACE_SYMBOL} and step["content"] == " "
     if step["type"] == "Strip":
         return bool(step["content"] == " " and step["start"] == 1 and step["stop"] == 0)
     return step["type"] in ("ByteFallback", "Fuse")
-
-
-def _first_special_id(backend: Any) -> int | None:
-    """The token that the post-processor puts in front of a text."""
-    encoded = backend.encode("a")
-    return encoded.ids[0] if encoded.special_tokens_mask[:1] == [1] else None
-
-
-def _without_tokens_beyond(backend: Any, size: int) -> Any:
-    """The same tokenizer without added tokens of ids from `size` on, so that no text becomes one."""
-    from tokenizers import Tokenizer
-
-    document = json.loads(backend.to_str())
-    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < size]
-    return Tokenizer.from_str(json.dumps(document))
-
-
-def _add_missing(backend: Any, tokens: Iterable[AddedToken]) -> None:
-    """Ordinary added tokens that only the files beside tokenizer.json list."""
-    from tokenizers import AddedToken as BackendToken
-
-    for token in tokens:
-        backend.add_tokens(
-            [BackendToken(token.text, lstrip=token.lstrip, rstrip=token.rstrip, normalized=False)]
-        )
-        if backend.token_to_id(token.text) != token.id:
-            raise TokenizerError(
-                f"tokenizer.json and the files beside it disagree on the id of '{token.text}'; get the "
-                "model's files again."
-            )
-
-
-def _without_first_space(backend: Any) -> Any:
-    """The same tokenizer (the vocabulary is shared) with the prefix scheme `first` turned into `never`."""
-    if backend.pre_tokenizer is None:
-        return backend
-    state = backend.pre_tokenizer.__getstate__().decode()
-    changed = state.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-    if changed == state:
-        return backend
-    from tokenizers import Tokenizer
-    from tokenizers.pre_tokenizers import Whitespace
-
-    later = Tokenizer(backend.model)
-    if backend.normalizer is not None:
-        later.normalizer = backend.normalizer
-    later.pre_tokenizer = Whitespace()
-    pre_tokenizer = later.pre_tokenizer
-    pre_tokenizer.__setstate__(changed.encode())
-    later.pre_tokenizer = pre_tokenizer
-    added = sorted(backend.get_added_tokens_decoder().items())
-    later.add_special_tokens([token for _, token in added if token.special])
-    later.add_tokens([token for _, token in added if not token.special])
-    later.encode_special_tokens = True
-    return later

@@ -26,6 +26,7 @@ from edge.export.targets.coreml.sparse import SparseLayout
 from edge.export.targets.coreml.weights import code_bits, padded_bytes, shared_bytes, stored_bytes, type_name
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
+from edge.system.units import format_bytes
 
 PACKAGE = "model.mlpackage"
 RUNTIME = RuntimeRange("coreml", "18.0")  # iOS 18 has states, int4 blocks and 2-bit tables
@@ -156,8 +157,8 @@ def _sparse_notes(config: ModelConfig, layout: SparseLayout | None) -> tuple[str
     if layout is None:
         return ()
     row = config.kv_bytes_per_token("float16") // 2  # of keys alone
-    read, whole = layout.decode_rows * row / 1e6, 2 * layout.rows * row / 1e6
-    return (f"A decode step reads {read:.1f} MB of states, of a KV cache of {whole:.1f} MB.",)
+    read, whole = layout.decode_rows * row, 2 * layout.rows * row
+    return (f"A decode step reads {format_bytes(read)} of states, of a KV cache of {format_bytes(whole)}.",)
 
 
 def _convert(program: Any, target: str, *, passes: bool = True) -> Any:

@@ -13,7 +13,7 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
-from edge.executors.native.executor import choose_attention
+from edge.executors.native.executor import sparse_obstacle
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
@@ -113,7 +113,7 @@ def _flavour(options: ExportOptions) -> str:
 def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
     if options.portable:
         return source.sparse(options, obstacle=_OBSTACLE)
-    return choose_attention(source.config, options.attention, source.context(options))
+    return source.sparse(options, obstacle=sparse_obstacle(source.config))
 
 
 def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: Path) -> dict[str, str]:

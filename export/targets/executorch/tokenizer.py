@@ -7,11 +7,12 @@ written as `Digits`.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from edge.errors import TokenizerError
 from edge.export.source import Source
 from edge.export.targets.tokenizer_json import TOKENIZER, checked_tokenizer, converted_tokenizer
+from edge.formats.guarded_json import parse_object
 
 _DIGIT_SPLIT = {
     "type": "Split",
@@ -25,7 +26,9 @@ def runner_tokenizer(source: Source) -> bytes | None:
     """The file to write, or None if the source's own will do; ExportError if none is exact."""
     if TOKENIZER not in source.tokenizer_files:
         return converted_tokenizer(source)
-    changed = json.loads(source.tokenizer_files[TOKENIZER])
+    changed = parse_object(
+        source.tokenizer_files[TOKENIZER], TOKENIZER, TokenizerError, "get the model's files again"
+    )
     return checked_tokenizer(source, changed) if _write_digits(changed.get("pre_tokenizer")) else None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from edge.config import ModelConfig
 from edge.config.gguf import Metadata
 from edge.errors import ExportError, TokenizerError
+from edge.formats.guarded_json import parse_object
 from edge.text.end_tokens import END_TOKENS
 from edge.text.tokenizer.base import Tokenizer
 from edge.text.tokenizer.from_gguf import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -33,7 +33,13 @@ def tokenizer_metadata(files: Mapping[str, bytes], config: ModelConfig) -> Metad
     if "tokenizer.model" in files:
         values = _sentencepiece(files["tokenizer.model"], settings, config.vocab_size)
     else:
-        values = _bpe(json.loads(files["tokenizer.json"]), settings, config.vocab_size)
+        values = _bpe(
+            parse_object(
+                files["tokenizer.json"], "tokenizer.json", TokenizerError, "get the model's files again"
+            ),
+            settings,
+            config.vocab_size,
+        )
     values["add_bos_token"] = tokenizer.bos_id is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_id]
     values["add_eos_token"] = False
     values |= _roles(tokenizer, settings, config)

@@ -12,7 +12,7 @@ from pathlib import Path
 from edge.config import KVType, SparseConfig
 from edge.config.tensors import EMBEDDING
 from edge.errors import ExportError
-from edge.executors.native.executor import choose_attention
+from edge.executors.native.executor import sparse_obstacle
 from edge.executors.onnx.executor import runtime_version
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
@@ -137,7 +137,7 @@ def _sparse(source: Source, options: ExportOptions) -> SparseConfig | None:
     """The constants of the artifact's attention, None for dense."""
     if options.portable:
         return source.sparse(options, obstacle="ONNX Runtime's own operators have no block-sparse attention")
-    return choose_attention(source.config, options.attention, source.context(options))
+    return source.sparse(options, obstacle=sparse_obstacle(source.config))
 
 
 def _runtime(source: Source, options: ExportOptions) -> RuntimeRange:

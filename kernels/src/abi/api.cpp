@@ -93,8 +93,8 @@ edge_status edge_rms_norm(const edge_parallel *parallel, const edge_scratch *scr
                           const float *x, const float *weight, float eps, float scale, int64_t n,
                           int64_t size, float *out) {
     return guarded([&]() -> edge_status {
-        if (!parallel_is_usable(parallel) || !x || !weight || !out || n <= 0 || size <= 0 ||
-            size > edge::most_columns) {
+        if (!parallel_is_usable(parallel) || !x || !weight || !out || n <= 0 || n > edge::most_tokens ||
+            size <= 0 || size > edge::most_columns) {
             return fail(EDGE_INVALID, "edge_rms_norm: an argument is missing or out of range.");
         }
         const Kernels *kernels;
@@ -199,6 +199,7 @@ uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? mo
 
 edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context) {
     if (!model) return fail(EDGE_INVALID, "edge_model_observe: the model is missing.");
+    if (const edge_status status = edge::refuse_in_observer("edge_model_observe")) return status;
     model->observer = {observer, context, edge_activations(model->config.activations)};
     return EDGE_OK;
 }
@@ -216,6 +217,7 @@ edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
 edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch *batch) {
     return guarded([&]() -> edge_status {
         if (!model || !cache || !batch) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
+        if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
         if (batch->size != sizeof(edge_batch)) {
             return fail(EDGE_INVALID,
                         "edge_batch has another size here: the library and its caller differ in version.");

@@ -23,7 +23,8 @@ edge_status take_scratch(const edge_scratch *scratch, uint64_t bytes, uint8_t **
 }
 
 bool parallel_is_usable(const edge_parallel *parallel) {
-    return parallel != nullptr && parallel->workers >= 1 &&
+    constexpr int32_t most_workers = 1 << 16;
+    return parallel != nullptr && parallel->workers >= 1 && parallel->workers <= most_workers &&
            (parallel->workers == 1 || parallel->run != nullptr);
 }
 

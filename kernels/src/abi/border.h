@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <new>
+#include <stdexcept>
 
 #include "abi/error.h"
 #include "edge_operators.h"
@@ -20,7 +21,12 @@ edge_status guarded(const Body &body) {
         return body();
     } catch (const std::bad_alloc &) {
         return fail(EDGE_NO_MEMORY, "Out of memory; lower the context or the batch size.");
-    } catch (const std::exception &error) { return fail(EDGE_INVALID, "%s.", error.what()); }
+    } catch (const std::length_error &) {
+        return fail(EDGE_NO_MEMORY,
+                    "A size is beyond what memory can hold; lower the context or the batch size.");
+    } catch (const std::exception &error) {
+        return fail(EDGE_INVALID, "The library has a fault of its own (%s); please report it.", error.what());
+    }
 }
 
 edge_status pick_kernels(const char *tier, const Kernels **kernels);

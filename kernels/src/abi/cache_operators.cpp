@@ -155,9 +155,13 @@ edge_status edge_kv_keep(const edge_host *host, const edge_layer_cache *cache, c
                          int64_t count, int64_t start) {
     return guarded([&]() -> edge_status {
         const Kernels *kernels;
-        if (count == 0) return EDGE_OK;
-        if (const edge_status status = edge::check_host(host, count, "edge_kv_keep", &kernels)) return status;
+        if (count < 0) {
+            return fail(EDGE_INVALID, "edge_kv_keep: %lld rows are out of range.", (long long)count);
+        }
+        const int64_t least = std::max<int64_t>(count, 1);
+        if (const edge_status status = edge::check_host(host, least, "edge_kv_keep", &kernels)) return status;
         if (const edge_status status = check_cache(cache, count, start, nullptr)) return status;
+        if (count == 0) return EDGE_OK;
         if (rows == nullptr) return fail(EDGE_INVALID, "edge_kv_keep: an argument is missing.");
         int64_t previous = start - 1;
         for (int64_t i = 0; i < count; previous = rows[i++]) {

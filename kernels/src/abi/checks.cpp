@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "abi/error.h"
+#include "attention/cache.h"
 #include "tiers/kernels.h"
 
 namespace edge {
@@ -88,10 +89,22 @@ edge_status check_config(const edge_config &c) {
     if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
     constexpr int64_t most_layers = 4096;
     if (c.layers > most_layers) return fail(EDGE_INVALID, "%d layers are beyond what is possible.", c.layers);
+    const CacheShape cache{c.layers, c.kv_heads, c.head_dim, c.context, edge_kv_type(c.kv_type)};
+    constexpr int64_t most_cache_bytes = int64_t(1) << 46;
+    if (cache.position_bytes() > most_cache_bytes / cache.pages() / attention_chunk) {
+        return fail(EDGE_INVALID,
+                    "A KV cache of %lld tokens with %lld bytes each is beyond what is possible.",
+                    (long long)c.context, (long long)cache.position_bytes());
+    }
     if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
         return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
     }
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
+    for (int32_t i = 0; i < c.head_dim / 2; ++i) {
+        if (!std::isfinite(c.inverse_frequency[i])) {
+            return fail(EDGE_INVALID, "A rotary frequency is not finite.");
+        }
+    }
     for (const float value :
          {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
         if (!std::isfinite(value)) {

@@ -19,6 +19,13 @@ edge_status fail(edge_status status, const char *format, ...) {
     return status;
 }
 
+thread_local bool in_observer = false;
+
+edge_status refuse_in_observer(const char *function) {
+    if (!in_observer) return EDGE_OK;
+    return fail(EDGE_INVALID, "An observer called %s, which has to wait until the pass is over.", function);
+}
+
 }  // namespace edge
 
 const char *edge_last_error(void) { return edge::last_error; }

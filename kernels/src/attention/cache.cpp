@@ -116,7 +116,7 @@ edge_status edge_cache::reserve() {
         if (*where != nullptr) return EDGE_OK;
         return edge::fail(EDGE_NO_MEMORY,
                           "%llu MB of address space for %s could not be reserved; lower --context.",
-                          (unsigned long long)(bytes >> 20), what);
+                          (unsigned long long)(bytes / 1000000), what);
     };
     if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory)) {
         return status;
@@ -124,34 +124,37 @@ edge_status edge_cache::reserve() {
     return summaries ? map(summaries->shape.bytes(), "key summaries", &summaries->memory) : EDGE_OK;
 }
 
-int32_t edge_cache_length(const edge_cache *cache) { return cache ? int32_t(cache->length) : 0; }
+int64_t edge_cache_length(const edge_cache *cache) { return cache ? cache->length : 0; }
 
 void edge_cache_destroy(edge_cache *cache) { delete cache; }
 
-edge_status edge_cache_truncate(edge_cache *cache, int32_t length) {
+edge_status edge_cache_truncate(edge_cache *cache, int64_t length) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_truncate")) return status;
     if (cache == nullptr || length < 0 || length > cache->length) {
-        return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %d rows to %d.", edge_cache_length(cache),
-                          length);
+        return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %lld rows to %lld.",
+                          (long long)edge_cache_length(cache), (long long)length);
     }
     cache->length = length;
     cache->forget_summaries(length);
     return EDGE_OK;
 }
 
-edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *rows, int32_t count) {
+edge_status edge_cache_keep(edge_cache *cache, int64_t length, const int64_t *rows, int64_t count) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_keep")) return status;
     if (cache == nullptr || length < 0 || length > cache->length || count < 0 ||
         (count > 0 && rows == nullptr)) {
         return edge::fail(EDGE_INVALID, "edge_cache_keep: the cache, the length or the rows are wrong.");
     }
-    int64_t previous = int64_t(length) - 1;
-    for (int32_t i = 0; i < count; ++i) {
+    int64_t previous = length - 1;
+    for (int64_t i = 0; i < count; ++i) {
         if (rows[i] <= previous || rows[i] >= cache->length) {
-            return edge::fail(EDGE_INVALID, "Rows to keep must ascend from %d to below %d; row %d is %d.",
-                              length, int(cache->length), i, rows[i]);
+            return edge::fail(EDGE_INVALID,
+                              "Rows to keep must ascend from %lld to below %lld; row %lld is %lld.",
+                              (long long)length, (long long)cache->length, (long long)i, (long long)rows[i]);
         }
         previous = rows[i];
     }
-    for (int32_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
         if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
     cache->length = length + count;
@@ -159,10 +162,11 @@ edge_status edge_cache_keep(edge_cache *cache, int32_t length, const int32_t *ro
     return EDGE_OK;
 }
 
-edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
+edge_status edge_cache_repeat(edge_cache *cache, int64_t length) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_repeat")) return status;
     if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
-        return edge::fail(EDGE_INVALID, "A cache of %d rows can't be repeated up to %d rows.",
-                          edge_cache_length(cache), length);
+        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be repeated up to %lld rows.",
+                          (long long)edge_cache_length(cache), (long long)length);
     }
     for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
     cache->forget_summaries(cache->length);
@@ -171,6 +175,7 @@ edge_status edge_cache_repeat(edge_cache *cache, int32_t length) {
 }
 
 edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_memory")) return status;
     if (cache == nullptr || memory == nullptr || bytes == nullptr) {
         return edge::fail(EDGE_INVALID, "edge_cache_memory: an argument is NULL.");
     }
@@ -179,14 +184,16 @@ edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint
     return EDGE_OK;
 }
 
-edge_status edge_cache_restore(edge_cache *cache, int32_t length, const void *memory, uint64_t bytes) {
+edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory, uint64_t bytes) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_restore")) return status;
     if (cache == nullptr || memory == nullptr || length < 0 || length > cache->shape.capacity) {
-        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %d rows.",
-                          cache ? (long long)cache->shape.capacity : 0LL, length);
+        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %lld rows.",
+                          cache ? (long long)cache->shape.capacity : 0LL, (long long)length);
     }
     if (bytes != cache->shape.bytes_of(length)) {
-        return edge::fail(EDGE_INVALID, "%d rows of this cache take %llu bytes, not %llu.", length,
-                          (unsigned long long)cache->shape.bytes_of(length), (unsigned long long)bytes);
+        return edge::fail(EDGE_INVALID, "%lld rows of this cache take %llu bytes, not %llu.",
+                          (long long)length, (unsigned long long)cache->shape.bytes_of(length),
+                          (unsigned long long)bytes);
     }
     std::memcpy(cache->memory, memory, bytes);
     cache->length = length;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "abi/error.h"
 #include "edge.h"
 #include "linear/linear.h"
 
@@ -45,7 +46,9 @@ class Stage {
     ~Stage() {
         if (observer_.callback == nullptr) return;
         event_.nanoseconds = nanoseconds(Clock::now() - start_);
+        in_observer = true;
         observer_.callback(observer_.context, &event_);
+        in_observer = false;
     }
 
    private:

@@ -57,7 +57,7 @@ edge_status edge_region_create(uint64_t bytes, void **region) {
     if (*region == nullptr) {
         return edge::fail(EDGE_NO_MEMORY,
                           "%llu MB for the weights could not be had; leave them in the mapped file.",
-                          (unsigned long long)(bytes >> 20));
+                          (unsigned long long)(bytes / 1000000));
     }
     return EDGE_OK;
 }

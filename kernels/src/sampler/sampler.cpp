@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "abi/border.h"
 #include "abi/error.h"
 #include "edge.h"
 #include "sampler/passes.h"
@@ -436,14 +437,13 @@ edge_status edge_sample(const float *logits, int32_t vocab_size, const edge_samp
                         const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
                         const float *bias_values, int32_t bias_count, double random, int32_t want_logprob,
                         edge_sample_result *result) {
-    const edge_status status =
-        edge::sampler::check_arguments(logits, vocab_size, sampling, history, history_length, bias_tokens,
-                                       bias_values, bias_count, random, result);
-    if (status != EDGE_OK) return status;
-    try {
+    return edge::guarded([&]() -> edge_status {
+        if (const edge_status status =
+                edge::sampler::check_arguments(logits, vocab_size, sampling, history, history_length,
+                                               bias_tokens, bias_values, bias_count, random, result)) {
+            return status;
+        }
         return edge::sampler::sample(logits, vocab_size, *sampling, history, history_length, bias_tokens,
                                      bias_values, bias_count, random, want_logprob != 0, *result);
-    } catch (const std::bad_alloc &) {
-        return edge::fail(EDGE_NO_MEMORY, "No memory to sample from a vocabulary of %d.", vocab_size);
-    }
+    });
 }

@@ -5,15 +5,16 @@
 // others before the system takes it away, so that this happens between two pieces, when nobody waits for it.
 #include "threads/pool.h"
 
+#include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
-#include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -95,12 +96,10 @@ class Places {
 #endif
 };
 
-}  // namespace
-}  // namespace edge
-
-struct edge_pool {
-    explicit edge_pool(int32_t threads)
-        : workers(threads), shares_(size_t(threads)), turns_(size_t(threads)) {
+// The threads of a pool, and what they share.
+class Team {
+   public:
+    explicit Team(int32_t threads) : workers_(threads), shares_(size_t(threads)), turns_(size_t(threads)) {
         try {
             helpers_.reserve(size_t(threads));
             for (int32_t worker = 1; worker < threads; ++worker) {
@@ -113,23 +112,18 @@ struct edge_pool {
         }
     }
 
-    ~edge_pool() { stop(); }
+    ~Team() { stop(); }
 
-    void run(int64_t count, int64_t grain, edge_task task, void *argument) {
-        if (busy_.test_and_set(std::memory_order_acquire)) {
-            // Another thread has a region under way: this one is done here, alone.
-            for (int64_t begin = 0; begin < count; begin += grain) {
-                task(argument, begin, std::min(begin + grain, count), 0);
-            }
-            return;
-        }
-        grain = std::max(grain, (count + edge::max_pieces - 1) / edge::max_pieces);
+    // False where another thread has a region under way.
+    bool run(int64_t count, int64_t grain, edge_task task, void *argument) {
+        if (busy_.test_and_set(std::memory_order_acquire)) return false;
+        grain = std::max(grain, (count + max_pieces - 1) / max_pieces);
         const int64_t pieces = (count + grain - 1) / grain;
         region_ = {count, grain, task, argument};
         done_.store(0, std::memory_order_relaxed);
-        for (int64_t worker = 0; worker < workers; ++worker) {
-            shares_[size_t(worker)].publish(uint32_t(pieces * worker / workers),
-                                            uint32_t(pieces * (worker + 1) / workers));
+        for (int64_t worker = 0; worker < workers_; ++worker) {
+            shares_[size_t(worker)].publish(uint32_t(pieces * worker / workers_),
+                                            uint32_t(pieces * (worker + 1) / workers_));
         }
         places_.keep_apart(helpers_);
         generation_.fetch_add(1);
@@ -139,7 +133,7 @@ struct edge_pool {
         }
         work(0);
         const auto finished = [&] { return done_.load() >= pieces; };
-        if (!edge::spin_for(edge::spin_time, finished)) {
+        if (!spin_for(spin_time, finished)) {
             // A helper was descheduled in the middle of a piece: leave it this core.
             std::unique_lock<std::mutex> lock(mutex_);
             caller_parked_.store(true);
@@ -147,10 +141,8 @@ struct edge_pool {
             caller_parked_.store(false);
         }
         busy_.clear(std::memory_order_release);
+        return true;
     }
-
-    const int32_t workers;
-    const pid_t process = getpid();
 
    private:
     void stop() {
@@ -170,8 +162,8 @@ struct edge_pool {
 
     // Does pieces of the current region, its own share first, until none is left.
     void work(int32_t worker) {
-        for (int32_t i = 0; i < workers; ++i) {
-            edge::Share &share = shares_[size_t((worker + i) % workers)];
+        for (int32_t i = 0; i < workers_; ++i) {
+            Share &share = shares_[size_t((worker + i) % workers_)];
             for (uint32_t piece; share.claim(&piece);) {
                 const int64_t begin = piece * region_.grain,
                               end = std::min(begin + region_.grain, region_.count);
@@ -190,7 +182,7 @@ struct edge_pool {
         uint32_t seen = 0;
         const auto new_region = [&] { return generation_.load() != seen; };
         while (!stopping_.load(std::memory_order_relaxed)) {
-            while (edge::spin_for(edge::spin_time, new_region)) {
+            while (spin_for(spin_time, new_region)) {
                 seen = generation_.load();
                 work(worker);
             }
@@ -201,10 +193,11 @@ struct edge_pool {
         }
     }
 
+    const int32_t workers_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     Region region_{};
-    std::vector<edge::Share> shares_;
-    std::vector<edge::Turn> turns_;
+    std::vector<Share> shares_;
+    std::vector<Turn> turns_;
     alignas(64) std::atomic<uint32_t> generation_{0};
     alignas(64) std::atomic<int64_t> done_{0};
     alignas(64) std::atomic<int32_t> parked_{0};
@@ -212,7 +205,56 @@ struct edge_pool {
     std::mutex mutex_;
     std::condition_variable wake_, piece_done_;
     std::vector<std::thread> helpers_;
-    edge::Places places_;
+    Places places_;
+};
+
+// Counts the forks between the first process and this one. A child has one thread only, and what its parent's threads
+// had locked stays locked: their team is of no use there, not even to be destroyed.
+std::atomic<uint32_t> forks{0};
+
+void count_forks() {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+    static_cast<void>(registered);
+}
+
+}  // namespace
+}  // namespace edge
+
+struct edge_pool {
+    explicit edge_pool(int32_t threads) : workers(threads), team_(std::make_unique<edge::Team>(threads)) {}
+
+    ~edge_pool() {
+        if (made_ != edge::forks.load()) static_cast<void>(team_.release());
+    }
+
+    void run(int64_t count, int64_t grain, edge_task task, void *argument) {
+        if (is_mine() && team_->run(count, grain, task, argument)) return;
+        for (int64_t begin = 0; begin < count; begin += grain) {
+            task(argument, begin, std::min(begin + grain, count), 0);
+        }
+    }
+
+    const int32_t workers;
+
+   private:
+    // Starts a team in a child at its first region; false where another thread is about that, or the system has no
+    // more threads.
+    bool is_mine() {
+        const uint32_t now = edge::forks.load(std::memory_order_relaxed);
+        uint32_t owner = made_.load(std::memory_order_acquire);
+        if (owner == now) return true;
+        if (owner == nobody || !made_.compare_exchange_strong(owner, nobody)) return false;
+        static_cast<void>(team_.release());
+        try {
+            team_ = std::make_unique<edge::Team>(workers);
+        } catch (const std::exception &) { return false; }
+        made_.store(now, std::memory_order_release);
+        return true;
+    }
+
+    static constexpr uint32_t nobody = UINT32_MAX;
+    std::unique_ptr<edge::Team> team_;
+    std::atomic<uint32_t> made_{edge::forks.load()};  // `forks` of the process whose threads they are
 };
 
 edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
@@ -222,17 +264,18 @@ edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
                           threads);
     }
     try {
+        edge::count_forks();
         *pool = new edge_pool(threads > 0 ? threads : edge::default_threads());
-    } catch (const std::exception &error) {
-        return edge::fail(EDGE_NO_MEMORY, "Threads could not be started: %s.", error.what());
+    } catch (const std::system_error &error) {
+        return edge::fail(EDGE_NO_MEMORY, "Threads could not be started: %s.",
+                          error.code().message().c_str());
+    } catch (const std::exception &) {
+        return edge::fail(EDGE_NO_MEMORY, "Threads could not be started: there is not enough memory.");
     }
     return EDGE_OK;
 }
 
-void edge_pool_destroy(edge_pool *pool) {
-    // In a forked child the threads do not exist and can't be joined: the pool is left as it is.
-    if (pool != nullptr && pool->process == getpid()) delete pool;
-}
+void edge_pool_destroy(edge_pool *pool) { delete pool; }
 
 edge_parallel edge_pool_parallel(edge_pool *pool) {
     if (pool == nullptr) return {nullptr, 1, nullptr};

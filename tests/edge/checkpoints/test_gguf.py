@@ -13,6 +13,8 @@ from gguf.quants import dequantize
 
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.errors import CheckpointError, ConfigError
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
 from edge.quant.packing import pack, unpack
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
@@ -30,8 +32,8 @@ MATRICES = {
 NORMS = ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
 # Where the float16 scales of a block stand; every other bit may be random.
 HALVES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
-HALVES |= {"TQ1_0": (52,), "TQ2_0": (64,)}
-EXACT = ("Q4_0", "Q4_1", "Q8_0", "TQ1_0", "TQ2_0")
+HALVES |= {"TQ1_0": (52,), "TQ2_0": (64,), "Q5_0": (0,), "Q5_1": (0, 2), "IQ4_NL": (0,)}
+EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0")
 
 
 def random_tensor(rng: np.random.Generator, rows: int, columns: int, kind: str) -> np.ndarray:
@@ -63,6 +65,7 @@ def write_gguf(
     *,
     arch: str = "llama",
     tied: bool = True,
+    tokenizer: bool = False,
     replace: dict[str, Any] | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -92,6 +95,9 @@ def write_gguf(
     writer.add_vocab_size(VOCAB)
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"t{index}" for index in range(VOCAB)])
+    if tokenizer:
+        writer.add_token_scores([-float(index) for index in range(VOCAB)])
+        writer.add_token_types([2, 3, 3, *[1] * (VOCAB - 3)])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for key, value in (metadata or {}).items():
@@ -175,8 +181,8 @@ def test_q4_k_keeps_codes_and_rounds_scales_to_half_precision(tmp_path: Path) ->
     assert not any(info.exact for info in checkpoint.tensors if len(info.shape) == 2)
 
 
-@pytest.mark.parametrize("kind", ["Q5_K", "Q6_K"])
-def test_k_types_without_counterpart_become_int8(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["Q5_1", "Q5_K", "Q6_K"])
+def test_types_without_counterpart_become_int8(tmp_path: Path, kind: str) -> None:
     raw = write_gguf(tmp_path / "m.gguf", kind)
     checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
     infos = {info.name: info for info in checkpoint.tensors}
@@ -354,8 +360,8 @@ ROWS = np.zeros((HIDDEN, HIDDEN), np.float32)
         ({"blk.0.attn_q.bias": (ROWS[0], "F32")}, r"blk\.0\.attn_q\.bias"),
         ({"blk.1.ffn_up.weight": (np.zeros((INNER, HIDDEN), np.float32), "F32")}, r"blk\.1\.ffn_up"),
         (
-            {"blk.0.attn_v.weight": (np.zeros((128, 256 // 32 * 22), np.uint8), "Q5_0")},
-            r"blk\.0\.attn_v.*Q5_0",
+            {"blk.0.attn_v.weight": (np.zeros((128, 110), np.uint8), "Q3_K")},
+            r"blk\.0\.attn_v.*type Q3_K.*supported are F32, .*Q5_0",
         ),
         ({"output_norm.weight": (np.zeros(HIDDEN // 32 * 34, np.uint8), "Q8_0")}, "output_norm.*float type"),
     ],
@@ -379,3 +385,57 @@ def test_experts_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", metadata={"llama.expert_count": 8.0, "llama.expert_used_count": 2.0})
     with pytest.raises(CheckpointError, match="mixture of experts"):
         GGUFCheckpoint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantize", "scheme", "exact"),
+    [
+        ("Q5_0", None, "int8-g32", True),
+        ("IQ4_NL", None, "int8-g32", True),
+        ("Q5_0", "f16", "f16", False),
+        ("Q5_1", None, "int8-g32", False),
+        ("Q4_K", None, "int4-g32-min", False),
+        ("Q4_K", "f16", "f16", False),
+        ("F16", None, "f16", True),
+        ("F32", None, "f16", False),
+    ],
+)
+def test_a_bundle_says_what_was_rounded(
+    tmp_path: Path, kind: str, quantize: str | None, scheme: str, exact: bool
+) -> None:
+    """What the reader rounds is not exact, even where the conversion keeps what it was given."""
+    raw = write_gguf(tmp_path / "m.gguf", kind, tokenizer=True)
+    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+    convert(checkpoint, tmp_path / "bundle", quantize=quantize)
+    bundle = Bundle.open(tmp_path / "bundle")
+    for theirs, ours in PAIRS.items():
+        tensor = bundle.tensors[f"{ours}.weight"]
+        assert (str(tensor.scheme), tensor.source_type, tensor.exact) == (scheme, kind, exact)
+        stored = unpack(bundle.data(tensor.name), tensor.scheme, *tensor.shape)
+        values = stored.dequantize() if isinstance(stored, QuantizedMatrix) else stored
+        expected = truth(raw, theirs, kind)
+        assert np.array_equal(values, expected) == exact
+        np.testing.assert_allclose(values, expected, atol=0.01 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_ternary_values_in_a_float_type(tmp_path: Path, kind: str) -> None:
+    """q is found to be ternary though its rows are interleaved in the file."""
+    codes = np.random.default_rng(3).integers(-1, 2, (HEADS * HEAD_DIM, HIDDEN))
+    scales = np.linspace(1, 2, 2 * len(codes)).reshape(-1, 2).repeat(128, axis=1) * 2.0**-7
+    values = (codes * scales).astype(np.float16).astype(np.float32)
+    if kind == "BF16":
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    stored = {
+        "F32": values,
+        "F16": values.astype(np.float16),
+        "BF16": (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8),
+    }[kind]
+    write_gguf(tmp_path / "m.gguf", replace={"blk.0.attn_q.weight": (stored, kind)})
+    checkpoint = GGUFCheckpoint(tmp_path / "m.gguf")
+    info = next(info for info in checkpoint.tensors if "q_proj" in info.name)
+    assert (str(info.scheme), info.source_type, info.exact) == ("ternary-g128", f"{kind} ternary", True)
+    matrix = checkpoint.read(info.name)
+    assert isinstance(matrix, QuantizedMatrix)
+    np.testing.assert_array_equal(matrix.dequantize(), hf_rows(values, HEADS))
+    np.testing.assert_array_equal(checkpoint.read_float32(info.name), hf_rows(values, HEADS))

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.checkpoints.int4_packings import gptq_zeros
 from edge.config.huggingface import config_from_hf
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.errors import CheckpointError
@@ -41,7 +42,7 @@ UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
 
 @dataclass
 class Truth:
-    """A matrix before packing: codes and zeros in 0..15 (16), group_of names the group of every column."""
+    """A matrix before packing: codes and zeros in 0..15, group_of names the group of every column."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -61,7 +62,7 @@ def draw(rows: int, columns: int, group: int, symmetric: bool, seed: int, act_or
     return Truth(
         random.integers(0, 16, (rows, columns)),
         random.uniform(0.001, 0.02, (rows, count)).astype(np.float16),
-        np.full((rows, count), 8) if symmetric else random.integers(1, 17, (rows, count)),
+        np.full((rows, count), 8) if symmetric else random.integers(0, 16, (rows, count)),
         random.permutation(group_of) if act_order else group_of,
     )
 
@@ -71,12 +72,32 @@ def words(numbers: np.ndarray) -> np.ndarray:
     return (numbers.astype(np.uint64) * 16 ** np.arange(8, dtype=np.uint64)).sum(-1).astype("<u4").view("<i4")
 
 
-def pack_gptq(truth: Truth, offset: int = 1) -> dict[str, np.ndarray]:
-    codes, zeros = truth.codes, truth.zeros - offset
+def zeros_v2(zeros: np.ndarray) -> np.ndarray:
+    """`gptq_v2`: as they are."""
+    return words(zeros.T.reshape(zeros.shape[1], -1, 8))
+
+
+def zeros_autogptq(zeros: np.ndarray) -> np.ndarray:
+    """`gptq` as AutoGPTQ's `pack` writes it: one less, or'ed into place (it can't write a zero of 0)."""
+    less = (zeros.T - 1).astype(np.uint32).reshape(zeros.shape[1], -1, 8)
+    packed = np.zeros(less.shape[:2], np.uint32)
+    for place in range(8):
+        packed |= less[..., place] << np.uint32(4 * place)
+    return packed.view(np.int32)
+
+
+def zeros_gptqmodel(zeros: np.ndarray) -> np.ndarray:
+    """`gptq` as GPTQModel saves it: packed as they are, then `qzeros -= 0b0001...0001` on int32 words."""
+    with np.errstate(over="ignore"):
+        return zeros_v2(zeros) - np.int32(0b00010001000100010001000100010001)
+
+
+def pack_gptq(truth: Truth, pack_zeros: Any = zeros_gptqmodel) -> dict[str, np.ndarray]:
+    codes = truth.codes
     rows, columns = codes.shape
     return {
         "qweight": words(codes.T.reshape(columns // 8, 8, rows).swapaxes(1, 2)),
-        "qzeros": words(zeros.T.reshape(-1, rows // 8, 8)),
+        "qzeros": pack_zeros(truth.zeros),
         "scales": truth.scales.T,
         "g_idx": truth.group_of.astype(np.int32),
     }
@@ -203,21 +224,50 @@ def test_gptq_symmetric_is_exact(tmp_path: Path, group: int) -> None:
         np.testing.assert_array_equal(matrix.dequantize(), truth.weights)
 
 
-@pytest.mark.parametrize("style", ["gptq", "gptq_v2"])
-def test_gptq_with_zeros(tmp_path: Path, style: str) -> None:
-    entry = {**GPTQ, "group_size": 32, "sym": False, "checkpoint_format": style}
+@pytest.mark.parametrize("group", [32, -1])
+@pytest.mark.parametrize(
+    ("settings", "pack_zeros", "least"),
+    [
+        ({"checkpoint_format": "gptq"}, zeros_autogptq, 1),
+        ({}, zeros_gptqmodel, 0),
+        ({"checkpoint_format": "gptq", "format": "gptq", "method": "gptq"}, zeros_gptqmodel, 0),
+        ({"checkpoint_format": "gptq_v2"}, zeros_v2, 0),
+        ({"format": "gptq_v2"}, zeros_v2, 0),
+    ],
+)
+def test_gptq_with_zeros(
+    tmp_path: Path, group: int, settings: dict[str, str], pack_zeros: Any, least: int
+) -> None:
+    """As different packers write them, zeros of 0 (which borrow from their neighbours) among them."""
+    entry = {**GPTQ, "group_size": group, "sym": False, **settings}
 
     def pack(truth: Truth) -> dict[str, np.ndarray]:
-        truth.zeros = truth.zeros % 16 if style == "gptq_v2" else truth.zeros
-        return pack_gptq(truth, 1 if style == "gptq" else 0)
+        truth.zeros = truth.zeros.clip(least)
+        return pack_gptq(truth, pack_zeros)
 
-    truths = write_folder(tmp_path, pack, entry, group=32, symmetric=False)
-    check(tmp_path, truths, "int4-g32-min", exact=False)
+    truths = write_folder(tmp_path, pack, entry, group=group if group > 0 else 4096, symmetric=False)
+    check(tmp_path, truths, "int4-g32-min" if group > 0 else "int4-row-min", exact=False)
+
+
+@pytest.mark.parametrize(
+    ("word", "zeros"),
+    [
+        (0x76543210 - 0x11111111, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (0xEEEEEEEF, [0] * 8),  # 0 - 0x11111111
+        (0x77777777, [8] * 8),
+        (0xEEEEEEEE, [15] * 8),
+        (0xEEEEEEEE - 0xF0, [15, 0, *[15] * 6]),
+        (0x0000000F, [0, 2, 1, 1, 1, 1, 1, 1]),  # 0x11111120 - 0x11111111
+    ],
+)
+def test_a_word_of_zeros_by_hand(word: int, zeros: list[int]) -> None:
+    stored = np.array([[word]], np.uint32).view(np.int32)
+    assert gptq_zeros(stored, less_one=True).T.tolist() == [zeros]
 
 
 def test_gptq_zeros_that_float16_holds_are_exact(tmp_path: Path) -> None:
     def pack(truth: Truth) -> dict[str, np.ndarray]:
-        truth.zeros = 2 ** (truth.zeros % 5)
+        truth.zeros = 2 ** (truth.zeros % 4)
         return pack_gptq(truth)
 
     truths = write_folder(tmp_path, pack, {**GPTQ, "group_size": 32}, group=32, symmetric=False)
@@ -319,6 +369,12 @@ def test_config_beside_the_weights_and_biases_of_zeros(tmp_path: Path) -> None:
         ({"quant_method": "awq"}, r"qweight.*method awq"),
         ({"quant_method": "awq", "version": "gemv"}, "version 'gemv'"),
         ({"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
+        ({"format": "gptq_p"}, "format 'gptq_p'"),
+        ({"quant_method": "awq", "format": "gemv_fast"}, "format 'gemv_fast'"),
+        (
+            {"checkpoint_format": "gptq_v2", "format": "gptq"},
+            "contradicts itself: it names checkpoint_format 'gptq_v2' and format 'gptq'",
+        ),
         ({"quant_method": "hqq"}, "hqq"),
     ],
 )

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-from edge.checkpoints.ternary_values import ternary_scheme
+from edge.checkpoints.ternary_values import TernaryValues, find_ternary
 from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
+from edge.errors import CheckpointError
 from edge.formats.bundle.reader import Bundle
-from edge.hub.resolve import open_model
+from edge.hub.resolve import open_model, plan_model
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
 from tests.configs import TOKENIZER
@@ -46,9 +47,16 @@ def fake_quantized(rows: int, columns: int, group: int, seed: int = 0) -> torch.
     return torch.cat(parts, dim=1).bfloat16()
 
 
-def detect(matrix: torch.Tensor) -> QuantScheme | None:
+def found(matrix: torch.Tensor) -> TernaryValues | None:
     values = matrix.float().numpy()
-    return ternary_scheme(len(values), lambda rows: values[rows])
+    return find_ternary(len(values), lambda rows: values[rows])
+
+
+def detect(matrix: torch.Tensor) -> QuantScheme | None:
+    """The scheme of what is held exactly."""
+    ternary = found(matrix)
+    assert ternary is None or ternary.exact
+    return None if ternary is None else ternary.scheme
 
 
 @pytest.mark.parametrize("columns", [256, 288, 1000])
@@ -76,27 +84,66 @@ def test_what_is_not_ternary() -> None:
     last = ternary.clone()
     last[-1, 70] = 0.5  # one weight, in a row that the sample leaves out
     assert detect(last) is None
-    assert detect(ternary.float() * 1.0001) is None  # scales that float16 rounds
-    quarter = ternary.float() * 2.0**-20
-    assert detect(quarter) is None  # scales below float16's normal numbers
+    assert detect(ternary.float() * 2.0**-20) is None  # scales below float16's normal numbers
+    assert detect(ternary.float() * 2.0**24) is None  # and beyond its largest
+    wide = ternary.float()
+    assert detect(torch.where(wide > 0, 0.75 * wide, wide)) is None  # each sign has a size of its own
 
 
-def test_a_folder_keeps_its_ternary_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the folder is called: matrices become ternary in their own groups, bit for bit."""
-    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "plain-name"
+def trained_in_float32(rows: int, columns: int, group: int) -> torch.Tensor:
+    """The same training with scales that are no float16 numbers."""
+    weights = torch.randn(rows, columns, generator=torch.Generator().manual_seed(4)) * 0.02
+    parts = weights.split(group or columns, dim=1)
+    return torch.cat([part.sign() * (part.abs() > 0.01) * part.abs().mean(1, True) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("group", [32, 128, 0])
+def test_scales_of_float32_are_rounded_and_said_to_be(group: int) -> None:
+    matrix = trained_in_float32(ROWS, 256, group)
+    assert found(matrix) == TernaryValues(QuantScheme("ternary", group), exact=False)
+    assert found(matrix.half()) == TernaryValues(QuantScheme("ternary", group), exact=True)
+
+
+def test_one_rounded_scale_among_exact_ones() -> None:
+    """In a row that the sample leaves out."""
+    matrix = fake_quantized(ROWS, 256, 32).float()
+    matrix[-1, -32:] *= 1.0001
+    assert found(matrix) == TernaryValues(QuantScheme("ternary", 32), exact=False)
+
+
+LAYERS = {"_proj": 32}
+
+
+def save_folder(folder: Path, groups: dict[str, int], spoilt: str | None = None) -> dict[str, torch.Tensor]:
+    """A bfloat16 folder in which matrices of these parts of names are ternary, all but the spoilt one."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     generator = torch.Generator().manual_seed(5)
     shapes = expected_tensors(config_from_hf(CONFIG))
     weights = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
-    groups = {"q_proj": 32, "up_proj": 0, "down_proj": 64}
     for name, weight in weights.items():
         for part, group in groups.items():
-            if part in name:
+            if part in name and name != spoilt:
                 weights[name] = fake_quantized(*weight.shape, group)
     save_file(weights, folder / "model.safetensors")
+    return weights
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def stored(bundle: Bundle, name: str) -> np.ndarray:
+    tensor = bundle.tensors[name]
+    return dequantize(bundle.data(name), tensor.scheme, tensor.rows, tensor.columns)
+
+
+def test_a_folder_keeps_its_ternary_weights(tmp_path: Path) -> None:
+    """Whatever the folder is called: matrices become ternary in their own groups, bit for bit."""
+    folder, groups = tmp_path / "plain-name", {"q_proj": 32, "up_proj": 0, "down_proj": 64}
+    weights = save_folder(folder, groups)
     checkpoint = HuggingFaceCheckpoint(folder)
     for info in checkpoint.tensors:
         group = next((group for part, group in groups.items() if part in info.name), None)
@@ -108,8 +155,72 @@ def test_a_folder_keeps_its_ternary_weights(tmp_path: Path, monkeypatch: pytest.
     assert isinstance(bundle, Bundle)
     for name, tensor in bundle.tensors.items():
         if tensor.scheme.kind == "ternary":
-            found = dequantize(bundle.data(name), tensor.scheme, tensor.rows, tensor.columns)
-            np.testing.assert_array_equal(found, weights[name].float().numpy())
+            np.testing.assert_array_equal(stored(bundle, name), weights[name].float().numpy())
             assert tensor.exact
     assert str(bundle.tensors["lm_head.weight"].scheme) == "int8-g32"
     assert bundle.tensors["model.layers.0.mlp.down_proj.weight"].scheme == QuantScheme("ternary", 64)
+
+
+def test_a_float32_folder_is_ternary_too(tmp_path: Path) -> None:
+    """Scales are rounded, which is told; int4 made one sign an eighth smaller than the other."""
+    folder = tmp_path / "model"
+    weights = {
+        name: trained_in_float32(*weight.shape, 32) if "_proj" in name else weight.float()
+        for name, weight in save_folder(folder, {}).items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    bundle = open_model(folder)
+    assert isinstance(bundle, Bundle)
+    for name, tensor in bundle.tensors.items():
+        if "_proj" in name:
+            assert (str(tensor.scheme), tensor.source_type, tensor.exact) == (
+                "ternary-g32",
+                "F32 ternary",
+                False,
+            )
+            np.testing.assert_allclose(stored(bundle, name), weights[name].numpy(), rtol=2**-11)
+
+
+def test_asked_for_by_name(tmp_path: Path) -> None:
+    """Layers keep their own groups; embedding and head, which nobody trained so, are not made ternary."""
+    weights = save_folder(tmp_path / "model", LAYERS)
+    bundle = open_model(tmp_path / "model", quantize="ternary")
+    assert isinstance(bundle, Bundle)
+    for name, tensor in bundle.tensors.items():
+        if "_proj" in name:
+            assert str(tensor.scheme) == "ternary-g32" and tensor.exact
+            np.testing.assert_array_equal(stored(bundle, name), weights[name].float().numpy())
+        elif len(tensor.shape) == 2:
+            assert str(tensor.scheme) == "int8-g32"
+    assert (
+        str(open_model(tmp_path / "model", quantize="ternary", head="f16").tensors["lm_head.weight"].scheme)
+        == "f16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"quantize": "ternary"},
+            r"1 of its 14 linear layers are not, .*layers\.1\.mlp\.up_proj.* by [3-6]\d\.\d\d%",
+        ),
+        ({"quantize": "ternary", "head": "int4"}, "not ternary"),
+        ({"quantize": "ternary-g64"}, "not ternary"),
+        ({"quantize": "int4", "head": "ternary"}, r"2 of its 2 embeddings and heads are not, .*embed_tokens"),
+        ({"head": "ternary"}, "not ternary"),
+    ],
+)
+def test_what_was_not_trained_so_is_refused(tmp_path: Path, options: dict[str, str], says: str) -> None:
+    """For a chat as for an export: rounding to three values leaves noise."""
+    save_folder(tmp_path / "model", LAYERS, spoilt="model.layers.1.mlp.up_proj.weight")
+    for opened in (open_model, plan_model):
+        with pytest.raises(CheckpointError, match=says):
+            opened(tmp_path / "model", **options)
+
+
+def test_other_groups_than_those_of_the_training_are_refused(tmp_path: Path) -> None:
+    save_folder(tmp_path / "model", LAYERS)
+    with pytest.raises(CheckpointError, match="is ternary-g32, not ternary-g64, and keeps the groups"):
+        open_model(tmp_path / "model", quantize="ternary-g64")
+    assert open_model(tmp_path / "model", quantize="ternary-g32").source

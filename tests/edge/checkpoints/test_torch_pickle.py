@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -154,3 +155,97 @@ def test_old_format_and_damaged_files(tmp_path: Path) -> None:
             TorchFile(path)
     with pytest.raises(CheckpointError, match="Cannot read"):
         TorchFile(tmp_path / "none.bin")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+FLOATS = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x06tQ"
+
+
+def tensor(shape: bytes, strides: bytes, offset: bytes = b"K\x00") -> bytes:
+    """The operations that push a tensor over the first storage, of 6 floats."""
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + FLOATS + offset + shape + strides + b"tR"
+
+
+ONE = tensor(b"K\x06\x85", b"K\x01\x85")
+LARGE = b"J\xff\xff\xff\x00"
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        # 1.1 GB from one float; and from six by a row that is there four times
+        (b"}" + text("w") + tensor(LARGE + LARGE + b"\x86", b"K\x00K\x00\x86") + b"s.", "repeats its data"),
+        (b"}" + text("w") + tensor(b"K\x04K\x06\x86", b"K\x00K\x01\x86") + b"s.", "repeats its data"),
+        (b"}(" + b"".join(text(f"w{i}") + ONE for i in range(9)) + b"u.", "over and over"),
+        (
+            b"}" + text("w") + tensor(b"(" + b"K\x01" * 9 + b"t", b"(" + b"K\x01" * 9 + b"t") + b"s.",
+            "9 dimensions",
+        ),
+        (
+            b"}" + text("w") + tensor(b"\x8a\x08" + b"\xff" * 7 + b"\x00\x85", b"K\x00\x85") + b"s.",
+            "storage and sizes",
+        ),
+        (b"}" + text("w\n") + ONE + b"s.", "control characters"),
+        (b"}" + b"X\x03\x00\x00\x00\xed\xa0\x80" + ONE + b"s.", "control characters"),
+        (b"}K\x01\x85K\x01s.", "a key that is no text"),
+        (b"}\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x1fK\x01s.", "a key that is no text"),  # hashes to 0
+        (b"ccollections\nOrderedDict\n(]tR.", "OrderedDict with other arguments"),
+        (b"ctorch._utils\n_rebuild_parameter\n(" + b"K\x01" * 5 + b"tR.", "with other arguments"),
+        (b"}" + b"]" * (1 << 19) + b".", "more than 524288 operations"),
+        (b"\x8d" + b"\xff" * 8, "pickle is invalid"),  # BINUNICODE8 of 2^64 bytes
+        (b"\x8d" + (1 << 40).to_bytes(8, "little") + b"a", "pickle is invalid"),
+        (b"L" + b"9" * 5000 + b"L\n.", "pickle is invalid"),
+        (b"c" + b"m" * 100_000 + b"\nf\n.", r"asks for 'm{80}\.\.\.', which"),
+    ],
+)
+def test_pickles_that_grow_are_refused(tmp_path: Path, program: bytes, says: str) -> None:
+    torch.save({"weight": torch.ones(6)}, tmp_path / "good.bin")
+    rewrite(tmp_path / "good.bin", tmp_path / "bad.bin", b"\x80\x02" + program)
+    with pytest.raises(CheckpointError, match=says) as caught:
+        TorchFile(tmp_path / "bad.bin")
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+
+
+def test_tied_tensors_and_views_may_share_their_data(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(6)}, tmp_path / "good.bin")
+    pairs = b"".join(text(name) + ONE for name in ("embedding", "head", "a", "b"))
+    rewrite(tmp_path / "good.bin", tmp_path / "tied.bin", b"\x80\x02}(" + pairs + b"u.")
+    file = TorchFile(tmp_path / "tied.bin")
+    np.testing.assert_array_equal(file.read_float32("head"), np.ones(6))
+
+
+def test_zip_files_that_inflate_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(6)}, tmp_path / "good.bin")
+    for size, kind, says in (
+        (1 << 25, zipfile.ZIP_DEFLATED, "compressed"),
+        (10, zipfile.ZIP_BZIP2, "compressed"),
+        ((16 << 20) + 1, zipfile.ZIP_STORED, "more than 16 MiB"),
+    ):
+        with zipfile.ZipFile(tmp_path / "bad.bin", "w", kind) as archive:
+            archive.writestr("m/data.pkl", b"]" * size)
+        with pytest.raises(CheckpointError, match=says):
+            TorchFile(tmp_path / "bad.bin")
+
+
+def test_a_long_table_of_contents_is_refused(tmp_path: Path) -> None:
+    table = 17 << 20
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 9, 9, table, 2, 0)
+    (tmp_path / "m.bin").write_bytes(b"PK" + bytes(table) + end)
+    with pytest.raises(CheckpointError, match="table of contents is too long"):
+        TorchFile(tmp_path / "m.bin")
+
+
+def test_names_in_a_zip_file_that_are_not_utf8(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(6)}, tmp_path / "m.bin")
+    data = (tmp_path / "m.bin").read_bytes()
+    at = data.index(b"PK\1\2")
+    name = data[at + 46 : at + 50]
+    changed = data[:at] + data[at:].replace(name, b"\xff\xff\xff\xff")
+    (tmp_path / "m.bin").write_bytes(
+        changed[: at + 8] + b"\x00\x08" + changed[at + 10 :]
+    )  # "its name is UTF-8"
+    with pytest.raises(CheckpointError, match="not a PyTorch checkpoint"):
+        TorchFile(tmp_path / "m.bin")

@@ -23,6 +23,8 @@ from tests.configs import LLAMA
 
 HUGGING_FACE: dict[str, Any] = {
     **LLAMA,
+    "model_type": "minicpm",
+    "architectures": ["MiniCPMForCausalLM"],
     "scale_emb": 12,
     "scale_depth": 1.4,
     "dim_model_base": 256,
@@ -104,6 +106,8 @@ def test_config_json(json_values: list[Any]) -> None:
 def test_gguf_metadata(json_values: list[Any]) -> None:
     for kind in ("yarn", "linear", "none"):
         good = {**GGUF, "minicpm.rope.scaling.type": kind}
+        if kind != "yarn":
+            good["minicpm.rope.scaling.attn_factor"] = None
         config_from_gguf(good)
         done, refused = outcomes(config_from_gguf, changed(good, json_values), ConfigError)
         assert done > 40 and refused > 300

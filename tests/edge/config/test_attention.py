@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edge.config import SparseConfig
-from edge.config.attention import describe_attention, resolve_attention
+from edge.config.attention import asked_attention, describe_attention, resolve_attention, with_selection
 from edge.errors import ConfigError
 
 OWN = SparseConfig(topk=32, dense_len=4096)
@@ -75,3 +75,25 @@ def test_the_mode_in_words():
     assert describe_attention(None) == "dense"
     assert describe_attention(SparseConfig()) == "sparse beyond 8192 tokens (up to 6144 tokens visible)"
     assert describe_attention(SparseConfig(dense_len=-1)).startswith("sparse (")
+
+
+@pytest.mark.parametrize(
+    ("selection", "exact_lse", "local", "dynamic"),
+    [("paper", False, 32, 63), ("minicpm4", True, 33, 62), ("infllmv2", False, 33, 62)],
+)
+def test_whose_choice_of_blocks(tiny_config, selection, exact_lse: bool, local: int, dynamic: int):
+    sparse = with_selection(tiny_config, selection).sparse
+    assert (sparse.exact_lse, sparse.local_blocks, sparse.dynamic_blocks) == (exact_lse, local, dynamic)
+    assert sparse.topk + sparse.local_blocks == 96  # all of them read 6144 tokens
+    own = replace(tiny_config, sparse=replace(OWN, exact_lse=True))
+    assert with_selection(own, selection).sparse == replace(
+        OWN, exact_lse=exact_lse, window_size=64 * local, topk=32 + 32 - local
+    )
+    assert with_selection(own, None) is own
+
+
+def test_a_selection_asks_for_sparse_attention():
+    assert asked_attention("auto", "minicpm4") == asked_attention("sparse", "paper") == "sparse"
+    assert (asked_attention("auto", None), asked_attention("dense", None)) == ("auto", "dense")
+    with pytest.raises(ConfigError, match=r"selection 'minicpm4' .* dense attention was asked for"):
+        asked_attention("dense", "minicpm4")

@@ -21,6 +21,7 @@ from edge.config.tensors import check_dense, check_tensors, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ContextError
 from tests.configs import LLAMA
 
+MINICPM = {**LLAMA, "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
 LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
 GGUF: dict[str, Any] = {
     "general.architecture": "minicpm",
@@ -89,8 +90,9 @@ def test_plain_llama_has_no_scales() -> None:
 def test_defaults_that_old_files_rely_on() -> None:
     data = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
     assert config_from_hf(data).num_key_value_heads == 4
-    old = {**LLAMA, "model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"]}
-    assert config_from_hf(old).tie_word_embeddings
+    assert config_from_hf(
+        {**MINICPM, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}
+    ).tie_word_embeddings
 
 
 def test_head_dim_may_differ_from_hidden_over_heads() -> None:
@@ -113,7 +115,7 @@ def test_eos(value: Any, expected: tuple[int, ...]) -> None:
         {"rope_scaling": {"type": "linear", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 4}},
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}, "rope_theta": 1.5},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}},
     ],
 )
 def test_rope_spellings(entry: dict[str, Any]) -> None:
@@ -417,7 +419,9 @@ def test_check_tensors_names_the_tensor() -> None:
     config = llama(tie_word_embeddings=True)
     shapes = expected_tensors(config)
     check_tensors(config, shapes, "x")
-    check_tensors(config, {**shapes, "lm_head.weight": (1000, 256), "a.rotary_emb.inv_freq": (32,)}, "x")
+    check_tensors(config, {**shapes, "a.rotary_emb.inv_freq": (32,)}, "x")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        check_tensors(config, {**shapes, "lm_head.weight": (1000, 256)}, "x")
     name = "model.layers.1.mlp.up_proj.weight"
     with pytest.raises(CheckpointError, match=name):
         check_tensors(config, {key: value for key, value in shapes.items() if key != name}, "x")

@@ -81,9 +81,21 @@ def test_chunks_are_the_answer_in_pieces(smollm2, story):
 
 def test_a_result_needs_no_iteration_and_can_be_read_again(smollm2, story):
     stream = smollm2.stream(PROMPT, temperature=0, max_new_tokens=24)
-    next(stream)
     assert stream.result.text == story.text
     assert stream.result is stream.result
+
+
+def test_after_a_break_the_result_is_what_there_was(smollm2, story):
+    session = smollm2.session()
+    stream = smollm2.stream(PROMPT, session=session, temperature=0, max_new_tokens=24)
+    for count, _chunk in enumerate(stream, 1):
+        if count == 3:
+            break
+    computed = session.computed_tokens
+    done = stream.result
+    assert (done.stop_reason, done.tokens) == ("cancelled", story.tokens[:3])
+    assert done.text == smollm2.tokenizer.decode(story.tokens[:3], continues=True)
+    assert session.computed_tokens == computed and list(stream) == [] and stream.result is done
 
 
 def test_a_stop_string_that_spans_tokens(smollm2, story):
@@ -154,7 +166,9 @@ def test_the_models_own_end_token_ends_an_answer(smollm2):
 def test_a_full_context_ends_an_answer(tiny_executor, smollm2):
     session = Session(tiny_executor)
     settings = GenerationSettings(SamplingParams(seed=0), ignore_eos=True)
-    stream = Stream(lambda cancelled: generate(session, [1] * 40, settings, smollm2.tokenizer, cancelled))
+    stream = Stream(
+        lambda cancelled, ended: generate(session, [1] * 40, settings, smollm2.tokenizer, cancelled, ended)
+    )
     done = stream.result
     assert done.stop_reason == "context"
     # The last token needs no place: nothing comes after it.
@@ -190,7 +204,9 @@ def test_cancelling_during_prefill(smollm2):
         asked += 1
         return asked > 2
 
-    stream = Stream(lambda _: generate(session, prompt, merge_settings(), smollm2.tokenizer, cancelled))
+    stream = Stream(
+        lambda _, ended: generate(session, prompt, merge_settings(), smollm2.tokenizer, cancelled, ended)
+    )
     done = stream.result
     assert (done.stop_reason, done.tokens, done.text, done.ttft_seconds) == ("cancelled", (), "", None)
     assert session.length == 2 * chunk

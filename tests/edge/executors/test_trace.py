@@ -130,3 +130,13 @@ def test_bad_files(tmp_path, trace_of):
     (tmp_path / "empty.json").write_text('{"traceEvents": []}')
     with pytest.raises(EdgeError, match="no stage in common"):
         align(trace_of("a"), tmp_path / "empty.json")
+
+
+def test_a_trace_of_whole_calls_says_so(trace_of, tmp_path):
+    """As of onnx and executorch, which compute a call without stopping."""
+    whole = tmp_path / "whole.json"
+    events = json.loads(trace_of("a").read_text())["traceEvents"]
+    whole.write_text(json.dumps({"traceEvents": [event for event in events if event["name"] == "forward"]}))
+    found = align(trace_of("b"), whole)
+    assert (found.whole, found.stages) == (("B",), 2)
+    assert align(whole, whole).whole == ("A", "B")

@@ -142,6 +142,22 @@ def entry(dtype: str = "U8", shape: object = (4,), offsets: object = (0, 4)) -> 
         (header(entry(shape=(-2, -2)), b"1234"), "header"),
         (header(entry(shape=(4.0,)), b"1234"), "header"),
         (header(entry(shape="4"), b"1234"), "header"),
+        (header(entry(shape=(True, 4)), b"1234"), "header"),
+        (header(entry(dtype=["U8"]), b"1234"), "unknown type of type list"),
+        (header(entry(shape=(0, 1 << 62), offsets=(0, 0)), b""), "header"),
+        (header(entry(shape=(1,) * 8 + (4,)), b"1234"), "header"),
+        (header(entry(offsets=(4, 8)), b"12345678"), "places tensor 'a' at 4, not 0"),  # a hole
+        (
+            header(entry()[:-1] + b"," + entry()[1:].replace(b'"a"', b'"b"'), b"1234"),
+            "places tensor '.' at 0, not 4",
+        ),
+        (header(entry()[:-1] + b"," + entry(dtype="I8")[1:], b"1234"), "'a' two values"),
+        (header(entry(), b"12345"), "asks for"),
+        (header(b'{"__metadata__": [["a", "b"]]}'), "header"),
+        (header(b'{"__metadata__": {"a": 3}}'), "header"),
+        (header(b"[" * 100_000), "deeper than 64"),
+        (header(entry().replace(b'"a"', b'"\\ud800"'), b"1234"), "lone surrogate"),
+        (header(entry().replace(b'"a"', b'"a\\u0000"'), b"1234"), "control characters"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, content: bytes, says: str) -> None:

@@ -75,7 +75,9 @@ def test_made_once(build: Any, cache: Path) -> None:
     assert build.count == 2
 
 
-def test_key_follows_path_size_time_and_options(tmp_path: Path) -> None:
+def test_key_follows_path_size_time_options_and_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"abc")
     options = {"quantize": None, "head": None}
@@ -97,6 +99,8 @@ def test_key_follows_path_size_time_and_options(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes(b"1")
         names.append(source_key(folder, options).name)
+    monkeypatch.setattr("edge.hub.store.READER_VERSION", 0)
+    names.append(source_key(folder, options).name)
     assert len(set(names)) == len(names)
     with pytest.raises(EdgeError, match="absent"):
         source_key(tmp_path / "absent", options)

@@ -47,7 +47,6 @@ def values(bundle: Bundle, name: str) -> np.ndarray:
         ({"quantize": "int4-g128"}, "int4-g128", "int4-g128"),
         ({"quantize": "int4-row", "head": "int8"}, "int4-row", "int8-g32"),
         ({"quantize": "int8"}, "int8-g32", "int8-g32"),
-        ({"quantize": "ternary", "head": "int4"}, "ternary-g128", "int4-g32"),
         ({"head": "int8"}, "f16", "int8-g32"),
         ({"quantize": "int4", "head": "f16"}, "int4-g32", "f16"),
     ],
@@ -62,7 +61,7 @@ def test_schemes(
         assert str(tensor.scheme) == expected
 
 
-@pytest.mark.parametrize("name", ["int4", "int8", "ternary"])
+@pytest.mark.parametrize("name", ["int4", "int8"])
 def test_values_are_those_of_the_quantizer(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make, name: str
 ) -> None:
@@ -197,13 +196,14 @@ def test_wrong_options(
     assert not (tmp_path / "b").exists()
 
 
-def test_tied_head_beside_the_embedding_is_dropped(
+def test_a_head_beside_tied_embeddings_is_refused(
     tmp_path: Path, tiny_config: Any, array_checkpoint: Make
 ) -> None:
+    """Dropping it would be silent: readers decide between the two."""
     checkpoint = array_checkpoint(tiny_config)
     checkpoint.config = replace(tiny_config, tie_word_embeddings=True)
-    convert(checkpoint, tmp_path / "b")
-    assert HEAD not in Bundle.open(tmp_path / "b").tensors
+    with pytest.raises(CheckpointError, match=HEAD):
+        convert(checkpoint, tmp_path / "b")
 
 
 def test_progress(tmp_path: Path, tiny_config: Any, array_checkpoint: Make) -> None:

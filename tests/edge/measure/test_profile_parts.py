@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from edge.config.presets import preset
 from edge.errors import EdgeError
-from edge.measure.profile import ProfileOptions
+from edge.measure.profile import ProfileOptions, machine
 from edge.measure.profile.compare import compare
 from edge.measure.profile.cost import NetworkCost, Roofline, planned_tensors
 from edge.measure.profile.devices import DEVICES, device
@@ -32,8 +36,7 @@ def row(samples=(100.0, 102.0, 98.0), **changes):
     fields_of = dict(
         model="m",
         executor="native",
-        quantize="int4",
-        group=32,
+        quantize="int4-g32",
         threads=2,
         attention="dense",
         kv_type="float16",
@@ -102,7 +105,8 @@ def test_a_missing_field_is_named(name):
         (("results", 0, "memory"), [], "must be a JSON object"),
         (("results", 0, "colour"), 1, "unknown field 'colour'"),
         (("machine", "noisy"), 0, "must be bool"),
-        (("schema",), 1, "has schema 1, but this program reads 2: measure again"),
+        (("schema",), 4, "has schema 4, but this program reads 1 to 3: measure again"),
+        (("schema",), "2", "has schema '2', but"),
     ],
 )
 def test_a_wrong_field_is_named(path, value, sentence):
@@ -115,10 +119,41 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
     (tmp_path / "log").write_text("a table\nof figures\n" + json.dumps(wanted.to_json()) + "\n")
     assert Profile.load(tmp_path / "log") == wanted
     (tmp_path / "log").write_text("nothing")
-    with pytest.raises(ProfileError, match="holds no JSON document"):
+    with pytest.raises(ProfileError, match="is not valid JSON"):
         Profile.load(tmp_path / "log")
     with pytest.raises(ProfileError, match="No such file"):
         Profile.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "group", "name"),
+    [
+        ("int4", 32, "int4-g32"),
+        ("int4-min", 32, "int4-g32-min"),
+        ("ternary", 0, "ternary-row"),
+        ("f16", 0, "f16"),
+    ],
+)
+def test_documents_of_earlier_schemas_are_read(schema, kind, group, name):
+    """Up to schema 2 a quantization was two fields; schema 1 called an operator's kernel its path."""
+    data = document(row(quantize=name)).to_json()
+    (old,) = data["results"]
+    old |= {"quantize": kind, "group": group}
+    if schema == 1:
+        old["operators"] = [
+            {("path" if key == "kernel" else key): value for key, value in old["operators"][0].items()}
+        ]
+    assert Profile.from_json({**data, "schema": schema}) == document(row(quantize=name))
+
+
+@pytest.mark.parametrize("field", ["quantize", "group", "operators"])
+def test_a_damaged_document_of_an_earlier_schema_is_refused(field):
+    data = document(row(quantize="int4")).to_json() | {"schema": 2}
+    data["results"][0]["group"] = 32
+    for value in (None, [1], {}):
+        with pytest.raises(ProfileError):
+            Profile.from_json(spoil(data, ("results", 0, field), value))
 
 
 def test_csv_has_a_line_per_row():
@@ -168,7 +203,7 @@ def test_rows_are_matched_by_what_was_measured():
 
 
 def test_tests_are_every_length_at_every_depth():
-    options = ProfileOptions(prompt=(16, 0, 8), generate=4, depth=(100, 0))
+    options = ProfileOptions(prefill=(16, 0, 8), generate=4, depth=(100, 0))
     assert options.tests == (
         *(("prefill", 16, 0), ("prefill", 8, 0), ("decode", 4, 0)),
         *(("prefill", 16, 100), ("prefill", 8, 100), ("decode", 4, 100)),
@@ -185,7 +220,7 @@ def test_tests_are_every_length_at_every_depth():
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
         ({"threads": (0,)}, "threads must be"),
-        ({"prompt": (0,), "generate": 0}, "nothing to measure"),
+        ({"prefill": (0,), "generate": 0}, "nothing to measure"),
         ({"quantize": ()}, "quantize is empty"),
         ({"quantize": ("int3",)}, "Unknown quantization 'int3'"),
         ({"head": "none"}, "'none' is called 'source' now"),
@@ -253,6 +288,18 @@ def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
     assert found.decode_tokens_per_second and found.prefill_tokens_per_second is None
 
 
+def test_predicted_times_by_hand():
+    """1 GB of weights, 1 kB of cache and 1000 multiply-adds of attention per position, at round limits."""
+    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, True, kv_row=1000, attention=1000)
+    limits = Roofline(read_bytes=10e9, int8=1e12, float32=1e9)
+    # Weights at 80 % of the bandwidth; 101 positions and 101,000 multiply-adds at 55 % of the nearer limit.
+    decode = 0.1 / 0.8 + max(101_000 / 10e9, 101_000 / 1e9) / 0.55 + 2e-4
+    assert cost.decode_seconds(100, limits) == pytest.approx(decode)
+    # 200 tokens: matrices at half the int8 peak, which is longer than reading; 1 + 2 + ... + 200 pairs.
+    prefill = (2e9 * 200 + 1e8) / 1e12 / 0.5 + 20_100 * 1000 / 1e9 / 0.55 + 2e-4
+    assert cost.prefill_seconds(200, 0, limits) == pytest.approx(prefill)
+
+
 def test_predictions_never_beat_the_limits():
     config, limits = preset("minicpm4-0.5b"), Roofline(30e9, 700e9, 200e9)
     cost = NetworkCost.planned(config, QuantScheme("int4", 32), None, "float16")
@@ -314,8 +361,27 @@ def test_noise_and_heat_say_why():
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
 
 
-def test_a_row_names_its_quantization():
-    names = [("int4", 32), ("int4-min", 32), ("ternary", 0), ("f16", 0)]
-    assert [row(quantize=kind, group=group).weights for kind, group in names] == [
-        *("int4-g32", "int4-g32-min", "ternary-row", "f16"),
-    ]
+def test_facts_that_a_system_does_not_tell_are_none(monkeypatch):
+    """No sensors, no clock, a sandbox without /proc; and doctor goes on where psutil itself is missing."""
+
+    def untold(*_):
+        raise FileNotFoundError("/proc/stat")
+
+    for name in ("virtual_memory", "cpu_times", "cpu_freq", "getloadavg"):
+        monkeypatch.setattr(psutil, name, untold)
+    monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
+    facts = (
+        *(machine.memory_bytes, machine.load, machine.clock_mhz),
+        *(machine.temperature_celsius, machine._busy_seconds),
+    )
+    assert [fact() for fact in facts] == [None] * 5
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert [fact() for fact in facts] == [None] * 5
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with /proc/stat")
+def test_busy_seconds_are_those_of_proc_stat():
+    """User, nice, system, irq, softirq and steal; of what ran between the readings only a little more."""
+    values = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    before = (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+    assert before - 1 <= machine._busy_seconds() <= before + 60

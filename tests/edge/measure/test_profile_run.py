@@ -23,7 +23,7 @@ from edge.measure.profile.measure import Bench
 from edge.measure.profile.schema import ProfileError
 from edge.measure.profile.worker import Setup, Worker
 
-OPTIONS = ProfileOptions(threads=(1, 2), prompt=(33,), generate=5, depth=(0, 100), repeat=2)
+OPTIONS = ProfileOptions(threads=(1, 2), prefill=(33,), generate=5, depth=(0, 100), repeat=2)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_run_measures_everything_that_it_was_asked_for(tiny_bundle):
         assert len(row.samples) == 2 and speed.median == pytest.approx(np.median(row.samples))
         assert speed.min == min(row.samples) and speed.max == max(row.samples)
         assert speed.p50 >= speed.p90 >= speed.p99 > 0
-        assert (row.quantize, row.group, row.activations) == ("int4", 32, "int8")
+        assert (row.quantize, row.activations) == ("int4-g32", "int8")
         assert row.peak_memory_bytes > row.memory.weights + row.memory.kv_cache > 0
         assert row.load_seconds > 0 and row.bandwidth_share > 0 and row.compute_share > 0
         if row.test == "prefill":
@@ -96,7 +96,7 @@ def test_operators_add_up(tiny_bundle):
 def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):
     """The reference in PyTorch: float32 throughout, and so much slower that no noise hides it."""
     pytest.importorskip("torch")
-    options = replace(OPTIONS, executor=("native", "torch"), threads=(1,), depth=(0,), prompt=(), repeat=1)
+    options = replace(OPTIONS, executor=("native", "torch"), threads=(1,), depth=(0,), prefill=(), repeat=1)
     native, reference = profile(tiny_bundle, options).results
     assert (native.executor, reference.executor) == ("native", "torch")
     assert (reference.kv_type, reference.activations, reference.threads) == ("float32", "float32", 1)
@@ -121,7 +121,7 @@ def test_a_busy_machine_marks_the_run(tiny_bundle, busy_machine):
 
 def test_a_context_beyond_the_model_is_refused(tiny_bundle):
     with pytest.raises(EdgeError, match="context of 605 tokens is beyond the 512"):
-        profile(tiny_bundle, replace(OPTIONS, depth=(600,), prompt=(0,)))
+        profile(tiny_bundle, replace(OPTIONS, depth=(600,), prefill=(0,)))
 
 
 def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
@@ -147,20 +147,15 @@ def test_a_killed_process_is_a_sentence(setup):
 
 @pytest.mark.slow
 def test_the_cost_model_predicts_decoding_within_25_percent():
-    """Best of some tries: a neighbour's load can hit the limits and the decoding at different moments."""
-    options = ProfileOptions(prompt=(0,), generate=32, depth=(0, 512), fill="synthetic", repeat=5)
-    errors = []
-    for _ in range(6):
-        found = profile("random:minicpm4-0.5b", options)
-        limits = found.machine.limits[0]
-        roofline = Roofline(
-            limits.read_bandwidth_gb_s * 1e9, limits.int8_tops * 5e11, limits.float_tflops * 5e11
-        )
-        ratios = [_predicted(row.depth, roofline) * row.tokens_per_second.median for row in found.results]
-        errors.append(max(abs(ratio - 1) for ratio in ratios))
-        if errors[-1] <= 0.25:
-            return
-    pytest.fail(f"the prediction was off by {[f'{error:.0%}' for error in errors]} in six runs")
+    """One run, and it counts; a run that the profiler itself calls noisy says nothing about the model."""
+    options = ProfileOptions(prefill=(0,), generate=32, depth=(0, 512), fill="synthetic", repeat=9)
+    found = profile("random:minicpm4-0.5b", options)
+    if found.machine.noisy or found.machine.throttled:
+        pytest.skip(f"the machine is not quiet enough to judge a prediction: {found.machine.remarks[0]}")
+    limits = found.machine.limits[0]
+    roofline = Roofline(limits.read_bandwidth_gb_s * 1e9, limits.int8_tops * 5e11, limits.float_tflops * 5e11)
+    for row in found.results:
+        assert _predicted(row.depth, roofline) * row.tokens_per_second.median == pytest.approx(1, abs=0.25)
 
 
 def _predicted(depth: int, roofline: Roofline) -> float:

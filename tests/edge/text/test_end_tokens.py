@@ -12,7 +12,8 @@ import pytest
 from edge.config import ModelConfig, RopeConfig
 from edge.config.gguf import config_from_gguf
 from edge.config.huggingface import config_from_hf
-from edge.errors import EdgeWarning, TokenizerError
+from edge.errors import TokenizerError
+from edge.system.notices import EdgeWarning
 from edge.text.end_tokens import named_token
 from edge.text.tokenizer import load_tokenizer, tokenizer_files_from_gguf
 from edge.text.tokenizer.segments import SegmentTokenizer

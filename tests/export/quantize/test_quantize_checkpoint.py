@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from edge.checkpoints.synthetic import RandomCheckpoint
+from edge.checkpoints.weights import read_float32
 from edge.config import ModelConfig
 from edge.errors import BundleError, ExportError
 from edge.export.calibration import calibration, default_text
@@ -21,7 +22,6 @@ from edge.export.quantize import QuantizeOptions, quantize_checkpoint, report_pa
 from edge.export.quantize.activations import Stream, load_layer
 from edge.export.quantize.calibrated import embed, read_layer
 from edge.export.quantize.smooth import STAGES, smooth
-from edge.export.quantize.weights import read_float32
 from edge.formats.bundle.reader import Bundle
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import reference_from_bundle

@@ -10,10 +10,10 @@ import torch
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.checkpoints.synthetic import RandomCheckpoint
+from edge.checkpoints.trained import kind_distance
 from edge.config import ModelConfig
-from edge.errors import ExportError
+from edge.errors import CheckpointError
 from edge.export.quantize import QuantizeOptions, quantize_checkpoint
-from edge.export.quantize.trained import kind_distance
 from edge.formats.bundle.reader import Bundle
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import save_huggingface
@@ -63,7 +63,7 @@ def test_unpacking_is_bit_equal(tmp_path: Path, config: ModelConfig, group: int)
 def test_one_matrix_that_is_not_ternary(tmp_path: Path, config: ModelConfig):
     checkpoint = save(tmp_path / "model", config, 32, spoilt="model.layers.1.mlp.up_proj.weight")
     with pytest.raises(
-        ExportError, match=r"1 of its 21 linear layers .*layers\.1\.mlp\.up_proj.* by \d\d\.\d"
+        CheckpointError, match=r"1 of its 21 linear layers .*layers\.1\.mlp\.up_proj.* by \d\d\.\d"
     ):
         quantize_checkpoint(checkpoint, tmp_path / "out", QuantizeOptions("ternary"))
     assert not (tmp_path / "out").exists()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import Checkpoint
-from edge.errors import ExportError
-from edge.export.quantize.weights import layer_matrices, read_float32
+from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.weights import read_float32
+from edge.errors import CheckpointError
 from edge.quant.kinds import SchemeKind
 from edge.quant.scheme import QuantScheme
 
@@ -15,24 +17,27 @@ _GROUPS = (0, 128, 64, 32)
 _ROUNDS = 8
 
 
-def check_trained(checkpoint: Checkpoint, scheme: QuantScheme) -> None:
-    """Raise ExportError unless the checkpoint's reader found every linear layer in this kind.
+def check_trained(
+    checkpoint: Checkpoint, scheme: QuantScheme, matrices: Sequence[TensorInfo], what: str
+) -> None:
+    """Raise CheckpointError unless the checkpoint's reader found all these matrices in the scheme's kind.
 
-    The groups are the checkpoint's own: a scheme that names others than its kind's is refused.
+    what: the matrices in words. The groups are the checkpoint's own: a scheme that names others than its
+    kind's is refused.
     """
-    kind, matrices = scheme.declared, layer_matrices(checkpoint)
+    kind = scheme.declared
     others = [info for info in matrices if info.scheme.kind != kind.name]
     if others:
         name = others[0].name
         distance = kind_distance(read_float32(checkpoint, name), kind)
-        raise ExportError(
-            f"{checkpoint.source} is not {kind.name}: {len(others)} of its {len(matrices)} linear layers are "
-            f"not, and rounding the first ('{name}') would change it by {distance:.2%} of its norm; quantize "
+        raise CheckpointError(
+            f"{checkpoint.source} is not {kind.name}: {len(others)} of its {len(matrices)} {what} are not, "
+            f"and rounding the first ('{name}') would change it by {distance:.2%} of its norm; quantize "
             f"it to int4, or give a checkpoint that was trained with {kind.name} weights."
         )
     regrouped = [info for info in matrices if info.scheme != scheme]
     if regrouped and scheme.group != kind.group:
-        raise ExportError(
+        raise CheckpointError(
             f"'{regrouped[0].name}' of {checkpoint.source} is {regrouped[0].scheme}, not {scheme}, and keeps "
             f"the groups that it was trained with; quantize to {kind.name}."
         )

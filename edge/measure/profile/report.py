@@ -1,0 +1,267 @@
+"""What a profile, a comparison or a plan says, in paragraphs and tables: for terminal, Markdown and page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edge.measure.profile.compare import Comparison, Ratio
+from edge.measure.profile.operators import operator_totals
+from edge.measure.profile.plan import Plan, PlannedDevice
+from edge.measure.profile.schema import MachineFacts, Profile, Row
+from edge.system.units import format_bytes
+
+OVER = "*"
+"""Stands behind a share above 100 %; `_ABOVE` explains it below the table."""
+_ABOVE = (
+    f"{OVER} More than the limit: the weights partly stayed in the processor's caches, which are faster than "
+    "memory, or the machine was faster during the test than while its limits were measured."
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, and what it is."""
+
+    text: str
+    kind: Literal["title", "note", "good", "warning"] = "note"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headers and rows of texts; left: how many columns, from the first, are aligned left."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+
+Report = tuple[Text | Table, ...]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """setting: what the run was asked for; it is said once, above the table, if all rows have the same."""
+
+    header: str
+    cell: Callable[[Row], str]
+    setting: bool = False
+
+
+_COLUMNS = (
+    _Column("Test", lambda row: f"{row.test} {row.tokens}"),
+    _Column("Model", lambda row: row.model, True),
+    _Column("Executor", lambda row: row.executor, True),
+    _Column("Weights", lambda row: row.quantize, True),
+    _Column("KV", lambda row: row.kv_type, True),
+    _Column("Attention", lambda row: row.attention, True),
+    _Column("Threads", lambda row: str(row.threads), True),
+    _Column("Depth", lambda row: f"{row.depth}{' synthetic' if is_synthetic(row) else ''}", True),
+    _Column("Tokens/s", lambda row: _speed(row.tokens_per_second.median)),
+    _Column(
+        "min - max", lambda row: f"{_speed(row.tokens_per_second.min)}-{_speed(row.tokens_per_second.max)}"
+    ),
+    _Column("p50 ms", lambda row: _milliseconds(row.latency_ms(50))),
+    _Column("p90 ms", lambda row: _milliseconds(row.latency_ms(90))),
+    _Column("p99 ms", lambda row: _milliseconds(row.latency_ms(99))),
+    _Column(
+        "TTFT ms", lambda row: _milliseconds(None if row.ttft_seconds is None else 1000 * row.ttft_seconds)
+    ),
+    _Column("Bandwidth", lambda row: share(row.bandwidth_share)),
+    _Column("Compute", lambda row: share(row.compute_share)),
+    _Column("Memory", lambda row: format_bytes(row.peak_memory_bytes)),
+)
+_LEFT = ("Test", "Model", "Executor", "Weights", "KV", "Attention")
+
+
+def profile_report(profile: Profile) -> Report:
+    """The machine, a table of the tests, a table of operators for each row that has them, and remarks."""
+    return (
+        *(Text(line) for line in machine_lines(profile.machine)),
+        *results(profile.results),
+        *(part for row in profile.results if row.operators for part in operators(row)),
+        *closing(profile),
+        *(Text(remark, "warning") for remark in profile.machine.remarks),
+    )
+
+
+def machine_lines(machine: MachineFacts) -> list[str]:
+    """The machine, and its limits for every number of threads."""
+    return [f"{machine.cpu}, {machine.cores} cores, {machine.system}"] + [
+        f"Limits, {threads(limits.threads)}: read {limits.read_bandwidth_gb_s:.1f} GB/s, int8 "
+        f"{limits.int8_tops:.2f} TOPS, float {limits.float_tflops:.2f} TFLOPS"
+        for limits in machine.limits
+    ]
+
+
+def results(rows: Sequence[Row]) -> Report:
+    """What was the same in all tests, and the table of the rest."""
+    same, shown = [], []
+    for column in _COLUMNS:
+        cells = {column.cell(row) for row in rows}
+        if column.setting and len(cells) == 1:
+            same.append(f"{column.header.lower() if column.header != 'KV' else 'KV'} {cells.pop()}")
+        elif any(cells):
+            shown.append(column)
+    table = Table(
+        tuple(column.header for column in shown),
+        tuple(tuple(column.cell(row) for column in shown) for row in rows),
+        sum(column.header in _LEFT for column in shown),
+    )
+    return (Text(", ".join(same)), table) if same else (table,)
+
+
+def operators(row: Row) -> Report:
+    """The operators of a test, all layers of each together."""
+    totals = operator_totals(row)
+    whole = sum(seconds for seconds, _ in totals.values()) or 1.0
+    lines = []
+    for name, (seconds, of_limit) in totals.items():
+        entries = [entry for entry in row.operators if entry.operation == name]
+        kernels = ", ".join(dict.fromkeys(entry.kernel for entry in entries if entry.kernel))
+        lines.append(
+            (
+                *(name, kernels, f"{1000 * seconds:.3f}", f"{seconds / whole:.1%}"),
+                format_bytes(sum(entry.bytes for entry in entries)),
+                f"{sum(entry.operations for entry in entries):.3g}",
+                share(of_limit),
+            )
+        )
+    headers = ("Operator", "Kernel", "ms", "Of the time", "Bytes", "Multiply-adds", "Of its limit")
+    return Text(title_of(row), "title"), Table(headers, tuple(lines), 2)
+
+
+def closing(profile: Profile) -> Report:
+    """What the figures are; and why some share is above 100 %, if one is."""
+    first = profile.results[0]
+    shares = [part for row in profile.results for part in (row.bandwidth_share, row.compute_share)]
+    shares += [part for row in profile.results for _, part in operator_totals(row).values()]
+    sentence = (
+        f"Medians of {profile.repeat} repeats; p50, p90, p99: what that share of the single tokens takes at "
+        f"most; loaded in {first.load_seconds:.2f} s; {format_bytes(first.memory.weights)} of weights; "
+        "Bandwidth, Compute: shares of the limits above."
+    )
+    return (*((Text(_ABOVE),) if any(is_over(part) for part in shares) else ()), Text(sentence))
+
+
+def comparison_report(found: Comparison, slower: Sequence[Ratio], remarks: Sequence[str]) -> Report:
+    """Ratios with their intervals, and which of them count as slower."""
+    lines = []
+    for ratio in found.ratios:
+        row = ratio.after
+        lines.append(
+            (
+                *(f"{row.test} {row.tokens}", row.executor, row.quantize, str(row.threads), str(row.depth)),
+                *(_speed(each.tokens_per_second.median) for each in (ratio.before, row)),
+                *(f"{ratio.ratio:.3f}", f"{ratio.low:.3f} - {ratio.high:.3f}"),
+                "slower" if ratio in slower else "",
+            )
+        )
+    headers = ("Test", "Executor", "Weights", "Threads", "Depth", "Before", "After", "Ratio", "95 %", "")
+    return (
+        Table(headers, tuple(lines), 3),
+        *(
+            Text(f"{len(rows)} tests are in the profile {name} only.")
+            for name, rows in (("before", found.only_before), ("after", found.only_after))
+            if rows
+        ),
+        *(Text(remark, "warning") for remark in remarks),
+    )
+
+
+def plan_report(
+    model: str, plans: Sequence[Plan], memory: int | None, device: PlannedDevice | None
+) -> Report:
+    """Memory, and the predicted speed if there is a device."""
+    parts: list[Text | Table] = []
+    for plan in plans:
+        sizes = (
+            ("weights", format_bytes(plan.weights_bytes)),
+            ("KV cache", format_bytes(plan.kv_cache_bytes)),
+            ("workspace (estimate)", format_bytes(plan.workspace_bytes)),
+            ("total", format_bytes(plan.total_bytes)),
+        )
+        parts += [
+            Text(f"{model}, {plan.quantize}, context {plan.context}", "title"),
+            Table(("Memory", "Size"), sizes),
+        ]
+        if memory is not None:
+            verdict = "fits" if plan.fits else "does not fit"
+            sentence = (
+                f"It {verdict} into {format_bytes(memory)}; the longest context that does has "
+                f"{plan.longest_context} tokens."
+            )
+            parts.append(Text(sentence, "good" if plan.fits else "warning"))
+        speeds = [
+            (f"decode at depth {depth}", f"{speed:.4g}", f"{1000 / speed:.4g}")
+            for depth, speed in (plan.decode_tokens_per_second or {}).items()
+        ]
+        if plan.ttft_seconds is not None:
+            prefill = (f"{plan.prefill_tokens_per_second:.4g}", f"TTFT {1000 * plan.ttft_seconds:.4g}")
+            speeds.append((f"prefill of {plan.context}", *prefill))
+        if speeds:
+            parts.append(Table(("Predicted", "Tokens/s", "ms"), tuple(speeds)))
+    if device is not None:
+        rate = f", {device.int8_tops:g} int8 TOPS" if device.int8_tops else "; its int8 rate is not known"
+        sentence = (
+            f"Predicted for {device.title}: {device.bandwidth_gb_s:g} GB/s{rate} (source: {device.source}). "
+            "Arithmetic only: nothing was run."
+        )
+        parts.append(Text(sentence))
+    return tuple(parts)
+
+
+def to_markdown(report: Report) -> str:
+    """GitHub's Markdown."""
+    return "\n\n".join(_markdown(part) for part in report) + "\n"
+
+
+def _markdown(part: Text | Table) -> str:
+    if isinstance(part, Text):
+        text = part.text.replace(OVER, f"\\{OVER}")
+        return {"title": f"### {text}", "warning": f"> {text}"}.get(part.kind, text)
+    rules = ["---" if i < part.left else "---:" for i in range(len(part.headers))]
+    lines = (part.headers, rules, *part.rows)
+    return "\n".join(f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace(OVER, f"\\{OVER}")
+
+
+def share(value: float) -> str:
+    """`87%`; above 100 % with a mark that is explained."""
+    return f"{value:.0%}{OVER if is_over(value) else ''}"
+
+
+def is_over(value: float) -> bool:
+    """Whether a share is above 100 % as it is printed."""
+    return round(100 * value) > 100
+
+
+def is_synthetic(row: Row) -> bool:
+    """Whether its cache was filled with repeated rows."""
+    return row.fill == "synthetic" and row.depth > 0
+
+
+def title_of(row: Row) -> str:
+    """A test in words: `decode of 64 at depth 0, int4-g32, float16 KV, 2 threads`."""
+    settings = f"{row.quantize}, {row.kv_type} KV, {threads(row.threads)}"
+    return f"{row.test} of {row.tokens} at depth {row.depth}, {settings}"
+
+
+def threads(count: int) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _speed(value: float) -> str:
+    return f"{value:.0f}" if value >= 999.5 else f"{value:.1f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    """Three significant digits, and never fewer than stand before the point."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -1,0 +1,69 @@
+// edge_cache_restore: rows of any content and length from a file, and a token that reads them.
+#include <cmath>
+
+#include "fuzz.h"
+#include "network.h"
+
+namespace {
+
+constexpr int32_t context = 330;
+
+struct Model {
+    Network network;
+    edge_model *model = nullptr;
+    edge_cache *cache = nullptr;
+
+    Model(int32_t kv_type, bool sparse, const std::string &tier)
+        : network(EDGE_INT4, kv_type, EDGE_ACTIVATIONS_INT8, sparse, context) {
+        require(edge_model_create(&network.config, network.weights.data(), int64_t(network.weights.size()),
+                                  &alone(), tier.c_str(), &model) == EDGE_OK);
+        require(edge_cache_create(model, &cache) == EDGE_OK);
+    }
+};
+
+}  // namespace
+
+bool accepts(Input input) {
+    const uint8_t tier = input.take<uint8_t>() % 8, choice = input.take<uint8_t>();
+    static Model *models[3][2][8];  // kept until the end
+    Model *&made = models[choice % 3][choice >> 7][tier];
+    if (made == nullptr) made = new Model(choice % 3, choice >> 7, tier_of(tier));
+    edge_cache *const cache = made->cache;
+    require(edge_cache_truncate(cache, 0) == EDGE_OK);
+
+    // The pages that such a cache has, filled with what is left of the input, again and again.
+    const int64_t length = input.size(input.below_or(context));
+    const int64_t pages =
+        choice & 64 ? input.below_or(3) : (std::clamp<int64_t>(length, 0, context) + 255) / 256;
+    const int64_t element = choice % 3 == EDGE_KV_F16 ? 2 : choice % 3 == EDGE_KV_F32 ? 4 : 1;
+    const int64_t row = Network::head_dim * element + (element == 1 ? 4 : 0);
+    std::vector<uint8_t> memory(size_t(pages * 256 * 2 * Network::kv_heads * row) +
+                                (choice & 32 ? input.take<uint8_t>() : 0));
+    std::vector<uint8_t> pattern(std::min<size_t>(input.left(), 4096));
+    input.take(pattern.data(), pattern.size());
+    for (size_t i = 0; i < memory.size() && !pattern.empty(); ++i) memory[i] = pattern[i % pattern.size()];
+    memory.shrink_to_fit();
+    const uint8_t nothing = 0;
+    const edge_status restored =
+        edge_cache_restore(cache, length, memory.empty() ? &nothing : memory.data(), memory.size());
+    require(edge_cache_length(cache) == (restored == EDGE_OK ? length : 0));
+    if (restored != EDGE_OK) return false;
+    const void *back = nullptr;
+    uint64_t bytes = 0;
+    require(edge_cache_memory(cache, &back, &bytes) == EDGE_OK && bytes == memory.size());
+    require(bytes == 0 || std::memcmp(back, memory.data(), memory.size()) == 0);
+
+    float logits[Network::vocab];
+    const int32_t token = 5;
+    edge_batch batch{};
+    batch.size = sizeof batch;
+    batch.n = 1;
+    batch.tokens = &token;
+    batch.logits_count = 1;
+    batch.logits = logits;
+    const edge_status status = edge_forward(made->model, cache, &batch);
+    require(status == EDGE_OK || status == EDGE_NOT_FINITE || (status == EDGE_CONTEXT && length == context));
+    require(edge_cache_length(cache) == length + (status == EDGE_OK));
+    for (const float logit : logits) require(status != EDGE_OK || std::isfinite(logit));
+    return true;
+}

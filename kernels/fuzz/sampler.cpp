@@ -1,0 +1,58 @@
+// edge_sample: options, history, bias and logits of any value.
+#include <cmath>
+#include <vector>
+
+#include "edge.h"
+#include "fuzz.h"
+
+bool accepts(Input input) {
+    const int32_t vocab = int32_t(1 + input.below_or(1500));
+    edge_sampling sampling = input.take<edge_sampling>();
+    sampling.size = sizeof sampling;
+    const uint8_t calm =
+        input.take<uint8_t>();  // options that are in range, so that more is reached than the checks
+    const auto share = [&](float *value) { *value = float(input.take<uint16_t>()) / 65535.0f; };
+    if (calm & 1) {
+        sampling.temperature = float(input.take<uint8_t>()) / 64.0f;
+        sampling.top_k = int32_t(input.below_or(vocab + 1));
+        for (float *value : {&sampling.top_p, &sampling.min_p, &sampling.typical_p}) share(value);
+        sampling.repetition_penalty = 0.5f + float(input.take<uint8_t>()) / 128.0f;
+        sampling.frequency_penalty = float(input.take<int8_t>()) / 32.0f;
+        sampling.presence_penalty = float(input.take<int8_t>()) / 32.0f;
+        sampling.logprobs = int32_t(input.below_or(EDGE_MAX_LOGPROBS));
+    }
+    const auto ids = [&](int64_t most) {
+        std::vector<int32_t> tokens(size_t(input.below_or(most)));
+        for (int32_t &token : tokens) {
+            token = int32_t(calm & 2 ? input.below_or(vocab - 1) : input.take<int32_t>());
+        }
+        return tokens;
+    };
+    const std::vector<int32_t> history = ids(40), biased = ids(10);
+    std::vector<float> bias(biased.size()), logits(size_t(vocab), 0.0f);
+    input.take(bias.data(), bias.size());
+    const double random = calm & 4 ? double(input.take<uint32_t>()) / 4294967296.0 : input.take<double>();
+    const size_t given = std::min(logits.size(), input.left() / (calm & 8 ? 1 : sizeof(float)));
+    for (size_t i = 0; i < logits.size(); ++i) {
+        if (i < given) {
+            logits[i] = calm & 8 ? float(input.take<int8_t>()) / 8.0f : input.take<float>();
+        } else {
+            logits[i] = given > 0 ? logits[i - given] : 0.0f;
+        }
+    }
+    edge_sample_result result;
+    const edge_status status =
+        edge_sample(logits.data(), vocab, &sampling, history.data(), int32_t(history.size()), biased.data(),
+                    bias.data(), int32_t(bias.size()), random, input.take<uint8_t>() & 1, &result);
+    if (status != EDGE_OK) {
+        require(std::strlen(edge_last_error()) > 10);
+        return false;
+    }
+    require(result.token >= 0 && result.token < vocab);
+    require(logits[size_t(result.token)] > -INFINITY);
+    for (int32_t i = 0; i < sampling.logprobs; ++i) {
+        require(result.top_tokens[i] >= -1 && result.top_tokens[i] < vocab);
+        require(i == 0 || result.top_logprobs[i] <= result.top_logprobs[i - 1]);
+    }
+    return true;
+}

@@ -1,0 +1,148 @@
+"""What is read of a profile: latencies, shares above 100 %, Markdown, and the plots of many series."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import product
+from xml.etree import ElementTree
+
+import pytest
+
+from edge.measure.profile.compare import compare
+from edge.measure.profile.plan import PlannedDevice, plan
+from edge.measure.profile.report import (
+    Table,
+    Text,
+    comparison_report,
+    plan_report,
+    profile_report,
+    results,
+    to_markdown,
+)
+from edge.measure.profile.schema import Limits, MachineFacts, Memory, Operator, Profile, Rate, Row
+
+# 1 to 101 ms: the p-th percentile of a token is 1 + p ms.
+DECODE = Row(
+    *("m", "native", "int4-g32", 2, "dense", "float16", "int8", "avx2", "prefill", "decode", 64, 0, None),
+    *(
+        Rate(20.0, 19.5, 20.25, 19.6, 11.0, 10.0),
+        (20.0, 19.5, 20.25),
+        tuple(0.001 * (1 + p) for p in range(101)),
+    ),
+    *(1e8, 1e4, 2e8, 0.5, 0.1, 0.5, 200_000_000, Memory(100_000_000, 1_000_000, 5_000_000), None, ()),
+)
+PREFILL = replace(
+    DECODE,
+    test="prefill",
+    tokens=512,
+    ttft_seconds=0.41234,
+    latency_percentiles=(),
+    tokens_per_second=replace(DECODE.tokens_per_second, median=1241.7, min=1000.4, max=1300.0),
+    bandwidth_share=0.02,
+    compute_share=1.04,
+)
+MACHINE = MachineFacts(
+    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4, (Limits(2, 20.0, 1.5, 0.4),)),
+    *(0.1, 0.0, (), (), False, False, ("Noisy: a neighbour.",)),
+)
+
+
+def profile_of(*rows: Row) -> Profile:
+    return Profile(3, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, rows)
+
+
+def test_the_table_has_latencies_in_milliseconds():
+    same, table = results((PREFILL, DECODE))
+    assert same == Text(
+        "model m, executor native, weights int4-g32, KV float16, attention dense, threads 2, depth 0"
+    )
+    lines = [dict(zip(table.headers, cells, strict=True)) for cells in table.rows]
+    assert [lines[1][name] for name in ("p50 ms", "p90 ms", "p99 ms", "TTFT ms")] == [
+        "51.0",
+        "91.0",
+        "100",
+        "",
+    ]
+    assert [lines[0][name] for name in ("p50 ms", "p90 ms", "p99 ms", "TTFT ms")] == ["", "", "", "412"]
+    assert (
+        lines[0]["Tokens/s"] == "1242"
+        and lines[0]["min - max"] == "1000-1300"
+        and lines[1]["Tokens/s"] == "20.0"
+    )
+    assert lines[0]["Memory"] == "200 MB"
+
+
+def test_a_setting_that_differs_has_a_column():
+    _, table = results((DECODE, replace(DECODE, depth=512, fill="synthetic", quantize="int8-g32")))
+    assert table.headers[:3] == ("Test", "Weights", "Depth")
+    assert [row[1:3] for row in table.rows] == [("int4-g32", "0"), ("int8-g32", "512 synthetic")]
+
+
+def test_shares_above_100_percent_are_explained():
+    report = profile_report(profile_of(PREFILL, DECODE))
+    (table,) = (part for part in report if isinstance(part, Table))
+    assert "104%*" in table.rows[0] and "50%" in table.rows[1]
+    assert [
+        part.text
+        for part in report
+        if isinstance(part, Text) and part.text.startswith("* More than the limit")
+    ]
+    without = profile_report(profile_of(DECODE, replace(PREFILL, compute_share=1.004)))  # printed as 100%
+    assert not [part for part in without if isinstance(part, Text) and "More than the limit" in part.text]
+    above = replace(DECODE, operators=(Operator("qkv", 0, "int4", 1e-4, 1000, 2000, 1.2),))
+    assert any(
+        "* More than" in part.text for part in profile_report(profile_of(above)) if isinstance(part, Text)
+    )
+
+
+def test_markdown():
+    text = to_markdown(profile_report(profile_of(PREFILL, replace(DECODE, depth=64, model="a|b"))))
+    assert "Limits, 2 threads: read 20.0 GB/s, int8 1.50 TOPS, float 0.40 TFLOPS" in text
+    assert (
+        "| Test | Model | Depth | Tokens/s | min - max | p50 ms | p90 ms | p99 ms | TTFT ms | Bandwidth "
+        "| Compute | Memory |\n| --- | --- | ---: |"
+    ) in text
+    assert "| prefill 512 | m | 0 | 1242 | 1000-1300 |  |  |  | 412 | 2% | 104%\\* | 200 MB |" in text
+    assert "| decode 64 | a\\|b | 64 | 20.0 |" in text
+    assert "\n\n> Noisy: a neighbour.\n" in text
+
+
+def test_comparisons_and_plans_are_markdown_too():
+    before = profile_of(replace(DECODE, samples=(20.0, 20.0)))
+    after = profile_of(replace(DECODE, samples=(10.0, 10.0)))
+    found = compare(before, after)
+    text = to_markdown(comparison_report(found, found.ratios, ("Noisy.",)))
+    assert "| decode 64 | native | int4-g32 | 2 | 0 | 20.0 | 20.0 | 0.500 | 0.500 - 0.500 | slower |" in text
+    device = PlannedDevice("a board", 50.0, 10.0, "given")
+    plans = plan("random:minicpm4-0.5b", context=4096, memory=10**9, device=device)
+    text = to_markdown(plan_report("m", plans, 10**9, device))
+    assert "### m, int4-g32, context 4096" in text and "It fits into 1.00 GB" in text
+    speed, milliseconds = re.search(r"decode at depth 0 \| ([\d.]+) \| ([\d.]+) \|", text).groups()
+    assert float(speed) == pytest.approx(1000 / float(milliseconds), rel=1e-3)
+
+
+@pytest.mark.parametrize(("quantized", "depths"), [(1, 1), (2, 5), (4, 9)])
+def test_a_legend_has_at_most_ten_entries(quantized, depths):
+    """Two configurations at five depths are two colours and five strokes, not ten lines with a name each."""
+    pytest.importorskip("matplotlib", reason="plots need matplotlib (the extra `profile`)")
+    from edge.measure.profile.plots import plots
+
+    rows = tuple(
+        replace(DECODE, quantize=f"int4-g{32 << i}", depth=1024 * depth, threads=threads)
+        for i, depth, threads in product(range(quantized), range(depths), (1, 2))
+    )
+    for title, _, picture in plots(profile_of(*rows)):
+        (legend,) = (
+            group
+            for group in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}g")
+            if group.get("id", "").startswith("legend")
+        )
+        names = [text.text for text in legend.iter("{http://www.w3.org/2000/svg}text")]
+        assert 2 <= len(names) <= 10, title
+        assert len(set(names)) == len(names)
+        if (quantized, depths) == (
+            4,
+            9,
+        ) and title == "Latency of single tokens":  # 8 configurations, 9 depths
+            assert names[-1] == "and 8 more, see the table"
