@@ -309,8 +309,8 @@ def nested(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (10**5000, "whole numbers of 4096 bits"),
-        (nested(9999), "nested 100 levels"),
+        pytest.param(10**5000, "whole numbers of 4096 bits", id="number"),
+        pytest.param(nested(9999), "nested 100 levels", id="nested"),
         ({1: "a"}, "plain JSON values"),
     ],
 )
