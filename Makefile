@@ -15,13 +15,13 @@ NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* ke
 SANITIZED := build/sanitize
 # Of each Python reader, in all runs together; a run continues where the last one stopped.
 EXECUTIONS ?= 200000
-FUZZED := build/fuzz
+FUZZED := build/fuzz-python
 # Of each kind of write.
 KILLS ?= 100
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages check test test-all sanitize fuzz torture lint lock bench-kernels clean
+.PHONY: chat setup packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -68,8 +68,13 @@ test-all: setup packages lint $(VENV)/.llama
 sanitize: setup
 	@scripts/sanitize $(BIN) $(SANITIZED)
 
-# Changed files for every Python reader, with coverage; findings lie in build/fuzz (docs/fuzzing.md).
-fuzz: setup
+# The readers in C++ under libFuzzer (docs/fuzzing.md); goes on where an earlier run was ended.
+RUNS ?= 100000
+fuzz-native: setup packages
+	@scripts/fuzz-native $(BIN) build/fuzz $(RUNS)
+
+# Changed files for every reader, in C++ and in Python (with coverage); findings lie there (docs/fuzzing.md).
+fuzz: setup fuzz-native
 	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder $(FUZZED)
 
 # Kills, full disks and two writers at once, in the middle of every kind of write (docs/fuzzing.md).
@@ -79,6 +84,10 @@ torture: setup
 # Figures for docs/performance.md; let the machine be idle.
 bench-kernels: setup
 	$(BIN)/python scripts/bench_kernels.py
+
+# Tables of the docs from the benchmark documents in docs/figures; `scripts/figures.py --measure` makes those anew.
+figures: setup
+	$(BIN)/python scripts/figures.py
 
 lint: setup
 	$(BIN)/ruff check .

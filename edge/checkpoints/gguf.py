@@ -18,6 +18,7 @@ from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.ternary_values import find_ternary
 from edge.config import ModelConfig
 from edge.config.families import family_of
+from edge.config.generation import read_generation_config
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
@@ -116,6 +117,7 @@ class GGUFCheckpoint:
         }
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
+        read_generation_config(found, f"the sampling settings (general.sampling.*) of '{self._path}'")
         return found
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
@@ -206,6 +208,11 @@ class GGUFCheckpoint:
         one, short, long = (
             self._floats(name).reshape(-1).tolist() if name in self._raw else [] for name in _ROPE_TENSORS
         )
+        if one and (short or long):
+            raise CheckpointError(
+                f"'{self._path}' has rotary factors twice, in '{_ROPE_TENSORS[0]}' and "
+                f"'{_ROPE_TENSORS[1 if short else 2]}'; convert the model again."
+            )
         return (one, one) if one else (short, long)
 
     def _field(self, key: str, kind: Any, wanted: str, default: Any = None) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge.errors import TokenizerError
+from edge.text.end_tokens import END_TOKENS
 from edge.text.isolation.server import one_line
 from edge.text.tokenizer.pre_tokenizers import PreTokenizer, pre_tokenizer
 from edge.text.tokenizer.segments import SPACE_SYMBOL
@@ -19,7 +20,7 @@ from edge.text.tokenizer.segments import SPACE_SYMBOL
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ROLES = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
+_ROLES = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
 
 
 def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -36,6 +37,8 @@ def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         raise TokenizerError(
             f"The GGUF file has {len(tokens)} tokens but {len(types)} token types; download it again."
         )
+    # A converter may have marked an end of turn as ordinary text; llama.cpp overrides that as well.
+    types = [CONTROL if token in END_TOKENS else kind for token, kind in zip(tokens, types, strict=True)]
     if kind == "gpt2":
         split = pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
         files = {"tokenizer.json": _bpe(metadata, tokens, types, split)}

@@ -20,6 +20,7 @@ from edge.errors import CheckpointError
 from edge.hub.resolve import open_model
 from edge.quant.packing import unpack
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from tests.configs import TOKENIZER
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -152,7 +153,7 @@ def write_folder(
     """A checkpoint whose linear layers are packed; returns their truths."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": entry}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     tensors: dict[str, np.ndarray] = {}
     truths: dict[str, Truth] = {}
     random = np.random.default_rng(1)
@@ -310,6 +311,20 @@ def test_marlin_fused_as_cpm_cu_writes_it(tmp_path: Path, group: int, method: st
         symmetric=True,
     )
     check(tmp_path, truths, "int4-row" if group == -1 else "int4-g64", exact=True)
+
+
+def test_a_fused_layer_beside_a_part_of_it(tmp_path: Path) -> None:
+    """One of the two would win silently."""
+
+    def add_part(tensors: dict[str, np.ndarray]) -> None:
+        stem = UP.replace("up_proj", "gate_up_proj")
+        tensors[f"{UP}.qweight"] = tensors[f"{stem}.qweight"][:, : 2 * 192].copy()
+        tensors[f"{UP}.scales"] = tensors[f"{stem}.scales"][:, :192].copy()
+
+    entry = {**GPTQ, "quant_method": "marlin", "group_size": 64}
+    write_folder(tmp_path, pack_marlin, entry, fused=True, change=add_part, group=64, symmetric=True)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.\w+_proj\.qweight', .*or a second one"):
+        HuggingFaceCheckpoint(tmp_path)
 
 
 def test_it_opens_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
