@@ -15,7 +15,7 @@ NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* ke
 SANITIZED := build/sanitize
 # Of each Python reader, in all runs together; a run continues where the last one stopped.
 EXECUTIONS ?= 200000
-FUZZED := build/fuzz
+FUZZED := build/fuzz-python
 # Of each kind of write.
 KILLS ?= 100
 # Building everything at once can freeze a small machine.
@@ -73,7 +73,7 @@ RUNS ?= 100000
 fuzz-native: setup packages
 	@scripts/fuzz-native $(BIN) build/fuzz $(RUNS)
 
-# Changed files for every reader, in C++ and in Python (with coverage); findings lie in build/fuzz (docs/fuzzing.md).
+# Changed files for every reader, in C++ and in Python (with coverage); findings lie there (docs/fuzzing.md).
 fuzz: setup fuzz-native
 	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder $(FUZZED)
 

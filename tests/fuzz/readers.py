@@ -138,8 +138,8 @@ def read_tokens(folder: Path) -> None:
     from edge.text.tokenizer.settings import read_settings
 
     settings = read_settings(contents(folder))
-    settings.merged(settings.added)
-    settings.boundaries({token.text: token.id for token in settings.added}.get, config())
+    settings.merged(settings.added, config().vocab_size)
+    settings.bos({token.text: token.id for token in settings.added}.get, config())
 
 
 def read_template(folder: Path) -> None:
