@@ -16,7 +16,7 @@ SANITIZED := build/sanitize
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages check test test-all sanitize fuzz-native lint lock bench-kernels clean
+.PHONY: chat setup packages check test test-all sanitize fuzz-native lint lock bench-kernels figures clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -71,6 +71,10 @@ fuzz-native: setup packages
 # Figures for docs/performance.md; let the machine be idle.
 bench-kernels: setup
 	$(BIN)/python scripts/bench_kernels.py
+
+# Tables of the docs from the benchmark documents in docs/figures; `scripts/figures.py --measure` makes those anew.
+figures: setup
+	$(BIN)/python scripts/figures.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -39,10 +39,12 @@ def list_models(as_json: Json = False) -> None:
     table.add_column("Key", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("Converted", no_wrap=True)
+    table.add_column("Quantization", no_wrap=True)
     table.add_column("From", no_wrap=True, overflow="ellipsis")
     for entry in entries:
         when = datetime.fromtimestamp(entry.created).strftime("%Y-%m-%d %H:%M")
-        table.add_row(entry.name, format_bytes(entry.bytes), when, entry.source)
+        quantization = ", ".join(entry.quantization)
+        table.add_row(entry.name, format_bytes(entry.bytes), when, quantization, entry.source)
     console.print(table)
     total = format_bytes(sum(entry.bytes for entry in entries))
     console.print(f"{len(entries)} in {cache_folder()}, {total}", style="dim", soft_wrap=True)
@@ -78,6 +80,7 @@ def _facts(entry: Any) -> dict[str, Any]:
         "key": entry.name,
         "path": str(entry.path),
         "source": entry.source,
+        "quantization": list(entry.quantization),
         "bytes": entry.bytes,
         "created": entry.created,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.apps.cli.loading import keywords, naming_flags
-from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand
+from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand, refuse_beside
 from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.export.options import ExportOptions
 from edge.hub.options import HubOptions
@@ -41,6 +41,7 @@ def export(
     if check is not None:
         if model is not None or options is not None or out is not None:
             raise typer.BadParameter("stands alone, without MODEL, --to and --out", param_hint="'--check'")
+        refuse_beside("--check", "as_json")
         return _check(check, as_json)
     if model is None:
         raise typer.BadParameter("give a model, or --check with a folder", param_hint="MODEL")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from edge.apps.cli.loading import keywords
-from edge.apps.cli.options import Group, Json, Model, Source, expand
+from edge.apps.cli.options import Group, Json, Model, Source, expand, given_flags
 from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.config import KVType
 from edge.errors import ContextError
@@ -39,6 +39,7 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show a model's architecture, quantization, tokenizer and the memory it needs."""
+    from edge.executors.opening import find_executor, refuse_ignored
     from edge.hub.resolve import open_model
     from edge.measure.inspection import inspect_model
 
@@ -50,6 +51,8 @@ def inspect(
             f"A context of {plan.context} tokens is beyond the {trained} that the model was made for: plan "
             "for less; edge chat goes beyond it with --rope-override and then prints its memory."
         )
+    kv_type = RunOptions(kv_type=plan.kv_type)
+    refuse_ignored(find_executor(files), files, kv_type, given_flags())
     facts = inspect_model(files, context=plan.context, kv_type=plan.kv_type)
     if as_json:
         print_json({"model": model, **facts.to_json()})

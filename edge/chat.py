@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
-from edge.engine.generation import Chunk, Completion, Stream, generate
+from edge.engine.generation import Chunk, Completion, Stream, answer_ends, generate
 from edge.engine.session import Session
-from edge.engine.settings import merge_settings
+from edge.engine.settings import merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError
 from edge.system.guards import OneThread
 from edge.text.prompts import Message, PromptEncoder
@@ -55,7 +55,7 @@ class Chat:
     ) -> None:
         if context_policy not in get_args(ContextPolicy):
             raise EdgeError(f"Unknown context policy '{context_policy}'; choose 'stop' or 'drop'.")
-        merge_settings(flags=settings)  # a wrong one fails here and not at the first answer
+        answer_ends(merge_settings(flags=settings), tokenizer)  # a wrong one fails here, not at an answer
         self.session = session
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking
@@ -129,7 +129,7 @@ class Chat:
             if said[-1].role == "assistant":
                 raise EdgeError("The last message is the assistant's: end with one that it can answer.")
             chosen = merge_settings(
-                self._generation_config, self._loaded_settings, {**self.settings, **_given(settings)}
+                self._generation_config, self._loaded_settings, overlay(self.settings, settings)
             )
             prompt = self._fit([*self._messages, *said], chosen.max_new_tokens, system)
 
@@ -168,7 +168,7 @@ class Chat:
                 "model": self._model_name,
                 "system": self._system,
                 "thinking": self.thinking,
-                "settings": {**self._loaded_settings, **self.settings},
+                "settings": overlay(self._loaded_settings, self.settings),
                 "messages": [{"role": m.role, "content": m.content} for m in self._messages],
             }
             write_conversation(path, conversation)
@@ -238,7 +238,3 @@ def _checked_system(text: Any) -> str | None:
     if text is not None and not isinstance(text, str):
         raise WrongTypeError(f"The system prompt must be a text, got {text!r}.")
     return text
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}

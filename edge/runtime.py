@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edge.chat import Chat, ContextPolicy
 from edge.config import ModelConfig
 from edge.config.attention import describe_attention
+from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.generation import Chunk, Completion, Stream, generate
 from edge.engine.session import Session
@@ -28,6 +29,7 @@ from edge.executors.protocol import Executor
 from edge.formats.guarded_json import decode_text
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
+from edge.system.notices import notice
 from edge.system.options import renamed_option
 from edge.text.chat_template import ChatTemplate, template_worker
 from edge.text.isolation.worker import Worker
@@ -81,7 +83,7 @@ def load(
     worker = template_worker()
     if files.chat_template is not None:
         worker.start()  # beside the weights
-    return Model(files, traced(open_executor(files, run)), name=str(model), worker=worker)
+    return Model(files, traced(open_executor(files, run, asked=options)), name=str(model), worker=worker)
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
@@ -112,6 +114,8 @@ class Model:
         self.executor = executor
         self.name = name
         self._worker = worker or template_worker()
+        for sentence in read_generation_config(files.generation_config).notes:
+            notice(sentence)
 
     @property
     def config(self) -> ModelConfig:
@@ -149,9 +153,9 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to token ids and back. Raises TokenizerError if the model came without one."""
-        from edge.text.tokenizer.load import load_tokenizer
+        from edge.text.tokenizer.load import open_tokenizer
 
-        return load_tokenizer(self.files.tokenizer_files, self.config)
+        return open_tokenizer(self.files)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

@@ -38,7 +38,6 @@ from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
 from edge.quant.scheme import SOURCE
 from edge.system.units import format_bytes
-from edge.text.tokenizer import load_tokenizer
 
 QUANTIZATION = "quantization.json"
 """The report of a calibrated or ternary quantization, where there was one."""
@@ -133,11 +132,17 @@ def check_artifact(path: str | Path) -> CheckResult:
 
 
 def check_tokenizer(source: Source) -> None:
-    """Raise ExportError when the tokenizer is missing or contradicts the vocabulary."""
+    """Raise ExportError when the tokenizer is missing or contradicts the vocabulary, or no token can end an
+    answer.
+    """
     try:
-        load_tokenizer(source.tokenizer_files, source.config)
+        ends = source.config.eos_token_ids
     except TokenizerError as error:
         raise ExportError(f"The model can't be exported with this tokenizer: {error}") from None
+    if not ends:
+        raise ExportError(
+            "None of the model's files names a token that ends an answer; name one with `--eos`."
+        )
 
 
 def _manifest(

@@ -17,7 +17,6 @@ from edge.executors.options import RunOptions
 from edge.executors.registry import NATIVE
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
-from edge.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from edge.executors.protocol import Executor
@@ -126,8 +125,7 @@ def make_reference(
 
     attention: what the artifact runs. Raises ExportError when the context is too short for the prompt.
     """
-    tokenizer = load_tokenizer(source.tokenizer_files, source.config)
-    tokens = tokenizer.encode(PROMPT)[: max(0, min(_MOST_TOKENS, context - POSITIONS))]
+    tokens = source.tokenizer.encode(PROMPT)[: max(0, min(_MOST_TOKENS, context - POSITIONS))]
     if not tokens:
         raise ExportError(
             f"A context of {context} tokens is too short for the check of the artifact; use {2 * POSITIONS} "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edge.config.attention import AttentionMode, Selection
+from edge.engine.settings import GenerationSettings
 from edge.errors import BundleError, EdgeError, ExportError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
@@ -42,6 +43,7 @@ class ExportOptions:
     context: int | None = same(RunOptions, "context")
     attention: AttentionMode = same(RunOptions, "attention")
     selection: Selection | None = same(RunOptions, "selection")
+    eos: tuple[str, ...] = same(GenerationSettings, "eos")
     portable: bool = option(False, "onnx, executorch: only operators of the unmodified runtime.")
     gguf_type: GGUFType | None = option(
         None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
-from edge.config.fields import listed
+from edge.config.fields import listed, unique
 from edge.config.tensors import beyond_llama
 from edge.errors import ExportError
 from edge.export.calibration import calibration
@@ -28,6 +29,9 @@ from edge.hub.convert import Progress
 from edge.quant.layout import TILE_ROWS
 from edge.quant.packing import dequantize, unpack
 from edge.quant.scheme import QuantizedMatrix
+from edge.text.end_tokens import named_token
+from edge.text.tokenizer.base import Tokenizer
+from edge.text.tokenizer.load import open_tokenizer
 
 if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
@@ -48,21 +52,30 @@ def check_parts(config: ModelConfig, what: str) -> None:
 class Source:
     """A bundle as targets see it. Tensor names and row order are those of `edge.config.tensors`.
 
-    report: what a quantizer wrote about the error of every layer, as JSON.
+    report: what a quantizer wrote about the error of every layer, as JSON. eos: end tokens beside the model's
+    own, by text or id.
     """
 
-    def __init__(self, bundle: Bundle, report: bytes | None = None) -> None:
+    def __init__(self, bundle: Bundle, report: bytes | None = None, eos: tuple[str, ...] = ()) -> None:
         self.bundle = bundle
         self.report = report
+        self.eos = eos
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Opened; TokenizerError when it is missing or contradicts the vocabulary."""
+        return open_tokenizer(self.bundle)
 
     def selecting(self, selection: Selection | None) -> Source:
         """The same with the constants of somebody's choice of blocks, which the artifact will name."""
-        return Source(self.bundle.with_config(with_selection(self.config, selection)), self.report)
+        config = with_selection(self.bundle.config, selection)
+        return Source(self.bundle.with_config(config), self.report, self.eos)
 
     @property
     def config(self) -> ModelConfig:
-        """The network."""
-        return self.bundle.config
+        """The network, with every end token of the model, whichever of its files names it."""
+        more = [named_token(self.tokenizer, token) for token in self.eos]
+        return replace(self.bundle.config, eos_token_ids=unique([*self.tokenizer.end_tokens, *more]))
 
     @property
     def name(self) -> str:
@@ -135,8 +148,9 @@ class Source:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The model's own sampling settings, or an empty dict."""
-        return self.bundle.generation_config
+        """The model's own sampling settings with all of its end tokens, or an empty dict."""
+        own = self.bundle.generation_config
+        return {**own, "eos_token_id": list(self.config.eos_token_ids)} if own else {}
 
 
 def open_source(
@@ -156,7 +170,7 @@ def open_source(
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     if options.calibrated or _packs_trained(model, options):
         return _quantized(model, options, progress, hub)
-    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub))
+    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub), eos=options.eos)
 
 
 def plan_source(
@@ -177,7 +191,8 @@ def plan_source(
     if _packs_trained(model, options):
         return open_source(model, options, progress, revision=revision, offline=offline)
     return Source(
-        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline)
+        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline),
+        eos=options.eos,
     )
 
 
@@ -231,7 +246,7 @@ def _quantized(model: str, options: ExportOptions, progress: Progress | None, hu
     if not report.is_file():  # a run was killed between the two
         remove_cached(bundle.path.name)
         bundle = cached_bundle(key, build)
-    return Source(bundle, report.read_bytes())
+    return Source(bundle, report.read_bytes(), options.eos)
 
 
 def _quantize_options(options: ExportOptions) -> QuantizeOptions:

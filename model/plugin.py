@@ -14,5 +14,6 @@ EXECUTORS.register(
         package="torch",
         install="pip install 'minicpm-edge[train]'",
         arithmetic={"": Arithmetic("float32", "float32", "f32")},
+        ignores=("mmap", "tier"),
     ),
 )

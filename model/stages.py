@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edge.model.network.decoder import Decoder
+from edge.model.network.decoder import MLP, Decoder, Layer
 
 Report = Callable[[str, int, Tensor], None]
 """`report(operation, layer, output)`: output [n, columns], layer -1 outside the layers."""
@@ -37,13 +37,13 @@ def reported(decoder: Decoder, report: Report) -> Iterator[None]:
 
         after(backbone.embed_tokens, "embed", -1, backbone.embedding_scale)
         for index, layer in enumerate(backbone.layers):
-            attention, mlp = layer.self_attn, layer.mlp
+            assert isinstance(layer, Layer)
             after(layer.input_layernorm, "attention_norm", index)
-            after(attention.q_proj, "qkv", index)  # the native event shows the queries of it
-            before(attention.o_proj, "attention", index)
+            after(layer.self_attn.q_proj, "qkv", index)  # the native event shows the queries of it
+            before(layer.self_attn.o_proj, "attention", index)
             before(layer.post_attention_layernorm, "o", index)  # the residual stream with it
             after(layer.post_attention_layernorm, "mlp_norm", index)
-            if hasattr(mlp, "down_proj"):
-                before(mlp.down_proj, "gate_up", index)
+            if isinstance(layer.mlp, MLP):
+                before(layer.mlp.down_proj, "gate_up", index)
             after(layer, "down", index)
         yield

@@ -1,4 +1,4 @@
-"""Configs in the form of Hugging Face's config.json, for tests to vary."""
+"""Small files in Hugging Face's forms, for tests to vary."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": 1000,
 }
+
+_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TOKENIZER: dict[str, Any] = {
+    "version": "1.0",
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": _LEVEL,
+    "post_processor": None,
+    "decoder": _LEVEL,
+    "model": {"type": "BPE", "vocab": {chr(75 + token): token for token in range(48)}, "merges": []},
+}
+"""A tokenizer.json that can be opened beside any network: the letters from K to z are its tokens."""

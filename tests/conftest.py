@@ -36,6 +36,8 @@ MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
+# Torch's threads wait for each other after every tiny operator, and test processes run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # cmake and ninja of the development environment
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -82,6 +82,7 @@ def test_imports_go_down_only(room: str):
     found = [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for path in files_of(room, ".py")
+        if path != ROOT / "edge" / "__main__.py"  # the door to the program, for `python -m edge`
         for line, module in offences(room, path.read_text(encoding="utf-8"))
     ]
     assert not found, "\n".join(found)
@@ -233,3 +234,72 @@ def test_the_rules_see_json():
     assert json_reads("from json import loads\n") == [1]
     assert json_reads("import json\ndef f(file):\n    return json.load(file)\n") == [3]
     assert json_reads("import json\ndata = json.loads(json.dumps(x))\n") == []
+
+
+def calls_of(function: ast.AST) -> set[str]:
+    """The names of what is called inside, of methods the last part; `check=True` is a call of `check`."""
+    found = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call):
+            found.add(getattr(node.func, "attr", getattr(node.func, "id", "")))
+            found |= {word.arg or "" for word in node.keywords if word.arg == "check"}
+    return found
+
+
+def is_empty(test: ast.expr, escape: bool = False) -> bool:
+    """Whether an assertion says next to nothing: `x is not None`, `x >= 0`, `x is None or ...`, a constant.
+
+    escape: it is one side of an `or`, which `x is None` makes true without a word.
+    """
+    if isinstance(test, ast.BoolOp):
+        either = isinstance(test.op, ast.Or)
+        return (any if either else all)(is_empty(part, either) for part in test.values)
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.comparators[0], ast.Constant):
+        operator, value = test.ops[0], test.comparators[0].value
+        nothing = (ast.Is, ast.IsNot) if escape else ast.IsNot
+        return (value is None and isinstance(operator, nothing)) or (
+            value == 0 and isinstance(operator, ast.GtE)
+        )
+    return isinstance(test, ast.Constant)
+
+
+def idle_tests(sources: Sequence[str]) -> list[str]:
+    """The tests in these files that can hardly fail: neither they nor a helper of theirs check anything."""
+    functions = [
+        node
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    checking = {"raises", "warns", "warn", "fail", "check", "opcheck"}
+    checking |= {name for function in functions for name in calls_of(function) if name.startswith("assert_")}
+
+    def checks(function: ast.FunctionDef) -> bool:
+        asserts = (node.test for node in ast.walk(function) if isinstance(node, ast.Assert))
+        return any(not is_empty(test) for test in asserts) or not checking.isdisjoint(calls_of(function))
+
+    while found := {each.name for each in functions if each.name not in checking and checks(each)}:
+        checking |= found
+    return [each.name for each in functions if each.name.startswith("test_") and each.name not in checking]
+
+
+def test_every_test_can_fail():
+    found = idle_tests([path.read_text(encoding="utf-8") for path in files_of("tests", ".py")])
+    assert not found, f"nothing is asserted in {', '.join(found)}"
+
+
+def test_the_rule_sees_idle_tests():
+    helper = "def refuse(x):\n    with pytest.raises(E):\n        x()\n"
+    for body, idle in (
+        ("f()", True),
+        ("assert f() is not None", True),
+        ("assert f() is None or f() > 1", True),
+        ("assert len(f()) >= 0 and f() is not None", True),
+        ("assert f() == 1", False),
+        ("assert f() is None", False),
+        ("assert f() is not None and f() > 1", False),
+        ("refuse(f)", False),
+        ("np.testing.assert_allclose(f(), 1)", False),
+        ("subprocess.run([], check=True)", False),
+    ):
+        assert idle_tests([helper, f"def test_it():\n    {body}\n"]) == (["test_it"] if idle else []), body

@@ -71,6 +71,8 @@ def chat(
     interactive = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if as_json and interactive:
         raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="'--json'")
+    if settings.get("logprobs") is not None and not as_json:
+        raise typer.BadParameter("belongs to --json, which shows them", param_hint="'--logprobs'")
     message = None if prompt is None else _message(prompt)
 
     from edge.apps.chat.json_document import answer_document
@@ -81,8 +83,10 @@ def chat(
     with load_model(model, source, run, rope_override) as loaded:
         load_seconds = perf_counter() - started
         conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
-        if cache is not None and cache.exists():
-            conversation.session.load(cache)
+        if cache is not None:
+            conversation.session.check_files()  # before a conversation that could not be kept
+            if cache.exists():
+                conversation.session.load(cache)
         view: View
         if as_json:
             describe = partial(answer_document, loaded, conversation, load_seconds)

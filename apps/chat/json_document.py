@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edge.chat import Chat
-from edge.engine.generation import Completion
+from edge.engine.generation import Completion, answer_ends
 from edge.engine.sampling import Sampled
 from edge.engine.settings import merge_settings
 from edge.runtime import Model
@@ -43,8 +43,10 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
 
 
 def _settings(model: Model, chat: Chat) -> dict[str, Any]:
-    settings = asdict(merge_settings(model.generation_config, None, chat.settings))
+    merged = merge_settings(model.generation_config, None, chat.settings)
+    settings = asdict(merged)
     values: dict[str, Any] = {**settings.pop("sampling"), **settings}
+    values["eos_token_ids"] = sorted(answer_ends(merged, model.tokenizer))
     # JSON has no infinity, and its keys are strings.
     values["logit_bias"] = {
         str(token): bias if math.isfinite(bias) else str(bias) for token, bias in values["logit_bias"].items()

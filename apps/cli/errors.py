@@ -86,14 +86,28 @@ def say(sentence: str, label: str = "Error: ", style: str = "bold red") -> None:
     """Print an error, or what the label names, on stderr: one line, in a terminal wrapped between words."""
     from rich.text import Text
 
-    plain = readable(" ".join(sentence.split()))
-    text = Text(label, style=style).append(plain, style="not bold default")
-    in_terminal = sys.stderr.isatty()
+    console = error_console()
+    text = label + readable(" ".join(sentence.split()))
+    if sys.stderr.isatty():
+        text = _wrapped(text, console.width)
+    shown = Text(text)
+    shown.stylize(style, 0, len(label))
     with suppress(OSError):
-        # A word longer than a line (a path) stays whole, so that it can be copied.
-        error_console().print(
-            text, no_wrap=not in_terminal, overflow="ignore", crop=False, soft_wrap=not in_terminal
-        )
+        console.print(shown, soft_wrap=True)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of at most `width` columns. A longer word (a path) stays whole, so that it can be copied."""
+    from rich.cells import cell_len
+
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and cell_len(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
 
 
 def _sentence(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge.apps.cli.options import given_flags
 from edge.apps.cli.terminal import convert_progress
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
@@ -42,10 +43,14 @@ def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override
 
 
 def keywords(options: Any) -> dict[str, Any]:
-    """What differs from the defaults in a dataclass of options, as keywords, those in `extra` as well."""
-    default = type(options)()
+    """What was typed or differs from the defaults in a dataclass of options, as keywords, with those in
+    `extra`.
+    """
+    default, typed = type(options)(), given_flags()
     values = {each.name: getattr(options, each.name) for each in fields(options)}
-    changed = {name: value for name, value in values.items() if value != getattr(default, name)}
+    changed = {
+        name: value for name, value in values.items() if value != getattr(default, name) or name in typed
+    }
     extra = changed.pop("extra", {})
     return {**changed, **extra}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -66,6 +67,33 @@ def extra_options(kind: type[Any]) -> Mapping[str, tuple[Any, Any, Option]]:
     return {name: (each.kind, each.default, each.declared) for name, each in plugin_options().items()}
 
 
+_given: ContextVar[Mapping[str, str]] = ContextVar("given", default={})  # noqa: B039 (never changed)
+
+
+def given_flags() -> Mapping[str, str]:
+    """What was typed for the command that runs: the flag by the parameter's name, defaults left out."""
+    return _given.get()
+
+
+def refuse_beside(mode: str, *allowed: str) -> None:
+    """Raise typer.BadParameter for what was typed and means nothing together with the flag `mode`.
+
+    allowed: names of the other parameters.
+    """
+    for name, flag in given_flags().items():
+        if name not in allowed and flag != mode:
+            raise typer.BadParameter(f"means nothing with {mode}: leave it out", param_hint=f"'{flag}'")
+
+
+def _typed(context: typer.Context) -> dict[str, str]:
+    def source(name: str) -> str:
+        found = context.get_parameter_source(name)
+        return "" if found is None else found.name
+
+    own = [each for each in context.command.params if each.name and source(each.name) == "COMMANDLINE"]
+    return {str(each.name): each.opts[0] for each in own if each.name != "debug"}
+
+
 def expand(command: Callable[..., Any]) -> Callable[..., Any]:
     """Let typer see the options of dataclass parameters one by one, and add `--debug`.
 
@@ -82,10 +110,16 @@ def expand(command: Callable[..., Any]) -> Callable[..., Any]:
             parameters.append(_parameter(parameter.name, parameter.default, hints[name]))
     parameters.append(_parameter("debug", False, _Debug))
 
+    parameters.append(_parameter("context_of_typer", inspect.Parameter.empty, typer.Context))
+
     @wraps(command)
-    def run(debug: bool, **values: Any) -> Any:
-        made = {name: options.take(values) for name, options in groups.items()}
-        return command(**values, **made)
+    def run(debug: bool, context_of_typer: typer.Context, **values: Any) -> Any:
+        token = _given.set(_typed(context_of_typer))
+        try:
+            made = {name: options.take(values) for name, options in groups.items()}
+            return command(**values, **made)
+        finally:
+            _given.reset(token)
 
     del run.__wrapped__  # typer would follow it to the signature that it should not see
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

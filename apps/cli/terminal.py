@@ -47,6 +47,7 @@ def _console(**options: Any) -> Console:
     return PrintableConsole(highlight=False, markup=False, emoji=False, **options)
 
 
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_JSON = re.compile("[\x7f-\x9f\ud800-\udfff]")  # controls, and halves of characters
 
 
@@ -70,8 +71,8 @@ def _finite(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text of a model without control characters, which could steer the terminal."""
-    return "".join(c for c in text if (c >= " " and not "\x7f" <= c <= "\x9f") or c in "\n\t")
+    """Text of a model without control characters, which could steer the terminal, and half characters."""
+    return _UNPRINTABLE.sub("", text)
 
 
 def state_folder() -> Path:

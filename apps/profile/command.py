@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand
+from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand, given_flags, refuse_beside
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.profile.options import PlanOptions
 from edge.errors import EdgeError
@@ -23,9 +24,7 @@ _MODEL_HELP = f"{MODEL_HELP} With --compare: two files."
 
 @expand
 def profile(
-    model: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} With --compare: two files.")
-    ],
+    model: Annotated[list[str], typer.Argument(metavar="MODEL", help=_MODEL_HELP)],
     *,
     options: Annotated[ProfileOptions, Group("What to measure (lists by commas)")],
     compare: Annotated[
@@ -62,9 +61,16 @@ def profile(
     if fail_above is not None and not compare:
         raise typer.BadParameter("belongs to --compare", param_hint="'--fail-above'")
     if compare:
+        refuse_beside("--compare", "model", "fail_above", "as_json", "as_markdown")
         return _compare(Path(model[0]), Path(model[1]), fail_above, as_json, as_markdown)
+    plans = {each.name for each in fields(PlanOptions)}
     if planned.plan:
+        refuse_beside("--plan", "model", "quantize", "head", "kv_type", "as_json", "as_markdown", *plans)
+        if len(options.kv_type) > 1:
+            raise typer.BadParameter("give one of them with --plan", param_hint="'--kv'")
         return _plan(model[0], options, planned, as_json, as_markdown)
+    for name in sorted(plans & given_flags().keys()):
+        raise typer.BadParameter("belongs to --plan", param_hint=f"'{given_flags()[name]}'")
     if serial is not None and adb is None:
         raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
     _check_outputs(out, csv, html)

@@ -18,6 +18,7 @@ from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.ternary_values import find_ternary
 from edge.config import ModelConfig
 from edge.config.families import family_of
+from edge.config.generation import read_generation_config
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
@@ -116,6 +117,7 @@ class GGUFCheckpoint:
         }
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
+        read_generation_config(found, f"the sampling settings (general.sampling.*) of '{self._path}'")
         return found
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:

@@ -81,7 +81,64 @@ class _Stored:
         return to_float32(self.array(), self.dtype, f"Tensor '{self.name}'")
 
 
-class HuggingFaceCheckpoint:
+class HuggingFaceTexts:
+    """What a folder says beside its weights, which need not be there yet: the network, the tokenizer, the
+    chat template and generation settings.
+
+    Raises CheckpointError and ConfigError as `HuggingFaceCheckpoint` does.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
+        data = _read_json(self._folder / CONFIG)
+        if data is None:
+            raise CheckpointError(
+                f"'{self._folder}' has no {CONFIG}, so it is not a Hugging Face checkpoint; give the folder "
+                "that holds config.json, the weights and the tokenizer."
+            )
+        self._data = data
+        self._config = config_from_hf(data)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network that `config.json` describes."""
+        return self._config
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name; CheckpointError if there is no tokenizer that can be used."""
+        found = {name: _read(self._folder / name) for name in TOKENIZER_FILES}
+        files = {name: data for name, data in found.items() if data is not None}
+        if not any(name in files for name in TOKENIZERS):
+            raise CheckpointError(
+                f"'{self._folder}' has neither tokenizer.json nor tokenizer.model; copy the model's "
+                "tokenizer files into it."
+            )
+        return files
+
+    @property
+    def chat_template(self) -> str | None:
+        """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
+        path = self._folder / "chat_template.jinja"
+        jinja = _read(path)
+        if jinja is not None:
+            return decode_text(jinja, path, CheckpointError)
+        for name in ("tokenizer_config.json", "chat_template.json"):
+            template = (_read_json(self._folder / name) or {}).get("chat_template")
+            if isinstance(template, list):  # several templates with names
+                entries = [entry for entry in template if isinstance(entry, dict)]
+                template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+            if isinstance(template, str):
+                return template
+        return None
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The contents of `generation_config.json`, or an empty dict."""
+        return _read_json(self._folder / "generation_config.json") or {}
+
+
+class HuggingFaceCheckpoint(HuggingFaceTexts):
     """A folder as `save_pretrained` writes it: floats, or linear layers packed by GPTQ, AWQ or Marlin.
 
     source: where the folder came from, by default its path. Float matrices that hold ternary values (BitCPM)
@@ -91,17 +148,10 @@ class HuggingFaceCheckpoint:
     """
 
     def __init__(self, folder: Path | str, source: str | None = None) -> None:
-        self._folder = Path(folder)
+        super().__init__(folder)
         self._source = str(self._folder) if source is None else source
-        data = _read_json(self._folder / CONFIG)
-        if data is None:
-            raise CheckpointError(
-                f"'{self._folder}' has no {CONFIG}, so it is not a Hugging Face checkpoint; give the folder "
-                "that holds config.json, the weights and the tokenizer."
-            )
         entry = quantization_config(self._folder)
         settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
-        self._config = config_from_hf(data)
         self._files = self._open_weights()
         family = family_of(self._config)
         tied, untied = self._config, replace(self._config, tie_word_embeddings=False)
@@ -136,11 +186,6 @@ class HuggingFaceCheckpoint:
         return self._source
 
     @property
-    def config(self) -> ModelConfig:
-        """The network that `config.json` describes."""
-        return self._config
-
-    @property
     def tensors(self) -> Sequence[TensorInfo]:
         """Every tensor that the network needs, checked against the config's shapes."""
         return self._tensors
@@ -158,39 +203,6 @@ class HuggingFaceCheckpoint:
         if name in self._packed:
             return self._packed[name].read_float32()
         return self._stored[name].read_float32()
-
-    @property
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name; CheckpointError if there is no tokenizer that can be used."""
-        found = {name: _read(self._folder / name) for name in TOKENIZER_FILES}
-        files = {name: data for name, data in found.items() if data is not None}
-        if not any(name in files for name in TOKENIZERS):
-            raise CheckpointError(
-                f"'{self._folder}' has neither tokenizer.json nor tokenizer.model; copy the model's "
-                "tokenizer files into it."
-            )
-        return files
-
-    @property
-    def chat_template(self) -> str | None:
-        """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
-        path = self._folder / "chat_template.jinja"
-        jinja = _read(path)
-        if jinja is not None:
-            return decode_text(jinja, path, CheckpointError)
-        for name in ("tokenizer_config.json", "chat_template.json"):
-            template = (_read_json(self._folder / name) or {}).get("chat_template")
-            if isinstance(template, list):  # several templates with names
-                entries = [entry for entry in template if isinstance(entry, dict)]
-                template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-            if isinstance(template, str):
-                return template
-        return None
-
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        """The contents of `generation_config.json`, or an empty dict."""
-        return _read_json(self._folder / "generation_config.json") or {}
 
     def _describe(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         if name in self._packed:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edge.config import ModelConfig, RopeConfig
 from edge.config.families import family_from_gguf, mup_scales, scaled_family
 from edge.config.fields import Fields, head_size, listed, shown, unique
+from edge.config.generation import read_generation_config
 from edge.config.gguf_keys import FIXED, READ, WITHOUT_EFFECT
 from edge.config.rope import longrope_scale, rope_parameters
 from edge.config.rope_entry import read_rope
@@ -75,7 +76,7 @@ def config_from_gguf(
     kv_heads = heads if source.get("attention.head_count_kv") is None else None
     experts = source.integer("expert_count", 0)
     embedding, residual, logit = mup_scales(source, _MUP, family)
-    stops = [special.optional_integer(f"{name}_token_id") for name in ("eos", "eot", "eom")]
+    stops = [_token(special, name) for name in ("eos", "eot", "eom")]
     config = ModelConfig(
         model_type=family.model_type,
         vocab_size=source.integer("vocab_size", len(tokens) or None),
@@ -89,9 +90,9 @@ def config_from_gguf(
         max_position_embeddings=max_positions,
         rope=_read_rope(source, max_positions, short_factor, long_factor),
         tie_word_embeddings=tie_word_embeddings,
-        bos_token_id=special.optional_integer("bos_token_id"),
+        bos_token_id=_token(special, "bos"),
         eos_token_ids=unique(stop for stop in stops if stop is not None),
-        pad_token_id=special.optional_integer("padding_token_id"),
+        pad_token_id=_token(special, "padding"),
         scale_emb=None if embedding is None else _decimal(embedding),
         # llama.cpp stores the finished factors: depth / sqrt(layers), and hidden / base by which it divides.
         scale_depth=None if residual is None else _invert(residual, lambda scale: scale * math.sqrt(layers)),
@@ -166,10 +167,13 @@ def gguf_rope_tensors(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]
 
 def sampling_to_gguf(generation_config: Mapping[str, Any]) -> Metadata:
     """`general.sampling.*` of the settings that GGUF knows."""
+    settings = dict(read_generation_config(generation_config).settings)
+    if settings.get("do_sample") is False:
+        settings["temperature"] = 0.0  # how GGUF says it
     return {
-        key: int(generation_config[name]) if name == "top_k" else float(generation_config[name])
+        key: int(settings[name]) if name == "top_k" else float(settings[name])
         for name, key in SAMPLING_KEYS.items()
-        if isinstance(generation_config.get(name), (int, float))
+        if name in settings
     }
 
 
@@ -282,6 +286,12 @@ def _write_rope(config: ModelConfig) -> Metadata:
             # llama.cpp multiplies its own 1 + 0.1 ln(factor) by this one.
             values["rope.scaling.attn_factor"] = scale / (1 + 0.1 * math.log(max(rope.factor, 1.0)))
     return values
+
+
+def _token(special: Fields, role: str) -> int | None:
+    """The token with a role; -1, as which llama.cpp writes none, may have become unsigned."""
+    found = special.optional_integer(f"{role}_token_id")
+    return None if found is None or found < 0 or found == 2**32 - 1 else found
 
 
 def _same_in_all_layers(source: Fields, name: str) -> int:

@@ -61,8 +61,9 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         rope=_rope(source, max_positions),
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
         bos_token_id=source.optional_integer("bos_token_id"),
-        eos_token_ids=source.ids("eos_token_id"),
-        pad_token_id=pad if pad is None or pad >= 0 else None,  # Llama writes -1 for "none"
+        eos_token_ids=tuple(token for token in source.ids("eos_token_id") if token >= 0),  # -1 for "none"
+        # Llama writes -1 for "none", and fine-tunes a token that the embedding does not have.
+        pad_token_id=pad if pad is not None and 0 <= pad < source.integer("vocab_size") else None,
         scale_emb=scales[0],
         scale_depth=scales[1],
         dim_model_base=scales[2],

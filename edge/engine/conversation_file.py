@@ -92,7 +92,7 @@ def read_conversation(path: Path) -> dict[str, Any]:
         messages = parse_messages(data["messages"])
     except EdgeError as error:
         raise EdgeError(
-            f"The saved conversation '{path}' is damaged: it has a message without role or text ({error})"
+            f"The saved conversation '{path}' is damaged: it has a message without role or text: {error}"
         ) from None
     try:
         merge_settings(request=_with_integer_keys(data["settings"]))

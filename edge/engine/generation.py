@@ -14,6 +14,7 @@ from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.errors import EdgeError
 from edge.system.guards import OneThread
+from edge.text.end_tokens import named_token
 from edge.text.tokenizer.base import Tokenizer
 
 _T = TypeVar("_T")
@@ -140,7 +141,7 @@ class _Answer:
     ) -> None:
         self._session, self._prompt, self._settings = session, prompt, settings
         self._sampler = Sampler(settings.sampling)
-        self._ends = _end_tokens(settings, tokenizer)
+        self._ends = answer_ends(settings, tokenizer)
         self._decoder, self._matcher = tokenizer.stream(continues=continues), StopMatcher(settings.stop)
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
         self._left = ""
@@ -205,10 +206,16 @@ class _Answer:
         )
 
 
-def _end_tokens(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer with these settings; TokenizerError for one that the model does not have.
+
+    A stop string that is a control token is one of them: such a token has no text in an answer.
+    """
+    stops = {tokenizer.special_tokens[text] for text in settings.stop if text in tokenizer.special_tokens}
     if settings.ignore_eos:
-        return frozenset()
-    return tokenizer.eos_ids if settings.eos_token_ids is None else frozenset(settings.eos_token_ids)
+        return frozenset(stops)
+    own = tokenizer.eos_ids if settings.eos_token_ids is None else settings.eos_token_ids
+    return frozenset({*own, *stops, *(named_token(tokenizer, token) for token in settings.eos)})
 
 
 class Stream:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ContextError, EdgeError
-from edge.executors.checks import integers, token_ids
+from edge.executors.checks import token_ids, whole_number
 from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
 from edge.formats.kv_file import read_cache, write_cache
 from edge.system.guards import OneThread
@@ -128,7 +128,7 @@ class Session:
 
     def truncate(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
-        (kept,) = integers([length], "The length to keep", np.int64).tolist()
+        kept = whole_number(length, "the length to keep")
         if kept < 0:
             raise EdgeError(f"A session can't be cut to {kept} tokens: give 0 or more.")
         with self._use():
@@ -137,6 +137,10 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         self.truncate(0)
+
+    def check_files(self) -> None:
+        """Raise EdgeError if the executor can't keep its cache in a file."""
+        self._store()
 
     def save(self, path: str | Path) -> int:
         """Write the cache and its tokens to a file, atomically; returns its size in bytes."""

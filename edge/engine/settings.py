@@ -1,6 +1,7 @@
 """What shapes an answer: the options of sampling and generation, and whose word counts.
 
-A flag is stronger than a request, that than the model's generation_config, and that than the default.
+A flag is stronger than a request, that than the model's generation_config, and that than the default. What
+one source says in two ways (`do_sample` and `temperature`) must agree.
 
 A flag is what the person who runs the program said (a command-line option, an argument of a Python call); a
 request is what arrived from elsewhere (an HTTP body, a saved conversation).
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from edge.config.generation import read_generation_config
 from edge.errors import EdgeError
 from edge.executors.native.library import MAX_LOGPROBS
 from edge.system.options import check_options, option
@@ -94,13 +96,8 @@ def _is_float32(value: object) -> bool:
 
 _NUMBERS = tuple(f.name for f in fields(SamplingParams) if f.type == "float")
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
-SETTING_NAMES = (*_SAMPLING, "max_new_tokens", "stop", "eos_token_id", "ignore_eos", "do_sample")
+SETTING_NAMES = (*_SAMPLING, "max_new_tokens", "stop", "eos", "eos_token_id", "ignore_eos", "do_sample")
 """Every name that a flag or a request may use."""
-
-_GENERATION_CONFIG = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
-    *("max_new_tokens", "do_sample", "eos_token_id"),
-)
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,17 @@ class GenerationSettings:
     """Everything that shapes one answer.
 
     max_new_tokens: None lets the answer run until it ends or the context is full.
-    stop: strings that end the answer and are cut from it. eos_token_ids: tokens that end it, None means the
-    model's own; ignore_eos lets it run on (for measurements).
+    stop: strings that end the answer and are cut from it; one that is a control token is an end token. eos:
+    end tokens beside the model's own, each the text of a token or its id in digits. eos_token_ids: end tokens
+    in place of the model's own, None for those. ignore_eos: neither counts, only `stop` (for measurements).
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int | None = option(None, "Longest answer in tokens.", least=1, flag="--max-tokens")
     stop: tuple[str, ...] = option((), "End the answer at this text; repeatable.")
+    eos: tuple[str, ...] = option(
+        (), "End the answer at this token too, its text or id; repeatable.", metavar="TOKEN"
+    )
     eos_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
 
@@ -132,18 +133,19 @@ def merge_settings(
 
     Names in `request` and `flags` are those of SETTING_NAMES; another one is an EdgeError that names it. From
     `generation_config` (Hugging Face's file) the names that matter here are read and the rest is ignored.
-    do_sample False means temperature 0, unless a stronger source gives a temperature.
+    do_sample False means temperature 0, unless a stronger source says otherwise. The file's stop strings
+    count beside given ones.
     """
-    values: dict[str, Any] = {}
-    known = {k: v for k, v in (generation_config or {}).items() if k in _GENERATION_CONFIG}
-    for source in (known, request or {}, flags or {}):
+    recommended = {} if generation_config is None else read_generation_config(generation_config).settings
+    values: dict[str, Any] = dict(recommended)
+    for source in (request or {}, flags or {}):
         for name in source:
             if name not in SETTING_NAMES:
                 raise EdgeError(f"Unknown setting '{name}'; known settings: {', '.join(SETTING_NAMES)}.")
-        given = {name: value for name, value in source.items() if value is not None}
-        if given.pop("do_sample", True) is False:
-            given.setdefault("temperature", 0.0)
-        values.update(given)
+        _check_sampling(source)
+        values = overlay(values, source)
+    if values.get("do_sample") is False:
+        values["temperature"] = 0.0
     sampling = SamplingParams(**{name: values[name] for name in _SAMPLING if name in values})
     ignore_eos = values.get("ignore_eos", False)
     if not isinstance(ignore_eos, bool):
@@ -151,10 +153,38 @@ def merge_settings(
     return GenerationSettings(
         sampling=sampling,
         max_new_tokens=values.get("max_new_tokens"),
-        stop=_stop(values.get("stop", ())),
+        stop=tuple(dict.fromkeys([*recommended.get("stop", ()), *_stop(values.get("stop", ()))])),
+        eos=_tokens(values.get("eos", ())),
         eos_token_ids=_token_ids(values["eos_token_id"]) if "eos_token_id" in values else None,
         ignore_eos=ignore_eos,
     )
+
+
+def overlay(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Two sources of settings as one; a value of None in the stronger counts as not given.
+
+    `do_sample` and `temperature` both say whether to sample, so a stronger one undoes the other.
+    """
+    given = {name: value for name, value in stronger.items() if value is not None}
+    kept = dict(weaker)
+    if "temperature" in given:
+        kept.pop("do_sample", None)
+    sample = given.get("do_sample")
+    if sample is False or (sample and kept.get("temperature") == 0):
+        kept.pop("temperature", None)
+    return {**kept, **given}
+
+
+def _check_sampling(source: Mapping[str, Any]) -> None:
+    """Raise EdgeError if one source says both to sample and not to."""
+    sample, temperature = source.get("do_sample"), source.get("temperature")
+    if not (sample is None or isinstance(sample, bool)):
+        raise EdgeError(f"do_sample must be true or false, got {sample!r}.")
+    if sample is not None and temperature is not None and sample != (temperature != 0):
+        raise EdgeError(
+            f"do_sample {str(sample).lower()} and temperature {temperature!r} contradict each other; leave "
+            "one of them out."
+        )
 
 
 def _stop(value: Any) -> tuple[str, ...]:
@@ -169,3 +199,11 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise EdgeError(f"eos_token_id must be a token id or a list of them, got {value!r}.")
     return tuple(ids)
+
+
+def _tokens(value: Any) -> tuple[str, ...]:
+    """Texts of tokens, or ids in digits; an id may come as a number."""
+    tokens = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(t, (str, int)) and not isinstance(t, bool) and t != "" for t in tokens):
+        raise EdgeError(f"eos must be a token's text or id, or a list of them, got {value!r}.")
+    return tuple(map(str, tokens))

@@ -50,6 +50,12 @@ def integers(values: Any, what: str, kind: type[np.integer] = np.int32) -> npt.N
     return np.ascontiguousarray(array, kind)
 
 
+def whole_number(value: Any, what: str) -> int:
+    """One such number."""
+    (found,) = integers([value], what, np.int64)
+    return int(found)
+
+
 def token_ids(tokens: Any) -> npt.NDArray[np.int32]:
     """int32 [n] as `integers`; TokenizerError for an id that is far outside every vocabulary."""
     try:
@@ -125,7 +131,7 @@ def check_layers(layers: Sequence[int], config: ModelConfig) -> None:
 
 def check_kept_rows(rows: Sequence[int], n: int, length: int) -> list[int]:
     """Rows that ascend from n, within the `length` of a cache."""
-    (first,) = integers([n], "rows to keep", np.int64).tolist()
+    first = whole_number(n, "the number of rows to keep")
     if not 0 <= first <= length:
         raise EdgeError(f"The cache has {length} rows, so the first {n} can't be kept.")
     order = [first - 1, *integers(rows, "rows to keep", np.int64).tolist()]

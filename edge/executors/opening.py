@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from edge.config.attention import asked_attention, with_selection
@@ -12,6 +13,7 @@ from edge.executors.protocol import Executor
 from edge.executors.registry import EXECUTORS, NATIVE, ExecutorSpec
 from edge.formats.model_files import ModelFiles
 from edge.system.memory import available_memory
+from edge.system.options import options_of
 
 
 def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
@@ -44,12 +46,41 @@ def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
     return own
 
 
-def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Executor:
+def refuse_ignored(
+    spec: ExecutorSpec, files: ModelFiles, options: RunOptions, asked: Iterable[str] = ()
+) -> None:
+    """Raise EdgeError for an option that `spec` would run these files without.
+
+    asked: names of options that were given, beside those that differ from their defaults.
+    """
+    fixed: dict[str, object] = dict.fromkeys(spec.ignores)
+    if (arithmetic := spec.fixed(files)) is not None:
+        fixed |= {"activations": arithmetic.activations, "kv_type": arithmetic.kv_type}
+    if files.attention is not None:
+        fixed["attention"] = files.attention
+    default = RunOptions()
+    for name, only in fixed.items():
+        value = getattr(options, name)
+        if value in (only, None) or (name == "attention" and value == "auto"):
+            continue
+        if name in asked or value != getattr(default, name):
+            declared = options_of(RunOptions).get(name)
+            flag = f" ({declared.flag or '--' + name})" if declared else ""
+            why = "has no use for it" if only is None else f"computes '{files.path}' with {only}"
+            raise EdgeError(
+                f"{name}{flag} can't be {value}: the executor '{spec.name}' {why}; leave the option out."
+            )
+
+
+def open_executor(
+    files: ModelFiles, options: RunOptions | None = None, *, asked: Iterable[str] = ()
+) -> Executor:
     """Open the executor that options name, or that the files are made for.
 
-    options: by default RunOptions(). Raises EdgeError for an executor that is unknown, does not fit the files
-    or lacks a package; ContextError for a context beyond the model's, and if the memory does not suffice;
-    ConfigError for sparse attention that can't run; and what the executor itself finds wrong.
+    options: by default RunOptions(); asked: see `refuse_ignored`. Raises EdgeError for an executor that is
+    unknown, does not fit the files or lacks a package, and for an option that means nothing to it;
+    ContextError for a context beyond the model's, and if the memory does not suffice; ConfigError for sparse
+    attention that can't run; and what the executor itself finds wrong.
     """
     options = options or RunOptions()
     spec = find_executor(files, options.executor)
@@ -57,13 +88,9 @@ def open_executor(files: ModelFiles, options: RunOptions | None = None) -> Execu
         files = files.with_config(with_selection(files.config, options.selection))
     context = _context(files, options.context)
     make = spec.load()
+    refuse_ignored(spec, files, options, asked)
     fixed = spec.fixed(files)
     if fixed is not None:
-        if fixed.weights is not None and options.mmap:
-            raise EdgeError(
-                f"The executor '{spec.name}' holds its weights as {fixed.weights}, so mmap can't be used "
-                "with it."
-            )
         options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
     sparse = spec.sparse(files, asked_attention(options.attention, options.selection), context)
     plan = memory_plan(

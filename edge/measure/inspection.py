@@ -21,6 +21,7 @@ from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.quant.scheme import QuantScheme
 from edge.text.chat_template import supports_thinking
+from edge.text.tokenizer.load import open_tokenizer
 
 SCHEMA = 1
 """Version of `ModelFacts.to_json`; it grows when a field changes its meaning or goes away."""
@@ -148,7 +149,7 @@ def inspect_model(
             _tokenizer_kind(files.tokenizer_files),
             config.vocab_size,
             config.bos_token_id,
-            config.eos_token_ids,
+            open_tokenizer(files).end_tokens if files.tokenizer_files else config.eos_token_ids,
         ),
         chat_template=template is not None,
         thinking=supports_thinking(template or ""),

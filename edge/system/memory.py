@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
@@ -17,15 +16,10 @@ def available_memory() -> int | None:
 
 def _system_available() -> int | None:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        # Without a figure for reclaimable memory (macOS), what is installed is the only firm bound.
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
+        import psutil  # not needed to import `edge`
+
+        return int(psutil.virtual_memory().available)
+    except (ImportError, OSError, ValueError, RuntimeError):  # a sandbox without /proc
         return None
 
 

@@ -88,6 +88,7 @@ class PromptEncoder:
         roles = sorted({message.role for message in messages})
         forms = chain.from_iterable(combinations(roles, count) for count in range(len(roles) + 1))
         problem: EdgeError | None = None
+        usable: tuple[frozenset[str], str] | None = None
         deadline = monotonic() + _FORM_SECONDS
         for typed in dict.fromkeys((self._typed, *map(frozenset, forms))):
             self._typed = typed
@@ -98,16 +99,21 @@ class PromptEncoder:
             except EdgeError as error:
                 problem = problem or error
             else:
-                lost = _lost(messages, marked, typed)
-                if not lost:
+                missing = _missing(messages, marked, typed)
+                if not missing:
                     return marked
+                if missing.issubset(_opening_answers(messages)):
+                    usable = usable or (typed, marked)
+                roles = sorted({messages[i].role for i in missing})
                 problem = problem or EdgeError(
-                    f"The chat template leaves out messages of the role {' and '.join(map(repr, lost))}: "
+                    f"The chat template leaves out messages of the role {' and '.join(map(repr, roles))}: "
                     "begin a conversation without them, or correct the model's chat_template.jinja."
                 )
             if monotonic() > deadline:
                 break
-        self._typed = frozenset()
+        self._typed = usable[0] if usable else frozenset()
+        if usable:
+            return usable[1]
         assert problem is not None
         raise problem
 
@@ -155,19 +161,17 @@ class PromptEncoder:
         return ids[1:] if lead else ids
 
 
-def _lost(messages: Sequence[Message], marked: str, typed: Collection[str]) -> list[str]:
-    """Roles of the messages that a rendering with sentinels lacks.
-
-    Answers before the first question may be missing: many templates begin with the user.
-    """
+def _missing(messages: Sequence[Message], marked: str, typed: Collection[str]) -> set[int]:
+    """Indices of the messages that a rendering with sentinels lacks."""
+    for mark in (_OPEN, _CLOSE):  # as `tojson` may write them
+        marked = marked.replace(f"\\u{ord(mark):04x}", mark)
     found = {int(i) for i in _SENTINEL.findall(marked)}
     if typed:
         found -= {int(i) for i in _PRINTED_PART.findall(marked)}
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
-    return sorted(
-        {
-            message.role
-            for i, message in enumerate(messages)
-            if i not in found and not (message.role == "assistant" and i < first)
-        }
-    )
+    return set(range(len(messages))) - found
+
+
+def _opening_answers(messages: Sequence[Message]) -> set[int]:
+    """Answers before the first question, which many templates leave out: they begin with the user."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), 0)
+    return {i for i in range(first) if messages[i].role == "assistant"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from edge import __version__
@@ -37,7 +37,9 @@ _LIMIT = 1e-6  # the same arithmetic on the same weights; another CPU sums in an
 
 
 class BundleTarget:
-    """Copies the source's bundle: its files byte for byte, under a manifest that may name other constants."""
+    """Copies the source's bundle: its files byte for byte, under a manifest that names all end tokens and may
+    name other constants.
+    """
 
     name = "bundle"
 
@@ -50,7 +52,7 @@ class BundleTarget:
         return Plan(
             files={
                 WEIGHTS: manifest.files[WEIGHTS].bytes,
-                MANIFEST: len(manifest.encode()),
+                MANIFEST: len(_manifest(source)),
                 DECODER: len(_decoder(source, options)),
             },
             formula="the bundle's own files: codes and scales of every tensor, padded to 64 bytes, exactly",
@@ -77,7 +79,7 @@ class BundleTarget:
                 progress(done, sum(sizes.values()), name)
             shutil.copyfile(source.bundle.path / name, folder / name)
             done += size
-        (folder / MANIFEST).write_bytes(source.bundle.manifest.encode())
+        (folder / MANIFEST).write_bytes(_manifest(source))
         (folder / DECODER).write_bytes(_decoder(source, options))
         return Written(WEIGHTS, {name: str(info.scheme) for name, info in source.tensors.items()})
 
@@ -89,6 +91,11 @@ class BundleTarget:
         executor = exact_executor(Bundle.open(artifact.path), manifest.context, manifest.attention)
         logits = run_executor(executor, reference)
         return compare_logits(reference, logits, runtime=RUNTIME.name, version=version, limit=_LIMIT)
+
+
+def _manifest(source: Source) -> bytes:
+    """`manifest.json`"""
+    return replace(source.bundle.manifest, config=source.config).encode()
 
 
 def _decoder(source: Source, options: ExportOptions) -> bytes:

@@ -32,7 +32,7 @@ def converted_tokenizer(source: Source) -> bytes | None:
     files = source.tokenizer_files
     if TOKENIZER in files or "tokenizer.model" not in files:
         return None
-    return checked_tokenizer(source, _convert(files))
+    return checked_tokenizer(source, _convert(files, source.config.vocab_size))
 
 
 def checked_tokenizer(source: Source, document: dict[str, Any]) -> bytes:
@@ -42,7 +42,7 @@ def checked_tokenizer(source: Source, document: dict[str, Any]) -> bytes:
     return data
 
 
-def _convert(files: dict[str, bytes]) -> dict[str, Any]:
+def _convert(files: dict[str, bytes], size: int) -> dict[str, Any]:
     proto = model_proto().FromString(files["tokenizer.model"])
     settings = read_settings(files)
     if proto.trainer_spec.model_type != _BPE:
@@ -56,7 +56,7 @@ def _convert(files: dict[str, bytes]) -> dict[str, Any]:
         for index, piece in enumerate(proto.pieces)
         if piece.type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     }
-    for token in settings.merged([]):
+    for token in settings.merged([], size):
         added[token.id] = token.text, token.special
     prefix = proto.normalizer_spec.add_dummy_prefix
     if settings.add_prefix_space is not None:

@@ -237,3 +237,21 @@ def test_output_that_the_locale_cannot_encode(run_edge: Callable[..., Any], envi
     environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     process = run_edge("chat", smollm2, "--prompt", "Repeat: 你好 🙂", *GREEDY)
     assert process.returncode == 0, process.stderr
+
+
+def test_a_line_that_the_tokenizer_panics_on_leaves_the_others(run_edge: Callable[..., Any], tiny_checkpoint):
+    """An expression of nested quantifiers makes the tokenizers package panic."""
+    folder = tiny_checkpoint()
+    document = json.loads((folder / "tokenizer.json").read_text())
+    rule = {"type": "Split", "pattern": {"Regex": "(x+x+)+$"}, "behavior": "Isolated", "invert": False}
+    parts = [rule, document["pre_tokenizer"]]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    lines = ["hi", "x" * 60 + "b", "hi", "x" * 70 + "b", "bye"]
+    done = run_edge("chat", str(folder), "--max-tokens", "2", "--json", stdin="\n".join(lines))
+    assert done.returncode == 1
+    assert done.stderr.count("rules in tokenizer.json can't be applied") == 2
+    assert "panicked" not in done.stderr and "Traceback" not in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["completion_tokens"] for answer in answers] == [2, 2, 2]

@@ -27,7 +27,9 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
         json.loads(run_edge("chat", *which, "--context", "256", *ask).stdout.splitlines()[-1])
         for which in ((str(folder),), (smollm2,))
     )
-    assert answer["text"] and (folder.name == "portable" or answer["text"] == wanted["text"])
+    # Portable rounds otherwise, so a later token may differ; the first word is far from a tie.
+    words = slice(None) if folder.name == "full" else slice(1)
+    assert answer["text"].split()[words] == wanted["text"].split()[words] != []
 
     run = run_edge("inspect", str(folder), "--json")
     assert run.returncode == 0, run.stderr

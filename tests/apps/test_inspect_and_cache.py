@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from edge.config.presets import preset
+from edge.formats.bundle.reader import Bundle
+from edge.measure.profile.options import ProfileOptions
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CHECK_IMPORTS = """
 import sys
@@ -123,11 +131,15 @@ def test_cache(run_edge: Callable[..., Any], tiny_checkpoint):
     facts_of(run_edge("inspect", str(folder), "--quantize", "int8", "--json"))
     models = facts_of(run_edge("cache", "list", "--json"))["models"]
     assert len(models) == 2
+    assert {tuple(model["quantization"]) for model in models} == {("int4-g32",), ("int8-g32",)}
     assert facts["path"] in {model["path"] for model in models}
     for model in models:
         size = sum(file.stat().st_size for file in Path(model["path"]).iterdir())
         assert model["bytes"] == size
         assert model["source"] == str(folder)
+        wanted = {str(tensor.scheme) for tensor in Bundle.open(model["path"]).tensors.values()} - {"f32"}
+        assert set(model["quantization"]) == wanted
+        assert ", ".join(model["quantization"]) in run_edge("cache", "list").stdout
         assert model["key"] in run_edge("cache", "list").stdout
 
     removed = facts_of(run_edge("cache", "remove", models[0]["key"], "--json"))["removed"]
@@ -175,8 +187,26 @@ def test_the_torch_executor_agrees(
     assert (found["a"]["activations"], found["b"]["activations"]) == ("float32", "int8")
     assert 0 < found["kl_divergence"] < 1
     refused = run_edge(*command, "--executor", "torch", "--mmap")
-    assert refused.returncode == 1 and "mmap can't be used" in refused.stderr
+    assert refused.returncode == 1 and "mmap (--mmap/--no-mmap) can't be True" in refused.stderr
 
 
 def hash_of(word: str) -> int:
     return sum(ord(letter) * 31**i for i, letter in enumerate(word)) % 97
+
+
+def test_commands_of_the_docs_fit_the_default_model(run_inside: Callable[..., Any], smollm2: str):
+    """README and docs/profile.md say MODEL: what they show must not be refused for the default one."""
+    pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/profile.md"))
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for line in re.findall(r"^    (edge (?:inspect|profile) MODEL .*)$", pages, re.M)
+    ]
+    assert {command[0] for command in commands} == {"inspect", "profile"}
+    for command in commands:
+        if command[0] == "inspect":
+            done = run_inside("inspect", smollm2, *command[2:])
+            assert done.returncode == 0, done.stderr
+        elif "--depth" in command:
+            depths = command[command.index("--depth") + 1].split(",")
+            options = ProfileOptions(depth=tuple(map(int, depths)))
+            assert options.context <= preset("smollm2-135m").max_position_embeddings

@@ -238,6 +238,27 @@ def test_a_stop_string_is_not_part_of_the_conversation(chat):
     assert f"assistant\n{cut.text}<|im_end|>" in text
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_answer_that_ends_at_once_is_an_answer(small, end):
+    """The conversation has it, as an empty text, so that the next question is not merged with this one."""
+    chat = small.chat(system="Be brief.", temperature=0)
+    token = small.tokenizer.special_tokens[end]
+    done = chat.send("Hi", logit_bias={token: 1000})
+    assert (done.stop_reason, done.tokens, done.text) == ("eos", (), "")
+    assert chat.messages == (Message("user", "Hi"), Message("assistant", "", ()))
+    chat.send("And?", max_new_tokens=1)
+    text = chat._tokenizer.decode(chat.session.tokens.tolist(), skip_special=False)
+    assert "user\nHi<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n<|im_start|>user\nAnd?" in text
+
+
+def test_an_answers_own_settings_undo_the_chats(small):
+    """do_sample for all answers and a temperature for one are two sources, not a contradiction."""
+    chat = small.chat(do_sample=False, max_new_tokens=2)
+    assert chat.send("Hi", temperature=0.7, seed=1).seed == 1
+    with pytest.raises(EdgeError, match="contradict"):
+        chat.send("Hi", temperature=0.7, do_sample=False)
+
+
 def test_policy_stop_refuses_with_the_numbers(small):
     chat = small.chat(system="Be brief.", temperature=0, max_new_tokens=20)
     with pytest.raises(ContextError, match="context holds 160"):
@@ -266,6 +287,42 @@ def test_policy_drop_leaves_out_the_oldest_turns_and_keeps_the_system_prompt(sma
         seen = [n for n in range(10) if f"Question {n}:" in text]
         assert seen == list(range(seen[0], turn + 1)) and seen[0] * 2 == chat.dropped_messages
     assert chat.dropped_messages > 0 and len(chat.messages) == 20
+
+
+@pytest.mark.parametrize("wanted", [1, 100, None])
+def test_policy_drop_leaves_room_for_the_answer(small, wanted):
+    """As much as is asked for, and an eighth of the context where more is asked for than that."""
+    chat = small.chat(system="Be brief.", context_policy="drop", ignore_eos=True, seed=1)
+    room, lengths = min(wanted or 160, 160 // 8), []
+    for turn in range(12):
+        stream = chat.stream(
+            f"Question {turn}: how deep is the sea{' and why' * turn}?", max_new_tokens=wanted
+        )
+        next(stream)
+        lengths.append(stream.result.prompt_tokens)
+    assert chat.dropped_messages > 0
+    assert max(lengths) <= 160 - room
+
+
+def test_a_message_that_fills_the_context_exactly(small):
+    """One token of an answer fits: it needs no place of its own."""
+    for policy in ("stop", "drop"):
+        chat, text = small.chat(context_policy=policy, ignore_eos=True, seed=1), "sea"
+        while len(chat._encode([Message("user", text)], None)) < 160:
+            text += " sea"
+        assert len(chat._encode([Message("user", text)], None)) == 160
+        done = chat.send(text)
+        assert (done.prompt_tokens, len(done.tokens), done.stop_reason) == (160, 1, "context")
+        with pytest.raises(ContextError, match="161 tokens"):
+            small.chat(context_policy=policy).send(text + " sea")
+
+
+def test_an_immediate_end_token_is_an_answer(chat):
+    first = chat.send("Hello", max_new_tokens=1).tokens[0]
+    chat.reset()
+    done = chat.send("Hello", eos_token_id=first)
+    assert (done.tokens, done.text, done.stop_reason) == ((), "", "eos")
+    assert [(m.role, m.content) for m in chat.messages] == [("user", "Hello"), ("assistant", "")]
 
 
 def test_policy_drop_refuses_a_message_that_is_too_long_by_itself(small):

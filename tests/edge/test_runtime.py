@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import edge
+from edge.config.presets import PRESETS, preset
 from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.memory import MemoryPlan, check_memory
 from edge.executors.opening import open_executor
@@ -18,9 +21,22 @@ from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.runtime import Model, load
-from edge.system.memory import _cgroup_available, available_memory
+from edge.system.memory import _cgroup_available, _system_available, available_memory
 
 GREEDY = {"temperature": 0, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def tiny_preset(tmp_path, monkeypatch) -> str:
+    """The name of a tiny model with random weights, and a cache of the test's own."""
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "vocab_size": 512}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    config = replace(
+        preset("smollm2-135m"), **small, **heads, max_position_embeddings=128, eos_token_ids=(2, 510)
+    )
+    monkeypatch.setitem(PRESETS._found, "tiny", config)
+    return "random:tiny"
 
 
 def test_a_question_is_answered(smollm2):
@@ -148,6 +164,35 @@ def test_a_longer_context_needs_a_rope_override(smollm2_gguf, tmp_path):
         load(smollm2_gguf, context=16385, rope_override=override)
 
 
+def test_verify_finds_a_changed_byte_that_size_and_time_hide(tiny_preset, tmp_path):
+    """A bundle of one's own is refused; one of the cache is converted again."""
+    with load(tiny_preset, quantize="int8") as model:
+        cached = model.files.path
+    own = tmp_path / "own"
+    shutil.copytree(cached, own)
+    load(own).close()
+    sound = (cached / "weights.safetensors").read_bytes()
+    for folder in (cached, own):
+        file = folder / "weights.safetensors"
+        before = file.stat()
+        with file.open("r+b") as stream:
+            stream.seek(-1000, 2)
+            stream.write(bytes([sound[-1000] ^ 0xFF]))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        load(folder).close()  # without it, size and time are believed
+    with pytest.raises(EdgeError, match="was altered or damaged"):
+        load(own, verify=True)
+    with load(tiny_preset, quantize="int8", verify=True) as model:
+        assert model.files.path == cached and (cached / "weights.safetensors").read_bytes() == sound
+
+
+def test_a_model_outlives_its_cache_entry(tiny_preset, tmp_path):
+    with load(tiny_preset) as model:
+        shutil.rmtree(tmp_path / "cache")
+        assert model.chat(**GREEDY).send("Hi").prompt_tokens > 0
+        assert model.memory_plan.total > 0 and model.session().save(tmp_path / "kv") > 0
+
+
 def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(smollm2_gguf):
     with pytest.raises(ContextError, match=r"GB = weights 96\.\d MB \+ KV cache \d{4,} GB"):
         load(smollm2_gguf, rope_override={"max_position_embeddings": 10**9})
@@ -169,7 +214,8 @@ def test_the_memory_plan(smollm2):
     check_memory(mapped, plan.total - plan.weights)
     with pytest.raises(ContextError, match=r"\(mapped\)"):
         check_memory(mapped, plan.total - plan.weights - 1)
-    assert "0.00" in str(MemoryPlan(1, 1, 1, 1))
+    sizes = "4.70 GB = weights 4.61 GB (mapped) + KV cache 67.1 MB (at 2048 tokens) + workspace 19.5 MB"
+    assert str(MemoryPlan(4_610_000_000, 67_108_864, 19_500_000, 2048, mapped_weights=True)) == sizes
 
 
 def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
@@ -180,8 +226,13 @@ def test_mapped_weights_answer_the_same(smollm2, smollm2_gguf):
     assert found.tokens == smollm2.complete("The capital of France is", **GREEDY).tokens
 
 
-def test_available_memory_is_known_here():
-    assert available_memory() is None or available_memory() > 1 << 20
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="compares with /proc/meminfo")
+def test_available_memory_is_what_the_system_says():
+    """Others take and give memory between the readings; half and double tell bytes from kB, free from all."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    said = {name.rstrip(":"): 1024 * int(value) for name, value, *_ in lines}
+    assert said["MemAvailable"] / 2 < _system_available() < min(2 * said["MemAvailable"], said["MemTotal"])
+    assert available_memory() == min([available_memory(), *_cgroup_available()]) > 0
 
 
 def cgroup(root: Path, path: str, **files: str) -> None:

@@ -94,4 +94,4 @@ def test_operators_take_its_layout_or_refuse_it_by_name():
     numbers = PackedShape(SCHEMES[0].packing, 24, 256).numbers
     assert numbers == PackedShape(QuantScheme("int4", 64).packing, 24, 256).numbers
     with pytest.raises(EdgeError, match=r"can't compute on the layout x8\.n16k4\.g32\.min\.v1"):
-        assert PackedShape(WIDE_SCHEME.packing, 24, 256).numbers
+        _ = PackedShape(WIDE_SCHEME.packing, 24, 256).numbers

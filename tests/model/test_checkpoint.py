@@ -60,7 +60,8 @@ def test_round_trip_is_bit_exact(tmp_path: Path, config, llama, container: str, 
 
     files = sorted((tmp_path / "ours").glob("*.safetensors"))
     assert (len(files) > 2) == (container == "sharded")
-    assert all(file.stat().st_size < 110_000 for file in files) or container != "sharded"
+    if container == "sharded":
+        assert all(file.stat().st_size < 110_000 for file in files)
     stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert stored.keys() == peer.state_dict().keys()
     for name, tensor in peer.state_dict().items():

@@ -61,9 +61,16 @@ def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=causal, enable_gqa=True)
 
 
-@pytest.mark.parametrize("sparse", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("heads, kv_heads, d", [(4, 2, 64), (2, 2, 128), (16, 1, 64)])
-def test_vectorised_equals_reference(sparse: SparseConfig, heads: int, kv_heads: int, d: int):
+# Constants decide about blocks and shapes about heads: every constant with one shape, every shape with two.
+@pytest.mark.parametrize(
+    ("variant", "heads", "kv_heads", "d"),
+    [
+        *((variant, 4, 2, 64) for variant in VARIANTS),
+        *((variant, *shape) for variant in ("plain", "exact") for shape in ((2, 2, 128), (16, 1, 64))),
+    ],
+)
+def test_vectorised_equals_reference(variant: str, heads: int, kv_heads: int, d: int):
+    sparse = VARIANTS[variant]
     q, k, v = random_qkv(heads, kv_heads, 21, 187, d)
     chosen = block_attention.select_blocks(q, k, sparse)
     assert torch.equal(chosen, reference_selection(q, k, sparse))
@@ -125,7 +132,7 @@ def test_batch():
 
 @pytest.mark.parametrize("changes", [{"topk": 12}, {"dense_len": 187}, {"window_size": 192}])
 def test_equals_dense_when_everything_is_selected(changes: dict[str, int]):
-    q, k, v = random_qkv(4, 2, 187, 187, 32)
+    q, k, v = random_qkv(4, 2, 60, 187, 32)  # the queries with the most blocks to leave out
     sparse = replace(SPARSE, **changes)
     torch.testing.assert_close(reference_attention(q, k, v, sparse), dense(q, k, v), **CLOSE)
     torch.testing.assert_close(
@@ -226,10 +233,16 @@ def test_chunks_and_single_tokens_equal_one_prefill(attention, sizes: list[int])
         end -= n
 
 
-@pytest.mark.parametrize("sparse", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize("start", [0, 5, 85, 101])
-def test_tree_equals_sequential_decoding(sparse: SparseConfig, start: int):
+@pytest.mark.parametrize(
+    ("variant", "start"),
+    [
+        *((variant, 85) for variant in VARIANTS),  # the tree crosses dense_len and ends of blocks
+        *((variant, start) for variant in ("plain", "dense-first", "exact") for start in (0, 5, 101)),
+    ],
+)
+def test_tree_equals_sequential_decoding(variant: str, start: int):
     """A deep tree, so that fine and coarse windows complete inside it, differently along its branches."""
+    sparse = VARIANTS[variant]
     parents = [-1, 0, 0, *range(1, 38), *range(2, 21), 2, 41, 42]
     mask = tree_mask(parents)
     q, k, v = random_qkv(4, 2, len(parents), start + len(parents), 16, seed=start)

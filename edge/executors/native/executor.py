@@ -16,7 +16,7 @@ from edge.config.fields import listed
 from edge.config.rope import rope_parameters
 from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
 from edge.errors import EdgeError, NativeError
-from edge.executors.checks import integers, token_ids
+from edge.executors.checks import integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.pool import ThreadPool
@@ -194,14 +194,18 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
+        first = whole_number(n, "the number of rows to keep")
         kept = integers(rows, "rows to keep", np.int64)
         with self._lock():
-            native.check(native.library().edge_cache_keep(handle_of(cache), n, kept.ctypes.data, kept.size))
+            native.check(
+                native.library().edge_cache_keep(handle_of(cache), first, kept.ctypes.data, kept.size)
+            )
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
+        rows = whole_number(n, "the number of rows to keep")
         with self._lock():
-            native.check(native.library().edge_cache_truncate(handle_of(cache), n))
+            native.check(native.library().edge_cache_truncate(handle_of(cache), rows))
 
     @property
     def cache_identity(self) -> Mapping[str, str]:
@@ -219,15 +223,17 @@ class NativeExecutor(ExecutorFacts, OneByOne):
 
     def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
         """Make n rows that `cache_memory` gave the content of the cache."""
+        rows = whole_number(n, "the number of rows")
         with self._lock():
             native.check(
-                native.library().edge_cache_restore(handle_of(cache), n, memory.ctypes.data, memory.nbytes)
+                native.library().edge_cache_restore(handle_of(cache), rows, memory.ctypes.data, memory.nbytes)
             )
 
     def repeat(self, cache: KVCache, n: int) -> None:
         """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""
+        rows = whole_number(n, "the number of rows")
         with self._lock():
-            native.check(native.library().edge_cache_repeat(handle_of(cache), n))
+            native.check(native.library().edge_cache_repeat(handle_of(cache), rows))
 
     def observe(self, observer: Callable[[bytes], None] | None) -> None:
         """See `edge.executors.protocol.Observable`; the bytes are those of a `native.Event`."""

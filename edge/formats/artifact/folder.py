@@ -13,17 +13,14 @@ from edge.config import ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest
-from edge.formats.bundle.manifest import GENERATION_CONFIG, WEIGHTS, BundleTensor
+from edge.formats.bundle.manifest import WEIGHTS, BundleTensor
 from edge.formats.guarded_json import decode_text, parse_object
 from edge.formats.hashing import file_sha256, json_digest
 from edge.formats.model_folder import member, read_member
 from edge.formats.safetensors import SafetensorsFile
 from edge.quant.scheme import QuantScheme
 
-_TOKENIZER_SETTINGS = (
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    GENERATION_CONFIG,
-)
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class Artifact:

@@ -55,6 +55,8 @@ def check_options(options: ProfileOptions) -> None:
         raise ProfileError("edge_bench does not report operators: leave --ops out.")
     if options.activations != "int8":
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
+    if options.executor != (None,) or options.attention != ("auto",):
+        raise ProfileError("edge_bench has one executor and attention: leave --executor and --attention out.")
     if len(options.kv_type) > 1:
         raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv.")
 

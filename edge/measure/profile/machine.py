@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
+T = TypeVar("T")
 _CPUS = Path("/sys/devices/system/cpu")
+_THROTTLE_COUNT = "cpu[0-9]*/thermal_throttle/core_throttle_count"
 _NOISY_LOAD = 0.5  # running processes per core before the start
 _NOISY_SHARE = 0.1  # of all CPU time, used by others during the run
 _THROTTLED_CLOCK = 0.9  # of the clock at the start
@@ -31,9 +36,7 @@ def core_count() -> int:
 
 def memory_bytes() -> int | None:
     """Installed memory."""
-    with suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
+    return _told(lambda psutil: int(psutil.virtual_memory().total))
 
 
 def huge_pages() -> str | None:
@@ -44,41 +47,34 @@ def huge_pages() -> str | None:
 
 def load() -> float | None:
     """Running processes, averaged over the last minute."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return _told(lambda psutil: round(float(psutil.getloadavg()[0]), 2))
 
 
 def clock_mhz() -> float | None:
     """Mean clock of the CPUs now."""
-    found = [_number(path) for path in _CPUS.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    known = [value / 1000 for value in found if value is not None]
-    if not known:
-        with suppress(OSError, ValueError):
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            known = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-    return round(sum(known) / len(known), 1) if known else None
+    clock = _told(lambda psutil: psutil.cpu_freq())
+    return round(clock.current, 1) if clock is not None and clock.current else None
 
 
 def temperature_celsius() -> float | None:
     """The hottest of the system's sensors."""
-    found = [_number(path) for path in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
-    known = [value / 1000 for value in found if value is not None]
-    return max(known) if known else None
+    sensors = _told(lambda psutil: psutil.sensors_temperatures()) or {}
+    return max((sensor.current for found in sensors.values() for sensor in found), default=None)
 
 
 def _throttle_events() -> int | None:
-    found = [_number(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    known = [value for value in found if value is not None]
-    return int(sum(known)) if known else None
+    counts = [_text(path) for path in _CPUS.glob(_THROTTLE_COUNT)]
+    known = [int(count) for count in counts if count]
+    return sum(known) if known else None
 
 
 def _busy_seconds() -> float | None:
     """CPU time that the whole machine has used, and that a hypervisor has taken."""
-    text = _text(Path("/proc/stat"))
-    if text is None:
+    times = _told(lambda psutil: psutil.cpu_times())
+    if times is None:
         return None
-    values = [int(value) for value in text.splitlines()[0].split()[1:9]]
-    user, nice, system, _idle, _iowait, irq, softirq, steal = values
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    # The guests' time is in `user` and `nice` already.
+    return sum(times) - sum(getattr(times, name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
 
 
 @dataclass(frozen=True)
@@ -152,15 +148,18 @@ def throttle_remarks(
     return tuple(found)
 
 
+def _told(fact: Callable[[ModuleType], T]) -> T | None:
+    """What psutil tells; None where this system or its sandbox does not, or psutil is missing (doctor)."""
+    try:
+        import psutil
+
+        return fact(psutil)
+    except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return None
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_text()
     except OSError:
-        return None
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError):
         return None

@@ -21,7 +21,7 @@ from edge.config import KVType, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
-from edge.executors.opening import find_executor
+from edge.executors.opening import find_executor, refuse_ignored
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.model_files import ModelFiles
@@ -173,6 +173,8 @@ def _arithmetic(
 ) -> Iterable[tuple[AttentionMode, KVType]]:
     """(attention that is active, KV type) of each run; an exported folder has its own."""
     if files.attention is not None:
+        for mode, kv_type in product(options.attention, options.kv_type):
+            refuse_ignored(spec, files, RunOptions(attention=mode, kv_type=kv_type))
         return [(files.attention, options.kv_type[0])]
     active: dict[AttentionMode, None] = {}
     for mode in options.attention:

@@ -1,7 +1,7 @@
 """Encodes with SentencePiece, whose normalization table a tokenizer.model brings along.
 
-Served in a process of its own (`worker`): the table may turn each character into a long text, and the library
-trusts what it reads from it.
+Served in a process of its own (`worker`): the table may turn each character into a long text, and not every
+version of the library checks it.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ except ImportError:  # Windows has no such limits: there the time is the only on
 
 MEMORY_BYTES = 1 << 30
 BYTES_PER_CHARACTER = 256
-"""Of a request. Encoding takes some 150 bytes of memory for each character of a long text."""
+"""Of a request, in addition. Encoding takes some 200 bytes of memory for each character of a long text."""
 OUT_OF_MEMORY = 3
 """Exit status. After a failed allocation nothing is sure any more, so the process ends."""
 _MAX_MESSAGE = 300
-_ORPHAN_SECONDS = 10
+_ORPHAN_SECONDS = 2
 
 
 def serve(module: str) -> None:
@@ -34,8 +34,9 @@ def serve(module: str) -> None:
         program = import_module(module).Program()
         _send(replies, {"value": None})
         for line in requests:
-            _limit_memory(len(line))
-            _send(replies, _answer(program, json.loads(line)))
+            request = json.loads(line)
+            _limit_memory(0 if request["method"] == "open" else len(line))
+            _send(replies, _answer(program, request))
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
 

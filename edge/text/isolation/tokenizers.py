@@ -22,11 +22,12 @@ Added = tuple[int, str, bool, bool, bool]
 class Program:
     """What the process offers, for one tokenizer.json. Control tokens are ordinary text here."""
 
-    def open(self, data: str, added: Sequence[Added]) -> dict[str, Any]:
+    def open(self, data: str, added: Sequence[Added], size: int) -> dict[str, Any]:
         """Read a tokenizer.json, and add the ordinary tokens that only the files beside it list.
 
-        data: base64. Returns `added`, the file's own added tokens; `pieces`, how many others it has;
-        `decoder`, the JSON of its decoder; `first`, the id that its post-processor puts in front of a text.
+        data: base64. size: of the vocabulary; added tokens beyond it stay ordinary text.
+        Returns `added`, the file's own added tokens; `pieces`, how many others it has; `decoder`, the JSON of
+        its decoder; `first`, the id that its post-processor puts in front of a text.
         """
         from tokenizers import Tokenizer
 
@@ -43,6 +44,8 @@ class Program:
             (token_id, token.content, token.special, token.lstrip, token.rstrip)
             for token_id, token in backend.get_added_tokens_decoder().items()
         ]
+        if any(token[0] >= size for token in own):
+            backend = _without_tokens_beyond(backend, size)
         known = {token[0] for token in own}
         _add(backend, [token for token in added if token[0] not in known and not token[2]])
         encoded = backend.encode("a")
@@ -88,6 +91,15 @@ def _add(backend: Any, tokens: Sequence[Added]) -> None:
                 f"tokenizer.json and the files beside it disagree on the id of '{one_line(text)}'; get the "
                 "model's files again."
             )
+
+
+def _without_tokens_beyond(backend: Any, size: int) -> Any:
+    """The same tokenizer without added tokens of ids from `size` on, so that no text becomes one."""
+    from tokenizers import Tokenizer
+
+    document = json.loads(backend.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < size]
+    return Tokenizer.from_str(json.dumps(document))
 
 
 def _without_first_space(backend: Any) -> Any:

@@ -52,8 +52,12 @@ class Tokenizer(Protocol):
         """The beginning-of-sequence token."""
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Every token that ends an answer (`edge.text.end_tokens`), the config's own first."""
+
+    @property
     def eos_ids(self) -> frozenset[int]:
-        """Every token that ends an answer."""
+        """The same as a set."""
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -96,6 +100,9 @@ class Tokenizer(Protocol):
 
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
         """A decoder to push generated ids into; parameters as for `decode`."""
+
+    def token_id(self, text: str) -> int | None:
+        """The token that stands for exactly this text, a control token or any other; None without one."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for (a control token's own text; empty for an id without a token).

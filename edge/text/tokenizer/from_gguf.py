@@ -6,17 +6,21 @@ Source: the GGUF specification's `tokenizer.ggml.*` keys, with llama.cpp's defau
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edge.errors import TokenizerError
+from edge.text.end_tokens import END_TOKENS
+from edge.text.isolation.server import one_line
 from edge.text.tokenizer.pre_tokenizers import PreTokenizer, pre_tokenizer
 from edge.text.tokenizer.segments import SPACE_SYMBOL
 
 # Values of tokenizer.ggml.token_type; SentencePiece's model file uses the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 _TYPES = (NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE)
-_ROLES = {"bos": "bos", "eos": "eos", "eot": "eot", "unk": "unknown", "pad": "padding"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ROLES = {"bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "pad": "padding"}
 
 
 def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -33,6 +37,8 @@ def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         raise TokenizerError(
             f"The GGUF file has {len(tokens)} tokens but {len(types)} token types; download it again."
         )
+    # A converter may have marked an end of turn as ordinary text; llama.cpp overrides that as well.
+    types = [CONTROL if token in END_TOKENS else kind for token, kind in zip(tokens, types, strict=True)]
     if kind == "gpt2":
         split = pre_tokenizer(metadata.get("tokenizer.ggml.pre", "default"))
         files = {"tokenizer.json": _bpe(metadata, tokens, types, split)}
@@ -42,8 +48,8 @@ def tokenizer_files_from_gguf(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         add_bos = True
     else:
         raise TokenizerError(
-            f"The GGUF file's tokenizer model '{kind}' is not supported; 'llama' (SentencePiece) and 'gpt2' "
-            "(byte-level BPE) are."
+            f"The GGUF file's tokenizer model '{one_line(kind)}' is not supported; 'llama' (SentencePiece) "
+            "and 'gpt2' (byte-level BPE) are."
         )
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
     files["tokenizer_config.json"] = _config(metadata, tokens, types, add_bos)
@@ -61,9 +67,9 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
             )
 
     for name in ("model", "pre"):
-        check(name, lambda value: isinstance(value, str), "a text")
+        check(name, _is_text, "a text")
     for name in ("tokens", "merges"):
-        check(name, lambda value: _is_list(value, lambda item: isinstance(item, str)), "a list of texts")
+        check(name, lambda value: _is_list(value, _is_text), "a list of texts")
     check("token_type", lambda value: _is_list(value, lambda kind: kind in _TYPES), "a list of token types")
     check("scores", lambda value: _is_list(value, _is_float32), "a list of numbers")
     check(
@@ -77,6 +83,11 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
 
 def _is_list(value: Any, good: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(map(good, value))
+
+
+def _is_text(value: Any) -> bool:
+    """A str of whole characters: a lone surrogate can't be written to a file."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _is_float32(value: Any) -> bool:
@@ -122,8 +133,8 @@ def _bpe(
     for merge in merges:
         if len(merge) != 2 or not {*merge, "".join(merge)} <= vocabulary.keys():
             raise TokenizerError(
-                f"The GGUF file's merge '{' '.join(merge)}' does not join two of its tokens; download it "
-                "again."
+                f"The GGUF file's merge '{one_line(' '.join(merge))}' does not join two of its tokens; "
+                "download it again."
             )
     added = [
         {
@@ -175,6 +186,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str], types: Se
     roles = {name: _role(metadata, key, len(tokens)) for name, key in _ROLES.items()}
     unknown = roles["unk"] if roles["unk"] is not None else 0
     for token_id, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
+        if not token or "\0" in token:
+            raise TokenizerError(
+                f"The GGUF file's token {token_id} is empty or holds a NUL, which SentencePiece does not "
+                "know; use another file of this model."
+            )
         # SentencePiece wants exactly one unknown token.
         if token_id == unknown or kind == UNKNOWN:
             kind = UNKNOWN if token_id == unknown else CONTROL
@@ -216,6 +232,7 @@ def _check_unique(tokens: Sequence[str], distinct: Mapping[str, Any]) -> None:
     for token in tokens:
         if token in seen:
             raise TokenizerError(
-                f"The GGUF file lists the token '{token}' twice; use a file whose tokens are distinct."
+                f"The GGUF file lists the token '{one_line(token)}' twice; use a file whose tokens are "
+                "distinct."
             )
         seen.add(token)

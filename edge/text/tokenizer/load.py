@@ -3,23 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
+from edge.text.end_tokens import end_tokens
 from edge.text.tokenizer.base import Tokenizer
-from edge.text.tokenizer.settings import read_settings
+from edge.text.tokenizer.segments import SegmentTokenizer
+from edge.text.tokenizer.settings import TokenizerSettings, read_settings
 
 
-def load_tokenizer(files: Mapping[str, bytes], config: ModelConfig) -> Tokenizer:
+class ModelTexts(Protocol):
+    """What a checkpoint, a bundle and an exported folder say about text."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, or None."""
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The contents of `generation_config.json`, or an empty dict."""
+
+
+def open_tokenizer(model: ModelTexts) -> Tokenizer:
+    """The tokenizer of a model with all of its end tokens; raises what `load_tokenizer` raises."""
+    return load_tokenizer(
+        model.tokenizer_files,
+        model.config,
+        chat_template=model.chat_template,
+        generation_config=model.generation_config,
+    )
+
+
+def load_tokenizer(
+    files: Mapping[str, bytes],
+    config: ModelConfig,
+    *,
+    chat_template: str | None = None,
+    generation_config: Mapping[str, Any] | None = None,
+) -> Tokenizer:
     """Open `tokenizer.json`, or `tokenizer.model` where there is none.
 
-    files: contents by file name; `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
-    `generation_config.json` are used where present. `eos_ids` of the result joins the end tokens of the
-    config, of generation_config.json and of the tokenizer's own files. Raises TokenizerError when no
-    tokenizer is among the files, when it is of an unsupported kind, or when its ids do not fit the config's
-    vocab_size.
+    files: contents by file name; `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`
+    are used where present. chat_template, generation_config: needed for `end_tokens` only; without them
+    (`open_tokenizer` has them) a text is encoded just so. Raises TokenizerError when no tokenizer is among
+    the files, when it is of an unsupported kind, or when its ids do not fit the config's vocab_size;
+    ConfigError for an unusable generation_config.
     """
-    settings = read_settings(files)
+    settings = read_settings(files, chat_template)
+    tokenizer = _open(files, settings, config)
+    tokenizer.end_tokens = end_tokens(
+        tokenizer, config, settings.ends, chat_template, generation_config or {}
+    )
+    return tokenizer
+
+
+def _open(files: Mapping[str, bytes], settings: TokenizerSettings, config: ModelConfig) -> SegmentTokenizer:
     if "tokenizer.json" in files:
         from edge.text.tokenizer.tokenizers_json import TokenizersTokenizer
 

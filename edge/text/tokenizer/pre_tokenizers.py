@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.errors import TokenizerError
+from edge.text.isolation.server import one_line
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -91,6 +92,6 @@ def pre_tokenizer(name: str) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     except KeyError:
         raise TokenizerError(
-            f"The GGUF file's pre-tokenizer '{name}' (tokenizer.ggml.pre) is not supported; known are "
-            f"{', '.join(sorted(PRE_TOKENIZERS))}."
+            f"The GGUF file's pre-tokenizer '{one_line(name)}' (tokenizer.ggml.pre) is not supported; known "
+            f"are {', '.join(sorted(PRE_TOKENIZERS))}."
         ) from None

@@ -27,7 +27,7 @@ class TokenizerProcess:
 
     def encode(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Ids of each text; beside it whether it is the beginning of a text."""
-        seconds = _SECONDS + sum(len(text) for text, _ in texts) / _CHARACTERS_PER_SECOND
+        seconds = round(_SECONDS + sum(len(text) for text, _ in texts) / _CHARACTERS_PER_SECOND)
         found: list[list[int]] = self.ask("encode", seconds, texts=texts)
         return found
 

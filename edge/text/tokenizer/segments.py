@@ -49,7 +49,6 @@ class Vocabulary:
     pieces: int
     added: tuple[AddedToken, ...]
     bos_id: int | None
-    eos_ids: frozenset[int]
     unk_id: int | None
     named: Mapping[str, str]
     add_bos: bool
@@ -73,6 +72,7 @@ class SegmentTokenizer(ABC):
                 f"The tokenizer has ids up to {highest}, but the model's vocabulary only {vocabulary.size} "
                 "tokens; use the tokenizer files that belong to this model."
             )
+        self.end_tokens: tuple[int, ...] = ()  # `load_tokenizer`, which knows all their sources, fills it
         self._pieces = vocabulary.pieces
         self._vocabulary = vocabulary
         # A token without a text, as some vocabularies have, can't be written: it never matches.
@@ -113,7 +113,7 @@ class SegmentTokenizer(ABC):
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        return self._vocabulary.eos_ids
+        return frozenset(self.end_tokens)
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
@@ -165,6 +165,11 @@ class SegmentTokenizer(ABC):
             self._special_ids if skip_special else (),
             self._vocabulary.strip_leading_space and not continues,
         )
+
+    def token_id(self, text: str) -> int | None:
+        if text in self._added:
+            return self._added[text].id
+        return self._piece_id(_without_surrogates(text).encode()) if text else None
 
     def token_bytes(self, token_id: int) -> bytes:
         found = self._bytes.get(token_id)

@@ -35,15 +35,15 @@ class SentencePieceTokenizer(SegmentTokenizer):
         self._process = sentencepiece_process(model, settings.add_prefix_space, settings.legacy)
         facts = self._process.facts
         unknown = _known(facts["unk"])
-        added = settings.merged(AddedToken(i, text, special=True) for i, text in facts["control"])
-        bos, eos_ids = settings.boundaries({token.text: token.id for token in added}.get, config)
+        control = (AddedToken(i, text, special=True) for i, text in facts["control"])
+        added = settings.merged(control, config.vocab_size)
+        bos = settings.bos({token.text: token.id for token in added}.get, config)
         super().__init__(
             Vocabulary(
                 size=config.vocab_size,
                 pieces=facts["pieces"],
                 added=added,
                 bos_id=bos if bos is not None else _known(facts["bos"]),
-                eos_ids=eos_ids,
                 unk_id=unknown,
                 named=settings.named,
                 add_bos=settings.add_bos is not False,  # what Hugging Face's Llama class does when silent

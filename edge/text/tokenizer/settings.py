@@ -1,4 +1,4 @@
-"""The small JSON files beside a tokenizer: special tokens, BOS and EOS, and Llama's prefix-space flags."""
+"""The small JSON files beside a tokenizer: special tokens and their roles, and Llama's prefix-space flags."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
 from edge.formats.guarded_json import parse_object
+from edge.system.notices import notice
 from edge.text.tokenizer.segments import AddedToken
 
 _ROLES = (
@@ -20,17 +21,19 @@ _ROLES = (
     "cls_token",
     "mask_token",
     "eot_token",
+    "eom_token",
 )
+_ENDS = ("eos_token", "eot_token", "eom_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json` and
-    `generation_config.json` say.
+    """What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say.
 
     added: every token they list with an id. special_texts: tokens that play a special role, with or without
-    id. named: texts by role (`bos_token`, ...). eos_ids: what generation_config.json names. add_bos,
+    id. named: texts by role (`bos_token`, ...). ends: texts of the tokens that end an answer or a turn, of
+    all files. needed: special_texts but for padding. chat_template: its source, or an empty text. add_bos,
     add_prefix_space: None where the files are silent. legacy: each piece of text between special tokens gets
     the prefix space that the first one gets (Hugging Face's `legacy`, true when absent, as it was when such
     files were written).
@@ -39,27 +42,35 @@ class TokenizerSettings:
     added: tuple[AddedToken, ...]
     special_texts: frozenset[str]
     named: Mapping[str, str]
-    eos_ids: tuple[int, ...]
+    ends: tuple[str, ...]
+    needed: frozenset[str]
+    chat_template: str
     add_bos: bool | None
     add_prefix_space: bool | None
     legacy: bool
 
-    def boundaries(
-        self, find: Callable[[str], int | None], config: ModelConfig
-    ) -> tuple[int | None, frozenset[int]]:
-        """The BOS id and all end tokens: these files' and the config's. find: a token's id by its text."""
-        bos = find(self.named["bos_token"]) if "bos_token" in self.named else None
-        ends = {find(self.named[role]) for role in ("eos_token", "eot_token") if role in self.named}
-        found = {*config.eos_token_ids, *self.eos_ids, *(end for end in ends if end is not None)}
-        return config.bos_token_id if bos is None else bos, frozenset(found)
+    def bos(self, find: Callable[[str], int | None], config: ModelConfig) -> int | None:
+        """The BOS id: these files' or the config's. find: a token's id by its text."""
+        found = find(self.named["bos_token"]) if "bos_token" in self.named else None
+        return config.bos_token_id if found is None else found
 
-    def merged(self, known: Iterable[AddedToken]) -> tuple[AddedToken, ...]:
+    def merged(self, known: Iterable[AddedToken], size: int) -> tuple[AddedToken, ...]:
         """All added tokens by ascending id: these files' own and the ones that the tokenizer already `known`.
 
         Where both have a token, the tokenizer's own matching rules win; a special role always makes it
-        special.
+        special. size: of the model's vocabulary; tokens beyond it that neither have a role but padding nor
+        stand in the chat template (fine-tunes add them and leave the embedding as it was) are left out, with
+        a note.
         """
         tokens = {token.id: token for token in (*self.added, *known)}
+        beyond = {token_id: token.text for token_id, token in tokens.items() if token_id >= size}
+        needed = any(text in self.needed or text in self.chat_template for text in beyond.values())
+        if beyond and not needed:
+            notice(
+                f"The tokenizer has {', '.join(map(repr, beyond.values()))} beyond the {size} tokens of the "
+                "network: never written and never read as a token."
+            )
+            tokens = {token_id: token for token_id, token in tokens.items() if token_id < size}
         return tuple(
             AddedToken(
                 token.id,
@@ -72,14 +83,17 @@ class TokenizerSettings:
         )
 
 
-def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
+def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) -> TokenizerSettings:
     """Read the files that are there; TokenizerError names a file that is not what it should be."""
-    config = _object(files, "tokenizer_config.json")
-    roles = {**_object(files, "special_tokens_map.json"), **config}
+    config, mapped = _object(files, "tokenizer_config.json"), _object(files, "special_tokens_map.json")
+    roles = {**mapped, **config}
     texts = {role: _text(roles.get(role)) for role in _ROLES}
     listed = [_text(entry) for name in _LISTS for entry in _entries(roles.get(name))]
     special_texts = frozenset(text for text in (*texts.values(), *listed) if text)
-    ends = _object(files, "generation_config.json").get("eos_token_id")
+    padding = texts["pad_token"]
+    needed = {text for role, text in texts.items() if text and role != "pad_token"}
+    needed |= {text for text in listed if text and text != padding}
+    ends = [_text(file.get(role)) for role in _ENDS for file in (config, mapped)]
     try:
         added = {
             int(token_id): AddedToken(
@@ -93,7 +107,6 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
         }
         for text, token_id in _object(files, "added_tokens.json").items():
             added.setdefault(int(token_id), AddedToken(int(token_id), text, text in special_texts))
-        eos_ids = tuple(int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TokenizerError(
             f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's "
@@ -103,7 +116,9 @@ def read_settings(files: Mapping[str, bytes]) -> TokenizerSettings:
         added=tuple(added.values()),
         special_texts=special_texts,
         named={role: text for role, text in texts.items() if text},
-        eos_ids=eos_ids,
+        ends=tuple(dict.fromkeys(text for text in ends if text)),
+        needed=frozenset(needed),
+        chat_template=chat_template or "",
         add_bos=_flag(config, "add_bos_token"),
         add_prefix_space=_flag(config, "add_prefix_space"),
         legacy=_flag(config, "legacy") is not False,

@@ -32,25 +32,26 @@ class TokenizersTokenizer(SegmentTokenizer):
     """Byte-level BPE (GPT-2, Llama 3, SmolLM, Qwen) or a converted SentencePiece model, by its decoder."""
 
     def __init__(self, data: bytes, settings: TokenizerSettings, config: ModelConfig) -> None:
-        added = [astuple(token) for token in settings.merged(())]
+        size = config.vocab_size
+        listed = [astuple(token) for token in settings.merged((), size)]
         self._process = TokenizerProcess(
             "tokenizer.json",
             "edge.text.isolation.tokenizers",
             packages=("tokenizers",),
-            setup=lambda: {"data": b64encode(data).decode(), "added": added},
+            setup=lambda: {"data": b64encode(data).decode(), "added": listed, "size": size},
         )
         facts = self._process.facts
+        added = settings.merged((AddedToken(*token) for token in facts["added"]), size)
         self._byte_level, strip = _decoder_kind(facts["decoder"])
-        bos, eos_ids = settings.boundaries(self._id, config)
+        bos = settings.bos(self._id, config)
         bos = facts["first"] if bos is None else bos
         writes_bos = bos is not None and facts["first"] == bos
         super().__init__(
             Vocabulary(
-                size=config.vocab_size,
+                size=size,
                 pieces=facts["pieces"],
-                added=settings.merged(AddedToken(*token) for token in facts["added"]),
+                added=added,
                 bos_id=bos,
-                eos_ids=eos_ids,
                 unk_id=None if self._byte_level else self._id(settings.named.get("unk_token", "")),
                 named=settings.named,
                 add_bos=writes_bos if settings.add_bos is None else settings.add_bos,

@@ -9,6 +9,7 @@ from edge.config import ModelConfig
 from edge.config.gguf import Metadata
 from edge.errors import ExportError, TokenizerError
 from edge.formats.guarded_json import parse_object
+from edge.text.end_tokens import END_TOKENS
 from edge.text.tokenizer.base import Tokenizer
 from edge.text.tokenizer.from_gguf import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from edge.text.tokenizer.load import load_tokenizer
@@ -52,10 +53,15 @@ def _roles(tokenizer: Tokenizer, settings: TokenizerSettings, config: ModelConfi
         token_id = tokenizer.special_tokens.get(text)
         name = {"unk": "unknown", "pad": "padding"}[role]
         roles[name] = token_id if token_id is not None else roles.get(name)
-    # The config's own come first: the first one is what llama.cpp calls EOS.
-    ends = [*config.eos_token_ids, *sorted(tokenizer.eos_ids - set(config.eos_token_ids))]
-    roles |= dict(zip(_ENDS, ends, strict=False))
+    roles |= dict(zip(_ENDS, _ends(tokenizer, config), strict=False))
     return {f"{name}_token_id": token_id for name, token_id in roles.items() if token_id is not None}
+
+
+def _ends(tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    """End tokens: the one that llama.cpp calls EOS, then first those that it does not know by their text."""
+    ends = config.eos_token_ids
+    known = {token: tokenizer.token_bytes(token).decode("utf-8", "replace") in END_TOKENS for token in ends}
+    return [*ends[:1], *sorted(ends[1:], key=known.__getitem__)]
 
 
 def _bpe(document: Mapping[str, Any], settings: TokenizerSettings, size: int) -> Metadata:
@@ -70,7 +76,7 @@ def _bpe(document: Mapping[str, Any], settings: TokenizerSettings, size: int) ->
     tokens = {token_id: (text, NORMAL) for text, token_id in model["vocab"].items()}
     for entry in document.get("added_tokens") or ():
         tokens[entry["id"]] = (entry["content"], CONTROL if entry["special"] else USER_DEFINED)
-    for added in settings.merged(()):
+    for added in settings.merged((), size):
         known = tokens.get(added.id, ("", NORMAL))[1]
         tokens[added.id] = (added.text, CONTROL if added.special or known == CONTROL else USER_DEFINED)
     texts, types = _table(tokens, size)
@@ -132,7 +138,7 @@ def _sentencepiece(data: bytes, settings: TokenizerSettings, size: int) -> Metad
         text = piece.piece.replace(SPACE_SYMBOL, " ") if piece.type == USER_DEFINED else piece.piece
         tokens[token_id] = (text, int(piece.type))
         scores[token_id] = float(piece.score)
-    for added in settings.merged(()):
+    for added in settings.merged((), size):
         known = tokens.get(added.id, ("", NORMAL))[1]
         if known != UNKNOWN:
             special = added.special or known == CONTROL

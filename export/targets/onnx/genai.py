@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge.config import ModelConfig
+from edge.config.generation import read_generation_config
 from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.export.targets.onnx.graph import MODEL_FILE
 
@@ -25,7 +26,8 @@ def genai_config(config: ModelConfig, context: int, generation_config: Mapping[s
     }
     inputs = {name: value for name, value in caches.items() if name.startswith("past")}
     outputs = {name: value for name, value in caches.items() if name.startswith("present")}
-    search = {name: generation_config.get(name, default) for name, default in _SAMPLING.items()}
+    settings = read_generation_config(generation_config).settings
+    search = {name: settings.get(name, default) for name, default in _SAMPLING.items()}
     document = {
         "model": {
             "type": "llama",  # a decoder of that shape; muP scales are in the graph

@@ -109,7 +109,9 @@ def test_a_compact_bundle_opens_as_what_it_was(ternary_bundle, tmp_path):
     assert open_model(tmp_path / "compact").path == opened.path  # unpacked once
     assert len(cached_models()) == 1
     with edge.load(tmp_path / "compact", context=64) as model:
-        assert model.complete("abc", max_new_tokens=3).prompt_tokens
+        found = model.complete("abc", max_new_tokens=3, temperature=0).tokens
+    with edge.load(ternary_bundle.path, context=64) as model:
+        assert model.complete("abc", max_new_tokens=3, temperature=0).tokens == found
 
 
 def test_a_compact_bundle_does_not_run_as_it_is(ternary_bundle, tmp_path):

@@ -253,6 +253,16 @@ def test_minicpm_architecture_with_longrope(tmp_path: Path) -> None:
     np.testing.assert_array_equal(matrix.dequantize(), truth(raw, "blk.0.attn_q", "Q8_0"))
 
 
+def test_a_sampling_setting_of_zero_is_one(tmp_path: Path) -> None:
+    zeros = {"temp": 0.0, "top_k": 0, "min_p": 0.0}
+    write_gguf(tmp_path / "m.gguf", metadata={f"general.sampling.{key}": zeros[key] for key in zeros})
+    found = GGUFCheckpoint(tmp_path / "m.gguf").generation_config
+    assert found == {"temperature": 0.0, "top_k": 0, "min_p": 0.0, "do_sample": False}
+    write_gguf(tmp_path / "bad.gguf", metadata={"general.sampling.top_p": -0.5})
+    with pytest.raises(ConfigError, match=r"'top_p' in the sampling settings .*bad\.gguf"):
+        print(GGUFCheckpoint(tmp_path / "bad.gguf").generation_config)
+
+
 def test_rope_freqs_are_factors_for_every_length(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 32, dtype=np.float32)
     write_gguf(tmp_path / "m.gguf", replace={"rope_freqs.weight": (factors, "F32")})

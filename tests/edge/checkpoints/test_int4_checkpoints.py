@@ -20,6 +20,7 @@ from edge.errors import CheckpointError
 from edge.hub.resolve import open_model
 from edge.quant.packing import unpack
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from tests.configs import TOKENIZER
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -152,7 +153,7 @@ def write_folder(
     """A checkpoint whose linear layers are packed; returns their truths."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": entry}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     tensors: dict[str, np.ndarray] = {}
     truths: dict[str, Truth] = {}
     random = np.random.default_rng(1)

@@ -20,6 +20,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.hub.resolve import open_model, plan_model
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
+from tests.configs import TOKENIZER
 
 ROWS = 21
 CONFIG: dict[str, Any] = {
@@ -117,7 +118,7 @@ def save_folder(folder: Path, groups: dict[str, int], spoilt: str | None = None)
     """A bfloat16 folder in which matrices of these parts of names are ternary, all but the spoilt one."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     generator = torch.Generator().manual_seed(5)
     shapes = expected_tensors(config_from_hf(CONFIG))
     weights = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""What a folder has twice: a head beside a tied embedding, several sets of weights; and shards without index."""
+"""What a folder has twice (a head beside a tied embedding, sets of weights), and shards without an index."""
 
 from __future__ import annotations
 

@@ -155,7 +155,6 @@ def test_files_beside_a_tokenizer(tiny_config: ModelConfig, json_values: list[An
         "tokenizer_config.json": {**roles, "add_bos_token": True, "added_tokens_decoder": {"3": end}},
         "special_tokens_map.json": roles,
         "added_tokens.json": {"<end>": 3},
-        "generation_config.json": {"eos_token_id": 3},
     }
     files = tokenizer_files_from_gguf(main)
     for name, good in beside.items():

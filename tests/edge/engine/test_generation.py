@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.engine.generation import Completion, StopMatcher, Stream, generate
+from edge.engine.generation import Completion, StopMatcher, Stream, answer_ends, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
@@ -124,6 +124,37 @@ def test_any_of_several_end_tokens_ends_an_answer(smollm2, story):
     done = greedy(smollm2, eos_token_id=ends)
     assert (done.stop_reason, done.tokens) == ("eos", story.tokens[:first])
     assert greedy(smollm2, eos_token_id=ends, ignore_eos=True).tokens == story.tokens
+
+
+def forced(model, text: str, **settings) -> Completion:
+    """The answer of a model that wants to say this token first, and what it likes after it."""
+    return greedy(model, logit_bias={model.tokenizer.token_id(text): 1000}, max_new_tokens=3, **settings)
+
+
+@pytest.mark.parametrize("name", ["<jupyter_start>", "<|im_start|>"])
+def test_a_control_token_given_as_eos_or_stop_ends_an_answer(smollm2, name):
+    assert smollm2.tokenizer.special_tokens[name] not in smollm2.tokenizer.eos_ids
+    assert forced(smollm2, name).stop_reason == "length"
+    for settings in ({"eos": name}, {"stop": name}, {"eos": str(smollm2.tokenizer.special_tokens[name])}):
+        done = forced(smollm2, name, **settings)
+        assert (done.stop_reason, done.tokens, done.text) == ("eos", (), "")
+    assert forced(smollm2, name, stop=f"{name} and more").stop_reason == "length"
+
+
+def test_eos_adds_to_the_models_own_and_eos_token_id_replaces_them(smollm2):
+    end, other = "<|im_end|>", "<jupyter_start>"
+    ids = smollm2.tokenizer.special_tokens
+    settings = merge_settings(flags={"eos": other})
+    assert answer_ends(settings, smollm2.tokenizer) == {*smollm2.tokenizer.eos_ids, ids[other]}
+    assert forced(smollm2, end, eos=other).stop_reason == "eos"
+    assert forced(smollm2, end, eos_token_id=ids[other]).stop_reason == "length"
+    assert forced(smollm2, end, eos_token_id=ids[other], eos=end).stop_reason == "eos"
+    assert forced(smollm2, end, ignore_eos=True, eos=end).stop_reason == "length"
+    assert forced(smollm2, end, ignore_eos=True, stop=end).stop_reason == "eos"
+    with pytest.raises(EdgeError, match="has no token '<nothing>'"):
+        greedy(smollm2, eos="<nothing>")
+    with pytest.raises(EdgeError, match="has no token '<nothing>'"):
+        smollm2.chat(eos="<nothing>")  # before a message is sent
 
 
 def test_the_models_own_end_token_ends_an_answer(smollm2):

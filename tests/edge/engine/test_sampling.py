@@ -171,6 +171,31 @@ def test_random_combinations_follow_the_reference():
         assert_follows(peaked(size, trial), params, rng.integers(0, size, 30).tolist())
 
 
+def test_min_p_compares_with_the_best_token_that_typical_sampling_left():
+    """Typical sampling drops token 0, the likeliest: nearest the entropy are the 6000 behind it."""
+    logits = np.full(20_000, -np.inf, np.float32)
+    logits[0], logits[1:6001], logits[6001:12001] = 0, -1.5, -2.5
+    params = SamplingParams(temperature=1, typical_p=0.95, min_p=0.3, seed=1)
+    sampler = Sampler(params)
+    drawn = np.array([sampler.sample(logits).token for _ in range(1000)])
+    assert drawn.min() > 0 and drawn.max() < 12001
+    # 6000 e^-1.5 = 1338.8 and 6000 e^-2.5 = 492.5 of 1832.3 in all; 0.95 of those less the first group.
+    rest = 0.95 * 1832.3 - 1338.8
+    assert (drawn > 6000).mean() == pytest.approx(rest / (rest + 1338.8), abs=0.04)
+    assert_follows(logits, params)
+
+
+def test_a_top_k_beyond_any_vocabulary_keeps_all_tokens():
+    logits = peaked(1000)
+    for count in (2**31 - 1, 2**31, 2**32 + 1, 2**70):  # as a C int: negative, and 1
+        tokens = [
+            Sampler(SamplingParams(top_k=k, seed=s)).sample(logits).token
+            for s in range(40)
+            for k in (0, count)
+        ]
+        assert tokens[::2] == tokens[1::2]
+
+
 def test_masked_tokens_are_never_drawn():
     x = peaked(3000)
     x[np.arange(3000) % 3 != 0] = -np.inf

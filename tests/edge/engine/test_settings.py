@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import pytest
 
-from edge.engine.settings import SETTING_NAMES, GenerationSettings, SamplingParams, merge_settings
+from edge.engine.settings import SETTING_NAMES, GenerationSettings, SamplingParams, merge_settings, overlay
 from edge.errors import EdgeError
 
 
@@ -32,6 +32,56 @@ def test_do_sample_false_is_greedy_unless_a_stronger_source_says_otherwise():
     assert merge_settings({"temperature": 0.8}, {"do_sample": False}).sampling.temperature == 0
 
 
+def test_do_sample_and_temperature_undo_each_other_by_the_strength_of_their_source():
+    """Sampling at transformers' word: the file's temperature holds as soon as somebody asks for sampling."""
+    file = {"do_sample": False, "temperature": 5.0}
+    assert merge_settings(file).sampling.temperature == 0
+    assert merge_settings(file, {"do_sample": True}).sampling.temperature == 5.0
+    assert merge_settings(file, None, {"temperature": 0.5}).sampling.temperature == 0.5
+    assert merge_settings(file, {"temperature": 0.5}, {"do_sample": False}).sampling.temperature == 0
+    assert merge_settings({}, {"do_sample": False}, {"temperature": 0.5}).sampling.temperature == 0.5
+    zero = {"temperature": 0.0, "do_sample": False}  # as a GGUF file has it
+    assert merge_settings(zero, {"do_sample": True}).sampling.temperature == SamplingParams().temperature
+
+
+@pytest.mark.parametrize("source", ["request", "flags"])
+@pytest.mark.parametrize(("sample", "temperature"), [(False, 0.7), (True, 0)])
+def test_one_source_that_contradicts_itself_is_refused_naming_both(source, sample, temperature):
+    with pytest.raises(EdgeError, match=rf"do_sample {str(sample).lower()} and temperature {temperature}"):
+        merge_settings(**{source: {"do_sample": sample, "temperature": temperature}})
+    agreeing = merge_settings(**{source: {"do_sample": sample, "temperature": 0.7 if sample else 0}})
+    assert agreeing.sampling.temperature == (0.7 if sample else 0)
+
+
+def test_overlaid_settings_keep_no_contradiction():
+    assert overlay({"do_sample": False}, {"temperature": 0.5}) == {"temperature": 0.5}
+    assert overlay({"temperature": 0.5, "top_k": 3}, {"do_sample": False}) == {"top_k": 3, "do_sample": False}
+    assert overlay({"temperature": 0.5}, {"do_sample": True}) == {"temperature": 0.5, "do_sample": True}
+    assert overlay({"temperature": 0, "top_k": 3}, {"do_sample": True, "top_k": None}) == {
+        "top_k": 3,
+        "do_sample": True,
+    }
+
+
+def test_a_wrong_value_of_the_file_is_named_with_it_whatever_is_stronger():
+    with pytest.raises(EdgeError, match=r"'top_k' in generation_config\.json"):
+        merge_settings({"top_k": 1.5}, None, {"top_k": 3})
+
+
+def test_stop_strings_of_the_file_count_beside_given_ones():
+    assert merge_settings({"stop_strings": ["###"]}).stop == ("###",)
+    assert merge_settings({"stop_strings": "###"}, None, {"stop": ["x", "###"]}).stop == ("###", "x")
+
+
+def test_end_tokens_beside_the_models_own():
+    assert merge_settings().eos == ()
+    assert merge_settings(flags={"eos": "<|im_end|>"}).eos == ("<|im_end|>",)
+    assert merge_settings(flags={"eos": [7, "<x>"]}).eos == ("7", "<x>")
+    for wrong in ("", [""], 1.5, [True], {"a": 1}):
+        with pytest.raises(EdgeError, match="eos must be"):
+            merge_settings(flags={"eos": wrong})
+
+
 def test_a_real_generation_config_is_read_and_its_other_keys_are_ignored():
     config = {
         "bos_token_id": 1,
@@ -44,7 +94,7 @@ def test_a_real_generation_config_is_read_and_its_other_keys_are_ignored():
     }
     settings = merge_settings(config)
     assert settings.sampling == SamplingParams(temperature=0.8, top_p=0.8)
-    assert settings.eos_token_ids == (2, 73440)
+    assert settings.eos_token_ids is None  # the tokenizer has them, united with all others
 
 
 @pytest.mark.parametrize("source", ["request", "flags"])
@@ -75,6 +125,7 @@ def test_stop_and_eos_take_one_or_several():
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"eos_token_id": [-1]}, "eos_token_id"),
         ({"ignore_eos": "yes"}, "ignore_eos"),
+        ({"do_sample": "no"}, "do_sample"),
         ({"top_p": 3}, "top_p"),
     ],
 )

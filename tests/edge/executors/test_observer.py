@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import time
 
 import numpy as np
 import pytest
 
-from edge.errors import NativeError
+from edge.errors import EdgeError, NativeError
 from edge.executors.native import library as native
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.run import work
@@ -50,9 +51,13 @@ def test_observing_changes_no_bit(tiny_executor):
 
 
 def test_times_follow_each_other(tiny_executor):
+    """On the clock of `time.monotonic`, inside the call, and no operator takes no time."""
+    called = time.monotonic_ns()
     events, _ = events_of(tiny_executor, tiny_executor.new_cache(), TOKENS)
+    assert called <= events[0][0].start_ns
+    assert events[-1][0].start_ns + events[-1][0].nanoseconds <= time.monotonic_ns()
     for (before, _), (after, _) in itertools.pairwise(events):
-        assert before.nanoseconds >= 0
+        assert before.nanoseconds > 0
         assert before.start_ns + before.nanoseconds <= after.start_ns
 
 
@@ -139,3 +144,47 @@ def test_a_cache_repeats_within_its_bounds_only(tiny_executor, length):
     forward(tiny_executor, cache, TOKENS)
     with pytest.raises(NativeError, match=f"cache of 5 rows can't be repeated up to {length} rows"):
         tiny_executor.repeat(cache, length)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda executor, cache: forward(executor, executor.new_cache(), TOKENS),
+        lambda executor, cache: executor.truncate(cache, 0),
+        lambda executor, cache: executor.observe(None),
+        lambda executor, cache: executor.close(),
+    ],
+)
+def test_an_observer_that_calls_back_is_told_so(tiny_executor, call):
+    """It would wait for itself; what it caused is raised by the pass, which then never was."""
+    cache, seen = tiny_executor.new_cache(), []
+    forward(tiny_executor, cache, TOKENS)
+
+    def observer(raw: bytes) -> None:
+        seen.append(raw)
+        call(tiny_executor, cache)
+
+    tiny_executor.observe(observer)
+    with pytest.raises(EdgeError, match="an observer must not call what it observes"):
+        forward(tiny_executor, cache, [7])
+    tiny_executor.observe(None)
+    assert len(seen) == 1 and cache.length == len(TOKENS)
+    fresh = tiny_executor.new_cache()
+    forward(tiny_executor, fresh, TOKENS)
+    np.testing.assert_array_equal(
+        forward(tiny_executor, cache, [7]).logits, forward(tiny_executor, fresh, [7]).logits
+    )
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), KeyboardInterrupt()])
+def test_what_an_observer_raises_is_not_lost(tiny_executor, error):
+    def observer(raw: bytes) -> None:
+        raise error
+
+    tiny_executor.observe(observer)
+    cache = tiny_executor.new_cache()
+    with pytest.raises(type(error)):
+        forward(tiny_executor, cache, TOKENS)
+    assert cache.length == 0
+    tiny_executor.observe(None)
+    forward(tiny_executor, cache, TOKENS)

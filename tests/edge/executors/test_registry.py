@@ -17,7 +17,7 @@ import edge
 from edge.config import SparseConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
-from edge.executors.opening import find_executor, open_executor
+from edge.executors.opening import find_executor, open_executor, refuse_ignored
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.artifact.folder import Artifact
@@ -154,12 +154,48 @@ def test_attention_is_decided_once(bundle, exported):
 
 def test_what_an_executor_fixes(bundle):
     pytest.importorskip("torch")
-    executor = open_executor(bundle, RunOptions("torch", activations="int8", kv_type="int8", threads=1))
+    executor = open_executor(bundle, RunOptions("torch", threads=1))
     info = executor.info
     assert (info.name, info.activations, info.kv_type) == ("torch", "float32", "float32")
     executor.close()
-    with pytest.raises(EdgeError, match="'torch' holds its weights as f32, so mmap can't be used"):
-        open_executor(bundle, RunOptions("torch", mmap=True))
+    with edge.load(bundle.path, executor="torch", kv_type="float32", attention="dense", context=32) as model:
+        assert model.executor.info.kv_type == "float32"
+
+
+IGNORED = [
+    ("torch", {"kv_type": "float16"}, r"kv_type \(--kv\) can't be float16: the executor 'torch' computes"),
+    ("torch", {"kv_type": "int8"}, "with float32; leave"),
+    ("torch", {"activations": "int8"}, r"activations \(--activations\) can't be int8"),
+    ("torch", {"mmap": True}, r"mmap \(--mmap/--no-mmap\) can't be True: the executor 'torch' has no use"),
+    ("torch", {"mmap": False}, "can't be False"),
+    ("torch", {"tier": "avx2"}, "tier can't be avx2"),
+    ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with float16"),
+    ("onnx", {"kv_type": "float32"}, "with float16"),
+    ("onnx", {"activations": "float32"}, "activations .* with int8"),
+    ("onnx", {"attention": "dense"}, r"attention \(--attention\) can't be dense: .* with sparse"),
+    ("onnx", {"mmap": True}, "mmap"),
+    ("executorch", {"mmap": False}, "mmap"),
+    ("executorch", {"tier": "avx2"}, "tier"),
+    ("executorch", {"kv_type": "int8"}, "kv_type"),
+]
+
+
+@pytest.mark.parametrize(("executor", "option", "sentence"), IGNORED)
+def test_an_option_that_would_be_ignored_is_refused(bundle, exported, executor, option, sentence):
+    """Also where it is the default of other executors, but was asked for."""
+    if EXECUTORS.get(executor).package and not importlib.util.find_spec(EXECUTORS.get(executor).package):
+        pytest.skip(f"{executor} is not installed")
+    with pytest.raises(EdgeError, match=sentence):
+        edge.load(bundle.path if executor == "torch" else exported(executor), **option, executor=executor)
+
+
+def test_an_option_that_says_what_is_so_anyway_is_no_mistake(bundle, exported):
+    folder = Artifact.open(exported("onnx"))
+    spec = EXECUTORS.get("onnx")
+    agreeing = RunOptions(kv_type="float16", activations="int8", attention="sparse")
+    refuse_ignored(spec, folder, agreeing, ("kv_type", "activations", "attention", "mmap"))
+    refuse_ignored(spec, folder, RunOptions(), ("attention",))
+    refuse_ignored(EXECUTORS.get("native"), bundle, RunOptions(kv_type="int8", mmap=True, tier="x"))
 
 
 def test_info_says_how_it_was_opened(bundle):

@@ -129,6 +129,14 @@ def test_optional_files_may_be_absent(
     ]
 
 
+def record_hashing(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose checksums are computed from now on."""
+    hashed: list[Path] = []
+    compute = reader.file_sha256
+    monkeypatch.setattr(reader, "file_sha256", lambda path: hashed.append(path) or compute(path))
+    return hashed
+
+
 def test_not_a_bundle(tmp_path: Path, cache: Path, bundle: Path) -> None:
     refuse(tmp_path / "absent", "not a bundle", "manifest.json")
     (bundle / "manifest.json").unlink()
@@ -169,14 +177,12 @@ def test_verify_finds_what_the_stamp_hides(bundle: Path) -> None:
         weights.seek(-100, os.SEEK_END)
         weights.write(b"\xff")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    Bundle.open(bundle)
+    assert Bundle.open(bundle).path == bundle
     refuse(bundle, "weights.safetensors", "checksum", verify=True)
 
 
 def test_checksums_are_computed_once(bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[Path] = []
-    compute = reader.file_sha256
-    monkeypatch.setattr(reader, "file_sha256", lambda path: hashed.append(path) or compute(path))
+    hashed = record_hashing(monkeypatch)
     Bundle.open(bundle)
     assert hashed == [], "the writer knew the checksums"
     elsewhere = bundle.with_name("copy")
@@ -194,17 +200,28 @@ def test_an_unwritable_cache_only_costs_time(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
+    wanted = Bundle.open(bundle).manifest
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "file" / "cache"))
-    Bundle.open(bundle)
-    Bundle.open(bundle)
+    hashed = record_hashing(monkeypatch)
+    for _ in range(2):  # nothing is remembered, so every load computes the checksums
+        assert Bundle.open(bundle).manifest == wanted
+        assert len(hashed) == len(wanted.files)
+        hashed.clear()
 
 
-def test_damaged_stamps_are_ignored(bundle: Path, cache: Path) -> None:
-    Bundle.open(bundle)
+def test_damaged_stamps_are_ignored(bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = Bundle.open(bundle).manifest
     (stamp,) = (cache / "stamps").iterdir()
+    good = stamp.read_bytes()
+    hashed = record_hashing(monkeypatch)
     for content in (b"{", b"[1]", b'{"weights.safetensors": 3}'):
         stamp.write_bytes(content)
-        Bundle.open(bundle)
+        assert Bundle.open(bundle).manifest == wanted
+        assert {path.name for path in hashed} == set(
+            wanted.files
+        )  # all anew, and then the stamp is good again
+        assert json.loads(stamp.read_bytes()) == json.loads(good)
+        hashed.clear()
 
 
 def test_altered_manifest(bundle: Path) -> None:

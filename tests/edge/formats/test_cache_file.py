@@ -145,6 +145,48 @@ def test_a_changed_byte_is_found(new_executor, stored, place):
     assert "delete it" in refusal(Session(new_executor()), stored)
 
 
+@pytest.mark.parametrize("token", [0, 7, len(PROMPT) - 1])
+@pytest.mark.parametrize("byte", [0, 3])
+def test_a_changed_token_is_found(new_executor, stored, token, byte):
+    """The tokens stand behind the header, from a multiple of 64 bytes on; each of their bytes counts."""
+    data = bytearray(stored.read_bytes())
+    start = -(-(24 + int.from_bytes(data[16:24], "little")) // 64) * 64
+    assert np.frombuffer(data, "<i4", len(PROMPT), start).tolist() == PROMPT
+    data[start + 4 * token + byte] ^= 1
+    stored.write_bytes(data)
+    assert "its checksum does not match" in refusal(Session(new_executor()), stored)
+
+
+@pytest.mark.parametrize("shared", [0, 7, len(PROMPT) - 1, len(PROMPT)])
+def test_a_loaded_cache_goes_on_differently(new_executor, stored, shared):
+    """Tokens that the file does not have take the place of those it has."""
+    session = Session(new_executor())
+    session.load(stored)
+    changed = [*PROMPT[:shared], 76, 75, 74]
+    logits = session.prefill(changed)
+    fresh = Session(new_executor())
+    np.testing.assert_array_equal(logits, fresh.prefill(changed))
+    assert session.tokens.tolist() == changed
+    assert (session.reused_tokens, session.computed_tokens) == (shared, 3)
+    np.testing.assert_array_equal(session.step(11), fresh.step(11))
+
+
+def test_a_full_cache_is_stored_and_loaded(new_executor, tmp_path):
+    tokens = np.arange(300) % 77
+    first = Session(new_executor())
+    first.prefill(tokens)
+    assert first.length == first.context == 300
+    first.save(tmp_path / "cache.kv")
+    second = Session(new_executor())
+    second.load(tmp_path / "cache.kv")
+    assert second.tokens.tolist() == tokens.tolist()
+    with pytest.raises(ContextError):
+        second.step(1)
+    np.testing.assert_array_equal(second.prefill(tokens), first.prefill(tokens))
+    with pytest.raises(ContextError, match="holds 300 tokens and the context 299"):
+        Session(new_executor(context=299)).load(tmp_path / "cache.kv")
+
+
 @pytest.mark.parametrize("length", [0, 5, 23, 100, -1])
 def test_a_cut_file_is_refused(new_executor, stored, length):
     stored.write_bytes(stored.read_bytes()[:length])

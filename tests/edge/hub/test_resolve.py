@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from edge.hub.convert import convert
 from edge.hub.resolve import DEFAULT_MODEL, open_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
+from tests.configs import TOKENIZER
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -59,7 +60,7 @@ def write_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     weights = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return weights
 
 
@@ -280,39 +281,64 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     thread.join()
 
 
-def edge_open(hub_url: str, tmp_path: Path, *arguments: Any, **environment: str) -> dict[str, Any]:
-    """Open a model in a fresh process, since huggingface_hub reads its environment when it is imported."""
-    code = (
-        "import json, sys\n"
-        "from edge.hub.resolve import open_model\n"
-        "spec, options = json.loads(sys.argv[1])\n"
-        "try:\n"
-        "    bundle = open_model(spec, **options)\n"
-        "    print(json.dumps({'path': bundle.path.name, 'source': bundle.manifest.source}))\n"
-        "except Exception as error:\n"
-        "    print(json.dumps({'error': type(error).__name__, 'message': str(error)}))\n"
-    )
-    settings = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    inherited.pop("HF_HUB_OFFLINE", None)
-    found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        cwd=Path(__file__).parents[3],
-        env={**inherited, **settings, **environment},
-    )
-    return dict(json.loads(found.stdout.splitlines()[-1]))
+Open = Callable[..., dict[str, Any]]
+OPENING = """
+import json, sys
+from edge.hub.resolve import open_model
+for line in sys.stdin:
+    spec, options = json.loads(line)
+    try:
+        bundle = open_model(spec, **options)
+        found = {"path": bundle.path.name, "source": bundle.manifest.source}
+    except Exception as error:
+        found = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(found), flush=True)
+"""
 
 
-def test_hub_download_cache_and_offline(hub: Hub, tmp_path: Path) -> None:
-    missing = edge_open(hub.url, tmp_path, "org/tiny", {"offline": True})
+@pytest.fixture
+def edge_open(tmp_path: Path) -> Iterator[Open]:
+    """`edge_open(hub_url, spec, options, **environment)`: what a program with this environment finds.
+
+    One process for each environment, since huggingface_hub reads it when it is imported; starting a process
+    takes far longer than opening.
+    """
+    programs: dict[Any, subprocess.Popen[str]] = {}
+
+    def ask(hub_url: str, spec: str, options: dict[str, Any], **environment: str) -> dict[str, Any]:
+        settings = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        inherited.pop("HF_HUB_OFFLINE", None)
+        key = (hub_url, *environment.items())
+        if key not in programs:
+            programs[key] = subprocess.Popen(
+                [sys.executable, "-c", OPENING],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=Path(__file__).parents[3],
+                env={**inherited, **settings, **environment},
+            )
+        program = programs[key]
+        assert program.stdin and program.stdout
+        program.stdin.write(json.dumps([spec, options]) + "\n")
+        program.stdin.flush()
+        while not (line := program.stdout.readline()).startswith("{"):  # libraries may print as well
+            assert line, "the program ended"
+        return dict(json.loads(line))
+
+    yield ask
+    for program in programs.values():
+        program.communicate()
+
+
+def test_hub_download_cache_and_offline(hub: Hub, edge_open: Open) -> None:
+    missing = edge_open(hub.url, "org/tiny", {"offline": True})
     assert missing["error"] == "CheckpointError" and "offline mode is on" in missing["message"]
     assert hub.requests == []
 
-    first = edge_open(hub.url, tmp_path, "org/tiny", {})
+    first = edge_open(hub.url, "org/tiny", {})
     assert first["path"].startswith("org-tiny-") and first["source"] == "org/tiny", first
     fetched = {
         request.rsplit("/", 1)[1] for request in hub.requests if request.startswith("GET /org/tiny/resolve")
@@ -320,29 +346,31 @@ def test_hub_download_cache_and_offline(hub: Hub, tmp_path: Path) -> None:
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
     hub.requests.clear()
-    assert edge_open(hub.url, tmp_path, "org/tiny", {"offline": True}) == first
-    assert edge_open(hub.url, tmp_path, "org/tiny", {}, HF_HUB_OFFLINE="1") == first
+    assert edge_open(hub.url, "org/tiny", {"offline": True}) == first
+    assert edge_open(hub.url, "org/tiny", {}, HF_HUB_OFFLINE="1") == first
     assert hub.requests == []
-    pinned = edge_open(hub.url, tmp_path, "org/tiny", {"revision": Hub.COMMIT})
+    pinned = edge_open(hub.url, "org/tiny", {"revision": Hub.COMMIT})
     assert pinned["source"] == f"org/tiny@{Hub.COMMIT}"
     assert not any("model.safetensors" in request and "GET" in request for request in hub.requests)
 
     hub.requests.clear()
-    assert edge_open(hub.url, tmp_path, "org/tiny", {"revision": Hub.COMMIT}) == pinned
+    assert edge_open(hub.url, "org/tiny", {"revision": Hub.COMMIT}) == pinned
     assert hub.requests == []  # a commit never changes
-    assert edge_open(hub.url, tmp_path, "org/tiny", {}) == first
+    assert edge_open(hub.url, "org/tiny", {}) == first
     assert len(hub.requests) == 1  # whether the branch has moved
 
     hub.broken = True  # an earlier download serves when the hub does not answer
-    assert edge_open(hub.url, tmp_path, "org/tiny", {}) == first
+    assert edge_open(hub.url, "org/tiny", {}) == first
 
 
 @pytest.mark.parametrize("file_list", [True, False], ids=["file list", "no file list"])
 @pytest.mark.parametrize("lost", ["model-00002-of-00002.safetensors", "tokenizer.json"])
-def test_an_interrupted_download_is_completed(hub: Hub, tmp_path: Path, lost: str, file_list: bool) -> None:
+def test_an_interrupted_download_is_completed(
+    hub: Hub, edge_open: Open, tmp_path: Path, lost: str, file_list: bool
+) -> None:
     """Whether or not the hub's client has kept a list of the files, as its newer versions do."""
     write_shards(hub.root / "org" / "sharded")
-    first = edge_open(hub.url, tmp_path, "org/sharded", {})
+    first = edge_open(hub.url, "org/sharded", {})
     assert first["source"] == "org/sharded", first
     (snapshot,) = (tmp_path / "hf").glob(f"hub/models--org--sharded/snapshots/{Hub.COMMIT}")
     assert len(list(snapshot.glob("model-*"))) == 2
@@ -352,26 +380,26 @@ def test_an_interrupted_download_is_completed(hub: Hub, tmp_path: Path, lost: st
     link.resolve().unlink()
     link.unlink()
 
-    found = edge_open(hub.url, tmp_path, "org/sharded", {"offline": True})
+    found = edge_open(hub.url, "org/sharded", {"offline": True})
     assert found["error"] == "CheckpointError"
     assert "downloaded only in part" in found["message"] and "run once online" in found["message"]
     hub.broken = True
-    assert "Cannot reach" in edge_open(hub.url, tmp_path, "org/sharded", {})["message"]
+    assert "Cannot reach" in edge_open(hub.url, "org/sharded", {})["message"]
     hub.broken = False
-    assert edge_open(hub.url, tmp_path, "org/sharded", {"revision": Hub.COMMIT})["source"] == (
+    assert edge_open(hub.url, "org/sharded", {"revision": Hub.COMMIT})["source"] == (
         f"org/sharded@{Hub.COMMIT}"
     )
     assert link.is_file()
-    assert edge_open(hub.url, tmp_path, "org/sharded", {"offline": True})["source"] == "org/sharded"
+    assert edge_open(hub.url, "org/sharded", {"offline": True})["source"] == "org/sharded"
 
 
-def test_hub_refusals(hub: Hub, tmp_path: Path) -> None:
+def test_hub_refusals(hub: Hub, edge_open: Open) -> None:
     for spec, options, message in (
         ("org/unknown", {}, "There is no model 'org/unknown' on the hub"),
         ("org/tiny", {"revision": "v9"}, "no revision 'v9'"),
         ("org/gated", {}, "'org/gated' is gated: accept its terms"),
     ):
-        found = edge_open(hub.url, tmp_path, spec, options)
+        found = edge_open(hub.url, spec, options)
         assert found["error"] == "CheckpointError" and message in found["message"], found
         assert "\n" not in found["message"]
 
@@ -383,8 +411,8 @@ def test_a_mistyped_path_that_looks_like_a_hub_id() -> None:
         open_model("tests/absent.gguf", offline=True)
 
 
-def test_no_network(tmp_path: Path) -> None:
-    found = edge_open("http://127.0.0.1:9", tmp_path, "org/tiny", {})
+def test_no_network(edge_open: Open) -> None:
+    found = edge_open("http://127.0.0.1:9", "org/tiny", {})
     assert found["error"] == "CheckpointError"
     assert found["message"].startswith("Cannot reach http://127.0.0.1:9 to download 'org/tiny'")
     assert "check the network" in found["message"] and "\n" not in found["message"]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from edge.errors import EdgeError
 from edge.executors.native.library import cpu_tiers
+from edge.executors.registry import EXECUTORS
 from edge.hub.convert import convert
 from edge.hub.store import CacheKey, cached_bundle
 from edge.measure.doctor import diagnose
@@ -92,3 +94,15 @@ def test_damaged_and_unfinished_models(cache, tiny_config, array_checkpoint):
     assert "unfinished" in found[f"edge cache remove {leftover.name}"].detail
     assert "1 sound models" in findings("cache folder")[0].detail
     assert diagnose(only=("cache folder",)).healthy  # a conversion mends them
+
+
+@pytest.mark.parametrize("name", list(EXECUTORS))
+def test_of_every_executor_it_says_what_chat_says(name):
+    """Those of plugins too: what can be opened is there, and what can't has the same reason."""
+    finding = diagnose((name,), only=("executors",)).findings[0]
+    try:
+        EXECUTORS.get(name).load()
+    except EdgeError as error:
+        assert (finding.state, finding.detail) == ("problem", str(error))
+    else:
+        assert finding.state == "ok" and finding.detail.startswith(f"{name} is there")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from edge.config.presets import preset
 from edge.errors import EdgeError
-from edge.measure.profile import ProfileOptions
+from edge.measure.profile import ProfileOptions, machine
 from edge.measure.profile.compare import compare
 from edge.measure.profile.cost import NetworkCost, Roofline, planned_tensors
 from edge.measure.profile.devices import DEVICES, device
@@ -284,6 +288,18 @@ def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
     assert found.decode_tokens_per_second and found.prefill_tokens_per_second is None
 
 
+def test_predicted_times_by_hand():
+    """1 GB of weights, 1 kB of cache and 1000 multiply-adds of attention per position, at round limits."""
+    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, True, kv_row=1000, attention=1000)
+    limits = Roofline(read_bytes=10e9, int8=1e12, float32=1e9)
+    # Weights at 80 % of the bandwidth; 101 positions and 101,000 multiply-adds at 55 % of the nearer limit.
+    decode = 0.1 / 0.8 + max(101_000 / 10e9, 101_000 / 1e9) / 0.55 + 2e-4
+    assert cost.decode_seconds(100, limits) == pytest.approx(decode)
+    # 200 tokens: matrices at half the int8 peak, which is longer than reading; 1 + 2 + ... + 200 pairs.
+    prefill = (2e9 * 200 + 1e8) / 1e12 / 0.5 + 20_100 * 1000 / 1e9 / 0.55 + 2e-4
+    assert cost.prefill_seconds(200, 0, limits) == pytest.approx(prefill)
+
+
 def test_predictions_never_beat_the_limits():
     config, limits = preset("minicpm4-0.5b"), Roofline(30e9, 700e9, 200e9)
     cost = NetworkCost.planned(config, QuantScheme("int4", 32), None, "float16")
@@ -343,3 +359,29 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
+
+
+def test_facts_that_a_system_does_not_tell_are_none(monkeypatch):
+    """No sensors, no clock, a sandbox without /proc; and doctor goes on where psutil itself is missing."""
+
+    def untold(*_):
+        raise FileNotFoundError("/proc/stat")
+
+    for name in ("virtual_memory", "cpu_times", "cpu_freq", "getloadavg"):
+        monkeypatch.setattr(psutil, name, untold)
+    monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
+    facts = (
+        *(machine.memory_bytes, machine.load, machine.clock_mhz),
+        *(machine.temperature_celsius, machine._busy_seconds),
+    )
+    assert [fact() for fact in facts] == [None] * 5
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert [fact() for fact in facts] == [None] * 5
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="compares with /proc/stat")
+def test_busy_seconds_are_those_of_proc_stat():
+    """User, nice, system, irq, softirq and steal; of what ran between the readings only a little more."""
+    values = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    before = (sum(values) - values[3] - values[4]) / os.sysconf("SC_CLK_TCK")
+    assert before - 1 <= machine._busy_seconds() <= before + 60

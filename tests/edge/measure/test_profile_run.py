@@ -147,20 +147,15 @@ def test_a_killed_process_is_a_sentence(setup):
 
 @pytest.mark.slow
 def test_the_cost_model_predicts_decoding_within_25_percent():
-    """Best of some tries: a neighbour's load can hit the limits and the decoding at different moments."""
-    options = ProfileOptions(prefill=(0,), generate=32, depth=(0, 512), fill="synthetic", repeat=5)
-    errors = []
-    for _ in range(6):
-        found = profile("random:minicpm4-0.5b", options)
-        limits = found.machine.limits[0]
-        roofline = Roofline(
-            limits.read_bandwidth_gb_s * 1e9, limits.int8_tops * 5e11, limits.float_tflops * 5e11
-        )
-        ratios = [_predicted(row.depth, roofline) * row.tokens_per_second.median for row in found.results]
-        errors.append(max(abs(ratio - 1) for ratio in ratios))
-        if errors[-1] <= 0.25:
-            return
-    pytest.fail(f"the prediction was off by {[f'{error:.0%}' for error in errors]} in six runs")
+    """One run, and it counts; a run that the profiler itself calls noisy says nothing about the model."""
+    options = ProfileOptions(prefill=(0,), generate=32, depth=(0, 512), fill="synthetic", repeat=9)
+    found = profile("random:minicpm4-0.5b", options)
+    if found.machine.noisy or found.machine.throttled:
+        pytest.skip(f"the machine is not quiet enough to judge a prediction: {found.machine.remarks[0]}")
+    limits = found.machine.limits[0]
+    roofline = Roofline(limits.read_bandwidth_gb_s * 1e9, limits.int8_tops * 5e11, limits.float_tflops * 5e11)
+    for row in found.results:
+        assert _predicted(row.depth, roofline) * row.tokens_per_second.median == pytest.approx(1, abs=0.25)
 
 
 def _predicted(depth: int, roofline: Roofline) -> float:

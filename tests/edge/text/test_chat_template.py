@@ -1,18 +1,21 @@
-"""Chat templates: the same text as transformers renders, errors in one sentence, and a closed sandbox."""
+"""Chat templates: the same text as transformers renders, errors in one sentence, a closed sandbox, limits."""
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.errors import EdgeError
-from edge.text.chat_template import ChatTemplate, supports_thinking
+from edge.text.chat_template import ChatTemplate, TemplateLimitError, supports_thinking, template_worker
 
+Compile = Callable[..., ChatTemplate]
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
@@ -106,6 +109,14 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
+def compiled() -> Iterator[Compile]:
+    """`ChatTemplate` with one process for all templates of this module."""
+    worker = template_worker()
+    yield functools.partial(ChatTemplate, worker=worker)
+    worker.close()
+
+
+@pytest.fixture(scope="module")
 def reference() -> Callable[..., str]:
     """transformers' own rendering."""
     module = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -127,12 +138,12 @@ def minicpm4_template(shared_data: Path) -> str:
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("prompt", [True, False])
 def test_plain_templates_equal_transformers(
-    reference: Callable[..., str], shared_data: Path, name: str, prompt: bool
+    compiled: Compile, reference: Callable[..., str], shared_data: Path, name: str, prompt: bool
 ) -> None:
     for template in (CHATML, minicpm4_template(shared_data)):
         messages = CONVERSATIONS[name]
         expected = reference(template, messages, add_generation_prompt=prompt)
-        assert ChatTemplate(template).render(messages, add_generation_prompt=prompt) == expected
+        assert compiled(template).render(messages, add_generation_prompt=prompt) == expected
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -146,11 +157,11 @@ def test_plain_templates_equal_transformers(
     ],
 )
 def test_a_tool_template_equals_transformers(
-    reference: Callable[..., str], name: str, variables: dict[str, Any]
+    compiled: Compile, reference: Callable[..., str], name: str, variables: dict[str, Any]
 ) -> None:
     given = {"add_generation_prompt": True, **variables}
     expected = reference(TOOLS, CONVERSATIONS[name], bos_token="<s>", **given)
-    assert ChatTemplate(TOOLS, {"bos_token": "<s>"}).render(CONVERSATIONS[name], **variables) == expected
+    assert compiled(TOOLS, {"bos_token": "<s>"}).render(CONVERSATIONS[name], **variables) == expected
 
 
 def test_the_default_models_template_is_the_one_tested(smollm2_gguf: Path) -> None:
@@ -159,28 +170,28 @@ def test_the_default_models_template_is_the_one_tested(smollm2_gguf: Path) -> No
     assert gguf.GGUFReader(smollm2_gguf).fields["tokenizer.chat_template"].contents() == CHATML
 
 
-def test_thinking_is_recognized() -> None:
+def test_thinking_is_recognized(compiled: Compile) -> None:
     assert supports_thinking(TOOLS)
-    assert ChatTemplate(TOOLS).supports_thinking
+    assert compiled(TOOLS).supports_thinking
     assert not supports_thinking(CHATML)
 
 
-def test_documents_and_the_date_are_there() -> None:
+def test_documents_and_the_date_are_there(compiled: Compile) -> None:
     template = "{{ documents[0].text }} {{ strftime_now('%Y') }}"
-    assert ChatTemplate(template).render([], documents=[{"text": "d"}]) == time.strftime("d %Y")
+    assert compiled(template).render([], documents=[{"text": "d"}]) == time.strftime("d %Y")
 
 
-def test_a_refusal_carries_the_templates_message() -> None:
+def test_a_refusal_carries_the_templates_message(compiled: Compile) -> None:
     with pytest.raises(EdgeError, match="does not accept these messages: No user query found in messages"):
-        ChatTemplate(TOOLS).render([{"role": "assistant", "content": "x"}])
+        compiled(TOOLS).render([{"role": "assistant", "content": "x"}])
 
 
 @pytest.mark.parametrize(
     "source", ["{% for x in %}", "{{ a", "{% endfor %}", "{% unknown %}", "{{ x | nofilter }}"]
 )
-def test_invalid_templates_are_refused(source: str) -> None:
+def test_invalid_templates_are_refused(compiled: Compile, source: str) -> None:
     with pytest.raises(EdgeError, match="not valid Jinja in line 1") as caught:
-        ChatTemplate(source)
+        compiled(source)
     assert "\n" not in str(caught.value)
 
 
@@ -202,10 +213,35 @@ def test_invalid_templates_are_refused(source: str) -> None:
         "{% include 'x' %}",
     ],
 )
-def test_failures_and_forbidden_access_get_one_sentence(source: str) -> None:
+def test_failures_and_forbidden_access_get_one_sentence(compiled: Compile, source: str) -> None:
     with pytest.raises(EdgeError, match="The chat template failed") as caught:
-        ChatTemplate(source).render([{"role": "user", "content": "a"}])
+        compiled(source).render([{"role": "user", "content": "a"}])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ %s }}" % ("7" * 5000), "4300 digits"),
+        ("".join(f"{{% for a{i} in [1] %}}" for i in range(25)) + "{% endfor %}" * 25, "nested blocks"),
+        ("{{ " + "(" * 99999 + "1" + ")" * 99999 + " }}", "recursion"),
+    ],
+)
+def test_what_python_cannot_compile_is_refused(compiled: Compile, source: str, reason: str) -> None:
+    with pytest.raises(EdgeError, match=rf"not valid Jinja \(.*{reason}") as caught:
+        compiled(source)
+    assert len(str(caught.value)) < 400
+
+
+def test_half_characters_and_nul_go_through(compiled: Compile) -> None:
+    template = compiled("\x00\ud800 {{ '\\ud801' }} {{ messages[0].content }}")
+    assert template.render([{"content": "\udfff\x00"}]) == "\x00\ud800 \ud801 \udfff\x00"
+
+
+def test_a_giant_message_of_an_error_is_cut_and_made_printable(compiled: Compile) -> None:
+    with pytest.raises(EdgeError, match=r"these messages: \[31mred x+\.$") as caught:
+        compiled("{{ raise_exception('\x1b[31mred\n\n' ~ 'x' * 10000000) }}").render([])
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -214,13 +250,16 @@ def test_failures_and_forbidden_access_get_one_sentence(source: str) -> None:
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ lipsum(n=99999999) }}",
+        "{{ (7 ** 9999999) % 10 }}",
     ],
 )
-def test_endless_templates_are_stopped(source: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(EdgeError, match="takes too long"):
-        ChatTemplate(source, time_limit=0.2).render([])
-    assert time.monotonic() - start < 10
+def test_endless_templates_are_stopped(compiled: Compile, source: str) -> None:
+    begin = time.monotonic()
+    with pytest.raises(TemplateLimitError, match=r"failed \(it takes more than 0\.5 seconds\)"):
+        compiled(source, time_limit=0.5).render([])
+    assert time.monotonic() - begin < 10
+    assert compiled("again").render([]) == "again"
 
 
 @pytest.mark.parametrize(
@@ -228,30 +267,39 @@ def test_endless_templates_are_stopped(source: str) -> None:
     [
         "{{ 'a' * 10 ** 12 }}",
         "{{ 10 ** 12 * [1] }}",
-        "{{ 2 ** (10 ** 8) }}",
+        "{{ 'a' | center(3000000000) }}",
+        "{{ 'a'.ljust(3000000000) }}",
+        "{{ '%3000000000d' % 1 }}",
+        "{{ '%*d' % (2000000000, 1) }}",
+        "{{ '{:3000000000d}'.format(1) }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 100000) }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 100000) }}",
+        "{{ ([1] * 100000) | join('b' * 100000) }}",
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set s = 'a' * 1000000 %}{% for i in range(9999) %}{{ s }}{% endfor %}",
+        "{{ 'a' * 40000000 }}",
     ],
 )
-def test_giant_texts_are_stopped(source: str) -> None:
-    with pytest.raises(EdgeError, match=r"builds a text of more than|raises to a power"):
-        ChatTemplate(source).render([])
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process can be limited on Linux only")
+def test_giant_texts_are_stopped(compiled: Compile, source: str) -> None:
+    with pytest.raises(TemplateLimitError, match=r"needs too much memory|result is too large"):
+        compiled(source, time_limit=60).render([])
+    assert compiled("again").render([]) == "again"
 
 
 @pytest.mark.parametrize("message", ["text", None, ["role", "user"]])
-def test_a_message_must_be_an_object(message: Any) -> None:
+def test_a_message_must_be_an_object(compiled: Compile, message: Any) -> None:
     with pytest.raises(EdgeError, match="must be an object with 'role' and 'content'"):
-        ChatTemplate(CHATML).render([message])
+        compiled(CHATML).render([message])
 
 
-def test_objects_do_not_reach_the_template() -> None:
+def test_objects_do_not_reach_the_template(compiled: Compile) -> None:
     with pytest.raises(EdgeError, match="plain JSON values, not P"):
-        ChatTemplate("{{ messages[0].content.home() }}").render([{"role": "user", "content": Path()}])
+        compiled("{{ messages[0].content.home() }}").render([{"role": "user", "content": Path()}])
 
 
-def test_the_callers_messages_stay_as_they_are() -> None:
+def test_the_callers_messages_stay_as_they_are(compiled: Compile) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
-    template = ChatTemplate("{{ messages[0].content[0].text }}{% set messages = [] %}")
+    template = compiled("{{ messages[0].content[0].text }}{% set messages = [] %}")
     assert template.render([message]) == "a"
     assert message == {"role": "user", "content": [{"type": "text", "text": "a"}]}

@@ -94,7 +94,7 @@ def llama_cpp_model(smollm2_gguf: Path) -> Any:
 def test_ids_and_roles(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 49152
     assert tokenizer.bos_id == 1
-    assert tokenizer.eos_ids == {2}
+    assert tokenizer.eos_ids == {0, 2}  # <|endoftext|> and <|im_end|>, as llama.cpp has them
     assert tokenizer.special_tokens["<|im_start|>"] == 1
     assert len(tokenizer.special_tokens) == 17
     assert tokenizer.named_tokens["eos_token"] == "<|im_end|>"

@@ -1,0 +1,306 @@
+"""Figures that the pages state, read from the pages and held against the code that they are about."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from edge.config.network import RopeType, SparseConfig
+from edge.config.presets import PRESETS, preset
+from edge.executors.checks import MAX_TREE
+from edge.executors.options import RunOptions
+from edge.executors.registry import EXECUTORS
+from edge.export.quantize.options import QuantizeOptions
+from edge.measure.profile import ProfileOptions, machine, report
+from edge.measure.profile.compare import _INTERVAL, _RESAMPLES
+from edge.measure.profile.cost import Efficiency
+from edge.measure.profile.measure import _SEED_ROWS, SAMPLING
+from edge.measure.profile.schema import SCHEMA, MachineFacts, Operator, Profile, Row
+from edge.quant.kinds import KINDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def page(name: str) -> str:
+    """A page with every run of blanks and line ends as one blank."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def stated(name: str, pattern: str) -> tuple[str, ...]:
+    """The groups of a sentence that must stand on a page."""
+    found = re.search(pattern, page(name))
+    assert found, f"{name} does not say: {pattern}"
+    return found.groups()
+
+
+def tables(name: str, first: str) -> Iterator[list[list[str]]]:
+    """The tables of a page whose first header is `first`: lists of cells, line by line."""
+    lines: list[list[str]] = []
+    for line in [*(ROOT / name).read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif lines:
+            if lines[0][0] == first:
+                yield lines[2:]
+            lines = []
+
+
+def names_in(text: str) -> list[str]:
+    return re.findall(r"`([\w.-]+)`", text)
+
+
+def constant(path: str, name: str) -> Any:
+    """The value of a constant of a file that is too heavy to import."""
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no {name}")
+
+
+# ---- docs/profile.md
+
+
+def test_the_shares_of_a_plan():
+    pattern = (
+        r"weights stream at (\d+) % of the read bandwidth, matrices of a prefill run at (\d+) % of the int8 "
+        r"peak, attention at (\d+) % of its nearer limit"
+    )
+    used = Efficiency()
+    assert stated("docs/profile.md", pattern) == tuple(
+        f"{100 * share:.0f}" for share in (used.stream, used.compute, used.attention)
+    )
+
+
+def test_how_a_profile_measures():
+    assert stated("docs/profile.md", r"tokens in pieces of at most (\d+)") == (str(RunOptions().max_batch),)
+    sampling = stated("docs/profile.md", r"\(temperature ([\d.]+), top-p ([\d.]+)\)")
+    assert tuple(map(float, sampling)) == (SAMPLING.temperature, SAMPLING.top_p)
+    assert stated("docs/profile.md", r"of the first (\d+) tokens instead") == (str(_SEED_ROWS),)
+    assert stated("docs/profile.md", r"a (\d+) % interval from (\d+) bootstrap resamples") == (
+        f"{_INTERVAL[1] - _INTERVAL[0]:.0f}",
+        str(_RESAMPLES),
+    )
+    options = ProfileOptions()
+    assert stated("docs/profile.md", r"# prefill of (\d+) tokens, decode of (\d+)") == (
+        str(options.prefill[0]),
+        str(options.generate),
+    )
+    noise = stated("docs/profile.md", r"Above (\d+) %, or with more than (\w+) a process per core")
+    assert noise == (f"{100 * machine._NOISY_SHARE:.0f}", "half") and machine._NOISY_LOAD == 0.5
+    clock = stated("docs/profile.md", r"A clock that fell by more than (\d+) %")
+    assert clock == (f"{100 * (1 - machine._THROTTLED_CLOCK):.0f}",)
+
+
+def test_the_fields_of_a_profile():
+    said = set(stated("docs/profile.md", r"Schema (\d+); reading it .* \| `schema` \| (\d+);"))
+    assert said == {str(SCHEMA)}
+    found = list(tables("docs/profile.md", "field"))
+    names = [{name for cells in rows for name in names_in(cells[0])} for rows in found]
+    assert names == [{field.name for field in fields(kind)} for kind in (Profile, MachineFacts, Row)]
+    (operators,) = (cells[1] for rows in found for cells in rows if cells[0] == "`operators`")
+    assert set(names_in(operators)) - {"--ops"} == {field.name for field in fields(Operator)}
+
+
+def test_the_columns_of_a_profile():
+    (rows,) = tables("docs/profile.md", "column")
+    said = [name.strip() for cells in rows for name in cells[0].split(",")]
+    assert said == [column.header for column in report._COLUMNS[1:] if not column.setting]
+
+
+# ---- docs/operators.md
+
+
+def test_the_tolerances_of_operators():
+    used = constant("tests/model/test_layer_ops.py", "TOLERANCES")
+    products = [used["products"], used["products, int8 activations"]]
+    wanted = {
+        "embedding": [],
+        "rope_table": [used["rope_table, absolute"]],
+        "rms_norm": [used["products"]],
+        "rms_norm_linear": products,
+        "rms_norm_swiglu": products,
+        "linear": products,
+        "kv_append": [used["queries"], used["rows"], used["rows, int8"]],
+        "paged_attention": [used["attention"], used["attention, int8 KV"]],
+        "kv_keep": [],
+    }
+    rows = next(tables("docs/operators.md", "operator"))
+    said = {names_in(cells[0])[0]: cells[2] for cells in rows}
+    assert {
+        name: [float(number) for number in re.findall(r"\de-\d", text)] for name, text in said.items()
+    } == wanted
+    assert said["rope_table"].endswith("absolute")
+
+
+# ---- docs/architecture.md
+
+
+def test_the_tiers():
+    files = (ROOT / "kernels" / "src" / "tiers").glob("*.cpp")
+    tiers = {name for file in files for name in re.findall(r'EDGE_TIER_NAME "([\w-]+)"', file.read_text())}
+    (said,) = stated("docs/architecture.md", r"It is compiled once per (tier.*?64-bit ARM)\.")
+    assert len(tiers) > 5 and set(names_in(said)) == tiers
+
+
+def test_the_executors():
+    (said,) = stated("docs/architecture.md", r"(`native` runs bundles.*? is the reference)\.")
+    assert {name for name in names_in(said) if name in EXECUTORS} == set(EXECUTORS)
+    rows = next(tables("docs/profile.md", "executor"))
+    assert {name for cells in rows for name in names_in(cells[0])} == set(EXECUTORS)
+
+
+def test_sizes_of_a_pass():
+    assert stated("docs/architecture.md", r"a tree of up to (\d+) tokens described") == (str(MAX_TREE),)
+    assert stated("docs/architecture.md", r"`max_batch` \((\d+)\) tokens") == (str(RunOptions().max_batch),)
+    pool = (ROOT / "kernels" / "src" / "threads" / "pool.cpp").read_text()
+    (spin,) = re.findall(r"spin_time = std::chrono::microseconds\((\d+)\)", pool)
+    assert stated("docs/architecture.md", r"Threads spin for (\d+) µs") == (spin,)
+
+
+def test_rope_types_and_presets():
+    assert {cells[0] for cells in next(tables("docs/model.md", "`rope_type`"))} == {
+        f"`{name}`" for name in get_args(RopeType)
+    }
+    (said,) = stated("README.md", r"\| (`random:minicpm4-0\.5b` \| .*?) \|")
+    named = {name.removeprefix("random:") for name in re.findall(r"`([\w.:-]+)`", said)}
+    assert named == {name for name in PRESETS if not preset(name).num_experts}  # what runs natively
+
+
+# ---- quantizing and exporting
+
+
+def test_quantization():
+    names = [cells[0] for cells in next(tables("docs/quantization.md", "`quantize`"))]
+    kinds = {name for cell in names for name in re.findall(r"`(\w+)", cell)} - {"source"}
+    assert kinds == {kind.name for kind in KINDS.values() if kind.name != "f32"}
+    used = QuantizeOptions("int4")
+    (sequences, length) = stated(
+        "docs/quantization.md", r"`sequences` \((\d+)\) pieces of `length` \((\d+)\)"
+    )
+    assert (int(sequences), int(length)) == (used.sequences, used.length)
+    (damping,) = stated("docs/quantization.md", r"(\d+) % of the mean diagonal is added")
+    assert int(damping) / 100 == used.damping
+    groups = stated("docs/quantization.md", r"has its own group: (\d+) for int4 and int8, (\d+) for ternary")
+    assert tuple(map(int, groups)) == (KINDS.get("int4").group, KINDS.get("ternary").group)
+    assert KINDS.get("int8").group == KINDS.get("int4").group
+
+
+def test_the_limits_of_the_check():
+    executorch = constant("export/targets/executorch/target.py", "_LIMIT")
+    onnx = constant("export/targets/onnx/target.py", "_LIMIT")
+    limits = {
+        "`bundle`": constant("export/targets/bundle.py", "_LIMIT"),
+        "`coreml` in NumPy": constant("export/targets/coreml/target.py", "_LIMIT"),
+        **{"`onnx`, portable": onnx, "`onnx`, full": onnx},
+        **{f"`executorch`, {flavour}": limit for flavour, limit in executorch.items()},
+    }
+    (rows,) = (rows for rows in tables("docs/export.md", "target") if len(rows[0]) == 3)
+    said = {cells[0]: float(cells[1].partition(":")[0]) for cells in rows}
+    assert {name: said[name] for name in limits} == limits
+    most = constant("export/check.py", "_MOST_WORK")
+    assert float(stated("docs/export.md", r"\((4e\d+) weights x tokens\)")[0]) == most
+
+
+def test_sparse_attention():
+    used = SparseConfig()
+    local, dynamic = used.window_size // used.block_size, used.topk - used.init_blocks
+    assert stated("docs/sparse-attention.md", r"and the (\d+) local ones \(`window_size`") == (str(local),)
+    assert stated("docs/sparse-attention.md", r"the best-scored (\d+) \(`topk - init_blocks`\)") == (
+        str(dynamic),
+    )
+    assert stated("docs/sparse-attention.md", r"A block of (\d+) rows \(`block_size`\)") == (
+        str(used.block_size),
+    )
+    limit = constant("model/attention/sparse.py", "EXPONENT_LIMIT")
+    assert float(stated("docs/sparse-attention.md", r"It is clamped to (\d+)")[0]) == limit
+
+
+def test_the_commands_of_a_chat():
+    from edge.apps.chat.loop import _COMMANDS
+
+    (said,) = stated("README.md", r"`/help` lists the commands: (.*?) for models whose template knows them")
+    named = {word.partition(" ")[0] for word in re.findall(r"`(/[^`]+)`", said)}
+    assert named == set(_COMMANDS) - {"/help", "/exit"}  # Ctrl-D leaves, says the sentence before
+
+
+def test_bounds_of_the_targets():
+    executorch = constant("export/targets/executorch/target.py", "MAX_TOKENS")
+    assert stated("docs/export-executorch.md", r"n is 1 to (\d+) \(`verify` and `keep`: (\d+)\)") == (
+        str(executorch),
+        str(MAX_TREE),
+    )
+    most = constant("export/targets/coreml/program.py", "MAX_TOKENS")
+    assert stated("docs/export-coreml.md", r"int32 \[1, n\], n from 1 to (\d+)") == (str(most),)
+    versions = stated(
+        "docs/export-onnx.md",
+        r"\(([\d.]+) or newer; a portable export with a ternary embedding needs ([\d.]+)\)",
+    )
+    target = (ROOT / "export" / "targets" / "onnx" / "target.py").read_text(encoding="utf-8")
+    assert "_OLDEST, _TWO_BIT_EMBEDDING = {!r}, {!r}".format(*versions).replace("'", '"') in target
+
+
+# ---- versions
+
+
+@pytest.mark.parametrize(
+    ("name", "page_name", "pattern"),
+    [
+        ("executorch", "docs/operators.md", r"ExecuTorch (\d[\d.]+\d)"),
+        ("executorch", "docs/export-executorch.md", r"run on ExecuTorch (\d[\d.]+\d)"),
+        ("onnxruntime", "docs/export-onnx.md", r"both flavours \| ONNX Runtime (\d[\d.]+\d)"),
+        ("torch", "docs/export-executorch.md", r"executorch [\d.]+, torch (\d[\d.]+\d)"),
+    ],
+)
+def test_versions_are_those_of_the_lock_file(name, page_name, pattern):
+    lock = dict(
+        line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+    )
+    assert stated(page_name, pattern) == (lock[name],)
+
+
+def test_extras_that_the_pages_name():
+    section = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    extras = re.findall(r"^(\w+) = \[", section.partition("\n[")[0], re.M)
+    named = {
+        extra
+        for each in PAGES
+        for extra in re.findall(r"(?:minicpm-edge|install \.)\[(\w+)\]", each.read_text())
+    }
+    assert named and named <= set(extras)
+
+
+def test_sizes_are_in_powers_of_1000_or_say_so():
+    """kB, MB and GB everywhere; what is a power of two says KiB, MiB, GiB."""
+    found = [f"{each.name}: {word}" for each in PAGES for word in re.findall(r"\d ?KB\b", each.read_text())]
+    assert not found, found
+
+
+# ---- tables from documents
+
+
+def test_tables_are_those_of_the_documents():
+    """`make figures` would change nothing, and every mark in a page is a figure of its own."""
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = figures  # dataclasses look their module up
+    spec.loader.exec_module(figures)
+    marked = {
+        name: f"docs/{path.name}"
+        for path in PAGES
+        for name in re.findall(r"<!-- figures: ([\w-]+) -->", path.read_text(encoding="utf-8"))
+    }
+    assert marked == {name: figure.page for name, figure in figures.FIGURES.items()}
+    for name in set(marked.values()):
+        assert figures.written(name) == (ROOT / name).read_text(encoding="utf-8"), (
+            f"run `make figures`: {name}"
+        )
