@@ -14,9 +14,12 @@ class EdgeError(Exception):
 
 
 def readable(text: str) -> str:
-    r"""Text for a message: control characters as escapes (`\x1b`), the middle of a very long one left out."""
+    r"""Text for a message on one line: control characters as escapes (`\x1b`), the middle of a very long one
+    left out.
+    """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST * 3 // 4]} [...] {text[-_LONGEST // 4 :]}"
+    text = text.replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
