@@ -23,6 +23,7 @@ from edge.errors import CheckpointError, ConfigError
 from edge.hub.convert import plan_bundle
 from edge.hub.resolve import open_model, plan_model
 from edge.system.notices import EdgeWarning
+from tests.conftest import letter_tokenizer
 
 from .test_huggingface import CONFIG, make_weights
 from .test_int4_checkpoints import draw, pack_gptq
@@ -222,6 +223,9 @@ def test_a_cached_conversion_says_it_too(tmp_path: Path, monkeypatch: pytest.Mon
     folder = write(
         tmp_path / "m", {**SETS["pytorch_model.bin"](weights_of(2)), "model.safetensors": weights_of()}
     )
+    tokenizer = json.loads(letter_tokenizer(80))
+    tokenizer["model"]["vocab"] = {f"word{token}": token for token in range(80)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     for read in (plan_model, open_model, open_model):
         (said,) = notices(partial(read, folder))
         assert "model.safetensors is used" in said
