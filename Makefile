@@ -13,10 +13,15 @@ LOCK := requirements.lock
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("--constraint $(LOCK)" * (sys.version_info[:2] == (3, 11)))')
 NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/*)
 SANITIZED := build/sanitize
+# Of each Python reader, in all runs together; a run continues where the last one stopped.
+EXECUTIONS ?= 200000
+FUZZED := build/fuzz-python
+# Of each kind of write.
+KILLS ?= 100
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages check test test-all sanitize lint lock bench-kernels figures clean
+.PHONY: chat setup packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
 
 chat: $(VENV)/.runtime
 	@$(BIN)/edge chat smollm2-135m
@@ -62,6 +67,19 @@ test-all: setup packages lint $(VENV)/.llama
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup
 	@scripts/sanitize $(BIN) $(SANITIZED)
+
+# The readers in C++ under libFuzzer (docs/fuzzing.md); goes on where an earlier run was ended.
+RUNS ?= 100000
+fuzz-native: setup packages
+	@scripts/fuzz-native $(BIN) build/fuzz $(RUNS)
+
+# Changed files for every reader, in C++ and in Python (with coverage); findings lie there (docs/fuzzing.md).
+fuzz: setup fuzz-native
+	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder $(FUZZED)
+
+# Kills, full disks and two writers at once, in the middle of every kind of write (docs/fuzzing.md).
+torture: setup
+	$(BIN)/python -m tests.torture --kills $(KILLS)
 
 # Figures for docs/performance.md; let the machine be idle.
 bench-kernels: setup

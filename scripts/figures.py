@@ -74,7 +74,8 @@ def needle(phase: str) -> Callable[[dict[str, Any]], Lines]:
         found = document[phase]["accuracy"]
         kinds = list(next(iter(found.values())))
         rows = [[length, *(percent(right[kind]) for kind in kinds)] for length, right in found.items()]
-        return [["tokens", *kinds], *rows]
+        named = {"window": "window of 4 blocks", "wide window": "window of 12 blocks"}
+        return [["tokens", *(named.get(kind, kind) for kind in kinds)], *rows]
 
     return table
 

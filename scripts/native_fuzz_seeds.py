@@ -1,4 +1,4 @@
-"""Writes the seeds of the C++ fuzzers that are files of a bundle: tests/fuzz/corpus/READER/seed-*.
+"""Writes the seeds of the C++ fuzzers: tests/fuzz/corpus/READER/seed-*.
 
 Usage: python scripts/native_fuzz_seeds.py
 """
@@ -76,6 +76,32 @@ def sampler(temperature: float, top_k: int, top_p: float) -> bytes:
     return struct.pack("<I", 99) + options + bytes([in_range]) + calm + seen + bytes(4) + logits.tobytes()
 
 
+def number(value: int) -> bytes:
+    """A number as kernels/fuzz takes it: the value, and that it is meant."""
+    return struct.pack("<IB", value, 0)
+
+
+def batch(tokens: list[int], parents: list[int], wishes: int) -> bytes:
+    """A step of kernels/fuzz/forward.cpp. parents: 0 for a root, else 8 k + the place of the parent."""
+    whole = b"".join(map(number, tokens)) + b"".join(number(i) for i in range(len(tokens)))
+    return bytes([1, wishes]) + number(len(tokens) - 1) + whole + bytes(parents)
+
+
+def forward(model: int) -> bytes:
+    """Prefill, a tree, one of its paths kept, and what follows; of the model with this number."""
+    prefill, tree = (
+        batch([*range(1, 31)] * 2, [0] * 60, 1 | 16),
+        batch([5, 6, 7, 8], [0, 9, 9, 10], 1 | 8 | 16),
+    )
+    keep = bytes([0]) + struct.pack("<IBBI", 60, 0, 1, 2) + bytes([0, 1, 0, 0])
+    return bytes([0, model]) + prefill + tree + keep + batch([9, 10], [0, 0], 1 | 16 | 64)
+
+
+def restored(model: int, length: int) -> bytes:
+    """Rows of small numbers for kernels/fuzz/restore.cpp."""
+    return bytes([0, model]) + number(length) + bytes(range(1, 60)) * 4
+
+
 def main() -> None:
     """Write the files."""
     seeds = {f"json/{name}": text.encode() for name, text in TEXTS.items()}
@@ -83,6 +109,11 @@ def main() -> None:
     seeds |= {"bundle/ternary": bundle(QuantScheme("ternary", 0), tied=True)}
     seeds |= {"decoder/dense": decoder(sparse=False), "decoder/sparse": decoder(sparse=True)}
     seeds |= {"sampler/greedy": sampler(0, 0, 1), "sampler/filtered": sampler(0.8, 20, 0.9)}
+    seeds |= {"model/int8": bytes([0, 1]), "model/sparse": bytes([1, 0x83])}
+    seeds |= {
+        f"forward/{name}": forward(model) for name, model in {"dense": 1, "int8": 9, "sparse": 130}.items()
+    }
+    seeds |= {"restore/dense": restored(0, 70), "restore/sparse": restored(129, 300)}
     for name, data in seeds.items():
         reader, _, seed = name.partition("/")
         (CORPUS / reader).mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,14 @@ def print_report(report: Report, console: Console) -> None:
         if isinstance(part, Text):
             console.print(part.text, style=_STYLES[part.kind], soft_wrap=True)
             continue
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for i, header in enumerate(part.headers):
-            table.add_column(header, justify="left" if i < part.left else "right")
-        for row in part.rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+        for piece in part.parts(console.width):
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            for i, header in enumerate(piece.headers):
+                table.add_column(header, justify="left" if i < piece.left else "right", no_wrap=True)
+            for row in piece.rows:
+                table.add_row(*row)
+            console.print(table)
+            console.print()
 
 
 def comparison_json(found: Comparison, slower: Sequence[Ratio]) -> dict[str, Any]:

@@ -208,6 +208,11 @@ class GGUFCheckpoint:
         one, short, long = (
             self._floats(name).reshape(-1).tolist() if name in self._raw else [] for name in _ROPE_TENSORS
         )
+        if one and (short or long):
+            raise CheckpointError(
+                f"'{self._path}' has rotary factors twice, in '{_ROPE_TENSORS[0]}' and "
+                f"'{_ROPE_TENSORS[1 if short else 2]}'; convert the model again."
+            )
         return (one, one) if one else (short, long)
 
     def _field(self, key: str, kind: Any, wanted: str, default: Any = None) -> Any:

@@ -277,7 +277,8 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             whole_name = f"{stem}.weight"
             names = self._fused.get(whole_name) or [self._canonical.get(whole_name, whole_name)]
             parts = [self._network.get(each) for each in names]
-            if any(part is None or len(part.shape) != 2 or part.hf in self._files for part in parts):
+            unfit = any(part is None or len(part.shape) != 2 or part.hf in self._files for part in parts)
+            if unfit or not found.keys().isdisjoint(names):
                 raise CheckpointError(
                     f"{where} has a tensor '{name}', which has no place in the network, or a second one "
                     "for it; running without it would give wrong text."
@@ -306,6 +307,15 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         fused: tensors that hold several are taken apart. packed: some matrices lie in packed tensors.
         """
         found: dict[str, _Stored] = {}
+
+        def place(ours: str, stored: _Stored) -> None:
+            if ours in found:
+                raise CheckpointError(
+                    f"'{self._folder}' has '{ours}' twice, in its tensors '{found[ours].name}' and "
+                    f"'{stored.name}'; remove the one that is not meant."
+                )
+            found[ours] = stored
+
         for name, file in self._files.items():
             shape = file.tensors[name].shape
             parts = self._fused.get(name, []) if fused else []
@@ -318,7 +328,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                     f"call '{self._network[ours].hf}'; the file belongs to another model."
                 )
             if not parts:
-                found[ours] = _Stored(file, name, shape)
+                place(ours, _Stored(file, name, shape))
                 continue
             sizes = [self._network[each].shape[0] for each in parts]
             if shape[:1] != (sum(sizes),):
@@ -328,7 +338,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                 )
             start = 0
             for each, size in zip(parts, sizes, strict=True):
-                found[each] = _Stored(file, name, (size, *shape[1:]), slice(start, start + size))
+                place(each, _Stored(file, name, (size, *shape[1:]), slice(start, start + size)))
                 start += size
         return found
 

@@ -225,9 +225,12 @@ def _read_rope(
         )
     if kind == "yarn" and attention is not None and factor > 0:
         attention *= 1 + 0.1 * math.log(factor)  # llama.cpp multiplies both
+    original = source.get("rope.scaling.original_context_length")
+    if kind == "longrope" and attention is None and original not in (None, max_positions):
+        attention = 1.0  # llama.cpp does not derive it from the lengths
     entry = {
         "rope_type": kind,
-        "original_max_position_embeddings": source.get("rope.scaling.original_context_length"),
+        "original_max_position_embeddings": original,
         "factor": None if kind == "longrope" else _decimal(factor),
         "attention_factor": None if attention is None else _decimal(attention),
         "short_factor": [float(value) for value in short_factor],

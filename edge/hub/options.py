@@ -34,7 +34,9 @@ class SourceOptions:
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.")
     offline: bool = option(False, "Never use the network.")
-    verify: bool = option(False, "Recompute the checksums of the converted model.")
+    verify: bool = option(
+        False, "Recompute the checksums of the converted model; else its files' size and time are trusted."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -82,7 +82,7 @@ def align(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Alignme
 
 def _difference(stage: Stage, a: dict[str, Any], b: dict[str, Any]) -> Difference:
     shape_a, shape_b = tuple(a["shape"]), tuple(b["shape"])
-    if shape_a != shape_b:
+    if shape_a != shape_b or len(a["sketch"]) != len(b["sketch"]):
         return Difference(stage, float("inf"), shape_a, shape_b)
     distance = math.dist(a["sketch"], b["sketch"])
     distance = max(distance, abs(a["norm"] - b["norm"]))  # a lower bound that the sketch may miss
@@ -103,11 +103,17 @@ def _stages(path: Path) -> Iterator[tuple[Stage, dict[str, Any]]]:
                 continue
             key = (int(facts["call"]), str(event["name"]), int(facts.get("layer", -1)))
             seen[key] = seen.get(key, -1) + 1
-            yield Stage(*key, seen[key]), facts["checksum"]
+            yield Stage(*key, seen[key]), _checksum(facts["checksum"])
     except OSError as error:
         raise EdgeError(f"Cannot read the trace '{path}': {error.strerror or error}.") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise EdgeError(
             f"'{path}' is not a trace of this program; make one with "
             f"EDGE_TRACE={shlex.quote(path.name)} edge chat ..."
         ) from None
+
+
+def _checksum(facts: Any) -> dict[str, Any]:
+    """What `edge.executors.trace` writes of a tensor; ValueError and the like for anything else."""
+    numbers = {"shape": [int(size) for size in facts["shape"]], "sketch": [float(x) for x in facts["sketch"]]}
+    return {**numbers, "norm": float(facts["norm"])}

@@ -23,8 +23,8 @@ class SchemeKind:
     a weight of zero, where there is no minimum. group: columns that share a scale by default, 0 for one per
     row. rule: how weights are rounded; None for floats. minimum_rule: the same with a minimum per group, None
     if it has none. rms: root mean square of random codes around zero. trained: whether a network has to be
-    trained for it, so that an export packs only what is in it exactly. head: the name of what embedding and
-    head become beside it in random weights; None for the same.
+    trained for it, so that weights of any other are refused and not rounded. head: the name of what embedding
+    and head become beside it in random weights; None for the same.
     """
 
     name: str

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from edge.errors import EdgeError
 from edge.text.isolation.worker import Worker, WorkerFailure
 
 Message = Mapping[str, Any]
 _MAX_DEPTH = 100
+_MAX_BITS = 4096  # Python writes longer numbers only on request
+_shared: WeakValueDictionary[str, Worker] = WeakValueDictionary()
 
 
 class TemplateLimitError(EdgeError):
@@ -39,7 +42,7 @@ class ChatTemplate:
         worker: Worker | None = None,
     ) -> None:
         """special_tokens: variables such as `bos_token` (`Tokenizer.named_tokens`). time_limit: seconds per
-        render. worker: a process from `template_worker`, by default one of its own.
+        render. worker: by default `template_worker()`.
 
         Raises EdgeError for a template that is not valid Jinja.
         """
@@ -102,14 +105,16 @@ class ChatTemplate:
 
 
 def template_worker() -> Worker:
-    """A process that compiles and renders chat templates, not yet started."""
-    return Worker("edge.text.isolation.templates", packages=("jinja2", "markupsafe"))
+    """The process that compiles and renders chat templates: one for all who hold it at the same time."""
+    return _shared.setdefault("", Worker("edge.text.isolation.templates", packages=("jinja2", "markupsafe")))
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """The same value made of JSON types only, which is all that can be sent to a template."""
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise EdgeError(f"Chat messages and tools may have whole numbers of {_MAX_BITS} bits and no more.")
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if depth > _MAX_DEPTH:

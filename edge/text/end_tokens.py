@@ -16,7 +16,7 @@ from edge.config.fields import unique
 from edge.config.generation import read_generation_config
 from edge.errors import EdgeError, TokenizerError
 from edge.system.notices import notice
-from edge.text.chat_template import ChatTemplate
+from edge.text.chat_template import ChatTemplate, TemplateLimitError
 
 if TYPE_CHECKING:
     from edge.text.tokenizer.base import Tokenizer
@@ -88,6 +88,8 @@ def turn_terminator(
                 rendering.render(messages, add_generation_prompt=False)
                 for messages in ([asked, answered], [asked, answered, asked])
             ]
+        except TemplateLimitError:  # whoever renders with it is told so
+            return None
         except EdgeError:  # a template may refuse such a conversation
             continue
         if all(_ANSWER in text for text in texts):

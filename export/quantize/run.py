@@ -64,6 +64,7 @@ def quantize_checkpoint(
     }
     if options.is_calibrated:
         text = calibration(checkpoint, options.calibration, options.sequences, options.length)
+        report["options"]["calibration"] = text.source
         report["calibration"] = {"source": text.source, "sha256": text.sha256}
         report["layers"] = _calibrated(checkpoint, out, options, text, progress)
     else:

@@ -44,7 +44,7 @@ def smooth(layer: Layer, stage: Stage, gram: Tensor, scheme: QuantScheme) -> flo
     s = (root mean square of the channel)^exponent. gram [columns, columns]: X^T X of the stage's inputs, as
     the layer computes them now. Exponents are compared by the error of the outputs after round-to-nearest.
     """
-    strength = _channel_strength(layer, stage, gram.diagonal())
+    strength = channel_strength(layer, stage, gram.diagonal())
     samples = [_sample(layer.get_parameter(f"{name}.weight")) for name in stage.consumers]
     best, least, chosen = 0.0, float("inf"), torch.ones_like(strength)
     for exponent in _EXPONENTS:
@@ -56,7 +56,7 @@ def smooth(layer: Layer, stage: Stage, gram: Tensor, scheme: QuantScheme) -> flo
     return best
 
 
-def _channel_strength(layer: Layer, stage: Stage, diagonal: Tensor) -> Tensor:
+def channel_strength(layer: Layer, stage: Stage, diagonal: Tensor) -> Tensor:
     """Size of the activations by channel, of geometric mean 1; equal where channels have one producer row."""
     size = diagonal.clone()
     if stage.producer == "self_attn.v_proj":

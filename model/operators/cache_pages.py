@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edge.config import SparseConfig
 from edge.model.attention.key_summaries import KeySummaries, complete_windows
-
-KvType = Literal["float16", "float32", "int8"]
-KV_TYPES: tuple[KvType, ...] = ("float16", "float32", "int8")
-"""Names of the values of `edge_kv_type`."""
+from edge.model.operators.arguments import KV_TYPES, KvType, cache_numbers
 
 _BLOCK, _PAGE, _LANES = 64, 256, 16
 _COARSENING = 4
@@ -49,9 +45,8 @@ class LayerCache:
     @property
     def arguments(self) -> tuple[int, int, int, int, int, list[int]]:
         """heads, kv_heads, head_dim, kv_type, capacity and sparse, as operators take them."""
-        sparse = [] if self.sparse is None else _sparse_numbers(self.sparse)
-        kv_type = KV_TYPES.index(self.kv_type)
-        return self.heads, self.kv_heads, self.head_dim, kv_type, self.capacity, sparse
+        heads, kv_heads, head_dim = self.heads, self.kv_heads, self.head_dim
+        return cache_numbers(heads, kv_heads, head_dim, self.kv_type, self.capacity, self.sparse)
 
     @property
     def bytes(self) -> int:
@@ -200,13 +195,6 @@ def _key_place(place: Tensor, element: Tensor, head_dim: int, run: int) -> Tenso
     """Within a block: 16 positions side by side, `run` elements of each."""
     lane = place % _LANES
     return (place - lane) * head_dim + element // run * (run * _LANES) + lane * run + element % run
-
-
-def _sparse_numbers(sparse: SparseConfig) -> list[int]:
-    return [
-        *(sparse.kernel_size, sparse.kernel_stride, sparse.block_size, sparse.init_blocks),
-        *(sparse.window_size, sparse.topk, sparse.dense_len, int(sparse.exact_lse)),
-    ]
 
 
 def _sparse_config(numbers: Sequence[int]) -> SparseConfig | None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edge.errors import EdgeError
+from edge.model.operators.arguments import matrix_numbers
 from edge.model.operators.schema import operator
 from edge.quant.layout import NATIVE, PAD_COLUMNS, MatrixLayout
 from edge.quant.packing import dequantize
@@ -39,12 +39,7 @@ class PackedShape:
     @property
     def numbers(self) -> list[int]:
         """The five numbers that describe it to an operator."""
-        kernel, layout = self.layout.layout.kernel, self.layout
-        if kernel is None:
-            raise EdgeError(
-                f"The operators can't compute on the layout {layout.id}; choose another quantization."
-            )
-        return [kernel, layout.group, int(layout.minimum), self.rows, self.columns]
+        return matrix_numbers(self.layout, self.rows, self.columns)
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> PackedShape:

@@ -210,3 +210,24 @@ def test_commands_of_the_docs_fit_the_default_model(run_inside: Callable[..., An
             depths = command[command.index("--depth") + 1].split(",")
             options = ProfileOptions(depth=tuple(map(int, depths)))
             assert options.context <= preset("smollm2-135m").max_position_embeddings
+
+
+def test_a_notice_is_a_sentence_on_stderr(
+    run_inside: Callable[..., Any], tiny_checkpoint: Callable[..., Path]
+):
+    """A head of its own beside a config that ties it, and a second set of weights."""
+
+    def untie(tensors: dict[str, Any]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+
+    folder = tiny_checkpoint(untie)
+    (folder / "consolidated.00.pth").write_bytes(b"")
+    result = run_inside("inspect", str(folder), "--json")
+    parts = [group["part"] for group in facts_of(result)["quantization"]]
+    assert "head" in parts and "embedding" in parts
+    first, second = result.stderr.splitlines()
+    assert first == (
+        f"Note: '{folder}' has more than one set of weights: model.safetensors is used, as transformers "
+        "does, and consolidated.00.pth not."
+    )
+    assert second.startswith(f"Note: '{folder}' has a head of its own")

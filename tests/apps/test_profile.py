@@ -154,6 +154,20 @@ def test_tracing_and_aligning(run_edge, smollm2, environment, tmp_path):
     assert 1e-4 < document["first"]["difference"] < 0.1
 
 
+def test_aligning_traces_without_operators(run_inside, tmp_path):
+    """As onnx and executorch write them: the command says that it saw the logits only."""
+    sums = {"shape": [1, 2], "norm": 1.0, "largest": 1.0, "sketch": [1.0] * 32}
+    event = {"name": "forward", "cat": "executor", "ph": "X", "ts": 1, "dur": 1, "pid": 1, "tid": 1}
+    call = {**event, "args": {"call": 1, "tokens": 1, "past": 0, "checksum": sums}}
+    trace = tmp_path / "whole.json"
+    trace.write_text(json.dumps({"traceEvents": [call]}))
+    run = run_inside("align", str(trace), str(trace))
+    assert run.returncode == 0 and "1 stages agree" in run.stdout
+    assert "A has no operators" in run.stdout and "B has no operators" in run.stdout
+    document = json.loads(run_inside("align", str(trace), str(trace), "--json").stdout)
+    assert document["whole"] == ["A", "B"]
+
+
 def test_doctor(run_edge, environment):
     result = run_edge("doctor", "--json", env={**environment, "EDGE_CPU": "portable"})
     document = json.loads(result.stdout)

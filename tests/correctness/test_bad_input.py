@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from edge.config import SparseConfig
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
@@ -89,6 +90,24 @@ def test_wrong_positions(executor, refused, positions):
     refused(EdgeError, lambda cache: forward(executor, cache, [1, 2, 3], positions=array))
 
 
+@pytest.mark.parametrize("position", [64, 65, 2**31 - 1, -1])
+def test_positions_outside_the_context(executor, refused, position: int):
+    for place in (0, 2):
+        positions = np.array([10, 11, 12], np.int32)
+        positions[place] = position
+        refused(
+            ContextError,
+            lambda cache, at=positions: forward(executor, cache, [1, 2, 3], positions=at),
+            match=str(position),
+        )
+
+
+def test_the_last_position_of_the_context(executor):
+    cache = executor.new_cache()
+    forward(executor, cache, [1, 2, 3], positions=np.array([0, 1, 63], np.int32))
+    assert cache.length == 3
+
+
 @pytest.mark.parametrize("tree", [[1, 3], [1, 3, 7, 15], [1, 1, 7], [1, 7, 7]], ids=str)
 def test_wrong_trees(executor, refused, tree):
     """Too short, too long, a token that does not see itself, a token that sees a later one."""
@@ -141,7 +160,7 @@ def test_numbers_that_do_not_fit(open_native, minicpm, make_bundle, tokens_of, n
         lambda: executor.repeat(cache, number + 6),
         lambda: executor.restore(cache, number, memory),
     ):
-        with pytest.raises(NativeError):
+        with pytest.raises(EdgeError):
             call()
         assert cache.length == 10
         np.testing.assert_array_equal(executor.cache_memory(cache), memory)
@@ -152,7 +171,7 @@ def test_lengths_that_are_no_whole_numbers(open_native, minicpm, make_bundle, to
     executor = open_native(make_bundle(minicpm()), context=64)
     cache = executor.new_cache()
     forward(executor, cache, tokens_of(executor.config, 10))
-    with pytest.raises(NativeError, match="must be a whole number"):
+    with pytest.raises(EdgeError, match="whole number"):
         executor.truncate(cache, length)
     executor.truncate(cache, np.int64(9))
     assert cache.length == 9
@@ -201,6 +220,30 @@ def test_cache_of_another_executor(minicpm, make_bundle, open_native, open_refer
         forward(large, small.new_cache(), [1])
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"context": 63},
+        {"context": 320},
+        {"kv_type": "float16"},
+        {"num_key_value_heads": 4},
+        {"head_dim": 32, "num_attention_heads": 16},
+        {"sparse": SparseConfig(window_size=64, topk=2, dense_len=40)},
+    ],
+    ids=str,
+)
+def test_caches_of_another_shape(minicpm, make_bundle, open_native, other):
+    """Also where they have as many bytes: a cache is read by its own shape."""
+    options = {name: value for name, value in other.items() if name in ("context", "kv_type")}
+    fields = {name: value for name, value in other.items() if name not in options}
+    ours = open_native(make_bundle(minicpm()), context=64)
+    theirs = open_native(make_bundle(minicpm(**fields)), **{"context": 64, **options})
+    for executor, cache in ((ours, theirs.new_cache()), (theirs, ours.new_cache())):
+        with pytest.raises(NativeError, match="The cache belongs to a model"):
+            forward(executor, cache, [1])
+        assert cache.length == 0
+
+
 def nan_in_a_norm(name, weights):
     if name == "model.layers.1.input_layernorm.weight":
         weights[3] = np.nan
@@ -211,13 +254,21 @@ def nan_in_the_head(name, weights):
         weights[150, 7] = np.nan
 
 
+def nan_in_the_last_logit(name, weights):
+    """203 logits: the last vector of 16 is not full."""
+    if name == "lm_head.weight":
+        weights[202, 0] = np.nan
+
+
 def infinity_in_a_linear(name, weights):
     if name == "model.layers.0.mlp.down_proj.weight":
         weights[0, 0] = np.inf
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "int8", "torch"])
-@pytest.mark.parametrize("damage", [nan_in_a_norm, nan_in_the_head, infinity_in_a_linear])
+@pytest.mark.parametrize(
+    "damage", [nan_in_a_norm, nan_in_the_head, nan_in_the_last_logit, infinity_in_a_linear]
+)
 def test_damaged_weights(minicpm, make_bundle, open_native, open_reference, damage, arithmetic: str):
     bundle = make_bundle(minicpm(), change=damage)
     if arithmetic == "torch":
@@ -229,6 +280,37 @@ def test_damaged_weights(minicpm, make_bundle, open_native, open_reference, dama
         forward(executor, cache, [1, 2, 3])
     assert str(caught.value).endswith(".")
     assert cache.length == 0
+
+
+def nan_in_a_row(name, weights):
+    if name == "model.embed_tokens.weight":
+        weights[7, 3] = np.nan
+
+
+@pytest.mark.parametrize("logits", ["none", "last", "all"])
+def test_damage_in_the_last_token_is_seen_without_logits(minicpm, make_bundle, open_native, logits):
+    executor = open_native(make_bundle(minicpm(), change=nan_in_a_row))
+    cache = executor.new_cache()
+    with pytest.raises(NativeError, match="not finite"):
+        forward(executor, cache, [1, 2, 7], logits=logits)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("prefix", [0, 5, 61])
+def test_rows_of_a_failed_batch_are_not_seen(minicpm, make_bundle, open_native, kv_type: str, prefix: int):
+    """They stay in the memory of the cache, with keys, values and scales that are NaN."""
+    executor = open_native(make_bundle(minicpm(), change=nan_in_a_row), kv_type=kv_type, activations="int8")
+    used, fresh = executor.new_cache(), executor.new_cache()
+    for cache in (used, fresh):
+        if prefix:
+            forward(executor, cache, [1 + i % 5 for i in range(prefix)])
+    with pytest.raises(NativeError, match="not finite"):
+        forward(executor, used, [7] * 40)
+    assert used.length == prefix
+    for tokens in ([3], [4, 5, 6], [3]):
+        found = forward(executor, used, tokens, logits="all").logits
+        np.testing.assert_array_equal(found, forward(executor, fresh, tokens, logits="all").logits)
 
 
 def test_damaged_scale(minicpm, make_bundle, open_native, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from edge.engine.session import Session
+from edge.errors import NativeError
 from edge.quant.scheme import QuantScheme
 from tests.steps import TREE, forward, paths, tree_masks
 
@@ -163,6 +164,41 @@ def test_memory_grows_with_the_tokens(minicpm, make_bundle, open_native, tokens_
         forward(executor, cache, tokens_of(config, 8)) if length == 8 else executor.repeat(cache, length)
         pages = -(-length // 256) * 256
         assert pages * row - slack < resident_bytes() - before < pages * row + slack
+
+
+def test_restored_rows_continue_like_the_original(executor, run_all, tokens_of):
+    tokens = tokens_of(executor.config, 300)
+    original, restored = executor.new_cache(), executor.new_cache()
+    run_all(executor, original, tokens[:270])
+    run_all(executor, restored, tokens_of(executor.config, 100, seed=2))  # all gone afterwards
+    executor.restore(restored, 270, executor.cache_memory(original).copy())
+    assert restored.length == 270
+    np.testing.assert_array_equal(
+        run_all(executor, restored, tokens[270:]), run_all(executor, original, tokens[270:])
+    )
+
+
+@pytest.mark.parametrize("length", [10, 256, 257])
+def test_memory_of_another_size_is_not_restored(executor, run_all, tokens_of, length: int):
+    """Whole pages of 256 positions, not a byte less or more; else the cache stays as it is."""
+    tokens = tokens_of(executor.config, 300)
+    source, cache, untouched = (executor.new_cache() for _ in range(3))
+    run_all(executor, source, tokens[:length])
+    for each in (cache, untouched):
+        run_all(executor, each, tokens[:20])
+    memory = executor.cache_memory(source).copy()
+    page = memory.size // -(-length // 256)
+    longer = np.concatenate([memory, memory[:page]])
+    for wrong in (memory[:-1], memory[:-64], longer[: memory.size + 1], longer, memory[:0]):
+        with pytest.raises(NativeError, match=f"{length} rows of this cache take {memory.size} bytes, not"):
+            executor.restore(cache, length, wrong)
+    for rows in (-1, executor.context + 1):
+        with pytest.raises(NativeError, match="can't be restored"):
+            executor.restore(cache, rows, memory)
+    assert cache.length == 20
+    np.testing.assert_array_equal(
+        run_all(executor, cache, tokens[20:40]), run_all(executor, untouched, tokens[20:40])
+    )
 
 
 def test_keep_nothing_is_truncate(executor, run_all, tokens_of):

@@ -15,8 +15,9 @@ import torch
 
 from edge.config import SparseConfig
 from edge.config.attention import with_selection
-from edge.errors import ConfigError
+from edge.errors import ConfigError, NativeError
 from edge.executors.memory import memory_plan
+from edge.executors.native import library as native
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.model.attention.mode import use_attention_mode
@@ -145,6 +146,83 @@ def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
     # The root is kept as it stands, the rest is moved together.
     executor.keep(cache, prefix + 1, [prefix + kept for kept in accepted[1:]])
     assert_close(run_all(executor, cache, after), wanted[len(accepted) :], row)
+
+
+def test_a_tree_whose_queries_are_all_dense(executor, run_all, tokens_of, assert_close):
+    """Below dense_len in a sparse model; what follows is sparse, over the windows of the kept path."""
+    row = f"tree: {executor.info.activations} {executor.info.kv_type}"
+    before, after = tokens_of(executor.config, 100), tokens_of(executor.config, 300, seed=4)
+    tree = tokens_of(executor.config, len(PARENTS), seed=3)
+    cache, fed = executor.new_cache(), executor.new_cache()
+    run_all(executor, cache, before)
+    positions = np.array([100 + len(path) - 1 for path in paths(PARENTS)], np.int32)
+    found = forward(executor, cache, tree, positions=positions, tree=tree_masks(PARENTS), logits="all").logits
+    accepted = paths(PARENTS)[-1]
+    wanted = run_all(executor, fed, np.concatenate([before, tree[accepted], after]))[100:]
+    assert_close(found[accepted], wanted[: len(accepted)], row)
+    executor.keep(cache, 100, [100 + kept for kept in accepted])
+    assert_close(run_all(executor, cache, after, (9, 64)), wanted[len(accepted) :], row)
+
+
+@pytest.mark.parametrize(
+    "kept", [range(200, 500), [*range(100, 110), *range(300, 520)]], ids=["moved", "gap"]
+)
+def test_rows_moved_below_those_that_were_summarised(executor, run_all, tokens_of, kept):
+    """The windows over them are computed again: as for a cache that got the same rows from a file."""
+    tokens = tokens_of(executor.config, N + 60)
+    cache, copied = executor.new_cache(), executor.new_cache()
+    run_all(executor, cache, tokens[:N])
+    executor.keep(cache, 100, kept)
+    assert cache.length == 100 + len(kept)
+    executor.restore(copied, cache.length, executor.cache_memory(cache).copy())
+    np.testing.assert_array_equal(
+        run_all(executor, cache, tokens[N:], (20,)), run_all(executor, copied, tokens[N:], (20,))
+    )
+
+
+def test_a_restored_cache_forgets_the_windows_it_had(executor, run_all, tokens_of):
+    first, second = tokens_of(executor.config, N), tokens_of(executor.config, N, seed=5)
+    source, used, fresh = (executor.new_cache() for _ in range(3))
+    run_all(executor, source, first)
+    run_all(executor, used, second)  # has windows of all its rows
+    for cache in (used, fresh):
+        executor.restore(cache, N, executor.cache_memory(source).copy())
+    np.testing.assert_array_equal(run_all(executor, used, second[:30]), run_all(executor, fresh, second[:30]))
+
+
+def test_a_batch_that_failed_leaves_no_windows(minicpm, make_bundle, open_native, run_all, tokens_of):
+    """Rows of a batch that was refused were summarised in the layers that had run."""
+
+    def damage(name, weights):
+        if name == "model.embed_tokens.weight":
+            weights[7] = np.nan
+
+    config = minicpm(num_attention_heads=16, sparse=SPARSE)
+    executor = open_native(make_bundle(config, change=damage), kv_type="float16")
+    tokens = np.where(tokens_of(config, N) == 7, 8, tokens_of(config, N))
+    used, fresh = executor.new_cache(), executor.new_cache()
+    for cache in (used, fresh):
+        run_all(executor, cache, tokens[:400])
+    with pytest.raises(NativeError, match="not finite"):
+        forward(executor, used, [*range(10, 60), 7])
+    np.testing.assert_array_equal(
+        run_all(executor, used, tokens[400:]), run_all(executor, fresh, tokens[400:])
+    )
+
+
+def test_what_sparse_attention_moves_and_computes(open_native, bundle, tokens_of):
+    """Of one token after 499: five blocks of 64, and 31 windows of 16, which are keys without values."""
+    executor = open_native(bundle, kv_type="float16")
+    cache, events = executor.new_cache(), []
+    forward(executor, cache, tokens_of(bundle.config, 255), logits="none")
+    forward(executor, cache, tokens_of(bundle.config, 244), logits="none")
+    executor.observe(lambda raw: events.append(native.Event.from_buffer_copy(raw)))
+    forward(executor, cache, [5])
+    executor.observe(None)
+    attention = [event for event in events if event.operation == b"attention"]
+    positions, row = 5 * 64 + (500 // 16) // 2, 2 * 2 * 64 * 2  # keys and values of 2 heads of 64 halves
+    assert [event.bytes for event in attention] == [positions * row] * 2
+    assert [event.operations for event in attention] == [2 * positions * 16 * 64] * 2
 
 
 def test_a_tree_that_is_all_kept(executor, run_all, tokens_of, assert_close):

@@ -18,7 +18,16 @@ import pytest
 from edge.config import SparseConfig
 from edge.errors import ArtifactError, ConfigError, ContextError, ExportError
 from edge.export.artifact import check_artifact, export_model, plan_export, small_files_bytes
-from edge.export.check import POSITIONS, compare_logits, make_reference, read_reference
+from edge.export.check import (
+    POSITIONS,
+    Reference,
+    compare_logits,
+    exact_executor,
+    make_reference,
+    read_reference,
+    run_executor,
+    with_reach,
+)
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.export.targets import get_target, need
@@ -241,6 +250,44 @@ def test_wrong_weights_fail_the_check(artifact: Artifact):
         compare_logits(reference, logits, runtime="x", version="1", limit=0.1)
     with pytest.raises(ArtifactError, match="shape"):
         compare_logits(reference, logits[:2], runtime="x", version="1", limit=0.1)
+
+
+@pytest.mark.parametrize("wrong", range(POSITIONS))
+def test_one_wrong_position_fails_the_check(wrong: int):
+    """1/2 and 1/2 against 3/4 and 1/4 are ln(4/3) / 2 nats apart, too far; a mean over four would pass."""
+    reference = Reference(np.arange(9, dtype=np.int32), np.tile(np.float32([5, 5, -90]), (POSITIONS, 1)))
+    logits = reference.logits.copy()
+    logits[wrong, 0] += np.log(np.float32(3))
+    result = compare_logits(reference, logits, runtime="x", version="1", limit=0.1)
+    assert result.divergence == pytest.approx(np.log(4 / 3) / 2, rel=1e-5) and not result.passed
+    assert result.largest_error == pytest.approx(np.log(3), rel=1e-5)
+    logits[wrong] = [4, 6, -90]
+    result = compare_logits(reference, logits, runtime="x", version="1", limit=1)
+    assert result.agreement == 1 - 1 / POSITIONS and result.passed
+    same = compare_logits(reference, reference.logits + 7, runtime="x", version="1", limit=1e-9)
+    assert same.passed and same.divergence == pytest.approx(0, abs=1e-12) and same.agreement == 1
+
+
+SHORT = SparseConfig(dense_len=64, window_size=64, topk=2)  # 3 blocks of 64 are read
+LONG_DENSE = SparseConfig(dense_len=320, window_size=64, topk=2)
+
+
+@pytest.mark.parametrize(("sparse", "first_choice"), [(SHORT, 192), (LONG_DENSE, 320)])
+def test_the_reference_of_sparse_attention_chooses(tmp_path: Path, sparse: SparseConfig, first_choice: int):
+    """Queries see more blocks than they read, so that what they leave out tells in the logits."""
+    config = llama_config(num_hidden_layers=1, sparse=sparse, max_position_embeddings=1024)
+    source = make_source(tmp_path, config)
+    found, dense = make_reference(source, 1024, "sparse"), make_reference(source, 1024)
+    assert len(found.tokens) - POSITIONS >= first_choice + 64
+    assert len(dense.tokens) < 64
+    unread = run_executor(exact_executor(source.bundle, 1024, "dense"), found)
+    assert np.abs(unread - found.logits).max(axis=1).min() > 1e-3
+    short = make_reference(source, first_choice - 8, "sparse")
+    result = compare_logits(short, short.logits, runtime="x", version="1", limit=1)
+    (remark,) = with_reach(result, short, config).remarks
+    assert f"chooses blocks only beyond {first_choice}" in remark
+    result = compare_logits(found, found.logits, runtime="x", version="1", limit=1)
+    assert with_reach(result, found, config).remarks == ()
 
 
 @pytest.mark.parametrize("target", ["bundle", "gguf"])

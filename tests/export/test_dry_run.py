@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.config import ModelConfig, SparseConfig
-from edge.export.artifact import plan_export, small_files_bytes
+from edge.config.presets import PRESETS, preset
+from edge.export.artifact import dry_run, plan_export, small_files_bytes
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.formats.bundle.manifest import MANIFEST
@@ -64,6 +70,56 @@ def test_a_plan_needs_no_weights(
     else:
         assert before == after
     assert small_files_bytes(planned) == small_files_bytes(written)
+
+
+WITHOUT = """
+import json, sys
+
+LIBRARIES = ("torch", "torchao", "executorch", "onnx", "onnxruntime", "onnxscript", "coremltools")
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in LIBRARIES:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+from edge.export.artifact import dry_run
+from edge.export.options import ExportOptions
+from tests.export.test_dry_run import PRESETS, SMALL
+
+PRESETS.register("small", SMALL)
+for given in json.loads(sys.argv[1]):
+    print(json.dumps(dry_run("random:small", ExportOptions(**given, context=512))))
+"""
+
+
+SMALL = replace(preset("smollm2-135m"), num_hidden_layers=2, vocab_size=512, eos_token_ids=(2, 510))
+
+
+def test_a_dry_run_needs_no_library_of_a_target(monkeypatch: pytest.MonkeyPatch):
+    """It says what it says with them, but for an estimate of the size of ONNX's graph."""
+    options = [{"target": name.partition("-")[0], **given} for name, (_, given) in TARGETS.items()]
+    command = [sys.executable, "-c", WITHOUT, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    monkeypatch.setitem(PRESETS._found, "small", SMALL)
+    assert done.returncode == 0, done.stderr
+    for given, line in zip(options, done.stdout.splitlines(), strict=True):
+        if not all(importlib.util.find_spec(module) for module in ("torch", "onnx", "coremltools")):
+            continue
+        without, wanted = (
+            json.loads(line),
+            dry_run("random:small", ExportOptions(**given, context=512)),
+        )
+        wanted = json.loads(json.dumps(wanted))
+        if given["target"] == "onnx":
+            estimate, exact = without["files"].pop("model.onnx"), wanted["files"].pop("model.onnx")
+            assert estimate == pytest.approx(exact, rel=0.1)
+            assert without["notes"].pop(0).startswith("The package onnx is not installed")
+            total = without.pop("bytes", 0) - wanted.pop("bytes", 0)
+            assert total in (0, estimate - exact)
+        assert without == wanted, given
 
 
 def test_a_planned_bundle_is_the_written_one_without_weights(tmp_path: Path):

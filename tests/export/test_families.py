@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
@@ -140,6 +141,9 @@ def test_fields_and_defaults_of_a_config():
     assert {"n_embd", "n_layer", "tied"} <= config_to_hf(config).keys()
     with pytest.raises(ConfigError, match="lacks the required field 'n_embd'"):
         config_from_hf({name: value for name, value in ACORN_JSON.items() if name != "n_embd"})
+    assert acorn(hidden_size=128) == config
+    with pytest.raises(ConfigError, match="'n_embd' is 128, but 'hidden_size' is 64"):
+        acorn(hidden_size=64)
     with pytest.raises(ConfigError, match=r"'activation' of config\.json is 'relu'"):
         acorn(activation="relu")
     with pytest.raises(ConfigError, match="AcornForCausalLM and OakForCausalLM"):
@@ -255,6 +259,19 @@ def test_fused_tensors_are_taken_apart(tmp_path: Path):
     assert read.config == decoder.config
     for name, weight in decoder.state_dict().items():
         torch.testing.assert_close(read.state_dict()[name], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("part", ["q_proj.weight", "v_proj.bias"])
+def test_a_weight_beside_the_tensor_that_it_is_fused_in(tmp_path: Path, part: str):
+    folder = save(tmp_path / "oak", network(oak()))
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    fused = tensors[f"model.layers.0.self_attn.qkv_proj.{part.partition('.')[2]}"]
+    name = f"model.layers.0.self_attn.{part}"
+    tensors[name] = fused[: 128 if part[0] == "q" else 64].clone()
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=rf"has '{name}' twice, in its tensors .*qkv_proj"):
+        HuggingFaceCheckpoint(folder)
 
 
 def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):

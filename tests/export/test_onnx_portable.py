@@ -317,3 +317,20 @@ def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundl
         forward(executor, cache, [7])
     with pytest.raises(EdgeError, match="closed"):
         executor.new_cache()
+
+
+@pytest.mark.parametrize(
+    ("body", "head", "oldest"),
+    [
+        ("ternary-g128", "ternary-g128", "1.30"),  # older ones have no 2 bits in GatherBlockQuantized
+        ("int4-g32", "ternary-row", "1.30"),
+        ("ternary-g128", "int4-g32", "1.23"),
+        ("int8-g32", "f16", "1.23"),
+    ],
+)
+def test_the_oldest_runtime(tmp_path: Path, body: str, head: str, oldest: str):
+    """What the embedding is stored in decides, not the layers."""
+    config = llama_config(num_hidden_layers=1)
+    source = make_source(tmp_path, config, QuantScheme.parse(body), head=QuantScheme.parse(head))
+    assert plan_export(source, ExportOptions("onnx", portable=True)).runtime.minimum == oldest
+    assert plan_export(source, ExportOptions("onnx")).runtime.minimum == "1.23"

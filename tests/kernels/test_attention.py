@@ -100,7 +100,13 @@ def test_tree(check, prefix: int):
     check(*random_inputs(len(parents), prefix + len(parents), 8, 2, 64), tree)
 
 
-@pytest.mark.parametrize("what", ["zero keys", "zero values", "one hot", "huge", "tiny", "sink"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("zero keys", "zero values", "one hot", "huge", "tiny", "sink", "beyond halves"),
+        *("queries x 1e-36", "keys x 1e-36", "values x 1e-36", "queries x 1e-42"),
+    ],
+)
 def test_adversarial_values(check, kv_type: str, what: str):
     queries, keys, values = random_inputs(2, 300, 4, 2, 64)
     if what == "zero keys":
@@ -115,6 +121,12 @@ def test_adversarial_values(check, kv_type: str, what: str):
     if what == "tiny":
         keys *= 1e-40
         values *= 1e-3 if kv_type == "float16" else 1e-30
+    if what == "beyond halves":  # they saturate: an infinity would spoil rows that do not see it
+        keys[5], values[9] = 1e5 * np.sign(keys[5]), -1e5
+        queries *= 1e-4
+    if " x 1e-" in what:  # a code of 1 would be a denormal or nothing: as good as zero, and not NaN
+        name, factor = what.split(" x ")
+        {"queries": queries, "keys": keys, "values": values}[name][:] *= np.float32(factor)
     if what == "sink":  # a first position that takes nearly all the weight and has a value of nearly nothing
         keys[0] = 3 * queries[0, ::2]
         values[0] *= 1e-3

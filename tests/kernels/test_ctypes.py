@@ -34,7 +34,10 @@ STRUCTURES = [
     value
     for module in MODULES
     for value in vars(module).values()
-    if isinstance(value, type) and issubclass(value, ctypes.Structure) and value.__module__ == module.__name__
+    if isinstance(value, type)
+    and issubclass(value, ctypes.Structure)
+    and hasattr(value, "_fields_")
+    and value.__module__ == module.__name__
 ]
 BUILT_IN = [KINDS.get(name) for name in ("f32", "f16", "int8", "int4", "ternary")]
 ROLES = {role.name.removesuffix(".weight"): role.native for role in DECODER if role.native is not None}

@@ -235,6 +235,18 @@ def test_wrong_input_is_refused(layer, random_matrix):
         *("Unknown kind of activations 7", "rms_norm_linear", {"x": x, "n": norm, "w": data}),
         **{**good, "activations": 7},
     )
+    for wrapped in (2**32, 2**32 + 1, -(2**32)):  # 0 or 1 in 32 bits
+        refused(
+            *(f"Unknown kind of activations {wrapped}", "rms_norm_linear", {"x": x, "n": norm, "w": data}),
+            **{**good, "activations": wrapped},
+        )
+    for place, wrapped in ((0, 2**32), (1, 2**32 + 32), (3, 2**62), (4, 2**32 + 96), (4, -96)):
+        matrix = numbers(INT4, 40, 96)
+        matrix[place] = wrapped
+        refused(
+            *(f"A matrix can't have the number {wrapped}", "rms_norm_linear", {"x": x, "n": norm, "w": data}),
+            **{**good, "matrices": matrix},
+        )
     linear = {"matrix": numbers(INT4, 40, 96), "activations": 0}
     refused("residual has 79", "linear", {"x": x, "w": data, "r": rows_of(79)}, scale=1.0, **linear)
     refused("edge_linear_residual: a scale", "linear", {"x": x, "w": data}, scale=2.0, **linear)

@@ -76,7 +76,8 @@ def threads_of_this_process() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_a_pool_ends_its_threads():
-    run(ThreadPool(2), 4, 1)
+    gc.collect()  # pools of other tests
+    time.sleep(0.1)
     before = threads_of_this_process()
     pools = [ThreadPool(3) for _ in range(4)]
     for pool in pools:
@@ -87,7 +88,7 @@ def test_a_pool_ends_its_threads():
     deadline = time.monotonic() + 30
     while threads_of_this_process() > before and time.monotonic() < deadline:
         time.sleep(0.01)  # the system takes a moment to forget a thread that was joined
-    assert threads_of_this_process() == before
+    assert threads_of_this_process() <= before
 
 
 def test_one_region_at_a_time_runs_on_the_threads():

@@ -55,6 +55,6 @@ def test_sparse_attention_finds_what_a_window_misses():
     accuracy = needle.run()["long"]["accuracy"]
     for length, least in (("1024", 0.9), ("4096", 0.75)):
         found = accuracy[length]
-        assert found["sparse"] > max(least, found["dense"] - 0.05), (length, found)
+        assert found["sparse"] > least and found["sparse"] >= found["dense"], (length, found)
         for window in ("window", "wide window"):
             assert found[window] < 0.4 * found["sparse"], (length, found)

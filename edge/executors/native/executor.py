@@ -19,6 +19,7 @@ from edge.errors import EdgeError, NativeError
 from edge.executors.checks import integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
+from edge.executors.native.operators import LayerCache
 from edge.executors.native.pool import ThreadPool
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
@@ -291,6 +292,18 @@ def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
         topk=sparse.topk,
         dense_len=sparse.dense_len,
         exact_lse=int(sparse.exact_lse),
+    )
+
+
+def layer_cache(config: ModelConfig, capacity: int, sparse: SparseConfig | None) -> LayerCache:
+    """The float16 cache of one layer, as exported graphs hold it."""
+    return LayerCache(
+        kv_type=native.KV_TYPE["float16"],
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        capacity=capacity,
+        sparse=sparse_constants(sparse),
     )
 
 

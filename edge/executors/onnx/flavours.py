@@ -15,9 +15,8 @@ import numpy.typing as npt
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError
 from edge.executors.checks import MAX_TREE
-from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
-from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.native.executor import layer_cache
+from edge.executors.native.operators import LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.executors.protocol import Capabilities
 from edge.formats.artifact.manifest import ArtifactManifest
@@ -97,14 +96,8 @@ class Full:
             sparse_attention=sparse is not None,
             kv_types=("float16",),
         )
-        self._layer = LayerCache(
-            kv_type=native.KV_TYPE["float16"],
-            heads=self._config.num_attention_heads,
-            kv_heads=self._config.num_key_value_heads,
-            head_dim=self._config.head_dim,
-            capacity=manifest.context,  # the graph says so, whatever part of it is used
-            sparse=sparse_constants(sparse),
-        )
+        # The graph was made for that capacity, whatever part of it is used.
+        self._layer = layer_cache(self._config, manifest.context, sparse)
 
     def new_cache(self) -> CacheArrays:
         """See `Portable`."""

@@ -49,10 +49,10 @@ class RuntimeRange:
 
     def __post_init__(self) -> None:
         for name in ("name", "minimum"):
-            if not getattr(self, name):
-                raise ArtifactError(
-                    f"The artifact's field 'runtime.{name}' is empty; export the model again."
-                )
+            if not _is_text(getattr(self, name)):
+                raise _missing(f"runtime.{name}")
+        if not isinstance(self.below, str):
+            raise _missing("runtime.below")
 
     def check(self, version: str) -> None:
         """Raise ArtifactError if `version` of this runtime is outside the range."""
@@ -105,8 +105,7 @@ class ArtifactManifest:
     def __post_init__(self) -> None:
         names = ("target", "flavour", "model", "source", "source_sha256", "tokenizer", "created_by")
         for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
+            if not _is_text(getattr(self, name)):
                 raise _missing(name)
         if not self.operators:
             raise _missing("operators")
@@ -114,10 +113,10 @@ class ArtifactManifest:
             if isinstance(version, bool) or not isinstance(version, int) or version < 1:
                 raise _missing(f"operators.{operator}")
         for name in ("name", "method"):
-            if not getattr(self.quantization, name):
+            if not _is_text(getattr(self.quantization, name)):
                 raise _missing(f"quantization.{name}")
         for tensor in expected_tensors(self.config):
-            if not self.quantization.tensors.get(tensor):
+            if not _is_text(self.quantization.tensors.get(tensor)):
                 raise _missing(f"quantization.tensors.{tensor}")
         if isinstance(self.context, bool) or not isinstance(self.context, int) or self.context < 1:
             raise _missing("context")
@@ -194,6 +193,10 @@ def version_key(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, comparable: `1.20.1rc2` is (1, 20, 1)."""
     leading = itertools.takewhile(str.isdigit, re.split(r"[.+-]|(?<=\d)(?=[a-z])", version))
     return tuple(int(part) for part in leading)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _missing(field: str) -> ArtifactError:

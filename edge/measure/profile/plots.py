@@ -15,6 +15,7 @@ from edge.measure.profile.schema import Profile, ProfileError, Row
 
 _WIDTH, _HEIGHT = 4.8, 3.9  # inches: at the width of a phone the letters keep their size
 _MOST_ENTRIES = 10  # of a legend
+_ENTRY = 0.21  # inches of height
 _MARKERS = {"decode": "o", "prefill": "s"}
 _DASHES = ("-", "--", ":", "-.")
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
@@ -122,9 +123,9 @@ def _roofline(profile: Profile, figure: Any) -> bool:
     for row, x in zip(rows, points, strict=True):
         speed = row.tokens_per_second.median * row.operations_per_token / 1e9
         axes.scatter(x, speed, marker=_MARKERS[row.test], color=colours[label(row, rows)], zorder=3)
-    entries += [(_line(colour), name) for name, colour in colours.items()]
     tests = [test for test in _MARKERS if any(row.test == test for row in rows)]
     entries += [(_line(_SOFT, marker=_MARKERS[test]), test) for test in tests]
+    entries += [(_line(colour), name) for name, colour in colours.items()]
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="G multiply-adds/s")
     for axis in (axes.xaxis, axes.yaxis):  # 100, not 10 to the power of 2
         axis.set_major_formatter("{x:g}")
@@ -230,6 +231,7 @@ def _legend(figure: Any, entries: list[tuple[Any, str]]) -> None:
     columns = 2 if max(len(name) for _, name in shown) < 20 else 1
     handles, names = zip(*shown, strict=True)
     figure.legend(handles, names, loc="outside lower left", ncols=columns, fontsize=10)
+    figure.set_figheight(_HEIGHT + _ENTRY * max(0, len(shown) / columns - 2))  # the picture keeps its room
 
 
 def _svg(figure: Any) -> str:

@@ -30,11 +30,29 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and rows of texts; left: how many columns, from the first, are aligned left."""
+    """Headers and rows of texts. Of the columns, from the first: left are aligned left, keys name the row."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+    keys: int = 1
+
+    def parts(self, width: int) -> list[Table]:
+        """Tables below each other that fit into so many letters, each with the columns that name the row."""
+        columns = list(zip(self.headers, *self.rows, strict=True))
+        sizes = [max(map(len, column)) + 2 for column in columns]
+        room = width + 2 - sum(sizes[: self.keys])
+        groups: list[list[int]] = [[]]
+        for i in range(self.keys, len(columns)):
+            if groups[-1] and sum(sizes[j] for j in groups[-1]) + sizes[i] > room:
+                groups.append([])
+            groups[-1].append(i)
+        found = []
+        for group in groups:
+            chosen = (*range(self.keys), *group)
+            headers, *rows = zip(*(columns[i] for i in chosen), strict=True)
+            found.append(Table(headers, tuple(rows), sum(i < self.left for i in chosen), self.keys))
+        return found
 
 
 Report = tuple[Text | Table, ...]
@@ -108,6 +126,7 @@ def results(rows: Sequence[Row]) -> Report:
         tuple(column.header for column in shown),
         tuple(tuple(column.cell(row) for column in shown) for row in rows),
         sum(column.header in _LEFT for column in shown),
+        sum(column.setting for column in shown) + 1,
     )
     return (Text(", ".join(same)), table) if same else (table,)
 
@@ -129,7 +148,7 @@ def operators(row: Row) -> Report:
             )
         )
     headers = ("Operator", "Kernel", "ms", "Of the time", "Bytes", "Multiply-adds", "Of its limit")
-    return Text(title_of(row), "title"), Table(headers, tuple(lines), 2)
+    return Text(title_of(row), "title"), Table(headers, tuple(lines), 2, 1)
 
 
 def closing(profile: Profile) -> Report:
@@ -160,7 +179,7 @@ def comparison_report(found: Comparison, slower: Sequence[Ratio], remarks: Seque
         )
     headers = ("Test", "Executor", "Weights", "Threads", "Depth", "Before", "After", "Ratio", "95 %", "")
     return (
-        Table(headers, tuple(lines), 3),
+        Table(headers, tuple(lines), 3, 5),
         *(
             Text(f"{len(rows)} tests are in the profile {name} only.")
             for name, rows in (("before", found.only_before), ("after", found.only_after))

@@ -52,10 +52,10 @@ class Program:
         found: int = self._first.piece_to_id(piece)
         return None if self._first.is_unknown(found) else found
 
-    def vocabulary(self) -> dict[str, Any]:
-        """All pieces by id, and the ids of those that stand for one byte."""
-        ids = list(range(self._first.vocab_size()))
-        return {"pieces": self._first.id_to_piece(ids), "bytes": [i for i in ids if self._first.is_byte(i)]}
+    def pieces(self, first: int, count: int) -> list[tuple[str, bool]]:
+        """The pieces with ids from `first` on, as far as there are any; whether each stands for one byte."""
+        ids = range(first, min(first + count, self._first.vocab_size()))
+        return [(self._first.id_to_piece(i), self._first.is_byte(i)) for i in ids]
 
 
 def _load(model: bytes) -> Any:

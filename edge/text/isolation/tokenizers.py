@@ -70,10 +70,9 @@ class Program:
         """The id of each token, by how the file writes it."""
         return [self._backend.token_to_id(piece) for piece in pieces]
 
-    def vocabulary(self) -> dict[str, int]:
-        """Ids of all tokens, by how the file writes them."""
-        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        return found
+    def pieces(self, first: int, count: int) -> list[str | None]:
+        """How the file writes the tokens with ids from `first` on; None for an id without a token."""
+        return [self._backend.id_to_token(token_id) for token_id in range(first, first + count)]
 
     @cached_property
     def _later(self) -> Any:

@@ -12,6 +12,8 @@ from edge.text.isolation.worker import Setup, Worker, WorkerFailure
 _SECONDS = 10.0
 _CHARACTERS_PER_SECOND = 50_000
 """Less than a tenth of what the slowest tokenizer does on a slow machine."""
+_BLOCK = 1024
+"""Pieces are asked for in blocks: all at once would delay a first token, one by one all the others."""
 
 
 class TokenizerProcess:
@@ -20,6 +22,7 @@ class TokenizerProcess:
     def __init__(self, file: str, program: str, packages: tuple[str, ...], setup: Setup) -> None:
         """file: its name, for messages. The others: as for `Worker`."""
         self._file = file
+        self._blocks: dict[int, list[Any]] = {}
         self._worker = Worker(program, packages, setup)
         with self._described():
             self.facts = self._worker.open()
@@ -30,6 +33,13 @@ class TokenizerProcess:
         seconds = round(_SECONDS + sum(len(text) for text, _ in texts) / _CHARACTERS_PER_SECOND)
         found: list[list[int]] = self.ask("encode", seconds, texts=texts)
         return found
+
+    def piece(self, token_id: int) -> Any:
+        """What the program's `pieces` says of a token."""
+        block, at = divmod(token_id, _BLOCK)
+        if block not in self._blocks:
+            self._blocks[block] = self.ask("pieces", first=block * _BLOCK, count=_BLOCK)
+        return self._blocks[block][at]
 
     def ask(self, method: str, seconds: float = _SECONDS, **arguments: Any) -> Any:
         """The result of a method of the program; TokenizerError if it fails or goes past a limit."""

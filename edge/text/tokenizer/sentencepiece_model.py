@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from edge.config import ModelConfig
@@ -58,16 +57,14 @@ class SentencePieceTokenizer(SegmentTokenizer):
     def _encode_plain(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         return self._process.encode(texts)
 
-    @cached_property
-    def _pieces_by_id(self) -> list[bytes]:
-        found = self._process.ask("vocabulary")
-        pieces = [piece.replace(SPACE_SYMBOL, " ").encode() for piece in found["pieces"]]
-        for token_id in found["bytes"]:  # written as <0x0A>
-            pieces[token_id] = bytes([int(pieces[token_id][3:5], 16)])
-        return pieces
-
     def _piece_bytes(self, token_id: int) -> bytes:
-        return self._pieces_by_id[token_id] if token_id < self._pieces else b""
+        if token_id >= self._pieces:
+            return b""
+        piece, is_byte = self._process.piece(token_id)
+        if is_byte:  # written as <0x0A>
+            return bytes([int(piece[3:5], 16)])
+        text: str = piece.replace(SPACE_SYMBOL, " ")
+        return text.encode()
 
     def _piece_id(self, piece: bytes) -> int | None:
         found: int | None = self._process.ask("id", piece=sentencepiece_name(piece))

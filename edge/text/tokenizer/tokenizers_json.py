@@ -10,7 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 from edge.config import ModelConfig
@@ -66,12 +66,8 @@ class TokenizersTokenizer(SegmentTokenizer):
     def _encode_plain(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         return self._process.encode(texts)
 
-    @cached_property
-    def _pieces_by_id(self) -> dict[int, str]:
-        return {token_id: piece for piece, token_id in self._process.ask("vocabulary").items()}
-
     def _piece_bytes(self, token_id: int) -> bytes:
-        piece = self._pieces_by_id.get(token_id)
+        piece: str | None = self._process.piece(token_id)
         if piece is None:
             return b""
         if self._byte_level:

@@ -13,13 +13,14 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
-from edge.executors.native.executor import sparse_obstacle
+from edge.executors.native.executor import layer_cache, sparse_obstacle
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan
 from edge.export.source import Source
 from edge.export.targets import Progress, Written, need
+from edge.export.targets.executorch.codes import fits_four_bits, has_offsets, keeps_codes
 from edge.export.targets.executorch.tokenizer import runner_tokenizer
 from edge.export.targets.tokenizer_json import TOKENIZER
 from edge.formats.artifact.folder import Artifact
@@ -58,7 +59,6 @@ class ExecuTorchTarget:
     def plan(self, source: Source, options: ExportOptions) -> Plan:
         """Sizes by the formula of the flavour."""
         source.check_parts("The ExecuTorch target")
-        need("torch", "Exporting to ExecuTorch")
         flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
         tokenizer = runner_tokenizer(source)
         size = _model_bytes(source, context, flavour)
@@ -130,7 +130,6 @@ def _write_full(source: Source, context: int, sparse: SparseConfig | None, out: 
 def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
     from edge.export.targets.executorch.lowering import lower, metadata
     from edge.export.targets.executorch.portable import PortableNetwork, entry
-    from edge.export.targets.executorch.weights import keeps_codes
 
     tokens = min(MAX_TOKENS, context)
     network = PortableNetwork(source.config, source.tensor, context, tokens)
@@ -163,8 +162,6 @@ def _packed_bytes(source: Source) -> int:
 
 
 def _portable_bytes(source: Source, name: str) -> int:
-    from edge.export.targets.executorch.weights import fits_four_bits, has_offsets, keeps_codes
-
     info = source.tensors[name]
     if len(info.shape) == 1:
         return 4 * info.columns
@@ -187,11 +184,7 @@ def _embedding_bytes(source: Source) -> int:
 def _cache_bytes(config: ModelConfig, context: int, flavour: str, sparse: SparseConfig | None) -> int:
     if flavour == "portable":
         return context * config.kv_bytes_per_token("float32")
-    from edge.model.operators.cache_pages import LayerCache
-
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    layer = LayerCache(heads, kv_heads, config.head_dim, "float16", context, sparse)
-    return config.num_hidden_layers * layer.bytes
+    return config.num_hidden_layers * layer_cache(config, context, sparse).size()
 
 
 TARGET = ExecuTorchTarget()

@@ -13,12 +13,12 @@ import numpy as np
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
+from edge.executors.native.executor import layer_cache
 from edge.export.targets import Progress
 from edge.export.targets.onnx.graph import LOGITS_FROM, ROW_LOGITS, GraphBuilder
 from edge.formats.bundle.manifest import WEIGHTS
 from edge.formats.bundle.reader import Bundle
-from edge.model.operators.cache_pages import LayerCache
-from edge.model.operators.linear import PackedShape
+from edge.model.operators.arguments import cache_numbers, matrix_numbers
 
 DOMAIN = "edge"
 _INT8_ACTIVATIONS = 0
@@ -38,7 +38,7 @@ class FullDecoder:
         """context: rows of a cache, for which rotary frequencies are chosen. sparse: None for dense."""
         self.graph, self.bundle, self.context, self._progress = graph, bundle, context, progress
         self.config = config = bundle.config
-        cache = LayerCache(
+        cache = cache_numbers(
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
@@ -48,8 +48,8 @@ class FullDecoder:
         )
         names = ("heads", "kv_heads", "head_dim", "kv_type", "capacity", "sparse")
         # An empty list can't be written as an attribute: dense attention has none.
-        self._shape = {name: value for name, value in zip(names, cache.arguments, strict=True) if value != []}
-        self._cache_bytes = cache.bytes
+        self._shape = {name: value for name, value in zip(names, cache, strict=True) if value != []}
+        self._cache_bytes = layer_cache(config, context, sparse).size()
 
     def write(self) -> None:
         """The whole decoder."""
@@ -166,4 +166,4 @@ class FullDecoder:
 
     def _numbers(self, tensor: str) -> list[int]:
         info = self.bundle.tensors[tensor]
-        return PackedShape(info.scheme.packing, info.rows, info.columns).numbers
+        return matrix_numbers(info.scheme.packing, info.rows, info.columns)

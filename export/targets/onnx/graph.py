@@ -14,16 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import ExportError
-
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise ExportError(
-        f"The ONNX target needs the package onnx ({error}); install it with "
-        "`pip install 'minicpm-edge[export]'`."
-    ) from error
+from edge.export.targets import need
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -37,12 +28,13 @@ ROW_LOGITS = "row_logits"
 
 _PAGE, _LINE, _LARGE = 4096, 64, 1 << 16  # large tensors start at a page, so that a runtime can map them
 _TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "uint8": TensorProto.UINT8,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
+    "float32": 1,
+    "float16": 10,
+    "uint8": 2,
+    "int32": 6,
+    "int64": 7,
 }
+"""Numbers of ONNX's TensorProto.DataType."""
 Dimension = int | str
 
 
@@ -54,6 +46,8 @@ class GraphBuilder:
 
     def __init__(self, folder: Path | None = None, domains: dict[str, int] | None = None) -> None:
         """domains: custom operator domains with their versions, beside ONNX's own and com.microsoft."""
+        self._onnx = need("onnx", "The ONNX target")
+        self._helper = self._onnx.helper
         self._folder = folder
         self._domains = {"": OPSET, MICROSOFT: 1, **(domains or {})}
         self.data_bytes = 0
@@ -74,7 +68,7 @@ class GraphBuilder:
 
     def input(self, name: str, kind: str, shape: Sequence[Dimension]) -> str:
         """A graph input; `kind` is a NumPy type name. Returns its name."""
-        self._inputs.append(helper.make_tensor_value_info(name, _TYPES[kind], list(shape)))
+        self._inputs.append(self._helper.make_tensor_value_info(name, _TYPES[kind], list(shape)))
         return name
 
     def optional_input(self, name: str, value: npt.NDArray[Any]) -> str:
@@ -84,7 +78,7 @@ class GraphBuilder:
 
     def output(self, name: str, kind: str, shape: Sequence[Dimension]) -> str:
         """Declare the value `name` as a graph output."""
-        self._outputs.append(helper.make_tensor_value_info(name, _TYPES[kind], list(shape)))
+        self._outputs.append(self._helper.make_tensor_value_info(name, _TYPES[kind], list(shape)))
         return name
 
     def node(
@@ -98,14 +92,16 @@ class GraphBuilder:
         """Append a node, named after its first output, which is returned. An input of "" is left out."""
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         self._nodes.append(
-            helper.make_node(operator, list(inputs), outputs, name=outputs[0], domain=domain, **attributes)
+            self._helper.make_node(
+                operator, list(inputs), outputs, name=outputs[0], domain=domain, **attributes
+            )
         )
         return outputs[0]
 
     def constant(self, name: str, value: npt.NDArray[Any]) -> str:
         """A small tensor inside the model file; the same name again is the same tensor."""
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self._initializers[name] = self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
     def tensor(self, name: str, kind: str, shape: Sequence[int], pieces: Iterable[npt.NDArray[Any]]) -> str:
@@ -134,11 +130,11 @@ class GraphBuilder:
     def refer(self, name: str, kind: str, shape: Sequence[int], file: str, offset: int) -> str:
         """A tensor whose bytes lie in a file beside the model; the same name again is the same tensor."""
         length = int(np.prod(shape)) * np.dtype(kind).itemsize
-        tensor = onnx.TensorProto(
+        tensor = self._onnx.TensorProto(
             name=name,
             data_type=_TYPES[kind],
             dims=list(shape),
-            data_location=onnx.TensorProto.EXTERNAL,
+            data_location=self._onnx.TensorProto.EXTERNAL,
         )
         for key, value in (("location", file), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)
@@ -148,21 +144,91 @@ class GraphBuilder:
     @property
     def operators(self) -> dict[str, int]:
         """Every operator in use, as `domain::name`, with the version of its domain."""
-        used = sorted({(node.domain, node.op_type) for node in self._nodes})
-        return {f"{domain or 'ai.onnx'}::{name}": self._domains[domain] for domain, name in used}
+        return _versioned({(node.domain, node.op_type) for node in self._nodes}, self._domains)
 
     def save(self, metadata: dict[str, str]) -> int:
         """Write the model file, with metadata in its properties; returns its size in bytes."""
-        graph = helper.make_graph(
+        graph = self._helper.make_graph(
             self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
         )
-        model = helper.make_model(
+        model = self._helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid(name, version) for name, version in self._domains.items()],
+            opset_imports=[
+                self._helper.make_opsetid(name, version) for name, version in self._domains.items()
+            ],
             ir_version=IR_VERSION,
             producer_name="minicpm-edge",
         )
-        helper.set_model_props(model, metadata)
+        self._helper.set_model_props(model, metadata)
         if self._folder is not None:
             (self._folder / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
         return int(model.ByteSize())
+
+
+class GraphSketch(GraphBuilder):
+    """For a plan without the package onnx: knows the operators, and estimates the size of the model file."""
+
+    def __init__(self, domains: dict[str, int] | None = None) -> None:
+        self._folder = None
+        self._domains = {"": OPSET, MICROSOFT: 1, **(domains or {})}
+        self.data_bytes = 0
+        self._bytes = 200  # of the model around its graph
+        self._operators: set[tuple[str, str]] = set()
+        self._known: set[str] = set()
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened."""
+
+    def input(self, name: str, kind: str, shape: Sequence[Dimension]) -> str:
+        """See `GraphBuilder`."""
+        self._bytes += len(name) + 14 + sum(6 if isinstance(each, int) else 4 + len(each) for each in shape)
+        return name
+
+    output = input
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str] | str,
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """See `GraphBuilder`."""
+        outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+        self._operators.add((domain, operator))
+        names = [*inputs, *outputs, outputs[0], operator, domain]
+        values = sum(3 * len(each) if isinstance(each, list) else 4 for each in attributes.values())
+        self._bytes += 4 + sum(2 + len(name) for name in (*names, *attributes)) + values + 5 * len(attributes)
+        return outputs[0]
+
+    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        """See `GraphBuilder`."""
+        return self._initializer(name, value.nbytes + 6)
+
+    def same_bytes(self, name: str, other: str, shape: Sequence[int]) -> str:
+        """See `GraphBuilder`."""
+        return self._initializer(name, 70)
+
+    def refer(self, name: str, kind: str, shape: Sequence[int], file: str, offset: int) -> str:
+        """See `GraphBuilder`."""
+        return self._initializer(name, 54 + 4 * len(shape) + len(file) + len(str(offset)))
+
+    def _initializer(self, name: str, size: int) -> str:
+        if name not in self._known:
+            self._known.add(name)
+            self._bytes += len(name) + 6 + size
+        return name
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """See `GraphBuilder`."""
+        return _versioned(self._operators, self._domains)
+
+    def save(self, metadata: dict[str, str]) -> int:
+        """The estimate."""
+        return self._bytes + sum(len(name) + len(value) + 6 for name, value in metadata.items())
+
+
+def _versioned(used: set[tuple[str, str]], domains: dict[str, int]) -> dict[str, int]:
+    return {f"{domain or 'ai.onnx'}::{name}": domains[domain] for domain, name in sorted(used)}

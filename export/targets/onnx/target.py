@@ -22,7 +22,7 @@ from edge.export.source import Source
 from edge.export.targets import Progress, Written
 from edge.export.targets.onnx.full import DOMAIN, FullDecoder
 from edge.export.targets.onnx.genai import GENAI_CONFIG, genai_config
-from edge.export.targets.onnx.graph import DATA_FILE, MODEL_FILE, GraphBuilder
+from edge.export.targets.onnx.graph import DATA_FILE, MODEL_FILE, GraphBuilder, GraphSketch
 from edge.export.targets.onnx.portable import PortableDecoder
 from edge.export.targets.onnx.weights import BlockLayout
 from edge.export.targets.tokenizer_json import TOKENIZER, converted_tokenizer
@@ -50,13 +50,18 @@ class OnnxTarget:
     name = "onnx"
 
     def plan(self, source: Source, options: ExportOptions) -> Plan:
-        """Sizes are exact: the same code that writes, without the bytes of the tensors."""
+        """Sizes are exact: the same code that writes, without the bytes of the tensors.
+
+        Without the package onnx the size of the graph is an estimate, which a note says.
+        """
         source.check_parts("The ONNX target")
         context, sparse = source.context(options), _sparse(source, options)
         with _graph(options) as graph:
             _write_decoder(graph, source, options)
             files = {MODEL_FILE: graph.save(_metadata(source, context))}
         notes: tuple[str, ...] = ()
+        if isinstance(graph, GraphSketch):
+            notes = (f"The package onnx is not installed: the size of {MODEL_FILE} is an estimate.",)
         flavour, weights = "full", source.bundle.manifest.files[WEIGHTS].bytes
         if options.portable:
             flavour, weights = "portable", graph.data_bytes
@@ -65,7 +70,7 @@ class OnnxTarget:
             if tokenizer is not None:
                 files[TOKENIZER] = len(tokenizer)
             if reason:
-                notes = (f"onnxruntime-genai and web pages can't read the tokenizer. {reason}",)
+                notes += (f"onnxruntime-genai and web pages can't read the tokenizer. {reason}",)
         files[DATA_FILE if options.portable else WEIGHTS] = weights
         return Plan(
             files=files,
@@ -120,7 +125,13 @@ def _portable_tokenizer(source: Source) -> tuple[bytes | None, str]:
 
 
 def _graph(options: ExportOptions, folder: Path | None = None) -> GraphBuilder:
-    return GraphBuilder(folder, {} if options.portable else {DOMAIN: 1})
+    domains = {} if options.portable else {DOMAIN: 1}
+    if folder is None:
+        try:
+            import onnx  # noqa: F401
+        except ImportError:
+            return GraphSketch(domains)
+    return GraphBuilder(folder, domains)
 
 
 def _write_decoder(

@@ -270,6 +270,10 @@ def test_rope_freqs_are_factors_for_every_length(tmp_path: Path) -> None:
     assert rope.type == "longrope"
     np.testing.assert_array_equal(rope.short_factor, factors)
     np.testing.assert_array_equal(rope.long_factor, factors)
+    twice = {"rope_freqs.weight": (factors, "F32"), "rope_factors_long.weight": (factors, "F32")}
+    write_gguf(tmp_path / "m.gguf", replace=twice)
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight' and 'rope_factors_long\.weight'"):
+        GGUFCheckpoint(tmp_path / "m.gguf")
 
 
 def test_smollm2(smollm2_gguf: Path) -> None:

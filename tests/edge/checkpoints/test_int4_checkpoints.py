@@ -313,6 +313,20 @@ def test_marlin_fused_as_cpm_cu_writes_it(tmp_path: Path, group: int, method: st
     check(tmp_path, truths, "int4-row" if group == -1 else "int4-g64", exact=True)
 
 
+def test_a_fused_layer_beside_a_part_of_it(tmp_path: Path) -> None:
+    """One of the two would win silently."""
+
+    def add_part(tensors: dict[str, np.ndarray]) -> None:
+        stem = UP.replace("up_proj", "gate_up_proj")
+        tensors[f"{UP}.qweight"] = tensors[f"{stem}.qweight"][:, : 2 * 192].copy()
+        tensors[f"{UP}.scales"] = tensors[f"{stem}.scales"][:, :192].copy()
+
+    entry = {**GPTQ, "quant_method": "marlin", "group_size": 64}
+    write_folder(tmp_path, pack_marlin, entry, fused=True, change=add_part, group=64, symmetric=True)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.\w+_proj\.qweight', .*or a second one"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
 def test_it_opens_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed matrices go into the bundle as they are; embedding and head, which are floats, become int8."""
     monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "cache"))

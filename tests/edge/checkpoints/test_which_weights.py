@@ -1,4 +1,4 @@
-"""What a folder has twice (a head beside a tied embedding, sets of weights), and shards without an index."""
+"""Folders that say something twice, a head beside a tied embedding or two sets of weights, or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ SETS: dict[str, Callable[[Weights], dict[str, Any]]] = {
 """Best first, as `_get_resolved_checkpoint_files` of transformers goes through them."""
 
 
-@pytest.mark.parametrize(("first", "second"), combinations(SETS, 2))
+@pytest.mark.parametrize(("first", "second"), list(combinations(SETS, 2)))
 def test_the_best_set_is_used_and_said(tmp_path: Path, first: str, second: str) -> None:
     best, other = weights_of(1), weights_of(2)
     folder = write(tmp_path, {**SETS[second](other), **SETS[first](best)})
@@ -222,7 +223,7 @@ def test_a_cached_conversion_says_it_too(tmp_path: Path, monkeypatch: pytest.Mon
         tmp_path / "m", {**SETS["pytorch_model.bin"](weights_of(2)), "model.safetensors": weights_of()}
     )
     for read in (plan_model, open_model, open_model):
-        (said,) = notices(lambda read=read: read(folder))
+        (said,) = notices(partial(read, folder))
         assert "model.safetensors is used" in said
 
 

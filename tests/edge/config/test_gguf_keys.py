@@ -207,10 +207,11 @@ def test_rotary_factors_beside_a_scaling_factor() -> None:
     for kind in ("linear", "yarn", "longrope"):
         with pytest.raises(ConfigError, match=r"'minicpm\.rope\.scaling\.factor' is 4\.0 .* tensors"):
             read({"rope.scaling.type": kind}, **factors)
-    plain = read({"rope.scaling.type": "longrope", "rope.scaling.factor": None}, **factors)
-    inverse, scale = rope_parameters(plain.rope, 64, 64, 4096)
-    np.testing.assert_allclose(inverse, 1e4 ** (-np.arange(32) / 32) / 2, rtol=1e-6)
-    assert scale == pytest.approx(math.sqrt(1 + math.log(4) / math.log(1024)))
+    for changes, wanted in (({}, 1.0), ({"rope.scaling.attn_factor": 1.25}, 1.25)):
+        keys = {"rope.scaling.type": "longrope", "rope.scaling.factor": None, **changes}
+        inverse, scale = rope_parameters(read(keys, **factors).rope, 64, 64, 4096)
+        np.testing.assert_allclose(inverse, 1e4 ** (-np.arange(32) / 32) / 2, rtol=1e-6)
+        assert scale == wanted  # llama.cpp takes it from the key alone
 
 
 def test_a_llama_with_scales_is_refused() -> None:

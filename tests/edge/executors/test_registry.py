@@ -273,7 +273,7 @@ except EdgeError as error:
     print(error)
 print(sorted(extra_options()))
 print(diagnose(("loud",), only=("executors",)).findings[0].detail)
-options = ProfileOptions(executor=("loud",), threads=(1,), prompt=(), generate=2, repeat=1)
+options = ProfileOptions(executor=("loud",), threads=(1,), prefill=(), generate=2, repeat=1)
 print(profile(sys.argv[1], options).results[0].executor)
 """
 

@@ -54,9 +54,24 @@ def test_the_bytes_are_those_of_the_file(path, place):
         assert 0 <= memory.huge_bytes <= memory.bytes
 
 
+@linux
+@pytest.mark.parametrize(("share", "mapped"), [(None, False), (0, False), (0.89, False), (0.91, True)])
+def test_weights_are_mapped_when_the_system_says_that_it_is_fast(path, monkeypatch, share, mapped):
+    """share: of the asked bytes in huge pages, by the system's answer."""
+    bundle = Bundle.open(path)
+    memory = MappedWeights(bundle)
+    if native.library().edge_mapping_prefault(memory.address("model.norm.weight"), 64) == native.UNSUPPORTED:
+        pytest.skip("this kernel does not read mapped files ahead")
+    told = None if share is None else int(share * memory.bytes)
+    monkeypatch.setattr("edge.executors.weights.huge_page_bytes", lambda start, size: told)
+    assert open_weights(bundle).mapped == mapped
+
+
 def test_weights_are_mapped_when_that_is_fast_or_wanted(path):
-    memory = open_weights(Bundle.open(path))
-    assert not memory.mapped or (memory.huge_bytes or 0) >= 0.9 * memory.bytes
+    mapped = MappedWeights(Bundle.open(path))
+    fast = mapped.read_in_huge_pages()
+    assert fast == ((mapped.huge_bytes or 0) >= 0.9 * mapped.bytes)
+    assert open_weights(Bundle.open(path)).mapped == fast
     assert open_weights(Bundle.open(path), mmap=True).mapped
     assert not open_weights(Bundle.open(path), mmap=False).mapped
 

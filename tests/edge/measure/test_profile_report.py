@@ -79,6 +79,19 @@ def test_a_setting_that_differs_has_a_column():
     assert [row[1:3] for row in table.rows] == [("int4-g32", "0"), ("int8-g32", "512 synthetic")]
 
 
+def test_a_table_wider_than_the_terminal_is_continued_below():
+    _, table = results((DECODE, replace(DECODE, depth=512)))
+    first, second = table.parts(54)
+    assert first.headers == ("Test", "Depth", "Tokens/s", "min - max", "p50 ms", "p90 ms")
+    assert second.headers == ("Test", "Depth", "p99 ms", "Bandwidth", "Compute", "Memory")
+    assert second.rows[1] == ("decode 64", "512", "100", "50%", "10%", "200 MB")
+    for part in (first, second):
+        assert sum(max(map(len, column)) for column in zip(part.headers, *part.rows, strict=True)) + 10 <= 54
+    assert table.parts(200) == [table]
+    whole = Table(("a", "kernel", "ms"), (("x", "y" * 20, "1"),), left=2, keys=1)
+    assert [part.left for part in whole.parts(24)] == [2, 1]
+
+
 def test_shares_above_100_percent_are_explained():
     report = profile_report(profile_of(PREFILL, DECODE))
     (table,) = (part for part in report if isinstance(part, Table))

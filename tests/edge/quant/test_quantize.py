@@ -147,3 +147,25 @@ def test_overflow_names_the_tensor() -> None:
 def test_floats_have_no_codes() -> None:
     with pytest.raises(ValueError, match="no codes"):
         quantize(np.zeros((2, 2), np.float32), QuantScheme("f16"))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "scale", "minimum", "codes"),
+    [
+        # Of two extremes the positive one gets the code that only one sign has; the other is clipped.
+        ("int4-row", [-1.0, 1.0, 0.5, 0.0], -0.125, None, [15, 0, 4, 8]),
+        ("int4-row", [-1.0, 0.75, 0.5, 0.0], 0.125, None, [0, 14, 12, 8]),
+        ("int4-row-min", [-1.0, 2.75, 0.0, 0.3], 0.25, -1.0, [0, 15, 4, 5]),
+        ("int8-row", [-1.984375, 1.0, 0.5, 0.0], 0.015625, None, [-127, 64, 32, 0]),
+        # The mean of sizes; not less than BitCPM's 1e-5, under which all three become 0 and 1.
+        ("ternary-row", [1.0, -3.0, 0.5, 3.5], 2.0, None, [1, 0, 1, 2]),
+        ("ternary-row", [3e-6, -1e-6, 8e-6, 4e-6], np.float16(1e-5), None, [1, 1, 2, 1]),
+        ("ternary-row", [-2e-6, 0.0, 2e-6, 0.0], np.float16(2e-6), None, [0, 1, 2, 1]),
+    ],
+)
+def test_by_hand(name: str, weights: list[float], scale: float, minimum: float | None, codes: list) -> None:
+    found = quantize(np.array([weights], np.float32), QuantScheme.parse(name))
+    assert found.scales.tolist() == [[scale]] and found.codes.tolist() == [codes]
+    assert (found.minimums is None) == (minimum is None)
+    if found.minimums is not None:
+        assert found.minimums.tolist() == [[minimum]]

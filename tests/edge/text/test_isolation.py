@@ -47,6 +47,20 @@ def process_of(worker: Worker) -> Any:
     return worker._process
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ld.so's variable")
+def test_a_preloaded_library_is_left_out(monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
+    """AddressSanitizer's maps more than the limit on memory."""
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    worker.start()
+    environment = Path(f"/proc/{process_of(worker).pid}/environ").read_bytes()
+    assert b"LD_PRELOAD" not in environment and b"PATH=" in environment
+
+
+def test_all_templates_share_one_process_while_somebody_holds_it(worker: Worker) -> None:
+    assert ChatTemplate("a")._worker is worker
+    assert template_worker() is worker
+
+
 def test_threads_share_one_process(template: ChatTemplate, worker: Worker) -> None:
     wrong: list[str] = []
 
@@ -109,8 +123,9 @@ def test_close_and_garbage_end_the_process(worker: Worker) -> None:
     template.close()
     assert first.returncode is not None
     assert echo(template, "again") == "again"
-    own = ChatTemplate(ECHO)
-    second = process_of(own._worker)
+    own = Worker("edge.text.isolation.templates", packages=("jinja2", "markupsafe"))
+    own.start()
+    second = process_of(own)
     del own
     gc.collect()
     assert second.returncode is not None

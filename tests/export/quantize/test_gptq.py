@@ -152,6 +152,41 @@ def test_columns_without_activations_are_rounded():
         assert (difference[inside] <= 0.5001 * np.abs(scale[:, column // 32])[inside]).all()
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("asked", "taken"), [(0.02, 0.02), (1e-3, 1e-2), (2e-5, 2e-2)])
+def test_a_gram_that_cannot_be_inverted_gets_more_damping(asked: float, taken: float, act_order: bool):
+    """Ten times as much, again and again; rounding has left this gram an eigenvalue below zero."""
+    random = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(random.standard_normal((48, 48)))
+    sizes = np.linspace(1, 2, 48)
+    sizes[0] = -0.004 * sizes.mean()
+    gram = torch.from_numpy(basis * sizes @ basis.T).float()
+    found = invert(gram.clone(), damping=asked, act_order=act_order, name="w")
+    order = found.order.numpy()
+    assert act_order == (order.tolist() != list(range(48))) and sorted(order) == list(range(48))
+    assert torch.equal(found.diagonal, gram.diagonal()) and torch.equal(found.factor, found.factor.triu())
+    damped = gram.double().numpy() + taken * gram.diagonal().double().mean().item() * np.eye(48)
+    wanted = np.linalg.inv(damped[np.ix_(order, order)])
+    np.testing.assert_allclose(
+        found.factor.T.double() @ found.factor.double(), wanted, atol=2e-3 * wanted.max()
+    )
+
+
+def test_a_gram_of_fewer_positions_than_channels():
+    """Singular in float32, with hardly any damping asked for."""
+    rows = 100 * torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
+    gram = rows.t() @ rows
+    asked = gram + 1e-12 * gram.diagonal().mean() * torch.eye(48)
+    assert int(torch.linalg.cholesky_ex(asked).info) > 0
+    factor = invert(gram, damping=1e-12, act_order=True, name="w").factor
+    assert bool(torch.isfinite(factor).all()) and bool((factor.diagonal() > 0).all())
+
+
+def test_a_gram_that_no_damping_mends_is_refused():
+    with pytest.raises(ExportError, match=r"layers\.7\.q have no usable Hessian; give another"):
+        invert(-torch.eye(16), damping=0.01, act_order=True, name="layers.7.q")
+
+
 def test_activations_that_are_not_finite_are_refused():
     _, gram = correlated(64)
     gram[3, 3] = float("inf")

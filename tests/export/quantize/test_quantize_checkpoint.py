@@ -20,8 +20,8 @@ from edge.errors import BundleError, ExportError
 from edge.export.calibration import calibration, default_text
 from edge.export.quantize import QuantizeOptions, quantize_checkpoint, report_path
 from edge.export.quantize.activations import Stream, load_layer
-from edge.export.quantize.calibrated import embed, read_layer
-from edge.export.quantize.smooth import STAGES, smooth
+from edge.export.quantize.calibrated import embed, quantize_layer, read_layer
+from edge.export.quantize.smooth import STAGES, channel_strength, smooth
 from edge.formats.bundle.reader import Bundle
 from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import reference_from_bundle
@@ -78,6 +78,62 @@ def test_layers_see_what_the_whole_network_computes(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_a_layer_sees_what_the_quantized_layers_before_it_leave(
+    checkpoint: RandomCheckpoint, options, text: Path, tmp_path: Path, smoothing: bool
+):
+    """Every layer of a run is what quantizing it alone gives, on the text after the layers of the bundle."""
+    chosen = options(method="gptq", smooth=smoothing)
+    quantize_checkpoint(checkpoint, tmp_path / "out", chosen)
+    bundle, config = Bundle.open(tmp_path / "out"), checkpoint.config
+    torch.set_num_threads(1)
+    hidden = embed(checkpoint, calibration(checkpoint, text, 6, 64))
+    stream = Stream(config, hidden.clone())
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        layer = load_layer(config, index, read_layer(checkpoint, index))
+        packed, _, _ = quantize_layer(layer, prefix, stream, chosen, lambda name: None)
+        assert len(packed) == 9
+        for name, data in packed.items():
+            np.testing.assert_array_equal(bundle.data(name)[: data.size], data, err_msg=name)
+        stored = {
+            name.removeprefix(prefix): dequantize(
+                bundle.data(name), tensor.scheme, tensor.rows, tensor.columns
+            )
+            for name, tensor in bundle.tensors.items()
+            if name.startswith(prefix)
+        }
+        tensors = {
+            name: torch.from_numpy(values.reshape(-1) if "norm" in name else values)
+            for name, values in stored.items()
+        }
+        stream.advance(load_layer(config, index, tensors))
+    alone, last = Stream(config, hidden), config.num_hidden_layers - 1
+    layer = load_layer(config, last, read_layer(checkpoint, last))
+    packed, _, _ = quantize_layer(layer, f"model.layers.{last}.", alone, chosen, lambda name: None)
+    name = f"model.layers.{last}.mlp.down_proj.weight"
+    assert (packed[name] != bundle.data(name)[: packed[name].size]).any(), (
+        "the embedding gives something else"
+    )
+
+
+@torch.no_grad()
+def test_the_strength_of_a_channel(checkpoint: RandomCheckpoint):
+    """Roots of mean squares, of geometric mean 1; query heads that read the same values share their mean."""
+    layer = load_layer(checkpoint.config, 0, read_layer(checkpoint, 0))  # 6 heads of 16, 3 to a KV head
+    diagonal = torch.linspace(1, 9, 96)
+    strength = channel_strength(layer, STAGES[0], diagonal)
+    torch.testing.assert_close(strength / strength[0], (diagonal / diagonal[0]).sqrt())
+    assert float(strength.log().mean()) == pytest.approx(0, abs=1e-6)
+
+    loud = torch.ones(96)
+    loud[16:32] = 13.0  # the second head of the first group: mean of 1, 13 and 1 is 5
+    strength = channel_strength(layer, STAGES[1], loud)
+    wanted = torch.cat([torch.full((48,), 5.0), torch.ones(48)]).sqrt()
+    torch.testing.assert_close(strength, wanted / 5**0.25)
+
+
+@torch.no_grad()
 def test_smoothing_leaves_the_function(checkpoint: RandomCheckpoint, text: Path):
     """Every stage at once; channels are made unequal first, so that there is something to smooth."""
     config = checkpoint.config
@@ -129,7 +185,8 @@ def test_the_report(checkpoint: RandomCheckpoint, options, tmp_path: Path, text:
         checkpoint, tmp_path / "out", options(method="gptq"), lambda *step: seen.append(step)
     )
     assert json.loads(report_path(tmp_path / "out").read_text()) == report
-    assert report["calibration"]["source"] == str(text)
+    assert report["options"]["calibration"] == report["calibration"]["source"] == str(text)
+    assert report["options"]["method"] == "gptq" and report["options"]["sequences"] == 6
     bundle = Bundle.open(tmp_path / "out")
     names = []
     for index, layer in enumerate(report["layers"]):

@@ -21,6 +21,23 @@ int fail(const std::string &sentence) {
     return 1;
 }
 
+constexpr int64_t most = 1 << 24;  // tokens, rows or ids
+
+// A whole number from `least` to `most`; -1 for any other text.
+int64_t number(const char *text, int64_t least) {
+    char *end = nullptr;
+    const long long value = std::strtoll(text, &end, 10);
+    return *text == '\0' || *end != '\0' || value < least || value > most ? -1 : value;
+}
+
+// A constant of the program that is a size; 0 where it is none.
+int64_t size_of(edge_et_program *program, const char *name) {
+    int64_t value = 0;
+    int32_t count = 0;
+    const bool read = edge_et_constant(program, name, &value, 1, &count) == 0 && count == 1;
+    return read && value >= 1 && value <= most ? value : 0;
+}
+
 // Logits after the last of `tokens`, which follow `start` rows; empty on failure.
 std::vector<float> forward(edge_et_cache *cache, const std::vector<int64_t> &tokens, int64_t start,
                            int64_t vocab) {
@@ -52,21 +69,25 @@ int main(int count, char **arguments) {
     }
     edge_et_program *program = nullptr;
     edge_et_cache *cache = nullptr;
-    int64_t vocab = 0, longest = 0, context = 0;
-    int32_t n = 0;
-    if (edge_et_open(memory.get(), size, 0, &program) != 0 ||
-        edge_et_constant(program, "get_vocab_size", &vocab, 1, &n) != 0 ||
-        edge_et_constant(program, "get_max_seq_len", &longest, 1, &n) != 0 ||
-        edge_et_constant(program, "get_max_context_len", &context, 1, &n) != 0 ||
-        edge_et_cache_create(program, &cache) != 0) {
-        return fail(edge_et_error());
+    if (edge_et_open(memory.get(), size, 0, &program) != 0) return fail(edge_et_error());
+    const std::unique_ptr<edge_et_program, void (*)(edge_et_program *)> program_owner(program, edge_et_close);
+    const int64_t vocab = size_of(program, "get_vocab_size"), longest = size_of(program, "get_max_seq_len"),
+                  context = size_of(program, "get_max_context_len");
+    if (vocab == 0 || longest == 0 || context == 0) {
+        return fail("The program does not say its vocabulary, step and context; export the model again.");
     }
+    if (edge_et_cache_create(program, &cache) != 0) return fail(edge_et_error());
+    const std::unique_ptr<edge_et_cache, void (*)(edge_et_cache *)> cache_owner(cache, edge_et_cache_destroy);
     std::vector<int64_t> tokens;
-    for (int i = 3; i < count; ++i) tokens.push_back(std::strtoll(arguments[i], nullptr, 10));
-    const long wanted = std::strtol(arguments[2], nullptr, 10);
+    for (int i = 3; i < count; ++i) {
+        tokens.push_back(number(arguments[i], 0));
+        if (tokens.back() < 0) return fail(std::string("'") + arguments[i] + "' is not a token id.");
+    }
+    const int64_t wanted = number(arguments[2], 0);
+    if (wanted < 0) return fail(std::string("'") + arguments[2] + "' is not a number of tokens.");
     if (int64_t(tokens.size()) + wanted > context) return fail("The context is too short.");
     int64_t start = 0;
-    for (long made = 0; made < wanted; ++made) {
+    for (int64_t made = 0; made < wanted; ++made) {
         std::vector<float> logits;
         while (start < int64_t(tokens.size())) {
             const int64_t stop = std::min(start + longest, int64_t(tokens.size()));
@@ -77,7 +98,5 @@ int main(int count, char **arguments) {
         tokens.push_back(std::max_element(logits.begin(), logits.end()) - logits.begin());
         std::printf("%lld%c", (long long)tokens.back(), made + 1 == wanted ? '\n' : ' ');
     }
-    edge_et_cache_destroy(cache);
-    edge_et_close(program);
     return 0;
 }

@@ -256,6 +256,10 @@ int edge_et_run(edge_et_cache *cache, const char *name, const edge_et_input *inp
         }
         int32_t stride = 1;
         for (int32_t d = dimensions - 1; d >= 0; --d) {
+            if (inputs[i].sizes[d] < 0 || int64_t(stride) * inputs[i].sizes[d] > INT32_MAX) {
+                return fail("Input " + std::to_string(i) + " of the method " + where +
+                            " has an impossible shape.");
+            }
             sizes[i][d] = inputs[i].sizes[d];
             strides[i][d] = stride;
             stride *= inputs[i].sizes[d];

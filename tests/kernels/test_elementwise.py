@@ -1,0 +1,98 @@
+"""Small functions of the kernels over all that they can be given: halves, SiLU, the draw of the sampler."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from edge.executors.native import library as native
+from edge.executors.native.operators import LayerOperators
+from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.quant.packing import pack
+from edge.quant.scheme import QuantScheme
+
+F16 = QuantScheme("f16")
+
+
+def matrix(data: np.ndarray, rows: int, columns: int) -> native.Matrix:
+    return native.matrix(F16.packing, rows, columns, int(data.ctypes.data))
+
+
+def test_every_half(operators):
+    """All 65,536 bit patterns: subnormals, both zeros, infinities and NaN."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(16, 4096)
+    # A tile of 16 rows holds its columns one after the other.
+    data = np.ascontiguousarray(halves.T).view(np.uint8).ravel()
+    weights = matrix(data, 16, 4096)
+    for row in range(16):
+        found, wanted = operators.dequantize_row(weights, row), halves[row].astype(np.float32)
+        np.testing.assert_array_equal(found, wanted)
+        numbers = ~np.isnan(wanted)
+        np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(wanted[numbers]))
+
+
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_silu_of_every_size(tier, activations: str):
+    """g / (1 + e^-g) where e^-g overflows, where it is nothing, and between."""
+    sizes = np.array([0, 0.5, 1, 8, 16, 32, 80, 86, 87, 88, 89, 90, 96, 128, 1024, 65504, 1e6], np.float64)
+    gates = np.concatenate([sizes, -sizes])
+    rows = len(gates)
+    gate = np.repeat((gates / 32).astype(np.float16)[:, None], 32, 1).astype(np.float32)
+    exact = gate[:, 0].astype(np.float64) * 32
+    packed, ones = pack(gate, F16), pack(np.full((rows, 32), 1 / 32, np.float32), F16)
+    pool, scratch = ThreadPool(1), ScratchBuffer()
+    run = LayerOperators(pool.parallel, scratch.scratch, tier)
+    x = np.ones((3, 32), np.float32)
+    found = run.rms_norm_swiglu(
+        x, np.ones(32, np.float32), 0.0, matrix(packed, rows, 32), matrix(ones, rows, 32), activations
+    )
+    with np.errstate(over="ignore"):
+        wanted = exact / (1 + np.exp(-exact))
+    for row in found:
+        np.testing.assert_allclose(row, wanted, rtol=2e-6, atol=1e-30)
+
+
+def draw(logits: np.ndarray, random: float, **settings: float) -> int:
+    sampling = native.Sampling(
+        size=ctypes.sizeof(native.Sampling),
+        **{"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, **settings},
+    )
+    result = native.SampleResult()
+    native.check(
+        native.library().edge_sample(
+            *(logits.ctypes.data, logits.size, ctypes.byref(sampling), None, 0, None, None, 0, random, 0),
+            ctypes.byref(result),
+        )
+    )
+    return int(result.token)
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 511, 512, 513, 1024, 1300])
+def test_the_ends_of_the_distribution(size: int):
+    """0 draws the first token with weight, the largest number below 1 the last one; some are masked."""
+    generator = np.random.default_rng(size)
+    for masked in {0, size // 3, size - 1}:
+        logits = generator.standard_normal(size).astype(np.float32)
+        logits[size - masked // 2 :] = -np.inf
+        logits[: masked - masked // 2] = -np.inf
+        allowed = np.flatnonzero(np.isfinite(logits))
+        assert draw(logits, 0.0) == allowed[0]
+        assert draw(logits, np.nextafter(1.0, 0.0)) in allowed[-3:]  # sums round
+        for random in generator.random(20):
+            assert draw(logits, random) in allowed
+
+
+@pytest.mark.parametrize("place", [0, 1, 126, 127, 128, 511, 512, 767, 768, 770])
+def test_the_best_token_at_every_border(place: int):
+    """Blocks have 128 tokens and chunks 512; the last ones are not full. Of equal ones the first is meant."""
+    logits = np.random.default_rng(0).standard_normal(771).astype(np.float32)
+    logits[place] = 9
+    for temperature, top_k in ((0.0, 0), (1.0, 1)):
+        assert draw(logits, 0.7, temperature=temperature, top_k=top_k) == place
+        logits[place:] = np.maximum(logits[place:], 9 * (np.arange(771 - place) % 200 == 0))
+        assert draw(logits, 0.7, temperature=temperature, top_k=top_k) == place
+    with pytest.raises(Exception, match="NaN or infinity"):
+        logits[place] = np.nan
+        draw(logits, 0.5)
