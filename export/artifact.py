@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.checkpoints.base import FLOAT_TYPES
+from edge.config.generation import read_generation_config
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import ExportError, TokenizerError
 from edge.export.check import (
@@ -37,6 +38,7 @@ from edge.formats.bundle.writer import created_by
 from edge.formats.hashing import file_sha256
 from edge.formats.safetensors import SafetensorsWriter
 from edge.quant.scheme import SOURCE
+from edge.system.notices import notice
 from edge.system.units import format_bytes
 
 QUANTIZATION = "quantization.json"
@@ -47,6 +49,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 def plan_export(source: Source, options: ExportOptions) -> Plan:
     """What the export would write and need; raises what the export itself would raise for bad input."""
     check_tokenizer(source)
+    for sentence in read_generation_config(source.bundle.generation_config).notes:
+        notice(sentence)
     return get_target(options.target).plan(source, options)
 
 
