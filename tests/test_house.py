@@ -220,7 +220,7 @@ def test_json_from_outside_is_read_with_guards(room: str):
         "edge/measure/profile/worker.py": "requests of its own parent",
         "edge/text/isolation/worker.py": "answers of its own child",
         "edge/text/isolation/server.py": "requests of its own parent",
-        "edge/text/isolation/tokenizers.py": "what another library wrote, in the process whose memory is limited",
+        "edge/text/isolation/tokenizers.py": "what a library wrote, in a process of limited memory",
         "export/targets/gguf/llama_cpp.py": "a job of its own parent, in a process of its own",
     }
     found = [
