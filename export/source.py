@@ -6,6 +6,7 @@ interrupted finds it there and does not quantize again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -20,11 +21,12 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
 from edge.config.fields import listed, unique
 from edge.config.tensors import beyond_llama
-from edge.errors import ExportError
+from edge.errors import ExportError, TokenizerError
 from edge.export.calibration import calibration
 from edge.export.options import DEFAULT_HEAD, ExportOptions, named_scheme
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
+from edge.formats.guarded_json import parse_object
 from edge.hub.convert import Progress
 from edge.quant.layout import TILE_ROWS
 from edge.quant.packing import dequantize, unpack
@@ -138,8 +140,17 @@ class Source:
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name."""
-        return self.bundle.tokenizer_files
+        """The tokenizer's files by name. Of a tokenizer.json, added tokens are left out that the embedding
+        has no row for: another runtime would read beyond its end.
+        """
+        files = self.bundle.tokenizer_files
+        data = files.get("tokenizer.json", b"{}")
+        document = parse_object(data, "tokenizer.json", TokenizerError, "get the model's files again")
+        tokens = document.get("added_tokens") or []
+        kept = [token for token in tokens if token["id"] < self.bundle.config.vocab_size]
+        if len(kept) == len(tokens):
+            return files
+        return files | {"tokenizer.json": json.dumps({**document, "added_tokens": kept}).encode()}
 
     @property
     def chat_template(self) -> str | None:

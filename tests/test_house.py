@@ -218,9 +218,9 @@ def test_json_from_outside_is_read_with_guards(room: str):
         "edge/formats/guarded_json.py": "the guard itself",
         "edge/config/rope_entry.py": "a text that the user typed; the floor below",
         "edge/measure/profile/worker.py": "requests of its own parent",
-        "edge/text/isolation/worker.py": "answers of its own child",
         "edge/text/isolation/server.py": "requests of its own parent",
-        "edge/text/isolation/tokenizers.py": "what a library wrote, in a process of limited memory",
+        "edge/text/isolation/worker.py": "answers of its own child, of a limited length",
+        "edge/text/isolation/tokenizers.py": "what the tokenizers package writes, in that child",
         "export/targets/gguf/llama_cpp.py": "a job of its own parent, in a process of its own",
     }
     found = [

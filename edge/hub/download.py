@@ -22,8 +22,8 @@ from edge.checkpoints.huggingface import (
     HuggingFaceTexts,
     is_complete,
 )
-from edge.errors import CheckpointError
-from edge.hub.preflight import check_texts
+from edge.errors import CheckpointError, EdgeError
+from edge.hub.preflight import check_small_files
 
 _SMALL_FILES = (
     CONFIG,
@@ -93,7 +93,7 @@ def _fetch(repo: str, revision: str | None, known: Path | None) -> Path:
     for patterns in _WEIGHTS:
         if any(fnmatch(file, pattern) for file in files for pattern in patterns):
             small = snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL_FILES])
-            check_texts(HuggingFaceTexts(small))  # before gigabytes come
+            check_small_files(HuggingFaceTexts(small))  # before gigabytes come
             wanted = [*_SMALL_FILES, *patterns]
             return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     raise CheckpointError(
@@ -140,7 +140,7 @@ def _sentences(repo: str, revision: str | None) -> Iterator[_Attempt]:
     attempt = _Attempt()
     try:
         yield attempt
-    except CheckpointError:
+    except EdgeError:
         raise
     except errors.GatedRepoError as error:
         raise CheckpointError(

@@ -249,19 +249,19 @@ def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None)
 def _open_gguf(path: Path) -> Checkpoint:
     """The file as a checkpoint whose texts are known to be usable."""
     from edge.checkpoints.gguf import GGUFCheckpoint
-    from edge.hub.preflight import check_texts
+    from edge.hub.preflight import check_small_files
 
     checkpoint = GGUFCheckpoint(path)
-    check_texts(checkpoint)
+    check_small_files(checkpoint)
     return checkpoint
 
 
 def _open_folder(folder: Path, hub_label: str | None) -> Checkpoint:
     """The folder as a checkpoint whose texts are known to be usable, before its weights are looked at."""
     from edge.checkpoints.huggingface import HuggingFaceCheckpoint, HuggingFaceTexts
-    from edge.hub.preflight import check_texts
+    from edge.hub.preflight import check_small_files
 
-    check_texts(HuggingFaceTexts(folder))
+    check_small_files(HuggingFaceTexts(folder))
     return HuggingFaceCheckpoint(folder, source=hub_label)
 
 

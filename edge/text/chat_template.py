@@ -11,6 +11,7 @@ from edge.text.isolation.worker import Worker, WorkerFailure
 
 Message = Mapping[str, Any]
 _MAX_DEPTH = 100
+_MAX_BITS = 4096  # Python writes longer numbers only on request
 _shared: WeakValueDictionary[str, Worker] = WeakValueDictionary()
 
 
@@ -112,6 +113,8 @@ def _plain(value: Any, depth: int = 0) -> Any:
     """The same value made of JSON types only, which is all that can be sent to a template."""
     if isinstance(value, str):
         return str.__str__(value)
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise EdgeError(f"Chat messages and tools may have whole numbers of {_MAX_BITS} bits and no more.")
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if depth > _MAX_DEPTH:

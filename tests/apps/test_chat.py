@@ -54,6 +54,32 @@ def test_one_prompt(run_edge: Callable[..., Any], smollm2: str):
     assert process.stderr in ("", "(stopped: the limit of 200 tokens is reached)\n")
 
 
+def test_end_tokens_and_notes(run_inside: Callable[..., Any], tiny_checkpoint: Callable[..., Path]):
+    """The model wants to say <unk>, which ends no answer until somebody says so."""
+    folder = tiny_checkpoint()
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": false, "temperature": 5.0, "eos_token_id": 4}'
+    )
+    asked = ("chat", str(folder), "--prompt", "Hi", "--json", "--max-tokens", "3", "--logit-bias", "0=1000")
+    found, notes = {}, ""
+    for options in ((), ("--eos", "<unk>"), ("--eos", "7", "--stop", "<unk>")):
+        done = run_inside(*asked, *options)
+        assert done.returncode == 0, done.stderr
+        notes += done.stderr
+        document = json.loads(done.stdout.splitlines()[-1])
+        found[options] = document["stop_reason"], document["settings"]["eos_token_ids"]
+    assert list(found.values()) == [("length", [2, 4]), ("eos", [0, 2, 4]), ("eos", [0, 2, 4, 7])]
+    # Once in a process, as Python's warnings are.
+    assert notes.count("Note: generation_config.json has do_sample false beside temperature 5:") == 1
+
+    export = ("export", str(folder), "--to", "bundle", "--dry-run")
+    for command in (asked, export):
+        refused = run_inside(*command, "--eos", "<nothing>")
+        assert refused.returncode == 1 and "has no token '<nothing>'" in refused.stderr
+    assert run_inside(*export, "--eos", "<unk>").returncode == 0
+
+
 def test_a_cache_file_spares_the_prompt(ask, run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     file = str(tmp_path / "chat.kv")
     first = ask(COMPILER, "--cache", file)

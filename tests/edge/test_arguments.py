@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ NO_INTEGER = [1.0, 1.7, True, "5", None, [1], np.float32(2), np.True_, 1j]
 @pytest.mark.parametrize(
     "prompt",
     [
-        *(b"text", bytearray(b"text"), None, 5, 1.5, {5: 6}, {5, 6}, object()),
+        *(b"text", bytearray(b"text"), None, 5, 1.5, {5: 6}, {5, 6}, Path()),
         *([1.7], [1.0], ["5"], ["text"], [True], [None], [[5, 6]], [5, np.float32(6)], [5, np.True_]),
         *(np.array([1.0, 2.0]), np.array([True]), np.array([[5, 6]]), np.array(5), np.array(["5"])),
         [{"role": "user", "content": "Hi"}],

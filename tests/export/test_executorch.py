@@ -69,7 +69,8 @@ def full(source: Source, folder: Path) -> Artifact:
 @pytest.fixture(scope="module")
 def portable(folder: Path) -> tuple[Source, Artifact]:
     """One layer of symmetric int4, half of whose groups have a negative scale."""
-    source = make_source(folder, llama_config(num_hidden_layers=1), change=only_ascii)
+    config = llama_config(num_hidden_layers=1, eos_token_ids=(258,))  # the tokenizer has </s>, id 2, as well
+    source = make_source(folder, config, change=only_ascii)
     return source, exported(source, folder / "portable", context=CONTEXT, portable=True)
 
 
@@ -172,6 +173,13 @@ def test_sparse_attention_at_16k_tokens(folder: Path):
     for executor, cache in zip(executors, caches, strict=True):
         executor.keep(cache, len(tokens), [len(tokens), len(tokens) + 2])
     assert_equal(executors, caches, [9])
+
+
+def test_the_runner_learns_every_end_token(portable):
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(portable[1].model)
+    assert program.load_method("get_eos_ids").execute([]) == [258, 2]
 
 
 def test_full_passes_its_check(full: Artifact):

@@ -141,6 +141,9 @@ def test_fields_and_defaults_of_a_config():
     assert {"n_embd", "n_layer", "tied"} <= config_to_hf(config).keys()
     with pytest.raises(ConfigError, match="lacks the required field 'n_embd'"):
         config_from_hf({name: value for name, value in ACORN_JSON.items() if name != "n_embd"})
+    assert acorn(hidden_size=128) == config
+    with pytest.raises(ConfigError, match="'n_embd' is 128, but 'hidden_size' is 64"):
+        acorn(hidden_size=64)
     with pytest.raises(ConfigError, match=r"'activation' of config\.json is 'relu'"):
         acorn(activation="relu")
     with pytest.raises(ConfigError, match="AcornForCausalLM and OakForCausalLM"):

@@ -176,7 +176,7 @@ def test_where_a_weight_belongs_is_checked(create, change: dict[str, int], sente
         ({"kind": 0, "group": 0, "rows": 1, "columns": 16, "bytes": 64}, "can't be float32"),
         ({"rows": 144, "bytes": 12992}, "expected 512 x 144, got 144 x 144"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_a_matrix_is_checked(create, change: dict[str, Any], sentence: str):
     """What its numbers say of its memory must be so: kernels read what they say."""

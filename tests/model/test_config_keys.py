@@ -28,6 +28,7 @@ from edge.model.network.decoder import Decoder
 from edge.model.network.rope import rope_frequencies
 from edge.system.notices import EdgeWarning
 
+pytestmark = pytest.mark.filterwarnings("ignore::edge.system.notices.EdgeWarning")
 LENGTH = "original_max_position_embeddings"
 BASE: dict[str, Any] = {
     "model_type": "llama",

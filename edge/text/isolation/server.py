@@ -6,6 +6,7 @@ import faulthandler
 import json
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -66,7 +67,8 @@ def _limit_memory(characters: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         wanted = MEMORY_BYTES + BYTES_PER_CHARACTER * characters
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        with suppress(ValueError, OSError):  # macOS may refuse a limit below what it has mapped
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def one_line(error: object) -> str:

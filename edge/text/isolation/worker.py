@@ -167,7 +167,9 @@ def _start(program: str, packages: tuple[str, ...]) -> Popen[bytes]:
     # Isolated and without `site`: it imports nothing of the user's folder or environment, and starts fast.
     command = [_interpreter(), "-I", "-S", "-c", _START, program]
     command += dict.fromkeys(_folder(name) for name in ("edge", *packages))
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
+    # A library that is put before all others, such as AddressSanitizer's, may need more than the limit.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "RUST_BACKTRACE": "0"}
     own_group: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
@@ -177,7 +179,7 @@ def _start(program: str, packages: tuple[str, ...]) -> Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **quiet},
+            env=environment,
             **own_group,
         )
     except OSError as error:

@@ -34,6 +34,15 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
 
+    def __post_init__(self) -> None:
+        try:
+            self.text.encode()
+        except (UnicodeEncodeError, AttributeError):  # half a character, or another type of JSON
+            raise TokenizerError(
+                f"The tokenizer's added token {self.id} is {self.text!a:.40}, which is no text; get the "
+                "model's files again."
+            ) from None
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -77,7 +86,7 @@ class SegmentTokenizer(ABC):
         self._vocabulary = vocabulary
         # A token without a text, as some vocabularies have, can't be written: it never matches.
         self._added = {token.text: token for token in vocabulary.added if token.text}
-        self._added_bytes = {token.id: _utf8(token) for token in vocabulary.added}
+        self._added_bytes = {token.id: token.text.encode() for token in vocabulary.added}
         self._special = {token.text: token.id for token in self._added.values() if token.special}
         self._special_ids = frozenset(token.id for token in vocabulary.added if token.special)
         self._control_ids = self._special_ids - {vocabulary.unk_id}
@@ -212,16 +221,6 @@ class SegmentTokenizer(ABC):
             pieces = [whole] if whole is not None else [self._piece_id(bytes([byte])) for byte in data]
             parts += [piece for piece in pieces if piece is not None]
         return parts
-
-
-def _utf8(token: AddedToken) -> bytes:
-    try:
-        return token.text.encode()
-    except (UnicodeEncodeError, AttributeError):
-        raise TokenizerError(
-            f"The tokenizer's added token {token.id} is {token.text!a:.40}, which is no text; get the "
-            "model's files again."
-        ) from None
 
 
 def sentencepiece_name(data: bytes) -> str:

@@ -10,6 +10,7 @@ from edge.config import ModelConfig
 from edge.errors import TokenizerError
 from edge.formats.guarded_json import parse_object
 from edge.system.notices import notice
+from edge.text.end_tokens import END_TOKENS
 from edge.text.tokenizer.segments import AddedToken
 
 _ROLES = (
@@ -58,9 +59,9 @@ class TokenizerSettings:
         """All added tokens by ascending id: these files' own and the ones that the tokenizer already `known`.
 
         Where both have a token, the tokenizer's own matching rules win; a special role always makes it
-        special. size: of the model's vocabulary; tokens beyond it that neither have a role but padding nor
-        stand in the chat template (fine-tunes add them and leave the embedding as it was) are left out, with
-        a note.
+        special, and so does a text that ends turns everywhere, as in llama.cpp. size: of the model's
+        vocabulary; tokens beyond it that neither have a role but padding nor stand in the chat template
+        (fine-tunes add them and leave the embedding as it was) are left out, with a note.
         """
         tokens = {token.id: token for token in (*self.added, *known)}
         beyond = {token_id: token.text for token_id, token in tokens.items() if token_id >= size}
@@ -75,7 +76,7 @@ class TokenizerSettings:
             AddedToken(
                 token.id,
                 token.text,
-                token.special or token.text in self.special_texts,
+                token.special or token.text in self.special_texts or token.text in END_TOKENS,
                 token.lstrip,
                 token.rstrip,
             )

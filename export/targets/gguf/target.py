@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig
 from edge.config.families import scaled_family
+from edge.config.fields import listed
 from edge.config.gguf import (
     Metadata,
     config_to_gguf,
@@ -31,7 +32,7 @@ from edge.export.source import Source
 from edge.export.targets import Progress, Written
 from edge.export.targets.gguf.blocks import BLOCKS, natural_types, obstacle, pack_blocks
 from edge.export.targets.gguf.check import check_gguf
-from edge.export.targets.gguf.tokenizer import tokenizer_metadata
+from edge.export.targets.gguf.tokenizer import tokenizer_metadata, unnamed_end_tokens
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
 from edge.formats.bundle.manifest import BundleTensor
@@ -64,6 +65,10 @@ class GGUFTarget:
         extra = sum(_padded(factor.nbytes) for factor in factors.values())
         header = _metadata_bytes(_metadata(source, types)) + 96 * (len(sizes) + len(factors))
         notes = () if options.gguf_type is not None else _notes(source, types)
+        if lost := unnamed_end_tokens(source.tokenizer, source.config):
+            notes += (
+                f"GGUF has keys for three end tokens: llama.cpp will not stop at {listed(map(str, lost))}.",
+            )
         return Plan(
             files={MODEL: sum(map(_padded, sizes)) + extra + header},
             formula="bytes per block of weights (F16 2/1, Q8_0 34/32, Q4_0 18/32, Q4_1 20/32, TQ2_0 66/256, "

@@ -57,11 +57,19 @@ def _roles(tokenizer: Tokenizer, settings: TokenizerSettings, config: ModelConfi
     return {f"{name}_token_id": token_id for name, token_id in roles.items() if token_id is not None}
 
 
+def unnamed_end_tokens(tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
+    """End tokens for which GGUF has no key and which llama.cpp does not know by their text either."""
+    return [token for token in _ends(tokenizer, config)[len(_ENDS) :] if not _is_known(tokenizer, token)]
+
+
 def _ends(tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
     """End tokens: the one that llama.cpp calls EOS, then first those that it does not know by their text."""
-    ends = config.eos_token_ids
-    known = {token: tokenizer.token_bytes(token).decode("utf-8", "replace") in END_TOKENS for token in ends}
-    return [*ends[:1], *sorted(ends[1:], key=known.__getitem__)]
+    first, others = config.eos_token_ids[:1], config.eos_token_ids[1:]
+    return [*first, *sorted(others, key=lambda token: _is_known(tokenizer, token))]
+
+
+def _is_known(tokenizer: Tokenizer, token: int) -> bool:
+    return tokenizer.token_bytes(token).decode("utf-8", "replace") in END_TOKENS
 
 
 def _bpe(document: Mapping[str, Any], settings: TokenizerSettings, size: int) -> Metadata:

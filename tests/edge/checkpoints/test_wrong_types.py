@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edge.config import ModelConfig
 from edge.config.gguf import config_from_gguf
@@ -21,6 +22,7 @@ from edge.hub.convert import convert
 from edge.text.tokenizer import load_tokenizer, tokenizer_files_from_gguf
 from tests.configs import LLAMA
 
+pytestmark = pytest.mark.filterwarnings("ignore::edge.system.notices.EdgeWarning")
 HUGGING_FACE: dict[str, Any] = {
     **LLAMA,
     "model_type": "minicpm",

@@ -24,7 +24,7 @@ from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
-from edge.hub.resolve import DEFAULT_MODEL, open_model
+from edge.hub.resolve import DEFAULT_MODEL, open_checkpoint, open_model, plan_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
 from tests.configs import TOKENIZER
@@ -106,6 +106,29 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
 
     write_checkpoint(tmp_path / "model")  # touched: another conversion
     assert open_model(tmp_path / "model").path != bundle.path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"5": {}}}', "list of added tokens"),
+        ("chat_template.jinja", "{% for m in messages %}", "chat template is not valid Jinja"),
+        ("generation_config.json", '{"temperature": "hot"}', r"'temperature' in generation_config\.json"),
+        ("generation_config.json", '{"eos_token_id": "2"}', r"'eos_token_id' in generation_config\.json"),
+    ],
+)
+@pytest.mark.parametrize("opened", [open_model, plan_model, open_checkpoint])
+def test_small_files_are_checked_before_weights_are_read(
+    tmp_path: Path, opened: Any, name: str, content: str, sentence: str
+) -> None:
+    """There are none to read: whatever needed them first would say so."""
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(EdgeError, match=sentence):
+        opened(tmp_path / "model")
+    assert cached_models() == []
 
 
 def test_bundle(tmp_path: Path) -> None:
@@ -361,6 +384,14 @@ def test_hub_download_cache_and_offline(hub: Hub, edge_open: Open) -> None:
 
     hub.broken = True  # an earlier download serves when the hub does not answer
     assert edge_open(hub.url, "org/tiny", {}) == first
+
+
+def test_small_files_are_checked_before_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    (hub.root / "org" / "tiny" / "generation_config.json").write_text('{"top_p": "most"}')
+    refused = edge_open(hub.url, tmp_path, "org/tiny", {})
+    assert refused["error"] == "ConfigError" and "'top_p' in generation_config.json" in refused["message"]
+    assert any("tokenizer.json" in request for request in hub.requests)
+    assert not any("model.safetensors" in request for request in hub.requests)
 
 
 @pytest.mark.parametrize("file_list", [True, False], ids=["file list", "no file list"])

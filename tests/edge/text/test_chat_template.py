@@ -298,6 +298,27 @@ def test_objects_do_not_reach_the_template(compiled: Compile) -> None:
         compiled("{{ messages[0].content.home() }}").render([{"role": "user", "content": Path()}])
 
 
+def nested(levels: int) -> Any:
+    """A list in a list in a list."""
+    found: Any = "a"
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(10**5000, "whole numbers of 4096 bits", id="number"),
+        pytest.param(nested(9999), "nested 100 levels", id="nested"),
+        ({1: "a"}, "plain JSON values"),
+    ],
+)
+def test_messages_that_cannot_be_sent_are_refused(compiled: Compile, content: Any, reason: str) -> None:
+    with pytest.raises(EdgeError, match=reason):
+        compiled(CHATML).render([{"role": "user", "content": content}])
+
+
 def test_the_callers_messages_stay_as_they_are(compiled: Compile) -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "a"}]}
     template = compiled("{{ messages[0].content[0].text }}{% set messages = [] %}")

@@ -184,9 +184,12 @@ def test_the_token_that_a_template_writes_behind_an_answer(name: str, open_it: C
 @pytest.mark.parametrize("text", ["<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|endoftext|>", "<|eom_id|>"])
 @pytest.mark.parametrize("kind", ["special", "ordinary"])
 def test_well_known_ends_are_found_by_their_text(text: str, kind: str, open_it: Callable[..., Any]) -> None:
-    """As in llama.cpp, whatever the converter marked them as."""
+    """As in llama.cpp, whatever the converter marked them as; nobody's text becomes one."""
     tokenizer = open_it(("<x>", text)) if kind == "special" else open_it(("<x>",), ordinary=(text,))
     assert tokenizer.eos_ids == {FIRST + 1}
+    assert FIRST + 1 not in tokenizer.encode(f"a{text}")
+    assert tokenizer.encode(f"a{text}", parse_special=True)[-1] == FIRST + 1
+    assert tokenizer.decode([0, FIRST + 1]) == LETTERS[0]
 
 
 def test_what_only_parts_an_answer_does_not_end_it(open_it: Callable[..., Any]) -> None:

@@ -131,7 +131,7 @@ def test_a_byte_token_that_is_none_is_text(open_json: Open) -> None:
 @pytest.mark.parametrize(
     ("added", "message"),
     [
-        ({"\ud800": 95}, r"added token 95 is '\\ud800', which is no text"),
+        ({"\ud800": 95}, "half of a character"),
         ({"<a>": -1}, "gives a token the id -1"),
     ],
 )
@@ -147,6 +147,16 @@ def test_added_tokens_that_are_none_are_refused(
     }
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(files, replace(tiny_config, vocab_size=400))
+
+
+@pytest.mark.parametrize("content", [5, None, [1], {}])
+def test_an_added_token_of_another_type_is_refused(tiny_config: ModelConfig, content: Any) -> None:
+    files = {
+        "tokenizer.json": b"{}",
+        "tokenizer_config.json": json.dumps({"added_tokens_decoder": {"95": {"content": content}}}).encode(),
+    }
+    with pytest.raises(TokenizerError, match=r"added token 95 is .*, which is no text"):
+        load_tokenizer(files, tiny_config)
 
 
 def gguf(*control: str) -> dict[str, Any]:

@@ -47,6 +47,15 @@ def process_of(worker: Worker) -> Any:
     return worker._process
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ld.so's variable")
+def test_a_preloaded_library_is_left_out(monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
+    """AddressSanitizer's maps more than the limit on memory."""
+    monkeypatch.setenv("LD_PRELOAD", "/nowhere.so")
+    worker.start()
+    environment = Path(f"/proc/{process_of(worker).pid}/environ").read_bytes()
+    assert b"LD_PRELOAD" not in environment and b"PATH=" in environment
+
+
 def test_all_templates_share_one_process_while_somebody_holds_it(worker: Worker) -> None:
     assert ChatTemplate("a")._worker is worker
     assert template_worker() is worker

@@ -142,17 +142,6 @@ def test_bos_comes_from_the_post_processor_or_the_flag(converted: Callable[..., 
     assert [token_id == 1 for token_id in first] == [True, False, False, True]
 
 
-def test_end_tokens_are_joined_from_all_files(converted: Callable[..., dict[str, Any]]) -> None:
-    tokenizer = open_json(
-        converted(),
-        make_config(eos_token_ids=(7,)),
-        generation_config={"eos_token_id": [8, 9]},
-        tokenizer_config={"eos_token": "</s>", "eot_token": "[U]"},
-    )
-    unused = converted()["model"]["vocab"]["[U]"]
-    assert tokenizer.eos_ids == {2, 7, 8, 9, unused}
-
-
 def test_tokens_that_only_the_small_files_list(converted: Callable[..., dict[str, Any]]) -> None:
     size = len(converted()["model"]["vocab"])
     added = {
