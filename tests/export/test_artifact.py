@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -443,3 +444,29 @@ def test_an_artifact_is_synced_read_back_renamed_and_its_folder_synced(
     recorder.record(Artifact, "open", "read back")
     export_model(source, BUNDLE, tmp_path / "out")
     recorder.assert_durable(tmp_path / "out", "read back")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "sub\\inner", "{absolute}", "sub/../../secret", "sub//inner", ".."]
+)
+def test_a_signed_manifest_cannot_name_files_elsewhere(artifact: Artifact, name: str):
+    """Everything else about these files is right; one in a folder of the artifact is taken."""
+    folder = artifact.path
+    name = name.format(absolute=folder.parent / "secret")
+    (folder / "sub").mkdir()
+    for path in (folder.parent / "secret", folder / "sub" / "inner", folder / "sub\\inner"):
+        path.write_bytes(b"x")
+    entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    rewrite(folder, lambda data: data["files"].update({"sub/inner": entry}))
+    Artifact.open(folder)
+    rewrite(folder, lambda data: data["files"].update({name: entry}))
+    with pytest.raises(ArtifactError, match="cannot belong to it"):
+        Artifact.open(folder)
+
+
+def test_links_out_of_an_artifact_are_not_followed(artifact: Artifact):
+    path = artifact.path / "tokenizer.json"
+    path.rename(artifact.path.parent / "elsewhere")
+    path.symlink_to(artifact.path.parent / "elsewhere")
+    with pytest.raises(ArtifactError, match="outside the model's folder"):
+        Artifact.open(artifact.path)

@@ -125,7 +125,9 @@ class Fuzzer:
         self.state.executions += 1
         chance = random.Random(f"{self._seed} {self.reader.name} {number}")
         name = chance.choice(self.reader.changed)
-        data = self.reader.mutate(chance.choice(self._pool[name]), chance, self._pool[name])
+        pool = self._pool[name]
+        # Half of them from the accepted file: most of the others are refused for what they have already.
+        data = self.reader.mutate(pool[0] if chance.random() < 0.5 else chance.choice(pool), chance, pool)
         reached: set[str] = set()
         try:
             with (
@@ -140,7 +142,7 @@ class Fuzzer:
             self._found(name, data, error)
         if not reached <= self._lines:
             self._lines |= reached
-            self._pool[name].append(data)
+            pool.append(data)
             if len(data) < 1 << 16:
                 self.state.kept.append((name, data.hex()))
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -17,6 +18,7 @@ from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.export.source import Source
+from edge.export.targets import get_target
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.formats.kv_file import read_cache, write_cache
@@ -141,6 +143,8 @@ def _check_checkpoint(place: Path) -> None:
         assert set(SafetensorsFile(place / "out" / "model.safetensors").tensors) == set(_network())
 
 
+_LIBRARIES = {"gguf": ("gguf",), "onnx": ("onnx", "onnxruntime"), "executorch": ("torch", "executorch.exir")}
+_LIBRARIES |= {"coreml": ("coremltools",)}
 OUT = frozenset({"out"})
 WRITES = {
     write.name: write
@@ -161,11 +165,14 @@ WRITES = {
 def prepare(name: str) -> None:
     """Load what a write needs, so that processes forked afterwards write at once."""
     _checkpoint()
+    if name == "checkpoint":
+        import_module("edge.model.weights.checkpoint")
     if name.startswith("export"):
         _source()
-        from edge.export.targets import get_target
-
-        get_target(name.rpartition(" ")[2])  # type: ignore[arg-type]
+        target = name.rpartition(" ")[2]
+        get_target(target)  # type: ignore[arg-type]
+        for library in _LIBRARIES.get(target, ()):
+            import_module(library)
 
 
 def clean() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,38 @@ def test_broken_shards(tmp_path: Path) -> None:
     (tmp_path / second).unlink()
     with pytest.raises(CheckpointError, match=rf"Cannot read .*{second}"):
         HuggingFaceCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["merges.txt", "tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"]
+)
+@pytest.mark.parametrize("target", ["/etc/hostname", "/dev/zero", "../outside"])
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, name: str, target: str) -> None:
+    """They would copy a file of this machine into exports, or never end."""
+    folder = tmp_path / "model"
+    write_folder(folder)
+    (folder / name).unlink(missing_ok=True)
+    (tmp_path / "outside").write_text("{}")
+    (folder / name).symlink_to(target)
+    with pytest.raises(CheckpointError, match=r"is a link to a file outside|no weights"):
+        checkpoint = HuggingFaceCheckpoint(folder)
+        _ = checkpoint.tokenizer_files, checkpoint.chat_template
+
+
+def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
+    weights = write_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "real.weights")
+    (tmp_path / "model.safetensors").symlink_to("real.weights")
+    checkpoint = HuggingFaceCheckpoint(tmp_path)
+    name = "model.norm.weight"
+    np.testing.assert_array_equal(checkpoint.read(name), weights[name].float().numpy())
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_pipes_are_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"Cannot read .*{name}.*not a regular file"):
+        checkpoint = HuggingFaceCheckpoint(tmp_path)
+        _ = checkpoint.tokenizer_files, checkpoint.chat_template

@@ -237,6 +237,33 @@ def test_altered_manifest(bundle: Path) -> None:
     refuse(bundle, "minicpm-edge-bundle")
 
 
+@pytest.mark.parametrize(
+    "name", ["../secret", "sub/inner", "sub\\inner", "{absolute}", "sub/../../secret", "./inner"]
+)
+def test_a_signed_manifest_cannot_name_files_elsewhere(bundle: Path, name: str) -> None:
+    """Everything else about these files is right: they exist, with this size and checksum."""
+    name = name.format(absolute=bundle.parent / "secret")
+    (bundle / "sub").mkdir()
+    for path in (bundle.parent / "secret", bundle / "inner", bundle / "sub" / "inner", bundle / "sub\\inner"):
+        path.write_bytes(b"x")
+    entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    rewrite_manifest(bundle, lambda data: data["files"].update({"inner": entry}))
+    Bundle.open(bundle)
+    rewrite_manifest(bundle, lambda data: data["files"].update({name: entry}))
+    refuse(bundle, "cannot belong to it")
+
+
+def test_links_out_of_a_bundle_are_not_followed(bundle: Path) -> None:
+    (bundle / "tokenizer.json").rename(bundle.parent / "elsewhere")
+    (bundle / "tokenizer.json").symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(BundleError, match=r"tokenizer\.json' is a link to a file outside the model's folder"):
+        Bundle.open(bundle)
+    (bundle / "manifest.json").rename(bundle.parent / "manifest")
+    (bundle / "manifest.json").symlink_to("../manifest")
+    with pytest.raises(BundleError, match=r"manifest\.json' is a link to a file outside the model's folder"):
+        Bundle.open(bundle)
+
+
 def test_newer_version(bundle: Path) -> None:
     rewrite_manifest(bundle, lambda data: data.update(version=2, config={"future": True}))
     refuse(bundle, "version 2", "update minicpm-edge")

@@ -258,3 +258,14 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert cache_folder() == tmp_path / "minicpm-edge"
         monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder().is_relative_to(Path.home())
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"[" * 100_000, b"\xff", b'{"source": "\\ud800"}', b"[]", b"{}", b"9" * 5000]
+)
+def test_damaged_manifests_are_listed(build: Any, cache: Path, manifest: bytes) -> None:
+    bundle = cached_bundle(CacheKey("m", {}), build)
+    (bundle.path / "manifest.json").write_bytes(manifest)
+    (found,) = cached_models()
+    assert found.source == "unfinished or damaged"
+    assert [entry.name for entry in remove_cached()] == [found.name] and cached_models() == []
