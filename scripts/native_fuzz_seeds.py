@@ -9,6 +9,7 @@ import json
 import struct
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,13 @@ TEXTS = {
 
 def bundle(scheme: QuantScheme, tied: bool) -> bytes:
     """The manifest's length, the manifest and the weights of a network of one tiny layer."""
-    config = ModelConfig(
+    fields: dict[str, Any] = {
         **{"model_type": "minicpm", "vocab_size": 20, "hidden_size": 32, "intermediate_size": 32},
         **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},
         **{"rms_norm_eps": 1e-5, "max_position_embeddings": 64, "rope": RopeConfig()},
         **{"tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_ids": (2,)},
-    )
+    }
+    config = ModelConfig(**fields)
     tensors = [
         BundleTensor(name, shape, QuantScheme("f32") if len(shape) == 1 else scheme, "random", True)
         for name, shape in expected_tensors(config).items()
@@ -56,7 +58,12 @@ def bundle(scheme: QuantScheme, tied: bool) -> bytes:
 
 def decoder(sparse: bool) -> bytes:
     """As the export to `bundle` writes it, for the network of kernels/fuzz/decoder.cpp."""
-    constants = {"kernel_size": 32, "kernel_stride": 16, "block_size": 64, "init_blocks": 1}
+    constants: dict[str, int | bool] = {
+        "kernel_size": 32,
+        "kernel_stride": 16,
+        "block_size": 64,
+        "init_blocks": 1,
+    }
     constants |= {"window_size": 64, "topk": 2, "dense_len": 64, "exact_lse": False}
     document = {
         **{"format": "minicpm-edge-decoder", "version": 1, "context": 64, "end_tokens": [2, 7]},
