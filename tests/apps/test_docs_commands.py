@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"extending.md": "tests/test_extending.py runs these with the plugin that they need"}
 CHEAP = re.compile(r"edge inspect|edge cache list|--plan|--dry-run")
-OTHERS = {"--no-deps"}  # pip's
+OTHERS = {"--no-deps", "--use-compress-lse"}  # of pip and CPM.cu
 
 
 def code_lines(text: str) -> list[str]:

@@ -196,6 +196,8 @@ def test_an_option_that_says_what_is_so_anyway_is_no_mistake(bundle, exported):
     refuse_ignored(spec, folder, agreeing, ("kv_type", "activations", "attention", "mmap"))
     refuse_ignored(spec, folder, RunOptions(), ("attention",))
     refuse_ignored(EXECUTORS.get("native"), bundle, RunOptions(kv_type="int8", mmap=True, tier="x"))
+    with pytest.raises(EdgeError, match="kv_type"):  # the same folder, and something else
+        refuse_ignored(spec, folder, replace(agreeing, kv_type="int8"), ("kv_type",))
 
 
 def test_info_says_how_it_was_opened(bundle):
