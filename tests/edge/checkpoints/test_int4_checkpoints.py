@@ -284,6 +284,13 @@ def test_act_order_is_seen_in_g_idx(tmp_path: Path) -> None:
     check(tmp_path, truths, "int8-g32", exact=False)
 
 
+@pytest.mark.parametrize("group", [16, 48])
+def test_groups_that_we_have_not(tmp_path: Path, group: int) -> None:
+    entry = {**GPTQ, "group_size": group, "sym": False}
+    truths = write_folder(tmp_path, pack_gptq, entry, group=group, symmetric=False)
+    check(tmp_path, truths, "int8-g32", exact=False)
+
+
 def test_awq(tmp_path: Path) -> None:
     entry = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
 

@@ -111,6 +111,20 @@ def test_one_rounded_scale_among_exact_ones() -> None:
     assert found(matrix) == TernaryValues(QuantScheme("ternary", 32), exact=False)
 
 
+def test_every_block_of_rows_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix is looked at in pieces: the first rows have smaller groups, and scales that are rounded."""
+    monkeypatch.setattr("edge.checkpoints.ternary_values._BLOCK_WEIGHTS", 4 * 256)
+    rows, whole = fake_quantized(24, 256, 32).float(), fake_quantized(24, 256, 0, seed=1).float()
+    assert (
+        detect(torch.cat([rows[:4], whole]))
+        == detect(torch.cat([whole, rows[:4]]))
+        == QuantScheme("ternary", 32)
+    )
+    rounded = trained_in_float32(4, 256, 0)
+    for matrix in (torch.cat([rounded, whole]), torch.cat([whole, rounded])):
+        assert found(matrix) == TernaryValues(QuantScheme("ternary"), exact=False)
+
+
 LAYERS = {"_proj": 32}
 
 
