@@ -185,11 +185,11 @@ def test_packed_weights_become_what_their_format_says(tmp_path: Path, config, ll
     name = "model.layers.1.mlp.up_proj"
     rows, columns = tensors.pop(f"{name}.weight").shape
     random = np.random.default_rng(0)
-    codes, zeros = random.integers(0, 16, (columns, rows)), random.integers(1, 17, (columns // 32, rows))
+    codes, zeros = random.integers(0, 16, (columns, rows)), random.integers(0, 16, (columns // 32, rows))
     scales = random.uniform(0.001, 0.02, zeros.shape).astype(np.float16)
     places = 16 ** np.arange(8)
     by_inputs = (codes.reshape(columns // 8, 8, rows) * places[:, None]).sum(1)
-    by_outputs = ((zeros - 1).reshape(-1, rows // 8, 8) * places).sum(-1)
+    by_outputs = ((zeros - 1).reshape(-1, rows // 8, 8) * places).sum(-1) % 2**32  # a zero of 0 borrows
     packed = {"qweight": by_inputs.astype("<u4").view("<i4"), "qzeros": by_outputs.astype("<u4").view("<i4")}
     tensors |= {f"{name}.{part}": torch.from_numpy(array) for part, array in packed.items()}
     tensors[f"{name}.scales"] = torch.from_numpy(scales)
