@@ -386,9 +386,9 @@ def test_hub_download_cache_and_offline(hub: Hub, edge_open: Open) -> None:
     assert edge_open(hub.url, "org/tiny", {}) == first
 
 
-def test_small_files_are_checked_before_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+def test_small_files_are_checked_before_weights_are_downloaded(hub: Hub, edge_open: Open) -> None:
     (hub.root / "org" / "tiny" / "generation_config.json").write_text('{"top_p": "most"}')
-    refused = edge_open(hub.url, tmp_path, "org/tiny", {})
+    refused = edge_open(hub.url, "org/tiny", {})
     assert refused["error"] == "ConfigError" and "'top_p' in generation_config.json" in refused["message"]
     assert any("tokenizer.json" in request for request in hub.requests)
     assert not any("model.safetensors" in request for request in hub.requests)
