@@ -134,11 +134,14 @@ def test_close_and_garbage_end_the_process(worker: Worker) -> None:
 @posix
 def test_a_forked_child_gets_a_process_of_its_own(template: ChatTemplate, worker: Worker) -> None:
     first = process_of(worker)
+    worker._lock.acquire()  # as if another thread were asking at this moment
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # instead of a hang
         good = echo(template, "child") == "child" and process_of(worker).pid != first.pid
         worker.close()
         os._exit(0 if good else 1)
+    worker._lock.release()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert echo(template, "parent") == "parent"
     assert process_of(worker) is first

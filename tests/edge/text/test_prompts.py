@@ -183,6 +183,13 @@ def test_the_templates_own_refusal_is_passed_on(prompt: Callable[..., str]) -> N
         prompt(template, [SYSTEM, USER])
 
 
+@pytest.mark.parametrize("content", ["{{ messages | tojson }}", "{{ messages[0].content }}"])
+def test_a_printed_list_of_parts_is_no_text(prompt: Callable[..., str], content: str) -> None:
+    template = "{% if messages[0].content is string %}{{ raise_exception('no text') }}{% endif %}" + content
+    with pytest.raises(EdgeError, match="does not accept these messages: no text"):
+        prompt(template, [USER])
+
+
 def test_a_breach_of_a_limit_is_not_tried_in_other_forms(worker: Worker) -> None:
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     template = ChatTemplate(endless, worker=worker, time_limit=1.0)
