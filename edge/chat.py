@@ -16,6 +16,7 @@ from edge.engine.session import Session
 from edge.engine.settings import merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError
 from edge.system.guards import OneThread
+from edge.system.options import plain
 from edge.text.prompts import Message, PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
@@ -168,7 +169,7 @@ class Chat:
                 "model": self._model_name,
                 "system": self._system,
                 "thinking": self.thinking,
-                "settings": overlay(self._loaded_settings, self.settings),
+                "settings": plain(overlay(self._loaded_settings, self.settings)),
                 "messages": [{"role": m.role, "content": m.content} for m in self._messages],
             }
             write_conversation(path, conversation)
@@ -178,7 +179,7 @@ class Chat:
 
         Raises EdgeError, and changes nothing, if the file is not such a conversation.
         """
-        data = read_conversation(Path(path))
+        data = read_conversation(path)
         with self._alone:
             self.session.reset()
             self._dropped = 0

@@ -26,11 +26,11 @@ from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
 from edge.executors.protocol import Executor
-from edge.formats.guarded_json import decode_text
+from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.hub.options import SourceOptions
 from edge.system.notices import notice
-from edge.system.options import renamed_option
+from edge.system.options import plain, renamed_option
 from edge.text.chat_template import ChatTemplate, template_worker
 from edge.text.isolation.worker import Worker
 from edge.text.prompts import PromptEncoder
@@ -63,7 +63,8 @@ def load(
     """
     if not isinstance(model, (str, Path)) or "\0" in str(model):
         raise WrongTypeError(f"A model is named by a text or a path, not by {model!r}.")
-    source, run = _options(options)
+    source, run = _options(plain(options))
+    override = None if rope_override is None else _override(rope_override)
     from edge.executors.opening import open_executor
     from edge.executors.registry import EXECUTORS
     from edge.executors.trace import traced
@@ -74,10 +75,10 @@ def load(
         spec.load()  # a missing package is said before a conversion
     target = None if spec is None else spec.target
     files = open_model(model, **vars(source), target=target, progress=progress)
-    if rope_override is not None:
+    if override is not None:
         if files.target is not None:
             refuse_changes(model, rope_override=rope_override)
-        files = files.with_config(override_rope(files.config, _override(rope_override)))
+        files = files.with_config(override_rope(files.config, override))
     # Read now: `edge cache remove` may take the folder away while the model is in use.
     _ = files.tokenizer_files, files.chat_template, files.generation_config
     worker = template_worker()
@@ -229,6 +230,8 @@ class Model:
         chosen = merge_settings(self.generation_config, flags=settings)
         if session is not None and not isinstance(session, Session):
             raise WrongTypeError(f"session must be one of this model's sessions, got {session!r}.")
+        if session is not None and session.executor is not self.executor:
+            raise EdgeError(f"The session belongs to another model than '{self.name}': use one of its own.")
         used = session or self.session()
         tokens = self._tokens(prompt, parse_special)
         used.check_prompt(tokens)
@@ -267,15 +270,16 @@ class Model:
         self.close()
 
 
-def _override(given: str | Path | Mapping[str, Any]) -> str | Mapping[str, Any]:
+def _override(given: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    advice = 'give an object such as {"rope_type": "yarn", "factor": 4}'
     if isinstance(given, Mapping):
         return given
     if isinstance(given, str) and given.lstrip().startswith("{"):
-        return given
+        return parse_object(given, "The RoPE override", ConfigError, advice)
     if not isinstance(given, (str, Path)):
         raise WrongTypeError(f"A RoPE override is a JSON object or the path of one, not {given!r}.")
     try:
-        return decode_text(Path(given).read_bytes(), Path(given), ConfigError)
+        return parse_object(Path(given).read_bytes(), Path(given), ConfigError, advice)
     except OSError as error:
         raise ConfigError(
             f"The RoPE override '{given}' is neither a JSON object nor a file that can be read "

@@ -216,7 +216,6 @@ def test_json_from_outside_is_read_with_guards(room: str):
     """Only `edge.formats.guarded_json` parses; `alone` has what can't reach it, with the reason."""
     alone = {
         "edge/formats/guarded_json.py": "the guard itself",
-        "edge/config/rope_entry.py": "a text that the user typed; the floor below",
         "edge/measure/profile/worker.py": "requests of its own parent",
         "edge/text/isolation/server.py": "requests of its own parent",
         "edge/text/isolation/worker.py": "answers of its own child, of a limited length",

@@ -14,10 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import FLOAT_TYPES, TensorInfo
+from edge.checkpoints.chat_templates import chosen_template
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
 from edge.checkpoints.ternary_values import find_ternary
 from edge.checkpoints.torch_pickle import TorchFile
-from edge.checkpoints.weight_files import INDEX, unused_weights, weights_name, why_no_weights
+from edge.checkpoints.weight_files import (
+    INDEX,
+    gguf_files,
+    shard_of,
+    unused_weights,
+    weights_name,
+    why_no_weights,
+)
 from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.fields import listed, refuse_two
@@ -92,6 +100,10 @@ class HuggingFaceTexts:
         self._folder = Path(folder)
         data = _read_json(self._folder / CONFIG)
         if data is None:
+            if self._folder.is_dir() and (files := gguf_files(self._folder)):
+                raise CheckpointError(
+                    f"'{self._folder}' is a folder with {listed(files[:4])}; name a GGUF file itself."
+                )
             raise CheckpointError(
                 f"'{self._folder}' has no {CONFIG}, so it is not a Hugging Face checkpoint; give the folder "
                 "that holds config.json, the weights and the tokenizer."
@@ -121,16 +133,10 @@ class HuggingFaceTexts:
         """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
         path = self._folder / "chat_template.jinja"
         jinja = _read(path)
-        if jinja is not None:
-            return decode_text(jinja, path, CheckpointError)
+        found = {path.name: None if jinja is None else decode_text(jinja, path, CheckpointError)}
         for name in ("tokenizer_config.json", "chat_template.json"):
-            template = (_read_json(self._folder / name) or {}).get("chat_template")
-            if isinstance(template, list):  # several templates with names
-                entries = [entry for entry in template if isinstance(entry, dict)]
-                template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-            if isinstance(template, str):
-                return template
-        return None
+            found[name] = (_read_json(self._folder / name) or {}).get("chat_template")
+        return chosen_template(found, f"'{self._folder}'")
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -353,13 +359,8 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             return dict.fromkeys(file.tensors, file)
         weight_map = _weight_map(self._folder, name)
         shards = {shard: _open_file(self._folder / shard) for shard in dict.fromkeys(weight_map.values())}
-        for tensor, shard in weight_map.items():
-            if tensor not in shards[shard].tensors:
-                raise CheckpointError(
-                    f"'{self._folder / shard}' lacks tensor '{tensor}' that {name} places there; download "
-                    "both again."
-                )
-        return {tensor: shards[shard] for tensor, shard in weight_map.items()}
+        held = {shard: file.tensors for shard, file in shards.items()}
+        return {tensor: shards[shard] for tensor, shard in shard_of(weight_map, held, self._folder / name)}
 
 
 def is_complete(folder: Path) -> bool:

@@ -92,12 +92,13 @@ class Fields:
         return values
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """A token id or a list of them, each once."""
+        """A token id or a list of them, each once, without null and negative numbers, which mean none."""
         value = self.get(name)
-        values = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
-        if not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+        values = value if isinstance(value, (list, tuple)) else [value]
+        given = [item for item in values if item is not None]
+        if not all(_is_number(item) and item == int(item) for item in given):
             raise self._wrong(name, "a token id or a list of them", value)
-        return unique(values)
+        return unique(int(item) for item in given if item >= 0)
 
     def _list(self, name: str, wanted: str) -> tuple[Any, ...]:
         values = self.get(name)

@@ -76,10 +76,11 @@ def config_from_gguf(
     kv_heads = heads if source.get("attention.head_count_kv") is None else None
     experts = source.integer("expert_count", 0)
     embedding, residual, logit = mup_scales(source, _MUP, family)
-    stops = [_token(special, name) for name in ("eos", "eot", "eom")]
+    size = source.integer("vocab_size", len(tokens) or None)
+    stops = [_token(special, name, size) for name in ("eos", "eot", "eom")]
     config = ModelConfig(
         model_type=family.model_type,
-        vocab_size=source.integer("vocab_size", len(tokens) or None),
+        vocab_size=size,
         hidden_size=hidden_size,
         intermediate_size=_same_in_all_layers(source, "feed_forward_length"),
         num_hidden_layers=layers,
@@ -90,9 +91,9 @@ def config_from_gguf(
         max_position_embeddings=max_positions,
         rope=_read_rope(source, max_positions, short_factor, long_factor),
         tie_word_embeddings=tie_word_embeddings,
-        bos_token_id=_token(special, "bos"),
+        bos_token_id=_token(special, "bos", size),
         eos_token_ids=unique(stop for stop in stops if stop is not None),
-        pad_token_id=_token(special, "padding"),
+        pad_token_id=_token(special, "padding", size),
         scale_emb=None if embedding is None else _decimal(embedding),
         # llama.cpp stores the finished factors: depth / sqrt(layers), and hidden / base by which it divides.
         scale_depth=None if residual is None else _invert(residual, lambda scale: scale * math.sqrt(layers)),
@@ -291,10 +292,15 @@ def _write_rope(config: ModelConfig) -> Metadata:
     return values
 
 
-def _token(special: Fields, role: str) -> int | None:
+def _token(special: Fields, role: str, size: int) -> int | None:
     """The token with a role; -1, as which llama.cpp writes none, may have become unsigned."""
     found = special.optional_integer(f"{role}_token_id")
-    return None if found is None or found < 0 or found == 2**32 - 1 else found
+    if found is None or found < 0 or found == 2**32 - 1:
+        return None
+    if found >= size:
+        notice(f"{_WHERE} names the {role} token {found}, but has only {size} tokens: it is ignored.")
+        return None
+    return found
 
 
 def _same_in_all_layers(source: Fields, name: str) -> int:

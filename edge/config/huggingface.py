@@ -60,8 +60,8 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         max_position_embeddings=max_positions,
         rope=_rope(source, max_positions),
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
-        bos_token_id=source.optional_integer("bos_token_id"),
-        eos_token_ids=tuple(token for token in source.ids("eos_token_id") if token >= 0),  # -1 for "none"
+        bos_token_id=next(iter(_known_ids(source, "bos_token_id")), None),
+        eos_token_ids=_known_ids(source, "eos_token_id"),
         # Llama writes -1 for "none", and fine-tunes a token that the embedding does not have.
         pad_token_id=pad if pad is not None and 0 <= pad < source.integer("vocab_size") else None,
         scale_emb=scales[0],
@@ -119,6 +119,15 @@ def _check_fixed(data: Mapping[str, Any], family: Family) -> None:
         found = value if isinstance(value, list) and values else [value]
         if any(each is not None and each not in values for each in found):
             raise ConfigError(f"The field '{name}' of config.json is {shown(value)}, which is not supported.")
+
+
+def _known_ids(source: Fields, name: str) -> tuple[int, ...]:
+    """Token ids of a field; one that the network does not have is left out, with a notice."""
+    size = source.integer("vocab_size")
+    for token in (ids := source.ids(name)):
+        if token >= size:
+            notice(f"config.json names the {name} {token}, but has only {size} tokens: it is ignored.")
+    return tuple(token for token in ids if token < size)
 
 
 def _experts(source: Fields) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -106,10 +105,10 @@ def write_rope(rope: RopeConfig) -> dict[str, Any] | None:
     return {name: value for name, value in entry.items() if value is not None}
 
 
-def override_rope(config: ModelConfig, override: str | Mapping[str, Any]) -> ModelConfig:
+def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> ModelConfig:
     """A config whose rotary embedding is changed on purpose, for prompts beyond the trained context.
 
-    override: a JSON object (or its text) with the keys of a Hugging Face `rope_scaling` entry, plus
+    override: an object with the keys of a Hugging Face `rope_scaling` entry, plus
     `rope_theta` and `max_position_embeddings` (the new context). Keys that it leaves out keep their value
     when the type stays the same. Examples:
 
@@ -120,15 +119,6 @@ def override_rope(config: ModelConfig, override: str | Mapping[str, Any]) -> Mod
 
     Raises ConfigError for anything it does not understand.
     """
-    if isinstance(override, str):
-        try:
-            override = json.loads(override)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"The RoPE override is not valid JSON ({error}).") from None
-    if not isinstance(override, Mapping):
-        raise ConfigError(
-            'The RoPE override must be a JSON object such as {"rope_type": "yarn", "factor": 4}.'
-        )
     data = {name: value for name, value in override.items() if name not in WITHOUT_EFFECT}
     source = Fields(data, _OVERRIDE)
     wanted = source.optional_integer("max_position_embeddings")

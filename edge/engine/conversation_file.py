@@ -13,6 +13,7 @@ from edge.errors import EdgeError, WrongTypeError
 from edge.formats.atomic import remove_leftovers, write_failure, write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import read_regular
+from edge.formats.names import user_path
 from edge.text.prompts import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -59,6 +60,7 @@ def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> Non
 
     Raises EdgeError if the file can't be written.
     """
+    path = user_path(path)
     data = {"format": FORMAT, "version": VERSION, **conversation}
     try:
         text = json.dumps(data, ensure_ascii=False, indent=2) + "\n"
@@ -67,8 +69,9 @@ def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> Non
         raise EdgeError(write_failure(path, error)) from None
 
 
-def read_conversation(path: Path) -> dict[str, Any]:
+def read_conversation(path: str | Path) -> dict[str, Any]:
     """The checked contents of a conversation file; `messages` are Messages."""
+    path = user_path(path)
     remove_leftovers(path.parent)
     try:
         text = read_regular(path)

@@ -214,7 +214,8 @@ def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset
     stops = {tokenizer.special_tokens[text] for text in settings.stop if text in tokenizer.special_tokens}
     if settings.ignore_eos:
         return frozenset(stops)
-    own = tokenizer.eos_ids if settings.eos_token_ids is None else settings.eos_token_ids
+    instead = settings.eos_token_ids
+    own = tokenizer.eos_ids if instead is None else [named_token(tokenizer, str(token)) for token in instead]
     return frozenset({*own, *stops, *(named_token(tokenizer, token) for token in settings.eos)})
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from edge.config.generation import read_generation_config
 from edge.errors import EdgeError
 from edge.executors.native.library import MAX_LOGPROBS
-from edge.system.options import check_options, option
+from edge.system.options import check_options, option, plain
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
@@ -138,7 +138,7 @@ def merge_settings(
     """
     recommended = {} if generation_config is None else read_generation_config(generation_config).settings
     values: dict[str, Any] = dict(recommended)
-    for source in (request or {}, flags or {}):
+    for source in (plain(request or {}), plain(flags or {})):
         for name in source:
             if name not in SETTING_NAMES:
                 raise EdgeError(f"Unknown setting '{name}'; known settings: {', '.join(SETTING_NAMES)}.")
@@ -195,8 +195,8 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = (value,) if isinstance(value, int) else value
-    if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and i >= 0 for i in ids):
+    ids = value if isinstance(value, (list, tuple)) else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise EdgeError(f"eos_token_id must be a token id or a list of them, got {value!r}.")
     return tuple(ids)
 

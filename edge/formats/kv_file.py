@@ -24,6 +24,7 @@ from edge.errors import EdgeError
 from edge.formats.atomic import remove_leftovers, replacing, write_failure
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import open_regular
+from edge.formats.names import user_path
 
 MAGIC = b"minicpm-edge-kv\n"
 VERSION = 1
@@ -60,6 +61,7 @@ def write_cache(
 
     Only its owner can read it: the rows tell the conversation.
     """
+    path = user_path(path)
     stored = np.ascontiguousarray(tokens, "<i4").view(np.uint8)
     header = json.dumps(
         {
@@ -83,7 +85,7 @@ def write_cache(
 
 def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
-    path = Path(path)
+    path = user_path(path)
     remove_leftovers(path.parent)
     try:
         with open_regular(path) as file:

@@ -4,11 +4,12 @@ terminal, a path or a file format.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, WrongTypeError
 
 _LONGEST = 255  # bytes of a file name on every system we know
 _LONGEST_PATH = 1024
@@ -44,6 +45,13 @@ def _accepted(name: Any, fault: str | None, where: str | Path, error: type[EdgeE
         names = f"names a file {shown(name)} that cannot belong to it"
         raise error(f"{in_words(where)} {names} ({fault}); get the file again.")
     return str(name)
+
+
+def user_path(given: Any) -> Path:
+    """The path that the user of the Python API gave; WrongTypeError for what can't be one."""
+    if not isinstance(given, (str, os.PathLike)) or "\0" in (text := os.fsdecode(given)):
+        raise WrongTypeError(f"A file is named by a text or a path, not by {given!r}.")
+    return Path(text)
 
 
 def shown(name: Any) -> str:

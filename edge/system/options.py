@@ -6,10 +6,12 @@ The Python API makes such a dataclass from keyword arguments, the command line s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from edge.errors import EdgeError
 
@@ -130,6 +132,17 @@ def check_option(name: str, value: Any, kind: Any, declared: Option) -> None:
         raise EdgeError(f"{name} must be {wanted}, got {value!r}.")
     if declared.check is not None:
         declared.check(value)
+
+
+def plain(value: Any) -> Any:
+    """The same value with NumPy's scalars, which a computation gives, as Python's; also inside lists and
+    mappings.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:

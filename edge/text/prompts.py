@@ -11,18 +11,21 @@ then this answer is encoded from the rendered text, which is always right and on
 
 The sentinels also show whether the template writes every message. One that walks over typed content parts
 writes nothing for a plain string, without a word; then it gets parts, and is refused if that does not help.
+A template that looks at the texts themselves is checked by the rendering with them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from time import monotonic
 from typing import Any
 
+from edge.config.fields import shown
 from edge.errors import EdgeError
+from edge.system.notices import notice
 from edge.text.chat_template import ChatTemplate, TemplateLimitError
 from edge.text.tokenizer.base import Tokenizer
 
@@ -67,6 +70,7 @@ class PromptEncoder:
         if self._restored(marked, messages) == text:
             parts = self._restored(marked, messages, but=spliced)
         else:
+            self._check_changed(messages, text, variables)
             parts = self._parts(messages, spliced, text, variables)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
@@ -117,6 +121,22 @@ class PromptEncoder:
         assert problem is not None
         raise problem
 
+    def _check_changed(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> None:
+        """Look at the messages that are not in `text` as they were said: EdgeError for one of which nothing
+        is written (a template may choose by length, say), a notice for one that was changed.
+        """
+        for i, message in enumerate(messages):
+            said = self._protected(message.content).strip()
+            if message.role == "assistant" or not said or said in text:  # thinking may be dropped
+                continue
+            emptied = [*messages[:i], replace(message, content=""), *messages[i + 1 :]]
+            if self._render(emptied, (), variables) == text:
+                raise EdgeError(
+                    f"The chat template writes nothing of the {message.role}'s message {shown(said)}: say it "
+                    "in other words, or correct the model's chat_template.jinja."
+                )
+            notice(f"The chat template changes the {message.role}'s message: the model reads another text.")
+
     def _parts(
         self, messages: Sequence[Message], spliced: set[int], text: str, variables: Mapping[str, Any]
     ) -> str:
@@ -135,7 +155,13 @@ class PromptEncoder:
             text = f"{_OPEN}{i}{_CLOSE}" if i in marked else self._protected(message.content)
             content = [{"type": "text", "text": text}] if message.role in self._typed else text
             plain.append({"role": message.role, "content": content})
-        return self._template.render(plain, add_generation_prompt=True, **variables)
+        rendered = self._template.render(plain, add_generation_prompt=True, **variables)
+        if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
+            raise EdgeError(
+                f"The chat template writes U+{ord(_OPEN):X} itself, which is no character of any text; "
+                "correct the model's chat_template.jinja."
+            )
+        return rendered
 
     def _protected(self, content: str) -> str:
         return self._tokenizer.protect(content.replace(_OPEN, "\ufffd").replace(_CLOSE, "\ufffd"))

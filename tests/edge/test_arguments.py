@@ -10,7 +10,7 @@ import pytest
 
 import edge
 from edge.engine.session import Session
-from edge.errors import EdgeError, NativeError, TokenizerError, WrongTypeError
+from edge.errors import ConfigError, EdgeError, NativeError, TokenizerError, WrongTypeError
 from edge.executors.native import library as native
 from edge.executors.native import operators
 from edge.executors.options import RunOptions
@@ -199,6 +199,50 @@ def test_a_conversation_of_wrong_types_is_refused(smollm2, change):
 def test_other_arguments_of_wrong_types(smollm2, call):
     with pytest.raises(WrongTypeError):
         call(smollm2)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"file", "a\0b"], ids=repr)
+def test_a_file_is_named_by_a_path(smollm2, path):
+    for use in (smollm2.chat().save, smollm2.chat().load, smollm2.session().save, smollm2.session().load):
+        with pytest.raises(WrongTypeError, match="A file is named by a text or a path"):
+            use(path)
+
+
+def test_a_session_of_another_model_is_refused(smollm2, tiny_executor):
+    with pytest.raises(EdgeError, match="belongs to another model"):
+        smollm2.stream("Hi", session=Session(tiny_executor))
+
+
+def test_numbers_of_numpy_are_settings(smollm2, tmp_path):
+    settings: dict[str, Any] = {
+        **{"temperature": np.float32(0.5), "top_k": np.int64(7), "seed": np.uint8(3), "do_sample": np.True_},
+        **{"max_new_tokens": np.int32(3), "logit_bias": {np.int64(5): np.float64(1)}, "eos": [np.int64(2)]},
+    }
+    plain = {"temperature": 0.5, "top_k": 7, "seed": 3, "max_new_tokens": 3, "logit_bias": {5: 1.0}}
+    assert smollm2.complete("Hi", **settings).tokens == smollm2.complete("Hi", **plain).tokens
+    chat = smollm2.chat(**settings)
+    chat.save(tmp_path / "chat.json")
+    smollm2.chat().load(tmp_path / "chat.json")
+    with pytest.raises(EdgeError, match="top_k must be a whole number"):
+        smollm2.complete("Hi", top_k=np.float32(2))
+    with pytest.raises(EdgeError, match=r"no token '99999999'"):
+        smollm2.complete("Hi", eos_token_id=99999999)
+    with pytest.raises(EdgeError, match="eos_token_id must be a token id"):
+        smollm2.complete("Hi", eos_token_id=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("{", "not valid JSON"),
+        ('{"factor": 2, "factor": 4}', "gives 'factor' two values"),
+        ("{" * 99, "not valid JSON"),
+        ("nowhere.json", "neither a JSON object nor a file"),
+    ],
+)
+def test_a_rope_override_is_read_before_the_model(override, said):
+    with pytest.raises(ConfigError, match=said):
+        edge.load("nowhere", rope_override=override)
 
 
 HISTORY = [

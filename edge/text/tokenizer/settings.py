@@ -61,8 +61,11 @@ class TokenizerSettings:
         Where both have a token, the tokenizer's own matching rules win; a special role always makes it
         special, and so does a text that ends turns everywhere, as in llama.cpp. size: of the model's
         vocabulary; tokens beyond it that neither have a role but padding nor stand in the chat template
-        (fine-tunes add them and leave the embedding as it was) are left out, with a note.
+        (fine-tunes add them and leave the embedding as it was) are left out, with a note. TokenizerError if
+        the two give an id two texts or a text two ids.
         """
+        known = tuple(known)
+        _check_agreement("the tokenizer itself", known, "the files beside it", self.added)
         tokens = {token.id: token for token in (*self.added, *known)}
         beyond = {token_id: token.text for token_id, token in tokens.items() if token_id >= size}
         needed = any(text in self.needed or text in self.chat_template for text in beyond.values())
@@ -96,25 +99,28 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
     needed |= {text for text in listed if text and text != padding}
     ends = [_text(file.get(role)) for role in _ENDS for file in (config, mapped)]
     try:
-        added = {
-            int(token_id): AddedToken(
+        added = [
+            AddedToken(
                 int(token_id),
                 _required(entry["content"]),
                 bool(entry.get("special", False)),
                 bool(entry.get("lstrip", False)),
                 bool(entry.get("rstrip", False)),
             )
-            for token_id, entry in config.get("added_tokens_decoder", {}).items()
-        }
-        for text, token_id in _object(files, "added_tokens.json").items():
-            added.setdefault(int(token_id), AddedToken(int(token_id), text, text in special_texts))
+            for token_id, entry in (config.get("added_tokens_decoder") or {}).items()
+        ]
+        older = [
+            AddedToken(int(token_id), text, text in special_texts)
+            for text, token_id in _object(files, "added_tokens.json").items()
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TokenizerError(
             f"The list of added tokens beside the tokenizer is not understood ({error!r}); get the model's "
             "files again."
         ) from None
+    _check_agreement("tokenizer_config.json", added, "added_tokens.json", older)
     return TokenizerSettings(
-        added=tuple(added.values()),
+        added=tuple({token.id: token for token in (*older, *added)}.values()),
         special_texts=special_texts,
         named={role: text for role, text in texts.items() if text},
         ends=tuple(dict.fromkeys(text for text in ends if text)),
@@ -124,6 +130,22 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
         add_prefix_space=_flag(config, "add_prefix_space"),
         legacy=_flag(config, "legacy") is not False,
     )
+
+
+def _check_agreement(
+    one: str, tokens: Iterable[AddedToken], other: str, others: Iterable[AddedToken]
+) -> None:
+    """Raise TokenizerError if two sources of added tokens give an id two texts, or a text two ids."""
+    texts, ids = {}, {}
+    for token in tokens:
+        texts[token.id], ids[token.text] = token.text, token.id
+    for token in others:
+        text, token_id = texts.get(token.id, token.text), ids.get(token.text, token.id)
+        if text != token.text or token_id != token.id:
+            raise TokenizerError(
+                f"The tokenizer's files contradict each other: {one} has {text!r:.80} as token {token_id}, "
+                f"and {other} {token.text!r:.80} as token {token.id}; get the model's files again."
+            )
 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from functools import cache
@@ -38,7 +39,11 @@ class TokenizersTokenizer(SegmentTokenizer):
             "tokenizer.json",
             "edge.text.isolation.tokenizers",
             packages=("tokenizers",),
-            setup=lambda: {"data": b64encode(data).decode(), "added": listed, "size": size},
+            setup=lambda: {
+                "data": b64encode(data.removeprefix(BOM_UTF8)).decode(),
+                "added": listed,
+                "size": size,
+            },
         )
         facts = self._process.facts
         added = settings.merged((AddedToken(*token) for token in facts["added"]), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -255,6 +256,81 @@ def test_names_of_ones_own(tmp_path: Path) -> None:
     shutil.copy(folder / "model-00001-of-00001.safetensors", folder / "copy.safetensors")
     with pytest.raises(CheckpointError, match=r"copy\.safetensors and model-00001.* nothing says which"):
         HuggingFaceCheckpoint(folder)
+
+
+def test_a_shard_has_a_tensor_that_its_index_leaves_out(tmp_path: Path) -> None:
+    """A head, which would be lost beside a tied embedding without a word."""
+    from transformers import AutoModelForCausalLM
+
+    weights = weights_of(head=weights_of(5)[EMBEDDING])
+    files = shards("model", "safetensors", weights)
+    del files["model.safetensors.index.json"][HEAD]
+    folder = write(tmp_path, files, tie_word_embeddings=True)
+    said = notices(lambda: HuggingFaceCheckpoint(folder))
+    assert any(f"model.safetensors.index.json' leaves out {HEAD}: used all the same" in each for each in said)
+    head = HuggingFaceCheckpoint(folder).read_float32(HEAD)
+    peer = AutoModelForCausalLM.from_pretrained(folder).lm_head.weight.detach().float().numpy()
+    np.testing.assert_array_equal(head, peer)
+    np.testing.assert_array_equal(head, weights[HEAD].float().numpy())
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+    files = shards("model", "safetensors", weights_of())
+    files["model-00001-of-00002.safetensors"][HEAD] = weights_of(5)[HEAD]
+    write(tmp_path, files)
+    with pytest.raises(CheckpointError, match=rf"'{HEAD}' in model-00002.* and in model-00001"):
+        HuggingFaceCheckpoint(tmp_path)
+
+
+def test_hidden_copies_are_no_weights(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"weights.safetensors": weights_of()})
+    (folder / "._weights.safetensors").write_bytes(b"\0\5\x16\7")  # as macOS leaves it
+    assert notices(lambda: HuggingFaceCheckpoint(folder)) == []
+
+
+def test_gguf_files_in_a_folder_are_named(tmp_path: Path) -> None:
+    """A folder is never taken for the GGUF file in it, and says so if it has other weights."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"is a folder with a\.gguf; name a GGUF file itself"):
+        HuggingFaceCheckpoint(tmp_path)
+    folder = write(tmp_path, {})
+    with pytest.raises(CheckpointError, match=r"has no weights but a\.gguf; name a GGUF file itself"):
+        HuggingFaceCheckpoint(folder)
+    write(folder, {"model.safetensors": weights_of()})
+    (said,) = notices(lambda: HuggingFaceCheckpoint(folder))
+    assert "model.safetensors is used" in said and said.endswith("a.gguf not.")
+
+
+# Several chat templates ------------------------------------------------------------------------------------
+
+NAMED = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
+
+
+@pytest.mark.parametrize(
+    ("jinja", "config", "older", "used", "said"),
+    [
+        ("J", "C", None, "J", "that of chat_template.jinja is used.* and that of tokenizer_config.json not"),
+        (None, "C", "O", "C", "that of tokenizer_config.json is used.* and that of chat_template.json not"),
+        ("J", NAMED, None, "J", "that of chat_template.jinja is used"),
+        ("J", "J", "J", "J", None),
+        (None, NAMED, None, "D", None),
+        (None, NAMED[:1], "O", "O", "tokenizer_config.json has no default .* those named 'rag'"),
+        (None, 5, None, None, "tokenizer_config.json has no default .* is no text"),
+    ],
+)
+def test_chat_templates_in_several_places(
+    tmp_path: Path, jinja: Any, config: Any, older: Any, used: str | None, said: str | None
+) -> None:
+    folder = write(tmp_path, {})
+    for name, template in (("tokenizer_config.json", config), ("chat_template.json", older)):
+        if template is not None:
+            (folder / name).write_text(json.dumps({"chat_template": template}))
+    if jinja is not None:
+        (folder / "chat_template.jinja").write_text(jinja)
+    found: list[str | None] = []
+    told = notices(lambda: found.append(huggingface.HuggingFaceTexts(folder).chat_template))
+    assert found == [used]
+    assert len(told) == (said is not None) and all(re.search(said or "", each) for each in told)
 
 
 # Two descriptions of a packing -----------------------------------------------------------------------------

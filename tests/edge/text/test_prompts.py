@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from edge.errors import EdgeError
+from edge.system.notices import EdgeWarning
 from edge.text.chat_template import ChatTemplate, TemplateLimitError, template_worker
 from edge.text.isolation.worker import Worker
 from edge.text.prompts import Message, PromptEncoder
@@ -167,6 +169,32 @@ def test_a_template_that_loses_messages_is_refused(
 ) -> None:
     with pytest.raises(EdgeError, match=f"leaves out messages of the role {roles}: begin"):
         prompt(template, messages)
+
+
+SHORT = LOOP.format("{% if m.content | length < 12 %}{{ m.content }}{% endif %}")
+FIRST_LINE = LOOP.format("{{ m.content.split('\n')[0] }}")
+
+
+def test_a_template_that_loses_long_messages_is_refused(prompt: Callable[..., str]) -> None:
+    """The short sentinel passes there."""
+    assert prompt(SHORT, [USER, ANSWER, AGAIN])
+    with pytest.raises(EdgeError, match="writes nothing of the user's message 'A longer message'"):
+        prompt(SHORT, [USER, ANSWER, Message("user", "A longer message")])
+
+
+def test_a_changed_message_is_told(prompt: Callable[..., str]) -> None:
+    with pytest.warns(EdgeWarning, match="changes the user's message"):
+        assert prompt(FIRST_LINE, [Message("user", "One\ntwo")]) == "<|user|>One<end>"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # spaces around it, and an answer's thinking, are no loss
+        prompt(TEXT["trimmed"], [USER])
+        prompt(TEXT["without thinking"], [USER, Message("assistant", "<think>x</think>y"), AGAIN])
+
+
+@pytest.mark.parametrize("forged", ["\ufdd10\ufdd2", "\ufdd199\ufdd2", "\ufdd1" + "9" * 5000 + "\ufdd2"])
+def test_a_template_can_not_forge_a_sentinel(prompt: Callable[..., str], forged: str) -> None:
+    with pytest.raises(EdgeError, match="itself, which is no character"):
+        prompt(TEXT["plain"] + forged, [USER])
 
 
 def test_answers_before_the_first_question_may_be_left_out(prompt: Callable[..., str]) -> None:

@@ -221,3 +221,28 @@ def test_a_tokenizer_larger_than_the_model_is_refused(converted: Callable[..., d
 def test_contradicting_ids_are_refused(converted: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(TokenizerError, match="disagree on the id of '<think>'"):
         open_json(converted(), added_tokens={"<think>": 390})
+
+
+@pytest.mark.parametrize(
+    ("decoder", "added", "said"),
+    [
+        ({"1": {"content": "<other>"}}, {}, "the tokenizer itself has '<s>' as token 1, and .* '<other>'"),
+        ({"350": {"content": "</s>"}}, {}, "the tokenizer itself has '</s>' as token 2, .* token 350"),
+        ({}, {"</s>": 350}, "disagree on the id of '</s>'"),
+        ({"350": {"content": "<a>"}}, {"<a>": 351}, "tokenizer_config.json has '<a>' as token 350, .* 351"),
+        ({"350": {"content": "<a>"}}, {"<b>": 350}, "tokenizer_config.json has '<a>' as token 350, .*'<b>'"),
+    ],
+)
+def test_two_sources_of_added_tokens_agree(
+    converted: Callable[..., dict[str, Any]], decoder: dict[str, Any], added: dict[str, int], said: str
+) -> None:
+    entries = {key: {"special": True, **entry} for key, entry in decoder.items()}
+    with pytest.raises(TokenizerError, match=said):
+        open_json(converted(), tokenizer_config={"added_tokens_decoder": entries}, added_tokens=added)
+
+
+def test_marks_of_byte_order_and_nulls_are_harmless(converted: Callable[..., dict[str, Any]]) -> None:
+    document = "\ufeff" + json.dumps(converted())
+    files = {"tokenizer.json": document.encode(), "tokenizer_config.json": b'{"added_tokens_decoder": null}'}
+    plain = open_json(converted())
+    assert load_tokenizer(files, make_config()).encode("ab") == plain.encode("ab")
