@@ -53,6 +53,11 @@ class TokenizerSettings:
     def bos(self, find: Callable[[str], int | None], config: ModelConfig) -> int | None:
         """The BOS id: these files' or the config's. find: a token's id by its text."""
         found = find(self.named["bos_token"]) if "bos_token" in self.named else None
+        if None not in (found, config.bos_token_id) and found != config.bos_token_id:
+            notice(
+                f"The tokenizer begins texts with token {found} ({self.named['bos_token']!r:.80}), as "
+                f"transformers does, although the network's configuration names {config.bos_token_id}."
+            )
         return config.bos_token_id if found is None else found
 
     def merged(self, known: Iterable[AddedToken], size: int) -> tuple[AddedToken, ...]:
@@ -102,7 +107,7 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
         added = [
             AddedToken(
                 int(token_id),
-                _required(entry["content"]),
+                entry["content"],
                 bool(entry.get("special", False)),
                 bool(entry.get("lstrip", False)),
                 bool(entry.get("rstrip", False)),
@@ -150,12 +155,6 @@ def _check_agreement(
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return parse_object(files.get(name, b"{}"), name, TokenizerError, "get the model's files again")
-
-
-def _required(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a token's content is of type {type(text).__name__}")
-    return text
 
 
 def _text(entry: Any) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 
 from edge.config import ModelConfig, RopeConfig
 from edge.errors import TokenizerError
+from edge.system.notices import EdgeWarning
 from edge.text.tokenizer import load_tokenizer
 
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -246,3 +247,13 @@ def test_marks_of_byte_order_and_nulls_are_harmless(converted: Callable[..., dic
     files = {"tokenizer.json": document.encode(), "tokenizer_config.json": b'{"added_tokens_decoder": null}'}
     plain = open_json(converted())
     assert load_tokenizer(files, make_config()).encode("ab") == plain.encode("ab")
+
+
+def test_the_tokenizers_bos_counts_and_is_told(converted: Callable[..., dict[str, Any]]) -> None:
+    with pytest.warns(EdgeWarning, match=r"begins texts with token 1 \('<s>'\).* names 2\."):
+        tokenizer = open_json(
+            converted(),
+            make_config(bos_token_id=2),
+            tokenizer_config={"bos_token": "<s>", "add_bos_token": True},
+        )
+    assert tokenizer.encode("b")[0] == tokenizer.bos_id == 1
