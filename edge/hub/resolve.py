@@ -183,7 +183,7 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
                 ) from error
             raise
         return _Found("folder", path=folder, hub_label=text if revision is None else f"{text}@{revision}")
-    if not _exists(path):
+    if not text or not _exists(path):  # an empty path would be the current folder
         raise CheckpointError(_unknown(text, isinstance(spec, str)))
     if revision is not None:
         raise EdgeError(

@@ -10,7 +10,7 @@ import pytest
 
 import edge
 from edge.engine.session import Session
-from edge.errors import ConfigError, EdgeError, NativeError, TokenizerError, WrongTypeError
+from edge.errors import CheckpointError, ConfigError, EdgeError, NativeError, TokenizerError, WrongTypeError
 from edge.executors.native import library as native
 from edge.executors.native import operators
 from edge.executors.options import RunOptions
@@ -138,6 +138,11 @@ def test_options_without_a_flag_are_checked_too(options):
 def test_a_model_is_a_name(model):
     with pytest.raises(WrongTypeError, match="A model is named by"):
         edge.load(model)
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    with pytest.raises(CheckpointError, match="Unknown model ''"):
+        edge.load("")
 
 
 @pytest.mark.parametrize(
