@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from edge.config import KVType
-from edge.config.attention import AttentionMode
+from edge.config.attention import AttentionMode, Selection
 
 
 class Settings(TypedDict, total=False):
@@ -30,6 +30,7 @@ class Settings(TypedDict, total=False):
     logprobs: int | None
     max_new_tokens: int | None
     stop: str | list[str] | tuple[str, ...] | None
+    eos: str | int | list[str | int] | tuple[str | int, ...] | None
     eos_token_id: int | list[int] | tuple[int, ...] | None
     ignore_eos: bool | None
     do_sample: bool | None
@@ -50,5 +51,6 @@ class LoadOptions(TypedDict, total=False):
     activations: str | None
     kv_type: KVType | None
     attention: AttentionMode
+    selection: Selection | None
     tier: str | None
     max_batch: int

@@ -99,7 +99,7 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
         added = {
             int(token_id): AddedToken(
                 int(token_id),
-                _required(entry["content"]),
+                entry["content"],
                 bool(entry.get("special", False)),
                 bool(entry.get("lstrip", False)),
                 bool(entry.get("rstrip", False)),
@@ -128,12 +128,6 @@ def read_settings(files: Mapping[str, bytes], chat_template: str | None = None) 
 
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return parse_object(files.get(name, b"{}"), name, TokenizerError, "get the model's files again")
-
-
-def _required(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"a token's content is of type {type(text).__name__}")
-    return text
 
 
 def _text(entry: Any) -> str | None:
