@@ -265,8 +265,10 @@ def test_one_wrong_position_fails_the_check(wrong: int):
     logits[wrong] = [4, 6, -90]
     result = compare_logits(reference, logits, runtime="x", version="1", limit=1)
     assert result.agreement == 1 - 1 / POSITIONS and result.passed
-    same = compare_logits(reference, reference.logits + 7, runtime="x", version="1", limit=1e-9)
-    assert same.passed and same.divergence == pytest.approx(0, abs=1e-12) and same.agreement == 1
+    for shift in (7, -7):
+        same = compare_logits(reference, reference.logits + shift, runtime="x", version="1", limit=1e-9)
+        assert same.passed and same.divergence == pytest.approx(0, abs=1e-12) and same.agreement == 1
+        assert same.largest_error == 7
 
 
 SHORT = SparseConfig(dense_len=64, window_size=64, topk=2)  # 3 blocks of 64 are read
@@ -289,6 +291,9 @@ def test_the_reference_of_sparse_attention_chooses(tmp_path: Path, sparse: Spars
     assert f"chooses blocks only beyond {first_choice}" in remark
     result = compare_logits(found, found.logits, runtime="x", version="1", limit=1)
     assert with_reach(result, found, config).remarks == ()
+    for length, remarks in ((first_choice, 1), (first_choice + 1, 0)):  # the next query is the first to choose
+        cut = Reference(found.tokens[:length], found.logits)
+        assert len(with_reach(result, cut, config).remarks) == remarks
 
 
 @pytest.mark.parametrize("target", ["bundle", "gguf"])
