@@ -184,7 +184,7 @@ def _quantization(source: Source, options: ExportOptions, written: Written) -> Q
         if info.source_type in FLOAT_TYPES
     }
     name = options.quantize or next(iter(sorted(rounded)), SOURCE)
-    method = SOURCE if name == SOURCE else options.method
+    method = options.method if options.quantize or rounded else SOURCE
     return Quantization(name, method, options.smooth, written.tensors)
 
 

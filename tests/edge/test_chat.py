@@ -384,8 +384,8 @@ def test_save_and_load(smollm2, chat, tmp_path):
 @pytest.mark.parametrize(
     ("contents", "word"),
     [
-        (b"\x00\xff", "not JSON"),
-        (b"[]", "not a saved conversation"),
+        (b"\x00\xff", "not UTF-8 text"),
+        (b"[]", "must hold a JSON object; name a saved conversation"),
         (b'{"format": "other", "version": 1}', "not a saved conversation"),
         (json.dumps({"format": FORMAT, "version": 2}).encode(), "version 2"),
         (json.dumps({"format": FORMAT, "version": 1}).encode(), "'system'"),
@@ -395,7 +395,7 @@ def test_save_and_load(smollm2, chat, tmp_path):
         ('{"settings": {"logit_bias": {"²": 1}}}'.encode(), "logit_bias"),
         (b'{"settings": {"logit_bias": {"--1": 1}}}', "logit_bias"),
         (b'{"settings": {"logit_bias": {"99999999999": 1}}}', "logit_bias"),
-        (b"[" * 100_000, "not JSON"),
+        (b"[" * 100_000, "nested deeper"),
     ],
 )
 def test_foreign_files_are_refused_and_change_nothing(chat, tmp_path, contents, word):
