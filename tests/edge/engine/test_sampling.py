@@ -322,6 +322,7 @@ def test_ids_outside_the_vocabulary_are_refused():
         ({"seed": 0.5}, "seed"),
         ({"logprobs": MAX_LOGPROBS + 1}, "logprobs"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
