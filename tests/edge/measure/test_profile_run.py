@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,10 +17,12 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
+from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.measure.profile import Profile, ProfileOptions, profile
 from edge.measure.profile.cost import NetworkCost, Roofline
 from edge.measure.profile.measure import Bench
+from edge.measure.profile.run import _check_memory
 from edge.measure.profile.schema import ProfileError
 from edge.measure.profile.worker import Setup, Worker
 
@@ -128,6 +131,18 @@ def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
     monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda: 1 << 16)
     with pytest.raises(ProfileError, match=r"2 configurations need .* measure fewer"):
         profile(tiny_bundle, OPTIONS)
+
+
+def test_the_memory_of_a_run_to_the_byte(tiny_bundle, monkeypatch):
+    """Weights, a cache at every depth once, and the deepest test's own: 20 + 40 and 40 + 33 rows."""
+    bundle = Bundle.open(tiny_bundle)
+    row = 2 * bundle.config.num_hidden_layers * bundle.config.num_key_value_heads * bundle.config.head_dim
+    needed = sum(tensor.bytes for tensor in bundle.tensors.values()) + (20 + 40 + 73) * row * 2
+    options = ProfileOptions(depth=(20, 40, 20), prefill=(33,), generate=5)
+    for free in (2 * needed, 2 * needed - 1):
+        monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda free=free: free)
+        with nullcontext() if free == 2 * needed else pytest.raises(ProfileError, match="2 configurations"):
+            _check_memory([(bundle, "float16")] * 2, options)
 
 
 def test_an_error_of_the_process_is_a_sentence(setup):
