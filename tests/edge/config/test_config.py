@@ -87,6 +87,13 @@ def test_plain_llama_has_no_scales() -> None:
     assert config.rope == RopeConfig() and not config.tie_word_embeddings
 
 
+def test_a_padding_token_is_one_of_the_vocabulary() -> None:
+    """Llama writes -1 for none, and fine-tunes the first id beyond the embedding."""
+    size = LLAMA["vocab_size"]
+    for given, wanted in ((0, 0), (size - 1, size - 1), (size, None), (-1, None)):
+        assert llama(pad_token_id=given).pad_token_id == wanted
+
+
 def test_defaults_that_old_files_rely_on() -> None:
     data = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
     assert config_from_hf(data).num_key_value_heads == 4
