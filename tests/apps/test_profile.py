@@ -7,7 +7,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import typer
 
+from edge.apps.profile.command import _share
 from edge.measure.profile import Profile
 
 SHORT = ("--prefill", "16", "--generate", "4", "--repeat", "2")
@@ -62,6 +64,13 @@ def test_comparing(run_edge, profiled):
     ratios = json.loads(same.stdout)["ratios"]
     assert [ratio["ratio"] for ratio in ratios] == [1, 1] and not any(ratio["slower"] for ratio in ratios)
     assert run_edge("profile", "--compare", str(before), str(after)).returncode == 0  # no limit was given
+
+
+def test_a_share_may_be_written_in_two_ways():
+    assert (_share("5%"), _share("0.05"), _share("0")) == (0.05, 0.05, 0)
+    for wrong in ("1", "100%", "-1%", "five"):
+        with pytest.raises(typer.BadParameter, match="not a share"):
+            _share(wrong)
 
 
 def test_planning(run_edge):

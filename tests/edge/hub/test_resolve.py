@@ -24,7 +24,7 @@ from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
-from edge.hub.resolve import DEFAULT_MODEL, open_checkpoint, open_model, plan_model
+from edge.hub.resolve import _random_recipe, DEFAULT_MODEL, open_checkpoint, open_model, plan_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
 from tests.configs import TOKENIZER
@@ -191,6 +191,18 @@ def test_random_weights() -> None:
         open_model("random:minicpm4-0.5b", quantize="int5")
 
 
+def test_random_weights_are_kept_by_shape_and_every_scheme() -> None:
+    """By default they are int4; the head's scheme counts too."""
+
+    def key(shape: str, quantize: str | None, head: str | None) -> str:
+        return _random_recipe(shape, {"quantize": quantize, "head": head}).key.name
+
+    names = [key("minicpm4-0.5b", *schemes) for schemes in ((None, None), (None, "int8"), (None, "f16"))]
+    names += [key("minicpm4-0.5b", "int8", None), key("smollm2-135m", None, None)]
+    assert len(set(names)) == len(names)
+    assert key("minicpm4-0.5b", "int4-g32", "int4") == names[0]
+
+
 def test_a_typo_lists_what_is_accepted() -> None:
     with pytest.raises(
         CheckpointError, match=r"did you mean smollm2-135m.*GGUF file.*hub id.*random:minicpm4-8b"
@@ -316,7 +328,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 Open = Callable[..., dict[str, Any]]
 OPENING = """
 import json, sys
-from edge.hub.resolve import open_model
+from edge.hub.resolve import _random_recipe, open_model
 for line in sys.stdin:
     spec, options = json.loads(line)
     try:
