@@ -265,9 +265,7 @@ def test_flags_of_a_loop(smollm2_gguf: Path, tmp_path: Path):
             assert str(caught.value).endswith(f"(flags: {flags}).")
 
 
-def test_conversation_that_outgrows_the_context(
-    run_edge: Callable[..., Any], smollm2: str, tmp_path: Path
-):
+def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     lines = "Tell me about the sea, please.\n" * 6
     options = ("chat", smollm2, "--context", "160", "--max-tokens", "30", "--temperature", "0", "--json")
     stopped = run_edge(*options, "--cache", str(tmp_path / "kv"), stdin=lines)

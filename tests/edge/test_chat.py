@@ -330,7 +330,8 @@ def test_policy_drop_makes_room_for_several_turns_and_a_new_conversation_begins_
         chat.stream("And you?")
         dropped = chat.dropped_messages
         kept, more = (
-            len(chat._encode([*turns[at:], Message("user", "And you?")], None)) for at in (dropped, dropped - 2)
+            len(chat._encode([*turns[at:], Message("user", "And you?")], None))
+            for at in (dropped, dropped - 2)
         )
         assert kept <= 160 - 40 < more
         restart()

@@ -291,7 +291,10 @@ def test_the_reference_of_sparse_attention_chooses(tmp_path: Path, sparse: Spars
     assert f"chooses blocks only beyond {first_choice}" in remark
     result = compare_logits(found, found.logits, runtime="x", version="1", limit=1)
     assert with_reach(result, found, config).remarks == ()
-    for length, remarks in ((first_choice, 1), (first_choice + 1, 0)):  # the next query is the first to choose
+    for length, remarks in (
+        (first_choice, 1),
+        (first_choice + 1, 0),
+    ):  # the next query is the first to choose
         cut = Reference(found.tokens[:length], found.logits)
         assert len(with_reach(result, cut, config).remarks) == remarks
 

@@ -24,7 +24,7 @@ from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
-from edge.hub.resolve import _random_recipe, DEFAULT_MODEL, open_checkpoint, open_model, plan_model
+from edge.hub.resolve import DEFAULT_MODEL, _random_recipe, open_checkpoint, open_model, plan_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
 from tests.configs import TOKENIZER
@@ -328,7 +328,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 Open = Callable[..., dict[str, Any]]
 OPENING = """
 import json, sys
-from edge.hub.resolve import _random_recipe, open_model
+from edge.hub.resolve import open_model
 for line in sys.stdin:
     spec, options = json.loads(line)
     try:

@@ -381,7 +381,10 @@ def test_what_we_used_ourselves_is_nobody_elses(monkeypatch):
 
 
 def test_the_hottest_sensor_counts(monkeypatch):
-    sensors = {"board": [SimpleNamespace(current=t) for t in (40.0, 71.0)], "cpu": [SimpleNamespace(current=55.0)]}
+    sensors = {
+        "board": [SimpleNamespace(current=t) for t in (40.0, 71.0)],
+        "cpu": [SimpleNamespace(current=55.0)],
+    }
     monkeypatch.setattr(psutil, "sensors_temperatures", lambda: sensors, raising=False)
     assert machine.temperature_celsius() == 71.0
 
