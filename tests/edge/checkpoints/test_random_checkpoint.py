@@ -58,7 +58,7 @@ def test_matrices_are_canonical(scheme: QuantScheme, shape: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_and_embedded_tokens_keep_their_size_under_mup(tied: bool) -> None:
-    """Of a normed input of 256 numbers: logits of 2, divided by hidden / base = 4; embeddings times 12 of 1."""
+    """Of a normed input of 256 numbers: logits of 2 (hidden / base is 4), and embedded rows of 1."""
     config = replace(small(tied), dim_model_base=64.0, scale_emb=12.0)
     checkpoint = RandomCheckpoint(config, QuantScheme("int4", 32), QuantScheme("f16"))
     head = checkpoint.read(EMBEDDING if tied else HEAD)

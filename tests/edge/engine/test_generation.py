@@ -284,7 +284,7 @@ def test_half_a_character_never_appears(smollm2):
 
 
 def test_rates_count_what_was_computed(make_bundle, tiny_config, monkeypatch):
-    """A clock that goes on by a second each time: prefill takes one, and so does every token after the first."""
+    """A clock that goes on by a second each time: prefill takes one, and every token after the first."""
     ticks = itertools.count()
     monkeypatch.setattr("edge.engine.generation.perf_counter", lambda: float(next(ticks)))
     bundle = make_bundle(replace(tiny_config, vocab_size=120), tokenizer=True)
