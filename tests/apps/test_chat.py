@@ -248,7 +248,7 @@ def test_mapped_weights_give_the_same_answer(ask):
 
 
 def test_flags_of_a_loop(smollm2_gguf: Path, tmp_path: Path):
-    """Typed ones are stronger than a loaded conversation; those that help against a full context are named."""
+    """Typed ones are stronger than a loaded conversation; those that help a full context are named."""
     path = tmp_path / "thinking.json"
     with edge.load(smollm2_gguf, context=64, threads=1) as model:
         saved = model.chat()

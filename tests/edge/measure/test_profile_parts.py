@@ -370,7 +370,7 @@ def test_noise_and_heat_say_why():
 
 
 def test_what_we_used_ourselves_is_nobody_elses(monkeypatch):
-    """8 seconds of CPU time in 10 s on 4 cores, of which 3 were ours; what was before the start is nobody's."""
+    """8 seconds of CPU time in 10 s on 4 cores, of which 3 were ours; what was before does not count."""
     busy, clock = iter([40.0, 50.0, 58.0]), iter([0.0, 100.0, 110.0])
     monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
     monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
