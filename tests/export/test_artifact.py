@@ -32,6 +32,7 @@ from edge.export.check import (
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.export.targets import get_target, need
+from edge.export.targets.bundle import _decoder
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
 from edge.formats.atomic import Partial
@@ -101,6 +102,15 @@ def test_somebody_else_s_choice_of_blocks(tmp_path: Path):
         assert model.executor.info.sparse == wanted
     with pytest.raises(ConfigError, match=r"llama\.cpp has no block-sparse attention"):
         export_model(source, ExportOptions("gguf", selection="paper"), tmp_path / "gguf")
+
+
+def test_a_program_without_python_attends_as_the_folder_was_exported(tmp_path: Path):
+    """Whatever the model's own constants are: dense where that was asked for, and where it is too short."""
+    own = SparseConfig(dense_len=64, window_size=64, topk=2)
+    source = make_source(tmp_path, llama_config(num_hidden_layers=1, sparse=own))
+    for options, sparse in (({}, own), ({"attention": "dense"}, None), ({"context": 64}, None)):
+        found = json.loads(_decoder(source, ExportOptions("bundle", **options)))
+        assert found["sparse"] == (None if sparse is None else asdict(sparse))
 
 
 def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
