@@ -204,6 +204,14 @@ def test_a_damaged_file_is_found(artifact: Artifact, name: str):
         check_artifact(artifact.path)
 
 
+@pytest.mark.parametrize("change", [1, -1])
+def test_a_file_of_another_size_is_found_without_its_checksum(artifact: Artifact, change: int):
+    file = artifact.path / "weights.safetensors"
+    os.truncate(file, file.stat().st_size + change)
+    with pytest.raises(ArtifactError, match=r"has \d+ bytes instead of \d+"):
+        Artifact.open(artifact.path, verify=False)
+
+
 def test_a_changed_manifest_is_found(artifact: Artifact):
     rewrite(artifact.path, lambda data: data.update(context=512), digest=False)
     with pytest.raises(ArtifactError, match="altered after it was written"):
