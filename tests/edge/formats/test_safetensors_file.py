@@ -71,6 +71,12 @@ def test_we_read_what_the_package_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, array)
 
 
+def test_eight_dimensions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(header(entry(shape=(1,) * 7 + (4,)), b"1234"))
+    assert SafetensorsFile(path).array("a").shape == (1,) * 7 + (4,)
+
+
 def test_an_empty_tensor_may_share_its_place(tmp_path: Path) -> None:
     """It ends where the next one begins, whichever of them the header names first; the package agrees."""
     from safetensors.numpy import load_file
