@@ -193,4 +193,5 @@ def test_comparing_two_forms_of_a_model(run_edge, smollm2, tmp_path):
     found = json.loads(run_edge(*arguments, "--kv-b", "float32", "--json").stdout)
     assert 0 < found["kl_divergence"] < 0.1 and found["top1_agreement"] > 0.7
     assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float32")
-    assert "Top-1 agreement 100.00%" in run_edge(*arguments).stdout
+    same = run_edge(*arguments, "--limit", "9").stdout
+    assert "Top-1 agreement 100.00%" in same and "8 positions" in same

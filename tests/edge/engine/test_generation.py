@@ -103,6 +103,19 @@ def test_after_a_break_the_result_is_what_there_was(smollm2, story):
     assert session.computed_tokens == computed and list(stream) == [] and stream.result is done
 
 
+def test_an_answer_that_is_closed_in_its_middle_has_all_its_text(smollm2, story):
+    """Also what was held back as the possible beginning of a stop string."""
+    settings = merge_settings(flags={"temperature": 0, "stop": story.text[:6] + "never"})
+    found: list[Completion] = []
+    prompt = smollm2.tokenizer.encode(PROMPT)
+    chunks = generate(
+        *(smollm2.session(), prompt, settings, smollm2.tokenizer), ended=found.append, continues=True
+    )
+    assert next(chunks).text == ""
+    chunks.close()
+    assert found[0].text == smollm2.tokenizer.decode(story.tokens[:1], continues=True) != ""
+
+
 def test_a_stop_string_that_spans_tokens(smollm2, story):
     """The middle of the answer, from inside one token to inside a later one."""
     pieces = [smollm2.tokenizer.token_bytes(t).decode() for t in story.tokens]
