@@ -39,6 +39,7 @@ from edge.formats.atomic import Partial
 from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import json_digest
 from edge.hub.convert import convert
+from edge.measure.inspection import inspect_model
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from tests.durability import LINUX, Recorder
@@ -120,6 +121,13 @@ def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
     with load(artifact.path, activations="float32", kv_type="float32") as model:
         found = model.complete(reference.prompt, max_new_tokens=len(reference.answer), temperature=0)
     assert list(found.tokens) == reference.answer
+
+
+def test_memory_is_planned_for_what_is_asked_else_for_the_exported_context(artifact: Artifact):
+    """Whose network may be made for more."""
+    shorter = Artifact(artifact.path, replace(artifact.manifest, context=100))
+    assert artifact.config.max_position_embeddings > 100
+    assert [inspect_model(shorter, context=asked).memory.context for asked in (None, 40)] == [100, 40]
 
 
 def test_the_report_of_a_quantizer_comes_along(tmp_path: Path):
