@@ -262,7 +262,10 @@ def test_logprobs_of_masked_tokens_are_left_out():
 
 def test_no_logprob_unless_asked_for():
     assert Sampler(SamplingParams()).sample(peaked(100)).logprob is None
-    assert Sampler(SamplingParams(logprobs=0)).sample(peaked(100)).top == ()
+    x = peaked(100)
+    chosen = Sampler(SamplingParams(logprobs=0)).sample(x)
+    assert chosen.top == ()
+    assert chosen.logprob == pytest.approx(np.log(softmax(x.astype(np.float64)))[chosen.token], abs=1e-5)
 
 
 def test_the_penalty_window_counts_the_last_tokens():
@@ -319,6 +322,7 @@ def test_ids_outside_the_vocabulary_are_refused():
         ({"seed": 0.5}, "seed"),
         ({"logprobs": MAX_LOGPROBS + 1}, "logprobs"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),
