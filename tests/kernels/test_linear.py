@@ -100,6 +100,23 @@ def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matri
         assert np.array_equal(operators.linear(matrix, x[:n], mode, tier), together[:n])
 
 
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group in (0, 32, 256)], ids=str)
+def test_pieces_of_many_tiles(operators, tier, random_matrix, scheme):
+    """Threads take four tiles of 16 rows at a time here, of which two are read side by side; the last three are fewer."""
+    shape = (549, 64)
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
+    matrix = operators.matrix(data, scheme, *shape)
+    for n in (1, 2, 7, 8, 13):
+        x = activations("random", n, shape[1])
+        wanted = x.astype(np.float64) @ weights.T
+        bound = EXACT_TOLERANCE * np.sqrt((wanted**2).mean())
+        assert (np.abs(operators.linear(matrix, x, "float32", tier) - wanted) <= bound).all()
+        if not scheme.is_float:
+            bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]))
+        assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
+
+
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group == 0 and not s.is_float], ids=str)
 def test_rows_longer_than_the_kernels_buffers(operators, tier, random_matrix, scheme):
     shape = (19, 4700)
