@@ -7,7 +7,7 @@ import pytest
 
 from edge.errors import NativeError
 from edge.quant import packing
-from edge.quant.scheme import QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 SCHEMES = [
     QuantScheme("f16"),
@@ -17,6 +17,7 @@ SCHEMES = [
     *(QuantScheme("ternary", group) for group in (0, 32, 64, 128, 256)),
 ]
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
+INT8 = QuantScheme("int8")
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 17]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
 # Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
@@ -88,6 +89,17 @@ def test_adversarial_activations(operators, tier, random_matrix, scheme, kind):
     assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
 
 
+@pytest.mark.parametrize("n", [1, 9])
+def test_halves_are_rounded_to_even(operators, tier, n: int):
+    """Codes of 0.5, 1.5, ... of the largest size 127; the matrix hands each column on."""
+    codes = QuantizedMatrix(INT8, np.eye(64, dtype=np.int8), np.ones((64, 1), np.float16))
+    data = packing.pack(codes, INT8)
+    matrix = operators.matrix(data, INT8, 64, 64)
+    x = np.concatenate([[127, -127], np.arange(-31, 31) + 0.5]).astype(np.float32)
+    found = operators.linear(matrix, np.tile(x, (n, 1)), "int8", tier)
+    np.testing.assert_allclose(found, np.tile(np.rint(x), (n, 1)), atol=1e-4)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("mode", ["int8", "float32"])
 def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matrix, scheme, mode):
@@ -102,7 +114,7 @@ def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matri
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group in (0, 32, 256)], ids=str)
 def test_pieces_of_many_tiles(operators, tier, random_matrix, scheme):
-    """Threads take four tiles of 16 rows at a time here, of which two are read side by side; the last three are fewer."""
+    """A thread takes four tiles of 16 rows here, and reads two of them at a time; the last piece is 3."""
     shape = (549, 64)
     data = random_matrix(scheme, *shape)
     weights = packing.dequantize(data, scheme, *shape).astype(np.float64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "kernels" / "tools"
-# Prints every document of the input, which ends in a zero byte, as a line that was made of what the parser says.
+# Prints every document of the input, which ends in a zero byte, as a line made of what the parser says.
 PROGRAM = r"""
 #include <cstdio>
 #include <cstring>
@@ -110,8 +110,10 @@ def test_what_a_document_says(read):
 REFUSED = [
     *("", " ", "01", "-01", "00", "-", "+1", "1.", ".5", "1e", "1e+", "0x10", "NaN", "Infinity", "1 2"),
     *("tru", "truE", "falsy", "nul", "nulL", "True", "'a'", '"a', '"a\\', '"\\x"', '"\\u12g4"', '"\\u12"'),
-    *('"\\ud800"', '"\\udbff"', '"\\udc00"', '"\\udfff"', '"\\ud800\\u0041"', '"\\ud800\\ue000"', '"\\ud800a"'),
-    *('"\t"', '"\x1f"', "[1,]", "[,1]", "[1 2]", "[1", "[1}", '{"a":1,}', '{"a" 1}', '{"a":}', "{1:2}", "{a:1}"),
+    *('"\\ud800"', '"\\udbff"', '"\\udc00"', '"\\udfff"'),
+    *('"\\ud800\\u0041"', '"\\ud800\\ue000"', '"\\ud800a"'),
+    *('"\t"', '"\x1f"', "[1,]", "[,1]", "[1 2]", "[1", "[1}"),
+    *('{"a":1,}', '{"a" 1}', '{"a":}', "{1:2}", "{a:1}"),
     *('{"a":1', '{"a":1]', '{"a":1,"b":2,"a":3}', "[]]", "null x", "[" * 66 + "]" * 66),
     "-1e39",
     "3.5e38",
