@@ -202,6 +202,15 @@ def test_infinities_do_not_vanish(operators, tier, random_matrix, scheme, bad, m
     assert not np.isfinite(y[1]).any()  # a weight of zero times infinity is NaN
 
 
+def test_rms_norm_of_many_rows(operators, tier):
+    """On both threads, each with memory of its own."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((256, 2003)).astype(np.float32)
+    weight = rng.standard_normal(2003).astype(np.float32)
+    wanted = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True)) * weight
+    np.testing.assert_allclose(operators.rms_norm(x, weight, 1e-9, 1.0, tier), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_rms_norm_of_an_overflow_is_not_zero(operators, tier):
     x = np.full((1, 32), 1e30, np.float32)
     assert np.isnan(operators.rms_norm(x, np.ones(32, np.float32), 1e-5, 1.0, tier)).all()
