@@ -34,7 +34,7 @@ def test_every_half(operators):
 
 
 def test_every_half_as_a_weight(operators, tier: str):
-    """The kernels read halves on their own: each column alone gives them back; infinity and NaN do not vanish."""
+    """Kernels read halves on their own: a column alone gives them back; infinity and NaN do not vanish."""
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(2048, 32)
     data = np.ascontiguousarray(halves.reshape(128, 16, 32).transpose(0, 2, 1)).view(np.uint8).ravel()
     found = operators.linear(matrix(data, 2048, 32), np.eye(32, dtype=np.float32), "float32", tier).T
@@ -44,7 +44,7 @@ def test_every_half_as_a_weight(operators, tier: str):
 
 
 def test_what_the_cache_rounds(operators, tier: str):
-    """Of one position attention gives back the value: a half, what lies between two, and beyond the last one."""
+    """Attention to one position gives its value back: halves, what lies between, and beyond the last."""
     halves = np.arange(31 << 10, dtype=np.uint16).view(np.float16).astype(np.float32)
     middles = (halves[1:] + halves[:-1]) / 2  # exact; the last ones beyond 65504 are left out
     numbers = [
