@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edge.errors import NativeError
+from edge.executors.native.operators import LayerOperators
 from edge.quant import packing
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
@@ -87,6 +88,21 @@ def test_adversarial_activations(operators, tier, random_matrix, scheme, kind):
     if not scheme.is_float:
         bound = bound + 2 * rounding_bound(x, weights, activation_block(scheme, shape[1]))
     assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
+
+
+@pytest.mark.parametrize("mode", ["int8", "float32"])
+def test_matrices_that_share_an_input(operators, tier, random_matrix, mode: str):
+    """Kinds of one group size with other codes for zero, and other groups: each as if it were alone."""
+    kinds = [("int4", 32, True), ("int4", 32, False), ("int8", 32, False), ("ternary", 32, False)]
+    schemes = [QuantScheme(*kind) for kind in [*kinds, ("int8", 0, False), ("int4", 64, True)]]
+    data = [random_matrix(scheme, 21, 96) for scheme in schemes]
+    matrices = [operators.matrix(d, scheme, 21, 96) for d, scheme in zip(data, schemes, strict=True)]
+    run = LayerOperators(operators.pool.parallel, operators.buffer.scratch, tier)
+    x, norm = activations("random", 11, 96), np.ones(96, np.float32)
+    together = run.rms_norm_linear(x, norm, 1e-5, 1.0, matrices, mode)
+    for i, matrix in enumerate(matrices):
+        alone = run.rms_norm_linear(x, norm, 1e-5, 1.0, [matrix], mode)
+        np.testing.assert_array_equal(together[:, 21 * i : 21 * i + 21], alone)
 
 
 @pytest.mark.parametrize("n", [1, 9])

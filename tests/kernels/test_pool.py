@@ -159,6 +159,18 @@ def test_default_threads():
     assert ThreadPool().threads == native.default_threads()
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+def test_default_threads_are_within_the_affinity_mask():
+    program = (
+        "import os\n"
+        "os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})\n"
+        "from edge.executors.native import library\n"
+        "print(library.default_threads())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "1\n", result.stderr
+
+
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its shadow memory exceeds the limit")
 def test_too_few_threads_in_the_system_is_an_error_and_no_abort():
     program = (
