@@ -17,6 +17,7 @@ from edge.quant.scheme import QuantScheme
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+InvalidArgument = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
 
 HEADS, KV_HEADS, DIM, CAPACITY = 4, 2, 32, 600
 SPARSE = SparseConfig(
@@ -224,7 +225,7 @@ def test_wrong_input_is_refused(layer, random_matrix):
     good = {"matrices": numbers(INT4, 40, 96), **attributes}
 
     def refused(sentence: str, name: str, inputs: dict[str, np.ndarray], *outputs: np.dtype, **changed: Any):
-        with pytest.raises(Exception, match=rf"edge\.{name}: {sentence}"):
+        with pytest.raises(InvalidArgument, match=rf"edge\.{name}: {sentence}"):
             run(name, inputs, outputs or (FLOAT,), **changed)
 
     refused("x has rows of 95", "rms_norm_linear", {"x": x[:, :95].copy(), "n": norm, "w": data}, **good)
