@@ -129,7 +129,7 @@ def test_equals_the_written_reference(operator):
 
 
 @pytest.mark.parametrize("tier", cpu_tiers())
-@pytest.mark.parametrize("sparse", ["plain", "exact", "no-init"])
+@pytest.mark.parametrize("sparse", ["plain", "exact", "no-init", "wide-kernels"])
 def test_from_the_first_token(operator, sparse: str, tier: str):
     """Every length from 1 on: no window, no coarse window, a ragged last block; several tiles of queries."""
     variant = replace(VARIANTS[sparse], topk=max(1, VARIANTS[sparse].init_blocks + 1), window_size=64)
