@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig
+from edge.formats.model_files import ModelTexts
 from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 
 READER_VERSION = 2
@@ -35,7 +35,7 @@ class TensorInfo:
     exact: bool = True
 
 
-class Checkpoint(Protocol):
+class Checkpoint(ModelTexts, Protocol):
     """A model in somebody's file format, read tensor by tensor.
 
     Names and row order are those of Hugging Face's Llama (GGUF's interleaved q/k rows are put back).
@@ -46,24 +46,8 @@ class Checkpoint(Protocol):
         """A human-readable name of where it came from."""
 
     @property
-    def config(self) -> ModelConfig:
-        """The network it belongs to."""
-
-    @property
     def tensors(self) -> Sequence[TensorInfo]:
         """Every tensor that the network needs, checked against the config's shapes."""
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix:
         """One tensor: floats, or a matrix in the scheme that its TensorInfo names."""
-
-    @property
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """`tokenizer.json` or `tokenizer.model` with the small files beside it, by file name."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja chat template, if it has one."""
-
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        """The contents of `generation_config.json`, or an empty dict."""

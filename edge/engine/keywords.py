@@ -30,7 +30,7 @@ class Settings(TypedDict, total=False):
     logprobs: int | None
     max_new_tokens: int | None
     stop: str | list[str] | tuple[str, ...] | None
-    eos: str | int | list[str] | list[int] | tuple[str | int, ...] | None
+    eos: str | int | list[str | int] | tuple[str | int, ...] | None
     eos_token_id: int | list[int] | tuple[int, ...] | None
     ignore_eos: bool | None
     do_sample: bool | None

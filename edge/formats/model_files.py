@@ -13,7 +13,29 @@ from edge.config import ModelConfig
 from edge.formats.bundle.manifest import BundleTensor
 
 
-class ModelFiles(Protocol):
+class ModelTexts(Protocol):
+    """What a checkpoint, a bundle and an exported folder say beside their weights."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network."""
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """`tokenizer.json` or `tokenizer.model` with the small files beside it, by name; empty for a model
+        without.
+        """
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, or None."""
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The settings that the model's authors recommend (`generation_config.json`), or an empty dict."""
+
+
+class ModelFiles(ModelTexts, Protocol):
     """An open folder with a model: `edge.formats.bundle.reader.Bundle` and
     `edge.formats.artifact.folder.Artifact`.
     """
@@ -43,10 +65,6 @@ class ModelFiles(Protocol):
         """Longest sequence in tokens that an exported folder takes; None where the config alone says it."""
 
     @property
-    def config(self) -> ModelConfig:
-        """The network."""
-
-    @property
     def content_hash(self) -> str:
         """Hex digest of what the model computes."""
 
@@ -63,18 +81,6 @@ class ModelFiles(Protocol):
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
         """The packed bytes of a tensor, mapped and read-only."""
-
-    @property
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name, empty if the model came without."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja chat template, or None."""
-
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        """The sampling settings that the model's authors recommend, or an empty dict."""
 
     def with_config(self, config: ModelConfig) -> ModelFiles:
         """The same weights read as another network; ArtifactError for a folder, which can't change."""

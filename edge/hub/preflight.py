@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edge.config.tensors import check_dense
+from edge.formats.model_files import ModelTexts
 from edge.text.chat_template import ChatTemplate
-from edge.text.tokenizer.load import ModelTexts, open_tokenizer
+from edge.text.tokenizer.load import open_tokenizer
 
 
 def check_small_files(model: ModelTexts) -> None:

@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+import edge
+from edge.apps.chat.loop import ChatLoop
+from edge.apps.chat.views import PlainView
+from edge.errors import ContextError
+
 COMPILER = "Explain what a compiler does."
 GREEDY = ("--temperature", "0", "--max-tokens", "24")
 FIELDS = {
@@ -242,11 +247,30 @@ def test_mapped_weights_give_the_same_answer(ask):
     assert ask(COMPILER, "--mmap")["text"] == ask(COMPILER, "--no-mmap")["text"]
 
 
-def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], smollm2: str):
+def test_flags_of_a_loop(smollm2_gguf: Path, tmp_path: Path):
+    """Typed ones are stronger than a loaded conversation; those that help a full context are named."""
+    path = tmp_path / "thinking.json"
+    with edge.load(smollm2_gguf, context=64, threads=1) as model:
+        saved = model.chat()
+        saved.thinking = True
+        saved.save(path)
+        for typed, thinking in ((None, True), (False, False)):
+            chat = model.chat()
+            ChatLoop(model, chat, PlainView(64), thinking=typed).enter(f"/load {path}")
+            assert chat.thinking is thinking
+        for policy, flags in (("stop", "--context, --overflow drop"), ("drop", "--context")):
+            loop = ChatLoop(model, model.chat(context_policy=policy), PlainView(64))  # type: ignore[arg-type]
+            with pytest.raises(ContextError) as caught:
+                loop.enter("sea " * 100)
+            assert str(caught.value).endswith(f"(flags: {flags}).")
+
+
+def test_conversation_that_outgrows_the_context(run_edge: Callable[..., Any], smollm2: str, tmp_path: Path):
     lines = "Tell me about the sea, please.\n" * 6
     options = ("chat", smollm2, "--context", "160", "--max-tokens", "30", "--temperature", "0", "--json")
-    stopped = run_edge(*options, stdin=lines)
+    stopped = run_edge(*options, "--cache", str(tmp_path / "kv"), stdin=lines)
     assert stopped.returncode == 1
+    assert (tmp_path / "kv").is_file(), "what there was of it is kept all the same"
     assert "context" in stopped.stderr
     dropped = run_edge(*options, "--overflow", "drop", stdin=lines)
     assert dropped.returncode == 0, dropped.stderr

@@ -7,7 +7,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import typer
 
+from edge.apps.profile.command import _share
 from edge.measure.profile import Profile
 
 SHORT = ("--prefill", "16", "--generate", "4", "--repeat", "2")
@@ -62,6 +64,13 @@ def test_comparing(run_edge, profiled):
     ratios = json.loads(same.stdout)["ratios"]
     assert [ratio["ratio"] for ratio in ratios] == [1, 1] and not any(ratio["slower"] for ratio in ratios)
     assert run_edge("profile", "--compare", str(before), str(after)).returncode == 0  # no limit was given
+
+
+def test_a_share_may_be_written_in_two_ways():
+    assert (_share("5%"), _share("0.05"), _share("0")) == (0.05, 0.05, 0)
+    for wrong in ("1", "100%", "-1%", "five"):
+        with pytest.raises(typer.BadParameter, match="not a share"):
+            _share(wrong)
 
 
 def test_planning(run_edge):
@@ -184,4 +193,5 @@ def test_comparing_two_forms_of_a_model(run_edge, smollm2, tmp_path):
     found = json.loads(run_edge(*arguments, "--kv-b", "float32", "--json").stdout)
     assert 0 < found["kl_divergence"] < 0.1 and found["top1_agreement"] > 0.7
     assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float32")
-    assert "Top-1 agreement 100.00%" in run_edge(*arguments).stdout
+    same = run_edge(*arguments, "--limit", "9").stdout
+    assert "Top-1 agreement 100.00%" in same and "8 positions" in same

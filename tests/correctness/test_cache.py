@@ -85,6 +85,32 @@ def test_session_reuse_equals_cold_start(executor, tokens_of):
     np.testing.assert_array_equal(used.step(7), cold.step(7))
 
 
+def test_borders_of_a_cache(open_native, minicpm, make_bundle):
+    """The first number beyond each is refused and changes nothing; the last one within is taken."""
+    executor = open_native(make_bundle(minicpm(max_position_embeddings=256)))
+    cache, same = executor.new_cache(), executor.new_cache()
+    for each in (cache, same):
+        forward(executor, each, [1, 2, 3, 4, 5])
+    two_pages = np.zeros(2 * executor.cache_memory(cache).nbytes, np.uint8)
+    calls = [
+        *(lambda n=n: executor.truncate(cache, n) for n in (-1, 6)),
+        *(lambda rows=rows: executor.keep(cache, 2, rows) for rows in ([5], [1], [2, 2], [3, 2], [2, 5])),
+        *(lambda n=n: executor.keep(cache, n, []) for n in (-1, 6)),
+        *(lambda n=n: executor.repeat(cache, n) for n in (4, 257)),
+        lambda: executor.restore(cache, 257, two_pages),
+        lambda: executor.restore(cache, 256, two_pages),
+    ]
+    for call in calls:
+        with pytest.raises(NativeError):
+            call()
+        assert cache.length == 5
+    executor.repeat(cache, 256)
+    executor.truncate(cache, 255)
+    executor.keep(cache, 0, [250, 251, 252, 253, 254])  # the fifty-first time
+    wanted = forward(executor, same, [6]).logits
+    np.testing.assert_array_equal(forward(executor, cache, [6]).logits, wanted)
+
+
 def test_caches_are_independent(executor, run_all, tokens_of):
     """Two sequences in turn give what each gives alone."""
     texts = [tokens_of(executor.config, 40, seed=seed) for seed in (1, 2)]

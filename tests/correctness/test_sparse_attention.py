@@ -129,7 +129,7 @@ def test_equals_the_written_reference(operator):
 
 
 @pytest.mark.parametrize("tier", cpu_tiers())
-@pytest.mark.parametrize("sparse", ["plain", "exact", "no-init"])
+@pytest.mark.parametrize("sparse", ["plain", "exact", "no-init", "wide-kernels"])
 def test_from_the_first_token(operator, sparse: str, tier: str):
     """Every length from 1 on: no window, no coarse window, a ragged last block; several tiles of queries."""
     variant = replace(VARIANTS[sparse], topk=max(1, VARIANTS[sparse].init_blocks + 1), window_size=64)
@@ -149,13 +149,25 @@ def test_ties_go_to_the_lower_block(operator):
     assert blocks == [[[0, 1, 2, 3, 14, 15]]]
 
 
-def test_scores_far_above_the_normaliser_do_not_overflow(operator):
+@pytest.mark.parametrize("tier", cpu_tiers())
+def test_weights_of_almost_nothing_still_order_the_blocks(operator, tier: str):
+    """One window, in the first block, is e^65 above all others; of those the best ones are meant as ever."""
+    q, k, v = random_qkv((4, 1, 64), 1, 1000)
+    q[:] = q[:1].clone()
+    k[:, :48] = q[0] * (65 * 8 / q[0].square().sum())
+    _, blocks = operator(q, k, v, VARIANTS["exact"], tier=tier)
+    assert torch.equal(as_mask(blocks, 1000), select_blocks(q, k, VARIANTS["exact"]))
+    assert blocks[0][0] != [0, 1, 2, 3, 14, 15]
+
+
+@pytest.mark.parametrize("tier", cpu_tiers())
+def test_scores_far_above_the_normaliser_do_not_overflow(operator, tier: str):
     """One fine window towers over the coarse ones around it."""
     q, k, v = random_qkv((4, 1, 64), 1, 1000)
     q[:] = 30.0
     k[:, 320:352] = 3.0
     k[:, 280:312] = k[:, 360:392] = -3.0
-    out, blocks = operator(q, k, v, SPARSE)
+    out, blocks = operator(q, k, v, SPARSE, tier=tier)
     assert torch.isfinite(out).all() and 5 in blocks[0][0]
     assert torch.equal(as_mask(blocks, 1000), select_blocks(q, k, SPARSE))
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from edge.engine.session import Session
+from edge.errors import ContextError
+from edge.executors.memory import memory_plan
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.trace import Trace, TracedExecutor
@@ -25,6 +27,16 @@ def pair(minicpm, make_bundle, open_native, open_reference):
     """Both executors over one bundle."""
     bundle = make_bundle(minicpm(), QuantScheme("int4", 32))
     return open_reference(bundle, 512), open_native(bundle, context=512)
+
+
+def test_its_float32_weights_count_as_memory(minicpm, make_bundle, monkeypatch):
+    """Four bytes for each, though the memory would hold the packed ones of the bundle twice."""
+    bundle = make_bundle(minicpm(), QuantScheme("int4", 32))
+    floats = sum(4 * info.rows * info.columns for info in bundle.tensors.values())
+    assert floats > 2 * memory_plan(bundle, 16, "float32", 8).total
+    monkeypatch.setattr("edge.executors.opening.available_memory", lambda: floats)
+    with pytest.raises(ContextError, match="The model needs"):
+        open_executor(bundle, RunOptions("torch", context=16, max_batch=8))
 
 
 @pytest.mark.parametrize("chunks", [(1,), (7, 1, 13), (256,)], ids=str)

@@ -304,6 +304,40 @@ def test_policy_drop_leaves_room_for_the_answer(small, wanted):
     assert max(lengths) <= 160 - room
 
 
+def test_policy_drop_drops_nothing_while_the_answer_has_room(small):
+    chat = small.chat(context_policy="drop", max_new_tokens=8)
+    chat.messages = [Message("user", "Hi"), Message("assistant", "Hello")]
+
+    def said(length: int) -> str:
+        seas = length - len(chat._encode([*chat.messages, Message("user", "sea")], None))
+        text = "sea" + " sea" * seas
+        assert len(chat._encode([*chat.messages, Message("user", text)], None)) == length
+        return text
+
+    chat.stream(said(160 - 8))
+    assert chat.dropped_messages == 0
+    chat.stream(said(160 - 7))
+    assert chat.dropped_messages == 2
+
+
+def test_policy_drop_makes_room_for_several_turns_and_a_new_conversation_begins_whole(small, tmp_path):
+    """A quarter of the context is free after a drop, so that the cache lasts for the next turns."""
+    turns = [m for n in range(20) for m in (Message("user", f"Question {n}?"), Message("assistant", "Yes."))]
+    chat = small.chat(context_policy="drop", max_new_tokens=8)
+    chat.save(tmp_path / "empty.json")
+    for restart in (lambda: setattr(chat, "messages", turns[:4]), lambda: chat.load(tmp_path / "empty.json")):
+        chat.messages = turns
+        chat.stream("And you?")
+        dropped = chat.dropped_messages
+        kept, more = (
+            len(chat._encode([*turns[at:], Message("user", "And you?")], None))
+            for at in (dropped, dropped - 2)
+        )
+        assert kept <= 160 - 40 < more
+        restart()
+        assert chat.dropped_messages == 0
+
+
 def test_a_message_that_fills_the_context_exactly(small):
     """One token of an answer fits: it needs no place of its own."""
     for policy in ("stop", "drop"):

@@ -22,7 +22,7 @@ from edge.runtime import Model
 
 # Settings that stand for others, or that take more forms than their field has.
 OTHERS = {"stop": str | list[str] | tuple[str, ...], "eos_token_id": int | list[int] | tuple[int, ...]}
-OTHERS |= {"do_sample": bool, "eos": str | int | list[str] | list[int] | tuple[str | int, ...]}
+OTHERS |= {"do_sample": bool, "eos": str | int | list[str | int] | tuple[str | int, ...]}
 
 
 def members(hint: Any) -> set[Any]:

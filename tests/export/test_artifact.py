@@ -32,12 +32,14 @@ from edge.export.check import (
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.export.targets import get_target, need
+from edge.export.targets.bundle import _decoder
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, RuntimeRange, version_key
 from edge.formats.atomic import Partial
 from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import json_digest
 from edge.hub.convert import convert
+from edge.measure.inspection import inspect_model
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from tests.durability import LINUX, Recorder
@@ -103,6 +105,15 @@ def test_somebody_else_s_choice_of_blocks(tmp_path: Path):
         export_model(source, ExportOptions("gguf", selection="paper"), tmp_path / "gguf")
 
 
+def test_a_program_without_python_attends_as_the_folder_was_exported(tmp_path: Path):
+    """Whatever the model's own constants are: dense where that was asked for, and where it is too short."""
+    own = SparseConfig(dense_len=64, window_size=64, topk=2)
+    source = make_source(tmp_path, llama_config(num_hidden_layers=1, sparse=own))
+    for options, sparse in (({}, own), ({"attention": "dense"}, None), ({"context": 64}, None)):
+        found = json.loads(_decoder(source, ExportOptions("bundle", **options)))
+        assert found["sparse"] == (None if sparse is None else asdict(sparse))
+
+
 def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
     result = check_artifact(artifact.path)
     assert result.passed and result.divergence < 1e-9 and result.agreement == 1
@@ -110,6 +121,13 @@ def test_the_bundle_runs_and_passes_its_check(artifact: Artifact):
     with load(artifact.path, activations="float32", kv_type="float32") as model:
         found = model.complete(reference.prompt, max_new_tokens=len(reference.answer), temperature=0)
     assert list(found.tokens) == reference.answer
+
+
+def test_memory_is_planned_for_what_is_asked_else_for_the_exported_context(artifact: Artifact):
+    """Whose network may be made for more."""
+    shorter = Artifact(artifact.path, replace(artifact.manifest, context=100))
+    assert artifact.config.max_position_embeddings > 100
+    assert [inspect_model(shorter, context=asked).memory.context for asked in (None, 40)] == [100, 40]
 
 
 def test_the_report_of_a_quantizer_comes_along(tmp_path: Path):
@@ -194,6 +212,14 @@ def test_a_damaged_file_is_found(artifact: Artifact, name: str):
         check_artifact(artifact.path)
 
 
+@pytest.mark.parametrize("change", [1, -1])
+def test_a_file_of_another_size_is_found_without_its_checksum(artifact: Artifact, change: int):
+    file = artifact.path / "weights.safetensors"
+    os.truncate(file, file.stat().st_size + change)
+    with pytest.raises(ArtifactError, match=r"has \d+ bytes instead of \d+"):
+        Artifact.open(artifact.path, verify=False)
+
+
 def test_a_changed_manifest_is_found(artifact: Artifact):
     rewrite(artifact.path, lambda data: data.update(context=512), digest=False)
     with pytest.raises(ArtifactError, match="altered after it was written"):
@@ -265,8 +291,10 @@ def test_one_wrong_position_fails_the_check(wrong: int):
     logits[wrong] = [4, 6, -90]
     result = compare_logits(reference, logits, runtime="x", version="1", limit=1)
     assert result.agreement == 1 - 1 / POSITIONS and result.passed
-    same = compare_logits(reference, reference.logits + 7, runtime="x", version="1", limit=1e-9)
-    assert same.passed and same.divergence == pytest.approx(0, abs=1e-12) and same.agreement == 1
+    for shift in (7, -7):
+        same = compare_logits(reference, reference.logits + shift, runtime="x", version="1", limit=1e-9)
+        assert same.passed and same.divergence == pytest.approx(0, abs=1e-12) and same.agreement == 1
+        assert same.largest_error == 7
 
 
 SHORT = SparseConfig(dense_len=64, window_size=64, topk=2)  # 3 blocks of 64 are read
@@ -289,6 +317,12 @@ def test_the_reference_of_sparse_attention_chooses(tmp_path: Path, sparse: Spars
     assert f"chooses blocks only beyond {first_choice}" in remark
     result = compare_logits(found, found.logits, runtime="x", version="1", limit=1)
     assert with_reach(result, found, config).remarks == ()
+    for length, remarks in (
+        (first_choice, 1),
+        (first_choice + 1, 0),
+    ):  # the next query is the first to choose
+        cut = Reference(found.tokens[:length], found.logits)
+        assert len(with_reach(result, cut, config).remarks) == remarks
 
 
 @pytest.mark.parametrize("target", ["bundle", "gguf"])

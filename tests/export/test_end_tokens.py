@@ -18,13 +18,14 @@ from edge.errors import EdgeError, ExportError
 from edge.export.artifact import dry_run, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
+from edge.export.targets.gguf.tokenizer import tokenizer_metadata, unnamed_end_tokens
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.hub.resolve import open_model
 from edge.hub.store import cached_models
 from edge.system.notices import EdgeWarning
-from edge.text.tokenizer.load import open_tokenizer
+from edge.text.tokenizer.load import load_tokenizer, open_tokenizer
 from tests.export.tiny import byte_tokenizer_files, llama_config, make_checkpoint
 
 TEMPLATE = "{% for m in messages %}<turn>{{ m.content }}<turn_over>{% endfor %}"
@@ -91,6 +92,15 @@ def test_gguf(export: Callable[..., Artifact]) -> None:
     source = Source(Bundle.open(artifact.path.parent / "bundle"), eos=("7",))
     (note,) = plan_export(source, ExportOptions("gguf")).notes
     assert note.endswith(f"llama.cpp will not stop at {TURN_OVER} and 7.")
+
+
+def test_gguf_keys_are_for_what_llama_cpp_does_not_know() -> None:
+    """<|im_end|> stands second, and llama.cpp finds it by itself: its key goes to another."""
+    config = llama_config(eos_token_ids=(5, IM_END, 6, TURN_OVER, 7))
+    metadata = tokenizer_metadata(texts(), config)
+    found = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert found == [5, 6, TURN_OVER]
+    assert unnamed_end_tokens(load_tokenizer(texts(), config), config) == [7]
 
 
 def test_a_gguf_files_template_is_checked_before_it_is_converted(

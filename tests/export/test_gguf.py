@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -13,13 +14,15 @@ from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.config import RopeConfig, SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.tensors import EMBEDDING, HEAD
-from edge.errors import ConfigError, ExportError
+from edge.errors import ArtifactError, ConfigError, ExportError
 from edge.export.artifact import check_artifact, export_model
-from edge.export.check import exact_executor
+from edge.export.check import exact_executor, read_reference
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.export.targets.gguf.blocks import BLOCKS, obstacle, pack_blocks
+from edge.export.targets.gguf.check import LlamaCppRun, check_gguf
 from edge.formats.bundle.reader import Bundle
+from edge.formats.gguf_file import GGUFFile
 from edge.hub.convert import convert
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -87,6 +90,8 @@ def test_ternary_groups_of_128_fit_where_neighbours_share_their_scale(tmp_path: 
     types = artifact.manifest.quantization.tensors
     assert types.pop(Q_PROJ) == "Q4_0"  # exact as well, in twice the space
     assert {kind for name, kind in types.items() if "proj" in name} == {"TQ2_0"}
+    file_type = GGUFFile(artifact.model).metadata["general.file_type"]
+    assert file_type == gguf.LlamaFileType.MOSTLY_TQ2_0  # of most matrices, whatever the first one has
     with pytest.raises(
         ExportError, match=rf"'{Q_PROJ}' can't be stored as TQ2_0.*128 differ.*1 of 256 rows.*row 7"
     ):
@@ -207,6 +212,22 @@ def test_the_check_passes_and_says_by_what(tmp_path: Path):
     result = check_artifact(tmp_path / "out")
     assert result.passed and result.agreement == 1
     assert result.runtime == "llama-cpp-python" or "read by edge itself" in result.remarks[0]
+
+
+def test_another_version_of_llama_cpp_than_the_file_needs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    artifact = export_model(make_source(tmp_path, llama_config(num_hidden_layers=1)), GGUF, tmp_path / "out")
+    reference = read_reference(artifact)
+    for version in ("0.3.6", "0.3.5"):
+        run = LlamaCppRun(reference.logits, np.empty(0, np.int64), version)
+        monkeypatch.setattr("edge.export.targets.gguf.check.run_llama_cpp", lambda *_, run=run, **__: run)
+        monkeypatch.setattr("edge.export.targets.gguf.check.importlib.util.find_spec", lambda name: name)
+        if version == "0.3.6":
+            assert check_gguf(artifact, reference).version == version
+            continue
+        with pytest.raises(ArtifactError, match=r"needs llama-cpp-python >= 0\.3\.6, but version 0\.3\.5"):
+            check_gguf(artifact, reference)
 
 
 def test_smollm2_comes_back(smollm2_gguf: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from edge.executors.options import RunOptions
 from edge.export.artifact import check_artifact, export_model, plan_export
 from edge.export.options import ExportOptions
 from edge.export.source import Source
+from edge.export.targets.onnx.genai import genai_config
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.manifest import FileEntry
 from edge.quant.scheme import QuantScheme
@@ -301,6 +302,17 @@ def test_genai_config_names_what_the_graph_has(tiny: Artifact):
     layers = range(document["decoder"]["num_hidden_layers"])
     caches = {names[f"past_{part}_names"] % layer for part in ("key", "value") for layer in layers}
     assert inputs == {names["input_ids"], names["attention_mask"], *caches}
+
+
+def test_genai_config_gives_every_role_a_token():
+    """onnxruntime-genai wants a BOS and a padding token; a model without them gets its first end token."""
+    for changes, wanted in (({"pad_token_id": 0}, (1, 0)), ({"bos_token_id": None}, (2, 2))):
+        config = llama_config(eos_token_ids=(2, 258), **changes)
+        document = json.loads(genai_config(config, 64, {"top_k": 3}))
+        assert (document["model"]["bos_token_id"], document["model"]["pad_token_id"]) == wanted
+        assert document["model"]["eos_token_id"] == [2, 258]
+        assert document["model"]["context_length"] == document["search"]["max_length"] == 64
+        assert (document["search"]["top_k"], document["search"]["top_p"]) == (3, 1.0)
 
 
 def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundle):

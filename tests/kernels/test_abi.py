@@ -175,6 +175,7 @@ def test_where_a_weight_belongs_is_checked(create, change: dict[str, int], sente
         ({"data": lambda address: address + 2}, "multiple of 4 bytes"),
         ({"kind": 0, "group": 0, "rows": 1, "columns": 16, "bytes": 64}, "can't be float32"),
         ({"rows": 144, "bytes": 12992}, "expected 512 x 144, got 144 x 144"),
+        ({"rows": 528, "bytes": 47552}, "expected 512 x 144, got 528 x 144"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

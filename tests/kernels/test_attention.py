@@ -91,7 +91,7 @@ def test_shapes(check, n: int, positions: int, heads: int, kv_heads: int, dim: i
     check(*random_inputs(n, positions, heads, kv_heads, dim))
 
 
-@pytest.mark.parametrize("prefix", [0, 3, 250, 512])
+@pytest.mark.parametrize("prefix", [0, 3, 63, 250, 255, 512])
 def test_tree(check, prefix: int):
     parents = [-1, 0, 0, 1, 1, 3, 2, 6, -1]
     tree = np.zeros(len(parents), np.uint64)
@@ -103,7 +103,7 @@ def test_tree(check, prefix: int):
 @pytest.mark.parametrize(
     "what",
     [
-        *("zero keys", "zero values", "one hot", "huge", "tiny", "sink", "beyond halves"),
+        *("zero keys", "zero values", "one hot", "huge", "tiny", "sink", "strong sink", "beyond halves"),
         *("queries x 1e-36", "keys x 1e-36", "values x 1e-36", "queries x 1e-42"),
     ],
 )
@@ -130,7 +130,24 @@ def test_adversarial_values(check, kv_type: str, what: str):
     if what == "sink":  # a first position that takes nearly all the weight and has a value of nearly nothing
         keys[0] = 3 * queries[0, ::2]
         values[0] *= 1e-3
+    if what == "strong sink":  # more than the largest float above all later ones, as a power of two
+        keys[0] = 16 * queries[0, ::2]
     check(queries, keys, values)
+
+
+def test_what_a_query_does_not_see_does_not_matter(operators, tier, kv_type):
+    """Not even with a weight of 2^-64: values are as large as can be, the scale of int8 is not a number."""
+    tree = np.array([1, 3, 4, 12, 16], np.uint64)
+    hidden = {"causal": slice(-1, None), "tree": [-5, -4, -1]}  # of the last but one
+    for name, rows in hidden.items():
+        queries, keys, values = random_inputs(5, 70, 4, 2, 64)
+        masks = tree if name == "tree" else None
+        before = operators.attention(queries, keys, values, kv_type, tier, masks)
+        values[rows] = {"float16": 6e4, "float32": 1e30, "int8": np.nan}[kv_type]
+        keys[rows] = 3
+        after = operators.attention(queries, keys, values, kv_type, tier, masks)
+        np.testing.assert_array_equal(after[-2], before[-2])
+        assert not np.array_equal(after[-1], before[-1])
 
 
 def test_not_a_number_is_seen(operators, tier, kv_type):

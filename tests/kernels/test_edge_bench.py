@@ -265,6 +265,15 @@ def test_truncated_weights(run_bench, bundle, size):
     assert result.returncode == 1 and result.stderr.startswith("Error: ")
 
 
+@pytest.mark.parametrize("beyond", [1, 8, 9, 2**63])
+def test_a_header_beyond_the_end_of_the_file(run_bench, bundle, beyond):
+    folder = bundle(SCHEMES[0])
+    weights = folder / "weights.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes((len(data) - 8 + beyond).to_bytes(8, "little") + data[8:])
+    assert "weights.safetensors is damaged" in run_bench(str(folder)).stderr
+
+
 def test_android_needs_adb(bundle, tmp_path, monkeypatch):
     folder = str(bundle(SCHEMES[0]))
     if shutil.which("adb") is None:

@@ -33,6 +33,38 @@ def test_every_half(operators):
         np.testing.assert_array_equal(np.signbit(found[numbers]), np.signbit(wanted[numbers]))
 
 
+def test_every_half_as_a_weight(operators, tier: str):
+    """Kernels read halves on their own: a column alone gives them back; infinity and NaN do not vanish."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(2048, 32)
+    data = np.ascontiguousarray(halves.reshape(128, 16, 32).transpose(0, 2, 1)).view(np.uint8).ravel()
+    found = operators.linear(matrix(data, 2048, 32), np.eye(32, dtype=np.float32), "float32", tier).T
+    finite = np.isfinite(halves.astype(np.float32)).all(1)
+    np.testing.assert_array_equal(found[finite], halves[finite].astype(np.float32))
+    assert not np.isfinite(found[~finite]).any()
+
+
+def test_what_the_cache_rounds(operators, tier: str):
+    """Attention to one position gives its value back: halves, what lies between, and beyond the last."""
+    halves = np.arange(31 << 10, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middles = (halves[1:] + halves[:-1]) / 2  # exact; the last ones beyond 65504 are left out
+    numbers = [
+        halves,
+        middles,
+        np.nextafter(middles, 0),
+        np.nextafter(middles, np.float32(1e9)),
+        [65520, 1e9],
+    ]
+    values = np.concatenate([sign * np.concatenate(numbers).astype(np.float32) for sign in (1, -1)])
+    values = np.pad(values, (0, -len(values) % 1024)).reshape(1, -1, 1024)
+    zeros = np.zeros_like(values)
+    found = operators.attention(zeros, zeros, values, "float16", tier)
+    np.testing.assert_array_equal(found, values.clip(-65504, 65504).astype(np.float16).astype(np.float32))
+    codes = np.concatenate([[127, -127], np.arange(-31, 31) + 0.5, np.zeros(16)]).astype(np.float32)
+    codes = codes.reshape(1, 1, 80)
+    found = operators.attention(codes * 0, codes * 0, codes, "int8", tier)
+    np.testing.assert_allclose(found, np.rint(codes), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("activations", ["float32", "int8"])
 def test_silu_of_every_size(tier, activations: str):
     """g / (1 + e^-g) where e^-g overflows, where it is nothing, and between."""

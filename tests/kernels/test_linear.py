@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edge.errors import NativeError
+from edge.executors.native.operators import LayerOperators
 from edge.quant import packing
-from edge.quant.scheme import QuantScheme
+from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
 SCHEMES = [
     QuantScheme("f16"),
@@ -17,6 +18,7 @@ SCHEMES = [
     *(QuantScheme("ternary", group) for group in (0, 32, 64, 128, 256)),
 ]
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
+INT8 = QuantScheme("int8")
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 17]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
 # Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
@@ -88,6 +90,32 @@ def test_adversarial_activations(operators, tier, random_matrix, scheme, kind):
     assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
 
 
+@pytest.mark.parametrize("mode", ["int8", "float32"])
+def test_matrices_that_share_an_input(operators, tier, random_matrix, mode: str):
+    """Kinds of one group size with other codes for zero, and other groups: each as if it were alone."""
+    kinds = [("int4", 32, True), ("int4", 32, False), ("int8", 32, False), ("ternary", 32, False)]
+    schemes = [QuantScheme(*kind) for kind in [*kinds, ("int8", 0, False), ("int4", 64, True)]]
+    data = [random_matrix(scheme, 21, 96) for scheme in schemes]
+    matrices = [operators.matrix(d, scheme, 21, 96) for d, scheme in zip(data, schemes, strict=True)]
+    run = LayerOperators(operators.pool.parallel, operators.buffer.scratch, tier)
+    x, norm = activations("random", 11, 96), np.ones(96, np.float32)
+    together = run.rms_norm_linear(x, norm, 1e-5, 1.0, matrices, mode)
+    for i, matrix in enumerate(matrices):
+        alone = run.rms_norm_linear(x, norm, 1e-5, 1.0, [matrix], mode)
+        np.testing.assert_array_equal(together[:, 21 * i : 21 * i + 21], alone)
+
+
+@pytest.mark.parametrize("n", [1, 9])
+def test_halves_are_rounded_to_even(operators, tier, n: int):
+    """Codes of 0.5, 1.5, ... of the largest size 127; the matrix hands each column on."""
+    codes = QuantizedMatrix(INT8, np.eye(64, dtype=np.int8), np.ones((64, 1), np.float16))
+    data = packing.pack(codes, INT8)
+    matrix = operators.matrix(data, INT8, 64, 64)
+    x = np.concatenate([[127, -127], np.arange(-31, 31) + 0.5]).astype(np.float32)
+    found = operators.linear(matrix, np.tile(x, (n, 1)), "int8", tier)
+    np.testing.assert_allclose(found, np.tile(np.rint(x), (n, 1)), atol=1e-4)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("mode", ["int8", "float32"])
 def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matrix, scheme, mode):
@@ -98,6 +126,23 @@ def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matri
     together = operators.linear(matrix, x, mode, tier)
     for n in COUNTS:
         assert np.array_equal(operators.linear(matrix, x[:n], mode, tier), together[:n])
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group in (0, 32, 256)], ids=str)
+def test_pieces_of_many_tiles(operators, tier, random_matrix, scheme):
+    """A thread takes four tiles of 16 rows here, and reads two of them at a time; the last piece is 3."""
+    shape = (549, 64)
+    data = random_matrix(scheme, *shape)
+    weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
+    matrix = operators.matrix(data, scheme, *shape)
+    for n in (1, 2, 7, 8, 13):
+        x = activations("random", n, shape[1])
+        wanted = x.astype(np.float64) @ weights.T
+        bound = EXACT_TOLERANCE * np.sqrt((wanted**2).mean())
+        assert (np.abs(operators.linear(matrix, x, "float32", tier) - wanted) <= bound).all()
+        if not scheme.is_float:
+            bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]))
+        assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group == 0 and not s.is_float], ids=str)
@@ -171,6 +216,15 @@ def test_infinities_do_not_vanish(operators, tier, random_matrix, scheme, bad, m
     y = operators.linear(matrix, x, mode, tier)
     assert np.isfinite(y[0]).all()
     assert not np.isfinite(y[1]).any()  # a weight of zero times infinity is NaN
+
+
+def test_rms_norm_of_many_rows(operators, tier):
+    """On both threads, each with memory of its own."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((256, 2003)).astype(np.float32)
+    weight = rng.standard_normal(2003).astype(np.float32)
+    wanted = x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True)) * weight
+    np.testing.assert_allclose(operators.rms_norm(x, weight, 1e-9, 1.0, tier), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_rms_norm_of_an_overflow_is_not_zero(operators, tier):

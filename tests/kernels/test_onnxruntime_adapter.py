@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from edge.quant.scheme import QuantScheme
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+InvalidArgument = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
 
 HEADS, KV_HEADS, DIM, CAPACITY = 4, 2, 32, 600
 SPARSE = SparseConfig(
     kernel_size=32, kernel_stride=16, init_blocks=1, block_size=64, window_size=64, topk=2, dense_len=100
 )
 SPARSE_NUMBERS = [32, 16, 64, 1, 64, 2, 100, 0]
+EXACT = replace(SPARSE, exact_lse=True)
 TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int64): 7}
 FLOAT = np.dtype(np.float32)
 
@@ -131,6 +134,9 @@ def test_embedding_rope_and_norm(layer, operators, random_matrix):
     (found,) = run("embedding", {"t": tokens, "w": data}, matrix=numbers(INT4, 40, 84), scale=12.0)
     matrix = operators.matrix(data, INT4, 40, 84)
     np.testing.assert_array_equal(found[0], layer.embedding(matrix, tokens[0], 12.0))
+    none = {"t": np.empty((2, 0), np.int64), "w": data}
+    (found,) = run("embedding", none, matrix=numbers(INT4, 40, 84), scale=12.0)
+    assert found.shape == (2, 0, 84)
     positions, frequencies = np.array([0, 7, 100000], np.int64), rows_of(16)
     (found,) = run("rope_table", {"p": positions, "f": frequencies}, scale=1.25)
     np.testing.assert_array_equal(found, layer.rope_table(positions, frequencies, 1.25))
@@ -152,7 +158,7 @@ class Cache:
         self.attributes = {
             **{"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "capacity": CAPACITY},
             "kv_type": native.KV_TYPE[kv_type],
-            **({} if sparse is None else {"sparse": SPARSE_NUMBERS}),
+            **({} if sparse is None else {"sparse": [*SPARSE_NUMBERS[:7], int(sparse.exact_lse)]}),
         }
         self.own = np.zeros(self.shape.size(), np.uint8)
         self.held = onnxruntime.OrtValue.ortvalue_from_numpy(self.own)
@@ -173,7 +179,7 @@ class Cache:
         return binding.copy_outputs_to_cpu()[0]
 
 
-@pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
+@pytest.mark.parametrize("sparse", [None, SPARSE, EXACT], ids=["dense", "sparse", "exact"])
 @pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
 def test_cache(layer, kv_type: str, sparse: SparseConfig | None):
     """Pieces of a sequence and a tree go into a cache that is bound as input and output, in place."""
@@ -219,11 +225,20 @@ def test_wrong_input_is_refused(layer, random_matrix):
     good = {"matrices": numbers(INT4, 40, 96), **attributes}
 
     def refused(sentence: str, name: str, inputs: dict[str, np.ndarray], *outputs: np.dtype, **changed: Any):
-        with pytest.raises(Exception, match=rf"edge\.{name}: {sentence}"):
+        with pytest.raises(InvalidArgument, match=rf"edge\.{name}: {sentence}"):
             run(name, inputs, outputs or (FLOAT,), **changed)
 
     refused("x has rows of 95", "rms_norm_linear", {"x": x[:, :95].copy(), "n": norm, "w": data}, **good)
     refused("norm has 95", "rms_norm_linear", {"x": x, "n": norm[:95], "w": data}, **good)
+    refused("x has rows of 192", "rms_norm_linear", {"x": rows_of(2, 192), "n": norm, "w": data}, **good)
+    refused("norm has 97", "rms_norm_linear", {"x": x, "n": rows_of(97), "w": data}, **good)
+    pair = {**attributes, "matrices": 2 * numbers(INT4, 40, 96)}
+    del pair["scale"]
+    refused("norm has 97", "rms_norm_swiglu", {"x": x, "n": rows_of(97), "g": data, "u": data}, **pair)
+    short = {**pair, "matrices": pair["matrices"][:9]}
+    refused(
+        "Matrix 1 lacks its 5 numbers", "rms_norm_swiglu", {"x": x, "n": norm, "g": data, "u": data}, **short
+    )
     refused(
         "edge_rms_norm_linear: a 40 x 96 matrix takes 2624 bytes, got 2560",
         "rms_norm_linear",
@@ -255,7 +270,23 @@ def test_wrong_input_is_refused(layer, random_matrix):
         **{"matrix": numbers(INT4, 40, 96), "scale": 1.0},
     )
     cache = Cache(layer, "float16", None)
+    qkv, start = rows_of(2, (HEADS + 2 * KV_HEADS) * DIM), np.array([0])
+    for rope, sentence in ((rows_of(1, DIM), "rope has 32"), (rows_of(3, DIM), "rope has 96")):
+        append = {"qkv": qkv, "rope": rope, "start": start, "cache": cache.own}
+        refused(sentence, "kv_append", append, FLOAT, np.dtype(np.uint8), **cache.attributes)
     queries = rows_of(2, HEADS * DIM)
+    at = {"q": queries, "start": np.array([0, 1]), "cache": cache.own}
+    refused("start has 2", "paged_attention", at, **cache.attributes)
+    at = {**at, "start": start}
+    for name, sentence in (
+        ([2**32, *SPARSE_NUMBERS[1:]], f"Sparse attention can't have the number {2**32}"),
+        (SPARSE_NUMBERS[:7], "Sparse attention has 8 numbers or none, not 7"),
+        ([*SPARSE_NUMBERS, 0], "Sparse attention has 8 numbers or none, not 9"),
+    ):
+        refused(sentence, "paged_attention", at, **{**cache.attributes, "sparse": name})
+    for wrapped in (2**32 + HEADS, HEADS - 2**32):
+        sentence = f"A cache can't have the number {wrapped}"
+        refused(sentence, "paged_attention", at, **{**cache.attributes, "heads": wrapped})
     at = {"q": queries, "start": np.array([CAPACITY - 1]), "cache": cache.own}
     refused("2 more tokens after 599", "paged_attention", at, **cache.attributes)
     at = {**at, "start": np.array([0])}

@@ -147,7 +147,7 @@ def test_a_forked_child_starts_threads_of_its_own():
     assert result.stdout == "ok\n" * 3
 
 
-@pytest.mark.parametrize("threads", [-1, 5000])
+@pytest.mark.parametrize("threads", [-1, 1025])
 def test_impossible_thread_counts(threads):
     handle = ctypes.c_void_p()
     with pytest.raises(NativeError, match="number of threads"):
@@ -157,6 +157,18 @@ def test_impossible_thread_counts(threads):
 def test_default_threads():
     assert native.default_threads() >= 1
     assert ThreadPool().threads == native.default_threads()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity masks")
+def test_default_threads_are_within_the_affinity_mask():
+    program = (
+        "import os\n"
+        "os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})\n"
+        "from edge.executors.native import library\n"
+        "print(library.default_threads())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "1\n", result.stderr
 
 
 @pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="its shadow memory exceeds the limit")

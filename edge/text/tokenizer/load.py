@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from edge.config import ModelConfig
 from edge.errors import TokenizerError
+from edge.formats.model_files import ModelTexts
 from edge.text.end_tokens import end_tokens
 from edge.text.tokenizer.base import Tokenizer
 from edge.text.tokenizer.segments import SegmentTokenizer
 from edge.text.tokenizer.settings import TokenizerSettings, read_settings
-
-
-class ModelTexts(Protocol):
-    """What a checkpoint, a bundle and an exported folder say about text."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The network."""
-
-    @property
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """The tokenizer's files by name."""
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja chat template, or None."""
-
-    @property
-    def generation_config(self) -> dict[str, Any]:
-        """The contents of `generation_config.json`, or an empty dict."""
 
 
 def open_tokenizer(model: ModelTexts) -> Tokenizer:

@@ -11,9 +11,9 @@ import pytest
 from edge.checkpoints.synthetic import CHAT_TEMPLATE, RandomCheckpoint, random_matrix
 from edge.config import ModelConfig
 from edge.config.presets import PRESETS, preset
-from edge.config.tensors import expected_tensors
+from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.errors import CheckpointError, ConfigError
-from edge.quant.packing import pack, unpack
+from edge.quant.packing import dequantize, pack, unpack
 from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
 
 SCHEMES = [
@@ -54,6 +54,21 @@ def test_matrices_are_canonical(scheme: QuantScheme, shape: tuple[int, int]) -> 
         assert np.isfinite(plain.scales).all()
         low, high = {"int4": (0, 15), "int8": (-127, 127), "ternary": (0, 2)}[scheme.kind]
         assert plain.codes.min() >= low and plain.codes.max() <= high
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_and_embedded_tokens_keep_their_size_under_mup(tied: bool) -> None:
+    """Of a normed input of 256 numbers: logits of 2 (hidden / base is 4), and embedded rows of 1."""
+    config = replace(small(tied), dim_model_base=64.0, scale_emb=12.0)
+    checkpoint = RandomCheckpoint(config, QuantScheme("int4", 32), QuantScheme("f16"))
+    head = checkpoint.read(EMBEDDING if tied else HEAD)
+    assert isinstance(head, PackedMatrix)
+    std = dequantize(head.data, head.scheme, *head.shape).std()
+    assert std * 256**0.5 / 4 == pytest.approx(2, rel=0.05)
+    if not tied:
+        rows = checkpoint.read(EMBEDDING)
+        assert isinstance(rows, PackedMatrix)
+        assert 12 * dequantize(rows.data, rows.scheme, *rows.shape).std() == pytest.approx(1, rel=0.05)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

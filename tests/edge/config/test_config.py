@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
+from edge.config.fields import refuse_two
 from edge.config.gguf import config_from_gguf
 from edge.config.huggingface import config_from_hf
 from edge.config.presets import PRESETS, preset
@@ -86,6 +87,21 @@ def test_plain_llama_has_no_scales() -> None:
     assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (1.0, 1.0, 1.0)
     assert config.head_dim == 64 and config.pad_token_id is None and config.eos_token_ids == (2,)
     assert config.rope == RopeConfig() and not config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("values", [(1, 2), (1, 1, 2), (None, 1, None, 2), (1, None, 1, 2)])
+def test_one_of_many_names_that_says_otherwise_is_found(values: tuple[int | None, ...]) -> None:
+    said = dict(zip("abcd", values, strict=False))
+    with pytest.raises(ConfigError, match=r"here contradicts itself: '.' is 1, but '.' is 2"):
+        refuse_two("here", said)
+    refuse_two("here", {name: value and 1 for name, value in said.items()})
+
+
+def test_a_padding_token_is_one_of_the_vocabulary() -> None:
+    """Llama writes -1 for none, and fine-tunes the first id beyond the embedding."""
+    size = LLAMA["vocab_size"]
+    for given, wanted in ((0, 0), (size - 1, size - 1), (size, None), (-1, None)):
+        assert llama(pad_token_id=given).pad_token_id == wanted
 
 
 def test_defaults_that_old_files_rely_on() -> None:

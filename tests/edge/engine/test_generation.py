@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.engine.generation import Completion, StopMatcher, Stream, answer_ends, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.runtime import Model
 
 PROMPT = "Once upon a time, there was a"
 
@@ -26,6 +30,7 @@ def first_stop(text: str, stop: list[str]) -> str:
     return text
 
 
+@example("abcb", ["abcb", "bc"], [4])  # both in one piece, and the shorter one is complete first
 @given(
     st.text("abc", max_size=24),
     st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
@@ -96,6 +101,19 @@ def test_after_a_break_the_result_is_what_there_was(smollm2, story):
     assert (done.stop_reason, done.tokens) == ("cancelled", story.tokens[:3])
     assert done.text == smollm2.tokenizer.decode(story.tokens[:3], continues=True)
     assert session.computed_tokens == computed and list(stream) == [] and stream.result is done
+
+
+def test_an_answer_that_is_closed_in_its_middle_has_all_its_text(smollm2, story):
+    """Also what was held back as the possible beginning of a stop string."""
+    settings = merge_settings(flags={"temperature": 0, "stop": story.text[:6] + "never"})
+    found: list[Completion] = []
+    prompt = smollm2.tokenizer.encode(PROMPT)
+    chunks = generate(
+        *(smollm2.session(), prompt, settings, smollm2.tokenizer), ended=found.append, continues=True
+    )
+    assert next(chunks).text == ""
+    chunks.close()
+    assert found[0].text == smollm2.tokenizer.decode(story.tokens[:1], continues=True) != ""
 
 
 def test_a_stop_string_that_spans_tokens(smollm2, story):
@@ -256,6 +274,12 @@ def test_a_presence_penalty_counts_the_answer_and_a_repetition_penalty_the_promp
     assert set(new.tokens).isdisjoint(ids) and len(set(new.tokens)) == len(new.tokens)
 
 
+def test_a_repetition_penalty_below_one_favours_the_prompts_tokens(smollm2, story):
+    ids = smollm2.tokenizer.encode(PROMPT)
+    assert story.tokens[0] not in ids
+    assert greedy(smollm2, max_new_tokens=1, repetition_penalty=0.01).tokens[0] in ids
+
+
 def test_a_bias_forbids_a_token(smollm2, story):
     assert greedy(smollm2, logit_bias={story.tokens[0]: float("-inf")}).tokens[0] != story.tokens[0]
 
@@ -270,6 +294,25 @@ def test_half_a_character_never_appears(smollm2):
     bias = {ids[0]: 1e4}
     cut = smollm2.complete("Hi", session=session, temperature=0, max_new_tokens=1, logit_bias=bias)
     assert cut.text == "\ufffd" and cut.tokens == (ids[0],)
+
+
+def test_rates_count_what_was_computed(make_bundle, tiny_config, monkeypatch):
+    """A clock that goes on by a second each time: prefill takes one, and every token after the first."""
+    ticks = itertools.count()
+    monkeypatch.setattr("edge.engine.generation.perf_counter", lambda: float(next(ticks)))
+    bundle = make_bundle(replace(tiny_config, vocab_size=120), tokenizer=True)
+    executor = open_executor(bundle, RunOptions(context=64, threads=1))
+    with Model(bundle, executor, name="tiny") as model:
+        session, prompt = model.session(), [5, 9, 33, 2, 61]
+        first = greedy(model, prompt, session, max_new_tokens=6, ignore_eos=True)
+        assert first.tokens_per_second == 1
+        assert (first.prefill_tokens_per_second, first.ttft_seconds) == (5, 2)
+        end = first.tokens[4]
+        length = first.tokens.index(end)
+        ended = greedy(model, prompt, session, max_new_tokens=6, eos_token_id=end)
+        assert (ended.stop_reason, ended.tokens) == ("eos", first.tokens[:length])
+        assert length > 1 and ended.tokens_per_second == 1  # the end token took a step as well
+        assert (ended.reused_tokens, ended.prefill_tokens_per_second) == (4, 1)
 
 
 def test_a_stream_that_failed_says_why(smollm2):

@@ -141,6 +141,8 @@ def test_equal_logits_keep_the_lower_ids(name):
         {"repetition_penalty": 0.8},
         {"frequency_penalty": 0.4},
         {"presence_penalty": 1.1},
+        {"presence_penalty": -1.1},
+        {"frequency_penalty": -0.4},
         {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.5, "top_k": 40},
     ],
 )
@@ -194,6 +196,26 @@ def test_a_top_k_beyond_any_vocabulary_keeps_all_tokens():
             for k in (0, count)
         ]
         assert tokens[::2] == tokens[1::2]
+
+
+def test_a_share_that_is_reached_exactly_is_enough():
+    logits = np.zeros(8, np.float32)
+    for kept in range(1, 8):
+        for setting in ({"top_p": kept / 8}, {"typical_p": kept / 8}, {"top_k": kept}):
+            sampler = Sampler(SamplingParams(temperature=1, **setting))
+            fixed_random(sampler, 1 - 1e-9)
+            assert sampler.sample(logits).token == kept - 1, setting
+
+
+def test_small_temperatures_are_not_rounded():
+    logits = peaked(100, spread=1.0) * np.float32(1e-4)
+    assert_follows(logits, SamplingParams(temperature=1e-4), tolerance=1e-4)
+
+
+def test_every_filter_compares_with_what_the_one_before_it_left():
+    """Typical sampling drops the likeliest tokens of a wide field, then top-p all but a tenth of the rest."""
+    logits = np.random.default_rng(2).normal(0, 1, 20_000).astype(np.float32)
+    assert_follows(logits, SamplingParams(temperature=1, typical_p=0.5, top_p=0.1, min_p=0.9), tolerance=1e-4)
 
 
 def test_masked_tokens_are_never_drawn():
@@ -262,7 +284,10 @@ def test_logprobs_of_masked_tokens_are_left_out():
 
 def test_no_logprob_unless_asked_for():
     assert Sampler(SamplingParams()).sample(peaked(100)).logprob is None
-    assert Sampler(SamplingParams(logprobs=0)).sample(peaked(100)).top == ()
+    x = peaked(100)
+    chosen = Sampler(SamplingParams(logprobs=0)).sample(x)
+    assert chosen.top == ()
+    assert chosen.logprob == pytest.approx(np.log(softmax(x.astype(np.float64)))[chosen.token], abs=1e-5)
 
 
 def test_the_penalty_window_counts_the_last_tokens():
@@ -287,6 +312,8 @@ def test_damaged_logits_are_refused(bad, at):
 def test_logits_that_allow_no_token_are_refused():
     with pytest.raises(NativeError, match="No token is allowed"):
         Sampler(SamplingParams()).sample(np.full(70, -np.inf, np.float32))
+    with pytest.raises(NativeError, match="make a logit infinite"):
+        Sampler(SamplingParams(logit_bias={2: 3e38})).sample(np.full(4, 3e38, np.float32))
     bias = dict.fromkeys(range(4), -math.inf)
     with pytest.raises(NativeError, match="forbids every token"):
         Sampler(SamplingParams(logit_bias=bias)).sample(np.zeros(4, np.float32))
@@ -319,6 +346,7 @@ def test_ids_outside_the_vocabulary_are_refused():
         ({"seed": 0.5}, "seed"),
         ({"logprobs": MAX_LOGPROBS + 1}, "logprobs"),
         ({"logit_bias": {1: math.nan}}, "logit_bias"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),
         ({"logit_bias": [1]}, "logit_bias"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edge.engine.session import Session
 from edge.errors import ContextError, EdgeError, TokenizerError
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
 
 PROMPT = [5, 9, 33, 2, 61, 17, 8, 8, 70, 4, 12, 25, 41, 3, 66, 1, 30, 19, 52, 7]
 
@@ -34,6 +37,15 @@ def test_a_prompt_fills_the_cache_in_chunks(session):
     assert session.prefill(PROMPT).shape == (session.executor.config.vocab_size,)
     assert_consistent(session, PROMPT)
     assert (session.reused_tokens, session.computed_tokens) == (0, len(PROMPT))
+
+
+def test_a_chunk_may_be_longer_than_all_before_it(make_bundle, tiny_config, tokens_of):
+    bundle = make_bundle(replace(tiny_config, num_hidden_layers=1, max_position_embeddings=640))
+    prompt = tokens_of(bundle.config, 600)
+    session = Session(open_executor(bundle, RunOptions(context=640, threads=1, max_batch=640)))
+    session.prefill(prompt)
+    assert_consistent(session, prompt)
+    session.executor.close()
 
 
 def test_stepping_equals_prefill(session):

@@ -17,6 +17,9 @@ import edge
 from edge.config import SparseConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
+from edge.executors.memory import memory_plan
+from edge.executors.native import library as native
+from edge.executors.native.executor import TIER_VARIABLE
 from edge.executors.opening import find_executor, open_executor, refuse_ignored
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
@@ -117,6 +120,28 @@ def test_what_needs_weights_refuses_an_exported_folder(exported):
     for take in (open_bundle, open_checkpoint, plan_model):
         with pytest.raises(EdgeError, match="was exported to another runtime"):
             take(folder)
+
+
+def test_the_tier_that_is_asked_for_counts_more_than_the_environments(bundle, monkeypatch):
+    best, portable = native.cpu_tiers()[0], native.cpu_tiers()[-1]
+    for variable, asked, wanted in (
+        (best, portable, portable),
+        (portable, best, best),
+        (portable, None, portable),
+    ):
+        monkeypatch.setenv(TIER_VARIABLE, variable)
+        executor = open_executor(bundle, RunOptions(context=64, threads=1, tier=asked))
+        assert executor.info.tier == (asked or variable)
+        executor.close()
+
+
+def test_shorter_batches_need_less_memory(bundle, monkeypatch):
+    """What is free lies between the plans for 8 and for 256 tokens at a time."""
+    small, large = (memory_plan(bundle, 64, max_batch=tokens).total for tokens in (8, 256))
+    monkeypatch.setattr("edge.executors.opening.available_memory", lambda: (small + large) // 2)
+    open_executor(bundle, RunOptions(context=64, threads=1, max_batch=8, mmap=False)).close()
+    with pytest.raises(ContextError, match="choose a shorter context"):
+        open_executor(bundle, RunOptions(context=64, threads=1, mmap=False))
 
 
 def test_contexts(bundle, exported):

@@ -119,6 +119,30 @@ def test_sketches_estimate_distances(shape):
     assert sums[0]["norm"] == pytest.approx(np.linalg.norm(a)) and sums[0]["largest"] == np.abs(a).max()
 
 
+def test_by_hand(tmp_path):
+    """The first executor of a file counts; norms may differ where sketches happen to agree."""
+
+    def written(name, *operators):
+        events = [
+            {
+                **{"name": "attention", "ts": 0, "dur": 1, "tid": executor},
+                "args": {
+                    "call": 1,
+                    "layer": 0,
+                    "checksum": {"shape": [1, 4], "norm": norm, "sketch": sketch},
+                },
+            }
+            for executor, norm, sketch in operators
+        ]
+        (tmp_path / name).write_text(json.dumps({"traceEvents": events}))
+        return tmp_path / name
+
+    plain = written("plain", (1, 5.0, [3.0, 4.0]))
+    assert align(written("two", (2, 1.0, [0.0, 0.0]), (1, 5.0, [3.0, 4.0])), plain).worst.difference == 0
+    assert align(plain, written("norm", (1, 8.0, [3.0, 4.0]))).worst.difference == 3 / 5
+    assert align(plain, written("sketch", (1, 5.0, [0.0, 0.0]))).worst.difference == 1
+
+
 def test_bad_files(tmp_path, trace_of):
     (tmp_path / "x.json").write_text('{"traceEvents": [{"tid": 1}]}')
     with pytest.raises(EdgeError, match=r"x\.json' is not a trace of this program"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from edge.errors import BundleError, NativeError
 from edge.executors.native import library as native
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.weights import CopiedWeights, MappedWeights, WeightMemory, open_weights
+from edge.executors.weights import CopiedWeights, HugePageFile, MappedWeights, WeightMemory, open_weights
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.quant.scheme import QuantScheme
@@ -122,3 +123,13 @@ def test_a_file_that_became_shorter_is_an_error_and_no_signal(path, tmp_path):
         memory.read_in_huge_pages()
     with pytest.raises(BundleError, match="became shorter while it was read"):
         CopiedWeights(bundle)
+
+
+def test_a_system_may_read_less_than_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8)
+    (tmp_path / "file").write_bytes(data.tobytes())
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: whole(file, [parts[0][:777]], at))
+    copy = HugePageFile(tmp_path / "file", 9_000)
+    found = np.ctypeslib.as_array((ctypes.c_uint8 * 9_000).from_address(copy.start))
+    np.testing.assert_array_equal(found, data[:9_000])

@@ -137,6 +137,13 @@ def test_a_foreign_file_is_refused(new_executor, stored, at):
     assert "is not a KV cache" in refusal(Session(new_executor()), stored)
 
 
+def test_a_newer_format_is_refused(new_executor, stored):
+    data = stored.read_bytes()
+    assert data.count(b'"version": 1') == 1
+    stored.write_bytes(data.replace(b'"version": 1', b'"version": 2'))
+    assert "has format version 2 and this program reads 1" in refusal(Session(new_executor()), stored)
+
+
 @pytest.mark.parametrize("place", [16, 23, 30, -1, -30000])
 def test_a_changed_byte_is_found(new_executor, stored, place):
     data = bytearray(stored.read_bytes())

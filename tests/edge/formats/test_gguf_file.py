@@ -87,6 +87,12 @@ ALIGNMENT = b"general.alignment"
         (container((), (info(b"w", (8,), offset=(1 << 64) - 32),), bytes(64)), "beyond its end"),
         (container((), (info(b"w", (8,), offset=64),), bytes(64)), "beyond its end"),
         (container((), (info(b"w", (8,), offset=4),), bytes(64)), "not aligned"),
+        (
+            container(
+                (field(ALIGNMENT, INT32, struct.pack("<i", 64)),), (info(b"w", (8,), offset=32),), bytes(128)
+            ),
+            "not aligned to 64",
+        ),
         (container((), (info(b"w", (8,)), info(b"w", (8,), offset=32)), bytes(64)), "'w' is there twice"),
         (container((), (info(b"v", (9,)), info(b"w", (8,), offset=32)), bytes(64)), "'v' and 'w' overlap"),
         (container((), (info(b"w", (33,), Q4_0),), bytes(64)), "whole number of blocks"),

@@ -71,6 +71,26 @@ def test_we_read_what_the_package_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read, array)
 
 
+def test_eight_dimensions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(header(entry(shape=(1,) * 7 + (4,)), b"1234"))
+    assert SafetensorsFile(path).array("a").shape == (1,) * 7 + (4,)
+
+
+def test_an_empty_tensor_may_share_its_place(tmp_path: Path) -> None:
+    """It ends where the next one begins, whichever of them the header names first; the package agrees."""
+    from safetensors.numpy import load_file
+
+    parts = {name: {"dtype": "U8", "shape": [n], "data_offsets": [0, n]} for name, n in (("a", 4), ("b", 0))}
+    for order in ("ab", "ba"):
+        path = tmp_path / f"{order}.safetensors"
+        path.write_bytes(header(json.dumps({name: parts[name] for name in order}).encode(), b"1234"))
+        wanted, found = load_file(path), SafetensorsFile(path)
+        assert {name: found.array(name).tolist() for name in "ab"} == {
+            name: array.tolist() for name, array in wanted.items()
+        }
+
+
 def test_bfloat16(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file

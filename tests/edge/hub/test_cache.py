@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,13 @@ def test_list_and_remove(build: Any, cache: Path) -> None:
     assert {entry.source for entry in cached_models()} == {"arrays", "unfinished or damaged"}
     assert len(remove_cached()) == 2
     assert cached_models() == [] and not any(path.exists() for path in paths)
+
+
+def test_the_quantization_of_most_weights_comes_first(tiny_config: Any, array_checkpoint: Any) -> None:
+    """Two large matrices beside fourteen small ones."""
+    checkpoint = array_checkpoint(replace(tiny_config, vocab_size=3001))
+    cached_bundle(CacheKey("m", {}), lambda out: convert(checkpoint, out, quantize="int4", head="int8"))
+    assert cached_models()[0].quantization == ("int8-g32", "int4-g32")
 
 
 def test_processes_share_one_conversion(build: Any, tmp_path: Path) -> None:

@@ -89,6 +89,19 @@ def test_float16_says_whether_it_rounded(tmp_path: Path, tiny_config: Any, array
     np.testing.assert_allclose(values(bundle, HEAD), checkpoint.weights[HEAD], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("row", [0, 40, 76])
+def test_one_rounded_value_in_any_block_tells(
+    tmp_path: Path, tiny_config: Any, array_checkpoint: Make, row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.hub.convert._BLOCK_WEIGHTS", 32 * 40)  # 77 rows are three blocks
+    checkpoint = array_checkpoint(tiny_config)
+    head = checkpoint.weights[HEAD].astype(np.float16).astype(np.float32)
+    head[row, 3] = 1 + 2**-12
+    checkpoint.weights[HEAD] = head
+    convert(checkpoint, tmp_path / "b")
+    assert not Bundle.open(tmp_path / "b").tensors[HEAD].exact
+
+
 @pytest.mark.parametrize(
     "scheme",
     [QuantScheme("int4", 32, minimum=True), QuantScheme("int8", 32), QuantScheme("ternary", 256)],

@@ -24,7 +24,7 @@ from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
-from edge.hub.resolve import DEFAULT_MODEL, open_checkpoint, open_model, plan_model
+from edge.hub.resolve import DEFAULT_MODEL, _random_recipe, open_checkpoint, open_model, plan_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
 from tests.configs import TOKENIZER
@@ -191,6 +191,18 @@ def test_random_weights() -> None:
         open_model("random:minicpm4-0.5b", quantize="int5")
 
 
+def test_random_weights_are_kept_by_shape_and_every_scheme() -> None:
+    """By default they are int4; the head's scheme counts too."""
+
+    def key(shape: str, quantize: str | None, head: str | None) -> str:
+        return _random_recipe(shape, {"quantize": quantize, "head": head}).key.name
+
+    names = [key("minicpm4-0.5b", *schemes) for schemes in ((None, None), (None, "int8"), (None, "f16"))]
+    names += [key("minicpm4-0.5b", "int8", None), key("smollm2-135m", None, None)]
+    assert len(set(names)) == len(names)
+    assert key("minicpm4-0.5b", "int4-g32", "int4") == names[0]
+
+
 def test_a_typo_lists_what_is_accepted() -> None:
     with pytest.raises(
         CheckpointError, match=r"did you mean smollm2-135m.*GGUF file.*hub id.*random:minicpm4-8b"
@@ -224,16 +236,23 @@ class Hub(ThreadingHTTPServer):
     """
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
+    EARLIER, LATER = "a" * 40, "f" * 40
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.root = root
+        self.main = self.COMMIT
         self.requests: list[str] = []
         self.broken = False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def commit(self, revision: str) -> str | None:
+        """Of the main branch, or a commit itself; None for others."""
+        known = (self.COMMIT, self.EARLIER, self.LATER)
+        return self.main if revision == "main" else revision if revision in known else None
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -254,17 +273,19 @@ class Answer(BaseHTTPRequestHandler):
         if "gated" in repo.name:
             return self.reply(403, b"", {"X-Error-Code": "GatedRepo"})
         file = repo.joinpath(*name)
-        if word != "resolve" or revision not in ("main", Hub.COMMIT) or not file.is_file():
+        commit = self.server.commit(revision)
+        if word != "resolve" or commit is None or not file.is_file():
             return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
         data = file.read_bytes()
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": Hub.COMMIT}
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
         return self.reply(200, data, headers)
 
     def api(self, repo: Path, repo_id: str, rest: list[str]) -> None:
         if not repo.is_dir():
             return self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
         revision = rest[1] if len(rest) > 1 else "main"
-        if revision not in ("main", Hub.COMMIT):
+        commit = self.server.commit(revision)
+        if commit is None:
             return self.reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
         files = sorted(repo.iterdir())
         if rest and rest[0] == "tree":
@@ -274,7 +295,7 @@ class Answer(BaseHTTPRequestHandler):
             ]
             return self.reply(200, json.dumps(tree).encode())
         siblings = [{"rfilename": file.name} for file in files]
-        content = {"id": repo_id, "modelId": repo_id, "sha": Hub.COMMIT, "siblings": siblings, "tags": []}
+        content = {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings, "tags": []}
         return self.reply(200, json.dumps({**content, "private": False, "downloads": 0, "likes": 0}).encode())
 
     def reply(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
@@ -384,6 +405,14 @@ def test_hub_download_cache_and_offline(hub: Hub, edge_open: Open) -> None:
 
     hub.broken = True  # an earlier download serves when the hub does not answer
     assert edge_open(hub.url, "org/tiny", {}) == first
+
+    hub.broken, hub.main = False, Hub.LATER
+    moved = edge_open(hub.url, "org/tiny", {})
+    assert moved["source"] == "org/tiny" and moved["path"] != first["path"]
+    hub.requests.clear()
+    edge_open(hub.url, "org/tiny", {"revision": Hub.EARLIER})
+    assert any(f"/resolve/{Hub.EARLIER}/model.safetensors" in request for request in hub.requests)
+    assert not any(f"/{other}" in request for request in hub.requests for other in ("main", Hub.LATER))
 
 
 def test_small_files_are_checked_before_weights_are_downloaded(hub: Hub, edge_open: Open) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -38,15 +40,36 @@ def test_values(smollm2, exact):
     assert found.tokens == len(kl)
     assert found.kl_divergence == pytest.approx(np.mean(kl), rel=1e-6) and found.kl_divergence > 1e-5
     assert found.kl_max == pytest.approx(max(kl), rel=1e-6)
+    wanted = np.percentile(kl, (50, 90, 99))
+    assert [found.kl_p50, found.kl_p90, found.kl_p99] == pytest.approx(wanted.tolist(), rel=1e-6)
     assert found.top1_agreement == agreed / len(kl)
     wanted = perplexity(smollm2, TEXT, window=window, stride=window)
     assert found.perplexity_b == pytest.approx(wanted.perplexity, rel=1e-6)
 
 
 def test_a_model_agrees_with_itself(smollm2):
-    found = divergence(smollm2, smollm2, TEXT)
+    found = divergence(smollm2, smollm2, TEXT, max_tokens=5)
+    ids = smollm2.tokenizer.encode(TEXT, add_bos=False)[:5]
+    assert (found.tokens, found.perplexity_a) == (4, divergence(smollm2, smollm2, ids).perplexity_a)
     assert (found.kl_divergence, found.kl_max, found.top1_agreement) == (0, 0, 1)
     assert found.perplexity_a == found.perplexity_b
+
+
+def test_models_that_split_the_text_otherwise_are_refused(smollm2, exact):
+    """Token by token they would be compared over different texts; token ids are the same for both."""
+
+    class Shouting:
+        def encode(self, text, **options):
+            return exact.tokenizer.encode(text.upper(), **options)
+
+    other = SimpleNamespace(
+        config=exact.config, context=exact.context, executor=exact.executor, tokenizer=Shouting()
+    )
+    for pair in ((smollm2, other), (other, smollm2)):
+        with pytest.raises(EdgeError, match="split the text into different tokens"):
+            divergence(*pair, TEXT)
+    ids = smollm2.tokenizer.encode(TEXT, add_bos=False)[:4]
+    assert divergence(smollm2, other, ids).tokens == 3
 
 
 def test_what_can_not_be_compared(smollm2, exact):

@@ -69,6 +69,12 @@ def test_windows_longer_than_a_batch(smollm2):
     assert whole.perplexity < perplexity(smollm2, ids, window=16).perplexity / 3, "a repeated text is easy"
 
 
+def test_max_tokens_takes_the_beginning(smollm2):
+    ids = smollm2.tokenizer.encode(TEXT)[:30]
+    found, wanted = perplexity(smollm2, ids, max_tokens=9), perplexity(smollm2, ids[:9])
+    assert (found.tokens, found.nll) == (8, wanted.nll)
+
+
 def test_disjoint_windows_leave_out_their_first_tokens(smollm2):
     ids = smollm2.tokenizer.encode(TEXT)[:33]
     assert perplexity(smollm2, ids, window=8, stride=8).tokens == 33 - 5

@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -267,6 +268,13 @@ def test_longest_context_is_the_longest_that_fits():
     assert too_long.total_bytes - fits.total_bytes == 32 * 2 * 2 * 128 * 2
 
 
+def test_what_fills_the_memory_exactly_fits():
+    (whole,) = plan("random:minicpm4-0.5b", context=1024)
+    for size, fits in ((whole.total_bytes, True), (whole.total_bytes - 1, False)):
+        (found,) = plan("random:minicpm4-0.5b", context=1024, memory=size)
+        assert (found.fits, found.longest_context) == (fits, 1024 if fits else 1023)
+
+
 def test_planned_weights_are_those_of_a_bundle(smollm2):
     (own,) = plan("smollm2-135m", context=100)
     assert own.weights_bytes == sum(info.bytes for info in smollm2.files.tensors.values())
@@ -359,6 +367,26 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
+
+
+def test_what_we_used_ourselves_is_nobody_elses(monkeypatch):
+    """8 seconds of CPU time in 10 s on 4 cores, of which 3 were ours; what was before does not count."""
+    busy, clock = iter([40.0, 50.0, 58.0]), iter([0.0, 100.0, 110.0])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    watch = machine.Watch()
+    watch.start(own_seconds=7.0)
+    assert watch.result(own_seconds=10.0).other_cpu_share == 5 / 40
+
+
+def test_the_hottest_sensor_counts(monkeypatch):
+    sensors = {
+        "board": [SimpleNamespace(current=t) for t in (40.0, 71.0)],
+        "cpu": [SimpleNamespace(current=55.0)],
+    }
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: sensors, raising=False)
+    assert machine.temperature_celsius() == 71.0
 
 
 def test_facts_that_a_system_does_not_tell_are_none(monkeypatch):

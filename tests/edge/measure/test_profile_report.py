@@ -14,6 +14,7 @@ from edge.measure.profile.plan import PlannedDevice, plan
 from edge.measure.profile.report import (
     Table,
     Text,
+    _speed,
     comparison_report,
     plan_report,
     profile_report,
@@ -159,3 +160,8 @@ def test_a_legend_has_at_most_ten_entries(quantized, depths):
             9,
         ) and title == "Latency of single tokens":  # 8 configurations, 9 depths
             assert names[-1] == "and 8 more, see the table"
+
+
+def test_speeds_have_a_digit_behind_the_point_below_a_thousand():
+    shown = [_speed(value) for value in (9.96, 99.96, 999.4, 999.6, 12345.6)]
+    assert shown == ["10.0", "100.0", "999.4", "1000", "12346"]

@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
+from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.measure.profile import Profile, ProfileOptions, profile
 from edge.measure.profile.cost import NetworkCost, Roofline
-from edge.measure.profile.measure import Bench
+from edge.measure.profile.measure import Bench, Measured
+from edge.measure.profile.run import _check_memory, _Configuration, _row
 from edge.measure.profile.schema import ProfileError
 from edge.measure.profile.worker import Setup, Worker
 
@@ -128,6 +132,45 @@ def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
     monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda: 1 << 16)
     with pytest.raises(ProfileError, match=r"2 configurations need .* measure fewer"):
         profile(tiny_bundle, OPTIONS)
+
+
+def test_the_memory_of_a_run_to_the_byte(tiny_bundle, monkeypatch):
+    """Weights, a cache at every depth once, and the deepest test's own: 20 + 40 and 40 + 33 rows."""
+    bundle = Bundle.open(tiny_bundle)
+    row = 2 * bundle.config.num_hidden_layers * bundle.config.num_key_value_heads * bundle.config.head_dim
+    needed = sum(tensor.bytes for tensor in bundle.tensors.values()) + (20 + 40 + 73) * row * 2
+    options = ProfileOptions(depth=(20, 40, 20), prefill=(33,), generate=5)
+    for free in (2 * needed, 2 * needed - 1):
+        monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda free=free: free)
+        with nullcontext() if free == 2 * needed else pytest.raises(ProfileError, match="2 configurations"):
+            _check_memory([(bundle, "float16")] * 2, options)
+
+
+def test_a_row_of_three_repeats(tiny_bundle):
+    """Medians of speed, shares and energy, and the largest memory, whichever repeat had it."""
+    bundle, test = Bundle.open(tiny_bundle), ("decode", 2, 8)
+    cost = NetworkCost.of(bundle.config, [], "float16")
+    ready = SimpleNamespace(
+        **{"threads": 2, "activations": "int8", "tier": "x", "max_batch": 8},
+        **{"load_seconds": 0.5, "workspace_bytes": 7},
+    )
+    measured = [
+        Measured(2.0, (1.5, 0.5), 300, 4.0),
+        Measured(1.0, (0.5, 0.5), 900, None),
+        Measured(4.0, (3.0, 1.0), 100, 10.0),
+    ]
+    each = _Configuration(
+        *("m", "native", "dense", "float16", bundle, cost, SimpleNamespace(ready=ready)),
+        shares={test: [(0.1, 0.9), (0.7, 0.2), (0.3, 0.4)]},
+        measured={test: measured},
+    )
+    row = _row(each, test, ProfileOptions(depth=(8,)), Roofline(1.0, 1.0, 1.0))
+    assert row.samples == (1.0, 2.0, 0.5)
+    assert (row.tokens_per_second.median, row.tokens_per_second.min, row.tokens_per_second.max) == (1, 0.5, 2)
+    assert (row.bandwidth_share, row.compute_share) == (0.3, 0.4)
+    assert (row.peak_memory_bytes, row.joules_per_token, row.ttft_seconds) == (900, 3.5, None)
+    assert (row.latency_percentiles[0], row.latency_percentiles[100]) == (0.5, 3.0)
+    assert (row.memory.kv_cache, row.memory.workspace) == (10 * cost.kv_row, 7)
 
 
 def test_an_error_of_the_process_is_a_sentence(setup):

@@ -140,6 +140,9 @@ def test_overflow_names_the_tensor() -> None:
     weights[1, 3] = 70000
     with pytest.raises(CheckpointError, match=r"up_proj holds 70000.*65504"):
         to_float16(weights, "up_proj")
+    weights[0, 0] = np.inf  # which float16 does hold
+    with pytest.raises(CheckpointError, match="up_proj holds"):
+        to_float16(weights, "up_proj")
     weights[1, 3] = 65504
     np.testing.assert_array_equal(to_float16(weights), weights.astype(np.float16))
 

@@ -54,6 +54,7 @@ def test_wrong_values(changes, sentence):
 
 def test_right_values():
     assert Oven("steam", degrees=0, weight=2, notes={3: 1.0}).weight == 2
+    assert (Oven("gas", degrees=300, weight=0.1).degrees, Oven("gas", degrees=0).degrees) == (300, 0)
     with pytest.raises(TypeError, match="kind"):
         Oven()
 

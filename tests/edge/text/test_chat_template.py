@@ -324,3 +324,19 @@ def test_the_callers_messages_stay_as_they_are(compiled: Compile) -> None:
     template = compiled("{{ messages[0].content[0].text }}{% set messages = [] %}")
     assert template.render([message]) == "a"
     assert message == {"role": "user", "content": [{"type": "text", "text": "a"}]}
+
+
+def test_variables_are_plain_up_to_their_limits():
+    """100 levels below the outermost, and numbers of 4096 bits."""
+
+    def nested(levels: int) -> list[object]:
+        value: list[object] = []
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    template = ChatTemplate("{{ variable is defined }}")
+    for inside, beyond in ((nested(99), nested(100)), (2**4096 - 1, 2**4096), (1 - 2**4096, -(2**4096))):
+        assert template.render([], variable=inside) == "True"
+        with pytest.raises(EdgeError, match=r"100 levels deep|4096 bits"):
+            template.render([], variable=beyond)

@@ -196,6 +196,8 @@ def test_what_only_parts_an_answer_does_not_end_it(open_it: Callable[..., Any]) 
     """gpt-oss writes <|end|> behind its reasoning; where it is alone, as in Phi-3, it ends the answer."""
     special = ("<|end|>", "<|return|>", "<|call|>")
     assert open_it(special).eos_ids == {FIRST + 1, FIRST + 2}
+    assert open_it(("<|end|>", "<|calls|>", "<|flush|>")).eos_ids == {FIRST + 1, FIRST + 2}
+    assert open_it(("<|end|>", "<|return|>", "<|flush|>")).eos_ids == {FIRST, FIRST + 1, FIRST + 2}
     assert open_it(("<|end|>",)).eos_ids == {FIRST}
 
 

@@ -129,6 +129,20 @@ def reference() -> Callable[..., str]:
     return render
 
 
+def test_only_the_beginning_of_a_prompt_gets_a_bos(worker: Worker) -> None:
+    """Also where the same text began the prompt before: what was encoded then has one."""
+
+    class WithBos(Characters):
+        def encode(self, text: str, *, add_bos: bool | None = None, **_: Any) -> list[int]:
+            return [*([] if add_bos is False else [2]), *super().encode(text)]
+
+    template = ChatTemplate("{% for m in messages %}|{{ m.content }}{% endfor %}|", worker=worker)
+    encoder = PromptEncoder(template, WithBos())  # type: ignore[arg-type]
+    for _ in range(2):
+        assert shown(encoder.encode([AGAIN])) == "\x02|More|"
+        assert shown(encoder.encode([SYSTEM, ANSWER, AGAIN])) == "\x02|SYS|\x07\x08\t|More|"
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_every_message_is_written_as_transformers_writes_it(
     prompt: Callable[..., str], reference: Callable[..., str], name: str

@@ -12,6 +12,7 @@ from edge.config import ModelConfig, RopeConfig
 from edge.errors import TokenizerError
 from edge.system.notices import EdgeWarning
 from edge.text.tokenizer import load_tokenizer
+from edge.text.tokenizer.settings import read_settings
 
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 METASPACE_DECODER = {
@@ -186,6 +187,15 @@ def test_other_decoders_are_named(
 ) -> None:
     with pytest.raises(TokenizerError, match=message):
         open_json(converted(decoder=decoder))
+
+
+def test_the_tokenizers_own_configuration_counts_more_than_the_map_beside_it() -> None:
+    """As transformers does with files that list their added tokens; what only the map has counts too."""
+    config = {"bos_token": "<s>", "added_tokens_decoder": {}}
+    mapped = {"bos_token": "</s>", "unk_token": {"content": "<unk>"}}
+    files = {"tokenizer_config.json": config, "special_tokens_map.json": mapped}
+    found = read_settings({name: json.dumps(data).encode() for name, data in files.items()})
+    assert found.named["bos_token"] == "<s>" and found.named["unk_token"] == "<unk>"
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,18 @@ def test_scales_are_no_worse_than_those_of_rounding(scheme: QuantScheme):
     assert (chosen != plain.scales).any()
 
 
+def test_a_larger_scale_where_codes_end_too_early():
+    """-1 takes the last code, -8; then 0.99 ends at 7, unless the step is a little longer."""
+    weights = torch.full((1, 32), 0.99)
+    weights[0, 5] = -1.0
+    (scale,) = best_scales(weights, torch.ones(32), QuantScheme("int4", 32), "w")
+    assert scale == np.float16(1.05 / 8)
+    importance = torch.zeros(32)
+    importance[5] = 1  # nothing else matters: -1 is exact as it is
+    (scale,) = best_scales(weights, importance, QuantScheme("int4", 32), "w")
+    assert scale == np.float16(1 / 8)
+
+
 def test_columns_without_activations_are_rounded():
     """A singular Hessian: dead inputs, and two that are always equal."""
     weights, _ = correlated(96)

@@ -134,6 +134,15 @@ def test_the_strength_of_a_channel(checkpoint: RandomCheckpoint):
 
 
 @torch.no_grad()
+def test_channels_that_are_equally_loud_are_left_alone(checkpoint: RandomCheckpoint):
+    """Every exponent does the same there: the first is taken, which is none."""
+    layer = load_layer(checkpoint.config, 0, read_layer(checkpoint, 0))
+    before = layer.get_parameter("mlp.gate_proj.weight").clone()
+    assert smooth(layer, STAGES[2], 2 * torch.eye(96), QuantScheme("int4", 32)) == 0
+    torch.testing.assert_close(layer.get_parameter("mlp.gate_proj.weight"), before, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_smoothing_leaves_the_function(checkpoint: RandomCheckpoint, text: Path):
     """Every stage at once; channels are made unequal first, so that there is something to smooth."""
     config = checkpoint.config
