@@ -119,6 +119,15 @@ def test_what_is_not_exact_is_refused(kind: str, scheme: QuantScheme, columns: i
     assert obstacle(kind, scheme, columns, scales) == reason
 
 
+@pytest.mark.parametrize("group", range(8))
+def test_one_group_of_a_block_with_another_scale_is_an_obstacle(group: int):
+    scales = np.ones((3, 8), np.float16)
+    assert obstacle("TQ2_0", QuantScheme("ternary", 32), 256, lambda: scales) is None
+    scales[1, group] = 2
+    reason = obstacle("TQ2_0", QuantScheme("ternary", 32), 256, lambda: scales)
+    assert reason is not None and "differ (in 1 of 3 rows, first in row 1)" in reason
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "TQ2_0", "TQ1_0"])
 def test_blocks_are_those_of_the_gguf_package(kind: str):
     """Ternary values, which every type holds: the package's own quantizer must write the same bytes."""
