@@ -243,3 +243,26 @@ def test_batches_do_not_matter(operator, n: int):
 def test_what_is_not_built_is_refused(operator, changes, named: str):
     with pytest.raises(NativeError, match=named):
         operator(*random_qkv((4, 1, 64), 1, 100), replace(SPARSE, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"kernel_size": 48, "kernel_stride": 32}, "multiples of kernel_stride"),
+        ({"init_blocks": SPARSE.topk + 1}, "init_blocks at most topk"),
+        ({"window_size": 96}, "window_size is 96; it must be a multiple of 64"),
+        ({"topk": 0}, "topk is 0"),
+        ({"dense_len": -2}, "dense_len is -2"),
+    ],
+)
+def test_constants_that_contradict_each_other_are_refused(operator, monkeypatch, changes, named: str):
+    """Python's own check lies before; other callers have none."""
+    monkeypatch.setattr(SparseConfig, "__post_init__", lambda self: None, raising=False)
+    with pytest.raises(NativeError, match=named):
+        operator(*random_qkv((4, 1, 64), 1, 100), replace(SPARSE, **changes))
+
+
+def test_as_many_query_heads_as_are_built(operator):
+    operator(*random_qkv((64, 1, 16), 1, 100), SPARSE)
+    with pytest.raises(NativeError, match="up to 64 query heads"):
+        operator(*random_qkv((65, 1, 16), 1, 100), SPARSE)

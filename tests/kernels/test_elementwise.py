@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
+from edge.errors import NativeError
 from edge.executors.native import library as native
 from edge.executors.native.operators import LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
@@ -128,3 +129,19 @@ def test_the_best_token_at_every_border(place: int):
     with pytest.raises(Exception, match="NaN or infinity"):
         logits[place] = np.nan
         draw(logits, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("temperature", -0.1), ("temperature", np.inf), ("top_k", -1), ("top_p", 1.05), ("top_p", np.nan)),
+        *(("min_p", -0.01), ("typical_p", 1.05), ("repetition_penalty", 0.0), ("repetition_penalty", np.inf)),
+        *(("frequency_penalty", np.inf), ("presence_penalty", np.nan), ("logprobs", 65), ("logprobs", -1)),
+        *(("random", 1.0), ("random", -0.1), ("random", np.nan)),
+    ],
+)
+def test_settings_are_checked_at_the_border(setting: str, value: float):
+    """Python's own check lies before; other callers have none."""
+    random, settings = (value, {}) if setting == "random" else (0.5, {setting: value})
+    with pytest.raises(NativeError, match=setting):
+        draw(np.zeros(9, np.float32), random, **settings)
