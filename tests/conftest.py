@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +39,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
 # Torch's threads wait for each other after every tiny operator, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background jobs ignore Ctrl-C, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # cmake and ninja of the development environment
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 

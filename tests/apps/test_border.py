@@ -61,7 +61,7 @@ def test_tables_and_remarks_are_shown_clean(capsys: pytest.CaptureFixture[str]):
 
 def test_names_of_a_model_reach_no_terminal(run_inside: Callable[..., Any], tiny_checkpoint):
     """In a refusal, in the tables of `inspect`, and in the list of the cache."""
-    folder = tiny_checkpoint(model_type=EVIL)
+    folder = tiny_checkpoint(model_type=EVIL.replace("\ud800", ""))  # which is no JSON
     refused = run_inside("inspect", str(folder))
     assert refused.returncode == 1 and not UNSAFE.search(refused.stderr) and "pwned" in refused.stderr
     config = json.loads((folder / "config.json").read_text())
@@ -150,7 +150,7 @@ def test_commands_of_other_messages_are_quoted(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(doctor, "cached_models", lambda: [entry])
     (finding,) = [found for found in doctor._cache() if found.check == "cached model"]
     assert finding.mend == "edge cache remove 'a b'"
-    (tmp_path / "my trace.json").write_text("x")
+    (tmp_path / "my trace.json").write_text("{}")
     with pytest.raises(EdgeError, match=r"EDGE_TRACE='my trace\.json' edge chat"):
         align(tmp_path / "my trace.json", tmp_path / "my trace.json")
 

@@ -50,9 +50,10 @@ class Counter:
         return taken
 
     def _wrap(self, name: str) -> None:
-        original = getattr(native.library(), f"edge_{name}")
+        original = native.library()[f"edge_{name}"]  # without the checks around it
         counted = getattr(self._counter, f"counted_{name}")
-        counted.restype, counted.argtypes = original.restype, (ctypes.c_void_p, *original.argtypes)
+        counted.restype, arguments = native._FUNCTIONS[f"edge_{name}"]
+        counted.argtypes = (ctypes.c_void_p, *arguments)
 
         def call(*arguments: Any) -> int:
             status = int(counted(ctypes.cast(original, ctypes.c_void_p), *arguments))

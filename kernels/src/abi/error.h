@@ -9,7 +9,13 @@ namespace edge {
 __attribute__((format(printf, 2, 3))) edge_status fail(edge_status status, const char *format, ...);
 
 // While an observer runs, a pass is in the middle of its model and cache: `function` may not touch them then.
-extern thread_local bool in_observer;
+class InObserver {
+   public:
+    InObserver();
+    ~InObserver();
+    InObserver(const InObserver &) = delete;
+    InObserver &operator=(const InObserver &) = delete;
+};
 edge_status refuse_in_observer(const char *function);
 
 }  // namespace edge

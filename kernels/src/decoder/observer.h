@@ -46,9 +46,8 @@ class Stage {
     ~Stage() {
         if (observer_.callback == nullptr) return;
         event_.nanoseconds = nanoseconds(Clock::now() - start_);
-        in_observer = true;
+        const InObserver inside;
         observer_.callback(observer_.context, &event_);
-        in_observer = false;
     }
 
    private:
