@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edge.engine.settings import SamplingParams
     from edge.errors import EdgeError
     from edge.runtime import Model, load
+    from edge.system.notices import EdgeWarning
+    from edge.text.prompts import Message
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Chunk",
     "Completion",
     "EdgeError",
+    "EdgeWarning",
+    "Message",
     "Model",
     "SamplingParams",
     "Session",
@@ -43,6 +47,8 @@ _HOME = {
     "Chunk": "edge.engine.generation",
     "Completion": "edge.engine.generation",
     "EdgeError": "edge.errors",
+    "EdgeWarning": "edge.system.notices",
+    "Message": "edge.text.prompts",
     "Model": "edge.runtime",
     "SamplingParams": "edge.engine.settings",
     "Session": "edge.engine.session",

@@ -199,11 +199,15 @@ class Chat:
         return said.pop(0).content
 
     def _encode(self, messages: list[Message], system: str | None) -> list[int]:
+        """system: None is the chat's own."""
+        system = self._system if system is None else system
         first = [] if system is None else [Message("system", system)]
         variables = {} if self.thinking is None else {"enable_thinking": self.thinking}
         return self._encoder.encode([*first, *messages], **variables)
 
-    def _fit(self, messages: list[Message], max_new_tokens: int | None, system: str | None) -> list[int]:
+    def _fit(
+        self, messages: list[Message], max_new_tokens: int | None, system: str | None = None
+    ) -> list[int]:
         """The prompt, with the oldest turns left out as the policy says."""
         context = self.session.context
         prompt = self._encode(messages[self._dropped :], system)
