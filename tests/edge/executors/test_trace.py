@@ -164,3 +164,56 @@ def test_a_trace_of_whole_calls_says_so(trace_of, tmp_path):
     found = align(trace_of("b"), whole)
     assert (found.whole, found.stages) == (("B",), 2)
     assert align(whole, whole).whole == ("A", "B")
+
+
+def written(path, *events):
+    """A trace of (call, layer, name, end, checksum's norm and sketch) at `path`."""
+    path.write_text(
+        json.dumps(
+            {
+                "traceEvents": [
+                    {
+                        **{"name": name, "ts": end - 1, "dur": 1, "tid": 1},
+                        "args": {
+                            **{"call": call, "layer": layer},
+                            "checksum": {"shape": [1, 4], "norm": norm, "sketch": sketch},
+                        },
+                    }
+                    for call, layer, name, end, norm, sketch in events
+                ]
+            }
+        )
+    )
+    return path
+
+
+def test_what_is_within_the_tolerance(tmp_path):
+    a = written(tmp_path / "a", (1, 0, "o", 1, 8.0, [8.0]))
+    b = written(tmp_path / "b", (1, 0, "o", 1, 8.0, [10.0]))
+    assert align(a, b, 0.25).first is None
+    assert align(a, b, 0.2499).first == align(a, b).first == align(a, b).worst
+    close = written(tmp_path / "close", (1, 0, "o", 1, 8.0, [8.0 + 8 * 0.004]))
+    assert align(a, close).first is None
+
+
+def test_the_first_difference_and_the_worst(tmp_path):
+    """The first in the order of A's time, which is not that of the file; each name again by its number."""
+    steps = [(2, 0, "o", 3, 1.0), (1, 1, "q", 9, 1.0), (1, 0, "q", 2, 1.0), (1, 0, "q", 5, 1.0)]
+    a = written(tmp_path / "a", *((*step, [0.0]) for step in steps), (1, 0, "only", 1, 1.0, [0.0]))
+    changed = [(*step, [value]) for step, value in zip(steps, (3.0, 9.0, 0.0, 2.0), strict=True)]
+    b = written(tmp_path / "b", *changed, (1, 0, "new", 1, 1.0, [0.0]), (1, 0, "late", 1, 1.0, [0.0]))
+    found = align(a, b)
+    assert found.first.stage == Stage(1, "q", 0, 1) and found.first.difference == 2
+    assert found.worst.stage == Stage(1, "q", 1, 0) and found.worst.difference == 9
+    assert (found.stages, found.only_a, found.only_b, found.whole) == (4, ("only",), ("late", "new"), ())
+    assert str(found.first.stage) == "q of layer 0 in call 1 (number 2)"
+    assert str(Stage(3, "head", -1, 0)) == "head in call 3"
+
+
+@pytest.mark.parametrize("sketch", [[float("nan")], [float("inf")], [1.0, 2.0]])
+def test_what_has_no_distance_is_infinitely_far(tmp_path, sketch):
+    a = written(tmp_path / "a", (1, 0, "o", 1, 1.0, [1.0]), (2, 0, "o", 1, 1.0, [1.0]))
+    b = written(tmp_path / "b", (1, 0, "o", 1, 1.0, [1.0]), (2, 0, "o", 1, 1.0, sketch))
+    found = align(a, b, 1e9)
+    assert found.first == found.worst and found.worst.difference == float("inf")
+    assert found.worst.stage.call == 2
