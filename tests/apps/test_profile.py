@@ -10,7 +10,9 @@ import pytest
 import typer
 
 from edge.apps.profile.command import _share
+from edge.apps.profile.options import PlanOptions
 from edge.measure.profile import Profile
+from edge.measure.profile.devices import DEVICES
 
 SHORT = ("--prefill", "16", "--generate", "4", "--repeat", "2")
 
@@ -71,6 +73,24 @@ def test_a_share_may_be_written_in_two_ways():
     for wrong in ("1", "100%", "-1%", "five"):
         with pytest.raises(typer.BadParameter, match="not a share"):
             _share(wrong)
+
+
+def test_a_described_device():
+    """What is given counts more than what is known of the device."""
+    known = DEVICES["jetson-orin-nano"]
+
+    def planned(**options):
+        device = PlanOptions(plan=True, **options).planned_device()
+        return device and (device.title, device.bandwidth_gb_s, device.int8_tops, device.source)
+
+    assert planned() is None
+    assert planned(device="jetson-orin-nano") == (known.title, 68, 20, known.source)
+    assert planned(device="jetson-orin-nano", bandwidth=50.0)[1:3] == (50, 20)
+    assert planned(device="jetson-orin-nano", int8_tops=3.0)[1:3] == (68, 3)
+    assert planned(bandwidth=50.0) == ("the device described", 50, None, "given")
+    assert planned(bandwidth=50.0, int8_tops=3.0)[1:3] == (50, 3)
+    with pytest.raises(typer.BadParameter, match="needs --bandwidth or --device"):
+        planned(int8_tops=3.0)
 
 
 def test_planning(run_edge):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
 from edge.executors.memory import memory_plan
 from edge.executors.native import library as native
 from edge.executors.native.executor import TIER_VARIABLE
-from edge.executors.opening import find_executor, open_executor, refuse_ignored
+from edge.executors.opening import _context, find_executor, open_executor, refuse_ignored
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.artifact.folder import Artifact
@@ -171,6 +172,58 @@ def test_attention_is_decided_once(bundle, exported):
         open_executor(odd, RunOptions(attention="sparse", context=32))
     folder = Artifact.open(exported("onnx"))
     assert EXECUTORS.get("onnx").sparse(folder, "dense", 32) == SparseConfig()
+
+
+def test_a_folder_keeps_the_constants_that_it_was_exported_with(tiny_config):
+    sparse, spec = SparseConfig(dense_len=16), EXECUTORS.get("onnx")
+
+    def found(attention, mode, context):
+        files = SimpleNamespace(config=replace(tiny_config, sparse=sparse), attention=attention)
+        return spec.sparse(files, mode, context)
+
+    assert found("sparse", "auto", 8) == found("sparse", "dense", 32) == sparse
+    assert found("dense", "sparse", 32) is None
+
+
+class Stop(Exception):
+    """Ends the opening of an executor once its memory is planned."""
+
+
+def test_memory_is_planned_for_what_will_run(bundle, monkeypatch):
+    """Each of what was asked for changes the plan by what it must."""
+    plans = []
+
+    def keep(plan, available):
+        plans.append(plan)
+        assert available == 12345
+        raise Stop
+
+    monkeypatch.setattr("edge.executors.opening.check_memory", keep)
+    monkeypatch.setattr("edge.executors.opening.available_memory", lambda: 12345)
+
+    def planned(files=bundle, **options):
+        with pytest.raises(Stop):
+            open_executor(files, RunOptions(**options))
+        return plans[-1]
+
+    plain = planned(context=64)
+    assert plain == memory_plan(bundle, 64) and not plain.mapped_weights
+    assert planned() == memory_plan(bundle, 512)
+    assert planned(context=64, kv_type="float32").kv_cache == 2 * plain.kv_cache
+    assert planned(context=64, max_batch=8) == memory_plan(bundle, 64, max_batch=8)
+    assert planned(context=64, mmap=True).mapped_weights and not planned(context=64, mmap=False).mapped_weights
+    own = bundle.with_config(replace(bundle.config, sparse=SparseConfig(dense_len=16)))
+    summaries = planned(own, context=64).kv_cache - plain.kv_cache
+    assert summaries == (4 + 1) * 2 * 2 * 16 * 2  # 64 tokens by 16 and by 64, layers, heads, size, float16
+    assert planned(own, context=64, attention="dense") == plain
+    assert planned(own, context=64, selection="paper").kv_cache == plain.kv_cache + summaries
+
+
+def test_contexts_of_a_folder(exported):
+    files = Artifact.open(exported("onnx"))
+    assert [_context(files, asked) for asked in (None, 32, 31, 1)] == [32, 32, 31, 1]
+    with pytest.raises(EdgeError, match="exported for a context of 32 tokens, not 33"):
+        _context(files, 33)
 
 
 def test_what_an_executor_fixes(bundle):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from edge.apps.profile.view import comparison_json
 from edge.config.presets import preset
 from edge.errors import EdgeError
 from edge.measure.profile import ProfileOptions, machine
@@ -179,6 +180,29 @@ def test_ratio_and_interval():
     assert found.ratio == 0.5
     assert 49 / 102 <= found.low < 0.5 < found.high <= 51 / 98
     assert found.is_slower(0.05) and not found.is_slower(0.6)
+
+
+def test_slower_by_exactly_the_limit_is_not_slower():
+    before, after = document(row(samples=(100.0,) * 3)), document(row(samples=(50.0,) * 3))
+    (found,) = compare(before, after).ratios
+    assert (found.ratio, found.low, found.high) == (0.5, 0.5, 0.5)
+    assert not found.is_slower(0.5) and found.is_slower(0.49)
+    (same,) = compare(before, before).ratios
+    assert not same.is_slower(0)
+
+
+def test_a_comparison_as_a_document():
+    slow = row(samples=(50.0,) * 3, depth=7, tokens=16)
+    before = document(row(samples=(100.0,) * 3, depth=7, tokens=16), row(), row(test="prefill", tokens=9))
+    after = document(slow, row(samples=(100.0, 102.0, 98.0)), *(row(threads=n) for n in (3, 4, 5)))
+    found = compare(before, after)
+    facts = comparison_json(found, [ratio for ratio in found.ratios if ratio.is_slower(0.05)])
+    assert (facts["only_before"], facts["only_after"]) == (1, 3)
+    first, second = facts["ratios"]
+    assert (first["before"], first["after"], first["ratio"]) == (100, 50, 0.5)
+    assert (first["tokens"], first["depth"], first["slower"], second["slower"]) == (16, 7, True, False)
+    assert (second["low"], second["high"]) == (found.ratios[1].low, found.ratios[1].high)
+    assert second["low"] < 1 < second["high"]
 
 
 def test_noise_is_no_slowdown():

@@ -349,6 +349,52 @@ def test_options_that_contradict():
             QuantizeOptions(**fields)
 
 
+@pytest.mark.parametrize(
+    ("field", "fits", "wrong"),
+    [
+        ("sequences", 1, 0),
+        ("length", 8, 7),
+        ("threads", 1, 0),
+        ("damping", 1.0, 1.001),
+        ("damping", 1e-9, -0.01),
+        ("damping", 0.5, float("nan")),
+    ],
+)
+def test_options_up_to_the_border(field, fits, wrong):
+    assert getattr(QuantizeOptions("int4", method="gptq", **{field: fits}), field) == fits
+    with pytest.raises(ExportError, match=f"{field} must be "):
+        QuantizeOptions("int4", method="gptq", **{field: wrong})
+
+
+def test_what_is_calibrated_and_its_defaults():
+    plain = QuantizeOptions("int4")
+    assert (plain.method, plain.sequences, plain.length, plain.head) == ("rtn", 64, 512, "int8")
+    assert (plain.damping, plain.act_order, plain.smooth, plain.calibration) == (0.01, True, False, None)
+    assert not plain.is_calibrated
+    for options in ({"smooth": True}, {"method": "gptq"}, {"method": "p-gptq"}):
+        assert QuantizeOptions("int4", **options).is_calibrated
+
+
+def test_the_memory_of_a_calibrated_run(config: ModelConfig):
+    """Of the shapes 96, 160, 6 and 2 heads of 16: one layer with 3 grams, or a large embedding."""
+    options = QuantizeOptions("int4", sequences=5, length=50)
+    stream = 2 * 5 * 50 * 96
+    layer = 96 * (96 + 96 + 2 * 32 + 3 * 160) + 3 * 160 * 160
+    assert options.memory(config) == (400 << 20) + 4 * (layer + stream)
+    large = replace(config, vocab_size=10_000)
+    assert options.memory(large) == (400 << 20) + 4 * (10_000 * 96 + stream)
+
+
+def test_a_text_that_just_suffices(checkpoint: RandomCheckpoint, tmp_path: Path):
+    """6 pieces of 63 letters behind their BOS; with one letter less they would overlap."""
+    path = tmp_path / "text.txt"
+    path.write_text("abcdefghi" * 42)
+    assert calibration(checkpoint, path, 6, 64).source == str(path)
+    path.write_text(("abcdefghi" * 42)[1:])
+    with pytest.raises(ExportError, match="has 377 tokens, but 6 sequences of 64 need 378"):
+        calibration(checkpoint, path, 6, 64)
+
+
 def test_places_that_cannot_be_written(checkpoint: RandomCheckpoint, options, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="exists already"):
