@@ -38,7 +38,9 @@ def test_tokens_up_to_the_border(tiny_config):
 def test_positions_up_to_the_border():
     assert check_positions(np.array([0, 9]), 2, 10).tolist() == [0, 9]
     for wrong in ([-1, 3], [3, 10]):
-        with pytest.raises(ContextError, match=f"{min(wrong)} to {max(wrong)} reach outside the context of 10"):
+        with pytest.raises(
+            ContextError, match=f"{min(wrong)} to {max(wrong)} reach outside the context of 10"
+        ):
             check_positions(np.array(wrong), 2, 10)
     with pytest.raises(EdgeError, match=r"one entry per token \(3\), got shape \(2,\)"):
         check_positions(np.array([0, 1]), 3, 10)

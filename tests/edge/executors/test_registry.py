@@ -211,7 +211,9 @@ def test_memory_is_planned_for_what_will_run(bundle, monkeypatch):
     assert planned() == memory_plan(bundle, 512)
     assert planned(context=64, kv_type="float32").kv_cache == 2 * plain.kv_cache
     assert planned(context=64, max_batch=8) == memory_plan(bundle, 64, max_batch=8)
-    assert planned(context=64, mmap=True).mapped_weights and not planned(context=64, mmap=False).mapped_weights
+    assert (
+        planned(context=64, mmap=True).mapped_weights and not planned(context=64, mmap=False).mapped_weights
+    )
     own = bundle.with_config(replace(bundle.config, sparse=SparseConfig(dense_len=16)))
     summaries = planned(own, context=64).kv_cache - plain.kv_cache
     assert summaries == (4 + 1) * 2 * 2 * 16 * 2  # 64 tokens by 16 and by 64, layers, heads, size, float16
