@@ -16,7 +16,7 @@ VOCAB, BOS = 11, 7
 
 
 class Sham:
-    """An executor; `asked` counts the positions whose logits were asked for, `longest` the tokens of a call."""
+    """An executor; asked: positions whose logits were asked for. longest: tokens of the longest call."""
 
     def __init__(self, seed, max_batch, logits=None):
         self.seed, self.max_batch, self.asked, self.longest = seed, max_batch, 0, 0
