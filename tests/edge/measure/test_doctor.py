@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,3 +107,53 @@ def test_of_every_executor_it_says_what_chat_says(name):
         assert (finding.state, finding.detail) == ("problem", str(error))
     else:
         assert finding.state == "ok" and finding.detail.startswith(f"{name} is there")
+
+
+@pytest.mark.parametrize(("free", "warned"), [(2 << 30, False), ((2 << 30) - 1, True)])
+def test_a_disk_that_is_nearly_full(cache, monkeypatch, free, warned):
+    monkeypatch.setattr("edge.measure.doctor.shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    found = findings("disk", "cache folder")
+    assert len(found) == warned
+    assert all(each.state == "warning" and each.detail.startswith("2.15 GB are free") for each in found)
+    assert diagnose(only=("cache folder",)).healthy
+
+
+@pytest.mark.parametrize(
+    ("mode", "state"), [(None, "note"), ("never", "warning"), ("madvise", "ok"), ("always", "ok")]
+)
+def test_huge_pages(monkeypatch, mode, state):
+    monkeypatch.setattr("edge.measure.doctor.machine.huge_pages", lambda: mode)
+    (found,) = findings("huge pages")
+    assert (found.state, found.mend is not None) == (state, state == "warning")
+
+
+def test_the_machine(monkeypatch):
+    """What the system does not tell is left out; memory that is used up is not."""
+    facts = {"cpu_name": "a CPU", "core_count": 4, "memory_bytes": 8 * 10**9, "load": 0.0}
+    for name, value in facts.items():
+        monkeypatch.setattr(f"edge.measure.doctor.machine.{name}", lambda value=value: value)
+    for free, wanted in ((3 * 10**9, ", 3.00 GB of it free"), (0, ", 0 B of it free"), (None, "")):
+        monkeypatch.setattr("edge.measure.doctor.available_memory", lambda free=free: free)
+        (found,) = diagnose(only=("machine",)).findings
+        assert found.detail == f"a CPU, 4 cores, 8.00 GB of memory{wanted}"
+    monkeypatch.setattr("edge.measure.doctor.machine.load", lambda: 40.0)
+    busy = diagnose(only=("machine",))
+    assert [each.state for each in busy.findings] == ["ok", "warning"] and busy.healthy
+    assert busy.findings[1].detail.startswith("40 processes are running on 4 cores")
+
+
+def test_packages_that_are_missing(monkeypatch):
+    versions = {"numpy": None, "onnxruntime": None}
+    monkeypatch.setattr("edge.measure.doctor._version", lambda name: versions.get(name, "1.2"))
+    found = diagnose(only=("packages",))
+    assert not found.healthy and found.to_json()["healthy"] is False
+    (problem,) = (each for each in found.findings if each.state == "problem")
+    assert problem.detail.startswith("missing: numpy (") and problem.mend.startswith("pip install")
+    (good,) = (each for each in found.findings if each.check == "packages" and each.state == "ok")
+    assert "numpy" not in good.detail and " 1.2, " in good.detail
+
+
+def test_checks_are_announced_in_their_order():
+    seen = []
+    diagnose(only=("executors", "packages"), progress=seen.append)
+    assert seen == ["packages", "executors"]
