@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from edge.apps.chat.views import stop_note
 from edge.apps.cli.errors import _sentence, _wrapped, run_safely
-from edge.errors import ConfigError
+from edge.apps.cli.loading import keywords, naming_flags
+from edge.apps.cli.terminal import print_json, printable, state_folder
+from edge.errors import ConfigError, ContextError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
 from edge.measure.divergence import Divergence
@@ -221,3 +225,46 @@ def test_exit_codes(capsys):
     assert code(ConfigError("Wrong\n it is.")) == 1
     assert capsys.readouterr().err == "Error: Wrong it is.\n"
     assert code(ConfigError("Wrong."), debug=True) == 1 and "Traceback" in capsys.readouterr().err
+
+
+def test_flags_that_help_are_named():
+    with (
+        pytest.raises(ContextError, match=r"^Too long \(flags: --context, --quantize\)\.$"),
+        naming_flags("--context", "--quantize"),
+    ):
+        raise ContextError("Too long.")
+    with pytest.raises(ConfigError, match=r"^As it is\.$"), naming_flags("--context"):
+        raise ConfigError("As it is.")
+
+
+def test_keywords_are_what_differs_from_the_defaults():
+    assert keywords(RunOptions()) == {}
+    assert keywords(RunOptions(context=5, mmap=False, kv_type="float16")) == {"context": 5, "mmap": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a\tb\nc", "a\tb\nc"), ("\x1b[31mred\x07", "[31mred"), ("\x00\x08\x0b\x1f\x7f\x9f\ud800\udfff", "")],
+)
+def test_what_could_steer_a_terminal_is_left_out(text, shown):
+    assert printable(text) == shown
+    assert printable("\x20\x7e\xa0é\ue000") == "\x20\x7e\xa0é\ue000"
+
+
+def test_documents_are_one_line_of_json(capsys):
+    print_json({"a": [math.inf, -math.inf, math.nan, 1.5], "b": {"c": (math.nan, "\x7f\x9f é\n")}, "d": True})
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and "\\u007f\\u009f" in line
+    assert json.loads(line) == {
+        **{"a": [None, None, None, 1.5], "b": {"c": [None, "\x7f\x9f é\n"]}},
+        "d": True,
+    }
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="other systems have other folders")
+def test_where_the_history_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert state_folder() == tmp_path / "minicpm-edge"
+    for unset in ("", None):
+        monkeypatch.delenv("XDG_STATE_HOME") if unset is None else monkeypatch.setenv("XDG_STATE_HOME", unset)
+        assert state_folder() == Path.home() / ".local" / "state" / "minicpm-edge"

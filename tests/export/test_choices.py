@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edge.config import SparseConfig
 from edge.errors import ArtifactError, ExportError
+from edge.executors.options import RunOptions
 from edge.export import artifact as module
-from edge.export.check import POSITIONS, CheckResult, Reference, read_reference
+from edge.export.check import POSITIONS, CheckResult, Reference, exact_executor, read_reference
 from edge.export.options import ExportOptions
 from edge.export.source import _quantize_options
 
@@ -89,3 +91,35 @@ def test_the_plan_takes_the_larger_memory(monkeypatch, tiny_config):
         monkeypatch.setattr(module.Plan, "to_json", lambda plan: {"memory": plan.export_memory})
         found = module.dry_run("m", ExportOptions("bundle"))
         assert (found["memory"], found["context"], found["small_files"]) == (20, 64, 5)
+
+
+@pytest.mark.parametrize(
+    ("attention", "own", "mode"),
+    [("dense", True, "dense"), ("sparse", True, "auto"), ("sparse", False, "sparse")],
+)
+def test_the_exact_executor(monkeypatch, tiny_config, attention, own, mode):
+    """float32 in all its parts, over the mapped file."""
+    opened = []
+    monkeypatch.setattr("edge.export.check.open_executor", lambda *given: opened.append(given))
+    bundle = SimpleNamespace(config=tiny_config(sparse=SparseConfig() if own else None))
+    exact_executor(bundle, 48, attention)
+    ((files, options),) = opened
+    wanted = {
+        "executor": "native",
+        "context": 48,
+        "activations": "float32",
+        "kv_type": "float32",
+        "mmap": True,
+    }
+    assert files is bundle and options == RunOptions(**wanted, attention=mode)
+
+
+def test_rows_on_which_exponents_are_compared():
+    """Evenly spread; all of them up to twice as many as are wanted."""
+    smooth = pytest.importorskip("edge.export.quantize.smooth")
+    for rows, wanted in ((3, 3), (1023, 1023), (1024, 512), (1536, 512)):
+        found = smooth._sample(smooth.torch.arange(rows * 2).view(rows, 2))
+        assert found.shape == (wanted, 2) and found[1].tolist() == [
+            2 * (rows // wanted),
+            2 * (rows // wanted) + 1,
+        ]
