@@ -237,8 +237,11 @@ def test_flags_that_help_are_named():
         raise ConfigError("As it is.")
 
 
-def test_keywords_are_what_differs_from_the_defaults():
+def test_keywords_are_what_differs_from_the_defaults_or_was_typed(monkeypatch):
     assert keywords(RunOptions()) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr("edge.apps.cli.loading.given_flags", lambda: {"kv_type": "--kv", "quantize": "-q"})
+        assert keywords(RunOptions(context=5)) == {"context": 5, "kv_type": "float16"}
     assert keywords(RunOptions(context=5, mmap=False, kv_type="float16")) == {"context": 5, "mmap": False}
 
 

@@ -107,6 +107,7 @@ def test_an_override_stretches_what_was_trained(tiny_config):
     assert (linear.max_position_embeddings, linear.rope.factor) == (1280, 2.5)
     asked = {"rope_type": "linear", "factor": 2.5, "max_position_embeddings": 600}
     assert override_rope(tiny_config, asked).max_position_embeddings == 600
+    assert override_rope(tiny_config, {"max_position_embeddings": 300}).max_position_embeddings == 300
     same = override_rope(tiny_config, {"rope_theta": 5e5})
     assert (same.max_position_embeddings, same.rope.theta, same.rope.type) == (512, 5e5, "default")
 
