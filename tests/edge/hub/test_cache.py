@@ -277,3 +277,27 @@ def test_damaged_manifests_are_listed(build: Any, cache: Path, manifest: bytes) 
     (found,) = cached_models()
     assert found.source == "unfinished or damaged"
     assert [entry.name for entry in remove_cached()] == [found.name] and cached_models() == []
+
+
+def test_names_of_entries_fit_every_file_system() -> None:
+    """80 characters of the label, without dots and dashes around it, and 16 hexadecimal digits."""
+    long = CacheKey("x" * 81, {}).name
+    assert long.startswith("x" * 80 + "-") and len(long) == 80 + 1 + 16
+    assert CacheKey("..-a.b_c-..", {}).name.startswith("a.b_c-")
+    assert CacheKey("../模型", {}).name.startswith("model-")
+    assert CacheKey("a", {"x": 1}).name == CacheKey("a", {"x": 1}).name != CacheKey("a", {"x": 2}).name
+
+
+def test_every_file_of_a_folder_counts_and_links_are_followed(tmp_path: Path) -> None:
+    folder, blob = tmp_path / "folder", tmp_path / "blob"
+    folder.mkdir()
+    blob.write_bytes(b"1")
+    (folder / "a.json").write_bytes(b"1")
+    (folder / "z.bin").symlink_to(blob)
+    (tmp_path / "link").symlink_to(folder)
+    before = source_key(folder, {})
+    assert source_key(tmp_path / "link", {}) == before
+    os.utime(blob, ns=(0, 1_000_000_001))
+    after = source_key(folder, {})
+    os.utime(blob, ns=(0, 1_000_000_002))  # nanoseconds count
+    assert len({before.name, after.name, source_key(folder, {}).name}) == 3

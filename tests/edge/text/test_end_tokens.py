@@ -54,6 +54,10 @@ TEMPLATES = {
         "{% endfor %}<turn_over>{% endfor %}",
         "<turn_over>",
     ),
+    "an answer that is written twice": (
+        "{% for m in messages %}<turn>{{ m.content }}<over>{{ m.content }} \n<turn_over>{% endfor %}",
+        "<turn_over>",
+    ),
     "the next turn's opening": (
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endfor %}<|assistant|>",
         None,
