@@ -18,7 +18,15 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.hub.convert import convert
-from edge.hub.store import CacheKey, _lock, cached_bundle, cached_models, remove_cached, source_key
+from edge.hub.store import (
+    CacheKey,
+    _key_name,
+    _lock,
+    cached_bundle,
+    cached_models,
+    remove_cached,
+    source_key,
+)
 from edge.system.paths import cache_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -159,6 +167,8 @@ def test_list_and_remove(build: Any, cache: Path) -> None:
         remove_cached("alpha")
     with pytest.raises(EdgeError, match="not in the cache"):
         remove_cached("gamma")
+    with pytest.raises(EdgeError, match="not in the cache"):
+        remove_cached("lphabet")  # inside of a name, not its beginning
     assert len(list((cache / "stamps").iterdir())) == 3
     assert [entry.name for entry in remove_cached("alphabet")] == [keys[1].name]
     assert len(list((cache / "stamps").iterdir())) == 2 and not list((cache / "locks").iterdir())
@@ -301,3 +311,10 @@ def test_every_file_of_a_folder_counts_and_links_are_followed(tmp_path: Path) ->
     after = source_key(folder, {})
     os.utime(blob, ns=(0, 1_000_000_002))  # nanoseconds count
     assert len({before.name, after.name, source_key(folder, {}).name}) == 3
+
+
+@pytest.mark.parametrize(
+    "folder", ["model-1.5-ab", ".model-1.5-ab.77-0f.partial", ".model-1.5-ab.quantizing"]
+)
+def test_the_key_of_finished_and_unfinished_folders(folder: str) -> None:
+    assert _key_name(Path("models") / folder) == "model-1.5-ab"
