@@ -261,6 +261,9 @@ def test_cgroup_limits_are_read_up_to_the_root(tmp_path):
     (box / "memory.usage_in_bytes").write_text("700")
     (box / "memory.stat").write_text("inactive_file 100\n")
     assert _cgroup_available(root, own) == [0]
+    own.write_text("4:cpu,memory:/box\n")  # controllers may share a hierarchy
+    (box / "memory.usage_in_bytes").write_text("70")  # less than its files, which are counted elsewhere
+    assert _cgroup_available(root, own) == [500]
     assert _cgroup_available(root, tmp_path / "missing") == []
 
 

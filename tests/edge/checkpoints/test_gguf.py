@@ -336,8 +336,9 @@ def test_foreign_and_missing_files(tmp_path: Path) -> None:
         GGUFCheckpoint(tmp_path)
 
 
-def test_a_part_of_a_split_file(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "m-00001-of-00003.gguf", metadata={"split.count": 3.0})
+@pytest.mark.parametrize("count", [2, 3.0])
+def test_a_part_of_a_split_file(tmp_path: Path, count: float) -> None:
+    write_gguf(tmp_path / "m-00001-of-00003.gguf", metadata={"split.count": count})
     with pytest.raises(CheckpointError, match="one part of a split GGUF file"):
         GGUFCheckpoint(tmp_path / "m-00001-of-00003.gguf")
 

@@ -386,6 +386,8 @@ def test_config_beside_the_weights_and_biases_of_zeros(tmp_path: Path) -> None:
         ({"bits": None}, "bits None"),
         ({"group_size": "128"}, "group_size"),
         ({"group_size": 0}, "group_size"),
+        ({"group_size": -2}, "group_size"),
+        ({"group_size": True}, "group_size"),
         ({"group_size": 64}, r"scales.*group_size 64.*\[1, 128\]|scales.*group_size 64"),
         ({"quant_method": "awq"}, r"qweight.*method awq"),
         ({"quant_method": "awq", "version": "gemv"}, "version 'gemv'"),

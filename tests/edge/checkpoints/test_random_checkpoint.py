@@ -146,3 +146,10 @@ def test_tokenizer_encodes_any_text_and_decodes_any_id(size: int, im_end: int) -
     assert len(set(everything)) == size and None not in everything
     if size > 1000:
         assert tokenizer.decode([500, 60000]).replace(" ", "").isalpha()
+
+
+@pytest.mark.parametrize(("size", "im_end"), [(73442, 73440), (73441, 73439)])
+def test_the_chat_tokens_have_minicpm4s_ids_where_both_fit(size: int, im_end: int) -> None:
+    files = RandomCheckpoint(small(vocab_size=size), QuantScheme("int4", 32)).tokenizer_files
+    added = {each["content"]: each["id"] for each in json.loads(files["tokenizer.json"])["added_tokens"]}
+    assert added == {"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_end|>": im_end, "<|im_start|>": im_end + 1}

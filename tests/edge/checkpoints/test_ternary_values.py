@@ -125,6 +125,16 @@ def test_every_block_of_rows_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found(matrix) == TernaryValues(QuantScheme("ternary"), exact=False)
 
 
+@pytest.mark.parametrize("weights", [0, 1, 7, 11])
+def test_rows_of_zeros_are_ternary_beside_others(weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four rows, in one of which one row is not zero; zeros alone are no training's result."""
+    monkeypatch.setattr("edge.checkpoints.ternary_values._BLOCK_WEIGHTS", 4 * 256)
+    matrix = torch.zeros(12, 256)
+    matrix[weights, ::3] = 0.5
+    assert found(matrix) == TernaryValues(QuantScheme("ternary"), exact=True)
+    assert found(torch.zeros(12, 256)) is None
+
+
 LAYERS = {"_proj": 32}
 
 

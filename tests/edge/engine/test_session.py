@@ -56,6 +56,15 @@ def test_stepping_equals_prefill(session):
     assert_consistent(session, PROMPT)
 
 
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 17])
+def test_a_prompt_of_whole_chunks_has_logits_too(session, length):
+    assert session.executor.max_batch == 8
+    logits = session.prefill(PROMPT[:length])
+    stepped = Session(session.executor)
+    expected = [stepped.step(token) for token in PROMPT[:length]][-1]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", [0, 1, 8, 13, 19])
 def test_a_shared_prefix_is_not_computed_again(session, shared):
     session.prefill(PROMPT)
@@ -135,6 +144,12 @@ def test_truncate_and_reset(session):
     assert_consistent(session, PROMPT[:5])
     session.truncate(9)
     assert_consistent(session, PROMPT[:5])
+    session.truncate(0)
+    assert_consistent(session, [])
+    session.prefill(PROMPT)
+    with pytest.raises(EdgeError, match="cut to -1 tokens: give 0 or more"):
+        session.truncate(-1)
+    assert_consistent(session, PROMPT)
     session.reset()
     assert_consistent(session, [])
 

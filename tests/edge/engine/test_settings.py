@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 
 import pytest
 
 from edge.engine.settings import SETTING_NAMES, GenerationSettings, SamplingParams, merge_settings, overlay
 from edge.errors import EdgeError
+
+FLOAT32_MAX = 3.4028234663852886e38
 
 
 def test_nothing_given_means_the_defaults():
@@ -132,3 +135,43 @@ def test_stop_and_eos_take_one_or_several():
 def test_wrong_values_are_named(settings, word):
     with pytest.raises(EdgeError, match=word):
         merge_settings(flags=settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_p": 0, "min_p": 0, "typical_p": 0},
+        {"top_p": 1, "min_p": 1, "typical_p": 1},
+        {"temperature": 0, "top_k": 0, "seed": 0, "logprobs": 0, "penalty_window": 0},
+        {"presence_penalty": FLOAT32_MAX, "frequency_penalty": -FLOAT32_MAX},
+        {"logit_bias": {0: -math.inf, 2**31 - 1: FLOAT32_MAX}},
+    ],
+)
+def test_the_borders_of_the_ranges_belong_to_them(settings):
+    sampling = merge_settings(flags=settings).sampling
+    assert {name: getattr(sampling, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"logit_bias": {2**31: 0.0}}, "2147483648"),
+        ({"logit_bias": {1: math.inf}}, "logit_bias"),
+        ({"presence_penalty": math.nextafter(FLOAT32_MAX, math.inf)}, "presence_penalty"),
+        ({"typical_p": 1.001}, "typical_p"),
+        ({"min_p": -0.001}, "min_p"),
+    ],
+)
+def test_just_beyond_the_ranges_is_refused(settings, word):
+    with pytest.raises(EdgeError, match=word):
+        merge_settings(flags=settings)
+
+
+def test_the_first_token_may_end_an_answer_and_one_token_may_be_its_length():
+    settings = merge_settings(flags={"eos_token_id": 0, "max_new_tokens": 1, "eos": 0})
+    assert (settings.eos_token_ids, settings.max_new_tokens, settings.eos) == ((0,), 1, ("0",))
+
+
+@pytest.mark.parametrize("penalty", [{"frequency_penalty": -0.5}, {"presence_penalty": -0.5}])
+def test_a_penalty_below_zero_is_one(penalty):
+    assert SamplingParams(**penalty).has_penalties and not SamplingParams().has_penalties

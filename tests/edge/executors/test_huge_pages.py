@@ -45,3 +45,20 @@ def test_what_was_there_and_what_is_empty_stay_as_they_are():
         unused = pages(128 * MB)
         unused[: 16 * MB] = b"x" * (16 * MB)
     assert in_huge_pages(before) in (0, None) and in_huge_pages(unused) in (0, None)
+
+
+def test_the_mappings_of_an_area_are_counted_and_those_beside_it_not(tmp_path, monkeypatch):
+    """From 4 to 8 MB; the mappings before and behind touch it."""
+    heads = [(2, 4), (4, 6), (6, 8), (8, 10)]
+    kinds = ["AnonHugePages", "AnonHugePages", "FilePmdMapped", "AnonHugePages"]
+    lines = []
+    for (start, end), kind in zip(heads, kinds, strict=True):
+        lines += [f"{start * MB:x}-{end * MB:x} rw-p 00000000 00:00 0", "Rss: 2048 kB", f"{kind}: 1024 kB"]
+    (tmp_path / "smaps").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr("edge.system.huge_pages.Path", lambda _: tmp_path / "smaps")
+    assert huge_page_bytes(4 * MB, 4 * MB) == 2 * MB
+    assert huge_page_bytes(4 * MB, 4 * MB + 1) == 3 * MB
+    assert huge_page_bytes(4 * MB - 1, 4 * MB) == 3 * MB
+    assert huge_page_bytes(4 * MB, 4096) == 4096  # never more than was asked about
+    monkeypatch.setattr("edge.system.huge_pages.Path", lambda _: tmp_path / "none")
+    assert huge_page_bytes(4 * MB, 4 * MB) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,3 +190,18 @@ def test_two_makers_of_one_folder(tmp_path: Path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"] and len(
         list(tmp_path.iterdir())
     ) == 1
+
+
+@pytest.mark.parametrize(
+    ("codes", "says"),
+    [
+        (("ENOSPC", "EDQUOT"), "The disk is full while writing 'out'"),
+        (("EACCES", "EPERM", "EROFS"), "choose a folder that you may write to"),
+        (("ENOTEMPTY",), "'out' was made by another process meanwhile"),
+        (("EIO", "EISDIR"), "^Cannot write 'out'"),
+    ],
+)
+def test_why_a_file_was_not_written(codes: tuple[str, ...], says: str):
+    for code in codes:
+        error = OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        assert re.search(says, write_failure("out", error))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
+from edge.formats.kv_file import MAGIC, read_cache, write_cache
 from edge.hub.convert import convert
 
 PROMPT = [5, 9, 33, 2, 61, 17, 8, 8, 70, 4, 12, 25, 41, 3, 66, 1, 30, 19, 52, 7]
@@ -221,3 +225,43 @@ def test_a_failed_write_keeps_the_old_file(new_executor, stored, monkeypatch):
 
 def _full(descriptor: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("model", "by another model"),
+        ("layout", "by another version of this program"),
+        ("kv_type", "with another --kv:"),
+        ("activations", "with another --activations:"),
+        ("rope", "with another --context or --rope-override:"),
+        ("attention", "with another --attention:"),
+        ("colour", "with another colour:"),
+    ],
+)
+def test_what_differs_is_named_as_its_user_knows_it(tmp_path: Path, name: str, reason: str):
+    tokens, memory = np.arange(3, dtype=np.int32), np.arange(5, dtype=np.uint8)
+    identity = {"same": "x", name: "old"}
+    write_cache(tmp_path / "c", identity, tokens, memory)
+    for other in ({"same": "x", name: "new"}, {**identity, name: "new"}):
+        with pytest.raises(EdgeError, match=reason):
+            read_cache(tmp_path / "c", other)
+    found = read_cache(tmp_path / "c", identity)
+    assert found.tokens.tolist() == [0, 1, 2] and found.memory.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_header_has_at_most_64_kib(tmp_path: Path):
+    for length, says in ((1 << 16, "not valid JSON"), ((1 << 16) + 1, "its header is cut off")):
+        (tmp_path / "c").write_bytes(struct.pack("<16sQ", MAGIC, length) + bytes(1 << 17))
+        with pytest.raises(EdgeError, match=says):
+            read_cache(tmp_path / "c", {})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_only_its_owner_can_read_a_cache(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        write_cache(tmp_path / "c", {}, np.zeros(1, np.int32), np.zeros(1, np.uint8))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o600

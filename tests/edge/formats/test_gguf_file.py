@@ -149,3 +149,28 @@ def test_every_kind_of_field_and_tensor_as_the_gguf_package_writes_it(tmp_path: 
         assert found[name].shape == values.shape[::-1]
     np.testing.assert_array_equal(found["q4"].data, blocks, strict=True)
     assert found["q4"].shape == (64, 3) and found["q4"].tensor_type.name == "Q4_0"
+
+
+def test_the_largest_arrays_and_shapes_that_are_read(tmp_path: Path) -> None:
+    """4,194,304 entries of all arrays together; four dimensions; tensors side by side up to the last byte."""
+    half = 1 << 21
+    fields = [field(name, ARRAY, array(UINT8, half, bytes(half))) for name in (b"a", b"b")]
+    infos = (info(b"v", (2, 2, 1, 2)), info(b"w", (8,), offset=32))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(container(tuple(fields), infos, np.arange(16, dtype="<f4").tobytes(), version=2))
+    file = GGUFFile(path)
+    assert [len(file.metadata[name]) for name in "ab"] == [half, half]
+    assert [tensor.data.reshape(-1)[-1] for tensor in file.tensors] == [7, 15]
+    assert file.tensors[0].data.shape == (2, 1, 2, 2)
+    path.write_bytes(container((*fields, field(b"c", ARRAY, array(UINT8, 1, b"x")))))
+    with pytest.raises(CheckpointError, match="more than 4194304"):
+        GGUFFile(path)
+
+
+def test_integers_keep_their_signs(tmp_path: Path) -> None:
+    kinds = {24: "<i1", 25: "<i2", 26: "<i4", 27: "<i8"}  # ggml's numbers of I8 to I64
+    for kind, dtype in kinds.items():
+        values = np.array([-1, 2, -3, 4], dtype)
+        (tmp_path / "m.gguf").write_bytes(container((), (info(b"w", (4,), kind),), values.tobytes()))
+        (tensor,) = GGUFFile(tmp_path / "m.gguf").tensors
+        np.testing.assert_array_equal(tensor.data, values, strict=True)

@@ -89,6 +89,13 @@ def test_text_is_utf8():
         "\ud800",
         "a\u202eb",
         "a\u2028b",
+        "a\x1f",
+        "a\x7f",
+        "a\x9f",
+        "a\u2029",
+        "a\u202a",
+        "a\u2066",
+        "a\u2069",
         "x" * 1025,
         "ä" * 513,
     ],
@@ -118,7 +125,7 @@ OUTSIDE = [
 ]
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, "x" * 256])
+@pytest.mark.parametrize("name", [*OUTSIDE, "x" * 256, "ä" * 128])
 def test_files_outside_the_folder_are_refused(name: str):
     for accept in (accept_file_name, accept_inner_path):
         with pytest.raises(CheckpointError, match=r"^'m\.json' names a file .* cannot belong to it"):
@@ -132,6 +139,19 @@ def test_names_that_are_taken():
     assert accept_inner_path("a.mlpackage/Data/m.mlmodel", "it", CheckpointError)
     with pytest.raises(CheckpointError, match="another folder"):
         accept_file_name("a/b", "it", CheckpointError)
+
+
+def test_the_longest_names_are_taken():
+    """255 bytes of UTF-8 for a file, as common file systems hold; 1024 for a tensor or a whole path."""
+    for name in ("x" * 255, "ä" * 127 + "x"):
+        assert accept_file_name(name, "it", CheckpointError) == name
+    for name in ("x" * 1024, "ä" * 512):
+        assert accept_name(name, "it", CheckpointError) == name
+    path = "/".join(["x" * 255, "y" * 255, "z" * 255, "w" * 256])
+    assert len(path) == 1024
+    with pytest.raises(CheckpointError, match="is too long"):  # by its last part
+        accept_inner_path(path, "it", CheckpointError)
+    assert accept_inner_path(path[:-1], "it", CheckpointError) == path[:-1]
 
 
 def test_only_regular_files_are_opened(tmp_path: Path):

@@ -18,7 +18,15 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.hub.convert import convert
-from edge.hub.store import CacheKey, _lock, cached_bundle, cached_models, remove_cached, source_key
+from edge.hub.store import (
+    CacheKey,
+    _key_name,
+    _lock,
+    cached_bundle,
+    cached_models,
+    remove_cached,
+    source_key,
+)
 from edge.system.paths import cache_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -159,6 +167,8 @@ def test_list_and_remove(build: Any, cache: Path) -> None:
         remove_cached("alpha")
     with pytest.raises(EdgeError, match="not in the cache"):
         remove_cached("gamma")
+    with pytest.raises(EdgeError, match="not in the cache"):
+        remove_cached("lphabet")  # inside of a name, not its beginning
     assert len(list((cache / "stamps").iterdir())) == 3
     assert [entry.name for entry in remove_cached("alphabet")] == [keys[1].name]
     assert len(list((cache / "stamps").iterdir())) == 2 and not list((cache / "locks").iterdir())
@@ -277,3 +287,34 @@ def test_damaged_manifests_are_listed(build: Any, cache: Path, manifest: bytes) 
     (found,) = cached_models()
     assert found.source == "unfinished or damaged"
     assert [entry.name for entry in remove_cached()] == [found.name] and cached_models() == []
+
+
+def test_names_of_entries_fit_every_file_system() -> None:
+    """80 characters of the label, without dots and dashes around it, and 16 hexadecimal digits."""
+    long = CacheKey("x" * 81, {}).name
+    assert long.startswith("x" * 80 + "-") and len(long) == 80 + 1 + 16
+    assert CacheKey("..-a.b_c-..", {}).name.startswith("a.b_c-")
+    assert CacheKey("../模型", {}).name.startswith("model-")
+    assert CacheKey("a", {"x": 1}).name == CacheKey("a", {"x": 1}).name != CacheKey("a", {"x": 2}).name
+
+
+def test_every_file_of_a_folder_counts_and_links_are_followed(tmp_path: Path) -> None:
+    folder, blob = tmp_path / "folder", tmp_path / "blob"
+    folder.mkdir()
+    blob.write_bytes(b"1")
+    (folder / "a.json").write_bytes(b"1")
+    (folder / "z.bin").symlink_to(blob)
+    (tmp_path / "link").symlink_to(folder)
+    before = source_key(folder, {})
+    assert source_key(tmp_path / "link", {}) == before
+    os.utime(blob, ns=(0, 1_000_000_001))
+    after = source_key(folder, {})
+    os.utime(blob, ns=(0, 1_000_000_002))  # nanoseconds count
+    assert len({before.name, after.name, source_key(folder, {}).name}) == 3
+
+
+@pytest.mark.parametrize(
+    "folder", ["model-1.5-ab", ".model-1.5-ab.77-0f.partial", ".model-1.5-ab.quantizing"]
+)
+def test_the_key_of_finished_and_unfinished_folders(folder: str) -> None:
+    assert _key_name(Path("models") / folder) == "model-1.5-ab"

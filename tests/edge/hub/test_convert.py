@@ -127,6 +127,46 @@ def test_quantized_sources_stay_exact(
     np.testing.assert_array_equal(values(bundle, BODY), expected)
 
 
+@pytest.mark.parametrize(("scale", "exact"), [(2.0**-7, True), (0.0123, False)])
+def test_a_quantized_source_as_float16_is_exact_if_its_values_are(
+    tmp_path: Path, tiny_config: Any, array_checkpoint: Make, scale: float, exact: bool
+) -> None:
+    """Codes of 8 bits times a power of two fit in float16, times another float16 they do not."""
+    checkpoint = array_checkpoint(tiny_config, QuantScheme("int8", 32))
+    checkpoint.weights[BODY].scales[:] = scale
+    convert(checkpoint, tmp_path / "b", quantize="f16")
+    bundle = Bundle.open(tmp_path / "b")
+    assert bundle.tensors[BODY].exact == exact
+    expected = checkpoint.weights[BODY].dequantize().astype(np.float16)
+    np.testing.assert_array_equal(values(bundle, BODY), expected)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "floats", "expected"),
+    [
+        (False, "auto", "int4-g32"),
+        (True, "auto", "int8-g32"),  # the few floats beside quantized matrices matter
+        (True, "int4-g64", "int4-g64"),
+        (True, None, "f16"),
+    ],
+)
+def test_what_floats_become(
+    tmp_path: Path,
+    tiny_config: Any,
+    array_checkpoint: Make,
+    quantized: bool,
+    floats: str | None,
+    expected: str,
+) -> None:
+    scheme = QuantScheme("int8", 64)
+    checkpoint = array_checkpoint(tiny_config, scheme if quantized else None)
+    checkpoint.weights[EMBEDDING] = np.ones(checkpoint.weights[EMBEDDING].shape, np.float32)
+    convert(checkpoint, tmp_path / "b", floats=floats)
+    tensors = Bundle.open(tmp_path / "b").tensors
+    assert str(tensors[EMBEDDING].scheme) == expected
+    assert str(tensors[BODY].scheme) == (str(scheme) if quantized else expected)
+
+
 def test_packed_sources(tmp_path: Path, tiny_config: Any, array_checkpoint: Make) -> None:
     scheme = QuantScheme("int4", 32)
     checkpoint = array_checkpoint(tiny_config, scheme)
@@ -230,7 +270,9 @@ def test_progress(tmp_path: Path, tiny_config: Any, array_checkpoint: Make) -> N
     total = sum(tensor.bytes for tensor in Bundle.open(tmp_path / "b").tensors.values())
     assert calls[0] == (0, total, EMBEDDING) and calls[-1] == (total, total, "")
     assert [call[2] for call in calls[:-1]] == list(expected_tensors(tiny_config))
-    assert [call[0] for call in calls] == sorted(call[0] for call in calls)
+    sizes = [Bundle.open(tmp_path / "b").tensors[call[2]].bytes for call in calls[:-1]]
+    assert [call[0] for call in calls] == [sum(sizes[:i]) for i in range(len(calls))]
+    assert {call[1] for call in calls} == {total}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads ru_maxrss in kilobytes")

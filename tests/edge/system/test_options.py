@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from edge.errors import EdgeError
-from edge.system.options import REQUIRED, check_options, default_of, option, options_of, same, several
+from edge.system.options import REQUIRED, check_options, default_of, option, options_of, plain, same, several
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,12 @@ def test_one_declaration_in_several_dataclasses():
 def test_every_value_of_a_tuple_is_checked(degrees, sentence):
     with pytest.raises(EdgeError, match=sentence):
         Bakery(kind="gas", degrees=degrees)
+
+
+def test_numbers_of_numpy_become_pythons_wherever_they_are():
+    given = {np.int64(3): [np.float32(0.5), (np.True_, "x")], "b": (np.int32(7),), "c": None}
+    found = plain(given)
+    assert found == {3: [0.5, (True, "x")], "b": (7,), "c": None}
+    assert [type(each) for each in (*found, found[3][0], found[3][1][0], found["b"][0])] == [
+        *(int, str, str, float, bool, int),
+    ]

@@ -340,3 +340,12 @@ def test_variables_are_plain_up_to_their_limits():
         assert template.render([], variable=inside) == "True"
         with pytest.raises(EdgeError, match=r"100 levels deep|4096 bits"):
             template.render([], variable=beyond)
+
+
+def test_what_is_said_at_a_rendering_is_stronger_than_the_special_tokens() -> None:
+    """As in transformers; but nothing takes the place of the messages."""
+    template = ChatTemplate("{{ bos_token }}{{ eos_token }}{{ messages|length }}", {"bos_token": "<s>"})
+    assert template.render([]) == "<s>0"
+    assert template.render([], bos_token="<b>", eos_token="<e>") == "<b><e>0"
+    named = ChatTemplate("{{ messages|length }}{{ tools }}", {"messages": "abc", "tools": "t"})
+    assert named.render([{}]) == "1None"

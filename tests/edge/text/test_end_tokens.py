@@ -54,6 +54,10 @@ TEMPLATES = {
         "{% endfor %}<turn_over>{% endfor %}",
         "<turn_over>",
     ),
+    "an answer that is written twice": (
+        "{% for m in messages %}<turn>{{ m.content }}<over>{{ m.content }} \n<turn_over>{% endfor %}",
+        "<turn_over>",
+    ),
     "the next turn's opening": (
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endfor %}<|assistant|>",
         None,
@@ -261,7 +265,7 @@ def test_tokens_are_named_by_text_or_id(open_it: Callable[..., Any]) -> None:
     assert [named_token(tokenizer, name) for name in ("<x>", "<word>", "a", "7", "199")] == [
         *(FIRST, FIRST + 1, LETTERS.index("a"), 7, 199),
     ]
-    for wrong in ("<y>", "ab", "200", "-1", "9" * 30, ""):
+    for wrong in ("<y>", "ab", "200", "-1", "9" * 30, "9" * 5000, "²", ""):
         with pytest.raises(TokenizerError, match="has no token"):
             named_token(tokenizer, wrong)
 
