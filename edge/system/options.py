@@ -6,12 +6,11 @@ The Python API makes such a dataclass from keyword arguments, the command line s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
 
 from edge.errors import EdgeError
 
@@ -138,7 +137,8 @@ def plain(value: Any) -> Any:
     """The same value with NumPy's scalars, which a computation gives, as Python's; also inside lists and
     mappings.
     """
-    if isinstance(value, np.generic):
+    numpy = sys.modules.get("numpy")  # not imported for this: without it there are no such values
+    if numpy is not None and isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, Mapping):
         return {plain(key): plain(each) for key, each in value.items()}

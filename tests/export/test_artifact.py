@@ -257,6 +257,7 @@ def test_a_runtime_outside_the_range_is_refused(artifact: Artifact):
         with pytest.raises(ArtifactError, match=rf"needs onnxruntime >= 1.20, < 2, but version {bad} is"):
             known.check(bad)
     assert version_key("0.3.36+cpu") == (0, 3, 36) and version_key("1.20.1rc2") == (1, 20, 1)
+    assert version_key("1.\u00b2") == version_key(f"1.{'9' * 5000}") == (1,), "digits that int does not take"
     rewrite(artifact.path, lambda data: data["runtime"].update(minimum="99.0"))
     with pytest.raises(ArtifactError, match=r"needs minicpm-edge >= 99\.0"):
         check_artifact(artifact.path)

@@ -191,7 +191,8 @@ class ArtifactManifest:
 
 def version_key(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, comparable: `1.20.1rc2` is (1, 20, 1)."""
-    leading = itertools.takewhile(str.isdigit, re.split(r"[.+-]|(?<=\d)(?=[a-z])", version))
+    parts = re.split(r"[.+-]|(?<=\d)(?=[a-z])", version)
+    leading = itertools.takewhile(re.compile("[0-9]{1,18}").fullmatch, parts)
     return tuple(int(part) for part in leading)
 
 
