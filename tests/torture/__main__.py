@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from tests.torture.harness import fill_disk, kill_writers, limit_files, race, sm
 from tests.torture.writes import WRITES, clean, prepare
 
 DISK = 128 << 20
+# Torch is loaded before the writers are forked, and a fork has none of its threads: it would wait for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main() -> int:
