@@ -27,6 +27,7 @@ from edge.errors import ConfigError
 from edge.model.network.decoder import Decoder
 from edge.model.network.rope import rope_frequencies
 from edge.system.notices import EdgeWarning
+from tests.configs import Recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore::edge.system.notices.EdgeWarning")
 LENGTH = "original_max_position_embeddings"
@@ -214,18 +215,6 @@ ELSEWHERE = {
     "model_type": "names the family",
     "architectures": "names the family",
 }
-
-
-class Recorded(dict[str, Any]):
-    """A mapping that remembers what it was asked for."""
-
-    def __init__(self, data: dict[str, Any]) -> None:
-        super().__init__(data)
-        self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
 
 
 def logits(data: dict[str, Any]) -> torch.Tensor:

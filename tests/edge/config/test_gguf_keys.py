@@ -15,6 +15,7 @@ from edge.config.gguf_keys import FIXED, READ, WITHOUT_EFFECT
 from edge.config.rope import rope_parameters
 from edge.errors import ConfigError
 from edge.system.notices import EdgeWarning
+from tests.configs import Recorded
 
 KEYS: dict[str, Any] = {
     "vocab_size": 100,
@@ -87,18 +88,6 @@ OTHER_ARCHITECTURES = {
     "attention.relative_buckets_count",
 }
 """Of encoders, recurrences and others that come with tensors of their own; here they are only said."""
-
-
-class Recorded(dict[str, Any]):
-    """A mapping that remembers what it was asked for."""
-
-    def __init__(self, data: dict[str, Any]) -> None:
-        super().__init__(data)
-        self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
 
 
 def metadata(changes: dict[str, Any] | None = None, arch: str = "minicpm", **general: Any) -> dict[str, Any]:

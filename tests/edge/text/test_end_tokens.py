@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from edge.config import ModelConfig, RopeConfig
 from edge.config.gguf import config_from_gguf
 from edge.config.huggingface import config_from_hf
 from edge.errors import TokenizerError
@@ -17,7 +16,7 @@ from edge.system.notices import EdgeWarning
 from edge.text.end_tokens import named_token
 from edge.text.tokenizer import load_tokenizer, tokenizer_files_from_gguf
 from edge.text.tokenizer.segments import SegmentTokenizer
-from tests.configs import LLAMA
+from tests.configs import LLAMA, one_layer
 
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 LETTERS = [chr(code) for code in range(33, 127)]
@@ -81,26 +80,6 @@ SPECIAL = (
 )
 
 
-def make_config(size: int, **changes: Any) -> ModelConfig:
-    fields: dict[str, Any] = {
-        "model_type": "llama",
-        "vocab_size": size,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 64,
-        "rope": RopeConfig(),
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_ids": (),
-    }
-    return ModelConfig(**{**fields, **changes})
-
-
 def tokenizer_json(special: tuple[str, ...], ordinary: tuple[str, ...] = ()) -> dict[str, Any]:
     """One token per visible ASCII character, then control tokens, then ordinary added ones."""
     words = [*LETTERS, "Ġ", "Ċ"]
@@ -140,7 +119,7 @@ def open_it() -> Callable[..., SegmentTokenizer]:
         contents = {"tokenizer": tokenizer_json(special, ordinary), **files}
         return load_tokenizer(
             {f"{name}.json": json.dumps(data).encode() for name, data in contents.items()},
-            make_config(size, eos_token_ids=eos),
+            one_layer(size, eos_token_ids=eos),
             chat_template=template,
             generation_config=generation,
         )

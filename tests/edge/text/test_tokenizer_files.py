@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from edge.config import ModelConfig, RopeConfig
+from edge.config import ModelConfig
 from edge.errors import TokenizerError
 from edge.system.notices import EdgeWarning
 from edge.text.tokenizer import load_tokenizer
 from edge.text.tokenizer.settings import read_settings
+from tests.configs import one_layer
 
 SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 METASPACE_DECODER = {
@@ -24,26 +25,6 @@ METASPACE_DECODER = {
         {"type": "Strip", "content": " ", "start": 1, "stop": 0},
     ],
 }
-
-
-def make_config(**changes: Any) -> ModelConfig:
-    fields: dict[str, Any] = {
-        "model_type": "llama",
-        "vocab_size": 400,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 64,
-        "rope": RopeConfig(),
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_ids": (),
-    }
-    return ModelConfig(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -96,7 +77,7 @@ def pieces_of(document: dict[str, Any], ids: list[int]) -> list[str]:
 def open_json(document: dict[str, Any], config: ModelConfig | None = None, **files: Any) -> Any:
     contents = {f"{name}.json": json.dumps(data).encode() for name, data in files.items()}
     return load_tokenizer(
-        {"tokenizer.json": json.dumps(document).encode(), **contents}, config or make_config()
+        {"tokenizer.json": json.dumps(document).encode(), **contents}, config or one_layer()
     )
 
 
@@ -220,13 +201,13 @@ def test_the_tokenizers_own_configuration_counts_more_than_the_map_beside_it() -
 )
 def test_bad_files_get_one_sentence(files: dict[str, bytes], message: str) -> None:
     with pytest.raises(TokenizerError, match=message) as caught:
-        load_tokenizer(files, make_config())
+        load_tokenizer(files, one_layer())
     assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(converted: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(TokenizerError, match="vocabulary only 100 tokens"):
-        open_json(converted(), make_config(vocab_size=100))
+        open_json(converted(), one_layer(vocab_size=100))
 
 
 def test_contradicting_ids_are_refused(converted: Callable[..., dict[str, Any]]) -> None:
@@ -256,14 +237,14 @@ def test_marks_of_byte_order_and_nulls_are_harmless(converted: Callable[..., dic
     document = "\ufeff" + json.dumps(converted())
     files = {"tokenizer.json": document.encode(), "tokenizer_config.json": b'{"added_tokens_decoder": null}'}
     plain = open_json(converted())
-    assert load_tokenizer(files, make_config()).encode("ab") == plain.encode("ab")
+    assert load_tokenizer(files, one_layer()).encode("ab") == plain.encode("ab")
 
 
 def test_the_tokenizers_bos_counts_and_is_told(converted: Callable[..., dict[str, Any]]) -> None:
     with pytest.warns(EdgeWarning, match=r"begins texts with token 1 \('<s>'\).* names 2\."):
         tokenizer = open_json(
             converted(),
-            make_config(bos_token_id=2),
+            one_layer(bos_token_id=2),
             tokenizer_config={"bos_token": "<s>", "add_bos_token": True},
         )
     assert tokenizer.encode("b")[0] == tokenizer.bos_id == 1
