@@ -152,8 +152,9 @@ def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> ModelConf
     if data.get(_LENGTH) is None:
         data[_LENGTH] = trained
     if wanted is None:
+        entry = Fields(data, _OVERRIDE)
         stretched = kind in ("linear", "yarn", "dynamic") and "factor" in override
-        wanted = round(trained * Fields(data, _OVERRIDE).number("factor")) if stretched else None
+        wanted = round(entry.integer(_LENGTH) * entry.number("factor")) if stretched else None
     max_positions = config.max_position_embeddings if wanted is None else wanted
     rope = read_rope(data, _OVERRIDE, old.theta, max_positions)
     if kind == "dynamic":

@@ -108,6 +108,9 @@ def test_an_override_stretches_what_was_trained(tiny_config):
     asked = {"rope_type": "linear", "factor": 2.5, "max_position_embeddings": 600}
     assert override_rope(tiny_config, asked).max_position_embeddings == 600
     assert override_rope(tiny_config, {"max_position_embeddings": 300}).max_position_embeddings == 300
+    for kind in ("linear", "yarn", "dynamic"):  # factor times the length that the same entry names
+        named = {"rope_type": kind, "factor": 4, "original_max_position_embeddings": 64}
+        assert override_rope(tiny_config, named).max_position_embeddings == 256
     same = override_rope(tiny_config, {"rope_theta": 5e5})
     assert (same.max_position_embeddings, same.rope.theta, same.rope.type) == (512, 5e5, "default")
 
