@@ -143,7 +143,12 @@ def main() -> None:
 
     document = {
         "machine": {"tier": tier, "threads": executor.info.threads, "load": round(load, 2)},
-        "model": {"name": options.model, "quantize": options.quantize, "weight_bytes": weights, "context": CONTEXT},
+        "model": {
+            "name": options.model,
+            "quantize": options.quantize,
+            "weight_bytes": weights,
+            "context": CONTEXT,
+        },
         **{
             title: {name: round(float(np.median(values)), 3) for name, values in table.items()}
             for title, table in (("limits", limits), ("kernels", kernels), ("decoder", steps))

@@ -19,7 +19,7 @@ from edge.formats.atomic import write_file
 
 from .benchmarks import BENCHMARKS
 from .measuring import ROOT, document_of, is_current, measure, missing, shown
-from .pages import TABLES, written
+from .pages import TABLES, unmeasured, written
 
 
 def listed(name: str) -> str:
@@ -29,7 +29,9 @@ def listed(name: str) -> str:
     when = f"{kept['created']}, code {kept['version']}" if kept else "not measured"
     if kept and kept["remarks"]:
         when += ", on a busy machine"
-    tables = ", ".join(f"{name} in {table.page}" for name, table in TABLES.items() if name_in(table, benchmark))
+    tables = ", ".join(
+        f"{each} in {table.page}" for each, table in TABLES.items() if name in table.benchmarks
+    )
     timed = "idle machine" if benchmark.timed else "any time"
     lines = [f"{name}: {when}; some {benchmark.minutes:g} minutes, {timed}", f"    tables: {tables}"]
     lines += [f"    {shown(command)}" for command, _ in benchmark.prepare]
@@ -37,10 +39,6 @@ def listed(name: str) -> str:
     if sentence := missing(benchmark):
         lines.append(f"    can't run here: {sentence}")
     return "\n".join(lines)
-
-
-def name_in(table: object, benchmark: object) -> bool:
-    return any(BENCHMARKS[each] is benchmark for each in table.benchmarks)
 
 
 def main() -> int:
@@ -66,6 +64,9 @@ def main() -> int:
         if sentence := measure(name, force=options.force):
             print(f"{name} was not measured: {sentence}", file=sys.stderr, flush=True)
             left_out += 1
+    for table in TABLES:
+        if names := unmeasured(table):
+            print(f"{table} stands as it is: {', '.join(names)} was not measured.", file=sys.stderr)
     for page in dict.fromkeys(table.page for table in TABLES.values()):
         write_file(ROOT / page, written(page).encode())
     return 1 if left_out else 0

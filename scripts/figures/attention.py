@@ -17,11 +17,17 @@ def sparse(document: Document) -> Lines:
         ("prefill", "prefill of 512 tokens after {}", 1, "s", 2),
     ):
         for depth in (32768, 130000):
-            ours, dense = (row_of(document, test=test, attention=kind, depth=depth) for kind in ("sparse", "dense"))
+            ours, dense = (
+                row_of(document, test=test, attention=kind, depth=depth) for kind in ("sparse", "dense")
+            )
             times = [
                 each["median_seconds"] if test == "decode" else each["ttft_seconds"] for each in (ours, dense)
             ]
-            share = f": {percent(short['median_seconds'] / times[0])} of the speed at 512" if test == "decode" else ""
+            share = (
+                f": {percent(short['median_seconds'] / times[0])} of the speed at 512"
+                if test == "decode"
+                else ""
+            )
             rows.append(
                 [
                     words.format(depth),

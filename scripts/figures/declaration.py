@@ -62,7 +62,9 @@ def short_profile(document: Document) -> Document:
     for row in document["results"]:
         sums: dict[str, dict[str, float]] = {}
         for each in row["operators"]:
-            found = sums.setdefault(each["operation"], dict.fromkeys(("seconds", "bytes", "limit_seconds"), 0.0))
+            found = sums.setdefault(
+                each["operation"], dict.fromkeys(("seconds", "bytes", "limit_seconds"), 0.0)
+            )
             found["seconds"] += each["seconds"]
             found["bytes"] += each["bytes"]
             found["limit_seconds"] += each["limit_share"] * each["seconds"]
@@ -76,11 +78,7 @@ def short_profile(document: Document) -> Document:
 
 def row_of(document: Document, **wanted: Any) -> Document:
     """The only row of a profile with these settings."""
-    (row,) = (
-        row
-        for row in document["results"]
-        if all(row[key] == value for key, value in wanted.items())
-    )
+    (row,) = (row for row in document["results"] if all(row[key] == value for key, value in wanted.items()))
     found: Document = row
     return found
 

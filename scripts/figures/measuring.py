@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "docs" / "figures"
 BUILD = ROOT / "build" / "figures"
 _TEXT = Path(os.environ.get("EDGE_SHARED_DATA") or ROOT.parent / "shared" / "data")
+_CODE = ("apps", "edge", "export", "kernels", "model", "scripts", "tests/fuzz", "tests/torture", "train")
 _LOOK = 3.0  # seconds during which the machine is watched before a benchmark
 
 
@@ -44,10 +45,10 @@ def missing(benchmark: Benchmark) -> str | None:
     for need in benchmark.needs:
         if sentence := need():
             return sentence
-    words = [word for command in (benchmark.command, *(c for c, _ in benchmark.prepare)) for word in _words(command)]
-    for word in words:
-        if word.startswith(str(_TEXT)) and not Path(word).exists():
-            return f"{Path(word).name} is not in {_TEXT.name}: put the text there, or set EDGE_SHARED_DATA."
+    commands = (benchmark.command, *(command for command, _ in benchmark.prepare))
+    for word in (word for command in commands for word in _words(command)):
+        if word.startswith(f"{_TEXT}/") and not Path(word).exists():
+            return f"{Path(word).name} is not in ../shared/data: put it there, or set EDGE_SHARED_DATA."
     return None
 
 
@@ -67,25 +68,31 @@ def measure(name: str, *, force: bool = False) -> str | None:
     benchmark = BENCHMARKS[name]
     if sentence := missing(benchmark):
         return sentence
-    for command, made in benchmark.prepare:
-        if not (BUILD / made).exists():
-            _run(command)
     if benchmark.timed and not force:
         watch = machine.Watch()
         time.sleep(_LOOK)
         share = watch.result(0.0).other_cpu_share
         if machine.noise_remarks(None, share, machine.core_count()):
-            return f"other programs use {share:.0%} of the processors: times need an idle machine (FORCE=1 measures, and the table says so)."
-    watch, began = machine.Watch(), time.monotonic()
-    watch.start(_own_seconds())
-    printed = _run(benchmark.command)
+            return (
+                f"other programs use {share:.0%} of the processors, and times need an idle machine; with FORCE=1 "
+                "they are measured all the same, and the table says so."
+            )
+    try:
+        for command, made in benchmark.prepare:
+            if not (BUILD / made).exists():
+                _run(command)
+        code, watch, began = version(), machine.Watch(), time.monotonic()
+        watch.start(_own_seconds())
+        printed = _run(benchmark.command)
+    except _Failed as error:
+        return str(error)
     found = watch.result(_own_seconds())
     remarks = machine.noise_remarks(None, found.other_cpu_share, machine.core_count())
     kept: dict[str, Any] = {
         "command": shown(benchmark.command),
         "created": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine_facts(),
-        "version": version(),
+        "version": code,
         "minutes": round((time.monotonic() - began) / 60, 1),
         "other_cpu_share": found.other_cpu_share,
         "remarks": list(remarks) if benchmark.timed else [],
@@ -103,7 +110,9 @@ def machine_facts() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             told.setdefault(key.strip(), value.strip())
-    kind = ", ".join(f"{key.removeprefix('cpu ')} {told[key]}" for key in ("cpu family", "model") if key in told)
+    kind = ", ".join(
+        f"{key.removeprefix('cpu ')} {told[key]}" for key in ("cpu family", "model") if key in told
+    )
     return {
         "cpu": machine.cpu_name(),
         "kind": kind,
@@ -122,10 +131,10 @@ def machine_line(facts: dict[str, Any]) -> str:
 
 
 def version() -> str:
-    """The commit of the code, `-dirty` with changes outside of docs/; of an archive, the program's version."""
+    """The last commit of the code, `-dirty` where it was changed since; of an archive, the program's version."""
     try:
-        commit = _git("describe", "--always", "--abbrev=10")
-        changed = _git("status", "--porcelain", "--", ":!docs")
+        commit = _git("log", "-1", "--format=%h", "--abbrev=10", "--", *_CODE)
+        changed = _git("status", "--porcelain", "--", *_CODE)
     except (OSError, subprocess.CalledProcessError):
         import edge
 
@@ -139,17 +148,25 @@ def _git(*arguments: str) -> str:
 
 
 def _words(command: str) -> list[str]:
-    words = [word.replace("TEXT/", f"{_TEXT}/").replace("BUILD/", f"{BUILD}/") for word in shlex.split(command)]
+    words = [
+        word.replace("TEXT/", f"{_TEXT}/").replace("BUILD/", f"{BUILD}/") for word in shlex.split(command)
+    ]
     programs = {"python": [sys.executable], "edge": [sys.executable, "-m", "edge"]}
     return [*programs.get(words[0], words[:1]), *words[1:]]
 
 
+class _Failed(Exception):
+    """A sentence about a command that did not end well."""
+
+
 def _run(command: str) -> str:
-    """Standard output of a command in the root of the repository; it says on stderr what it does."""
+    """Standard output of a command in the root of the repository."""
     BUILD.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(_words(command), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"`{shown(command)}` failed with exit code {done.returncode}:\n{done.stdout[-2000:]}")
+    if done.returncode or not done.stdout:
+        raise _Failed(
+            f"`{shown(command)}` failed with exit code {done.returncode}.\n{done.stdout[-2000:]}".rstrip()
+        )
     return done.stdout
 
 

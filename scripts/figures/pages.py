@@ -26,6 +26,11 @@ NOT_MEASURED = {
 """Tables that hold units and stand outside of marks, by page and heading (none: every heading), and why."""
 
 
+def unmeasured(name: str) -> list[str]:
+    """The benchmarks of a table that have no document yet; the table stands as it is until they have."""
+    return [each for each in TABLES[name].benchmarks if not document_of(each).exists()]
+
+
 def rendered(name: str) -> str:
     """What stands between the marks of a table: its rows, then machine, commands and date of each document."""
     table = TABLES[name]
@@ -50,7 +55,7 @@ def written(page: str) -> str:
     """The text of a page with all its tables anew."""
     return re.sub(
         r"(<!-- figures: ([\w.-]+) -->\n).*?(<!-- end -->)",
-        lambda found: found[1] + rendered(found[2]) + found[3],
+        lambda found: found[0] if unmeasured(found[2]) else found[1] + rendered(found[2]) + found[3],
         (ROOT / page).read_text(encoding="utf-8"),
         flags=re.S,
     )

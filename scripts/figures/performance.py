@@ -26,7 +26,10 @@ def limits(threads: Document, kernels: Document) -> Lines:
 
     return [
         ["what", "2 threads", "1 thread"],
-        ["reading 1 GiB from huge pages", *(f"{each['read_bandwidth_gb_s']:.1f} GB/s" for each in (two, one))],
+        [
+            "reading 1 GiB from huge pages",
+            *(f"{each['read_bandwidth_gb_s']:.1f} GB/s" for each in (two, one)),
+        ],
         ["int8 multiply-adds, registers only", *(giga(each, "int8_tops") for each in (two, one))],
         ["float32 multiply-adds (FMA), registers only", *(giga(each, "float_tflops") for each in (two, one))],
         ["a parallel region with nothing to do", f"{region:.1f} µs", ""],
@@ -68,7 +71,15 @@ def operators(document: Document) -> Lines:
             left[test] -= seconds / totals[test]
             cells += [percent(seconds / totals[test]), percent(limit / seconds)]
         lines.append(cells)
-    lines.append(["all norms, rope, embedding and quantizing", percent(left["decode"]), "", percent(left["prefill"]), ""])
+    lines.append(
+        [
+            "all norms, rope, embedding and quantizing",
+            percent(left["decode"]),
+            "",
+            percent(left["prefill"]),
+            "",
+        ]
+    )
     headers = ["operator", "decode step", "of its limit", "prefill of 512", "of its limit"]
     return [headers, *lines]
 
@@ -99,7 +110,10 @@ def long_context(document: Document) -> Lines:
         ["decode, tokens/s", *(f"{rate(row):.0f}" for row in decodes)],
         [
             "attention of a decode step",
-            *(f"{1000 * t:.1f} ms: {b / 1e9:.1f} GB/s, {percent(share)} of its limit" for t, b, share in attention),
+            *(
+                f"{1000 * t:.1f} ms: {b / 1e9:.1f} GB/s, {percent(share)} of its limit"
+                for t, b, share in attention
+            ),
         ],
         ["int8 KV, attention faster by", "", f"{attention[0][0] / attention[1][0]:.2f} x"],
         ["prefill of 512 tokens, tokens/s", *(f"{rate(row):.0f}" for row in prefills)],
@@ -119,7 +133,9 @@ def peers(document: Document) -> Lines:
         ]
         shares = [percent(each["share_of_alone"]) if busy else "" for each in (ours, best)]
         words = {0: "alone", 1: "beside one busy process", 2: "beside two"}[busy]
-        rows.append([words, cells[0], shares[0], cells[1], shares[1], f"{document['ratios'][str(busy)]:.2f} x"])
+        rows.append(
+            [words, cells[0], shares[0], cells[1], shares[1], f"{document['ratios'][str(busy)]:.2f} x"]
+        )
     headers = ["tokens/s", "this decoder", "of alone", "llama.cpp", "of alone", "ratio"]
     return [headers, *rows]
 
@@ -153,7 +169,11 @@ def start(document: Document) -> Lines:
 
 
 def weights_in_memory(document: Document) -> Lines:
-    words = {"mapped": "mapped", "mapped, 4 KB": "mapped in 4 KiB pages", "collapse": "mapped, then MADV_COLLAPSE"}
+    words = {
+        "mapped": "mapped",
+        "mapped, 4 KB": "mapped in 4 KiB pages",
+        "collapse": "mapped, then MADV_COLLAPSE",
+    }
     rows = []
     for way, found in document["ways"].items():
         name = words.get(way, "copied into huge pages")
@@ -192,7 +212,11 @@ def targets(
     deep = {kv: row_of(long, test="decode", kv_type=kv) for kv in ("float16", "int8")}
     faster = _attention(deep["float16"])[0] / _attention(deep["int8"])[0]
     deep_prefill = row_of(long, test="prefill", kv_type="float16")
-    kept = {each["busy_processes"]: each["share_of_alone"] for each in peers["results"] if each["program"] == "edge"}
+    kept = {
+        each["busy_processes"]: each["share_of_alone"]
+        for each in peers["results"]
+        if each["program"] == "edge"
+    }
     slowest = max(share for name, share in sampler["percent_of_token"].items() if "baseline" not in name)
     verified = [four[f"verify {n} / decode"] for n in (4, 8, 16)]
     resident = start["resident / plan"] - 1
