@@ -2,10 +2,10 @@
 
     python scripts/bench_exports.py MODEL FOLDER... [--context N] [--quantize SCHEME] [--text FILE]
 
-FOLDER: a target, `-portable` behind it for that flavour: bundle, gguf, coreml, onnx, onnx-portable, executorch,
-executorch-portable. Each is planned (`edge export --dry-run`), made and checked (`--check`) by programs of their
-own, whose wall clock, CPU time and peak memory are noted; the model is converted before. --text: how far each
-is from exact arithmetic over the same weights (`edge eval compare`), and native with it.
+FOLDER: a target, `-portable` behind it for that flavour: bundle, gguf, coreml, onnx, onnx-portable,
+executorch, executorch-portable. Each is planned (`edge export --dry-run`), made and checked (`--check`) by
+programs of their own, whose wall clock, CPU time and peak memory are noted; the model is converted before.
+--text: how far each is from exact arithmetic over the same weights (`edge eval compare`), and native with it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -65,12 +66,19 @@ def decode_llama(gguf: str, threads: int, flash_attention: bool) -> float:
     """The same of llama.cpp through its bindings, without sampling."""
     import llama_cpp
 
-    options = {"n_threads": threads, "n_threads_batch": threads, "flash_attn": flash_attention}
-    model = llama_cpp.Llama(gguf, n_ctx=2 * CONTEXT, n_batch=CONTEXT, verbose=False, **options)
+    model = llama_cpp.Llama(
+        gguf,
+        n_ctx=2 * CONTEXT,
+        n_batch=CONTEXT,
+        n_threads=threads,
+        n_threads_batch=threads,
+        flash_attn=flash_attention,
+        verbose=False,
+    )
 
     def forward(tokens: list[int]) -> None:
-        batch = llama_cpp.llama_batch_get_one((llama_cpp.llama_token * len(tokens))(*tokens), len(tokens))
-        if llama_cpp.llama_decode(model.ctx, batch):
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)  # a batch is a pointer to it
+        if llama_cpp.llama_decode(model.ctx, llama_cpp.llama_batch_get_one(array, len(tokens))):
             raise SystemExit("llama.cpp could not decode.")
         llama_cpp.llama_get_logits(model.ctx)  # waits for them
 
@@ -157,7 +165,7 @@ def compare(options: argparse.Namespace, gguf: str) -> None:
         "model": options.model,
         "threads": options.threads,
         "rounds": options.rounds,
-        "llama.cpp": {**llama_build(), "gguf_bytes": os.stat(gguf).st_size},
+        "llama.cpp": {**llama_build(), "gguf_bytes": Path(gguf).stat().st_size},
         "results": rows,
         "ratios": ratios,
     }

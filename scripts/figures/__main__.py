@@ -1,9 +1,9 @@
 """Writes the tables of the docs from the benchmark documents in docs/figures.
 
     python -m scripts.figures                          # the tables, from the documents
-    python -m scripts.figures --list                   # every benchmark: its tables, time, document and command
+    python -m scripts.figures --list                   # every benchmark: tables, time, document, command
     python -m scripts.figures --measure peers sampler  # runs these benchmarks first, then writes
-    python -m scripts.figures --measure all            # those whose document is of other code, or of a busy machine
+    python -m scripts.figures --measure all            # those without a good document of this code
 
 Times are measured on an idle machine only; with --force also on a busy one, which the table then says. Every
 document is kept as soon as it is measured, so a run that was ended goes on where it was.

@@ -72,7 +72,7 @@ def onnx_speed(document: Document) -> Lines:
         "full": "full",
         "portable": "portable, our executor",
         "portable_in_genai": "portable in onnxruntime-genai",
-        "genai_builder": "onnxruntime-genai's own builder (int4, block 32, accuracy level 4), Llama of the same shape",
+        "genai_builder": "onnxruntime-genai's own builder (int4, block 32), Llama of the same shape",
         "genai_builder_our_entries": "the same, with our session entry",
     }
     lines: Lines = [

@@ -74,8 +74,8 @@ def measure(name: str, *, force: bool = False) -> str | None:
         share = watch.result(0.0).other_cpu_share
         if machine.noise_remarks(None, share, machine.core_count()):
             return (
-                f"other programs use {share:.0%} of the processors, and times need an idle machine; with FORCE=1 "
-                "they are measured all the same, and the table says so."
+                f"other programs use {share:.0%} of the processors, and times need an idle machine; with "
+                "FORCE=1 they are measured all the same, and the table says so."
             )
     try:
         for command, made in benchmark.prepare:
@@ -105,7 +105,7 @@ def measure(name: str, *, force: bool = False) -> str | None:
 
 def machine_facts() -> dict[str, Any]:
     """This machine, in the words of the line below a table."""
-    told = {}
+    told: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
@@ -131,7 +131,7 @@ def machine_line(facts: dict[str, Any]) -> str:
 
 
 def version() -> str:
-    """The last commit of the code, `-dirty` where it was changed since; of an archive, the program's version."""
+    """The last commit of the code, `-dirty` if it was changed since; of an archive, the program's version."""
     try:
         commit = _git("log", "-1", "--format=%h", "--abbrev=10", "--", *_CODE)
         changed = _git("status", "--porcelain", "--", *_CODE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from textwrap import fill
 from typing import Any
 
 from . import attention, exports, fuzzing, performance, quantization
@@ -17,8 +18,12 @@ TABLES = {
     **fuzzing.TABLES,
 }
 NOT_MEASURED = {
+    ("docs/architecture.md", "Foreign code"): "limits that foreign code runs under",
+    ("docs/architecture.md", "Where things live"): "names of files, among them one that measures perplexity",
     ("docs/export-coreml.md", "Sparse attention"): "bytes computed from shapes; a test computes them too",
-    ("docs/quantization.md", "Quantizers"): "bits a weight, by the definition of each scheme",
+    ("docs/export-onnx.md", "Two flavours"): "what differs, without figures",
+    ("docs/export-onnx.md", "What is in the folder"): "limits of formats",
+    ("docs/export-onnx.md", "What was run, and what was not"): "what was run, without figures",
     ("docs/profile.md", "Reading the table"): "what the columns of a profile mean",
     ("docs/profile.md", "The JSON document"): "what the fields of a profile mean",
     ("docs/log.md", ""): "history: what no committed code makes again",
@@ -32,7 +37,7 @@ def unmeasured(name: str) -> list[str]:
 
 
 def rendered(name: str) -> str:
-    """What stands between the marks of a table: its rows, then machine, commands and date of each document."""
+    """What stands between the marks of a table: its rows, then machine, command and date of each document."""
     table = TABLES[name]
     kept = [json.loads(document_of(each).read_text(encoding="utf-8")) for each in table.benchmarks]
     headers, *rows = table.rows(*(each["document"] for each in kept))
@@ -48,7 +53,8 @@ def origin(kept: list[dict[str, Any]]) -> str:
         busy = "; **the machine was busy: not to be quoted**" if each["remarks"] else ""
         run = f"`{each['command']}`, {each['created']}, code {each['version']}{busy}"
         commands.setdefault(machine_line(each["machine"]), []).append(run)
-    return "\n".join(f"{name}: {'; '.join(runs)}." for name, runs in commands.items())
+    sentences = (f"{name}: {'; '.join(runs)}." for name, runs in commands.items())
+    return "\n".join(fill(text, 120, break_long_words=False, break_on_hyphens=False) for text in sentences)
 
 
 def written(page: str) -> str:

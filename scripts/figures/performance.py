@@ -156,14 +156,14 @@ def start(document: Document) -> Lines:
         ["8B shape (int4), context 2048, warm page cache", ""],
         [
             "process start to first word",
-            f"{seconds['to the first word']:.2f} s ({min(runs):.2f} to {max(runs):.2f} s in {len(runs)} runs)",
+            f"{seconds['to the first word']:.2f} s ({min(runs):.2f} to {max(runs):.2f} in {len(runs)} runs)",
         ],
         ["a process that loads nothing (`edge --version`)", f"{seconds['a start that loads nothing']:.2f} s"],
         ["weights", f"{size['weights'] / 1e9:.2f} GB"],
         [
             "resident memory at the first word",
-            f"{size['resident'] / 1e6:.0f} MB, {percent(document['resident / plan'], 1)} of weights + KV cache "
-            "at the full context + workspace",
+            f"{size['resident'] / 1e6:.0f} MB, {percent(document['resident / plan'], 1)} of weights + "
+            "KV cache at the full context + workspace",
         ],
     ]
 

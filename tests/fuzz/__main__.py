@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
-    """Of all runs of a reader in this folder: executions, lines of its functions reached, findings, seconds."""
+    """Of all runs of a reader in this folder: executions, lines of its functions reached, findings."""
     fuzzer = Fuzzer(READERS[name], folder)
     state, (reached, lines) = fuzzer.state, fuzzer.coverage()
     return {
