@@ -4,9 +4,9 @@
 
 Rounds alternate between the programs, each in a fresh process, so that a drift touches all; the figures are
 medians, of at most 3 rounds beside busy processes. A busy process is one endless loop. llama.cpp runs with
-flash attention on and off, and the better median counts. It comes from the package llama-cpp-python, which pip
-compiles for this machine, and gets the model as GGUF. The last line is one JSON document. Random weights will
-do.
+flash attention on and off, and the better median counts. It comes from the package llama-cpp-python, which
+pip compiles for this machine, and gets the model as GGUF. The last line is one JSON document. Random weights
+will do.
 """
 
 from __future__ import annotations
