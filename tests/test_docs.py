@@ -230,7 +230,9 @@ def test_sparse_attention():
 def test_the_commands_of_a_chat():
     from edge.apps.chat.loop import _COMMANDS
 
-    (said,) = stated("docs/chat.md", r"`/help` lists the commands: (.*?) for models whose template knows them")
+    (said,) = stated(
+        "docs/chat.md", r"`/help` lists the commands: (.*?) for models whose template knows them"
+    )
     named = {word.partition(" ")[0] for word in re.findall(r"`(/[^`]+)`", said)}
     assert named == set(_COMMANDS) - {"/help", "/exit"}  # Ctrl-D leaves, says the sentence before
 

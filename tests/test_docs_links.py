@@ -1,9 +1,10 @@
-"""Where the pages lead: no dead link, every page of docs/ within reach of docs/index.md, a README that is short."""
+"""Where the pages lead: no dead link, all of docs/ within reach of docs/index.md, and a short README."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -35,7 +36,7 @@ def links(page: Path) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """The names that GitHub gives to a page's headings."""
     tokens, found, seen = PARSER.parse(page.read_text(encoding="utf-8")), set(), Counter[str]()
-    for heading, content in zip(tokens, tokens[1:], strict=False):
+    for heading, content in pairwise(tokens):
         if heading.type == "heading_open":
             text = "".join(child.content for child in content.children or ())
             name = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
