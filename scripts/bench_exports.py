@@ -87,7 +87,8 @@ def distance(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     quantize = ["--quantize-a", options.quantize] if options.quantize else []
     if folder == options.model and options.quantize:
         quantize += ["--quantize-b", options.quantize]
-    return edge("eval", "compare", options.model, folder, *EXACT, *quantize, *words)[0]
+    found, _ = edge("eval", "compare", options.model, folder, *EXACT, *quantize, *words)
+    return {key: value for key, value in found.items() if key not in ("a", "b")} | {"text": options.text.name}
 
 
 def main() -> None:
