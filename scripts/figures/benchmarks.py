@@ -6,7 +6,7 @@ import shutil
 
 from .declaration import Benchmark, needs_module, short_profile
 
-_LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make test-all` installs it.")
+_LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
