@@ -1,8 +1,8 @@
-"""Exports a model to ExecuTorch and runs it in ExecuTorch's stock runner, the one behind its Android and iOS libraries.
+"""Exports a model to ExecuTorch and runs it in the stock runner that its Android and iOS libraries have.
 
 python executorch_run.py [MODEL [FOLDER [portable | full]]]
 
-The portable flavour runs in the unmodified runner. The full one needs our operators, which the example loads into it.
+The portable flavour runs in the unmodified runner; for the full one our operators are loaded into it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2.sandbox
 from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
@@ -32,17 +33,23 @@ def load_our_operators() -> None:
     ctypes.CDLL(str(executorch_library()))
 
 
-def render(folder: Path, question: str) -> tuple[str, int]:
-    """The question as the model's own chat template writes it, and how many BOS tokens the runner puts in front."""
+def render(folder: Path, question: str) -> str:
+    """The question as the model's own chat template writes it, with the beginning of an answer."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    variables = {"messages": [{"role": "user", "content": question}], "add_generation_prompt": True}
+    variables: dict[str, Any] = {
+        "messages": [{"role": "user", "content": question}],
+        "add_generation_prompt": True,
+    }
     for name in ("bos_token", "eos_token"):
         token = settings.get(name)  # a text, or an object around it
         variables[name] = token["content"] if isinstance(token, dict) else token or ""
     # Templates come with downloaded models: they get a sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string((folder / "chat_template.jinja").read_text()).render(variables)
-    return text, int(bool(settings.get("add_bos_token")) and not text.startswith(variables["bos_token"]))
+    # As text: the runner's own num_bos does nothing where tokenizer.json has no post-processor.
+    if settings.get("add_bos_token") and not text.startswith(variables["bos_token"]):
+        text = variables["bos_token"] + text
+    return text
 
 
 def main(model: str = "smollm2-135m", out: str = "smol-executorch", flavour: str = "portable") -> None:
@@ -52,10 +59,10 @@ def main(model: str = "smollm2-135m", out: str = "smol-executorch", flavour: str
     if flavour == "full":
         load_our_operators()
     runner = TextLLMRunner(str(folder / "model.pte"), str(folder / "tokenizer.json"))
-    prompt, num_bos = render(folder, "Why is the sky blue?")
-    settings = GenerationConfig(echo=False, max_new_tokens=60, temperature=0.0, num_bos=num_bos)
-    # It prints the text while it is made, then its own figures. An app passes a token_callback that shows each piece.
-    runner.generate(prompt, settings)
+    settings = GenerationConfig(echo=False, max_new_tokens=60, temperature=0.0)
+    # It prints the text while it is made, and then its figures. A token_callback gets the pieces, and fails
+    # at one that is a part of a character.
+    runner.generate(render(folder, "Why is the sky blue?"), settings)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import jinja2.sandbox
 import numpy as np
@@ -40,12 +41,12 @@ class Decoder:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 3  # errors; a warning about the optional input logits_from is of no use
-        # Otherwise the threads of ONNX Runtime wait busily between two tokens, which slows down everything else.
+        # Otherwise its threads wait busily between two tokens, which slows down everything else.
         settings.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         self.session = onnxruntime.InferenceSession(
             folder / "model.onnx", settings, providers=["CPUExecutionProvider"]
         )
-        # One buffer of `context` rows is past and present at once: new rows are written in place, nothing is copied.
+        # One buffer of `context` rows is past and present at once: rows are written in place, never copied.
         self.binding = self.session.io_binding()
         self.cache = []
         shape = (1, network["num_key_value_heads"], self.context, network["head_size"])
@@ -89,17 +90,16 @@ class Decoder:
 def encode(folder: Path, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
     """The conversation as the model's own chat template writes it, with the beginning of an answer."""
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    variables = {"messages": messages, "add_generation_prompt": True}
+    variables: dict[str, Any] = {"messages": messages, "add_generation_prompt": True}
     for name in ("bos_token", "eos_token"):
         token = settings.get(name)  # a text, or an object around it
         variables[name] = token["content"] if isinstance(token, dict) else token or ""
     # Templates come with downloaded models: they get a sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string((folder / "chat_template.jinja").read_text()).render(variables)
+    if settings.get("add_bos_token") and not text.startswith(variables["bos_token"]):
+        text = variables["bos_token"] + text
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    if settings.get("add_bos_token"):
-        bos = tokenizer.token_to_id(variables["bos_token"])
-        return ids if ids[:1] == [bos] else [bos, *ids]
     return ids
 
 

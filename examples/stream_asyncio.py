@@ -30,8 +30,8 @@ async def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
     model = await asyncio.to_thread(edge.load, name)
     with model:
-        # Chats share the weights, each has a KV cache of its own. Steps of the model run in worker threads, so the
-        # event loop stays free.
+        # Chats share the weights, each has a KV cache of its own. The model computes in worker threads, so
+        # the event loop stays free.
         first, second = model.chat(temperature=0), model.chat(temperature=0)
         answers = await asyncio.gather(
             talk(first, "first", "Why is the sky blue?", seconds=60),
@@ -40,9 +40,9 @@ async def main() -> None:
         for done in answers:
             print(f"{done.stop_reason} after {len(done.tokens)} tokens: {done.text!r}")
 
-        # A task that is cancelled (here; in a server, when its client leaves) ends the answer after the step that is
-        # running. The conversation has what there was, and goes on.
-        task = asyncio.create_task(talk(first, "third", "And in the evening?", seconds=60))
+        # A task that is cancelled (in a server, when its client leaves) ends the answer after the step that
+        # is running. The conversation has what there was, and goes on.
+        task = asyncio.create_task(talk(first, "third", "And now tell me a long story.", seconds=60))
         await asyncio.sleep(0.2)
         task.cancel()
         await asyncio.wait([task])
