@@ -60,8 +60,8 @@ def main(model: str = "smollm2-135m", out: str = "smol-executorch", flavour: str
         load_our_operators()
     runner = TextLLMRunner(str(folder / "model.pte"), str(folder / "tokenizer.json"))
     settings = GenerationConfig(echo=False, max_new_tokens=60, temperature=0.0)
-    # It prints the text while it is made, and then its figures. A token_callback gets the pieces, and fails
-    # at one that is a part of a character.
+    # It prints the text while it is made (single bytes only of ASCII), and then its figures. A token_callback
+    # gets the pieces, and fails at one that is a part of a character.
     runner.generate(render(folder, "Why is the sky blue?"), settings)
 
 

@@ -1,8 +1,8 @@
 // The page: shows the conversation and what the worker is doing, and stops it. ?folder=model&tokens=256&threads=2
 const options = new URLSearchParams(location.search);
 const most = Number(options.get("tokens") ?? 256);
-const cores = Number(options.get("threads") ?? navigator.hardwareConcurrency);
-const threads = crossOriginIsolated ? cores : 1; // threads share memory, which needs the two headers of serve.py
+const wanted = Number(options.get("threads") ?? Math.min(4, navigator.hardwareConcurrency)); // phones have slow cores too
+const threads = crossOriginIsolated ? wanted : 1; // threads share memory, which needs the two headers of serve.py
 
 const [conversation, form, prompt, send, stop, fresh, state, status, figures, bar] =
   "conversation form prompt send stop fresh state status figures bar".split(" ").map((id) => document.getElementById(id));
