@@ -14,7 +14,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
     with edge.load(name) as model:
         # Where the conversation outgrows the context, its oldest turns are left out.
-        chat = model.chat(context_policy="drop")
+        chat = model.chat(context_policy="drop", max_new_tokens=400)
         while True:
             try:
                 message = input("> ")
