@@ -173,7 +173,7 @@ def test_rope_types_and_presets():
     assert {cells[0] for cells in next(tables("docs/model.md", "`rope_type`"))} == {
         f"`{name}`" for name in get_args(RopeType)
     }
-    (said,) = stated("README.md", r"\| (`random:minicpm4-0\.5b` \| .*?) \|")
+    (said,) = stated("docs/chat.md", r"\| (`random:minicpm4-0\.5b` \| .*?) \|")
     named = {name.removeprefix("random:") for name in re.findall(r"`([\w.:-]+)`", said)}
     assert named == {name for name in PRESETS if not preset(name).num_experts}  # what runs natively
 
@@ -232,7 +232,9 @@ def test_sparse_attention():
 def test_the_commands_of_a_chat():
     from edge.apps.chat.loop import _COMMANDS
 
-    (said,) = stated("README.md", r"`/help` lists the commands: (.*?) for models whose template knows them")
+    (said,) = stated(
+        "docs/chat.md", r"`/help` lists the commands: (.*?) for models whose template knows them"
+    )
     named = {word.partition(" ")[0] for word in re.findall(r"`(/[^`]+)`", said)}
     assert named == set(_COMMANDS) - {"/help", "/exit"}  # Ctrl-D leaves, says the sentence before
 
