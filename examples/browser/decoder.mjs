@@ -64,7 +64,7 @@ export class Decoder {
   // pieces, and `progress(done, all)` is asked before each whether to go on. The logits, or null if it said no.
   async prefill(prompt, progress, piece = 32) {
     if (prompt.length > this.context)
-      throw new Error(`The conversation takes ${prompt.length} tokens and the context holds ${this.context}.`);
+      throw new Error(`The conversation takes ${prompt.length} tokens and the context holds ${this.context}: begin a new chat.`);
     const different = prompt.findIndex((token, at) => token !== this.tokens[at]);
     this.keep(Math.min(different < 0 ? prompt.length : different, prompt.length - 1)); // the last one gives the logits
     const first = this.tokens.length;

@@ -11,8 +11,9 @@ let stopped = false;
 const wakeUp = () => new Promise((resume) => setTimeout(resume)); // lets a message of the page in
 
 async function read(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
+  const response = await fetch(url).catch(() => Promise.reject(new Error(`${url}: the server does not answer.`)));
+  if (!response.ok)
+    throw new Error(`${url}: ${response.status} ${response.statusText}; export a model there with --to onnx --portable.`);
   return response;
 }
 
