@@ -1,4 +1,4 @@
-"""What all pages have in common: no dead link, a place below docs/index.md, a first line that says what for."""
+"""What all pages have in common: no dead link, a place below the index, a first line that says what for."""
 
 from __future__ import annotations
 
