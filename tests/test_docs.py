@@ -15,10 +15,12 @@ import pytest
 
 from edge.config.network import RopeType, SparseConfig
 from edge.config.presets import PRESETS, preset
+from edge.engine.settings import LOCAL_CHAT, SamplingParams
 from edge.executors.checks import MAX_TREE
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS
 from edge.export.quantize.options import QuantizeOptions
+from edge.hub.built_in import BUILT_IN
 from edge.measure.profile import ProfileOptions, machine, report
 from edge.measure.profile.compare import _INTERVAL, _RESAMPLES
 from edge.measure.profile.cost import Efficiency
@@ -143,6 +145,26 @@ def test_the_tolerances_of_operators():
 
 
 # ---- docs/architecture.md
+
+
+def test_the_defaults_of_an_answer():
+    pattern = r"none about sampling \| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
+    names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/architecture.md", pattern)
+    assert dict(zip(names, map(float, said), strict=True)) == LOCAL_CHAT
+    (temperature,) = stated("docs/architecture.md", r"temperature (\d+), and every filter off")
+    assert float(temperature) == SamplingParams().temperature
+
+
+def test_what_belongs_to_the_built_in_model():
+    pattern = (
+        r"recommend temperature ([\d.]+) and top-p ([\d.]+), so these belong to the name `([\w-]+)`, and so "
+        r"do (\w+) activations"
+    )
+    temperature, top_p, name, activations = stated("docs/architecture.md", pattern)
+    assert {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} == BUILT_IN.settings
+    assert (name, activations) == (BUILT_IN.name, BUILT_IN.activations)
+    (default,) = stated("docs/architecture.md", r"`--activations` is `(\w+)` by default")
+    assert default == RunOptions().activations
 
 
 def test_the_tiers():
