@@ -28,7 +28,7 @@ _PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 def _by_default(name: str) -> str:
-    return f"by default as the model says, {LOCAL_CHAT[name]:g} if it says nothing."
+    return f"by default the model's own, else {LOCAL_CHAT[name]:g}."
 
 
 @dataclass(frozen=True)
