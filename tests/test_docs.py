@@ -146,14 +146,14 @@ def test_the_tolerances_of_operators():
     assert said["rope_table"].endswith("absolute")
 
 
-# ---- docs/architecture.md
+# ---- docs/chat.md
 
 
 def test_the_defaults_of_an_answer():
     pattern = r"none about sampling \| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
-    names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/architecture.md", pattern)
+    names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/chat.md", pattern)
     assert dict(zip(names, map(float, said), strict=True)) == LOCAL_CHAT
-    (temperature,) = stated("docs/architecture.md", r"temperature (\d+), and every filter off")
+    (temperature,) = stated("docs/chat.md", r"temperature (\d+), and every filter off")
     assert float(temperature) == SamplingParams().temperature
 
 
@@ -162,11 +162,14 @@ def test_what_belongs_to_the_built_in_model():
         r"recommend temperature ([\d.]+) and top-p ([\d.]+), so these belong to the name `([\w-]+)`, and so "
         r"do (\w+) activations"
     )
-    temperature, top_p, name, activations = stated("docs/architecture.md", pattern)
+    temperature, top_p, name, activations = stated("docs/chat.md", pattern)
     assert {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} == BUILT_IN.settings
     assert (name, activations) == (BUILT_IN.name, BUILT_IN.activations)
-    (default,) = stated("docs/architecture.md", r"`--activations` is `(\w+)` by default")
+    (default,) = stated("docs/chat.md", r"The default is `(\w+)`: the arithmetic")
     assert default == RunOptions().activations
+
+
+# ---- docs/architecture.md
 
 
 def test_the_tiers():
