@@ -195,7 +195,7 @@ class Steps:
                 show(f"{'|/-' + chr(92):.4}"[turn % 4] + f" {title}  {elapsed:.0f} s  {last}")
             elif time.monotonic() - told > STILL_SECONDS:
                 told = time.monotonic()
-                say(f"      {elapsed:.0f} s: {last}")
+                say(f"      {elapsed:.0f} s: {last[:80]}")
 
 
 def install(demo: str) -> None:
