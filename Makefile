@@ -94,20 +94,21 @@ fuzz: setup fuzz-native
 torture: setup
 	$(BIN)/python -m tests.torture --kills $(KILLS)
 
-# Figures for docs/performance.md; let the machine be idle.
+# The kernels beside the limits of the machine; let it be idle.
 bench-kernels: setup
 	$(BIN)/python scripts/bench_kernels.py
 
-# Tables of the docs from the benchmark documents in docs/figures; `scripts/figures.py --measure` makes those anew.
+# Tables of the docs from the benchmark documents in docs/figures. LIST=1 prints the benchmarks behind them;
+# MEASURE="peers sampler" (or all) runs those first, on an idle machine, and FORCE=1 on a busy one, too.
 figures: setup
-	$(BIN)/python scripts/figures.py
+	$(BIN)/python -m scripts.figures $(if $(LIST),--list) $(if $(MEASURE),--measure $(MEASURE)) $(if $(FORCE),--force)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy scripts
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
+	$(BIN)/mypy scripts examples
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp' 'examples/*.c')
 
 # Writes the versions that are installed now into the lock file; run it after `make test` has passed with them.
 lock: setup

@@ -100,13 +100,14 @@ def main() -> None:
     )
     parser.add_argument("--model", default="random:minicpm4-0.5b")
     parser.add_argument("--quantize", default=None)
+    parser.add_argument("--head", default=None, help="quantization of embedding and head")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--depth", type=int, default=0, help="also measure at this context depth")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     pool = ThreadPool(options.threads)
-    bundle = open_model(options.model, quantize=options.quantize)
+    bundle = open_model(options.model, quantize=options.quantize, head=options.head)
     context = max(2 * CONTEXT, options.depth + 1024)
     executor = open_executor(bundle, RunOptions(context=context, threads=options.threads))
     tier = executor.info.tier
@@ -142,7 +143,12 @@ def main() -> None:
 
     document = {
         "machine": {"tier": tier, "threads": executor.info.threads, "load": round(load, 2)},
-        "model": {"name": options.model, "weight_bytes": weights, "context": CONTEXT},
+        "model": {
+            "name": options.model,
+            "quantize": options.quantize,
+            "weight_bytes": weights,
+            "context": CONTEXT,
+        },
         **{
             title: {name: round(float(np.median(values)), 3) for name, values in table.items()}
             for title, table in (("limits", limits), ("kernels", kernels), ("decoder", steps))

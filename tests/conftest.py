@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -145,6 +146,36 @@ def arm(require: Callable[..., None], wheel: Callable[[str], Path]) -> ArmToolch
     with alone(ROOT / "build" / "locks"):
         arm.make("selftest")
     return arm
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """A folder with the npm packages of examples/browser in its `node_modules`, fetched once."""
+    import fcntl  # not on Windows
+
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"npm install (.+)", page)
+    folder = ROOT / "build" / "test-node"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open(
+        "w"
+    ) as lock:  # of test processes that run side by side, the first one fetches
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "installed"
+        if not done.is_file() or done.read_text() != named:
+            (folder / "package.json").write_text('{"private": true}')
+            command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-save"]
+            try:
+                subprocess.run(
+                    [*command, *named.split()], cwd=folder, check=True, capture_output=True, timeout=120
+                )
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                pytest.skip(f"npm can't fetch onnxruntime-web ({error})")
+            done.write_text(named)
+    return folder
 
 
 @pytest.fixture(scope="session")

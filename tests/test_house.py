@@ -18,7 +18,12 @@ FLOORS = (  # of edge; each may import those before it
 )
 HEAVY = ("torch", "transformers", "torchao", "executorch", "coremltools")  # never in edge, not even lazily
 LONG = 450  # lines
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 SOURCES = (".py", ".c", ".cc", ".cpp", ".h", ".hpp")
 
 
@@ -102,7 +107,7 @@ def test_imports_go_down_inside_the_runtime():
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("folder", ["tests", "scripts"])
+@pytest.mark.parametrize("folder", ["tests", "scripts", "examples"])
 def test_rooms_are_imported_from_edge(folder: str):
     found = [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
@@ -136,7 +141,7 @@ def test_every_room_is_a_part_of_edge(room: str):
     assert link.is_symlink() and link.resolve() == ROOT / room
 
 
-@pytest.mark.parametrize("folder", [*ROOMS, "kernels", "scripts", "tests"])
+@pytest.mark.parametrize("folder", [*ROOMS, "kernels", "scripts", "examples", "tests"])
 def test_long_files_are_named(folder: str):
     """Not a failure: a long file is a reason to look for the second thing in it."""
     for path in files_of(folder, *SOURCES):
@@ -159,7 +164,8 @@ def test_files_say_what_they_own(room: str):
 def test_files_that_the_docs_name_are_there():
     """`edge/quant/packing.py` and the like in README, CONTRIBUTING and docs."""
     others = {"tests/chat.py", "scripts/build_android_library.sh"}  # of other projects
-    folders = "|".join((*ROOMS, "kernels", "tests", "scripts"))
+    others |= {"examples/llama.android", "examples/llama.swiftui"}
+    folders = "|".join((*ROOMS, "kernels", "tests", "scripts", "examples"))
     named = re.compile(rf"`((?:{folders})/[\w./-]*)`")
     missing = [
         f"{page.relative_to(ROOT)} names {path}"

@@ -16,7 +16,8 @@ from edge.apps.cli.main import app
 from edge.config.presets import preset
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md")
+PAGES = [*OWN_PAGES, *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"extending.md": "tests/test_extending.py runs these with the plugin that they need"}
 CHEAP = re.compile(r"edge inspect|edge cache list|--plan|--dry-run")
 OTHERS = {"--no-deps", "--use-compress-lse"}  # of pip and CPM.cu

@@ -1,10 +1,11 @@
 // Runs an exported model in onnxruntime-web: node onnx_web.mjs FOLDER_OF_NODE_MODULES FOLDER TOKENS_AS_JSON
-// Prints the logits after the last token as JSON: first from one pass, then with the last token in a pass of its own.
+// Prints the logits after the last token as JSON: from one pass; with the last token in a pass of its own; and in small
+// pieces after a rollback to a third of the tokens and another sequence.
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 
-import { Decoder } from "../../docs/onnx-web/decoder.mjs";
+import { Decoder } from "../../examples/browser/decoder.mjs";
 
 const [modules, folder, given] = process.argv.slice(2);
 const ort = createRequire(path.join(modules, "package.json"))("onnxruntime-web");
@@ -15,7 +16,12 @@ const config = JSON.parse(read("genai_config.json"));
 const decoder = await Decoder.open(ort, { model: read("model.onnx"), data: read("model.onnx.data"), config });
 
 const tokens = JSON.parse(given);
-const whole = Array.from(await decoder.run(tokens));
-decoder.reset();
+const third = Math.floor(tokens.length / 3);
+const found = [Array.from(await decoder.run(tokens))];
+decoder.keep(0);
 await decoder.run(tokens.slice(0, -1));
-console.log(JSON.stringify([whole, Array.from(await decoder.run(tokens.slice(-1)))]));
+found.push(Array.from(await decoder.run(tokens.slice(-1))));
+await decoder.prefill([...tokens.slice(0, third), 3, 3, 3], () => true);
+const asked = [];
+found.push(Array.from(await decoder.prefill(tokens, (done, all) => asked.push([done, all]), 4)));
+console.log(JSON.stringify({ found, asked }));

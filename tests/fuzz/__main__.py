@@ -1,7 +1,7 @@
 """`python -m tests.fuzz --executions N [--reader NAME] [--folder DIR]`: fuzz, one reader after the other.
 
-Each reader runs in a process of its own and continues where it stopped; the table at the end is the one of
-docs/fuzzing.md. Exits with 1 if there are findings.
+Each reader runs in a process of its own and continues where it stopped. The last line is a JSON document, of
+which `make figures` makes a table of docs/fuzzing.md. Exits with 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import subprocess
 import sys
 from faulthandler import dump_traceback_later
 from pathlib import Path
+from typing import Any
 
-from tests.fuzz.engine import SECONDS, Fuzzer, State, limit_memory
+from tests.fuzz.engine import SECONDS, Fuzzer, limit_memory
 from tests.fuzz.readers import READERS
 
 
@@ -39,33 +40,33 @@ def main() -> int:
             heartbeat=lambda: dump_traceback_later(64 * SECONDS, exit=True),
         )
         return 0
-    ended = {}
+    ended, document = {}, {}
     for name in names:
         command = [sys.executable, "-m", "tests.fuzz", "--child", "--reader", name]
         command += ["--executions", str(options.executions), "--folder", str(options.folder)]
         ended[name] = subprocess.run([*command, "--seed", str(options.seed)], check=False).returncode
-        print(row(name, options.folder / name), flush=True)
+        document[name] = summary(name, options.folder / name)
+        print(f"{name}: {json.dumps(document[name])}", flush=True)
     crashed = [name for name, code in ended.items() if code]
     for name in crashed:
         print(f"{name}: the process ended with {ended[name]}; see its trace above")
-    found = [line for name in names for line in findings(options.folder / name)]
-    print("\n".join(found))
+    found = [f"{name}: {line}" for name in names for line in document[name]["findings"]]
+    print("\n".join([*found, json.dumps({"readers": document})]))
     return 1 if crashed or found else 0
 
 
-def row(name: str, folder: Path) -> str:
-    """A line of the table: reader, executions, share accepted, seconds, lines covered, findings."""
+def summary(name: str, folder: Path) -> dict[str, Any]:
+    """Of all runs of a reader in this folder: executions, lines of its functions reached, findings."""
     fuzzer = Fuzzer(READERS[name], folder)
     state, (reached, lines) = fuzzer.state, fuzzer.coverage()
-    share = state.accepted / max(state.executions, 1)
-    cells = (name, f"{state.executions:,}", f"{share:.0%}", f"{state.seconds:.0f}")
-    return f"| {' | '.join(cells)} | {reached} of {lines} ({reached / lines:.0%}) | {len(state.findings)} |"
-
-
-def findings(folder: Path) -> list[str]:
-    """What was found by a run, a line each."""
-    path = folder / "state.json"
-    return State(**json.loads(path.read_bytes())).findings if path.exists() else []
+    return {
+        "executions": state.executions,
+        "accepted": state.accepted,
+        "seconds": round(state.seconds),
+        "reached": reached,
+        "lines": lines,
+        "findings": state.findings,
+    }
 
 
 if __name__ == "__main__":

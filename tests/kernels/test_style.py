@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
-C_HEADERS = {"edge.h", "edge_operators.h", "runner/runner.h"}
+C_HEADERS = {"edge.h", "edge_operators.h", "runner/runner.h", "tools/edge_bundle.h"}
 FILES = sorted(
     path
     for pattern in ("**/*.h", "**/*.cpp")

@@ -1,8 +1,12 @@
-"""`python -m tests.torture --kills N [--write NAME]`: all of it, as a table for docs/fuzzing.md."""
+"""`python -m tests.torture --kills N [--write NAME]`: all of it.
+
+The last line is a JSON document, of which `make figures` makes a table of docs/fuzzing.md.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import sys
@@ -10,6 +14,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from tests.torture.harness import fill_disk, kill_writers, limit_files, race, small_disk
 from tests.torture.writes import WRITES, clean, prepare
@@ -28,36 +33,38 @@ def main() -> int:
     parser.add_argument("--write", choices=WRITES, action="append", help="by default every one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    failed = 0
+    failed, document = 0, {}
     for name in options.write or WRITES:
         started = time.monotonic()
         try:
-            cells = torture(name, options)
+            document[name] = torture(name, options)
         except Exception:
             traceback.print_exc()
-            cells, failed = ["failed: see above"], failed + 1
-        print(f"| {name} | {' | '.join(cells)} | {time.monotonic() - started:.0f} |", flush=True)
+            failed += 1
+            continue
+        document[name]["seconds"] = round(time.monotonic() - started)
+        print(f"{name}: {json.dumps(document[name])}", flush=True)
     clean()
+    print(json.dumps({"writes": document, "failed": failed}))
     return 1 if failed else 0
 
 
-def torture(name: str, options: argparse.Namespace) -> list[str]:
-    """Kills of which some hit, full disks of which some hit, limits of which some hit, races."""
+def torture(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Pairs: kills and those while writing; full disks and limits, and how many writes they ended. Races.
+
+    full_disks is None where no disk may be mounted.
+    """
     write, chance = WRITES[name], random.Random(f"{options.seed} {name}")
     prepare(name)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "kills"
         place.mkdir()
-        hit = kill_writers(write, place, options.kills, chance)
-        cells = [f"{options.kills} ({hit} while writing)"]
+        found: dict[str, Any] = {"kills": [options.kills, kill_writers(write, place, options.kills, chance)]}
         with small_disk(Path(folder) / "disk", DISK) as disk:
-            if disk is None:
-                cells.append("skipped: may not mount a disk")
-            else:
-                cells.append(f"{options.fills} ({fill_disk(write, disk, options.fills, chance)} failed)")
-        cells.append(f"{options.fills} ({limit_files(write, place, options.fills)} failed)")
+            found["full_disks"] = disk and [options.fills, fill_disk(write, disk, options.fills, chance)]
+        found["limits"] = [options.fills, limit_files(write, place, options.fills)]
         race(write, place, options.races)
-    return [*cells, str(options.races)]
+    return {**found, "races": options.races}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,5 +18,7 @@ def test_writes_are_whole_or_not_there():
     command += [option for name in ("KV cache", "cache entry") for option in ("--write", name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    rows = done.stdout.splitlines()
-    assert len(rows) == 2 and all("4 (" in row and "3 (3 failed)" in row for row in rows)
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert list(document["writes"]) == ["KV cache", "cache entry"] and not document["failed"]
+    for found in document["writes"].values():
+        assert found["kills"][0] == 4 and found["limits"] == [3, 3] and found["races"] == 2

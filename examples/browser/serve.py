@@ -22,4 +22,5 @@ class Handler(SimpleHTTPRequestHandler):
 
 if __name__ == "__main__":
     folder = sys.argv[1] if len(sys.argv) > 1 else "."
+    print("http://localhost:8000")
     ThreadingHTTPServer(("localhost", 8000), partial(Handler, directory=folder)).serve_forever()

@@ -1,11 +1,12 @@
-"""Speed of exported ONNX folders beside the native executor, as one JSON document.
+"""Speed of exported folders in their runtimes beside the native executor, as one JSON document.
 
-    python scripts/bench_onnx.py [MODEL] [--threads N] [--rounds N] [--genai FOLDER]
+    python scripts/bench_runtimes.py onnx|executorch [MODEL] [--threads N] [--rounds N] [--genai FOLDER]
 
-MODEL: as everywhere, by default random:minicpm4-0.5b; int4 in groups of 32. --genai: a folder for
-onnxruntime-genai, for example of its own builder, measured beside the portable one, also with the session's
-entries of ours. Every measurement has a process of its own, in another order each round: where a process
-finds its memory changes its speed by some percent. Ratios are medians over rounds.
+MODEL: as everywhere, by default random:minicpm4-0.5b; int4 in groups of 32. --genai: a folder of
+onnxruntime-genai's own builder, made if it does not exist (a Llama of the same shape, random weights) and
+measured beside the portable one, also with the session's entries of ours. Every measurement has a process of
+its own, in another order each round: where a process finds its memory changes its speed by some percent.
+Ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,25 +30,11 @@ from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
-from edge.export.artifact import export_model
-from edge.export.options import ExportOptions
-from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
+from edge.formats.bundle.reader import Bundle
 from edge.hub.resolve import open_bundle, open_model
 
 CONTEXT, TOKENS = 1024, 32
-
-
-def export(model: str, out: str, flavour: str) -> dict[str, Any]:
-    """Write one folder: what that took."""
-    source = Source(open_bundle(model))
-    started = time.perf_counter()
-    export_model(source, ExportOptions("onnx", portable=flavour == "portable", context=CONTEXT), out)
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "bytes": sum(file.stat().st_size for file in Path(out).iterdir()),
-    }
 
 
 def through_executor(executor: Any, prompt: np.ndarray) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -86,6 +72,38 @@ def through_genai(
     return prefill, lambda: generators[0].generate_next_token()
 
 
+def build_genai(bundle: Bundle, folder: Path) -> None:
+    """Let onnxruntime-genai's builder write a Llama of the bundle's shape, int4 in groups of 32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = bundle.config
+    shape = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=32768,
+        rms_norm_eps=config.rms_norm_eps,
+        tie_word_embeddings=config.tie_word_embeddings,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(1)
+    torch.set_default_dtype(torch.bfloat16)
+    with tempfile.TemporaryDirectory() as scratch:
+        LlamaForCausalLM(shape).save_pretrained(scratch)
+        for name, data in bundle.tokenizer_files.items():
+            (Path(scratch) / name).write_bytes(data)
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", scratch, "-o", str(folder)]
+        command += ["-p", "int4", "-e", "cpu", "-c", f"{scratch}/cache"]
+        command += ["--extra_options", "shared_embeddings=true", "prune_lm_head=true"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
 def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float]:
     """Tokens per second of a prefill and of the decode after it; the second of two prefills counts."""
     prompt = np.arange(tokens, dtype=np.int32) % 90
@@ -93,12 +111,12 @@ def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float
         entries = SESSION_ENTRIES if name.endswith("our_entries") else {}
         prefill, step = through_genai(where, threads, prompt, entries)
     elif name == "native":
-        prefill, step = through_executor(
-            open_executor(open_model(where), RunOptions(context=CONTEXT, threads=threads)), prompt
-        )
+        options = RunOptions(context=CONTEXT, threads=threads)
+        prefill, step = through_executor(open_executor(open_model(where), options), prompt)
     else:
         artifact = Artifact.open(where, verify=False)
-        prefill, step = through_executor(open_executor(artifact, RunOptions("onnx", threads=threads)), prompt)
+        options = RunOptions(artifact.manifest.target, threads=threads)
+        prefill, step = through_executor(open_executor(artifact, options), prompt)
     prefill()
     started = time.perf_counter()
     prefill()
@@ -114,7 +132,7 @@ def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float
 def apart(*arguments: str) -> dict[str, Any]:
     """What this script prints in a process of its own."""
     command = [sys.executable, __file__, *arguments]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     document: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return document
 
@@ -122,18 +140,15 @@ def apart(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     """Export twice, then measure in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("target", choices=("onnx", "executorch"))
     parser.add_argument("model", nargs="?", default="random:minicpm4-0.5b")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--genai")
-    parser.add_argument("--export", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--genai", type=Path)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     common = ("--threads", str(given.threads), "--prompt", str(given.prompt))
-    if given.export:
-        print(json.dumps(export(given.model, *given.export)))
-        return
     if given.measure:
         name, where = given.measure
         print(json.dumps(measure(name, where, given.threads, given.prompt)))
@@ -145,25 +160,30 @@ def main() -> None:
         "context": CONTEXT,
         "load": os.getloadavg()[0],
     }
+    bundle = open_bundle(given.model)
     with tempfile.TemporaryDirectory() as scratch:
         runs = {"native": given.model}
-        for flavour in ("full", "portable"):
+        for flavour, words in (("full", []), ("portable", ["--portable"])):
             runs[flavour] = f"{scratch}/{flavour}"
-            document[f"export_{flavour}"] = apart(given.model, "--export", runs[flavour], flavour)
+            command = [sys.executable, "-m", "edge", "export", given.model, "--to", given.target, *words]
+            command += ["--context", str(CONTEXT), "--out", runs[flavour]]
+            subprocess.run(command, check=True, stdout=sys.stderr)
         if given.genai:
+            if not given.genai.exists():
+                build_genai(bundle, given.genai)
             runs["portable_in_genai"] = runs["portable"]
-            runs["genai_builder"] = runs["genai_builder_our_entries"] = given.genai
+            runs["genai_builder"] = runs["genai_builder_our_entries"] = str(given.genai)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
         for _ in range(given.rounds):
             for name in random.sample(list(runs), len(runs)):
-                found[name].append(apart("--measure", name, runs[name], *common))
+                found[name].append(apart(given.target, "--measure", name, runs[name], *common))
     for kind in ("prefill", "decode"):
-        rates = {name: [result[kind] for result in results] for name, results in found.items()}
+        rates = {name: [round(result[kind], 2) for result in results] for name, results in found.items()}
         document[kind] = {name: {"median": median(values), "all": values} for name, values in rates.items()}
         for peer in ("native", "genai_builder", "genai_builder_our_entries"):
             if peer in rates:
                 document[f"{kind}_of_{peer}"] = {
-                    name: median(ours / its for ours, its in zip(values, rates[peer], strict=True))
+                    name: round(median(ours / its for ours, its in zip(values, rates[peer], strict=True)), 4)
                     for name, values in rates.items()
                 }
     print(json.dumps(document))

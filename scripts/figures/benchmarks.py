@@ -1,0 +1,106 @@
+"""The benchmarks whose documents lie in docs/figures, in the order in which `MEASURE=all` runs them."""
+
+from __future__ import annotations
+
+import shutil
+
+from .declaration import Benchmark, needs_module, short_profile
+
+_LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make test-all` installs it.")
+_GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
+_TEXT = "TEXT/wikitext-2-raw.valid.txt"
+_SMALL = "BUILD/small-model"
+_HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
+# The others, exports to ExecuTorch and Core ML, take hours.
+_WRITES = " ".join(
+    f"--write '{name}'"
+    for name in (
+        *("conversation", "KV cache", "conversion", "cache entry", "checkpoint"),
+        *("export to bundle", "export to gguf", "export to onnx"),
+    )
+)
+
+
+def _clang() -> str | None:
+    return None if shutil.which("clang++") else "clang++ is not installed: `make packages` installs it."
+
+
+BENCHMARKS = {
+    "kernels": Benchmark("python scripts/bench_kernels.py", 2),
+    "kernels-ternary": Benchmark("python scripts/bench_kernels.py --quantize ternary --head int4", 2),
+    "peers": Benchmark("python scripts/bench_peers.py", 5, needs=(_LLAMA,)),
+    "threads": Benchmark(
+        f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json", 2, kept=short_profile
+    ),
+    "operators": Benchmark(
+        f"{_HALF_B} --depth 512 --fill synthetic --ops --repeat 3 --json", 1, kept=short_profile
+    ),
+    "long-context": Benchmark(
+        f"{_HALF_B} --kv float16,int8 --attention dense --depth 32768 --fill synthetic --ops "
+        "--repeat 3 --json",
+        2,
+        kept=short_profile,
+    ),
+    "sparse": Benchmark(
+        f"{_HALF_B} --attention dense,sparse --depth 512,32768,130000 --fill synthetic --repeat 3 --json",
+        5,
+        kept=short_profile,
+    ),
+    "sampler": Benchmark("python scripts/bench_sampler.py", 0.5),
+    "start": Benchmark("python scripts/bench_start.py", 3),
+    "weights-in-memory": Benchmark("python scripts/bench_huge_pages.py --model random:minicpm4-8b", 2),
+    "onnx-speed": Benchmark(
+        "python scripts/bench_runtimes.py onnx --rounds 5 --genai BUILD/genai-0.5b", 4, needs=(_GENAI,)
+    ),
+    "executorch-speed": Benchmark("python scripts/bench_runtimes.py executorch --rounds 5", 3),
+    "executorch-speed-smollm2": Benchmark(
+        "python scripts/bench_runtimes.py executorch smollm2-135m --rounds 5", 3
+    ),
+    "exports-smollm2": Benchmark(
+        "python scripts/bench_exports.py smollm2-135m bundle gguf onnx onnx-portable executorch "
+        f"executorch-portable --context 2048 --text {_TEXT}",
+        5,
+        needs=(_LLAMA,),
+    ),
+    "exports-smollm2-int4": Benchmark(
+        "python scripts/bench_exports.py smollm2-135m gguf coreml onnx onnx-portable --quantize int4 "
+        "--context 1024",
+        3,
+        needs=(_LLAMA,),
+    ),
+    "exports-0.5b": Benchmark(
+        "python scripts/bench_exports.py random:minicpm4-0.5b gguf onnx onnx-portable executorch "
+        "executorch-portable --context 2048",
+        4,
+        needs=(_LLAMA,),
+    ),
+    "exports-0.5b-sparse": Benchmark(
+        "python scripts/bench_exports.py random:minicpm4-0.5b coreml --attention sparse --context 32768 "
+        "--no-check",
+        4,
+    ),
+    "exports-8b": Benchmark(
+        "python scripts/bench_exports.py random:minicpm4-8b onnx onnx-portable --context 2048", 6
+    ),
+    "kv-error": Benchmark("python scripts/bench_kv_error.py", 0.5, timed=False),
+    "needle": Benchmark("python -m edge.train.needle", 2, timed=False),
+    "quantization-smollm2": Benchmark(
+        f"python scripts/quantization_table.py --text {_TEXT} --sequences 16 --out BUILD/smollm2.json",
+        25,
+        timed=False,
+    ),
+    "quantization-small-model": Benchmark(
+        f"python scripts/quantization_table.py --text {_TEXT} --model {_SMALL} --tokens 20000 --sequences 32 "
+        "--length 256 --out BUILD/small-model.json",
+        12,
+        timed=False,
+        prepare=(
+            (f"python -m edge.train.small_model {_SMALL} {_TEXT} TEXT/gsm8k.train.jsonl", "small-model"),
+        ),
+    ),
+    "fuzz": Benchmark("python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False),
+    "fuzz-native": Benchmark(
+        "scripts/fuzz-native .venv/bin BUILD/fuzz-native 20000", 40, timed=False, needs=(_clang,)
+    ),
+    "torture": Benchmark(f"python -m tests.torture --kills 100 {_WRITES}", 20, timed=False),
+}
