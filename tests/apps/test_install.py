@@ -198,6 +198,7 @@ def test_a_terminal_shows_a_line_that_moves(project: Path):
     terminal.expect(r"[-|/\\] \[1/3\] A step +\d+ s +\[1/2\] Building CXX obj", timeout=30)
     terminal.expect(r"\[1/3\] A step: \d+ s\r\n", timeout=30)
     terminal.expect(pexpect.EOF, timeout=30)
+    assert terminal.wait() == 0
 
 
 def torch_check(site: Path) -> subprocess.CompletedProcess[str]:
