@@ -156,7 +156,8 @@ def test_make_chat_installs_the_wheel_and_goes_on_after_an_interruption(fresh: F
     assert "The last installation was not finished" in told
     assert re.findall(r"^\[(\d/\d)\]", told, re.M) == ["1/3", "2/3", "3/3"]
     assert fresh.said("answer").strip() and "[" not in fresh.said("answer")
-    place = fresh.run(fresh.programs / "python", "-c", "import edge; print(edge.__file__)")
+    where = (fresh.programs / "python", "-c", "import edge; print(edge.__file__)")
+    place = fresh.run(*where, cwd=fresh.project.parent)
     assert "/site-packages/edge/" in place
 
 
