@@ -1,4 +1,4 @@
-"""Where the pages lead: no dead link, all of docs/ within reach of docs/index.md, and a short README."""
+"""What all pages have in common: no dead link, a place below the index, a first line that says what for."""
 
 from __future__ import annotations
 
@@ -88,6 +88,16 @@ def test_every_page_is_reached_from_the_index():
         path.relative_to(ROOT) for path in reached
     }
     assert INDEX in {target(ROOT / "README.md", link)[0] for link in links(ROOT / "README.md")}
+
+
+def test_a_page_begins_with_what_it_is_for():
+    """A title, then a sentence; a status, a command or a list comes later."""
+    wrong = []
+    for page in PAGES:
+        title, _, _, first, content, *_ = PARSER.parse(page.read_text(encoding="utf-8"))
+        if title.tag != "h1" or first.type != "paragraph_open" or content.content.startswith("Status:"):
+            wrong.append(page.name)
+    assert not wrong
 
 
 def test_the_readme_is_short():
