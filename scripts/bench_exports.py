@@ -84,10 +84,11 @@ def export(options: argparse.Namespace, kind: str, out: Path) -> dict[str, Any]:
 def distance(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """From exact arithmetic over the same weights, on the beginning of the text."""
     words = ["--text", str(options.text), "--limit", str(options.limit), "--window", "512"]
-    quantize = ["--quantize-a", options.quantize] if options.quantize else []
-    if folder == options.model and options.quantize:
-        quantize += ["--quantize-b", options.quantize]
-    return edge("eval", "compare", options.model, folder, *EXACT, *quantize, *words)[0]
+    chosen = [options.quantize] if options.quantize else []
+    forms = [word for name in chosen for word in ("--quantize-a", name)]
+    if folder == options.model:  # as the exported folders compute
+        forms += ["--activations-b", "int8", *(word for name in chosen for word in ("--quantize-b", name))]
+    return edge("eval", "compare", options.model, folder, *EXACT, *forms, *words)[0]
 
 
 def main() -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from edge.config.network import RopeType, SparseConfig
 from edge.config.presets import PRESETS, preset
+from edge.engine.settings import LOCAL_CHAT, SamplingParams
 from edge.executors.checks import MAX_TREE
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS
 from edge.export.quantize.options import QuantizeOptions
+from edge.hub.built_in import BUILT_IN
 from edge.measure.profile import ProfileOptions, machine, report
 from edge.measure.profile.compare import _INTERVAL, _RESAMPLES
 from edge.measure.profile.cost import Efficiency
@@ -142,6 +144,29 @@ def test_the_tolerances_of_operators():
         name: [float(number) for number in re.findall(r"\de-\d", text)] for name, text in said.items()
     } == wanted
     assert said["rope_table"].endswith("absolute")
+
+
+# ---- docs/chat.md
+
+
+def test_the_defaults_of_an_answer():
+    pattern = r"none about sampling \| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
+    names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/chat.md", pattern)
+    assert dict(zip(names, map(float, said), strict=True)) == LOCAL_CHAT
+    (temperature,) = stated("docs/chat.md", r"temperature (\d+), and every filter off")
+    assert float(temperature) == SamplingParams().temperature
+
+
+def test_what_belongs_to_the_built_in_model():
+    pattern = (
+        r"recommend temperature ([\d.]+) and top-p ([\d.]+), so these belong to the name `([\w-]+)`, and so "
+        r"do (\w+) activations"
+    )
+    temperature, top_p, name, activations = stated("docs/chat.md", pattern)
+    assert {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} == BUILT_IN.settings
+    assert (name, activations) == (BUILT_IN.name, BUILT_IN.activations)
+    (default,) = stated("docs/chat.md", r"The default is `(\w+)`: the arithmetic")
+    assert default == RunOptions().activations
 
 
 # ---- docs/architecture.md
