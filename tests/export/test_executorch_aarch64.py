@@ -52,14 +52,14 @@ def wheel() -> Path:
 
 @pytest.fixture(scope="module")
 def build(arm, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CMake project of `kernels/adapters/executorch`, with the static libedge of the other ARM tests."""
+    """The CMake project of `kernels/adapters/executorch`, with the libedge of the other ARM tests."""
     folder = tmp_path_factory.mktemp("arm")
     toolchain = folder / "toolchain.cmake"
     toolchain.write_text(TOOLCHAIN.format(compiler=arm.compiler))
     options = {
         "CMAKE_TOOLCHAIN_FILE": toolchain,
         "executorch_DIR": wheel / "share/cmake",
-        "EDGE_LIBRARY": arm.build / "libedge.a",
+        "EDGE_LIBRARY": arm.build / "libedge.so",
     }
     place = ["-G", "Ninja", "-S", str(ROOT / "kernels/adapters/executorch"), "-B", str(folder)]
     for command in (
