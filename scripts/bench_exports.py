@@ -5,7 +5,8 @@
 FOLDER: a target, `-portable` behind it for that flavour: bundle, gguf, coreml, onnx, onnx-portable,
 executorch, executorch-portable. Each is planned (`edge export --dry-run`), made and checked (`--check`) by
 programs of their own, whose wall clock, CPU time and peak memory are noted; the model is converted before.
---text: how far each is from exact arithmetic over the same weights (`edge eval compare`), and native with it.
+--text: how far each that our executors run is from exact arithmetic over the same weights
+(`edge eval compare`), and native with it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 EDGE = [sys.executable, "-m", "edge"]
+ELSEWHERE = ("gguf", "coreml")  # no executor of ours runs them
 EXACT = ["--activations-a", "float32", "--kv-a", "float32"]
 
 
@@ -84,11 +86,12 @@ def export(options: argparse.Namespace, kind: str, out: Path) -> dict[str, Any]:
 def distance(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """From exact arithmetic over the same weights, on the beginning of the text."""
     words = ["--text", str(options.text), "--limit", str(options.limit), "--window", "512"]
-    chosen = [options.quantize] if options.quantize else []
-    forms = [word for name in chosen for word in ("--quantize-a", name)]
-    if folder == options.model:  # as the exported folders compute
-        forms += ["--activations-b", "int8", *(word for name in chosen for word in ("--quantize-b", name))]
-    return edge("eval", "compare", options.model, folder, *EXACT, *forms, *words)[0]
+    quantize = ["--quantize-a", options.quantize] if options.quantize else []
+    rounded = ["--activations-b", "int8"] if folder == options.model else []  # as the folders compute
+    if folder == options.model and options.quantize:
+        quantize += ["--quantize-b", options.quantize]
+    found, _ = edge("eval", "compare", options.model, folder, *EXACT, *rounded, *quantize, *words)
+    return {key: value for key, value in found.items() if key not in ("a", "b")} | {"text": options.text.name}
 
 
 def main() -> None:
@@ -112,7 +115,7 @@ def main() -> None:
         for kind in options.folders:
             place = Path(scratch) / kind
             document["folders"][kind] = found = export(options, kind, place)
-            if options.text:
+            if options.text and kind not in ELSEWHERE:
                 found["distance"] = distance(options, str(place))
             print(kind, json.dumps(found), flush=True)
             shutil.rmtree(place)

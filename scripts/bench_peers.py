@@ -2,10 +2,11 @@
 
     python scripts/bench_peers.py [--model NAME] [--busy 0,1,2] [--rounds 5]
 
-Rounds alternate between the programs, each in a fresh process, so that a drift touches all; the
-figures are medians. A busy process is one endless loop. llama.cpp runs with flash attention on and off, and
-the better median counts. It comes from the package llama-cpp-python, which pip compiles for this machine, and
-gets the model as GGUF. The last line is one JSON document. Random weights will do.
+Rounds alternate between the programs, each in a fresh process, so that a drift touches all; the figures are
+medians, of at most 3 rounds beside busy processes. A busy process is one endless loop. llama.cpp runs with
+flash attention on and off, and the better median counts. It comes from the package llama-cpp-python, which
+pip compiles for this machine, and gets the model as GGUF. The last line is one JSON document. Random weights
+will do.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from statistics import median
 from time import perf_counter
 
 CONTEXT, STEPS = 512, 64
+BUSY_ROUNDS = 3  # at most: beside busy processes llama.cpp takes half a minute
 PEERS = {"llama.cpp": False, "llama.cpp, flash attention": True}
 
 
@@ -135,8 +137,10 @@ def compare(options: argparse.Namespace, gguf: str) -> None:
     load = os.getloadavg()[0]
     common = ("--model", options.model, "--threads", str(options.threads), "--gguf", gguf)
     speeds: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for _ in range(options.rounds):
+    for turn in range(options.rounds):
         for busy in map(int, options.busy.split(",")):
+            if busy and turn >= BUSY_ROUNDS:
+                continue
             with busy_processes(busy):
                 for name in ("edge", *PEERS):
                     speeds[busy, name].append(apart("--here", name, *common))

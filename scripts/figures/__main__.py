@@ -33,7 +33,8 @@ def listed(name: str) -> str:
         f"{each} in {table.page}" for each, table in TABLES.items() if name in table.benchmarks
     )
     timed = "idle machine" if benchmark.timed else "any time"
-    lines = [f"{name}: {when}; some {benchmark.minutes:g} minutes, {timed}", f"    tables: {tables}"]
+    took = f"{kept['minutes']:g} minutes" if kept else f"some {benchmark.minutes:g} minutes"
+    lines = [f"{name}: {when}; {took}, {timed}", f"    tables: {tables}"]
     lines += [f"    {shown(command)}" for command, _ in benchmark.prepare]
     lines += [f"    {shown(benchmark.command)}"]
     if sentence := missing(benchmark):

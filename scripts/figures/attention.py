@@ -36,9 +36,6 @@ def sparse(document: Document) -> Lines:
                     f"{ratio(ours['samples'], dense['samples']):.1f}",
                 ]
             )
-    kept = [row_of(document, test="decode", attention=kind, depth=130000) for kind in ("sparse", "dense")]
-    per_token = [f"{each['memory']['kv_cache'] / 1000 / 130064:.1f} kB" for each in kept]
-    rows.append(["KV cache and summaries per token, float16", *per_token, ""])
     return [["", "sparse", "dense", "ratio of speeds"], *rows]
 
 

@@ -6,7 +6,7 @@ import shutil
 
 from .declaration import Benchmark, needs_module, short_profile
 
-_LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make test-all` installs it.")
+_LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
@@ -28,7 +28,7 @@ def _clang() -> str | None:
 BENCHMARKS = {
     "kernels": Benchmark("python scripts/bench_kernels.py", 2),
     "kernels-ternary": Benchmark("python scripts/bench_kernels.py --quantize ternary --head int4", 2),
-    "peers": Benchmark("python scripts/bench_peers.py", 5, needs=(_LLAMA,)),
+    "peers": Benchmark("python scripts/bench_peers.py", 6, needs=(_LLAMA,)),
     "threads": Benchmark(
         f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json", 2, kept=short_profile
     ),

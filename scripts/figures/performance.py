@@ -210,7 +210,7 @@ def targets(
         for n, row in prefills.items()
     }
     deep = {kv: row_of(long, test="decode", kv_type=kv) for kv in ("float16", "int8")}
-    faster = _attention(deep["float16"])[0] / _attention(deep["int8"])[0]
+    faster = round(_attention(deep["float16"])[0] / _attention(deep["int8"])[0], 2)
     deep_prefill = row_of(long, test="prefill", kv_type="float16")
     kept = {
         each["busy_processes"]: each["share_of_alone"]
@@ -218,7 +218,7 @@ def targets(
         if each["program"] == "edge"
     }
     slowest = max(share for name, share in sampler["percent_of_token"].items() if "baseline" not in name)
-    verified = [four[f"verify {n} / decode"] for n in (4, 8, 16)]
+    verified = [round(four[f"verify {n} / decode"], 2) for n in (4, 8, 16)]
     resident = start["resident / plan"] - 1
     rows: list[tuple[str, str, str, bool]] = [
         (

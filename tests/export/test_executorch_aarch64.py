@@ -33,7 +33,7 @@ set(CMAKE_CXX_COMPILER {compiler})
 
 
 @pytest.fixture(scope="module")
-def wheel() -> Path:
+def executorch_wheel() -> Path:
     """The folder `executorch` of its wheel for ARM, downloaded once."""
     folder = cache_folder() / "executorch-aarch64" / adapters.executorch_version()
     if not (folder / "executorch").is_dir():
@@ -51,14 +51,14 @@ def wheel() -> Path:
 
 
 @pytest.fixture(scope="module")
-def build(arm, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(arm, executorch_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The CMake project of `kernels/adapters/executorch`, with the libedge of the other ARM tests."""
     folder = tmp_path_factory.mktemp("arm")
     toolchain = folder / "toolchain.cmake"
     toolchain.write_text(TOOLCHAIN.format(compiler=arm.compiler))
     options = {
         "CMAKE_TOOLCHAIN_FILE": toolchain,
-        "executorch_DIR": wheel / "share/cmake",
+        "executorch_DIR": executorch_wheel / "share/cmake",
         "EDGE_LIBRARY": arm.build / "libedge.so",
     }
     place = ["-G", "Ninja", "-S", str(ROOT / "kernels/adapters/executorch"), "-B", str(folder)]
@@ -72,7 +72,7 @@ def build(arm, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("portable", [False, True], ids=["full", "portable"])
-def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, portable: bool):
+def test_the_same_tokens_on_arm(arm, build: Path, executorch_wheel: Path, tmp_path: Path, portable: bool):
     scheme = QuantScheme("int4", 32, True)
     # Untied: a tied head answers with one token over and over.
     config = llama_config(num_hidden_layers=1, tie_word_embeddings=False)
@@ -90,7 +90,7 @@ def test_the_same_tokens_on_arm(arm, build: Path, wheel: Path, tmp_path: Path, p
         wanted += given
     here.close()
     assert len(set(wanted)) > 2
-    libraries = os.pathsep.join((str(wheel / "lib"), str(SYSTEM_ROOT / "lib")))
+    libraries = os.pathsep.join((str(executorch_wheel / "lib"), str(SYSTEM_ROOT / "lib")))
     environment = {
         "LD_LIBRARY_PATH": libraries,
         "EDGE_EXECUTORCH_LIBRARIES": build / "libedge_executorch_operators.so",

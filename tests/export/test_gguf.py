@@ -20,7 +20,7 @@ from edge.export.check import exact_executor, read_reference
 from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.export.targets.gguf.blocks import BLOCKS, obstacle, pack_blocks
-from edge.export.targets.gguf.check import LlamaCppRun, check_gguf
+from edge.export.targets.gguf.check import LlamaCppRun, check_gguf, run_llama_cpp
 from edge.formats.bundle.reader import Bundle
 from edge.formats.gguf_file import GGUFFile
 from edge.hub.convert import convert
@@ -260,3 +260,9 @@ def test_smollm2_comes_back(smollm2_gguf: Path, tmp_path: Path):
         for checkpoint in (found, original)
     ]
     assert ids[0] == ids[1]
+
+
+def test_the_program_for_llama_cpp_is_found(tmp_path: Path):
+    """It starts in a process of its own: with the bindings the file is missing, without them they are."""
+    with pytest.raises(ArtifactError, match=r"No module named 'llama_cpp'|Model path does not exist"):
+        run_llama_cpp(tmp_path / "missing.gguf", [1])

@@ -31,7 +31,9 @@ from edge.hub.convert import convert
 _LIMIT = 0.1  # nats; llama.cpp rounds activations to 8 bits
 _EXACT_LIMIT = 1e-6
 # Without the current folder on the path: a user's own export.py must not be taken for ours.
-_PROGRAM = "import sys; sys.path.pop(0); from export.targets.llama_cpp_run import main; main(*sys.argv[1:])"
+_PROGRAM = (
+    "import sys; sys.path.pop(0); from edge.export.targets.gguf.llama_cpp import main; main(*sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
