@@ -75,8 +75,8 @@ BENCHMARKS = {
         needs=(_LLAMA,),
     ),
     "exports-0.5b-sparse": Benchmark(
-        "python scripts/bench_exports.py random:minicpm4-0.5b coreml --attention sparse --context 32768 "
-        "--no-check",
+        "python scripts/bench_exports.py random:minicpm4-0.5b coreml --quantize int4 --attention sparse "
+        "--context 32768 --no-check",
         4,
     ),
     "exports-8b": Benchmark(
