@@ -396,6 +396,16 @@ def test_a_benchmark_on_a_busy_machine_is_refused_or_says_so(monkeypatch, tmp_pa
     assert "busy" not in pages.origin([json.loads((tmp_path / "ours.json").read_text(encoding="utf-8"))])
 
 
+def test_what_a_run_continues_from_goes_away_with_its_document(monkeypatch, tmp_path):
+    """Else the next document would be made of rows of older code."""
+    command = 'python -c \'import sys; open(sys.argv[1], "a").write("x"); print(0)\' BUILD/rows'
+    monkeypatch.setitem(BENCHMARKS, "ours", Benchmark(command, 0.1, timed=False, state="rows"))
+    monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
+    monkeypatch.setattr(measuring, "BUILD", tmp_path / "build")
+    assert measuring.measure("ours") is None
+    assert (tmp_path / "ours.json").exists() and not list((tmp_path / "build").iterdir())
+
+
 def test_a_benchmark_that_fails_keeps_the_old_document(monkeypatch, tmp_path):
     monkeypatch.setitem(BENCHMARKS, "ours", Benchmark("python -c 'raise SystemExit(3)'", 0.1, timed=False))
     monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
