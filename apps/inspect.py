@@ -77,6 +77,7 @@ def _print(facts: ModelFacts, console: Console) -> None:
         "Chat template": ("yes, with thinking" if facts.thinking else "yes") if facts.chat_template else "no",
         "Own settings": ", ".join(f"{name}={value}" for name, value in facts.generation_config.items())
         or "none",
+        "Activations": facts.activations or "as exported",
     }
     for name, value in rows.items():
         summary.add_row(name, value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
 from edge.engine.generation import Chunk, Completion, Stream, answer_ends, generate
 from edge.engine.session import Session
-from edge.engine.settings import merge_settings, overlay
+from edge.engine.settings import GenerationSettings, merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError
 from edge.system.guards import OneThread
 from edge.system.options import plain
@@ -129,9 +129,7 @@ class Chat:
                 raise EdgeError("The message is empty: say something.")
             if said[-1].role == "assistant":
                 raise EdgeError("The last message is the assistant's: end with one that it can answer.")
-            chosen = merge_settings(
-                self._generation_config, self._loaded_settings, overlay(self.settings, settings)
-            )
+            chosen = self.chosen_settings(**settings)
             prompt = self._fit([*self._messages, *said], chosen.max_new_tokens, system)
 
             def record(done: Completion) -> None:
@@ -153,6 +151,14 @@ class Chat:
             stream = Stream(start)
             self.session.begin(stream)
             return stream
+
+    def chosen_settings(self, **settings: Unpack[Settings]) -> GenerationSettings:
+        """What an answer is made with: the model's settings, a loaded conversation's over them, then this
+        chat's, and then these. EdgeError for a wrong one.
+        """
+        return merge_settings(
+            self._generation_config, self._loaded_settings, overlay(self.settings, settings)
+        )
 
     def reset(self) -> None:
         """Forget the conversation; system prompt and settings stay."""

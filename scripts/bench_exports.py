@@ -87,9 +87,10 @@ def distance(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """From exact arithmetic over the same weights, on the beginning of the text."""
     words = ["--text", str(options.text), "--limit", str(options.limit), "--window", "512"]
     quantize = ["--quantize-a", options.quantize] if options.quantize else []
+    rounded = ["--activations-b", "int8"] if folder == options.model else []  # as the folders compute
     if folder == options.model and options.quantize:
         quantize += ["--quantize-b", options.quantize]
-    found, _ = edge("eval", "compare", options.model, folder, *EXACT, *quantize, *words)
+    found, _ = edge("eval", "compare", options.model, folder, *EXACT, *rounded, *quantize, *words)
     return {key: value for key, value in found.items() if key not in ("a", "b")} | {"text": options.text.name}
 
 

@@ -111,7 +111,7 @@ def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float
         entries = SESSION_ENTRIES if name.endswith("our_entries") else {}
         prefill, step = through_genai(where, threads, prompt, entries)
     elif name == "native":
-        options = RunOptions(context=CONTEXT, threads=threads)
+        options = RunOptions(context=CONTEXT, threads=threads, activations="int8")  # as the folders compute
         prefill, step = through_executor(open_executor(open_model(where), options), prompt)
     else:
         artifact = Artifact.open(where, verify=False)

@@ -29,7 +29,7 @@ from edge.formats.atomic import write_file
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "chat.svg"
 COMMAND = "edge chat smollm2-135m --seed 1"
-TYPED = ("What is a mortgage?", "Give me three names for a black cat.", "/stats")
+TYPED = ("Explain in two sentences why the sky is blue.", "Name three fruits.", "/stats")
 COLUMNS, ROWS = 100, 80  # more rows than a session takes: nothing scrolls away
 READY, TAKEN = b"\x1b[?2004h", b"\x1b[?2004l"  # the input line switches bracketed paste on, and off again
 THEME = TerminalTheme(

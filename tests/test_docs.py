@@ -14,10 +14,12 @@ import pytest
 
 from edge.config.network import RopeType, SparseConfig
 from edge.config.presets import PRESETS, preset
+from edge.engine.settings import LOCAL_CHAT, SamplingParams
 from edge.executors.checks import MAX_TREE
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS
 from edge.export.quantize.options import QuantizeOptions
+from edge.hub.built_in import BUILT_IN
 from edge.measure.profile import ProfileOptions, machine, report
 from edge.measure.profile.compare import _INTERVAL, _RESAMPLES
 from edge.measure.profile.cost import Efficiency
@@ -142,6 +144,29 @@ def test_the_tolerances_of_operators():
         name: [float(number) for number in re.findall(r"\de-\d", text)] for name, text in said.items()
     } == wanted
     assert said["rope_table"].endswith("absolute")
+
+
+# ---- docs/chat.md
+
+
+def test_the_defaults_of_an_answer():
+    pattern = r"none about sampling \| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
+    names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/chat.md", pattern)
+    assert dict(zip(names, map(float, said), strict=True)) == LOCAL_CHAT
+    (temperature,) = stated("docs/chat.md", r"temperature (\d+), and every filter off")
+    assert float(temperature) == SamplingParams().temperature
+
+
+def test_what_belongs_to_the_built_in_model():
+    pattern = (
+        r"recommend temperature ([\d.]+) and top-p ([\d.]+), so these belong to the name `([\w-]+)`, and so "
+        r"do (\w+) activations"
+    )
+    temperature, top_p, name, activations = stated("docs/chat.md", pattern)
+    assert {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} == BUILT_IN.settings
+    assert (name, activations) == (BUILT_IN.name, BUILT_IN.activations)
+    (default,) = stated("docs/chat.md", r"The default is `(\w+)`: the arithmetic")
+    assert default == RunOptions().activations
 
 
 # ---- docs/architecture.md
@@ -369,6 +394,16 @@ def test_a_benchmark_on_a_busy_machine_is_refused_or_says_so(monkeypatch, tmp_pa
     monkeypatch.setattr(machine, "_NOISY_SHARE", 1e9)  # none is
     assert measuring.measure("ours") is None
     assert "busy" not in pages.origin([json.loads((tmp_path / "ours.json").read_text(encoding="utf-8"))])
+
+
+def test_what_a_run_continues_from_goes_away_with_its_document(monkeypatch, tmp_path):
+    """Else the next document would be made of rows of older code."""
+    command = 'python -c \'import sys; open(sys.argv[1], "a").write("x"); print(0)\' BUILD/rows'
+    monkeypatch.setitem(BENCHMARKS, "ours", Benchmark(command, 0.1, timed=False, state="rows"))
+    monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
+    monkeypatch.setattr(measuring, "BUILD", tmp_path / "build")
+    assert measuring.measure("ours") is None
+    assert (tmp_path / "ours.json").exists() and not list((tmp_path / "build").iterdir())
 
 
 def test_a_benchmark_that_fails_keeps_the_old_document(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from edge.apps.cli.options import Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import output_console
 from edge.engine.settings import GenerationSettings, SamplingParams
 from edge.errors import EdgeError
-from edge.hub import DEFAULT_MODEL
+from edge.hub.built_in import BUILT_IN
 
 if TYPE_CHECKING:
     from edge.apps.chat.loop import ChatLoop
@@ -37,7 +37,7 @@ class Overflow(str, Enum):
 
 @expand
 def chat(
-    model: Model = DEFAULT_MODEL,
+    model: Model = BUILT_IN.name,
     *,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Answer this and exit; - reads all of stdin.")

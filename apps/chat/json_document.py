@@ -9,7 +9,6 @@ from typing import Any
 from edge.chat import Chat
 from edge.engine.generation import Completion, answer_ends
 from edge.engine.sampling import Sampled
-from edge.engine.settings import merge_settings
 from edge.runtime import Model
 
 SCHEMA = 1
@@ -32,6 +31,8 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
         "load_seconds": load_seconds,
         "context": model.context,
         "attention": model.attention,
+        "activations": model.executor.info.activations,
+        "kv_type": model.executor.info.kv_type,
         "settings": _settings(model, chat),
         "memory": {
             "weights_bytes": plan.weights,
@@ -43,7 +44,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
 
 
 def _settings(model: Model, chat: Chat) -> dict[str, Any]:
-    merged = merge_settings(model.generation_config, None, chat.settings)
+    merged = chat.chosen_settings()
     settings = asdict(merged)
     values: dict[str, Any] = {**settings.pop("sampling"), **settings}
     values["eos_token_ids"] = sorted(answer_ends(merged, model.tokenizer))

@@ -109,6 +109,7 @@ class ChatLoop:
         info = self._model.executor.info
         facts = [", ".join(schemes), f"{info.threads} threads, {info.tier}"]
         facts.append(f"attention {self._model.attention}")
+        facts.append(f"{info.activations} activations")
         return " · ".join(facts)
 
     def _help(self, argument: str) -> None:
@@ -180,6 +181,9 @@ class ChatLoop:
             table.add_row("prefill", f"{done.prefill_tokens_per_second:.0f} tokens/s")
             table.add_row("decode", f"{done.tokens_per_second:.1f} tokens/s")
         table.add_row("memory", memory_line(self._model))
+        info = self._model.executor.info
+        table.add_row("arithmetic", f"{info.activations} activations, {info.kv_type} KV cache")
+        table.add_row("sampling", self._chat.chosen_settings().sampling.words)
         self._view.show(table)
 
     def _context_flags(self) -> list[str]:

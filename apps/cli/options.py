@@ -20,13 +20,14 @@ from edge.apps.cli.errors import FormerNameError, set_debug
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.executors.options import extra_options as plugin_options
-from edge.hub import DEFAULT_MODEL
+from edge.hub.built_in import BUILT_IN
 from edge.hub.options import HubOptions, SourceOptions
 from edge.system.options import REQUIRED, Option, check_option, default_of, kinds_of, options_of
 
 MODEL_HELP = (
-    f"{DEFAULT_MODEL}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
-    "or random weights of a known shape (random:minicpm4-0.5b)."
+    f"{BUILT_IN.name}, a GGUF file, a Hugging Face folder, a bundle, a hub id (openbmb/MiniCPM4-0.5B), "
+    "a GGUF file on the hub (owner/repo:file.gguf), or random weights of a known shape "
+    "(random:minicpm4-0.5b)."
 )
 
 

@@ -6,7 +6,7 @@ tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,14 @@ class GGUFCheckpoint:
     metadata that it does not understand.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(
+        self, path: Path | str, source: str | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """source: where the weights came from, in words, by default the path. settings: what holds where the
+        file has none, as in a generation_config.json.
+        """
         self._path = Path(path)
+        self._source, self._settings = source or str(path), settings or {}
         file = GGUFFile(self._path)
         self._metadata = file.metadata
         if self._field("split.count", (int, float), "a number", 1) > 1:
@@ -81,8 +87,8 @@ class GGUFCheckpoint:
 
     @property
     def source(self) -> str:
-        """The file's path."""
-        return str(self._path)
+        """Where the weights came from, in words."""
+        return self._source
 
     @property
     def config(self) -> ModelConfig:
@@ -118,7 +124,7 @@ class GGUFCheckpoint:
         if "temperature" in found:
             found["do_sample"] = found["temperature"] > 0
         read_generation_config(found, f"the sampling settings (general.sampling.*) of '{self._path}'")
-        return found
+        return found or dict(self._settings)
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix:
         """One tensor by its Hugging Face name: float32 for float types, else codes and scales."""

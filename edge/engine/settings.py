@@ -1,7 +1,8 @@
 """What shapes an answer: the options of sampling and generation, and whose word counts.
 
 A flag is stronger than a request, that than the model's generation_config, and that than the default. What
-one source says in two ways (`do_sample` and `temperature`) must agree.
+one source says in two ways (`do_sample` and `temperature`) must agree. Which defaults hold, is the model's
+choice: see `merge_settings`.
 
 A flag is what the person who runs the program said (a command-line option, an argument of a Python call); a
 request is what arrived from elsewhere (an HTTP body, a saved conversation).
@@ -17,14 +18,23 @@ from typing import Any
 from edge.config.generation import read_generation_config
 from edge.errors import EdgeError
 from edge.executors.native.library import MAX_LOGPROBS
-from edge.system.options import check_options, option, plain
+from edge.system.options import check_options, default_of, option, plain
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+LOCAL_CHAT: Mapping[str, Any] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+"""How answers of a model are sampled that does not say how: what other programs for local chats do."""
+_WAYS = ("top_k", "top_p", "min_p", "typical_p")
+_PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+def _by_default(name: str) -> str:
+    return f"by default the model's own, else {LOCAL_CHAT[name]:g}."
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen; the defaults switch every filter off.
+    """How tokens are chosen; the defaults leave the model's own distribution as it is, with every filter off.
+    Answers have other ones, see `merge_settings`.
 
     temperature: 0 is greedy. top_k: 0 is off. top_p, typical_p: 1 is off. min_p: smallest probability
     relative to the best token's, 0 is off.
@@ -37,10 +47,14 @@ class SamplingParams:
     seed: None draws a fresh one. logprobs: None for none, 0 for the chosen token's, n for the n best as well.
     """
 
-    temperature: float = option(0.7, "0 always takes the likeliest token.")
-    top_k: int = option(0, "Keep the k likeliest tokens, 0 for all.")
-    top_p: float = option(1.0, "Keep the likeliest tokens up to this total probability.")
-    min_p: float = option(0.0, "Drop tokens below this share of the best one's probability.")
+    temperature: float = option(1.0, f"0 always takes the likeliest token; {_by_default('temperature')}")
+    top_k: int = option(0, f"Keep the k likeliest tokens, 0 for all; {_by_default('top_k')}")
+    top_p: float = option(
+        1.0, f"Keep the likeliest tokens up to this total probability; {_by_default('top_p')}"
+    )
+    min_p: float = option(
+        0.0, f"Drop tokens below this share of the best one's probability; {_by_default('min_p')}"
+    )
     typical_p: float = option(1.0, "Locally typical sampling up to this total probability.", flag="--typical")
     repetition_penalty: float = option(1.0, "Above 1 discourages every token seen before.")
     frequency_penalty: float = option(0.0, "Subtracted per earlier occurrence.")
@@ -87,6 +101,18 @@ class SamplingParams:
     def has_penalties(self) -> bool:
         """True if earlier tokens change the logits."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def words(self) -> str:
+        """What is not off, for example `temperature 0.2, top_p 0.9`."""
+        greedy = self.temperature == 0
+        names = [
+            name
+            for name in (*(() if greedy else _WAYS), *_PENALTIES)
+            if getattr(self, name) != default_of(SamplingParams, name)
+        ]
+        first = "greedy" if greedy else f"temperature {self.temperature:g}"
+        return ", ".join([first, *(f"{name} {getattr(self, name):g}" for name in names)])
 
 
 def _is_float32(value: object) -> bool:
@@ -135,8 +161,14 @@ def merge_settings(
     `generation_config` (Hugging Face's file) the names that matter here are read and the rest is ignored.
     do_sample False means temperature 0, unless a stronger source says otherwise. The file's stop strings
     count beside given ones.
+
+    A model that says how to sample (do_sample true, a temperature above 0, top_k, top_p, min_p or typical_p)
+    is taken at its word: what it leaves out is off, and the temperature 1, as in transformers. Any other one
+    has LOCAL_CHAT, each value until a stronger source gives another; where it says that nothing is sampled,
+    as soon as a stronger source asks for sampling.
     """
     recommended = {} if generation_config is None else read_generation_config(generation_config).settings
+    defaults = {} if _says_how(recommended) else LOCAL_CHAT
     values: dict[str, Any] = dict(recommended)
     for source in (plain(request or {}), plain(flags or {})):
         for name in source:
@@ -146,6 +178,8 @@ def merge_settings(
         values = overlay(values, source)
     if values.get("do_sample") is False:
         values["temperature"] = 0.0
+    if values.get("temperature") != 0:
+        values = {**defaults, **values}
     sampling = SamplingParams(**{name: values[name] for name in _SAMPLING if name in values})
     ignore_eos = values.get("ignore_eos", False)
     if not isinstance(ignore_eos, bool):
@@ -158,6 +192,12 @@ def merge_settings(
         eos_token_ids=_token_ids(values["eos_token_id"]) if "eos_token_id" in values else None,
         ignore_eos=ignore_eos,
     )
+
+
+def _says_how(recommended: Mapping[str, Any]) -> bool:
+    """Whether a model's settings tell how to sample, and not only that nothing is."""
+    asks = recommended.get("do_sample") is True or recommended.get("temperature", 0) > 0
+    return asks or any(name in recommended for name in _WAYS)
 
 
 def overlay(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:

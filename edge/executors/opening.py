@@ -61,7 +61,7 @@ def refuse_ignored(
     default = RunOptions()
     for name, only in fixed.items():
         value = getattr(options, name)
-        if value in (only, None) or (name == "attention" and value == "auto"):
+        if value in (only, None, "auto"):
             continue
         if name in asked or value != getattr(default, name):
             declared = options_of(RunOptions).get(name)
@@ -70,6 +70,16 @@ def refuse_ignored(
             raise EdgeError(
                 f"{name}{flag} can't be {value}: the executor '{spec.name}' {why}; leave the option out."
             )
+
+
+def activations_of(spec: ExecutorSpec, files: ModelFiles, chosen: str = "auto") -> str:
+    """What `auto` stands for where `spec` runs these files: what it can't help, else what the model wants,
+    else int8. Any other choice stands for itself.
+    """
+    if chosen != "auto":
+        return chosen
+    fixed = spec.fixed(files)
+    return fixed.activations if fixed is not None else files.activations or "int8"
 
 
 def open_executor(
@@ -90,8 +100,9 @@ def open_executor(
     make = spec.load()
     refuse_ignored(spec, files, options, asked)
     fixed = spec.fixed(files)
+    options = replace(options, activations=activations_of(spec, files, options.activations))
     if fixed is not None:
-        options = replace(options, activations=fixed.activations, kv_type=fixed.kv_type)
+        options = replace(options, kv_type=fixed.kv_type)
     sparse = spec.sparse(files, asked_attention(options.attention, options.selection), context)
     plan = memory_plan(
         files,

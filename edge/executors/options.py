@@ -63,9 +63,10 @@ class RunOptions:
         flag="--mmap/--no-mmap",
     )
     activations: str = option(
-        "int8",
-        "Arithmetic of the inputs of matrices; float32 is exact and slower.",
-        choices=("int8", "float32"),
+        "auto",
+        "Arithmetic of the inputs of matrices: int8, or float32, which is exact and slower; auto: int8, and "
+        "float32 for the built-in model.",
+        choices=("auto", "int8", "float32"),
     )
     kv_type: KVType = option(
         "float16",

@@ -65,6 +65,10 @@ class ModelFiles(ModelTexts, Protocol):
         """Longest sequence in tokens that an exported folder takes; None where the config alone says it."""
 
     @property
+    def activations(self) -> str | None:
+        """What the model wants matrices to be multiplied with where nobody chooses; None: anything."""
+
+    @property
     def content_hash(self) -> str:
         """Hex digest of what the model computes."""
 

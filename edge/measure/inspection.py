@@ -16,7 +16,8 @@ from edge.config.roles import NORMS
 from edge.config.tensors import EMBEDDING, NetworkTensor, network_tensors
 from edge.errors import TokenizerError
 from edge.executors.memory import MemoryPlan, memory_plan
-from edge.executors.registry import EXECUTORS
+from edge.executors.opening import activations_of
+from edge.executors.registry import EXECUTORS, NATIVE
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.quant.scheme import QuantScheme
@@ -65,7 +66,8 @@ class ModelFacts:
     """Everything that `edge inspect` prints.
 
     parameters: weights of the network, a tied embedding counted once. groups: in the order of the network.
-    thinking: whether the chat template can switch thinking on and off.
+    thinking: whether the chat template can switch thinking on and off. activations: those that matrices are
+    multiplied with unless somebody chooses; None for a folder that no executor here runs.
     """
 
     source: str
@@ -78,6 +80,7 @@ class ModelFacts:
     chat_template: bool
     thinking: bool
     generation_config: Mapping[str, Any]
+    activations: str | None
     kv_type: KVType
     memory: MemoryPlan
 
@@ -113,6 +116,7 @@ class ModelFacts:
             "chat_template": self.chat_template,
             "thinking": self.thinking,
             "generation_config": dict(self.generation_config),
+            "activations": self.activations,
             "memory": {
                 "context": self.memory.context,
                 "kv_type": self.kv_type,
@@ -135,7 +139,7 @@ def inspect_model(
     """
     config = files.config
     template = files.chat_template
-    runner = None if files.target is None else EXECUTORS.find(files.target)
+    runner = EXECUTORS.find(files.target or NATIVE)
     fixed = None if runner is None else runner.fixed(files)
     kv_type = kv_type if fixed is None else fixed.kv_type
     return ModelFacts(
@@ -154,6 +158,7 @@ def inspect_model(
         chat_template=template is not None,
         thinking=supports_thinking(template or ""),
         generation_config=files.generation_config,
+        activations=None if runner is None else activations_of(runner, files),
         kv_type=kv_type,
         memory=memory_plan(files, context or files.context or config.max_position_embeddings, kv_type),
     )

@@ -75,8 +75,8 @@ BENCHMARKS = {
         needs=(_LLAMA,),
     ),
     "exports-0.5b-sparse": Benchmark(
-        "python scripts/bench_exports.py random:minicpm4-0.5b coreml --attention sparse --context 32768 "
-        "--no-check",
+        "python scripts/bench_exports.py random:minicpm4-0.5b coreml --quantize int4 --attention sparse "
+        "--context 32768 --no-check",
         4,
     ),
     "exports-8b": Benchmark(
@@ -88,19 +88,27 @@ BENCHMARKS = {
         f"python scripts/quantization_table.py --text {_TEXT} --sequences 16 --out BUILD/smollm2.json",
         25,
         timed=False,
+        state="smollm2.json",
     ),
     "quantization-small-model": Benchmark(
         f"python scripts/quantization_table.py --text {_TEXT} --model {_SMALL} --tokens 20000 --sequences 32 "
         "--length 256 --out BUILD/small-model.json",
         12,
         timed=False,
+        state="small-model.json",
         prepare=(
             (f"python -m edge.train.small_model {_SMALL} {_TEXT} TEXT/gsm8k.train.jsonl", "small-model"),
         ),
     ),
-    "fuzz": Benchmark("python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False),
+    "fuzz": Benchmark(
+        "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
+    ),
     "fuzz-native": Benchmark(
-        "scripts/fuzz-native .venv/bin BUILD/fuzz-native 20000", 40, timed=False, needs=(_clang,)
+        "scripts/fuzz-native .venv/bin BUILD/fuzz-native 20000",
+        40,
+        timed=False,
+        state="fuzz-native",
+        needs=(_clang,),
     ),
     "torture": Benchmark(f"python -m tests.torture --kills 100 {_WRITES}", 20, timed=False),
 }

@@ -25,15 +25,17 @@ class Benchmark:
 
     command: `python`, `edge` or a script, and its arguments; TEXT and BUILD stand for the folders of texts
     and of what is kept between runs. prepare: commands before it, each with the file or folder in BUILD that
-    it makes, and left out where that exists. minutes: on the two cores of the tables. timed: whether a busy
-    machine would spoil it. needs: each a function that gives a sentence when something is missing.
-    kept: the part of the document that is worth keeping.
+    it makes, and left out where that exists. state: the file or folder in BUILD by which a run that was ended
+    goes on; it goes away when the document is kept. minutes: on the two cores of the tables. timed: whether a
+    busy machine would spoil it. needs: each a function that gives a sentence when something is missing. kept:
+    the part of the document that is worth keeping.
     """
 
     command: str
     minutes: float
     timed: bool = True
     prepare: tuple[tuple[str, str], ...] = ()
+    state: str | None = None
     needs: tuple[Callable[[], str | None], ...] = ()
     kept: Callable[[Document], Document] = lambda document: document
 

@@ -59,7 +59,7 @@ def exports(own: Document, int4: Document, half: Document, sparse: Document) -> 
         (own, f"{_SMOLLM2}, Q4_1, context 2048"),
         (int4, f"{_SMOLLM2}, int4-g32, context 1024"),
         (half, f"{_HALF_B}, random int4-g32, context 2048"),
-        (sparse, f"{_HALF_B}, sparse, context 32768; with a reference of 8451 tokens"),
+        (sparse, f"{_HALF_B}, int8 head, sparse, context 32768; with a reference of 8451 tokens"),
     ):
         for kind, found in document["folders"].items():
             target, _, flavour = kind.partition("-")
@@ -125,7 +125,8 @@ def distance(*kinds: str) -> Callable[[Document], Lines]:
     }
 
     def table(document: Document) -> Lines:
-        found = {kind: each["distance"] for kind, each in document["folders"].items()}
+        folders = document["folders"].items()
+        found = {kind: each["distance"] for kind, each in folders if "distance" in each}
         found["native"] = document["native_distance"]
         exact = found["native"]["perplexity_a"]
         headers = [

@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -100,6 +101,10 @@ def measure(name: str, *, force: bool = False) -> str | None:
     }
     DOCUMENTS.mkdir(exist_ok=True)
     write_file(document_of(name), (json.dumps(kept, indent=1) + "\n").encode())
+    if benchmark.state and (BUILD / benchmark.state).is_dir():
+        shutil.rmtree(BUILD / benchmark.state)
+    elif benchmark.state:
+        (BUILD / benchmark.state).unlink(missing_ok=True)
     return None
 
 

@@ -55,6 +55,8 @@ def test_facts_of_the_default_model(run_edge: Callable[..., Any], smollm2: str):
     }
     assert schemes["MLP down"] == ("Q4_1", "int4-g32-min", True)
     assert schemes["norms"] == ("F32", "f32", True)
+    assert facts["generation_config"] == {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+    assert facts["activations"] == "float32"
 
 
 def test_page_for_people(run_edge: Callable[..., Any], smollm2: str):

@@ -72,7 +72,7 @@ def test_perplexity(calls, run_inside, tmp_path):
     assert page.stdout.splitlines() == [
         "Perplexity 12.3457 (2.50000 nats per token)",
         "Protocol: a protocol",
-        "Arithmetic: int8 activations, float16 KV cache, attention dense",
+        "Arithmetic: auto activations, float16 KV cache, attention dense",
         "150 tokens/s",
     ]
     more = ("--window", "9", "--stride", "4", "--bos", "--limit", "7", "--kv", "int8", "--json")

@@ -44,8 +44,9 @@ def test_a_measurement(profiled):
     assert (
         "prefill 16" in output
         and "decode 4" in output
-        and re.search(r"gate_up +int8 dots, int4 weights with minimums +\d", output)
+        and re.search(r"gate_up +float32 products, dequantized int4 with minimums +\d", output)
     )
+    assert {row.activations for row in found.results} == {"float32"}  # as a chat with this model
     assert f"read {found.machine.limits[0].read_bandwidth_gb_s:.1f} GB/s" in output
     assert len(csv.splitlines()) == 3
 
@@ -170,15 +171,15 @@ def test_bad_arguments(run_edge, arguments, sentence):
 
 def test_tracing_and_aligning(run_edge, smollm2, environment, tmp_path):
     paths = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
-    for path, options in zip(paths, ((), ("--threads", "1"), ("--activations", "float32")), strict=True):
+    for path, options in zip(paths, ((), ("--threads", "1"), ("--activations", "int8")), strict=True):
         chat = ("chat", smollm2, "--prompt", "Hi", "--max-tokens", "2", "--temperature", "0", *options)
         result = run_edge(*chat, env={**environment, "EDGE_TRACE": str(path)})
         assert result.returncode == 0, result.stderr
     same = run_edge("align", str(paths[0]), str(paths[1]))
     assert same.returncode == 0 and "stages agree" in same.stdout
-    exact = run_edge("align", str(paths[0]), str(paths[2]), "--tolerance", "1e-4", "--json")
-    document = json.loads(exact.stdout)
-    assert exact.returncode == 1
+    rounded = run_edge("align", str(paths[0]), str(paths[2]), "--tolerance", "1e-4", "--json")
+    document = json.loads(rounded.stdout)
+    assert rounded.returncode == 1
     assert (document["first"]["operation"], document["first"]["layer"]) == ("qkv", 0)
     assert 1e-4 < document["first"]["difference"] < 0.1
 

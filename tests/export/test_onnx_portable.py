@@ -8,6 +8,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from edge.export.source import Source
 from edge.export.targets.onnx.genai import genai_config
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.manifest import FileEntry
+from edge.hub.built_in import BUILT_IN
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.tokenizer.load import load_tokenizer
@@ -244,6 +246,31 @@ def test_genai_gives_the_same_tokens(tiny: Artifact):
     assert found == greedy(tiny, prompt, len(found)) and len(found) > 3
 
 
+def test_genai_samples_as_the_model_says(tiny: Artifact, tmp_path: Path):
+    """A filter that the model does not name is off, and without settings answers are greedy."""
+    genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.path, folder)
+
+    def tokens(settings: dict[str, Any]) -> set[int]:
+        """The first ones after a prompt, by 300 seeds."""
+        (folder / "genai_config.json").write_bytes(genai_config(tiny.config, CONTEXT, settings))
+        model, found = genai.Model(str(folder)), set()
+        for seed in range(300):
+            parameters = genai.GeneratorParams(model)
+            parameters.set_search_options(random_seed=seed)
+            generator = genai.Generator(model, parameters)
+            generator.append_tokens(np.array([[5, 6, 7, 8]], np.int32))
+            generator.generate_next_token()
+            found.add(int(generator.get_next_tokens()[0]))
+        return found
+
+    assert len(tokens({"do_sample": True, "temperature": 20.0})) > 100
+    assert len(tokens({"do_sample": True, "temperature": 20.0, "top_k": 3})) == 3
+    assert len(tokens({**BUILT_IN.settings, "temperature": 20.0, "top_p": 0.01})) < 10
+    assert tokens({}) == set(greedy(tiny, [5, 6, 7, 8], 1))
+
+
 def test_genai_reads_the_tokenizer_of_minicpm4(shared_data: Path, tmp_path: Path):
     """It has SentencePiece's file only; the folder gets a tokenizer.json beside it."""
     genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
@@ -313,6 +340,8 @@ def test_genai_config_gives_every_role_a_token():
         assert document["model"]["eos_token_id"] == [2, 258]
         assert document["model"]["context_length"] == document["search"]["max_length"] == 64
         assert (document["search"]["top_k"], document["search"]["top_p"]) == (3, 1.0)
+    search = json.loads(genai_config(config, 64, BUILT_IN.settings))["search"]
+    assert {name: search[name] for name in BUILT_IN.settings} == BUILT_IN.settings and search["top_k"] == 0
 
 
 def test_a_closed_model_gives_its_memory_back(minicpm, make_bundle, export_bundle):

@@ -82,6 +82,10 @@ class Artifact:
         """Longest sequence in tokens."""
         return self.manifest.context
 
+    @property
+    def activations(self) -> None:
+        """Part of the program."""
+
     def with_config(self, config: ModelConfig) -> NoReturn:
         """ArtifactError: the network is part of the program."""
         raise ArtifactError(

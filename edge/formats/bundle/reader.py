@@ -80,6 +80,7 @@ class Bundle:
     flavour = ""
     attention = None
     context = None
+    activations: str | None = None
 
     @property
     def source(self) -> str:
@@ -95,6 +96,12 @@ class Bundle:
         """The same weights read as another network."""
         changed = copy.copy(self)
         changed.manifest = replace(self.manifest, config=config)
+        return changed
+
+    def with_activations(self, activations: str) -> Bundle:
+        """The same model, which wants such activations where nobody chooses."""
+        changed = copy.copy(self)
+        changed.activations = activations
         return changed
 
     @property

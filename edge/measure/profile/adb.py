@@ -53,7 +53,7 @@ def check_options(options: ProfileOptions) -> None:
     """Raise ProfileError for what edge_bench can't do."""
     if options.operators:
         raise ProfileError("edge_bench does not report operators: leave --ops out.")
-    if options.activations != "int8":
+    if options.activations not in ("auto", "int8"):
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
     if options.executor != (None,) or options.attention != ("auto",):
         raise ProfileError("edge_bench has one executor and attention: leave --executor and --attention out.")

@@ -21,7 +21,7 @@ from edge.config import KVType, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
-from edge.executors.opening import find_executor, refuse_ignored
+from edge.executors.opening import activations_of, find_executor, refuse_ignored
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.model_files import ModelFiles
@@ -88,7 +88,7 @@ def profile(
                 executor=spec.name,
                 context=options.context,
                 threads=threads,
-                activations=options.activations,
+                activations=activations_of(spec, files, options.activations),
                 kv_type=asked,
                 attention=attention,
             )

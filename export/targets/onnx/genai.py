@@ -12,7 +12,8 @@ from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.export.targets.onnx.graph import MODEL_FILE
 
 GENAI_CONFIG = "genai_config.json"
-_SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.0}
+_SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""What holds where the model says nothing: greedy, and every filter that it does not name is off."""
 
 
 def genai_config(config: ModelConfig, context: int, generation_config: Mapping[str, Any]) -> bytes:

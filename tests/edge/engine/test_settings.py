@@ -7,14 +7,79 @@ from dataclasses import fields
 
 import pytest
 
-from edge.engine.settings import SETTING_NAMES, GenerationSettings, SamplingParams, merge_settings, overlay
+from edge.engine.settings import (
+    LOCAL_CHAT,
+    SETTING_NAMES,
+    GenerationSettings,
+    SamplingParams,
+    merge_settings,
+    overlay,
+)
 from edge.errors import EdgeError
 
 FLOAT32_MAX = 3.4028234663852886e38
 
 
-def test_nothing_given_means_the_defaults():
-    assert merge_settings() == GenerationSettings(SamplingParams())
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+
+
+def test_without_any_settings_a_model_answers_as_local_chats_do():
+    wanted = SamplingParams(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
+    assert merge_settings() == merge_settings({}) == GenerationSettings(wanted)
+    assert vars(wanted) == {**vars(SamplingParams()), **LOCAL_CHAT}
+    assert not wanted.has_penalties and {name: vars(SamplingParams())[name] for name in OFF} == OFF
+
+
+@pytest.mark.parametrize(
+    "file", [{"eos_token_id": 2, "max_new_tokens": 9}, {"repetition_penalty": 1.1}, {"stop_strings": ["x"]}]
+)
+def test_settings_that_are_not_about_sampling_leave_the_local_ones(file):
+    found = vars(merge_settings(file).sampling)
+    assert {name: found[name] for name in LOCAL_CHAT} == LOCAL_CHAT
+    assert found["repetition_penalty"] == file.get("repetition_penalty", 1)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"temperature": 0.2, "top_p": 0.9, "do_sample": True},
+        {"temperature": 0.6},
+        {"top_k": 64},
+        {"top_p": 1.0},  # off, in so many words
+        {"min_p": 0.1},
+        {"typical_p": 0.9},
+        {"do_sample": True},
+    ],
+)
+def test_a_model_that_says_how_to_sample_is_taken_at_its_word(file):
+    found = vars(merge_settings(file).sampling)
+    assert {name: found[name] for name in OFF} == {**OFF, **{k: v for k, v in file.items() if k in OFF}}
+
+
+def test_who_gives_one_value_keeps_the_others():
+    """Of whichever source: as in llama.cpp, a temperature switches no filter off."""
+    found = merge_settings({}, None, {"temperature": 0.3}).sampling
+    assert found == SamplingParams(**{**LOCAL_CHAT, "temperature": 0.3})
+    found = merge_settings({"temperature": 0.2, "top_p": 0.9}, {"top_p": 1.0}, {"temperature": 0.3}).sampling
+    assert found == SamplingParams(temperature=0.3)
+
+
+def test_greedy_stays_greedy_without_any_filter():
+    """And where only the model says so, the local settings hold once somebody asks for sampling."""
+    greedy = SamplingParams(temperature=0)
+    for file in ({"do_sample": False}, {"temperature": 0.0}, {"temperature": 0.0, "do_sample": False}):
+        assert merge_settings(file).sampling == greedy
+        assert merge_settings(file, {"do_sample": True}).sampling == SamplingParams(**LOCAL_CHAT)
+    for source in ({"temperature": 0}, {"do_sample": False}):
+        assert merge_settings({}, None, source).sampling == greedy
+
+
+def test_sampling_in_words():
+    assert merge_settings().sampling.words == "temperature 0.8, top_k 40, top_p 0.95, min_p 0.05"
+    assert SamplingParams().words == "temperature 1"
+    assert SamplingParams(temperature=0, top_k=3, presence_penalty=0.5).words == (
+        "greedy, presence_penalty 0.5"
+    )
 
 
 def test_flag_beats_request_beats_generation_config():
@@ -43,8 +108,6 @@ def test_do_sample_and_temperature_undo_each_other_by_the_strength_of_their_sour
     assert merge_settings(file, None, {"temperature": 0.5}).sampling.temperature == 0.5
     assert merge_settings(file, {"temperature": 0.5}, {"do_sample": False}).sampling.temperature == 0
     assert merge_settings({}, {"do_sample": False}, {"temperature": 0.5}).sampling.temperature == 0.5
-    zero = {"temperature": 0.0, "do_sample": False}  # as a GGUF file has it
-    assert merge_settings(zero, {"do_sample": True}).sampling.temperature == SamplingParams().temperature
 
 
 @pytest.mark.parametrize("source", ["request", "flags"])

@@ -17,18 +17,20 @@ import pytest
 import edge
 from edge.config import SparseConfig
 from edge.config.tensors import expected_tensors
+from edge.engine.settings import LOCAL_CHAT, SamplingParams
 from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
 from edge.executors.memory import memory_plan
 from edge.executors.native import library as native
 from edge.executors.native.executor import TIER_VARIABLE
-from edge.executors.opening import _context, find_executor, open_executor, refuse_ignored
+from edge.executors.opening import _context, activations_of, find_executor, open_executor, refuse_ignored
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
-from edge.executors.registry import EXECUTORS, ExecutorSpec
+from edge.executors.registry import EXECUTORS, Arithmetic, ExecutorSpec
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest, Quantization, RuntimeRange
 from edge.formats.bundle.manifest import FileEntry
 from edge.formats.bundle.reader import Bundle
 from edge.formats.hashing import file_sha256
+from edge.hub.built_in import BUILT_IN
 from edge.hub.convert import convert
 from edge.hub.resolve import open_bundle, open_checkpoint, open_model, plan_model
 from edge.system.options import Option
@@ -238,6 +240,39 @@ def test_what_an_executor_fixes(bundle):
         assert model.executor.info.kv_type == "float32"
 
 
+def test_what_auto_activations_stand_for(bundle, exported):
+    """What can't be helped counts more than what the model wants, and that more than int8; a choice of one's
+    own stands for itself, and is refused where it can't be.
+    """
+    own, wanting = EXECUTORS.get("native"), bundle.with_activations("float32")
+    assert (activations_of(own, bundle), activations_of(own, wanting)) == ("int8", "float32")
+    assert activations_of(own, wanting, "int8") == "int8"
+    folder = Artifact.open(exported("onnx"))
+    assert folder.activations is None and activations_of(EXECUTORS.get("onnx"), folder) == "int8"
+    torch = replace(own, arithmetic={"": Arithmetic("float32", "float32", "f32")})
+    assert activations_of(torch, bundle) == "float32"
+    for chosen in ("auto", "int8", "float32"):
+        executor = open_executor(
+            wanting.with_config(wanting.config), RunOptions(activations=chosen, threads=1)
+        )
+        assert executor.info.activations == ("int8" if chosen == "int8" else "float32")
+        executor.close()
+
+
+def test_the_built_in_model_runs_in_exact_arithmetic_by_name(smollm2_gguf):
+    """Its file named by its path is one like any other."""
+    for name, options, activations in (
+        (BUILT_IN.name, {}, "float32"),
+        (BUILT_IN.name, {"activations": "int8"}, "int8"),
+        (smollm2_gguf, {}, "int8"),
+    ):
+        with edge.load(name, context=64, threads=1, **options) as model:
+            assert (model.executor.info.activations, model.executor.info.kv_type) == (activations, "float16")
+            used = model.chat().chosen_settings().sampling
+            wanted = LOCAL_CHAT if name == smollm2_gguf else {"temperature": 0.2, "top_p": 0.9}
+            assert used == SamplingParams(**wanted)
+
+
 IGNORED = [
     ("torch", {"kv_type": "float16"}, r"kv_type \(--kv\) can't be float16: the executor 'torch' computes"),
     ("torch", {"kv_type": "int8"}, "with float32; leave"),
@@ -313,7 +348,7 @@ def test_extra_options_are_checked_and_have_defaults(monkeypatch):
 PLUGIN = '''
 """Declares an executor and an option of its own."""
 from edge.executors.options import RUN_OPTIONS, ExtraOption
-from edge.executors.registry import EXECUTORS, ExecutorSpec
+from edge.executors.registry import EXECUTORS, Arithmetic, ExecutorSpec
 from edge.system.options import Option
 
 EXECUTORS.register("loud", ExecutorSpec("loud", "loud_executor:open_loud"))

@@ -55,6 +55,8 @@ def test_memory_and_its_document(bundle):
     )
     fixed = inspect_model(exported, kv_type="int8")
     assert (fixed.kv_type, fixed.memory.context) == ("float32", 32)
+    assert (fixed.activations, found.to_json()["activations"]) == ("int8", "int8")
+    assert inspect_model(bundle.with_activations("float32")).activations == "float32"
     assert inspect_model(exported, context=8).memory.context == 8
 
 
