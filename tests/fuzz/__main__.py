@@ -50,9 +50,12 @@ def main() -> int:
     crashed = [name for name, code in ended.items() if code]
     for name in crashed:
         print(f"{name}: the process ended with {ended[name]}; see its trace above")
+    unseen = [name for name in names if options.executions and not document[name]["reached"]]
+    for name in unseen:
+        print(f"{name}: none of its lines was seen to run; `edge` must be imported from this checkout")
     found = [f"{name}: {line}" for name in names for line in document[name]["findings"]]
     print("\n".join([*found, json.dumps({"readers": document})]))
-    return 1 if crashed or found else 0
+    return 1 if crashed or unseen or found else 0
 
 
 def summary(name: str, folder: Path) -> dict[str, Any]:
