@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 TORCH_CUDA ?=
 # Exact versions of the development environment, written by `make lock`; they fit the Python that made them.
 LOCK := requirements.lock
-CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("--constraint $(LOCK)" * (sys.version_info[:2] == (3, 11)))')
+CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("--constraint $(LOCK)" * (sys.version_info[:2] == (3, 11)))' 2>/dev/null)
 NATIVE := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/src/*/* kernels/src/tiers/simd/* \
     kernels/exports.map kernels/adapters/* kernels/adapters/*/* kernels/adapters/*/*/*)
 SANITIZED := build/sanitize
@@ -32,6 +32,8 @@ MACHINES ?= x86_64 aarch64
 .PHONY: chat setup wheels packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
 
 chat:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "Error: Python 3.10 or newer \
+	is needed, and '$(PYTHON)' is none; 'make chat PYTHON=python3.11' names another one." >&2; exit 1; }
 	@$(PYTHON) scripts/install_runtime.py --demo "$(lastword $(DEMO))"
 	@$(BIN)/edge chat smollm2-135m
 
@@ -41,11 +43,12 @@ setup: $(VENV)/.development
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and by exact version: a range could pull a CUDA build. Without isolation, a build uses again what
+# torch comes first and by exact version: a range could pull a CUDA build. From an index of its own it comes alone, since
+# that one has other versions of what it needs. Without isolation, a build uses again what
 # was compiled before.
 $(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/pip
 	@[ ! -e $(VENV)/.installing ] || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") $(TORCH)
+	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") $(TORCH)
 	@$(if $(filter ok,$(TORCH_CUDA)),,$(BIN)/python scripts/check_torch.py)
 	$(PIP) $(CONSTRAINTS) scikit-build-core cmake ninja
 	$(PIP) $(CONSTRAINTS) --no-build-isolation -e ".[dev]"

@@ -50,7 +50,8 @@ def load(
     progress: Callable[..., Any] | None = None,
     **options: Unpack[LoadOptions],
 ) -> Model:
-    """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id or `random:PRESET`.
+    """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id, a GGUF file on the hub
+    (`owner/repo:file.gguf`) or `random:PRESET`.
 
     options: the fields of `edge.hub.options.SourceOptions` (quantize, head, revision, offline, verify) and of
     `edge.executors.options.RunOptions` (executor, context, threads, mmap, activations, kv_type, attention,

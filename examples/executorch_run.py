@@ -35,7 +35,7 @@ def load_our_operators() -> None:
 
 def render(folder: Path, question: str) -> str:
     """The question as the model's own chat template writes it, with the beginning of an answer."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     variables: dict[str, Any] = {
         "messages": [{"role": "user", "content": question}],
         "add_generation_prompt": True,
@@ -45,7 +45,8 @@ def render(folder: Path, question: str) -> str:
         variables[name] = token["content"] if isinstance(token, dict) else token or ""
     # Templates come with downloaded models: they get a sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string((folder / "chat_template.jinja").read_text()).render(variables)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(variables)
     # As text: the runner's own num_bos does nothing where tokenizer.json has no post-processor.
     if settings.get("add_bos_token") and not text.startswith(variables["bos_token"]):
         text = variables["bos_token"] + text
@@ -56,6 +57,8 @@ def main(model: str = "smollm2-135m", out: str = "smol-executorch", flavour: str
     folder = Path(out)
     if not folder.exists():
         export(model, folder, portable=flavour == "portable")
+    elif (there := json.loads((folder / "artifact.json").read_text(encoding="utf-8")))["flavour"] != flavour:
+        raise SystemExit(f"Error: {folder} holds the flavour {there['flavour']}; name another folder.")
     if flavour == "full":
         load_our_operators()
     runner = TextLLMRunner(str(folder / "model.pte"), str(folder / "tokenizer.json"))

@@ -34,7 +34,7 @@ class Decoder:
 
     def __init__(self, folder: Path, threads: int = 0) -> None:
         """threads: 0 leaves them to ONNX Runtime."""
-        config = json.loads((folder / "genai_config.json").read_text())["model"]
+        config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
         network = config["decoder"]
         self.context: int = config["context_length"]
         self.end_tokens = set(config["eos_token_id"])
@@ -89,14 +89,15 @@ class Decoder:
 
 def encode(folder: Path, tokenizer: Tokenizer, messages: list[dict[str, str]]) -> list[int]:
     """The conversation as the model's own chat template writes it, with the beginning of an answer."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     variables: dict[str, Any] = {"messages": messages, "add_generation_prompt": True}
     for name in ("bos_token", "eos_token"):
         token = settings.get(name)  # a text, or an object around it
         variables[name] = token["content"] if isinstance(token, dict) else token or ""
     # Templates come with downloaded models: they get a sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string((folder / "chat_template.jinja").read_text()).render(variables)
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    text = environment.from_string(template).render(variables)
     if settings.get("add_bos_token") and not text.startswith(variables["bos_token"]):
         text = variables["bos_token"] + text
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

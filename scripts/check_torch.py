@@ -16,8 +16,10 @@ from pathlib import Path
 
 def cuda_packages(site: Path) -> list[str]:
     """Installed packages with NVIDIA's libraries, by name."""
-    names = {each.metadata["Name"] for each in importlib.metadata.distributions(path=[str(site)])}
-    return sorted(name for name in names if re.match(r"nvidia-|cuda-toolkit$", name))
+    found = (each.metadata["Name"] for each in importlib.metadata.distributions(path=[str(site)]))
+    names = {name for name in found if name}  # a damaged one has none
+    # Not nvidia-ml-py, which only asks the driver.
+    return sorted(name for name in names if re.match(r"nvidia-(?!ml-py$)|cuda-toolkit$", name))
 
 
 def cuda_version(site: Path) -> str | None:

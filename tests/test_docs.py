@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -150,7 +151,7 @@ def test_the_tolerances_of_operators():
 
 
 def test_the_defaults_of_an_answer():
-    pattern = r"none about sampling \| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
+    pattern = r"none about sampling.*?\| temperature ([\d.]+), top-k (\d+), top-p ([\d.]+), min-p ([\d.]+),"
     names, said = ("temperature", "top_k", "top_p", "min_p"), stated("docs/chat.md", pattern)
     assert dict(zip(names, map(float, said), strict=True)) == LOCAL_CHAT
     (temperature,) = stated("docs/chat.md", r"temperature (\d+), and every filter off")
@@ -232,6 +233,8 @@ def test_the_limits_of_the_check():
         "`coreml` in NumPy": constant("export/targets/coreml/target.py", "_LIMIT"),
         **{"`onnx`, portable": onnx, "`onnx`, full": onnx},
         **{f"`executorch`, {flavour}": limit for flavour, limit in executorch.items()},
+        "`gguf` in llama.cpp": constant("export/targets/gguf/check.py", "_LIMIT"),
+        "`gguf` read by edge": constant("export/targets/gguf/check.py", "_EXACT_LIMIT"),
     }
     (rows,) = (rows for rows in tables("docs/export.md", "target") if len(rows[0]) == 3)
     said = {cells[0]: float(cells[1].partition(":")[0]) for cells in rows}
@@ -398,12 +401,36 @@ def test_a_benchmark_on_a_busy_machine_is_refused_or_says_so(monkeypatch, tmp_pa
 
 def test_what_a_run_continues_from_goes_away_with_its_document(monkeypatch, tmp_path):
     """Else the next document would be made of rows of older code."""
-    command = 'python -c \'import sys; open(sys.argv[1], "a").write("x"); print(0)\' BUILD/rows'
+    command = 'python -c \'import sys; open(sys.argv[1], "a").write("x"); print("{}")\' BUILD/rows'
     monkeypatch.setitem(BENCHMARKS, "ours", Benchmark(command, 0.1, timed=False, state="rows"))
     monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
     monkeypatch.setattr(measuring, "BUILD", tmp_path / "build")
     assert measuring.measure("ours") is None
     assert (tmp_path / "ours.json").exists() and not list((tmp_path / "build").iterdir())
+
+
+@pytest.mark.parametrize(("made_by", "kept"), [(None, ["new"]), ("other", ["new"]), ("this", ["old", "new"])])
+def test_a_run_continues_only_from_rows_of_the_same_code(monkeypatch, tmp_path, made_by, kept):
+    program = (
+        "import json, sys; open(sys.argv[1], 'a').write('new\\n'); "
+        "print(json.dumps({'rows': open(sys.argv[1]).read().split()}))"
+    )
+    benchmark = Benchmark(f"python -c {shlex.quote(program)} BUILD/rows", 0.1, timed=False, state="rows")
+    monkeypatch.setitem(BENCHMARKS, "ours", benchmark)
+    monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
+    monkeypatch.setattr(measuring, "BUILD", tmp_path)
+    monkeypatch.setattr(measuring, "version", lambda: "this")
+    (tmp_path / "rows").write_text("old\n")
+    if made_by:
+        (tmp_path / "rows.version").write_text(made_by)
+    assert measuring.measure("ours") is None
+    assert json.loads((tmp_path / "ours.json").read_text())["document"]["rows"] == kept
+
+
+def test_a_last_line_that_is_no_document_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(BENCHMARKS, "ours", Benchmark("python -c 'print(7)'", 0.1, timed=False))
+    monkeypatch.setattr(measuring, "DOCUMENTS", tmp_path)
+    assert str(measuring.measure("ours")).endswith("ended with a line that is no document: 7")
 
 
 def test_a_benchmark_that_fails_keeps_the_old_document(monkeypatch, tmp_path):

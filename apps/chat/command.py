@@ -141,7 +141,7 @@ def _interact(loop: ChatLoop, model: LoadedModel) -> None:
     facts = f" {__version__} · {model.name} · {loop.machine()}"
     console.print(Text("MiniCPM Edge", style="bold").append(facts, style="not bold"), soft_wrap=True)
     console.print(f"Memory: {memory_line(model)}", style="dim", soft_wrap=True)
-    console.print("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", style="dim")
+    console.print("/help lists the commands, Ctrl-C stops an answer, /exit or Ctrl-D leaves.\n", style="dim")
     editor = LineEditor(loop.commands, loop.status)
     with Interrupts() as interrupts:
         while True:
@@ -152,6 +152,8 @@ def _interact(loop: ChatLoop, model: LoadedModel) -> None:
             except KeyboardInterrupt:
                 console.print("(Ctrl-D or /exit leaves)", style="dim")
                 continue
+            if text.strip() in ("exit", "quit"):  # as in a shell; the model would make a story of it
+                return
             try:
                 with interrupts.armed():
                     if not loop.enter(text):

@@ -28,7 +28,7 @@ _PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
 def _by_default(name: str) -> str:
-    return f"by default the model's own, else {LOCAL_CHAT[name]:g}."
+    return f"by default the model's own; {LOCAL_CHAT[name]:g} where it says nothing about sampling."
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,12 @@ class GenerationSettings:
     """
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_new_tokens: int | None = option(None, "Longest answer in tokens.", least=1, flag="--max-tokens")
+    max_new_tokens: int | None = option(
+        None,
+        "Longest answer in tokens; by default the model's own, else what the context has room for.",
+        least=1,
+        flag="--max-tokens",
+    )
     stop: tuple[str, ...] = option((), "End the answer at this text; repeatable.")
     eos: tuple[str, ...] = option(
         (), "End the answer at this token too, its text or id; repeatable.", metavar="TOKEN"
@@ -162,10 +167,11 @@ def merge_settings(
     do_sample False means temperature 0, unless a stronger source says otherwise. The file's stop strings
     count beside given ones.
 
-    A model that says how to sample (do_sample true, a temperature above 0, top_k, top_p, min_p or typical_p)
-    is taken at its word: what it leaves out is off, and the temperature 1, as in transformers. Any other one
-    has LOCAL_CHAT, each value until a stronger source gives another; where it says that nothing is sampled,
-    as soon as a stronger source asks for sampling.
+    A model that says how to sample (a temperature above 0, top_k, top_p, min_p or typical_p) is taken at its
+    word: what it leaves out is off, and the temperature 1. (Of transformers' own defaults a top_k of 50 is
+    left out.) Any other one, also with do_sample true alone, has LOCAL_CHAT, each value until a stronger
+    source gives another; where it says that nothing is sampled, as soon as a stronger source asks for
+    sampling.
     """
     recommended = {} if generation_config is None else read_generation_config(generation_config).settings
     defaults = {} if _says_how(recommended) else LOCAL_CHAT
@@ -195,9 +201,8 @@ def merge_settings(
 
 
 def _says_how(recommended: Mapping[str, Any]) -> bool:
-    """Whether a model's settings tell how to sample, and not only that nothing is."""
-    asks = recommended.get("do_sample") is True or recommended.get("temperature", 0) > 0
-    return asks or any(name in recommended for name in _WAYS)
+    """Whether a model's settings tell how to sample, and not only whether."""
+    return recommended.get("temperature", 0) > 0 or any(name in recommended for name in _WAYS)
 
 
 def overlay(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:

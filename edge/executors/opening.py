@@ -39,6 +39,11 @@ def find_executor(files: ModelFiles, name: str | None = None) -> ExecutorSpec:
     assert files.target is not None
     own = EXECUTORS.find(files.target)
     if own is None or own.target != files.target:
+        if files.target == "gguf":
+            raise EdgeError(
+                f"'{files.path}' is a folder of `edge export --to gguf`; name the file in it: "
+                f"{files.path / 'model.gguf'}."
+            )
         raise EdgeError(
             f"'{files.path}' was exported to {files.target}, which no executor here runs; use "
             f"{files.target}'s own programs, or name the model that it was made from."

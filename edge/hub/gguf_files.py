@@ -19,7 +19,7 @@ _MOST_SHOWN = 12
 
 def split_name(text: str) -> tuple[str, str | None] | None:
     """(repository, what stands after the colon) of `owner/repo` or `owner/repo:file`; None for others."""
-    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::(.+))?", text, re.ASCII)
+    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?::([^:]+))?", text, re.ASCII)
     return None if found is None else (found[1], found[2])
 
 

@@ -306,12 +306,14 @@ def _exists(path: Path) -> bool:
 def _unknown(text: str, may_be_name: bool) -> str:
     if not may_be_name:
         return f"There is no file or folder '{text}'; check the path."
+    if " " in text.strip():
+        return f"Unknown model '{text}': it is no file or folder here; a question goes behind --prompt."
+    if Path(text).suffix == ".gguf" or Path(text).name != text:
+        return f"Unknown model '{text}': there is no such file or folder; check the path."
     names = [BUILT_IN.name, *(RANDOM + name for name in PRESETS if not preset(name).num_experts)]
     close = difflib.get_close_matches(text, names, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return (
-        f"Unknown model '{text}'{hint}: it is no file or folder here; give {BUILT_IN.name}, a GGUF file, "
-        f"a Hugging Face folder, a bundle, a hub id such as openbmb/MiniCPM4-0.5B, a GGUF file on the hub "
-        f"(owner/repo:file.gguf), or one of "
-        f"{', '.join(names[1:])}."
+        f"Unknown model '{text}'{hint}: it is no file or folder here; give {BUILT_IN.name}, a GGUF file or "
+        f"model folder, a name on the hub (owner/repo, owner/repo:file.gguf), or random:PRESET."
     )

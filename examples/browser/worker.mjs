@@ -12,10 +12,18 @@ const wakeUp = () => new Promise((resume) => setTimeout(resume)); // lets a mess
 
 async function read(url) {
   const response = await fetch(url).catch(() => Promise.reject(new Error(`${url}: the server does not answer.`)));
-  if (!response.ok)
-    throw new Error(`${url}: ${response.status} ${response.statusText}; export a model there with --to onnx --portable.`);
+  if (!response.ok) {
+    const said = `${url}: ${response.status} ${response.statusText}; export a model there with --to onnx --portable.`;
+    throw Object.assign(new Error(said), { status: response.status });
+  }
   return response;
 }
+
+// For files that some models do not have: what stands for them.
+const unlessMissing = (instead) => (error) => {
+  if (error.status !== 404) throw error;
+  return instead;
+};
 
 // The bytes of the files; progress(bytes so far, all bytes or 0 if the server does not say).
 async function download(urls, progress) {
@@ -49,9 +57,9 @@ async function open({ folder, threads }) {
   ort.env.wasm.numThreads = threads;
   const json = async (name) => (await read(`${folder}/${name}`)).json();
   const config = await json("genai_config.json");
-  const settings = await json("tokenizer_config.json").catch(() => ({})); // some models have none
+  const settings = await json("tokenizer_config.json").catch(unlessMissing({}));
   const tokenizer = new Tokenizer(await json("tokenizer.json"), settings);
-  const template = await read(`${folder}/chat_template.jinja`).then((file) => file.text(), () => null);
+  const template = await read(`${folder}/chat_template.jinja`).then((file) => file.text()).catch(unlessMissing(null));
   const special = (name) => settings[name]?.content ?? settings[name] ?? "";
   const [bos_token, eos_token] = ["bos_token", "eos_token"].map(special);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,7 @@ def get_target(name: str) -> Target:
     try:
         module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
-        raise ExportError(
-            f"The target '{name}' needs the package {error.name}; install it with "
-            "`pip install 'minicpm-edge[export]'`."
-        ) from None
+        raise ExportError(_needed(f"The target '{name}'", error.name or "", error)) from None
     target: Target = module.TARGET
     return target
 
@@ -82,7 +80,15 @@ def need(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ExportError(
-            f"{purpose} needs the package {module.partition('.')[0]} ({error}); install it with "
-            "`pip install 'minicpm-edge[export]'`."
-        ) from None
+        raise ExportError(_needed(purpose, module, error)) from None
+
+
+def _needed(purpose: str, module: str, error: ImportError) -> str:
+    """What to install, into this environment; torch has a page of its own, for it may come with CUDA."""
+    package = module.partition(".")[0]
+    command = f"`{sys.executable} -m pip install 'minicpm-edge[export]'`"
+    if package == "torch":
+        command += " (docs/install.md, torch for exports, says how to get its CPU build)"
+    else:
+        command = f"`{sys.executable} -m pip install {package}`, or all targets' with {command}"
+    return f"{purpose} needs the package {package} ({error}); install it with {command}."

@@ -83,8 +83,9 @@ def measure(name: str, *, force: bool = False) -> str | None:
             if not (BUILD / made).exists():
                 _run(command)
         code, watch, began = version(), machine.Watch(), time.monotonic()
+        _forget_other_code(benchmark, code)
         watch.start(_own_seconds())
-        printed = _run(benchmark.command)
+        document = benchmark.kept(_document(benchmark.command))
     except _Failed as error:
         return str(error)
     found = watch.result(_own_seconds())
@@ -97,15 +98,34 @@ def measure(name: str, *, force: bool = False) -> str | None:
         "minutes": round((time.monotonic() - began) / 60, 1),
         "other_cpu_share": found.other_cpu_share,
         "remarks": list(remarks) if benchmark.timed else [],
-        "document": benchmark.kept(json.loads(printed.splitlines()[-1])),
+        "document": document,
     }
     DOCUMENTS.mkdir(exist_ok=True)
     write_file(document_of(name), (json.dumps(kept, indent=1) + "\n").encode())
-    if benchmark.state and (BUILD / benchmark.state).is_dir():
-        shutil.rmtree(BUILD / benchmark.state)
-    elif benchmark.state:
-        (BUILD / benchmark.state).unlink(missing_ok=True)
+    _forget(benchmark)
     return None
+
+
+def _forget_other_code(benchmark: Benchmark, code: str) -> None:
+    """Go on only from what the same version of the code has made: the document names one."""
+    if benchmark.state:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        made_by = BUILD / f"{benchmark.state}.version"
+        if not made_by.exists() or made_by.read_text(encoding="utf-8") != code:
+            _forget(benchmark)
+        made_by.write_text(code, encoding="utf-8")
+
+
+def _forget(benchmark: Benchmark) -> None:
+    """Remove what a run of the benchmark would go on from."""
+    if not benchmark.state:
+        return
+    (BUILD / f"{benchmark.state}.version").unlink(missing_ok=True)
+    state = BUILD / benchmark.state
+    if state.is_dir():
+        shutil.rmtree(state)
+    else:
+        state.unlink(missing_ok=True)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -173,6 +193,18 @@ def _run(command: str) -> str:
             f"`{shown(command)}` failed with exit code {done.returncode}.\n{done.stdout[-2000:]}".rstrip()
         )
     return done.stdout
+
+
+def _document(command: str) -> dict[str, Any]:
+    """The document that a command prints as its last line."""
+    last = _run(command).splitlines()[-1]
+    try:
+        found = json.loads(last)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise _Failed(f"`{shown(command)}` ended with a line that is no document: {last[:200]}")
+    return found
 
 
 def _own_seconds() -> float:

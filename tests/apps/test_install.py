@@ -53,14 +53,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_wheel(
-    project: Path, version: str = "1.2.3", machine: str = platform.machine(), **changed: str
+    project: Path,
+    version: str = "1.2.3",
+    machine: str = platform.machine(),
+    native: str | None = "of the sources",
+    **changed: str,
 ) -> Path:
+    """native: what the wheel says that its library was compiled from."""
     path = project / f"dist/minicpm_edge-{version}-py3-none-manylinux_2_34_{machine}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("edge/__init__.py", "edge/model/network.py"):
             key = name.rpartition("/")[2].partition(".")[0]
             archive.writestr(name, changed.get(key, (project / name).read_text()))
         archive.writestr("edge/executors/native/libedge.so", b"\x7fELF")
+        if native is not None:
+            digest = runpy.run_path(str(ROOT / SCRIPT))["native_digest"]()
+            archive.writestr(
+                "edge/executors/native/sources.txt", native.replace("of the sources", digest) + "\n"
+            )
     return path
 
 
@@ -81,18 +91,71 @@ def test_a_wheel_of_these_sources_is_taken(script: SimpleNamespace, project: Pat
             "was made from other sources",
         ),
         (
-            lambda project: os.utime(make_wheel(project), (0, 0)),
-            "is older than the sources in kernels/",
+            lambda project: (make_wheel(project), (project / "kernels/src/api.cpp").write_text("int other;")),
+            "was made from other sources",
         ),
+        (lambda project: make_wheel(project, native=None), "does not say what .*"),
     ],
-    ids=["version", "python", "damaged", "new file", "kernels"],
+    ids=["version", "python", "damaged", "new file", "kernels", "silent"],
 )
 def test_any_other_wheel_is_named_and_left(
     script: SimpleNamespace, project: Path, capsys, change: Callable[[Path], object], reason: str
 ):
     change(project)
     assert script.choose_wheel() is None
-    assert re.fullmatch(rf"dist/minicpm_edge-\S+\.whl {reason}: it is not used\.\n", capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"dist/minicpm_edge-\S+\.whl {reason}: it is not used \('make wheels' .*\)\.\n", said
+    )
+
+
+def test_a_wheel_counts_by_what_is_in_it_not_by_its_time(script: SimpleNamespace, project: Path):
+    """A download may keep the time of the server, and a clone has the time of today."""
+    wheel = make_wheel(project)
+    os.utime(wheel, (0, 0))
+    assert script.choose_wheel() == wheel.relative_to(project)
+
+
+def test_a_second_installation_waits_for_the_first(project: Path):
+    hold = f"import runpy, time; alone = runpy.run_path({str(ROOT / SCRIPT)!r})['alone']\n"
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold + "with alone(): print('in', flush=True); time.sleep(1)"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout is not None and first.stdout.readline() == "in\n"
+    second = subprocess.run(
+        [sys.executable, "-c", hold + "with alone(): pass"], capture_output=True, text=True, timeout=30
+    )
+    assert first.poll() == 0 or first.wait(5) == 0
+    assert second.stderr == "Another installation goes on in this folder; this one waits for it.\n"
+
+
+def test_an_index_of_torch_alone_is_enough(tmp_path: Path):
+    """PyTorch's index has its own choice of the packages that torch needs: those come from the usual one."""
+    index = tmp_path / "torch"
+    index.mkdir()
+    name = "torch-2.13.0+cpu-py3-none-any.whl"
+    with zipfile.ZipFile(index / name, "w") as archive:
+        facts = "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0+cpu\nRequires-Dist: no-such-package==1\n"
+        archive.writestr("torch-2.13.0+cpu.dist-info/METADATA", facts)
+        archive.writestr("torch-2.13.0+cpu.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("torch-2.13.0+cpu.dist-info/RECORD", "")
+    (index / "index.html").write_text(f'<a href="{name}">{name}</a>')
+    made = ("make", "--dry-run", "--always-make", "setup", f"TORCH_INDEX={tmp_path.as_uri()}")
+    printed = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    (line,) = (line for line in printed.splitlines() if line.endswith("torch==2.13.0"))
+    command = line.replace(".venv/bin/pip", f"{sys.executable} -m pip --isolated", 1)
+    tried = subprocess.run(
+        f"{command} --dry-run --ignore-installed --report -",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert tried.returncode == 0, tried.stderr
+    assert re.findall(r'"version": "([^"]+)"', tried.stdout)[-1:] == ["2.13.0+cpu"]
 
 
 def test_wheels_for_other_machines_are_not_mentioned(script: SimpleNamespace, project: Path, capsys):

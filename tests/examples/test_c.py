@@ -22,14 +22,23 @@ WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Werror"
 SPARSE = SparseConfig(dense_len=64, window_size=64, init_blocks=0, topk=1)
 
 
-@pytest.fixture(scope="module")
+LIBRARIES = [
+    "installed",
+    pytest.param("compiled with it", marks=pytest.mark.slow),  # as its README says; takes a minute
+]
+
+
+@pytest.fixture(scope="module", params=LIBRARIES)
 def generate(
-    require: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    require: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`generate(folder, count, *tokens)`: the finished program."""
+    """`generate(folder, count, *tokens)`: the finished program, with either libedge."""
     require("cc", "c++", "cmake", "ninja")
     build = tmp_path_factory.mktemp("c")
-    options = [f"-DEDGE_LIBRARY={native.path().resolve()}", "-DCMAKE_BUILD_TYPE=Debug"]
+    own = [f"-DEDGE_LIBRARY={native.path().resolve()}", "-DCMAKE_BUILD_TYPE=Debug"]
+    options = own if request.param == "installed" else []
     configure = ["cmake", "-G", "Ninja", "-S", str(EXAMPLE), "-B", str(build), *options]
     for command in ([*configure, f"-DCMAKE_C_FLAGS={WARNINGS}"], ["cmake", "--build", str(build)]):
         done = subprocess.run(command, capture_output=True, text=True)

@@ -94,7 +94,8 @@ def _network(
         if name == SOURCE:
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
             largest = max(bundle.tensors.values(), key=lambda info: info.bytes)
-            return config, NetworkCost.of(config, tensors, kv_type), largest.scheme
+            cost = NetworkCost.of(config, tensors, kv_type, bundle.activations or "int8")
+            return config, cost, largest.scheme
     scheme = QuantScheme.from_name(name)
     top = QuantScheme.chosen(head)
     if top is None and is_random:

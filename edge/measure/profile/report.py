@@ -213,11 +213,13 @@ def plan_report(
             )
             parts.append(Text(sentence, "good" if plan.fits else "warning"))
         speeds = [
-            (f"decode at depth {depth}", f"{speed:.4g}", f"{1000 / speed:.4g}")
+            (f"decode at depth {depth}", _speed(speed), _milliseconds(1000 / speed))
             for depth, speed in (plan.decode_tokens_per_second or {}).items()
         ]
         if plan.ttft_seconds is not None:
-            prefill = (f"{plan.prefill_tokens_per_second:.4g}", f"TTFT {1000 * plan.ttft_seconds:.4g}")
+            assert plan.prefill_tokens_per_second is not None
+            first = f"TTFT {_milliseconds(1000 * plan.ttft_seconds)}"
+            prefill = (_speed(plan.prefill_tokens_per_second), first)
             speeds.append((f"prefill of {plan.context}", *prefill))
         if speeds:
             parts.append(Table(("Predicted", "Tokens/s", "ms"), tuple(speeds)))

@@ -31,7 +31,13 @@ def test_without_any_settings_a_model_answers_as_local_chats_do():
 
 
 @pytest.mark.parametrize(
-    "file", [{"eos_token_id": 2, "max_new_tokens": 9}, {"repetition_penalty": 1.1}, {"stop_strings": ["x"]}]
+    "file",
+    [
+        {"eos_token_id": 2, "max_new_tokens": 9},
+        {"repetition_penalty": 1.1},
+        {"stop_strings": ["x"]},
+        {"do_sample": True},
+    ],
 )
 def test_settings_that_are_not_about_sampling_leave_the_local_ones(file):
     found = vars(merge_settings(file).sampling)
@@ -48,7 +54,6 @@ def test_settings_that_are_not_about_sampling_leave_the_local_ones(file):
         {"top_p": 1.0},  # off, in so many words
         {"min_p": 0.1},
         {"typical_p": 0.9},
-        {"do_sample": True},
     ],
 )
 def test_a_model_that_says_how_to_sample_is_taken_at_its_word(file):

@@ -156,11 +156,13 @@ def test_random_weights_are_kept_by_shape_and_every_scheme() -> None:
 
 def test_a_typo_lists_what_is_accepted() -> None:
     with pytest.raises(
-        CheckpointError, match=r"did you mean smollm2-135m.*GGUF file.*hub id.*random:minicpm4-8b"
+        CheckpointError, match=r"did you mean smollm2-135m.*GGUF file.*owner/repo:file\.gguf.*random:PRESET"
     ):
         open_model("smollm2-135")
-    with pytest.raises(CheckpointError, match=r"Unknown model 'model\.gguf'"):
+    with pytest.raises(CheckpointError, match=r"Unknown model 'model\.gguf'.*no such file.*check the path"):
         open_model("model.gguf")
+    with pytest.raises(CheckpointError, match=r"Unknown model 'What is 2\+2\?'.*behind --prompt"):
+        open_model("What is 2+2?")
     with pytest.raises(CheckpointError, match="no file or folder 'smollm2-135m'"):
         open_model(Path("smollm2-135m"))
 
