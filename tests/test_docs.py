@@ -161,10 +161,11 @@ def test_the_defaults_of_an_answer():
 def test_what_belongs_to_the_built_in_model():
     pattern = (
         r"recommend temperature ([\d.]+) and top-p ([\d.]+), so these belong to the name `([\w-]+)`, and so "
-        r"do (\w+) activations"
+        r"do (\w+) activations and a limit of (\d+) tokens"
     )
-    temperature, top_p, name, activations = stated("docs/chat.md", pattern)
-    assert {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} == BUILT_IN.settings
+    temperature, top_p, name, activations, limit = stated("docs/chat.md", pattern)
+    sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)}
+    assert {**sampling, "max_new_tokens": int(limit)} == BUILT_IN.settings
     assert (name, activations) == (BUILT_IN.name, BUILT_IN.activations)
     (default,) = stated("docs/chat.md", r"The default is `(\w+)`: the arithmetic")
     assert default == RunOptions().activations

