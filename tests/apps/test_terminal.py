@@ -224,9 +224,10 @@ def test_history_comes_back(open_chat, tmp_path: Path):
     assert "Remember these words." in second.enter("/system")
 
 
-def test_exit_leaves(open_chat):
+@pytest.mark.parametrize("word", ["/exit", "exit", "quit"])
+def test_exit_leaves(open_chat, word: str):
     terminal = open_chat(*OPTIONS)
-    terminal.child.send("/exit\r")
+    terminal.child.send(f"{word}\r")
     terminal.child.expect(pexpect.EOF)
     terminal.child.close()
     assert terminal.child.exitstatus == 0

@@ -105,6 +105,8 @@ def test_an_executor_that_does_not_fit_is_refused_by_name(bundle, exported):
         edge.load("smollm2-135m", executor="onnx")
     with pytest.raises(EdgeError, match="exported to coreml, which no executor here runs"):
         edge.load(exported("coreml"))
+    with pytest.raises(EdgeError, match=r"export --to gguf`; name the file in it: .*model\.gguf"):
+        edge.load(exported("gguf"))
     with pytest.raises(EdgeError, match="Unknown executor 'abacus'; choose one of native, onnx, executorch"):
         edge.load(bundle.path, executor="abacus")
 
