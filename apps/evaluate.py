@@ -11,7 +11,7 @@ import typer
 from edge.apps.cli.loading import RopeOverride, load_model
 from edge.apps.cli.options import MODEL_HELP, Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import error_console, output_console, print_json
-from edge.config import KVType
+from edge.config import KVChoice
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
@@ -41,7 +41,7 @@ class SideOptions:
     """One of two forms of a network."""
 
     quantize: str | None = same(SourceOptions, "quantize")
-    kv_type: KVType = same(RunOptions, "kv_type")
+    kv_type: KVChoice = same(RunOptions, "kv_type")
     activations: str = same(RunOptions, "activations")
     executor: str | None = same(RunOptions, "executor")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from edge.apps.cli.loading import keywords
 from edge.apps.cli.options import Group, Json, Model, Source, expand, given_flags
 from edge.apps.cli.terminal import convert_progress, output_console, print_json
-from edge.config import KVType
+from edge.config import KVChoice
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
 from edge.system.options import same
@@ -27,7 +27,7 @@ class PlanOptions:
     """What memory is planned for."""
 
     context: int | None = same(RunOptions, "context")
-    kv_type: KVType = same(RunOptions, "kv_type")
+    kv_type: KVChoice = same(RunOptions, "kv_type")
 
 
 @expand

@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
-KVType = Literal["float16", "float32", "int8"]
+KVType = Literal["int16", "float16", "float32", "int8"]
+KVChoice = Literal["auto", "int16", "float16", "float32", "int8"]
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32: larger values become infinite on their way to the kernels
 _SIZES = (
@@ -253,8 +254,9 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
         """Bytes that one token takes in the KV cache, all layers together."""
-        # int8 rows have a float32 scale each.
-        row = {"float16": 2 * self.head_dim, "float32": 4 * self.head_dim, "int8": self.head_dim + 4}[kv_type]
+        # Rows of integers have a float32 scale each.
+        dim = self.head_dim
+        row = {"int16": 2 * dim + 4, "float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[kv_type]
         return 2 * self.num_hidden_layers * self.num_key_value_heads * row
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
-from edge.config import KVType
+from edge.config import KVChoice
 from edge.config.attention import AttentionMode, Selection
 
 
@@ -49,7 +49,7 @@ class LoadOptions(TypedDict, total=False):
     threads: int | None
     mmap: bool | None
     activations: str | None
-    kv_type: KVType | None
+    kv_type: KVChoice | None
     attention: AttentionMode
     selection: Selection | None
     tier: str | None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from edge.config import KVChoice, KVType
 from edge.config.attention import asked_attention, with_selection
 from edge.errors import EdgeError
 from edge.executors.memory import check_memory, memory_plan
-from edge.executors.options import RunOptions
+from edge.executors.options import RunOptions, kv_beside
 from edge.executors.protocol import Executor
 from edge.executors.registry import EXECUTORS, NATIVE, ExecutorSpec
 from edge.formats.model_files import ModelFiles
@@ -87,6 +88,16 @@ def activations_of(spec: ExecutorSpec, files: ModelFiles, chosen: str = "auto") 
     return fixed.activations if fixed is not None else files.activations or "int8"
 
 
+def kv_type_of(spec: ExecutorSpec, files: ModelFiles, activations: str, chosen: KVChoice = "auto") -> KVType:
+    """What `auto` stands for beside these activations where `spec` runs these files: what it can't help, or
+    what goes with the activations. Any other choice stands for itself.
+    """
+    fixed = spec.fixed(files)
+    if fixed is not None:
+        return fixed.kv_type
+    return kv_beside(activations) if chosen == "auto" else chosen
+
+
 def open_executor(
     files: ModelFiles, options: RunOptions | None = None, *, asked: Iterable[str] = ()
 ) -> Executor:
@@ -105,14 +116,14 @@ def open_executor(
     make = spec.load()
     refuse_ignored(spec, files, options, asked)
     fixed = spec.fixed(files)
-    options = replace(options, activations=activations_of(spec, files, options.activations))
-    if fixed is not None:
-        options = replace(options, kv_type=fixed.kv_type)
+    activations = activations_of(spec, files, options.activations)
+    kv_type = kv_type_of(spec, files, activations, options.kv_type)
+    options = replace(options, activations=activations, kv_type=kv_type)
     sparse = spec.sparse(files, asked_attention(options.attention, options.selection), context)
     plan = memory_plan(
         files,
         context,
-        options.kv_type,
+        kv_type,
         options.max_batch,
         mapped_weights=bool(options.mmap),
         sparse=sparse,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from edge.config import KVType
+from edge.config import KVChoice, KVType
 from edge.config.attention import AttentionMode, Selection
 from edge.executors.registry import EXECUTORS
 from edge.system.options import Option, check_option, check_options, option
@@ -36,6 +36,13 @@ def extra_options() -> dict[str, ExtraOption]:
 def executor_names() -> tuple[str, ...]:
     """What `executor` may be, those of plugins last."""
     return EXECUTORS.names()
+
+
+def kv_beside(activations: str) -> KVType:
+    """The KV type that goes with the activations: int16, whose products are integers, or float16 beside exact
+    ones.
+    """
+    return "int16" if activations == "int8" else "float16"
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,11 @@ class RunOptions:
         "float32 for the built-in model.",
         choices=("auto", "int8", "float32"),
     )
-    kv_type: KVType = option(
-        "float16",
-        "Number type of the KV cache; int8 takes half the memory and time of float16.",
-        choices=get_args(KVType),
+    kv_type: KVChoice = option(
+        "auto",
+        "Number type of the KV cache. int16 is as exact as float16 and faster, int8 takes half the memory; auto: "
+        "int16 beside int8 activations, float16 beside float32 ones.",
+        choices=get_args(KVChoice),
         flag="--kv",
         former=("--kv-type",),
     )
@@ -97,6 +105,12 @@ class RunOptions:
         for name, value in self.extra.items():
             known = RUN_OPTIONS.get(name)
             check_option(name, value, known.kind, known.declared)
+
+    @property
+    def kv_stored(self) -> KVType:
+        """kv_type in options that `open_executor` has completed."""
+        assert self.kv_type != "auto"
+        return self.kv_type
 
     def extra_value(self, name: str) -> Any:
         """A plugin's option: what was given, or its default."""

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edge.config import KVType, ModelConfig
+from edge.config import KVChoice, KVType, ModelConfig
 from edge.config.roles import NORMS
 from edge.config.tensors import EMBEDDING, NetworkTensor, network_tensors
 from edge.errors import TokenizerError
 from edge.executors.memory import MemoryPlan, memory_plan
-from edge.executors.opening import activations_of
+from edge.executors.opening import activations_of, kv_type_of
 from edge.executors.registry import EXECUTORS, NATIVE
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
@@ -130,7 +130,7 @@ class ModelFacts:
 
 
 def inspect_model(
-    files: ModelFiles, *, context: int | None = None, kv_type: KVType = "float16"
+    files: ModelFiles, *, context: int | None = None, kv_type: KVChoice = "auto"
 ) -> ModelFacts:
     """The facts about an open model.
 
@@ -140,8 +140,10 @@ def inspect_model(
     config = files.config
     template = files.chat_template
     runner = EXECUTORS.find(files.target or NATIVE)
-    fixed = None if runner is None else runner.fixed(files)
-    kv_type = kv_type if fixed is None else fixed.kv_type
+    activations = None if runner is None else activations_of(runner, files)
+    if runner is not None and activations is not None:
+        kv_type = kv_type_of(runner, files, activations, kv_type)
+    stored: KVType = "float16" if kv_type == "auto" else kv_type
     return ModelFacts(
         source=files.source,
         path=str(files.path),
@@ -158,9 +160,9 @@ def inspect_model(
         chat_template=template is not None,
         thinking=supports_thinking(template or ""),
         generation_config=files.generation_config,
-        activations=None if runner is None else activations_of(runner, files),
-        kv_type=kv_type,
-        memory=memory_plan(files, context or files.context or config.max_position_embeddings, kv_type),
+        activations=activations,
+        kv_type=stored,
+        memory=memory_plan(files, context or files.context or config.max_position_embeddings, stored),
     )
 
 

@@ -100,7 +100,7 @@ typedef enum {
 } edge_activations;
 
 /* Number type of a KV cache. int8: one scale per token, head and layer, for keys and for values. */
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2 } edge_kv_type;
+typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2, EDGE_KV_INT16 = 3 } edge_kv_type;
 
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);

@@ -2,7 +2,7 @@
 // document (docs/profile.md) as the last line of its output.
 //
 //   edge_bench BUNDLE [--threads 1,2] [--prefill 512] [--generate 64] [--depth 0] [--fill prefill|synthetic]
-//                     [--kv float16|float32] [--repeat 5] [--model NAME]
+//                     [--kv int16|float16|float32|int8] [--repeat 5] [--model NAME]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -66,7 +66,7 @@ Options parse(int count, char **arguments) {
             options.model = value;
         } else if (flag == "--fill" && (value == "prefill" || value == "synthetic")) {
             options.fill = value;
-        } else if (flag == "--kv" && (value == "float16" || value == "float32")) {
+        } else if (flag == "--kv" && kv_types.count(value) > 0) {
             options.kv_type = value;
         } else {
             throw Error("Unknown option " + flag + " " + value + "; the head of edge_bench.cpp lists them.");
@@ -100,9 +100,9 @@ void run(const Options &options) {
                     std::to_string(bundle.most_context) + " that the model was made for.");
     }
     const Cost cost = bundle.cost(true);
-    const int64_t element = options.kv_type == "float32" ? 4 : 2;
-    const int64_t row_bytes =
-        element * 2 * bundle.config.layers * bundle.config.kv_heads * bundle.config.head_dim;
+    const KvType kv = kv_types.at(options.kv_type);
+    const int64_t head_row = kv.element_bytes * bundle.config.head_dim + kv.scale_bytes;
+    const int64_t row_bytes = 2 * head_row * bundle.config.layers * bundle.config.kv_heads;
     std::vector<std::unique_ptr<Runner>> runners;
     for (const int32_t threads : options.threads) {
         runners.push_back(std::make_unique<Runner>(bundle, options, threads, context));

@@ -17,11 +17,16 @@ edge_config config_of(const Bundle &bundle, const Options &options, int32_t cont
     config.context = context;
     config.max_batch = batch;
     config.activations = EDGE_ACTIVATIONS_INT8;
-    config.kv_type = options.kv_type == "float32" ? EDGE_KV_F32 : EDGE_KV_F16;
+    config.kv_type = kv_types.at(options.kv_type).type;
     return config;
 }
 
 }  // namespace
+
+const std::map<std::string, KvType> kv_types = {{"int16", {EDGE_KV_INT16, 2, 4}},
+                                                {"float16", {EDGE_KV_F16, 2, 0}},
+                                                {"float32", {EDGE_KV_F32, 4, 0}},
+                                                {"int8", {EDGE_KV_INT8, 1, 4}}};
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

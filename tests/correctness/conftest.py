@@ -28,13 +28,16 @@ Floats = npt.NDArray[np.float32]
 TOLERANCES = {
     "float32 float32": 5e-5,
     "float32 float16": 5e-3,
+    "float32 int16": 5e-3,
     "int8 float32": 0.2,
     "int8 float16": 0.2,
+    "int8 int16": 0.2,
     "float32 int8": 0.15,
     "int8 int8": 0.25,
     "tree: float32 float32": 1e-5,
     "tree: float32 int8": 2e-3,
     "tree: int8 float16": 0.05,
+    "tree: int8 int16": 0.05,
     "tree: int8 int8": 0.1,
 }
 

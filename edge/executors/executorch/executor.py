@@ -97,7 +97,7 @@ class ExecuTorchExecutor(ExecutorFacts, OneByOne):
             tier=f"executorch {executorch_version()}",
             threads=int(lib.edge_et_threads()),
             activations=options.activations,
-            kv_type=options.kv_type,
+            kv_type=options.kv_stored,
             sparse=sparse,
         )
         self._max_batch = min(self._constant("get_max_seq_len"), options.max_batch, context)

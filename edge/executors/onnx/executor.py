@@ -81,7 +81,7 @@ class OnnxExecutor(ExecutorFacts, OneByOne):
             tier=f"onnxruntime {runtime.__version__}",
             threads=options.threads or native.default_threads(),
             activations=options.activations,
-            kv_type=options.kv_type,
+            kv_type=options.kv_stored,
             sparse=sparse,
         )
         self._lock = OneCall("model")

@@ -12,6 +12,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+from edge.executors.options import kv_beside
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
 from edge.formats.guarded_json import parse_json
@@ -64,9 +65,10 @@ def check_options(options: ProfileOptions) -> None:
 def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[str]:
     """The arguments of edge_bench for the bundle in `folder`."""
     threads = [str(count) for count in options.threads if count is not None]
+    kv_type = options.kv_type[0]
     return [
         folder,
-        *("--model", model, "--fill", options.fill, "--kv", options.kv_type[0]),
+        *("--model", model, "--fill", options.fill, "--kv", kv_beside("int8") if kv_type == "auto" else kv_type),
         *(("--threads", ",".join(threads)) if threads else ()),
         *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),

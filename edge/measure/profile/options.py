@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edge.config import KVType
+from edge.config import KVChoice
 from edge.config.attention import AttentionMode
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
@@ -38,7 +38,7 @@ class ProfileOptions:
         (0,), "Tokens that are in the KV cache before each test.", least=0, commas=True
     )
     attention: tuple[AttentionMode, ...] = several(RunOptions, "attention")
-    kv_type: tuple[KVType, ...] = several(RunOptions, "kv_type")
+    kv_type: tuple[KVChoice, ...] = several(RunOptions, "kv_type")
     activations: str = same(RunOptions, "activations")
     repeat: int = option(5, "Measurements of each test.", least=1)
     fill: str = option(

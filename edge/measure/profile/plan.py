@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edge.config import KVType, ModelConfig
+from edge.config import KVChoice, KVType, ModelConfig
 from edge.config.presets import preset
 from edge.errors import EdgeError
 from edge.executors.memory import workspace_bytes
+from edge.executors.options import kv_beside
 from edge.hub.resolve import RANDOM, open_model
 from edge.measure.profile.cost import NetworkCost, Roofline
 from edge.quant.scheme import SOURCE, QuantScheme
@@ -63,7 +64,7 @@ def plan(
     quantize: Sequence[str | None] = (None,),
     head: str | None = None,
     context: int | None = None,
-    kv_type: KVType = "float16",
+    kv_type: KVChoice = "auto",
     memory: int | None = None,
     device: PlannedDevice | None = None,
 ) -> list[Plan]:
@@ -83,7 +84,7 @@ def plan(
 
 
 def _network(
-    model: str, quantize: str | None, head: str | None, kv_type: KVType
+    model: str, quantize: str | None, head: str | None, asked: KVChoice
 ) -> tuple[ModelConfig, NetworkCost, QuantScheme]:
     is_random = model.startswith(RANDOM)
     if is_random:
@@ -94,13 +95,18 @@ def _network(
         if name == SOURCE:
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
             largest = max(bundle.tensors.values(), key=lambda info: info.bytes)
-            cost = NetworkCost.of(config, tensors, kv_type, bundle.activations or "int8")
+            activations = bundle.activations or "int8"
+            cost = NetworkCost.of(config, tensors, _kv_type(asked, activations), activations)
             return config, cost, largest.scheme
     scheme = QuantScheme.from_name(name)
     top = QuantScheme.chosen(head)
     if top is None and is_random:
         top = scheme.beside  # as `edge.checkpoints.synthetic` makes them
-    return config, NetworkCost.planned(config, scheme, top, kv_type), scheme
+    return config, NetworkCost.planned(config, scheme, top, _kv_type(asked, "int8")), scheme
+
+
+def _kv_type(asked: KVChoice, activations: str) -> KVType:
+    return kv_beside(activations) if asked == "auto" else asked
 
 
 def _plan(

@@ -21,7 +21,7 @@ from edge.config import KVType, SparseConfig
 from edge.config.attention import AttentionMode
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.native import library as native
-from edge.executors.opening import activations_of, find_executor, refuse_ignored
+from edge.executors.opening import activations_of, find_executor, kv_type_of, refuse_ignored
 from edge.executors.options import RunOptions
 from edge.executors.registry import EXECUTORS, ExecutorSpec
 from edge.formats.model_files import ModelFiles
@@ -175,14 +175,16 @@ def _arithmetic(
     if files.attention is not None:
         for mode, kv_type in product(options.attention, options.kv_type):
             refuse_ignored(spec, files, RunOptions(attention=mode, kv_type=kv_type))
-        return [(files.attention, options.kv_type[0])]
+        return [(files.attention, kv_type_of(spec, files, "int8"))]
+    activations = activations_of(spec, files, options.activations)
+    kv_types = dict.fromkeys(kv_type_of(spec, files, activations, each) for each in options.kv_type)
     active: dict[AttentionMode, None] = {}
     for mode in options.attention:
         if mode == "auto":
             active["dense" if spec.sparse(files, mode, options.context) is None else "sparse"] = None
         else:
             active[mode] = None
-    return product(active, options.kv_type)
+    return product(active, kv_types)
 
 
 def _check_memory(settings: list[tuple[ModelFiles, KVType]], options: ProfileOptions) -> None:

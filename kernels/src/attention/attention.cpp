@@ -29,7 +29,7 @@ uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows
     place(memory, &bytes, attention_chunk * head_dim, &scratch->tile);
     place(memory, &bytes, rows * attention_chunk, &scratch->scores);
     place(memory, &bytes, 2 * rows * attention_chunk, &scratch->weight_digits);
-    place(memory, &bytes, rows, &scratch->weight_scales);
+    place(memory, &bytes, rows * attention_blocks, &scratch->weight_scales);
     place(memory, &bytes, 2 * rows, &scratch->weight_offsets);
     return bytes;
 }

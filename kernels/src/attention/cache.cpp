@@ -21,12 +21,12 @@ struct Runs {
 
 Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
     const int64_t index = position % attention_block, dim = shape.head_dim;
-    const bool int8 = shape.type == EDGE_KV_INT8;
+    const int64_t codes = shape.has_scales() ? 4 / shape.element_bytes() : 1;  // that dot products take at once
     if (is_key) {
-        const int64_t lane = index % lanes, group = (index - lane) * dim, run = int8 ? 4 : 1;
-        return {group + run * lane, run, run * lanes, dim / run};
+        const int64_t lane = index % lanes, group = (index - lane) * dim;
+        return {group + codes * lane, codes, codes * lanes, dim / codes};
     }
-    if (int8) return {(index - index % 4) * dim + index % 4, 1, 4, dim};
+    if (codes > 1) return {(index - index % codes) * dim + index % codes, 1, codes, dim};
     return {index * dim, dim, dim, 1};
 }
 
@@ -45,6 +45,7 @@ void copy_runs(const CacheShape &shape, const Runs &from, const uint8_t *source,
         case EDGE_KV_INT8:
             return copy_runs<uint8_t>(from, source, to, target);
         case EDGE_KV_F16:
+        case EDGE_KV_INT16:
             return copy_runs<uint16_t>(from, source, to, target);
         case EDGE_KV_F32:
             return copy_runs<uint32_t>(from, source, to, target);
@@ -61,7 +62,7 @@ float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
 void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
               int64_t to) {
     copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
-    if (shape.type == EDGE_KV_INT8) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+    if (shape.has_scales()) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
 void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
@@ -72,6 +73,9 @@ void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64
         uint8_t *target = block(layer, head, position, is_key);
         if (shape.type == EDGE_KV_INT8) {
             *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
+        } else if (shape.type == EDGE_KV_INT16) {
+            const auto quantize = is_key ? kernels.quantize_key : kernels.quantize_value;
+            *scale_of(shape, target, position) = quantize(x, shape.head_dim, reinterpret_cast<int16_t *>(row));
         } else if (shape.type == EDGE_KV_F16) {
             kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
         } else {

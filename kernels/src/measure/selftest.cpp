@@ -36,7 +36,7 @@ class SelfTest {
         }
         for (const int64_t size : {16, 48, 576}) elementwise(size);
         for (const int64_t head_dim : {16, 64, 80, 128}) {
-            for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8}) {
+            for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8, EDGE_KV_INT16}) {
                 for (const Values values : {random_values, all_zero, one_hot, tiny}) {
                     attention(head_dim, type, values);
                 }
@@ -329,7 +329,7 @@ class SelfTest {
             for (int64_t group = 0; group < attention_block / key_group; ++group) {
                 kernels.add_keys(type, head_dim, block, group, sums[which].data());
             }
-            if (type == EDGE_KV_INT8) continue;  // summaries are floats
+            if (type == EDGE_KV_INT8 || type == EDGE_KV_INT16) continue;  // summaries are floats
             AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
             AlignedMemory memory;
             memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));

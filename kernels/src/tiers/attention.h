@@ -3,56 +3,6 @@
 // Every sum of a row runs over the elements, or the positions, in ascending order in one accumulator per lane.
 // So the tiles below can have any size, and a row may be computed alone or beside others: the bits are the same.
 
-// Weights below 2^-64 of the largest are as good as zero; smaller ones would become slow denormals further on.
-constexpr float lowest_power = -64.0f;
-
-// 2^x with a relative error below 3e-7, x at least `lowest` (also for -infinity), NaN for NaN. Scores are in these
-// units, which takes fewer steps than e^x.
-inline Floats exponential2(Floats x, float lowest = lowest_power) {
-    const Floats clamped = max(set(lowest), x);
-    const Floats n = round_even(clamped);
-    const Floats r = sub(clamped, n);
-    Floats p = set(1.3264726899e-3f);
-    p = fma(p, r, set(9.6715126606e-3f));
-    p = fma(p, r, set(5.5507337442e-2f));
-    p = fma(p, r, set(2.4022242085e-1f));
-    p = fma(p, r, set(6.9314697760e-1f));
-    p = fma(p, r, set(1.0f));
-    return scale_by_power(p, n);
-}
-
-// ---- Tiles --------------------------------------------------------------------------------------------
-
-template <int N>
-struct Constant {
-    static constexpr int value = N;
-};
-
-// Calls tile(rows as a constant, row) over `count` rows, R at a time and then the rest in halves.
-template <int R, class Tile>
-inline void for_row_tiles(int row, int count, const Tile &tile) {
-    for (; row + R <= count; row += R) tile(Constant<R>(), row);
-    if constexpr (R > 1) for_row_tiles<R / 2>(row, count, tile);
-}
-
-inline Floats load(const uint16_t *halves) { return load_half(halves); }
-
-// Memory that is wanted next. The first tile of rows brings it near, a cache line per step; the others stand still.
-// What is fetched is used half a chunk later: too much for the first-level cache.
-struct Ahead {
-    const uint8_t *at;
-    int64_t step;
-
-    // `hot`: any memory that is in use
-    Ahead(const uint8_t *following, int row, const void *hot)
-        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
-
-    void fetch() {
-        prefetch_far(at);
-        at += step;
-    }
-};
-
 // Scores of R rows at 16 V positions: queries[d][R], keys[v][d][16].
 template <int R, int V, class Key>
 inline void score(const float *queries, int64_t dim, const Key *keys, float *scores, Ahead *ahead) {
@@ -152,20 +102,6 @@ inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const
         const Floats scale = set(s.weight_scales[row + r]);
         store(outputs + (row + r) * dim + column, mul(digits_to_float(high[r], low[r]), scale));
     }
-}
-
-// ---- One chunk ----------------------------------------------------------------------------------------
-
-inline const float *block_scales(const AttentionRows &rows, const uint8_t *block) {
-    return reinterpret_cast<const float *>(block + attention_block * rows.head_dim);
-}
-
-// Calls tile(vectors as a constant, column) over `columns` columns, V vectors of 16 at a time, then one.
-template <int V, class Tile>
-inline void for_column_tiles(int64_t columns, const Tile &tile) {
-    int64_t column = 0;
-    for (; column + 16 * V <= columns; column += 16 * V) tile(Constant<V>(), column);
-    for (; column < columns; column += 16) tile(Constant<1>(), column);
 }
 
 template <class Key>
@@ -284,11 +220,12 @@ constexpr int chains = attention_block / 16;
 inline float reduce_max(const Floats *x) { return reduce_max(max(max(x[0], x[1]), max(x[2], x[3]))); }
 inline float reduce_add(const Floats *x) { return reduce_add(add(add(x[0], x[1]), add(x[2], x[3]))); }
 
-// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see. Weights of int8 values are
-// multiplied by the values' scales and brought to digits.
+// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see. Weights of codes are multiplied
+// by the values' scales, and become digits (int8) or codes themselves (int16).
 inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
     const AttentionScratch &s = rows.scratch;
     float *scores = s.scores + row * attention_chunk;
+    const bool codes = rows.type == EDGE_KV_INT8 || rows.type == EDGE_KV_INT16;
     bool all_seen[attention_blocks];
     Floats largest[chains], total[chains], peak[chains];
     for (int k = 0; k < chains; ++k) {
@@ -306,19 +243,33 @@ inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, 
     const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
     for (int b = 0; b < c.blocks; ++b) {
         float *part = scores + b * attention_block;
-        for (int k = 0; k < chains; ++k) {
-            store(part + 16 * k, exponential2(sub(load(part + 16 * k), shift)));
+        const auto each = [&](Floats *values) {
+            for (int k = 0; k < chains; ++k) values[k] = load(part + 16 * k);
+        };
+        const auto hide_unseen = [&](Floats *values) {
+            if (all_seen[b]) return;
+            for (int k = 0; k < chains; ++k) store(part + 16 * k, values[k]);
+            hide(rows, row, c.starts[b], 0.0f, part);
+            each(values);
+        };
+        Floats powers[chains];
+        each(powers);
+        for (int k = 0; k < chains; ++k) powers[k] = exponential2(sub(powers[k], shift));
+        hide_unseen(powers);  // the clamped power of -infinity is tiny, not zero
+        for (int k = 0; k < chains; ++k) total[k] = add(total[k], powers[k]);
+        if (codes) {  // such a row's scale may be anything
+            const float *scales = block_scales(rows, c.values[b]);
+            for (int k = 0; k < chains; ++k) powers[k] = mul(powers[k], load(scales + 16 * k));
+            hide_unseen(powers);
         }
-        // The clamped power of -infinity is tiny, not zero.
-        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);
-        for (int k = 0; k < chains; ++k) total[k] = add(total[k], load(part + 16 * k));
-        if (rows.type != EDGE_KV_INT8) continue;
-        const float *scales = block_scales(rows, c.values[b]);
-        for (int k = 0; k < chains; ++k) {
-            store(part + 16 * k, mul(load(part + 16 * k), load(scales + 16 * k)));
+        if (rows.type == EDGE_KV_INT16) {
+            weights_to_codes(rows, row, b, powers);
+            continue;
         }
-        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);  // such a row's scale may be anything
-        for (int k = 0; k < chains; ++k) peak[k] = max(peak[k], load(part + 16 * k));
+        for (int k = 0; k < chains; ++k) {
+            store(part + 16 * k, powers[k]);
+            peak[k] = max(peak[k], powers[k]);
+        }
     }
     *sum = reduce_add(total);
     if (rows.type != EDGE_KV_INT8) return;
@@ -336,12 +287,24 @@ void prepare_queries(const AttentionRows &rows) {
     const auto load_query = [&](int row) {
         for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[row] + d), scale));
     };
-    if (rows.type != EDGE_KV_INT8) {
+    if (rows.type == EDGE_KV_F16 || rows.type == EDGE_KV_F32) {
         for_row_tiles<score_rows>(0, rows.count, [&](auto size, int first) {
             for (int r = 0; r < size.value; ++r) {
                 load_query(first + r);
                 float *to = s.queries + first * dim + r;
                 for (int64_t d = 0; d < dim; ++d) to[d * size.value] = query[d];
+            }
+        });
+        return;
+    }
+    if (rows.type == EDGE_KV_INT16) {
+        int16_t *codes = reinterpret_cast<int16_t *>(query + dim);
+        for_row_tiles<pair_rows>(0, rows.count, [&](auto size, int first) {
+            for (int r = 0; r < size.value; ++r) {
+                load_query(first + r);
+                s.query_scales[first + r] = quantize_key(query, dim, codes);
+                int16_t *to = reinterpret_cast<int16_t *>(s.query_digits) + first * dim + 2 * r;
+                for (int64_t d = 0; d < dim; d += 2, to += 2 * size.value) memcpy(to, codes + d, 4);
             }
         });
         return;
@@ -371,12 +334,13 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         const int64_t positions = furthest - c.starts[b];
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
         float *scores = s.scores + b * attention_block;
-        if (rows.type == EDGE_KV_INT8) {
+        if (rows.type == EDGE_KV_INT8 || rows.type == EDGE_KV_INT16) {
             for (int64_t p = 0; p < attention_block; p += 16) {
                 prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.values[b]) + p));
                 prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.next[b]) + p));
             }
-            score_block_int8(rows, c.keys[b], seen[b], scores, c.values[b]);
+            const auto score = rows.type == EDGE_KV_INT8 ? score_block_int8 : score_block_int16;
+            score(rows, c.keys[b], seen[b], scores, c.values[b]);
             continue;
         }
         const uint8_t *following = c.values[b];
@@ -391,6 +355,7 @@ void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionS
         });
         return;
     }
+    if (rows.type == EDGE_KV_INT16) return weigh_values_int16(rows, c, seen, out.outputs);
     if (rows.type == EDGE_KV_F16) return weigh_values<uint16_t>(rows, c, seen, out.outputs);
     weigh_values<float>(rows, c, seen, out.outputs);
 }

@@ -53,13 +53,14 @@ struct QuantizedRow {
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
     float *queries;           // [tile of rows][head_dim][row], scaled
-    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]
+    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]; int16 keys: codes of
+                              // 16 bits, [tile of rows][head_dim / 2][row][2]
     float *query_scales;      // [rows]
     int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
     float *tile;              // keys or values in float32, at most those of a chunk
     float *scores;            // [rows][attention_chunk]
-    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]
-    float *weight_scales;     // [rows]
+    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]; int16: [rows][attention_chunk]
+    float *weight_scales;     // [rows]; int16 values: [rows][attention_blocks]
     int32_t *weight_offsets;  // [rows][high, low]
 };
 
@@ -118,6 +119,9 @@ struct Kernels {
 
     // One row of the cache to int8 codes plus 128; returns the scale.
     float (*quantize_row)(const float *x, int64_t count, uint8_t *codes);  // count: a multiple of 16
+    // The same to 16 bits, for keys and for values.
+    float (*quantize_key)(const float *x, int64_t count, int16_t *codes);
+    float (*quantize_value)(const float *x, int64_t count, int16_t *codes);
     // Brings the queries into the scratch memory, before `attend`.
     void (*prepare_queries)(const AttentionRows &rows);
     void (*attend)(const AttentionRows &rows, const AttentionChunk &chunk, const AttentionState &out);

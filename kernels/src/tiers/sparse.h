@@ -14,6 +14,15 @@ void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t grou
         }
         return;
     }
+    if (type == EDGE_KV_INT16) {
+        const int16_t *codes = reinterpret_cast<const int16_t *>(block);
+        const Floats scales = load(reinterpret_cast<const float *>(codes + attention_block * dim) + 16 * group);
+        for (int64_t d = 0; d < dim; ++d) {
+            const uint8_t *pairs = reinterpret_cast<const uint8_t *>(codes + first + 16 * (d - d % 2));
+            sums[d] += reduce_add(mul(half_column(load_bytes(pairs), int(d % 2)), scales));
+        }
+        return;
+    }
     for (int64_t d = 0; d < dim; ++d) {
         const int64_t at = first + 16 * d;
         sums[d] += reduce_add(type == EDGE_KV_F16 ? load_half(reinterpret_cast<const uint16_t *>(block) + at)

@@ -1,6 +1,7 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tiers/*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
+#include "tiers/codes16.h"
 #include "tiers/digits.h"
 #include "tiers/elementwise.h"
 #include "tiers/linear_block.h"
@@ -9,7 +10,9 @@
 #include "tiers/linear.h"
 #include "tiers/peaks.h"
 
-// uses the digits
+// use the digits and the codes of 16 bits
+#include "tiers/attention_tiles.h"
+#include "tiers/attention_int16.h"
 #include "tiers/attention.h"
 
 // uses the scores of attention
@@ -30,6 +33,8 @@ constexpr Kernels table = {EDGE_TIER_NAME,
                            rope,
                            to_half,
                            quantize_row,
+                           quantize_key,
+                           quantize_value,
                            prepare_queries,
                            attend,
                            merge,

@@ -4,6 +4,7 @@ constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 0;
+constexpr int pair_rows = 4, pair_vectors = 1;
 #if defined(EDGE_AVX_VNNI)
 constexpr int biased_offset = 0;
 constexpr bool fields_in_place = true;
@@ -113,6 +114,10 @@ inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
+inline void store_int16(int16_t *p, Floats x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_permute4x64_epi64(words, 0xD8));
+}
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     const int64_t lanes = limit - first;
     const __m256i count = _mm256_set1_epi32(lanes <= 0 ? 0 : lanes >= 16 ? 16 : int(lanes));
@@ -164,17 +169,30 @@ inline Floats column(Bytes x, int byte) {
     return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.lo, 8 * byte), mask)),
             _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.hi, 8 * byte), mask))};
 }
+inline Floats half_column(Bytes x, int half) {
+    const __m256i lo = half ? x.lo : _mm256_slli_epi32(x.lo, 16), hi = half ? x.hi : _mm256_slli_epi32(x.hi, 16);
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(hi, 16))};
+}
 inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
     return {_mm256_set1_epi32(word)};
 }
+using PairSums = Ints;
+inline Ints whole(PairSums sums) { return sums; }
+inline PairSums no_pairs() { return set_int(0); }
 #if defined(EDGE_AVX_VNNI)
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
+    return {_mm256_dpwssd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpwssd_avx_epi32(acc.hi, w.hi, a.v)};
+}
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a.v)};
 }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
 #else
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
+    return add(acc, {_mm256_madd_epi16(w.lo, a.v), _mm256_madd_epi16(w.hi, a.v)});
+}
 inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -4,6 +4,7 @@ constexpr int peak_chains = 12;
 constexpr int max_tokens = 8, streamed_tokens = 8, block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int digit_rows = 8, digit_offset = 0;
+constexpr int pair_rows = 8, pair_vectors = 2;
 constexpr int biased_offset = 0;
 // An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
 constexpr int32_t sum_bias = 0x4B400000;
@@ -78,6 +79,9 @@ inline void transpose(Floats *rows) {
 inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+inline void store_int16(int16_t *p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x.v)));
+}
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     const int64_t lanes = limit - first;
     const __mmask16 mask = lanes <= 0 ? 0 : lanes >= 16 ? 0xFFFF : __mmask16((1u << lanes) - 1);
@@ -120,6 +124,13 @@ inline Word load_word(const int8_t *a) {
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+inline Floats half_column(Bytes x, int half) {
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(half ? x.v : _mm512_slli_epi32(x.v, 16), 16))};
+}
+using PairSums = Ints;
+inline Ints whole(PairSums sums) { return sums; }
+inline PairSums no_pairs() { return set_int(0); }
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) { return {_mm512_dpwssd_epi32(acc.v, w.v, a.v)}; }
 using Aliased __attribute__((may_alias)) = int32_t;
 inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
     // Of the intrinsic GCC makes a broadcast and two register moves more.

@@ -4,6 +4,7 @@ constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 128;
+constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
 constexpr int32_t sum_bias = 0;
 constexpr float biased_zero = 0.0f;
@@ -124,6 +125,9 @@ inline void store_int8(int8_t *p, Floats x) {
     }
     vst1q_s8(p, vcombine_s8(vqmovn_s16(words[0]), vqmovn_s16(words[1])));
 }
+inline void store_int16(int16_t *p, Floats x) {
+    EDGE_QUARTERS vst1_s16(p + 4 * i, vqmovn_s32(vcvtnq_s32_f32(x.v[i])));
+}
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     const int64_t lanes = limit - first;
     const int32_t count = lanes <= 0 ? 0 : lanes >= 16 ? 16 : int32_t(lanes);
@@ -185,6 +189,14 @@ inline Floats column(Bytes x, int byte) {
     EDGE_QUARTERS r.v[i] = vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_u8(x.v[i]), shift), mask));
     return r;
 }
+inline Floats half_column(Bytes x, int half) {
+    Floats r;
+    EDGE_QUARTERS {
+        const int32x4_t pairs = vreinterpretq_s32_u8(x.v[i]);
+        r.v[i] = vcvtq_f32_s32(vshrq_n_s32(half ? pairs : vshlq_n_s32(pairs, 16), 16));
+    }
+    return r;
+}
 inline int32x4_t dot4(int32x4_t acc, int8x16_t w, int8x16_t a) {
 #if defined(EDGE_NEON_DOTPROD)
     return vdotq_s32(acc, w, a);
@@ -198,6 +210,29 @@ inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
     return {vreinterpretq_s8_s32(vdupq_n_s32(word))};
+}
+// A sum of its own for each number of a pair: the two are added at the end only.
+struct PairSums {
+    int32x4_t low[4], high[4];
+};
+inline PairSums no_pairs() {
+    PairSums sums;
+    EDGE_QUARTERS sums.low[i] = sums.high[i] = vdupq_n_s32(0);
+    return sums;
+}
+inline Ints whole(PairSums sums) {
+    Ints r;
+    EDGE_QUARTERS r.v[i] = vpaddq_s32(sums.low[i], sums.high[i]);
+    return r;
+}
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
+    const int16x8_t pair = vreinterpretq_s16_s8(a.v);
+    EDGE_QUARTERS {
+        const int16x8_t pairs = vreinterpretq_s16_u8(w.v[i]);
+        acc.low[i] = vmlal_s16(acc.low[i], vget_low_s16(pairs), vget_low_s16(pair));
+        acc.high[i] = vmlal_high_s16(acc.high[i], pairs, pair);
+    }
+    return acc;
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(w.v[i]), a.v);

@@ -4,6 +4,7 @@ constexpr int peak_chains = 4;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int digit_rows = 2, digit_offset = 0;
+constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 0;
 constexpr int32_t sum_bias = 0;
 constexpr float biased_zero = 0.0f;
@@ -146,6 +147,9 @@ inline void transpose(Floats *rows) {
 inline void store_int8(int8_t *p, Floats x) {
     EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
+inline void store_int16(int16_t *p, Floats x) {
+    EDGE_LANES p[i] = x.v[i] == x.v[i] ? int16_t(round_even(x.v[i])) : 0;
+}
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     EDGE_LANES a.v[i] = first + i < limit ? a.v[i] : b.v[i];
     return a;
@@ -195,7 +199,29 @@ inline Floats column(Bytes x, int byte) {
     EDGE_LANES r.v[i] = float(x.v[4 * i + byte]);
     return r;
 }
+inline int16_t half_of(const uint8_t *pair, int half) {
+    int16_t value;
+    memcpy(&value, pair + 2 * half, 2);
+    return value;
+}
+inline Floats half_column(Bytes x, int half) {
+    Floats r;
+    EDGE_LANES r.v[i] = float(half_of(&x.v[4 * i], half));
+    return r;
+}
 inline Word load_word(const int8_t *a) { return {{a[0], a[1], a[2], a[3]}}; }
+using PairSums = Ints;
+inline Ints whole(PairSums sums) { return sums; }
+inline PairSums no_pairs() { return set_int(0); }
+// Codes from a damaged file may overflow: then the sum wraps, as it does elsewhere.
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
+    const uint8_t *pair = reinterpret_cast<const uint8_t *>(a.v);
+    EDGE_LANES for (int half = 0; half < 2; ++half) {
+        const int32_t product = int32_t(half_of(&w.v[4 * i], half)) * half_of(pair, half);
+        acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(product));
+    }
+    return acc;
+}
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     EDGE_LANES for (int b = 0; b < 4; ++b) acc.v[i] += int32_t(w.v[4 * i + b]) * a.v[b];
     return acc;

@@ -1,0 +1,62 @@
+// What all attention kernels share: powers of two, tiles of rows and columns, memory fetched ahead. Part of tier.h.
+
+// Weights below 2^-64 of the largest are as good as zero; smaller ones would become slow denormals further on.
+constexpr float lowest_power = -64.0f;
+
+// 2^x with a relative error below 3e-7, x at least `lowest` (also for -infinity), NaN for NaN. Scores are in these
+// units, which takes fewer steps than e^x.
+inline Floats exponential2(Floats x, float lowest = lowest_power) {
+    const Floats clamped = max(set(lowest), x);
+    const Floats n = round_even(clamped);
+    const Floats r = sub(clamped, n);
+    Floats p = set(1.3264726899e-3f);
+    p = fma(p, r, set(9.6715126606e-3f));
+    p = fma(p, r, set(5.5507337442e-2f));
+    p = fma(p, r, set(2.4022242085e-1f));
+    p = fma(p, r, set(6.9314697760e-1f));
+    p = fma(p, r, set(1.0f));
+    return scale_by_power(p, n);
+}
+
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+// Calls tile(rows as a constant, row) over `count` rows, R at a time and then the rest in halves.
+template <int R, class Tile>
+inline void for_row_tiles(int row, int count, const Tile &tile) {
+    for (; row + R <= count; row += R) tile(Constant<R>(), row);
+    if constexpr (R > 1) for_row_tiles<R / 2>(row, count, tile);
+}
+
+inline Floats load(const uint16_t *halves) { return load_half(halves); }
+
+// Memory that is wanted next. The first tile of rows brings it near, a cache line per step; the others stand still.
+// What is fetched is used half a chunk later: too much for the first-level cache.
+struct Ahead {
+    const uint8_t *at;
+    int64_t step;
+
+    // `hot`: any memory that is in use
+    Ahead(const uint8_t *following, int row, const void *hot)
+        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
+
+    void fetch() {
+        prefetch_far(at);
+        at += step;
+    }
+};
+
+inline const float *block_scales(const AttentionRows &rows, const uint8_t *block) {
+    const int64_t bytes = rows.type == EDGE_KV_INT16 ? 2 : 1;  // of a code
+    return reinterpret_cast<const float *>(block + attention_block * rows.head_dim * bytes);
+}
+
+// Calls tile(vectors as a constant, column) over `columns` columns, V vectors of 16 at a time, then one.
+template <int V, class Tile>
+inline void for_column_tiles(int64_t columns, const Tile &tile) {
+    int64_t column = 0;
+    for (; column + 16 * V <= columns; column += 16 * V) tile(Constant<V>(), column);
+    for (; column < columns; column += 16) tile(Constant<1>(), column);
+}
