@@ -225,7 +225,7 @@ EDGE_API edge_status edge_cache_keep(edge_cache *cache, int64_t length, const in
 EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int64_t length);
 
 /* Counts up when the meaning of a cache's memory changes. */
-#define EDGE_CACHE_LAYOUT 1
+#define EDGE_CACHE_LAYOUT 2
 /* The memory that holds the rows in use, for a file; borrowed until the cache changes. */
 EDGE_API edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes);
 /* Makes `memory`, which edge_cache_memory gave for `length` rows of a cache of the same shape, the content. */

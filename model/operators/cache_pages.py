@@ -2,7 +2,7 @@
 by PyTorch.
 
 A uint8 tensor: pages of 256 positions, each [KV head][keys, values][4 blocks of 64 positions]; for sparse
-attention the summaries of the keys follow. int8 codes are stored plus 128, the block's 64 scales after them.
+attention the summaries of the keys follow. After the codes of a block (int8, int16) stand its 64 scales.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class LayerCache:
         parts = []
         for which in (0, 1):
             values = self._elements(cache)[self._index(which, positions)]
-            if self.kv_type == "int8":
-                values = (values.float() - 128) * self._scales(cache)[self._scale_index(which, positions)]
+            if self._has_scales:
+                values = values.float() * self._scales(cache)[self._scale_index(which, positions)]
             parts.append(values.float())
         return parts[0], parts[1]
 
@@ -73,13 +73,13 @@ class LayerCache:
         positions = torch.arange(start, start + keys.shape[1])
         for which, x in enumerate((keys, values)):
             index = self._index(which, positions)
-            if self.kv_type != "int8":
+            if not self._has_scales:
                 limit = torch.finfo(getattr(torch, self.kv_type)).max
                 self._elements(cache)[index] = x.clamp(-limit, limit).to(self._elements(cache).dtype)
                 continue
-            scale = x.abs().amax(-1, keepdim=True) / 127
-            codes = torch.where(scale > 0, (x / scale).round(), 0) + 128
-            self._elements(cache)[index] = codes.to(torch.uint8)
+            scale = self._row_scale(x, is_key=which == 0)
+            codes = torch.where(scale > 0, (x / scale).round(), 0)
+            self._elements(cache)[index] = codes.to(self._elements(cache).dtype)
             self._scales(cache)[self._scale_index(which, positions)] = scale
 
     def move(self, cache: Tensor, rows: Tensor, start: int) -> None:
@@ -88,7 +88,7 @@ class LayerCache:
         for which in (0, 1):
             elements, scales = self._elements(cache), self._scales(cache)
             elements[self._index(which, positions)] = elements[self._index(which, rows)]
-            if self.kv_type == "int8":
+            if self._has_scales:
                 at, source = self._scale_index(which, positions), self._scale_index(which, rows)
                 scales[at] = scales[source]
 
@@ -122,8 +122,25 @@ class LayerCache:
         return (size, stride), (_COARSENING * size, _COARSENING * stride)
 
     @property
+    def _has_scales(self) -> bool:
+        return self.kv_type in ("int8", "int16")
+
+    def _row_scale(self, x: Tensor, is_key: bool) -> Tensor:
+        """What a code of 1 stands for. Keys of 16 bits have a fixed Euclidean length, so that sums of their
+        products with queries fit into 32 bits.
+        """
+        if self.kv_type == "int16" and is_key:
+            return x.norm(dim=-1, keepdim=True) / 32000
+        return x.abs().amax(-1, keepdim=True) / (127 if self.kv_type == "int8" else 32767)
+
+    @property
     def _element_bytes(self) -> int:
-        return {"float16": 2, "float32": 4, "int8": 1}[self.kv_type]
+        return self._dtype.itemsize
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.kv_type)
+        return dtype
 
     @property
     def _float_bytes(self) -> int:
@@ -131,7 +148,7 @@ class LayerCache:
 
     @property
     def _block_bytes(self) -> int:
-        scales = _BLOCK * _SCALE_BYTES if self.kv_type == "int8" else 0
+        scales = _BLOCK * _SCALE_BYTES if self._has_scales else 0
         return _BLOCK * self.head_dim * self._element_bytes + scales
 
     @property
@@ -150,8 +167,7 @@ class LayerCache:
         return (_COARSENING + 1) * _BLOCK * self.head_dim
 
     def _elements(self, cache: Tensor) -> Tensor:
-        rows = cache[: self._rows_bytes]
-        return rows if self.kv_type == "int8" else rows.view(getattr(torch, self.kv_type))
+        return cache[: self._rows_bytes].view(self._dtype)
 
     def _scales(self, cache: Tensor) -> Tensor:
         return cache[: self._rows_bytes].view(torch.float32)
@@ -169,7 +185,7 @@ class LayerCache:
 
     def _index(self, which: int, positions: Tensor) -> Tensor:
         """Where the elements of keys (0) or values (1) stand, [KV heads, positions, head_dim]."""
-        place, run = (positions % _BLOCK).unsqueeze(-1), 4 if self.kv_type == "int8" else 1
+        place, run = (positions % _BLOCK).unsqueeze(-1), 2 if self._has_scales else 1
         element = torch.arange(self.head_dim)
         if which == 0:
             within = _key_place(place, element, self.head_dim, run)
@@ -178,7 +194,7 @@ class LayerCache:
         return self._block_start(which, positions).unsqueeze(-1) // self._element_bytes + within
 
     def _scale_index(self, which: int, positions: Tensor) -> Tensor:
-        codes = self._block_start(which, positions) + _BLOCK * self.head_dim
+        codes = self._block_start(which, positions) + _BLOCK * self.head_dim * self._element_bytes
         return (codes // _SCALE_BYTES + positions % _BLOCK).unsqueeze(-1)
 
     def _summary_index(self, level: int, windows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from edge.errors import ContextError, NativeError, TokenizerError
 from edge.quant.layout import MatrixLayout
 
 ABI_VERSION = 2
-CACHE_LAYOUT = 1
+CACHE_LAYOUT = 2
 MAX_TREE = 64
 MAX_LOGPROBS = 64
 LIBRARY_VARIABLE = "EDGE_LIBRARY"

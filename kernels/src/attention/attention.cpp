@@ -23,14 +23,12 @@ int64_t chunks_of(int64_t positions) { return (positions + attention_chunk - 1) 
 uint64_t place_attention_scratch(uint8_t *memory, int64_t head_dim, int64_t rows, AttentionScratch *scratch) {
     uint64_t bytes = 0;
     place(memory, &bytes, rows * head_dim, &scratch->queries);
-    place(memory, &bytes, 2 * rows * head_dim, &scratch->query_digits);
+    place(memory, &bytes, rows * head_dim, &scratch->query_codes);
     place(memory, &bytes, rows, &scratch->query_scales);
-    place(memory, &bytes, 2 * rows, &scratch->query_offsets);
     place(memory, &bytes, attention_chunk * head_dim, &scratch->tile);
     place(memory, &bytes, rows * attention_chunk, &scratch->scores);
-    place(memory, &bytes, 2 * rows * attention_chunk, &scratch->weight_digits);
+    place(memory, &bytes, rows * attention_chunk, &scratch->weight_codes);
     place(memory, &bytes, rows * attention_blocks, &scratch->weight_scales);
-    place(memory, &bytes, 2 * rows, &scratch->weight_offsets);
     return bytes;
 }
 

@@ -21,7 +21,7 @@ struct Runs {
 
 Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
     const int64_t index = position % attention_block, dim = shape.head_dim;
-    const int64_t codes = shape.has_scales() ? 4 / shape.element_bytes() : 1;  // that dot products take at once
+    const int64_t codes = shape.has_scales() ? 2 : 1;  // that dot products take at once
     if (is_key) {
         const int64_t lane = index % lanes, group = (index - lane) * dim;
         return {group + codes * lane, codes, codes * lanes, dim / codes};
@@ -72,7 +72,8 @@ void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64
         const float *x = is_key ? key : value;
         uint8_t *target = block(layer, head, position, is_key);
         if (shape.type == EDGE_KV_INT8) {
-            *scale_of(shape, target, position) = kernels.quantize_row(x, shape.head_dim, row);
+            *scale_of(shape, target, position) =
+                kernels.quantize_int8(x, shape.head_dim, reinterpret_cast<int8_t *>(row));
         } else if (shape.type == EDGE_KV_INT16) {
             const auto quantize = is_key ? kernels.quantize_key : kernels.quantize_value;
             *scale_of(shape, target, position) = quantize(x, shape.head_dim, reinterpret_cast<int16_t *>(row));

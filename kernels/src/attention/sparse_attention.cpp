@@ -127,9 +127,8 @@ void SparseAttention::attend(const Kernels &kernels, const SparseBatch &batch, c
     rows.limits = task.limits + row;
     rows.scratch = worker->scratch;
     rows.scratch.queries += row * head_dim_;
-    rows.scratch.query_digits += 2 * row * head_dim_;
+    rows.scratch.query_codes += row * head_dim_;
     rows.scratch.query_scales += row;
-    rows.scratch.query_offsets += 2 * row;
     AttentionChunk chunk;
     chunk.blocks = 1;
     chunk.starts[0] = start;

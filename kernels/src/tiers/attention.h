@@ -26,32 +26,6 @@ inline void score(const float *queries, int64_t dim, const Key *keys, float *sco
     *ahead = next;
 }
 
-// The same at 16 positions of int8 keys.
-template <int R>
-inline void score_int8(const AttentionScratch &s, int row, int64_t dim, const uint8_t *keys,
-                       Floats key_scales, float *scores, Ahead *ahead) {
-    Ahead next = *ahead;
-    Ints high[R], low[R];
-    for (int r = 0; r < R; ++r) {
-        high[r] = set_int(s.query_offsets[2 * (row + r)]);
-        low[r] = set_int(s.query_offsets[2 * (row + r) + 1]);
-    }
-    const int8_t *digits = s.query_digits + 2 * row * dim;
-    for (int64_t d = 0; d < dim; d += 4, digits += 8 * R) {
-        const Bytes key = load_bytes(keys + 16 * d);
-        next.fetch();
-        for (int r = 0; r < R; ++r) {
-            high[r] = dot_digits(high[r], key, digits + 8 * r);
-            low[r] = dot_digits(low[r], key, digits + 8 * r + 4);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        const Floats scale = mul(key_scales, set(s.query_scales[row + r]));
-        store(scores + r * attention_chunk, mul(digits_to_float(high[r], low[r]), scale));
-    }
-    *ahead = next;
-}
-
 // Adds the weighted sums of `positions` values, `stride` apart, to outputs of R rows, 16 V columns.
 template <int R, int V, class Value>
 inline void weigh(const float *weights, const Value *values, int64_t stride, int64_t positions, int64_t dim,
@@ -74,34 +48,6 @@ inline void weigh(const float *weights, const Value *values, int64_t stride, int
         for (int v = 0; v < V; ++v) store(outputs + r * dim + 16 * v, sums[r][v]);
     }
     *ahead = next;
-}
-
-// outputs of R rows, 16 columns, over all blocks of int8 values.
-template <int R>
-inline void weigh_int8(const AttentionScratch &s, const AttentionChunk &c, const int64_t *seen, int row,
-                       int64_t dim, int64_t column, float *outputs) {
-    Ints high[R], low[R];
-    for (int r = 0; r < R; ++r) {
-        high[r] = set_int(s.weight_offsets[2 * (row + r)]);
-        low[r] = set_int(s.weight_offsets[2 * (row + r) + 1]);
-    }
-    for (int b = 0; b < c.blocks; ++b) {
-        const int8_t *digits = s.weight_digits + 2 * row * attention_chunk + b * attention_block;
-        const uint8_t *values = c.values[b] + 4 * column;
-        Ahead next(c.next[b] + attention_block * column, row, digits);
-        for (int64_t i = 0; i < seen[b]; i += 4) {
-            const Bytes value = load_bytes(values + i * dim);
-            next.fetch();
-            for (int r = 0; r < R; ++r) {
-                high[r] = dot_digits(high[r], value, digits + 2 * r * attention_chunk + i);
-                low[r] = dot_digits(low[r], value, digits + (2 * r + 1) * attention_chunk + i);
-            }
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        const Floats scale = set(s.weight_scales[row + r]);
-        store(outputs + (row + r) * dim + column, mul(digits_to_float(high[r], low[r]), scale));
-    }
 }
 
 template <class Key>
@@ -184,101 +130,26 @@ inline void weigh_values(const AttentionRows &rows, const AttentionChunk &c, con
     weigh_chunk<Value>(rows, c, seen, outputs);
 }
 
-inline void score_block_int8(const AttentionRows &rows, const uint8_t *keys, int64_t positions, float *scores,
-                             const uint8_t *following) {
-    const int64_t dim = rows.head_dim;
-    for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
-        Ahead ahead(following, row, rows.scratch.query_digits);
-        for (int64_t p = 0; p < positions; p += 16) {
-            const Floats scales = load(block_scales(rows, keys) + p);
-            score_int8<size.value>(rows.scratch, row, dim, keys + p * dim, scales,
-                                   scores + row * attention_chunk + p, &ahead);
-        }
-    });
-}
-
-// Sets what the row does not see of the 64 positions from `start` on.
-inline void hide(const AttentionRows &rows, int row, int64_t start, float value, float *scores) {
-    const int64_t limit = rows.limits[row] - start;
-    if (limit < attention_block) {
-        const Floats hidden = set(value);
-        for (int64_t p = 0; p < attention_block; p += 16) {
-            store(scores + p, select_below(p, limit, load(scores + p), hidden));
-        }
-    }
-    if (rows.masks != nullptr && limit > 0) {
-        for (int64_t i = rows.tree_start > start ? rows.tree_start - start : 0; i < attention_block; ++i) {
-            const int64_t node = start + i - rows.tree_start;
-            if (node >= 64 || !(rows.masks[row] >> node & 1)) scores[i] = value;
-        }
-    }
-}
-
-// Four chains of maxima and sums, so that none waits for the one before.
-constexpr int chains = attention_block / 16;
-
-inline float reduce_max(const Floats *x) { return reduce_max(max(max(x[0], x[1]), max(x[2], x[3]))); }
-inline float reduce_add(const Floats *x) { return reduce_add(add(add(x[0], x[1]), add(x[2], x[3]))); }
-
-// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see. Weights of codes are multiplied
-// by the values' scales, and become digits (int8) or codes themselves (int16).
+// Turns a row's scores into weights 2^(score - maximum), or 0 where the row does not see.
 inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum) {
-    const AttentionScratch &s = rows.scratch;
-    float *scores = s.scores + row * attention_chunk;
-    const bool codes = rows.type == EDGE_KV_INT8 || rows.type == EDGE_KV_INT16;
     bool all_seen[attention_blocks];
-    Floats largest[chains], total[chains], peak[chains];
-    for (int k = 0; k < chains; ++k) {
-        largest[k] = set(-INFINITY);
-        total[k] = peak[k] = zero();
-    }
-    for (int b = 0; b < c.blocks; ++b) {
-        const int64_t end = c.starts[b] + attention_block;
-        float *part = scores + b * attention_block;
-        all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
-        if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
-        for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
-    }
-    *maximum = reduce_max(largest);
+    *maximum = hide_unseen(rows, c, row, all_seen);
     const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
+    Floats total[chains];
+    for (int k = 0; k < chains; ++k) total[k] = zero();
     for (int b = 0; b < c.blocks; ++b) {
-        float *part = scores + b * attention_block;
-        const auto each = [&](Floats *values) {
-            for (int k = 0; k < chains; ++k) values[k] = load(part + 16 * k);
-        };
-        const auto hide_unseen = [&](Floats *values) {
-            if (all_seen[b]) return;
-            for (int k = 0; k < chains; ++k) store(part + 16 * k, values[k]);
-            hide(rows, row, c.starts[b], 0.0f, part);
-            each(values);
-        };
-        Floats powers[chains];
-        each(powers);
-        for (int k = 0; k < chains; ++k) powers[k] = exponential2(sub(powers[k], shift));
-        hide_unseen(powers);  // the clamped power of -infinity is tiny, not zero
-        for (int k = 0; k < chains; ++k) total[k] = add(total[k], powers[k]);
-        if (codes) {  // such a row's scale may be anything
-            const float *scales = block_scales(rows, c.values[b]);
-            for (int k = 0; k < chains; ++k) powers[k] = mul(powers[k], load(scales + 16 * k));
-            hide_unseen(powers);
-        }
-        if (rows.type == EDGE_KV_INT16) {
-            weights_to_codes(rows, row, b, powers);
-            continue;
-        }
+        float *part = rows.scratch.scores + row * attention_chunk + b * attention_block;
         for (int k = 0; k < chains; ++k) {
-            store(part + 16 * k, powers[k]);
-            peak[k] = max(peak[k], powers[k]);
+            store(part + 16 * k, exponential2(sub(load(part + 16 * k), shift)));
         }
+        // The clamped power of -infinity is tiny, not zero.
+        if (!all_seen[b]) hide(rows, row, c.starts[b], 0.0f, part);
+        for (int k = 0; k < chains; ++k) total[k] = add(total[k], load(part + 16 * k));
     }
     *sum = reduce_add(total);
-    if (rows.type != EDGE_KV_INT8) return;
-    int8_t *digits = s.weight_digits + 2 * row * attention_chunk;
-    s.weight_scales[row] = to_digits(scores, c.blocks * attention_block, reduce_max(peak), digits,
-                                     digits + attention_chunk, s.weight_offsets + 2 * row);
 }
 
-// A tile walks along one pointer: the first element of each of its rows, then the next. Digits go in fours.
+// A tile walks along one pointer: the first element of each of its rows, then the next. Codes go in pairs.
 void prepare_queries(const AttentionRows &rows) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
@@ -297,65 +168,29 @@ void prepare_queries(const AttentionRows &rows) {
         });
         return;
     }
-    if (rows.type == EDGE_KV_INT16) {
-        int16_t *codes = reinterpret_cast<int16_t *>(query + dim);
-        for_row_tiles<pair_rows>(0, rows.count, [&](auto size, int first) {
-            for (int r = 0; r < size.value; ++r) {
-                load_query(first + r);
-                s.query_scales[first + r] = quantize_key(query, dim, codes);
-                int16_t *to = reinterpret_cast<int16_t *>(s.query_digits) + first * dim + 2 * r;
-                for (int64_t d = 0; d < dim; d += 2, to += 2 * size.value) memcpy(to, codes + d, 4);
-            }
-        });
-        return;
-    }
-    int8_t *digits = reinterpret_cast<int8_t *>(query + dim);
-    for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int first) {
+    for_row_tiles<pair_rows>(0, rows.count, [&](auto size, int first) {
         for (int r = 0; r < size.value; ++r) {
-            const int row = first + r;
-            load_query(row);
-            s.query_scales[row] = to_digits(query, dim, largest_size(query, dim), digits, digits + dim,
-                                            s.query_offsets + 2 * row);
-            int8_t *to = s.query_digits + 2 * first * dim + 8 * r;
-            for (int64_t d = 0; d < dim; d += 4, to += 8 * size.value) {
-                memcpy(to, digits + d, 4);
-                memcpy(to + 4, digits + dim + d, 4);
-            }
+            load_query(first + r);
+            int16_t codes[max_head_dim], *to = s.query_codes + first * dim + 2 * r;
+            s.query_scales[first + r] = quantize_key(query, dim, codes);
+            for (int64_t d = 0; d < dim; d += 2, to += 2 * size.value) memcpy(to, codes + d, 4);
         }
     });
 }
 
 void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionState &out) {
-    const AttentionScratch &s = rows.scratch;
-    const int64_t dim = rows.head_dim;
     int64_t furthest = 0, seen[attention_blocks];
     for (int r = 0; r < rows.count; ++r) furthest = rows.limits[r] > furthest ? rows.limits[r] : furthest;
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t positions = furthest - c.starts[b];
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
-        float *scores = s.scores + b * attention_block;
-        if (rows.type == EDGE_KV_INT8 || rows.type == EDGE_KV_INT16) {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.values[b]) + p));
-                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.next[b]) + p));
-            }
-            const auto score = rows.type == EDGE_KV_INT8 ? score_block_int8 : score_block_int16;
-            score(rows, c.keys[b], seen[b], scores, c.values[b]);
-            continue;
-        }
-        const uint8_t *following = c.values[b];
-        score_keys(rows, c.keys[b], seen[b], scores, following);
+    }
+    if (rows.type == EDGE_KV_INT8) return attend_codes<int8_t>(rows, c, seen, out);
+    if (rows.type == EDGE_KV_INT16) return attend_codes<int16_t>(rows, c, seen, out);
+    for (int b = 0; b < c.blocks; ++b) {
+        score_keys(rows, c.keys[b], seen[b], rows.scratch.scores + b * attention_block, c.values[b]);
     }
     for (int r = 0; r < rows.count; ++r) soften(rows, c, r, out.maxima + r, out.sums + r);
-    if (rows.type == EDGE_KV_INT8) {
-        for_row_tiles<digit_rows>(0, rows.count, [&](auto size, int row) {
-            for (int64_t column = 0; column < dim; column += 16) {
-                weigh_int8<size.value>(s, c, seen, row, dim, column, out.outputs);
-            }
-        });
-        return;
-    }
-    if (rows.type == EDGE_KV_INT16) return weigh_values_int16(rows, c, seen, out.outputs);
     if (rows.type == EDGE_KV_F16) return weigh_values<uint16_t>(rows, c, seen, out.outputs);
     weigh_values<float>(rows, c, seen, out.outputs);
 }

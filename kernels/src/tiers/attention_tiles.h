@@ -38,9 +38,9 @@ struct Ahead {
     const uint8_t *at;
     int64_t step;
 
-    // `hot`: any memory that is in use
-    Ahead(const uint8_t *following, int row, const void *hot)
-        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
+    // `hot`: any memory that is in use; `bytes` of what a step reads
+    Ahead(const uint8_t *following, int row, const void *hot, int64_t bytes = 64)
+        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? bytes : 0) {}
 
     void fetch() {
         prefetch_far(at);
@@ -59,4 +59,42 @@ inline void for_column_tiles(int64_t columns, const Tile &tile) {
     int64_t column = 0;
     for (; column + 16 * V <= columns; column += 16 * V) tile(Constant<V>(), column);
     for (; column < columns; column += 16) tile(Constant<1>(), column);
+}
+
+// Sets what the row does not see of the 64 positions from `start` on.
+inline void hide(const AttentionRows &rows, int row, int64_t start, float value, float *scores) {
+    const int64_t limit = rows.limits[row] - start;
+    if (limit < attention_block) {
+        const Floats hidden = set(value);
+        for (int64_t p = 0; p < attention_block; p += 16) {
+            store(scores + p, select_below(p, limit, load(scores + p), hidden));
+        }
+    }
+    if (rows.masks != nullptr && limit > 0) {
+        for (int64_t i = rows.tree_start > start ? rows.tree_start - start : 0; i < attention_block; ++i) {
+            const int64_t node = start + i - rows.tree_start;
+            if (node >= 64 || !(rows.masks[row] >> node & 1)) scores[i] = value;
+        }
+    }
+}
+
+// Four chains of maxima and sums, so that none waits for the one before.
+constexpr int chains = attention_block / 16;
+
+inline float reduce_max(const Floats *x) { return reduce_max(max(max(x[0], x[1]), max(x[2], x[3]))); }
+inline float reduce_add(const Floats *x) { return reduce_add(add(add(x[0], x[1]), add(x[2], x[3]))); }
+
+// Hides what the row does not see of a chunk; returns the largest score, and whether all of a block is seen.
+inline float hide_unseen(const AttentionRows &rows, const AttentionChunk &c, int row, bool *all_seen) {
+    float *scores = rows.scratch.scores + row * attention_chunk;
+    Floats largest[chains];
+    for (int k = 0; k < chains; ++k) largest[k] = set(-INFINITY);
+    for (int b = 0; b < c.blocks; ++b) {
+        const int64_t end = c.starts[b] + attention_block;
+        float *part = scores + b * attention_block;
+        all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
+        if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
+        for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
+    }
+    return reduce_max(largest);
 }

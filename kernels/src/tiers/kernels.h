@@ -53,15 +53,12 @@ struct QuantizedRow {
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
     float *queries;           // [tile of rows][head_dim][row], scaled
-    int8_t *query_digits;     // int8 keys: [tile of rows][head_dim / 4][row][high, low][4]; int16 keys: codes of
-                              // 16 bits, [tile of rows][head_dim / 2][row][2]
+    int16_t *query_codes;     // integer keys: [tile of rows][head_dim / 2][row][2]
     float *query_scales;      // [rows]
-    int32_t *query_offsets;   // [rows][high, low]: where the sums of products start
     float *tile;              // keys or values in float32, at most those of a chunk
     float *scores;            // [rows][attention_chunk]
-    int8_t *weight_digits;    // int8 values: [rows][high, low][attention_chunk]; int16: [rows][attention_chunk]
-    float *weight_scales;     // [rows]; int16 values: [rows][attention_blocks]
-    int32_t *weight_offsets;  // [rows][high, low]
+    int16_t *weight_codes;    // integer values: [rows][attention_chunk]
+    float *weight_scales;     // [rows][attention_blocks]
 };
 
 // Query rows of one KV head.
@@ -117,9 +114,8 @@ struct Kernels {
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*to_half)(const float *x, int64_t count, uint16_t *out);  // count: a multiple of 16
 
-    // One row of the cache to int8 codes plus 128; returns the scale.
-    float (*quantize_row)(const float *x, int64_t count, uint8_t *codes);  // count: a multiple of 16
-    // The same to 16 bits, for keys and for values.
+    // One row of the cache to codes; returns the scale. Of 16 bits those of keys and of values differ.
+    float (*quantize_int8)(const float *x, int64_t count, int8_t *codes);  // count: a multiple of 16
     float (*quantize_key)(const float *x, int64_t count, int16_t *codes);
     float (*quantize_value)(const float *x, int64_t count, int16_t *codes);
     // Brings the queries into the scratch memory, before `attend`.

@@ -2,27 +2,22 @@
 
 constexpr float lowest_score = -126.0f;  // small weights still order the blocks
 
+template <class Code>
+inline void add_key_codes(int64_t dim, const uint8_t *block, int64_t group, float *sums) {
+    const Code *codes = reinterpret_cast<const Code *>(block) + 16 * group * dim;
+    const float *all_scales = reinterpret_cast<const float *>(block + attention_block * dim * sizeof(Code));
+    const Floats scales = load(all_scales + 16 * group);
+    for (int64_t d = 0; d < dim; d += 2, codes += 32) {
+        const Bytes pairs = load_pairs(codes);
+        for (int half = 0; half < 2; ++half) sums[d + half] += reduce_add(mul(half_column(pairs, half), scales));
+    }
+}
+
 // sums[d] += element d of the 16 keys of group `group` of a block.
 void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t group, float *sums) {
     const int64_t first = 16 * group * dim;
-    if (type == EDGE_KV_INT8) {
-        const float *all_scales = reinterpret_cast<const float *>(block + attention_block * dim);
-        const Floats scales = load(all_scales + 16 * group), bias = set(128.0f);
-        for (int64_t d = 0; d < dim; d += 4) {
-            const Bytes codes = load_bytes(block + first + 16 * d);
-            for (int b = 0; b < 4; ++b) sums[d + b] += reduce_add(mul(sub(column(codes, b), bias), scales));
-        }
-        return;
-    }
-    if (type == EDGE_KV_INT16) {
-        const int16_t *codes = reinterpret_cast<const int16_t *>(block);
-        const Floats scales = load(reinterpret_cast<const float *>(codes + attention_block * dim) + 16 * group);
-        for (int64_t d = 0; d < dim; ++d) {
-            const uint8_t *pairs = reinterpret_cast<const uint8_t *>(codes + first + 16 * (d - d % 2));
-            sums[d] += reduce_add(mul(half_column(load_bytes(pairs), int(d % 2)), scales));
-        }
-        return;
-    }
+    if (type == EDGE_KV_INT8) return add_key_codes<int8_t>(dim, block, group, sums);
+    if (type == EDGE_KV_INT16) return add_key_codes<int16_t>(dim, block, group, sums);
     for (int64_t d = 0; d < dim; ++d) {
         const int64_t at = first + 16 * d;
         sums[d] += reduce_add(type == EDGE_KV_F16 ? load_half(reinterpret_cast<const uint16_t *>(block) + at)

@@ -1,8 +1,7 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tiers/*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
-#include "tiers/codes16.h"
-#include "tiers/digits.h"
+#include "tiers/codes.h"
 #include "tiers/elementwise.h"
 #include "tiers/linear_block.h"
 #include "tiers/quantize.h"
@@ -10,9 +9,9 @@
 #include "tiers/linear.h"
 #include "tiers/peaks.h"
 
-// use the digits and the codes of 16 bits
+// use the codes and the blocks' sums
 #include "tiers/attention_tiles.h"
-#include "tiers/attention_int16.h"
+#include "tiers/attention_codes.h"
 #include "tiers/attention.h"
 
 // uses the scores of attention
@@ -32,7 +31,7 @@ constexpr Kernels table = {EDGE_TIER_NAME,
                            swiglu,
                            rope,
                            to_half,
-                           quantize_row,
+                           quantize_int8,
                            quantize_key,
                            quantize_value,
                            prepare_queries,

@@ -3,7 +3,6 @@
 constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int digit_rows = 2, digit_offset = 0;
 constexpr int pair_rows = 4, pair_vectors = 1;
 #if defined(EDGE_AVX_VNNI)
 constexpr int biased_offset = 0;
@@ -169,6 +168,11 @@ inline Floats column(Bytes x, int byte) {
     return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.lo, 8 * byte), mask)),
             _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.hi, 8 * byte), mask))};
 }
+inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
+inline Bytes load_pairs(const int8_t *p) {
+    const __m128i *halves = reinterpret_cast<const __m128i *>(p);
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
+}
 inline Floats half_column(Bytes x, int half) {
     const __m256i lo = half ? x.lo : _mm256_slli_epi32(x.lo, 16), hi = half ? x.hi : _mm256_slli_epi32(x.hi, 16);
     return {_mm256_cvtepi32_ps(_mm256_srai_epi32(lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(hi, 16))};
@@ -207,4 +211,3 @@ inline Ints dot_biased(Ints acc, Bytes w, Word a) {
             dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(a.v, hi))};
 }
 #endif
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }

@@ -3,7 +3,6 @@
 constexpr int peak_chains = 12;
 constexpr int max_tokens = 8, streamed_tokens = 8, block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
-constexpr int digit_rows = 8, digit_offset = 0;
 constexpr int pair_rows = 8, pair_vectors = 2;
 constexpr int biased_offset = 0;
 // An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
@@ -124,16 +123,18 @@ inline Word load_word(const int8_t *a) {
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+inline Bytes load_pairs(const int16_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes load_pairs(const int8_t *p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
+}
 inline Floats half_column(Bytes x, int half) {
     return {_mm512_cvtepi32_ps(_mm512_srai_epi32(half ? x.v : _mm512_slli_epi32(x.v, 16), 16))};
 }
 using PairSums = Ints;
 inline Ints whole(PairSums sums) { return sums; }
 inline PairSums no_pairs() { return set_int(0); }
-inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) { return {_mm512_dpwssd_epi32(acc.v, w.v, a.v)}; }
-using Aliased __attribute__((may_alias)) = int32_t;
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
-    // Of the intrinsic GCC makes a broadcast and two register moves more.
-    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Aliased *>(a)));
+inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
+    // Of the intrinsic GCC makes two register moves more.
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(a.v));
     return acc;
 }

@@ -3,7 +3,6 @@
 constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int digit_rows = 2, digit_offset = 128;
 constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
 constexpr int32_t sum_bias = 0;
@@ -189,6 +188,12 @@ inline Floats column(Bytes x, int byte) {
     EDGE_QUARTERS r.v[i] = vcvtq_f32_u32(vandq_u32(vshlq_u32(vreinterpretq_u32_u8(x.v[i]), shift), mask));
     return r;
 }
+inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
+inline Bytes load_pairs(const int8_t *p) {
+    Bytes r;
+    EDGE_QUARTERS r.v[i] = vreinterpretq_u8_s16(vmovl_s8(vld1_s8(p + 8 * i)));
+    return r;
+}
 inline Floats half_column(Bytes x, int half) {
     Floats r;
     EDGE_QUARTERS {
@@ -243,5 +248,4 @@ inline Ints dot_biased(Ints acc, Bytes w, Word a) {
     EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), a.v);
     return acc;
 }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_QUARTERS

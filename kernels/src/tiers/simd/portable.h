@@ -3,7 +3,6 @@
 constexpr int peak_chains = 4;
 constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int digit_rows = 2, digit_offset = 0;
 constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 0;
 constexpr int32_t sum_bias = 0;
@@ -199,6 +198,12 @@ inline Floats column(Bytes x, int byte) {
     EDGE_LANES r.v[i] = float(x.v[4 * i + byte]);
     return r;
 }
+inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
+inline Bytes load_pairs(const int8_t *p) {
+    int16_t wide[32];
+    for (int i = 0; i < 32; ++i) wide[i] = p[i];
+    return load_pairs(wide);
+}
 inline int16_t half_of(const uint8_t *pair, int half) {
     int16_t value;
     memcpy(&value, pair + 2 * half, 2);
@@ -227,5 +232,4 @@ inline Ints dot_small(Ints acc, Bytes w, Word a) {
     return acc;
 }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_LANES

@@ -1,20 +1,24 @@
-// Numbers of attention over an int16 cache: rows of the cache, and what multiplies them. Part of tier.h.
+// Numbers of attention over a cache of integers: rows of the cache, and what multiplies them. Part of tier.h.
 //
-// Products of 16-bit codes are summed in 32 bits without overflow. Of keys and queries the Euclidean length is bounded, so
+// The cache keeps 8 or 16 bits, what multiplies it 16. Their products are summed in 32 bits without overflow. Of keys and queries the Euclidean length is bounded, so
 // no sum of their products exceeds its square (Cauchy-Schwarz), and neither does any part of it. Of values the largest
 // element is bounded, and of the weights of a block of positions the sum.
 
 constexpr float longest_code = 32000.0f;   // of keys and queries; rounding adds half the root of head_dim
-constexpr float largest_value = 32767.0f;
+constexpr float largest_value = 32767.0f, largest_int8 = 127.0f;
 constexpr float total_weight = 32000.0f;
 
+inline void store_codes(int8_t *p, Floats x) { store_int8(p, x); }
+inline void store_codes(int16_t *p, Floats x) { store_int16(p, x); }
+
 // x as codes, `most` for numbers of the size `size`; returns the scale, NaN if x is not finite.
-inline float to_codes(const float *x, int64_t count, float size, float most, int16_t *codes) {
+template <class Code>
+inline float to_codes(const float *x, int64_t count, float size, float most, Code *codes) {
     const float inverse = most / size;
     // Not for zero, nor where 1 / size overflows: that is as good as zero.
     const bool usable = size > 0.0f && inverse <= 3.0e38f;
     const Floats factor = set(usable ? inverse : 0.0f);
-    for (int64_t i = 0; i < count; i += 16) store_int16(codes + i, round_even(mul(load(x + i), factor)));
+    for (int64_t i = 0; i < count; i += 16) store_codes(codes + i, mul(load(x + i), factor));
     return size != size || size > 3.4e38f ? NAN : usable ? size / most : 0.0f;
 }
 
@@ -30,11 +34,20 @@ float quantize_key(const float *x, int64_t count, int16_t *codes) {
     return to_codes(x, count, length(x, count), longest_code, codes);
 }
 
-float quantize_value(const float *x, int64_t count, int16_t *codes) {
+// The largest size of an element; NaN if x is not finite.
+inline float largest_size(const float *x, int64_t count) {
     Floats largest = zero(), nothing = zero();
     for (int64_t i = 0; i < count; i += 16) {
         largest = max(largest, absolute(load(x + i)));
         nothing = fma(load(x + i), zero(), nothing);  // 0 * infinity and 0 * NaN are NaN
     }
-    return to_codes(x, count, reduce_max(largest) + reduce_add(nothing), largest_value, codes);
+    return reduce_max(largest) + reduce_add(nothing);
+}
+
+float quantize_value(const float *x, int64_t count, int16_t *codes) {
+    return to_codes(x, count, largest_size(x, count), largest_value, codes);
+}
+
+float quantize_int8(const float *x, int64_t count, int8_t *codes) {
+    return to_codes(x, count, largest_size(x, count), largest_int8, codes);
 }
