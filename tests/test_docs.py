@@ -136,7 +136,7 @@ def test_the_tolerances_of_operators():
         "rms_norm_swiglu": products,
         "linear": products,
         "kv_append": [used["queries"], used["rows"], used["rows, int8"]],
-        "paged_attention": [used["attention"], used["attention, int8 KV"]],
+        "paged_attention": [used["attention"], used["attention, integer KV"]],
         "kv_keep": [],
     }
     rows = next(tables("docs/operators.md", "operator"))

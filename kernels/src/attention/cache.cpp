@@ -76,7 +76,8 @@ void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64
                 kernels.quantize_int8(x, shape.head_dim, reinterpret_cast<int8_t *>(row));
         } else if (shape.type == EDGE_KV_INT16) {
             const auto quantize = is_key ? kernels.quantize_key : kernels.quantize_value;
-            *scale_of(shape, target, position) = quantize(x, shape.head_dim, reinterpret_cast<int16_t *>(row));
+            *scale_of(shape, target, position) =
+                quantize(x, shape.head_dim, reinterpret_cast<int16_t *>(row));
         } else if (shape.type == EDGE_KV_F16) {
             kernels.to_half(x, shape.head_dim, reinterpret_cast<uint16_t *>(row));
         } else {

@@ -255,6 +255,15 @@ class SelfTest {
         }
     }
 
+    // Full of NaN: a kernel that reads what it has not written is found out.
+    static void place_scratch(int64_t head_dim, int64_t rows, AlignedMemory *memory,
+                              AttentionScratch *scratch) {
+        const uint64_t bytes = place_attention_scratch(nullptr, head_dim, rows, scratch);
+        memory->reset(bytes);
+        std::memset(memory->data(), 0xFF, bytes);
+        place_attention_scratch(memory->data(), head_dim, rows, scratch);
+    }
+
     // Two chunks, the second one ragged with a tree at its end, merged.
     void attention(int64_t head_dim, edge_kv_type type, Values values) {
         constexpr int rows = 11;
@@ -281,8 +290,7 @@ class SelfTest {
                 AttentionRows task{
                     type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr, tree_start, {}};
                 AlignedMemory memory;
-                memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
-                place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
+                place_scratch(head_dim, rows, &memory, &task.scratch);
                 kernels.prepare_queries(task);
                 std::vector<float> state(size_t(rows * (head_dim + 2)), 0.0f), part(state);
                 std::fill_n(state.begin(), rows, -INFINITY);
@@ -332,8 +340,7 @@ class SelfTest {
             if (type == EDGE_KV_INT8 || type == EDGE_KV_INT16) continue;  // summaries are floats
             AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
             AlignedMemory memory;
-            memory.reset(place_attention_scratch(nullptr, head_dim, rows, &task.scratch));
-            place_attention_scratch(memory.data(), head_dim, rows, &task.scratch);
+            place_scratch(head_dim, rows, &memory, &task.scratch);
             kernels.prepare_queries(task);
             kernels.score_windows(task, block, block, task.scratch.scores);
             weights[which].assign(size_t(attention_block), 0.0f);

@@ -4,7 +4,8 @@
 // the next row's and `step` from its own next ones, the lanes' pairs `lane_step` and `vector_step`.
 template <int R, int V, class Code>
 inline void add_pairs(PairSums (&sums)[R][V], const int16_t *rows, int64_t row_step, int64_t step,
-                      const Code *lanes, int64_t vector_step, int64_t lane_step, int64_t pairs, Ahead *ahead) {
+                      const Code *lanes, int64_t vector_step, int64_t lane_step, int64_t pairs,
+                      Ahead *ahead) {
     Ahead next = *ahead;
     for (int64_t i = 0; i < pairs; ++i, rows += step, lanes += lane_step) {
         Bytes codes[V];
@@ -35,8 +36,8 @@ constexpr int range_rows = 16;
 
 // Scores of the rows with `positions` keys of a block.
 template <class Code>
-inline void score_block_codes(const AttentionRows &rows, RowRange range, const uint8_t *block, int64_t positions,
-                              float *scores, const uint8_t *following) {
+inline void score_block_codes(const AttentionRows &rows, RowRange range, const uint8_t *block,
+                              int64_t positions, float *scores, const uint8_t *following) {
     const int64_t dim = rows.head_dim;
     const Code *keys = reinterpret_cast<const Code *>(block);
     for_row_tiles<pair_rows>(range.first, range.last, [&](auto size, int row) {
@@ -52,7 +53,8 @@ inline void score_block_codes(const AttentionRows &rows, RowRange range, const u
                 const Floats scales = load(block_scales(rows, block) + p + 16 * v);
                 for (int r = 0; r < R; ++r) {
                     const Floats scale = mul(scales, set(rows.scratch.query_scales[row + r]));
-                    store(scores + (row + r) * attention_chunk + p + 16 * v, mul(to_float(whole(sums[r][v])), scale));
+                    store(scores + (row + r) * attention_chunk + p + 16 * v,
+                          mul(to_float(whole(sums[r][v])), scale));
                 }
             }
         });
@@ -61,69 +63,65 @@ inline void score_block_codes(const AttentionRows &rows, RowRange range, const u
 
 // Powers of two of a row's scores, or 0 where it does not see; they are summed, and stored times the values' scales.
 // block_sums[b]: of what is stored for block b.
-inline void weights_of_row(const AttentionRows &rows, const AttentionChunk &c, int row, float *maximum, float *sum,
-                           Floats *block_sums) {
-    bool all_seen[attention_blocks];
-    *maximum = hide_unseen(rows, c, row, all_seen);
-    const Floats shift = set(*maximum == -INFINITY ? 0.0f : *maximum);
-    Floats total[chains];
-    for (int k = 0; k < chains; ++k) total[k] = zero();
+inline float weights_of_row(const AttentionRows &rows, const AttentionChunk &c, int row, const bool *all_seen,
+                            float maximum, float *block_sums) {
+    static_assert(attention_blocks == 4 && chains == 4, "sums of four");
+    const Floats shift = set(maximum == -INFINITY ? 0.0f : maximum);
+    Floats total[chains], block_total[attention_blocks];
+    for (int k = 0; k < chains; ++k) total[k] = block_total[k] = zero();
     for (int b = 0; b < c.blocks; ++b) {
         float *part = rows.scratch.scores + row * attention_chunk + b * attention_block;
         const float *scales = block_scales(rows, c.values[b]);
-        if (all_seen[b]) {
-            Floats weights[chains];
-            for (int k = 0; k < chains; ++k) {
-                weights[k] = exponential2(sub(load(part + 16 * k), shift));
-                total[k] = add(total[k], weights[k]);
-                weights[k] = mul(weights[k], load(scales + 16 * k));
-                store(part + 16 * k, weights[k]);
-            }
-            block_sums[b] = add(add(weights[0], weights[1]), add(weights[2], weights[3]));
-            continue;
-        }
-        for (int k = 0; k < chains; ++k) store(part + 16 * k, exponential2(sub(load(part + 16 * k), shift)));
-        hide(rows, row, c.starts[b], 0.0f, part);  // the clamped power of -infinity is tiny, not zero
+        Floats weights[chains];
+        for (int k = 0; k < chains; ++k) weights[k] = exponential2(sub(load(part + 16 * k), shift));
+        const auto hide_weights = [&] {
+            for (int k = 0; k < chains; ++k) store(part + 16 * k, weights[k]);
+            hide(rows, row, c.starts[b], 0.0f, part);
+            for (int k = 0; k < chains; ++k) weights[k] = load(part + 16 * k);
+        };
+        if (!all_seen[b]) hide_weights();  // the clamped power of -infinity is tiny, not zero
         for (int k = 0; k < chains; ++k) {
-            total[k] = add(total[k], load(part + 16 * k));
-            store(part + 16 * k, mul(load(part + 16 * k), load(scales + 16 * k)));
+            total[k] = add(total[k], weights[k]);
+            weights[k] = mul(weights[k], load(scales + 16 * k));
         }
-        hide(rows, row, c.starts[b], 0.0f, part);  // a scale that nobody has written may be anything
-        block_sums[b] = add(add(load(part), load(part + 16)), add(load(part + 32), load(part + 48)));
+        if (!all_seen[b]) hide_weights();  // a scale that nobody has written may be anything
+        for (int k = 0; k < chains; ++k) store(part + 16 * k, weights[k]);
+        block_total[b] = add(add(weights[0], weights[1]), add(weights[2], weights[3]));
     }
-    *sum = reduce_add(total);
+    sums_of_four(block_total, block_sums);
+    return reduce_add(total);
 }
 
-// Turns the scores of the rows into codes of weights, with a scale per row and block. Some rows at a time, so that no
-// reduction runs within one vector.
+// Turns the scores of the rows into codes of weights, with a scale per row and block. In steps over all rows: the
+// reductions of one would wait for each other.
 inline void soften_to_codes(const AttentionRows &rows, RowRange range, const AttentionChunk &c, float *maxima,
-                         float *sums) {
-    const AttentionScratch &s = rows.scratch;
-    const int together = 16 / attention_blocks;
-    for (int first = range.first; first < range.last; first += together) {
-        const int last = first + together < range.last ? first + together : range.last;
-        Floats block_sums[16];
-        for (Floats &each : block_sums) each = zero();
-        for (int row = first; row < last; ++row) {
-            weights_of_row(rows, c, row, maxima + row, sums + row, block_sums + (row - first) * attention_blocks);
+                            float *sums) {
+    bool all_seen[range_rows][attention_blocks];
+    for (int row = range.first; row < range.last; ++row) {
+        maxima[row] = hide_unseen(rows, c, row, all_seen[row - range.first]);
+    }
+    float totals[range_rows][attention_blocks], factors[range_rows][attention_blocks];
+    for (int row = range.first; row < range.last; ++row) {
+        const int r = row - range.first;
+        sums[row] = weights_of_row(rows, c, row, all_seen[r], maxima[row], totals[r]);
+    }
+    for (int r = 0; r < range.last - range.first; ++r) {
+        for (int b = 0; b < attention_blocks; ++b) {
+            const float total = totals[r][b], inverse = total_weight / total;
+            // Not for zero, nor where 1 / total overflows: such a block is as good as zero. NaN stays.
+            const bool unusable = total == 0.0f || inverse > 3.0e38f;
+            factors[r][b] = unusable ? 0.0f : inverse;
+            rows.scratch.weight_scales[(range.first + r) * attention_blocks + b] =
+                unusable ? 0.0f : total * (1.0f / total_weight);
         }
-        // Not for zero, nor where 1 / total overflows: such a block is as good as zero. NaN stays.
-        const Floats totals = sum_of_each(block_sums);
-        alignas(64) float factors[16], total[16];
-        store(total, totals);
-        store(factors, divide(set(total_weight), totals));
-        for (int row = first; row < last; ++row) {
-            const float *weights = s.scores + row * attention_chunk;
-            int16_t *codes = s.weight_codes + row * attention_chunk;
-            for (int b = 0; b < c.blocks; ++b) {
-                const int at = (row - first) * attention_blocks + b;
-                const bool usable = total[at] > 0.0f && factors[at] <= 3.0e38f;
-                const Floats factor = set(usable ? factors[at] : 0.0f);
-                for (int i = b * attention_block; i < (b + 1) * attention_block; i += 16) {
-                    store_int16(codes + i, mul(load(weights + i), factor));
-                }
-                s.weight_scales[row * attention_blocks + b] =
-                    total[at] != total[at] ? NAN : usable ? total[at] / total_weight : 0.0f;
+    }
+    for (int row = range.first; row < range.last; ++row) {
+        const float *weights = rows.scratch.scores + row * attention_chunk;
+        int16_t *codes = rows.scratch.weight_codes + row * attention_chunk;
+        for (int b = 0; b < c.blocks; ++b) {
+            const Floats factor = set(factors[row - range.first][b]);
+            for (int i = b * attention_block; i < (b + 1) * attention_block; i += 32) {
+                store_int16(codes + i, mul(load(weights + i), factor), mul(load(weights + i + 16), factor));
             }
         }
     }
@@ -132,7 +130,7 @@ inline void soften_to_codes(const AttentionRows &rows, RowRange range, const Att
 // outputs of the rows: the weighted sums of the values of all blocks.
 template <class Code>
 inline void weigh_codes(const AttentionRows &rows, RowRange range, const AttentionChunk &c,
-                               const int64_t *seen, float *outputs) {
+                        const int64_t *seen, float *outputs) {
     const int64_t dim = rows.head_dim;
     const AttentionScratch &s = rows.scratch;
     memset(outputs + range.first * dim, 0, uint64_t((range.last - range.first) * dim) * sizeof(float));
@@ -146,8 +144,8 @@ inline void weigh_codes(const AttentionRows &rows, RowRange range, const Attenti
                 constexpr int V = vectors.value;
                 PairSums sums[R][V];
                 clear(sums);
-                add_pairs(sums, weights, attention_chunk, 2, values + 2 * column, 32, 2 * dim, (seen[b] + 1) / 2,
-                          &ahead);
+                add_pairs(sums, weights, attention_chunk, 2, values + 2 * column, 32, 2 * dim,
+                          (seen[b] + 1) / 2, &ahead);
                 for (int r = 0; r < R; ++r) {
                     const Floats scale = set(s.weight_scales[(row + r) * attention_blocks + b]);
                     float *out = outputs + (row + r) * dim + column;

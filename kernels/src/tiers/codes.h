@@ -4,12 +4,16 @@
 // no sum of their products exceeds its square (Cauchy-Schwarz), and neither does any part of it. Of values the largest
 // element is bounded, and of the weights of a block of positions the sum.
 
-constexpr float longest_code = 32000.0f;   // of keys and queries; rounding adds half the root of head_dim
+constexpr float longest_code = 32000.0f;  // of keys and queries; rounding adds half the root of head_dim
 constexpr float largest_value = 32767.0f, largest_int8 = 127.0f;
 constexpr float total_weight = 32000.0f;
 
 inline void store_codes(int8_t *p, Floats x) { store_int8(p, x); }
-inline void store_codes(int16_t *p, Floats x) { store_int16(p, x); }
+inline void store_codes(int16_t *p, Floats x) {
+    int16_t both[32];
+    store_int16(both, x, zero());
+    memcpy(p, both, 32);
+}
 
 // x as codes, `most` for numbers of the size `size`; returns the scale, NaN if x is not finite.
 template <class Code>

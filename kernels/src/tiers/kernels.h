@@ -52,13 +52,13 @@ struct QuantizedRow {
 
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
-    float *queries;           // [tile of rows][head_dim][row], scaled
-    int16_t *query_codes;     // integer keys: [tile of rows][head_dim / 2][row][2]
-    float *query_scales;      // [rows]
-    float *tile;              // keys or values in float32, at most those of a chunk
-    float *scores;            // [rows][attention_chunk]
-    int16_t *weight_codes;    // integer values: [rows][attention_chunk]
-    float *weight_scales;     // [rows][attention_blocks]
+    float *queries;         // [tile of rows][head_dim][row], scaled
+    int16_t *query_codes;   // integer keys: [tile of rows][head_dim / 2][row][2]
+    float *query_scales;    // [rows]
+    float *tile;            // keys or values in float32, at most those of a chunk
+    float *scores;          // [rows][attention_chunk]
+    int16_t *weight_codes;  // integer values: [rows][attention_chunk]
+    float *weight_scales;   // [rows][attention_blocks]
 };
 
 // Query rows of one KV head.

@@ -9,7 +9,8 @@ inline void add_key_codes(int64_t dim, const uint8_t *block, int64_t group, floa
     const Floats scales = load(all_scales + 16 * group);
     for (int64_t d = 0; d < dim; d += 2, codes += 32) {
         const Bytes pairs = load_pairs(codes);
-        for (int half = 0; half < 2; ++half) sums[d + half] += reduce_add(mul(half_column(pairs, half), scales));
+        for (int half = 0; half < 2; ++half)
+            sums[d + half] += reduce_add(mul(half_column(pairs, half), scales));
     }
 }
 

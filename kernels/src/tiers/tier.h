@@ -9,10 +9,10 @@
 #include "tiers/linear.h"
 #include "tiers/peaks.h"
 
-// use the codes and the blocks' sums
-#include "tiers/attention_tiles.h"
-#include "tiers/attention_codes.h"
+// use the codes
 #include "tiers/attention.h"
+#include "tiers/attention_codes.h"
+#include "tiers/attention_tiles.h"
 
 // uses the scores of attention
 #include "tiers/sparse.h"

@@ -113,9 +113,19 @@ inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p),
                      _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
-inline void store_int16(int16_t *p, Floats x) {
-    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_permute4x64_epi64(words, 0xD8));
+inline void store_int16(int16_t *p, Floats a, Floats b) {
+    const Floats both[] = {a, b};
+    for (const Floats &x : both) {
+        const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_permute4x64_epi64(words, 0xD8));
+        p += 16;
+    }
+}
+inline void sums_of_four(const Floats *x, float *sums) {
+    __m256 eight[4];
+    for (int i = 0; i < 4; ++i) eight[i] = _mm256_add_ps(x[i].lo, x[i].hi);
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(eight[0], eight[1]), _mm256_hadd_ps(eight[2], eight[3]));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     const int64_t lanes = limit - first;
@@ -174,7 +184,8 @@ inline Bytes load_pairs(const int8_t *p) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
 }
 inline Floats half_column(Bytes x, int half) {
-    const __m256i lo = half ? x.lo : _mm256_slli_epi32(x.lo, 16), hi = half ? x.hi : _mm256_slli_epi32(x.hi, 16);
+    const __m256i lo = half ? x.lo : _mm256_slli_epi32(x.lo, 16),
+                  hi = half ? x.hi : _mm256_slli_epi32(x.hi, 16);
     return {_mm256_cvtepi32_ps(_mm256_srai_epi32(lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(hi, 16))};
 }
 inline Word load_word(const int8_t *a) {

@@ -124,8 +124,16 @@ inline void store_int8(int8_t *p, Floats x) {
     }
     vst1q_s8(p, vcombine_s8(vqmovn_s16(words[0]), vqmovn_s16(words[1])));
 }
-inline void store_int16(int16_t *p, Floats x) {
-    EDGE_QUARTERS vst1_s16(p + 4 * i, vqmovn_s32(vcvtnq_s32_f32(x.v[i])));
+inline void store_int16(int16_t *p, Floats a, Floats b) {
+    EDGE_QUARTERS {
+        vst1_s16(p + 4 * i, vqmovn_s32(vcvtnq_s32_f32(a.v[i])));
+        vst1_s16(p + 16 + 4 * i, vqmovn_s32(vcvtnq_s32_f32(b.v[i])));
+    }
+}
+inline void sums_of_four(const Floats *x, float *sums) {
+    float32x4_t four[4];
+    EDGE_QUARTERS four[i] = vaddq_f32(vaddq_f32(x[i].v[0], x[i].v[2]), vaddq_f32(x[i].v[1], x[i].v[3]));
+    vst1q_f32(sums, vpaddq_f32(vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3])));
 }
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     const int64_t lanes = limit - first;

@@ -146,8 +146,14 @@ inline void transpose(Floats *rows) {
 inline void store_int8(int8_t *p, Floats x) {
     EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
-inline void store_int16(int16_t *p, Floats x) {
-    EDGE_LANES p[i] = x.v[i] == x.v[i] ? int16_t(round_even(x.v[i])) : 0;
+inline void store_int16(int16_t *p, Floats a, Floats b) {
+    EDGE_LANES {
+        p[i] = a.v[i] == a.v[i] ? int16_t(round_even(a.v[i])) : 0;
+        p[16 + i] = b.v[i] == b.v[i] ? int16_t(round_even(b.v[i])) : 0;
+    }
+}
+inline void sums_of_four(const Floats *x, float *sums) {
+    for (int i = 0; i < 4; ++i) sums[i] = reduce_add(x[i]);
 }
 inline Floats select_below(int64_t first, int64_t limit, Floats a, Floats b) {
     EDGE_LANES a.v[i] = first + i < limit ? a.v[i] : b.v[i];
