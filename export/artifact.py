@@ -167,6 +167,7 @@ def _manifest(
         quantization=_quantization(source, options, written),
         context=source.context(options),
         attention=plan.attention,
+        kv_type=plan.kv_type,
         tokenizer=next(name for name in _TOKENIZERS if name in source.tokenizer_files),
         chat_template=CHAT_TEMPLATE if CHAT_TEMPLATE in names else None,
         generation_config=GENERATION_CONFIG if GENERATION_CONFIG in names else None,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from edge.config import KVType
 from edge.formats.artifact.manifest import RuntimeRange
 
 
@@ -16,7 +17,8 @@ class Plan:
     files: path in the folder -> bytes of the target's own files, by `formula` (within 2 % of what is
     written). export_memory: most anonymous memory that writing needs. run_memory: what part of the running
     program takes how many bytes at the full context (`weights`, `KV cache`, ...). operators: name -> version.
-    flavour: for example `full` or `portable`. attention: what the artifact runs.
+    flavour: for example `full` or `portable`. attention: what the artifact runs. kv_type: what its caches
+    hold, None where the runtime chooses.
     """
 
     files: Mapping[str, int]
@@ -27,6 +29,7 @@ class Plan:
     runtime: RuntimeRange
     flavour: str
     attention: Literal["dense", "sparse"]
+    kv_type: KVType | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -49,7 +49,7 @@ class MemoryPlan:
 def memory_plan(
     files: ModelFiles,
     context: int,
-    kv_type: KVType = "float16",
+    kv_type: KVType = "int16",
     max_batch: int = 256,
     mapped_weights: bool = False,
     sparse: SparseConfig | None = None,

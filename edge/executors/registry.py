@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.config import KVType, ModelConfig, SparseConfig
@@ -81,7 +81,8 @@ class ExecutorSpec:
 
     def fixed(self, files: ModelFiles) -> Arithmetic | None:
         """What it computes these files with; None if RunOptions say it."""
-        return self.arithmetic.get(files.flavour)
+        found = self.arithmetic.get(files.flavour)
+        return found if found is None or files.kv_type is None else replace(found, kv_type=files.kv_type)
 
     def sparse(self, files: ModelFiles, mode: AttentionMode, context: int) -> SparseConfig | None:
         """The constants of attention over `files`, None for dense; ConfigError as `resolve_attention`."""
@@ -103,7 +104,7 @@ def _built_in(*specs: ExecutorSpec) -> Registry[ExecutorSpec]:
 
 
 # Our own operators compute as the native executor does; other runtimes have float32 caches.
-_EXPORTED = {"full": Arithmetic("int8", "float16"), "portable": Arithmetic("int8", "float32")}
+_EXPORTED = {"full": Arithmetic("int8", "int16"), "portable": Arithmetic("int8", "float32")}
 
 EXECUTORS = _built_in(
     ExecutorSpec(

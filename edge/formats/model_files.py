@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.formats.bundle.manifest import BundleTensor
 
 
@@ -59,6 +59,10 @@ class ModelFiles(ModelTexts, Protocol):
     @property
     def attention(self) -> Literal["dense", "sparse"] | None:
         """What an exported folder computes; None leaves it to whoever runs the files."""
+
+    @property
+    def kv_type(self) -> KVType | None:
+        """What the caches of an exported folder hold; None leaves it to whoever runs the files."""
 
     @property
     def context(self) -> int | None:

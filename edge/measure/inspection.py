@@ -129,9 +129,7 @@ class ModelFacts:
         }
 
 
-def inspect_model(
-    files: ModelFiles, *, context: int | None = None, kv_type: KVChoice = "auto"
-) -> ModelFacts:
+def inspect_model(files: ModelFiles, *, context: int | None = None, kv_type: KVChoice = "auto") -> ModelFacts:
     """The facts about an open model.
 
     Memory is planned for `context` tokens, by default the trained (or exported) ones, with a KV cache of

@@ -20,7 +20,13 @@ from edge.quant.scheme import QuantScheme
 from tests.steps import TREE, forward, paths, tree_masks
 
 INT4 = QuantScheme("int4", 32)
-MODES = [("float32", "float32"), ("int8", "int16"), ("int8", "float16"), ("int8", "int8"), ("float32", "int8")]
+MODES = [
+    ("float32", "float32"),
+    ("int8", "int16"),
+    ("int8", "float16"),
+    ("int8", "int8"),
+    ("float32", "int8"),
+]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig, SparseConfig
+from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.fields import listed
 from edge.config.rope import rope_parameters
 from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
@@ -19,7 +19,7 @@ from edge.errors import EdgeError, NativeError
 from edge.executors.checks import integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
-from edge.executors.native.operators import LayerCache
+from edge.executors.native.operators import EXPORTED_KV, LayerCache
 from edge.executors.native.pool import ThreadPool
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
@@ -295,10 +295,12 @@ def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
     )
 
 
-def layer_cache(config: ModelConfig, capacity: int, sparse: SparseConfig | None) -> LayerCache:
-    """The float16 cache of one layer, as exported graphs hold it."""
+def layer_cache(
+    config: ModelConfig, capacity: int, sparse: SparseConfig | None, kv_type: KVType = EXPORTED_KV
+) -> LayerCache:
+    """The cache of one layer, as exported graphs hold it."""
     return LayerCache(
-        kv_type=native.KV_TYPE["float16"],
+        kv_type=native.KV_TYPE[kv_type],
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.config import KVType
 from edge.executors.checks import integers
 from edge.executors.native import library as native
 
@@ -32,6 +33,10 @@ class Host(ctypes.Structure):
         ("scratch", POINTER(native.Scratch)),
         ("tier", c_char_p),
     )
+
+
+EXPORTED_KV: KVType = "int16"
+"""What the caches of exported graphs hold: the native executor's choice beside int8 activations."""
 
 
 class LayerCache(native.Record):

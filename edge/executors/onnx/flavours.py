@@ -16,7 +16,7 @@ from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError
 from edge.executors.checks import MAX_TREE
 from edge.executors.native.executor import layer_cache
-from edge.executors.native.operators import LayerOperators
+from edge.executors.native.operators import EXPORTED_KV, LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.executors.protocol import Capabilities
 from edge.formats.artifact.manifest import ArtifactManifest
@@ -89,15 +89,16 @@ class Full:
     def __init__(self, manifest: ArtifactManifest, context: int, sparse: SparseConfig | None) -> None:
         """sparse: the constants of sparse attention, None for dense."""
         self._config: ModelConfig = manifest.config
+        kv_type = manifest.kv_type or EXPORTED_KV
         self.capabilities = Capabilities(
             trees=True,
             max_tree=MAX_TREE,
             hidden_states=True,
             sparse_attention=sparse is not None,
-            kv_types=("float16",),
+            kv_types=(kv_type,),
         )
         # The graph was made for that capacity, whatever part of it is used.
-        self._layer = layer_cache(self._config, manifest.context, sparse)
+        self._layer = layer_cache(self._config, manifest.context, sparse, kv_type)
 
     def new_cache(self) -> CacheArrays:
         """See `Portable`."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError
 from edge.formats.artifact.manifest import ARTIFACT, REFERENCE, ArtifactManifest
@@ -76,6 +76,11 @@ class Artifact:
     def attention(self) -> Literal["dense", "sparse"]:
         """What it computes."""
         return self.manifest.attention
+
+    @property
+    def kv_type(self) -> KVType | None:
+        """What its caches hold; None where the runtime chooses."""
+        return self.manifest.kv_type
 
     @property
     def context(self) -> int:

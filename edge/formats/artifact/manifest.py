@@ -1,14 +1,15 @@
 """The manifest of an exported folder (`artifact.json`): its schema, and reading it.
 
 Every target of `edge export` writes this file; nothing in it is optional, so that a folder
-without its metadata can't be written. Version 1:
+without its metadata can't be written. Version 2:
 
 * `format`, `version`, `created_by`;
 * `target`, `flavour`, `model` (the file that the runtime opens), `runtime` (name and version range);
 * `operators`: every operator that the runtime must have, with its version;
 * `source`, `source_sha256`: what was exported; `config`: `ModelConfig.to_json()`;
 * `quantization`: name, method, smooth, and how each tensor is stored;
-* `context` in tokens, `attention` (`dense` or `sparse`);
+* `context` in tokens, `attention` (`dense` or `sparse`), `kv_type` of the cache, null where the runtime chooses
+  (version 1 did not have it: the full flavour's caches were float16);
 * `tokenizer`: its file, `chat_template` and `generation_config`: their files, or null for a model without;
 * `files`: path -> bytes, sha256; `sha256`: checksum of all of the above.
 
@@ -22,9 +23,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from edge.config import ModelConfig
+from edge.config import KVType, ModelConfig
 from edge.config.tensors import expected_tensors
 from edge.errors import ArtifactError, ConfigError
 from edge.formats.bundle.manifest import FileEntry
@@ -33,8 +34,9 @@ from edge.formats.hashing import json_digest
 from edge.formats.names import accept_inner_path
 
 FORMAT = "minicpm-edge-artifact"
-VERSION = 1
+VERSION = 2
 ARTIFACT = "artifact.json"
+_KV_TYPES_OF_VERSION_1 = {"full": "float16", "portable": "float32"}
 REFERENCE = "reference.safetensors"
 """Tokens of a fixed prompt and the logits that the exported weights give for it."""
 
@@ -96,6 +98,7 @@ class ArtifactManifest:
     quantization: Quantization
     context: int
     attention: Literal["dense", "sparse"]
+    kv_type: KVType | None
     tokenizer: str
     chat_template: str | None
     generation_config: str | None
@@ -122,6 +125,8 @@ class ArtifactManifest:
             raise _missing("context")
         if self.attention not in ("dense", "sparse"):
             raise _missing("attention")
+        if self.kv_type is not None and self.kv_type not in get_args(KVType):
+            raise _missing("kv_type")
         if not self.config.eos_token_ids:
             raise _missing("config.eos_token_ids")
         for name in ("model", "tokenizer", "chat_template", "generation_config"):
@@ -174,6 +179,8 @@ class ArtifactManifest:
             raise ArtifactError(
                 f"'{where}' was altered after it was written (its checksum does not match); {advice}."
             )
+        if version == 1:
+            body["kv_type"] = _KV_TYPES_OF_VERSION_1.get(str(body.get("flavour")))
         try:
             values = {field.name: body[field.name] for field in fields(cls)}
             values["runtime"] = RuntimeRange(**values["runtime"])

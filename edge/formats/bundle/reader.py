@@ -79,6 +79,7 @@ class Bundle:
     target = None
     flavour = ""
     attention = None
+    kv_type = None
     context = None
     activations: str | None = None
 

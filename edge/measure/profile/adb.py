@@ -68,7 +68,14 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
     kv_type = options.kv_type[0]
     return [
         folder,
-        *("--model", model, "--fill", options.fill, "--kv", kv_beside("int8") if kv_type == "auto" else kv_type),
+        *(
+            "--model",
+            model,
+            "--fill",
+            options.fill,
+            "--kv",
+            kv_beside("int8") if kv_type == "auto" else kv_type,
+        ),
         *(("--threads", ",".join(threads)) if threads else ()),
         *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),
         *("--generate", str(options.generate), "--repeat", str(options.repeat)),

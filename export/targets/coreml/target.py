@@ -75,6 +75,7 @@ class CoreMLTarget:
             runtime=RUNTIME,
             flavour="standard",
             attention="dense" if layout is None else "sparse",
+            kv_type="float16",
             notes=("Prediction needs iOS 18 or macOS 15; it was not run.", *_sparse_notes(config, layout)),
         )
 

@@ -21,6 +21,7 @@ import edge.model.operators.cache  # noqa: F401  (defines operators)
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
+from edge.executors.native.operators import EXPORTED_KV
 from edge.export.source import Source
 from edge.export.targets.executorch.lowering import Entry
 from edge.model.operators.cache_pages import LayerCache
@@ -43,7 +44,7 @@ class FullNetwork(nn.Module):
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
-            "float16",
+            EXPORTED_KV,
             context,
             sparse,
         )

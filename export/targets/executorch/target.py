@@ -14,6 +14,7 @@ from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
 from edge.executors.native.executor import layer_cache, sparse_obstacle
+from edge.executors.native.operators import EXPORTED_KV
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions
@@ -76,6 +77,7 @@ class ExecuTorchTarget:
             runtime=RUNTIME,
             flavour=flavour,
             attention="dense" if sparse is None else "sparse",
+            kv_type=EXPORTED_KV if flavour == "full" else "float32",
         )
 
     def write(

@@ -14,6 +14,7 @@ from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.executors.native.executor import layer_cache
+from edge.executors.native.operators import EXPORTED_KV
 from edge.export.targets import Progress
 from edge.export.targets.onnx.graph import LOGITS_FROM, ROW_LOGITS, GraphBuilder
 from edge.formats.bundle.manifest import WEIGHTS
@@ -42,7 +43,7 @@ class FullDecoder:
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
-            "float16",
+            EXPORTED_KV,
             context,
             sparse,
         )

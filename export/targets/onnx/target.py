@@ -13,6 +13,7 @@ from edge.config import KVType, SparseConfig
 from edge.config.tensors import EMBEDDING
 from edge.errors import ExportError
 from edge.executors.native.executor import sparse_obstacle
+from edge.executors.native.operators import EXPORTED_KV
 from edge.executors.onnx.executor import runtime_version
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
@@ -39,7 +40,7 @@ _FORMULA = {
     "full": "the bundle's own weights file (codes and scales of every tensor, padded to 64 bytes), exactly, "
     "and about 4 kB of graph per layer",
 }
-_KV_TYPE: dict[str, KVType] = {"portable": "float32", "full": "float16"}
+_KV_TYPE: dict[str, KVType] = {"portable": "float32", "full": EXPORTED_KV}
 _LIMIT = 0.1  # nats: inputs of matrices are rounded to int8 per block, which the reference does not do
 _WORKING_MEMORY = 256 << 20  # of an export: some rows of a matrix, unpacked and packed again
 
@@ -84,6 +85,7 @@ class OnnxTarget:
             runtime=_runtime(source, options),
             flavour=flavour,
             attention="dense" if sparse is None else "sparse",
+            kv_type=_KV_TYPE[flavour],
             notes=notes,
         )
 

@@ -70,6 +70,7 @@ def exported(tiny_config, tmp_path: Path) -> Callable[[str], Path]:
             ),
             context=32,
             attention="sparse",
+            kv_type="int16",
             tokenizer="tokenizer.json",
             chat_template=None,
             generation_config=None,
@@ -213,7 +214,8 @@ def test_memory_is_planned_for_what_will_run(bundle, monkeypatch):
     plain = planned(context=64)
     assert plain == memory_plan(bundle, 64) and not plain.mapped_weights
     assert planned() == memory_plan(bundle, 512)
-    assert planned(context=64, kv_type="float32").kv_cache == 2 * plain.kv_cache
+    halves, floats = (planned(context=64, kv_type=kv_type).kv_cache for kv_type in ("float16", "float32"))
+    assert floats == 2 * halves < 2 * plain.kv_cache
     assert planned(context=64, max_batch=8) == memory_plan(bundle, 64, max_batch=8)
     assert (
         planned(context=64, mmap=True).mapped_weights and not planned(context=64, mmap=False).mapped_weights
