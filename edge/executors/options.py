@@ -77,8 +77,8 @@ class RunOptions:
     )
     kv_type: KVChoice = option(
         "auto",
-        "Number type of the KV cache. int16 is as exact as float16 and faster, int8 takes half the memory; auto: "
-        "int16 beside int8 activations, float16 beside float32 ones.",
+        "Number type of the KV cache. int16 is as exact as float16 and faster, int8 takes half the "
+        "memory; auto: int16 beside int8 activations, float16 beside float32 ones.",
         choices=get_args(KVChoice),
         flag="--kv",
         former=("--kv-type",),

@@ -31,8 +31,8 @@ VARIANTS = {
 }
 SHAPES = [(4, 2, 64), (16, 1, 128), (3, 3, 64), (6, 2, 80)]  # heads, KV heads, head_dim
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # float32 against float32, outputs of about 1
-# Largest difference from attention over the stored rows, whose values are about 1; beside integers queries and
-# softmax weights are rounded to 16 bits, and a few codes of 8 bits the other way.
+# Largest difference from attention over the stored rows, whose values are about 1; beside integers queries
+# and softmax weights are rounded to 16 bits, and a few codes of 8 bits the other way.
 TOLERANCES = {"float32": 2e-5, "float16": 2e-5, "int8": 1e-2, "int16": 1e-3}
 
 

@@ -29,8 +29,8 @@ SPARSE = SparseConfig(
     kernel_size=32, kernel_stride=16, init_blocks=1, block_size=64, window_size=128, topk=2, dense_len=150
 )
 # The largest error, of the root mean square of a result; docs/operators.md states the same figures. Sums run
-# in another order; a half, or a value on the edge between two codes, may be rounded the other way. Attention over
-# integers: the kernels' queries and weights have 16 bits.
+# in another order; a half, or a value on the edge between two codes, may be rounded the other way. Attention
+# over integers: the kernels' queries and weights have 16 bits.
 TOLERANCES = {
     "products": 2e-5,
     "products, int8 activations": 5e-2,

@@ -8,8 +8,8 @@ without its metadata can't be written. Version 2:
 * `operators`: every operator that the runtime must have, with its version;
 * `source`, `source_sha256`: what was exported; `config`: `ModelConfig.to_json()`;
 * `quantization`: name, method, smooth, and how each tensor is stored;
-* `context` in tokens, `attention` (`dense` or `sparse`), `kv_type` of the cache, null where the runtime chooses
-  (version 1 did not have it: the full flavour's caches were float16);
+* `context` in tokens, `attention` (`dense` or `sparse`), `kv_type` of the cache, null where the runtime
+  chooses (version 1 did not have it: the full flavour's caches were float16);
 * `tokenizer`: its file, `chat_template` and `generation_config`: their files, or null for a model without;
 * `files`: path -> bytes, sha256; `sha256`: checksum of all of the above.
 

@@ -265,13 +265,13 @@ def test_what_auto_activations_stand_for(bundle, exported):
 
 def test_the_built_in_model_runs_in_exact_arithmetic_by_name(smollm2_gguf):
     """Its file named by its path is one like any other."""
-    for name, options, activations in (
-        (BUILT_IN.name, {}, "float32"),
-        (BUILT_IN.name, {"activations": "int8"}, "int8"),
-        (smollm2_gguf, {}, "int8"),
+    for name, options, activations, kv_type in (
+        (BUILT_IN.name, {}, "float32", "float16"),
+        (BUILT_IN.name, {"activations": "int8"}, "int8", "int16"),
+        (smollm2_gguf, {}, "int8", "int16"),
     ):
         with edge.load(name, context=64, threads=1, **options) as model:
-            assert (model.executor.info.activations, model.executor.info.kv_type) == (activations, "float16")
+            assert (model.executor.info.activations, model.executor.info.kv_type) == (activations, kv_type)
             used = model.chat().chosen_settings().sampling
             wanted = LOCAL_CHAT if name == smollm2_gguf else {"temperature": 0.2, "top_p": 0.9}
             assert used == SamplingParams(**wanted)
@@ -284,8 +284,8 @@ IGNORED = [
     ("torch", {"mmap": True}, r"mmap \(--mmap/--no-mmap\) can't be True: the executor 'torch' has no use"),
     ("torch", {"mmap": False}, "can't be False"),
     ("torch", {"tier": "avx2"}, "tier can't be avx2"),
-    ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with float16"),
-    ("onnx", {"kv_type": "float32"}, "with float16"),
+    ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with int16"),
+    ("onnx", {"kv_type": "float32"}, "with int16"),
     ("onnx", {"activations": "float32"}, "activations .* with int8"),
     ("onnx", {"attention": "dense"}, r"attention \(--attention\) can't be dense: .* with sparse"),
     ("onnx", {"mmap": True}, "mmap"),
@@ -307,7 +307,7 @@ def test_an_option_that_would_be_ignored_is_refused(bundle, exported, executor, 
 def test_an_option_that_says_what_is_so_anyway_is_no_mistake(bundle, exported):
     folder = Artifact.open(exported("onnx"))
     spec = EXECUTORS.get("onnx")
-    agreeing = RunOptions(kv_type="float16", activations="int8", attention="sparse")
+    agreeing = RunOptions(kv_type="int16", activations="int8", attention="sparse")
     refuse_ignored(spec, folder, agreeing, ("kv_type", "activations", "attention", "mmap"))
     refuse_ignored(spec, folder, RunOptions(), ("attention",))
     refuse_ignored(EXECUTORS.get("native"), bundle, RunOptions(kv_type="int8", mmap=True, tier="x"))
