@@ -18,6 +18,7 @@
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
                            streamed_tokens,
+                           direct_tokens,
                            block_tokens,
                            block_tiles,
                            sum_bias,

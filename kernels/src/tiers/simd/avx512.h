@@ -1,7 +1,9 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
+constexpr int most_sums = 16;
 constexpr int peak_chains = 12;
-constexpr int max_tokens = 8, streamed_tokens = 8, block_tokens = 6, block_tiles = 2;
+constexpr int max_tokens = 8, streamed_tokens = 8, direct_tokens = 32;
+constexpr int block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int digit_rows = 8, digit_offset = 0;
 constexpr int biased_offset = 0;
@@ -92,10 +94,18 @@ inline Floats scaled(Ints sum, Floats scale, Floats offset) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(sum.v), scale.v, offset.v)};
 }
 
-inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
-inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+__attribute__((always_inline)) inline void prefetch(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0);
+}
+__attribute__((always_inline)) inline void prefetch_far(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1);
+}
 inline void store_bytes(uint8_t *p, Bytes x) { _mm512_storeu_si512(p, x.v); }
-inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes load_bytes(const uint8_t *p) {
+    Bytes x{_mm512_loadu_si512(p)};
+    asm("" : "+v"(x.v));  // or GCC reads once per use, and every other group straddles cache lines
+    return x;
+}
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
     return {
@@ -121,8 +131,10 @@ inline Word load_word(const int8_t *a) {
 inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
 using Aliased __attribute__((may_alias)) = int32_t;
-inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) {
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
     // Of the intrinsic GCC makes a broadcast and two register moves more.
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Aliased *>(a)));
     return acc;
 }
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
+inline Ints dot_digits(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }
