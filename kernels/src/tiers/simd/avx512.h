@@ -77,6 +77,27 @@ inline void transpose(Floats *rows) {
     }
 }
 
+#define EDGE_REDUCE_EACH
+// Element b of the result combines all lanes of rows[b]: half as many shuffles as a transposition.
+template <class Combine>
+inline Floats reduce_each(Floats *rows, const Combine &combine) {
+    const auto pair = [&](__m512 a, __m512 b) { return combine(Floats{a}, Floats{b}).v; };
+    __m512 quads[4];  // [part of 128 bits][row]
+    for (int i = 0; i < 4; ++i) {
+        __m512d halves[2];
+        for (int j = 0; j < 2; ++j) {
+            const __m512 a = rows[4 * i + 2 * j].v, b = rows[4 * i + 2 * j + 1].v;
+            halves[j] = _mm512_castps_pd(pair(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        }
+        quads[i] = pair(_mm512_castpd_ps(_mm512_unpacklo_pd(halves[0], halves[1])),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(halves[0], halves[1])));
+    }
+    const auto parts = [&](__m512 a, __m512 b) {
+        return pair(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    };
+    return {parts(parts(quads[0], quads[1]), parts(quads[2], quads[3]))};
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
