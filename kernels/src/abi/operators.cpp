@@ -216,7 +216,7 @@ edge_status edge_rms_norm_swiglu(const edge_host *host, const float *x, int64_t 
             return status;
         }
         run_swiglu(*host->parallel, *kernels, input.prepared(), n, gate_matrix, up_matrix, out,
-                   gate_matrix.rows);
+                   gate_matrix.rows, nullptr);
         return EDGE_OK;
     });
 }

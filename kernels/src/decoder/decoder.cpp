@@ -41,6 +41,7 @@ edge_model::edge_model(const edge_config &model_config, const edge_parallel &par
       inverse_frequency_(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
       layers_(size_t(config.layers)),
       input_(edge_activations(config.activations)),
+      down_input_(edge_activations(config.activations)),
       attention_(cache_shape(), config.heads, config.max_batch, parallel_.workers) {
     if (config.sparse.enabled) {
         sparse_attention_ = std::make_unique<edge::SparseAttention>(
@@ -143,14 +144,16 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
 void edge_model::allocate() {
     const int64_t n = config.max_batch;
     for (const edge::Layer &layer : layers_) {
-        for (const Matrix *m :
-             {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+        for (const Matrix *m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up}) {
             input_.plan(kernels, *m, n);
         }
+        down_input_.plan(kernels, layer.down, n);
     }
     input_.plan(kernels, head(), n);
     input_memory_.reset(input_.bytes());
     input_.place(input_memory_.data());
+    down_input_memory_.reset(down_input_.bytes());
+    down_input_.place(down_input_memory_.data());
     attention_memory_.reset(attention_.bytes());
     attention_.place(attention_memory_.data());
     if (sparse_attention_) {
@@ -173,7 +176,7 @@ uint64_t edge_model::workspace_bytes() const {
          {&hidden_, &normed_, &queries_, &keys_, &values_, &attended_, &activated_, &rope_}) {
         floats += buffer->size();
     }
-    return floats * sizeof(float) + input_.bytes() + attention_.bytes() +
+    return floats * sizeof(float) + input_.bytes() + down_input_.bytes() + attention_.bytes() +
            (sparse_attention_ ? sparse_attention_->bytes() : 0);
 }
 
@@ -344,20 +347,15 @@ void edge_model::mlp_block(int64_t index, int64_t n) {
         const Stage stage(observer, "gate_up", index,
                           {activated_.data(), n, shape_.intermediate, shape_.intermediate_stride},
                           {&layer.gate, &layer.up});
+        down_input_.select(kernels, activated_.data(), shape_.intermediate_stride, n, {&layer.down});
         run_swiglu(parallel_, kernels, input_, n, layer.gate, layer.up, activated_.data(),
-                   shape_.intermediate_stride);
-    }
-    {
-        const Stage stage(observer, "down_input", index,
-                          {activated_.data(), n, shape_.intermediate, shape_.intermediate_stride});
-        input_.prepare(parallel_, kernels, activated_.data(), shape_.intermediate_stride, n, {&layer.down},
-                       [](int64_t) {});
+                   shape_.intermediate_stride, &down_input_);
     }
     const Stage stage(observer, "down", index, {hidden_.data(), n, shape_.hidden, shape_.hidden_stride},
                       {&layer.down});
     const edge::LinearJob output{&layer.down, hidden_.data(), shape_.hidden_stride, true,
                                  config.residual_scale};
-    run_linear(parallel_, kernels, input_, n, &output, 1);
+    run_linear(parallel_, kernels, down_input_, n, &output, 1);
 }
 
 edge_status edge_model::finish(const edge_batch &batch) {

@@ -63,10 +63,10 @@ struct edge_model {
     edge::Matrix embedding_, untied_head_;
     edge::Norm final_norm_;
     std::vector<edge::Layer> layers_;
-    edge::LinearInput input_;
+    edge::LinearInput input_, down_input_;  // gate and up fill the second while they read the first
     edge::Attention attention_;
     std::unique_ptr<edge::SparseAttention> sparse_attention_;  // nullptr: all queries are dense
-    edge::AlignedMemory input_memory_, attention_memory_, sparse_memory_;
+    edge::AlignedMemory input_memory_, down_input_memory_, attention_memory_, sparse_memory_;
 
     // The workspace, one row per token of a batch; columns beyond the real ones stay zero.
     std::vector<float> hidden_, normed_, queries_, keys_, values_, attended_, activated_;

@@ -53,9 +53,14 @@ void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distanc
 
 // Tokens that a tile is multiplied by at a time: all, or equal shares in whole batches.
 int64_t tokens_per_call(const Kernels &kernels, int64_t n) {
-    if (n <= kernels.max_tokens) return n;
+    if (n <= kernels.direct_tokens) return n;
     const int64_t calls = (n + linear_tokens - 1) / linear_tokens;
     return round_up((n + calls - 1) / calls, kernels.block_tokens);
+}
+
+// Whether the two tiles of a call are read at the same time.
+bool reads_apart(const Kernels &kernels, int64_t n) {
+    return n <= kernels.direct_tokens && kernels.batch(n) <= kernels.streamed_tokens;
 }
 
 }  // namespace
@@ -122,25 +127,35 @@ void LinearInput::select(const Kernels &kernels, const float *values, int64_t st
     }
 }
 
-void LinearInput::convert(const Kernels &kernels, int64_t token) {
-    const float *row = values_ + token * stride_;
+void LinearInput::convert(const Kernels &kernels, int64_t token, int64_t first, int64_t last) {
+    const float *row = values_ + token * stride_ + first;
     const int64_t most = kernels.batch(tokens_), batch = token / most * most, lane = token - batch;
     for (int i = 0; i < form_count_; ++i) {
         const Form &form = forms_[i];
         if (!form.active) continue;
+        const int64_t block = first / form.block;
         if (mode_ == EDGE_ACTIVATIONS_INT8) {
-            const int64_t at = batch * blocks(form) + lane;
-            const QuantizedRow out{&form.codes[batch * columns_ + 4 * lane],
+            const int64_t count = std::min(most, tokens_ - batch);
+            const int64_t at = batch * blocks(form) + block * count + lane;
+            const QuantizedRow out{&form.codes[batch * columns_ + first * count + 4 * lane],
                                    &form.scales[at],
                                    &form.corrections[at],
                                    &form.offsets[at],
                                    &form.sums[at],
-                                   std::min(most, tokens_ - batch)};
-            kernels.quantize(row, columns_, form.block, form.zero_code, out);
+                                   count};
+            kernels.quantize(row, last - first, form.block, form.zero_code, out);
         } else {
-            kernels.sum_blocks(row, columns_, form.block, &form.sums[token * blocks(form)]);
+            kernels.sum_blocks(row, last - first, form.block, &form.sums[token * blocks(form) + block]);
         }
     }
+}
+
+int64_t LinearInput::block_columns() const {
+    int64_t most = pad_columns;
+    for (int i = 0; i < form_count_; ++i) {
+        if (forms_[i].active) most = std::max(most, forms_[i].block);
+    }
+    return most;
 }
 
 Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) const {
@@ -189,7 +204,7 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
     }
     const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = n <= kernels.streamed_tokens;
+    const bool apart = reads_apart(kernels, n);
     parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
         int64_t first = 0;
@@ -211,14 +226,18 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
 }
 
 void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
-                const Matrix &gate, const Matrix &up, float *out, int64_t stride) {
+                const Matrix &gate, const Matrix &up, float *out, int64_t stride, LinearInput *next) {
     const LinearJob job{&gate, out, stride};
     const Activations gate_input = input.form(kernels, gate), up_input = input.form(kernels, up);
+    // A loop may be cut anywhere: what it counts are whole blocks of the next input.
+    const int64_t unit = next == nullptr ? 1 : next->block_columns() / tile_rows;
+    const int64_t units = (gate.tiles + unit - 1) / unit;
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
     const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = n <= kernels.streamed_tokens;
-    parallel_for(parallel, gate.tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
+    const bool apart = reads_apart(kernels, n);
+    parallel_for(parallel, units, (grain + unit - 1) / unit, [&](int64_t from, int64_t to, int32_t) {
         alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
+        const int64_t begin = from * unit, end = std::min(to * unit, gate.tiles);
         for (int64_t token = 0; token < n; token += step) {
             const int now = int(std::min(step, n - token));
             for_tile_pairs(begin, end, apart, [&](int64_t tile, int pair, int64_t distance) {
@@ -227,6 +246,11 @@ void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const Lin
                 kernels.swiglu(gate_out, up_out, int64_t(pair) * now * tile_rows, gate_out);
                 finish_tiles(job, tile, pair, distance, token, now, gate_out);
             });
+            if (next == nullptr) continue;
+            const int64_t last = end == gate.tiles ? next->columns() : end * tile_rows;
+            for (int64_t t = token; t < token + now; ++t) {
+                next->convert(kernels, t, begin * tile_rows, last);
+            }
         }
     });
 }

@@ -17,8 +17,7 @@ inline int64_t row_stride(int64_t columns) {
     return stride % 256 == 0 ? stride + pad_columns : stride;
 }
 
-// The left operands of linear operators, in every form that the planned matrices need. One object serves all
-// operators of a decoder, one input at a time.
+// The left operands of linear operators, in every form that the planned matrices need, one input at a time.
 class LinearInput {
    public:
     explicit LinearInput(edge_activations mode) : mode_(mode) {}
@@ -36,15 +35,25 @@ class LinearInput {
     void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
                  int64_t n, std::initializer_list<const Matrix *> matrices, const Before &before) {
         select(kernels, values, stride, n, matrices);
-        // Interleaved tokens of one batch share cache lines.
-        const int64_t tokens_per_piece = n <= kernels.max_tokens ? 4 : kernels.block_tokens;
-        parallel_for(parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
+        // Interleaved tokens of one batch share cache lines: two threads would take them from each other.
+        parallel_for(parallel, n, kernels.batch(n), [&](int64_t begin, int64_t end, int32_t) {
             for (int64_t token = begin; token < end; ++token) {
                 before(token);
-                convert(kernels, token);
+                convert(kernels, token, 0, columns_);
             }
         });
     }
+
+    // Takes n rows of `values`, as prepare does, whose columns are converted as they come.
+    void select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
+                std::initializer_list<const Matrix *> matrices);
+
+    // Prepares columns [first, last) of a token: whole blocks, but for the end of the row.
+    void convert(const Kernels &kernels, int64_t token, int64_t first, int64_t last);
+
+    // The columns of a row, and the fewest that can be converted at a time.
+    int64_t columns() const { return columns_; }
+    int64_t block_columns() const;
 
     // The prepared input in the form that `matrix` wants.
     Activations form(const Kernels &kernels, const Matrix &matrix) const;
@@ -65,9 +74,6 @@ class LinearInput {
     int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
     bool needs_form(const Matrix &matrix) const;
     const Form *find(const Kernels &kernels, const Matrix &matrix) const;
-    void select(const Kernels &kernels, const float *values, int64_t stride, int64_t n,
-                std::initializer_list<const Matrix *> matrices);
-    void convert(const Kernels &kernels, int64_t token);
 
     const edge_activations mode_;
     const float *values_ = nullptr;
@@ -92,8 +98,9 @@ struct LinearJob {
 void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
                 const LinearJob *jobs, int count);
 
-// out[n][rows] = silu(gate x) * (up x)
+// out[n][rows] = silu(gate x) * (up x). `next`, unless nullptr, has selected `out`: a thread converts the columns that
+// it has computed.
 void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
-                const Matrix &gate, const Matrix &up, float *out, int64_t stride);
+                const Matrix &gate, const Matrix &up, float *out, int64_t stride, LinearInput *next);
 
 }  // namespace edge

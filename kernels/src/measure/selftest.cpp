@@ -129,9 +129,12 @@ class SelfTest {
         if (check_matrix(raw, "self-test", &matrix) != EDGE_OK) return failed("%s", edge_last_error());
 
         for (const Values values : {random_values, all_equal, all_zero, one_hot, tiny}) {
-            const int most = std::max(tested_.max_tokens, tested_.block_tokens) + tested_.block_tokens;
-            // Every batch size with random values; with special ones few tokens and several batches.
-            for (int count = 1; count <= most; count += values == random_values ? 1 : most - 1) {
+            // Every batch size of either kind with random values; with special ones few tokens and several batches.
+            const int most = tested_.direct_tokens + tested_.block_tokens;
+            for (int count = 1; count <= most; ++count) {
+                const bool ends = count == 1 || count == most;
+                const bool new_size = count <= tested_.max_tokens + 1 || count > tested_.direct_tokens;
+                if (!ends && (values != random_values || !new_size)) continue;
                 const std::vector<float> x = make(count * padded, values);
                 for (const bool exact : {true, false}) compare_linear(matrix, x, count, exact);
             }

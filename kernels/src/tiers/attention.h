@@ -178,7 +178,9 @@ void prepare_queries(const AttentionRows &rows) {
     });
 }
 
-void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionState &out) {
+// All in one: otherwise GCC keeps the sums of the tiles in memory where a vector of lanes is several registers (NEON).
+__attribute__((flatten)) void attend(const AttentionRows &rows, const AttentionChunk &c,
+                                     const AttentionState &out) {
     int64_t furthest = 0, seen[attention_blocks];
     for (int r = 0; r < rows.count; ++r) furthest = rows.limits[r] > furthest ? rows.limits[r] : furthest;
     for (int b = 0; b < c.blocks; ++b) {

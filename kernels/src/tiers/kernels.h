@@ -90,9 +90,10 @@ struct AttentionState {
 
 struct Kernels {
     const char *name;
-    int max_tokens;  // so many tokens at most form one batch, for which weights are used as they are read
-    int streamed_tokens;  // up to so many, `linear` reads its two tiles at the same time
-    int block_tokens;     // more tokens form batches of so many, for which `linear` unpacks weights ...
+    int max_tokens;       // the most of one batch for which weights are used as they are read
+    int streamed_tokens;  // up to so many in a batch, `linear` reads its two tiles at the same time
+    int direct_tokens;    // up to so many form such batches, one after the other over the same tiles
+    int block_tokens;     // more form batches of so many, for which `linear` unpacks weights ...
     int block_tiles;      // ... of so many tiles at once
     int32_t sum_bias;     // added to the integer sums of a block
     int int8_zero_code;   // of int8 weights as the dot products see them
@@ -141,8 +142,12 @@ struct Kernels {
     int64_t (*float_peak)(int64_t iterations);
     int64_t int8_peak_operations, float_peak_operations;
 
-    // Tokens of one batch when n of them are quantized together.
-    int64_t batch(int64_t n) const { return n <= max_tokens ? max_tokens : block_tokens; }
+    // Tokens of one batch when n of them are quantized together: equal shares, or whole blocks.
+    int64_t batch(int64_t n) const {
+        if (n > direct_tokens) return block_tokens;
+        const int64_t batches = (n + max_tokens - 1) / max_tokens;
+        return (n + batches - 1) / batches;
+    }
 
     // The code of a weight of zero as the integer dot products see it.
     int32_t zero_code(const Matrix &matrix) const {

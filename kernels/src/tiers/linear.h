@@ -5,119 +5,161 @@ constexpr int most_waiting = 32;
 
 inline const uint16_t *tail_at(const uint8_t *at) { return reinterpret_cast<const uint16_t *>(at); }
 
+// The same pointer, but not for the compiler: it would keep what it has read there in memory of its own.
+template <class T>
+__attribute__((always_inline)) inline const T *unknown(const T *p) {
+    asm("" : "+r"(p));
+    return p;
+}
+
 template <int M>
-inline void add_blocks(const Matrix &m, const uint16_t *tail, const Floats *blocks, const float *sums,
-                       int count, Floats *total) {
+__attribute__((always_inline)) inline void add_blocks(const Matrix &m, const uint16_t *tail,
+                                                      const Floats *blocks, const float *sums, int count,
+                                                      Floats (&total)[M]) {
     const Floats scale = load_half(tail);
     for (int b = 0; b < count; ++b, blocks += M, sums += M) {
+#pragma GCC unroll 8
         for (int t = 0; t < M; ++t) total[t] = fma(blocks[t], scale, total[t]);
         if (m.minimum) {
             const Floats minimum = load_half(tail + tile_rows);
+#pragma GCC unroll 8
             for (int t = 0; t < M; ++t) total[t] = fma(minimum, set(sums[t]), total[t]);
         }
     }
 }
 
+// Adds the integer products of so many columns of T tiles with a batch of M tokens to sum[tile][token][chain]. `at`
+// moves on.
+template <int bits, int M, int T, int chains>
+__attribute__((always_inline)) inline void add_codes(const uint8_t *(&at)[T], int64_t columns,
+                                                     const int8_t *codes, Ints (&sum)[T][M][chains]) {
+    constexpr int field_count = 8 / bits;
+    constexpr bool in_place = fields_in_place && bits < 8 && chains > 1;
+    for (int64_t column = 0; column < columns; column += 8 * field_count) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            Bytes bytes[T];
+#pragma GCC unroll 2
+            for (int i = 0; i < T; ++i) {
+                prefetch(at[i] + prefetch_distance);
+                bytes[i] = load_bytes(at[i]);
+                at[i] += 64;
+            }
+#pragma GCC unroll 4
+            for (int f = 0; f < field_count; ++f) {
+                const int chain = (j * field_count + f) % chains;
+                Bytes weights[T];
+#pragma GCC unroll 2
+                for (int i = 0; i < T; ++i) {
+                    weights[i] = !in_place    ? fields<bits>(bytes[i], f)
+                                 : f < chains ? field_in_place<bits>(bytes[i], f)
+                                              : field_in_place<bits>(fields<4>(bytes[i], 1), f % chains);
+                }
+#pragma GCC unroll 8
+                for (int t = 0; t < M; ++t, codes += 4) {
+                    if (T == 1) {
+                        Ints &to = sum[0][t][chain];
+                        to = bits == 8 ? dot_biased(to, weights[0], codes) : dot_small(to, weights[0], codes);
+                        continue;
+                    }
+                    const Word x = load_word(codes);
+#pragma GCC unroll 2
+                    for (int i = 0; i < T; ++i) {
+                        Ints &to = sum[i][t][chain];
+                        to = bits == 8 ? dot_biased(to, weights[i], x) : dot_small(to, weights[i], x);
+                    }
+                }
+            }
+        }
+    }
+}
+
 // Integer dot products of T tiles, each a stream of its own, with a batch of M quantized tokens, over weights as they
-// come from memory.
-template <int bits, int M, int T>
+// come from memory; all tiles at the same time, or block after block of one after the other. Tile i of `out` starts at
+// i * out_stride.
+template <int bits, int M, int T, bool together>
 void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, const Activations &a,
-                 int64_t token, float *out) {
-    constexpr int field_count = 8 / bits, block_columns = 4 * field_count;
-    // A field that stays where it is in its byte saves a shift, but its sums need a chain of their own.
-    constexpr bool in_place = fields_in_place && bits < 8 && M <= 2;
-    // Independent sums hide the latency of the dot products.
-    constexpr int chains = in_place ? field_count : M * T <= 2 ? 2 : 1;
+                 int64_t token, float *out, int64_t out_stride) {
+    constexpr int tiles = together ? T : 1;
+    // Independent sums hide the latency of the dot products. A field that stays where it is in its byte saves a shift,
+    // but its sums need a chain of their own; two chains for four fields take the upper half of a byte shifted.
+    constexpr int chains = bits == 2 && fields_in_place && M * tiles * 4 <= most_sums ? 4
+                           : M * tiles * 2 <= most_sums                               ? 2
+                                                                                      : 1;
+    constexpr bool in_place = fields_in_place && bits < 8 && chains > 1;
     const int8_t *codes = a.codes + token * a.stride;
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
     const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
     const int64_t tail_bytes = m.group_bytes - m.group * 2 * bits;
-    const uint8_t *at[T];
+    const uint8_t *at[T / tiles][tiles];
     Floats total[T][M], pending[T][most_waiting * M];
     int waiting = 0;
+#pragma GCC unroll 2
     for (int i = 0; i < T; ++i) {
-        at[i] = first_tile + i * distance * m.tile_bytes;
+        at[i / tiles][i % tiles] = first_tile + i * distance * m.tile_bytes;
+#pragma GCC unroll 8
         for (int t = 0; t < M; ++t) total[i][t] = zero();
     }
     for (int64_t start = 0; start < m.padded; start += m.group) {
         const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
         for (int64_t first = start; first < stop; first += m.block) {
             const int64_t last = first + m.block < stop ? first + m.block : stop;
-            Ints sum[T][M][chains];
-            for (int i = 0; i < T; ++i) {
-                for (int t = 0; t < M; ++t) {
-                    sum[i][t][0] = set_int(corrections[t]);
-                    for (int c = 1; c < chains; ++c) sum[i][t][c] = set_int(0);
-                }
-            }
-            for (int64_t column = first; column < last; column += 2 * block_columns) {
 #pragma GCC unroll 2
-                for (int j = 0; j < 2; ++j) {
-                    Bytes bytes[T];
+            for (int s = 0; s < T; s += tiles) {
+                const int32_t *const start_at = unknown(corrections);
+                const float *const scale_at = unknown(scales), *const offset_at = unknown(offsets);
+                Ints sum[tiles][M][chains];
 #pragma GCC unroll 2
-                    for (int i = 0; i < T; ++i) {
-                        prefetch(at[i] + prefetch_distance);
-                        bytes[i] = load_bytes(at[i]);
-                        at[i] += 64;
-                    }
-#pragma GCC unroll 4
-                    for (int f = 0; f < field_count; ++f) {
-                        const int chain = (j * field_count + f) % chains;
-                        Bytes weights[T];
-#pragma GCC unroll 2
-                        for (int i = 0; i < T; ++i) {
-                            weights[i] =
-                                in_place ? field_in_place<bits>(bytes[i], f) : fields<bits>(bytes[i], f);
-                        }
+                for (int i = 0; i < tiles; ++i) {
 #pragma GCC unroll 8
-                        for (int t = 0; t < M; ++t, codes += 4) {
-                            const Word x = load_word(codes);
+                    for (int t = 0; t < M; ++t) {
+                        sum[i][t][0] = set_int(start_at[t]);
+#pragma GCC unroll 4
+                        for (int c = 1; c < chains; ++c) sum[i][t][c] = set_int(0);
+                    }
+                }
+                add_codes<bits>(at[s / tiles], last - first, codes, sum);
 #pragma GCC unroll 2
-                            for (int i = 0; i < T; ++i) {
-                                Ints &to = sum[i][t][chain];
-                                to = bits == 8 ? dot_biased(to, weights[i], x) : dot_small(to, weights[i], x);
-                            }
+                for (int i = 0; i < tiles; ++i) {
+                    Floats scaled_sum[M];
+#pragma GCC unroll 8
+                    for (int t = 0; t < M; ++t) {
+                        Ints whole = sum[i][t][0];
+#pragma GCC unroll 4
+                        for (int c = 1; c < chains; ++c) {
+                            whole = add(whole, in_place ? shift_right(sum[i][t][c], c * bits) : sum[i][t][c]);
                         }
+                        scaled_sum[t] = scaled(whole, set(scale_at[t]), set(offset_at[t]));
+                    }
+                    const uint8_t *const tail = at[s / tiles][i];
+                    if (m.block == m.group) {
+                        add_blocks<M>(m, tail_at(tail), scaled_sum, sums, 1, total[s + i]);
+                        continue;
+                    }
+#pragma GCC unroll 8
+                    for (int t = 0; t < M; ++t) pending[s + i][waiting * M + t] = scaled_sum[t];
+                    // A pointer from `at`, so that the compiler does not read the scales before the codes.
+                    if (waiting + 1 == most_waiting || last == stop) {
+                        add_blocks<M>(m, tail_at(tail + (stop - last) * 2 * bits), pending[s + i],
+                                      sums - waiting * M, waiting + 1, total[s + i]);
                     }
                 }
             }
-            Floats scaled_sum[T][M];
-            for (int i = 0; i < T; ++i) {
-                for (int t = 0; t < M; ++t) {
-                    Ints whole = sum[i][t][0];
-                    for (int c = 1; c < chains; ++c) {
-                        whole = add(whole, in_place ? shift_right(sum[i][t][c], c * bits) : sum[i][t][c]);
-                    }
-                    scaled_sum[i][t] = scaled(whole, set(scales[t]), set(offsets[t]));
-                }
-            }
-            if (m.block == m.group) {
-                for (int i = 0; i < T; ++i) {
-                    add_blocks<M>(m, tail_at(at[i]), scaled_sum[i], sums, 1, total[i]);
-                }
-            } else {
-                for (int i = 0; i < T; ++i) {
-                    for (int t = 0; t < M; ++t) pending[i][waiting * M + t] = scaled_sum[i][t];
-                }
-                if (++waiting == most_waiting || last == stop) {
-                    for (int i = 0; i < T; ++i) {
-                        // A pointer from `at`, so that the compiler does not read the scales before the codes.
-                        add_blocks<M>(m, tail_at(at[i] + (stop - last) * 2 * bits), pending[i],
-                                      sums - (waiting - 1) * M, waiting, total[i]);
-                    }
-                    waiting = 0;
-                }
-            }
+            waiting = waiting + 1 == most_waiting || last == stop ? 0 : waiting + 1;
+            codes += (last - first) * M;
             scales += M;
             offsets += M;
             sums += M;
             corrections += M;
         }
-        for (int i = 0; i < T; ++i) at[i] += tail_bytes;
+#pragma GCC unroll 2
+        for (int i = 0; i < T; ++i) at[i / tiles][i % tiles] += tail_bytes;
     }
+#pragma GCC unroll 2
     for (int i = 0; i < T; ++i) {
-        for (int t = 0; t < M; ++t) store(out + (i * M + t) * linear_lanes, total[i][t]);
+#pragma GCC unroll 8
+        for (int t = 0; t < M; ++t) store(out + i * out_stride + t * linear_lanes, total[i][t]);
     }
 }
 
@@ -194,17 +236,28 @@ void linear_half(const Matrix &m, const uint8_t *at, const Activations &a, int64
 
 using LinearFunction = void (*)(const Matrix &, const uint8_t *, const Activations &, int64_t, float *);
 using StreamFunction = void (*)(const Matrix &, const uint8_t *, int64_t, const Activations &, int64_t,
-                                float *);
+                                float *, int64_t);
+
+// The sums and totals of two tiles and so many tokens fit into the registers. Those of more do not; long blocks, which
+// rarely touch the totals, gain from many independent sums all the same.
+constexpr int together_tokens = 6;
 
 template <int bits, int T>
-StreamFunction pick_int8(int count) {
+StreamFunction pick_int8([[maybe_unused]] const Matrix &m, int count) {
     static const StreamFunction table[] = {
-        linear_int8<bits, 1, T>, linear_int8<bits, 2, T>, linear_int8<bits, 3, T>, linear_int8<bits, 4, T>,
+        linear_int8<bits, 1, T, true>, linear_int8<bits, 2, T, true>,
+        linear_int8<bits, 3, T, true>, linear_int8<bits, 4, T, true>,
 #if EDGE_MAX_TOKENS > 4
-        linear_int8<bits, 5, T>, linear_int8<bits, 6, T>, linear_int8<bits, 7, T>, linear_int8<bits, 8, T>,
+        linear_int8<bits, 5, T, true>, linear_int8<bits, 6, T, true>,
+        linear_int8<bits, 7, T, true>, linear_int8<bits, 8, T, true>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == max_tokens, "one function for every batch size");
+#if EDGE_MAX_TOKENS > 4
+    if (T > 1 && count > together_tokens && m.block <= pad_columns) {
+        return count == 7 ? linear_int8<bits, 7, T, false> : linear_int8<bits, 8, T, false>;
+    }
+#endif
     return table[count - 1];
 }
 
@@ -225,18 +278,24 @@ LinearFunction pick_half(int count) {
 template <int bits>
 void linear_quantized(const Matrix &m, int64_t tile, int tiles, int64_t distance, const Activations &a,
                       int64_t token, int count, float *out) {
-    if (count > a.batch) {
+    const int64_t out_stride = int64_t(count) * linear_lanes;
+    if (count > direct_tokens) {
         for (int i = 0; i < tiles; i += block_tiles) {
             const int now = tiles - i < block_tiles ? tiles - i : block_tiles;
-            linear_block<bits>(m, tile + i * distance, now, distance, a, token, count,
-                               out + i * count * linear_lanes);
+            linear_block<bits>(m, tile + i * distance, now, distance, a, token, count, out + i * out_stride);
         }
-    } else if (tiles == 2 && count <= streamed_tokens) {
-        pick_int8<bits, 2>(count)(m, m.tile(tile), distance, a, token, out);
-    } else {
-        const StreamFunction run = pick_int8<bits, 1>(count);
+        return;
+    }
+    for (int done = 0; done < count; done += int(a.batch)) {
+        const int now = count - done < a.batch ? count - done : int(a.batch);
+        float *const into = out + done * linear_lanes;
+        if (tiles == 2 && now <= streamed_tokens) {
+            pick_int8<bits, 2>(m, now)(m, m.tile(tile), distance, a, token + done, into, out_stride);
+            continue;
+        }
+        const StreamFunction run = pick_int8<bits, 1>(m, now);
         for (int i = 0; i < tiles; ++i) {
-            run(m, m.tile(tile + i * distance), 0, a, token, out + i * count * linear_lanes);
+            run(m, m.tile(tile + i * distance), 0, a, token + done, into + i * out_stride, out_stride);
         }
     }
 }

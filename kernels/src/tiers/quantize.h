@@ -9,62 +9,58 @@ inline float truncated(float x) {
     return x;
 }
 
-// Element b of the result is the largest one of rows[b]; or, likewise, the sum.
-inline Floats max_of_each(Floats *rows) {
+#if !defined(EDGE_REDUCE_EACH)
+// Element b of the result combines all lanes of rows[b].
+template <class Combine>
+Floats reduce_each(Floats *rows, const Combine &combine) {
     transpose(rows);
     for (int step = 8; step; step /= 2) {
-        for (int i = 0; i < step; ++i) rows[i] = max(rows[i], rows[i + step]);
+        for (int i = 0; i < step; ++i) rows[i] = combine(rows[i], rows[i + step]);
     }
     return rows[0];
 }
-inline Floats sum_of_each(Floats *rows) {
-    transpose(rows);
-    for (int step = 8; step; step /= 2) {
-        for (int i = 0; i < step; ++i) rows[i] = add(rows[i], rows[i + step]);
-    }
-    return rows[0];
-}
+#endif
 
 // At most 16 blocks at once, so that no reduction runs within one vector.
 void quantize_blocks(const float *x, int64_t columns, int64_t block, int32_t zero_code,
                      const QuantizedRow &out) {
     const int blocks = int((columns + block - 1) / block);
+    const int64_t count = out.count;
     Floats rows[16];
     for (int b = 0; b < 16; ++b) {
         const int64_t first = b * block, last = first + block < columns ? first + block : columns;
         rows[b] = zero();
         for (int64_t i = first; i < last; i += 16) rows[b] = max(rows[b], absolute(load(x + i)));
     }
-    alignas(64) float peaks[16], factors[16], totals[16];
-    store(peaks, max_of_each(rows));
-    for (int b = 0; b < 16; ++b) {
-        const float inverse = peaks[b] > 0.0f ? 127.0f / peaks[b] : 0.0f;
-        // Below the normal range 127 / peak overflows; such a block is zero for all that follows.
-        factors[b] = inverse <= 3.0e38f ? inverse : 0.0f;
-    }
+    alignas(64) float factors[16], ratios[16], totals[16];
+    const Floats peaks = reduce_each(rows, [](Floats a, Floats b) { return max(a, b); });
+    store(factors, divide(set(127.0f), peaks));
+    store(ratios, divide(peaks, set(127.0f)));
+    // Below the normal range 127 / peak overflows; such a block is zero for all that follows.
+    for (int b = 0; b < 16; ++b) factors[b] = factors[b] <= 3.0e38f ? factors[b] : 0.0f;
     int8_t *codes = out.codes;
-    for (int b = 0; b < 16; ++b) {
+    for (int b = 0; b < blocks; ++b) {
         const int64_t first = b * block, last = first + block < columns ? first + block : columns;
         const Floats factor = set(factors[b]);
         rows[b] = zero();
-        for (int64_t i = first; i < last; i += 16, codes += 16 * out.count) {
+        for (int64_t i = first; i < last; i += 16, codes += 16 * count) {
             const Floats rounded = round_even(mul(load(x + i), factor));
             rows[b] = add(rows[b], rounded);  // of integers: exact
-            if (out.count == 1) {
+            if (count == 1) {
                 store_int8(codes, rounded);
                 continue;
             }
             int8_t words[16];
             store_int8(words, rounded);
-            for (int word = 0; word < 4; ++word) memcpy(codes + 4 * word * out.count, words + 4 * word, 4);
+            for (int word = 0; word < 4; ++word) memcpy(codes + 4 * word * count, words + 4 * word, 4);
         }
     }
-    store(totals, sum_of_each(rows));
+    store(totals, reduce_each(rows, [](Floats a, Floats b) { return add(a, b); }));
     for (int b = 0; b < blocks; ++b) {
         // A sum that is not finite tells of an infinity or NaN, which must not vanish in the codes.
         const bool finite = totals[b] == totals[b];
-        const float scale = !finite ? NAN : factors[b] > 0.0f ? truncated(peaks[b] / 127.0f) : 0.0f;
-        const int64_t at = b * out.count;
+        const float scale = !finite ? NAN : factors[b] > 0.0f ? truncated(ratios[b]) : 0.0f;
+        const int64_t at = b * count;
         out.scales[at] = scale;
         out.corrections[at] = sum_bias - (finite ? zero_code * int32_t(totals[b]) : 0);
         out.offsets[at] = -biased_zero * scale;

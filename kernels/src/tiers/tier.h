@@ -9,10 +9,14 @@
 #include "tiers/linear.h"
 #include "tiers/peaks.h"
 
-// use the codes
-#include "tiers/attention.h"
-#include "tiers/attention_codes.h"
+// what both kinds of attention share
 #include "tiers/attention_tiles.h"
+
+// uses the codes
+#include "tiers/attention_codes.h"
+
+// the choice between the two
+#include "tiers/attention.h"
 
 // uses the scores of attention
 #include "tiers/sparse.h"
@@ -20,6 +24,7 @@
 constexpr Kernels table = {EDGE_TIER_NAME,
                            max_tokens,
                            streamed_tokens,
+                           direct_tokens,
                            block_tokens,
                            block_tiles,
                            sum_bias,

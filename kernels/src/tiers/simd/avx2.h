@@ -1,7 +1,9 @@
 // Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
+constexpr int most_sums = 4;
 constexpr int peak_chains = 6;
-constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
+constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
+constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int pair_rows = 4, pair_vectors = 1;
 #if defined(EDGE_AVX_VNNI)
@@ -147,8 +149,12 @@ inline Floats scaled(Ints sum, Floats scale, Floats offset) {
 }
 inline Floats to_float(Ints x) { return {_mm256_cvtepi32_ps(x.lo), _mm256_cvtepi32_ps(x.hi)}; }
 
-inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
-inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+__attribute__((always_inline)) inline void prefetch(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0);
+}
+__attribute__((always_inline)) inline void prefetch_far(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1);
+}
 inline Bytes load_bytes(const uint8_t *p) {
     const __m256i *halves = reinterpret_cast<const __m256i *>(p);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
@@ -222,3 +228,5 @@ inline Ints dot_biased(Ints acc, Bytes w, Word a) {
             dot8(acc.hi, _mm256_abs_epi8(hi), _mm256_sign_epi8(a.v, hi))};
 }
 #endif
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }

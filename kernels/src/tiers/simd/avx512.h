@@ -1,7 +1,9 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
+constexpr int most_sums = 16;
 constexpr int peak_chains = 12;
-constexpr int max_tokens = 8, streamed_tokens = 8, block_tokens = 6, block_tiles = 2;
+constexpr int max_tokens = 8, streamed_tokens = 8, direct_tokens = 32;
+constexpr int block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
 constexpr int pair_rows = 8, pair_vectors = 2;
 constexpr int biased_offset = 0;
@@ -75,6 +77,27 @@ inline void transpose(Floats *rows) {
     }
 }
 
+#define EDGE_REDUCE_EACH
+// Element b of the result combines all lanes of rows[b]: half as many shuffles as a transposition.
+template <class Combine>
+inline Floats reduce_each(Floats *rows, const Combine &combine) {
+    const auto pair = [&](__m512 a, __m512 b) { return combine(Floats{a}, Floats{b}).v; };
+    __m512 quads[4];  // [part of 128 bits][row]
+    for (int i = 0; i < 4; ++i) {
+        __m512d halves[2];
+        for (int j = 0; j < 2; ++j) {
+            const __m512 a = rows[4 * i + 2 * j].v, b = rows[4 * i + 2 * j + 1].v;
+            halves[j] = _mm512_castps_pd(pair(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+        }
+        quads[i] = pair(_mm512_castpd_ps(_mm512_unpacklo_pd(halves[0], halves[1])),
+                        _mm512_castpd_ps(_mm512_unpackhi_pd(halves[0], halves[1])));
+    }
+    const auto parts = [&](__m512 a, __m512 b) {
+        return pair(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    };
+    return {parts(parts(quads[0], quads[1]), parts(quads[2], quads[3]))};
+}
+
 inline void store_int8(int8_t *p, Floats x) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
@@ -103,10 +126,18 @@ inline Floats scaled(Ints sum, Floats scale, Floats offset) {
     return {_mm512_fmadd_ps(_mm512_castsi512_ps(sum.v), scale.v, offset.v)};
 }
 
-inline void prefetch(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
-inline void prefetch_far(const uint8_t *p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+__attribute__((always_inline)) inline void prefetch(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0);
+}
+__attribute__((always_inline)) inline void prefetch_far(const uint8_t *p) {
+    _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1);
+}
 inline void store_bytes(uint8_t *p, Bytes x) { _mm512_storeu_si512(p, x.v); }
-inline Bytes load_bytes(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes load_bytes(const uint8_t *p) {
+    Bytes x{_mm512_loadu_si512(p)};
+    asm("" : "+v"(x.v));  // or GCC reads once per use, and every other group straddles cache lines
+    return x;
+}
 template <int bits>
 inline Bytes fields(Bytes x, int field) {
     return {
@@ -146,3 +177,10 @@ inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
     asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(a.v));
     return acc;
 }
+using Aliased __attribute__((may_alias)) = int32_t;
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {
+    // Of the intrinsic GCC makes a broadcast and two register moves more.
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(w.v), "m"(*reinterpret_cast<const Aliased *>(a)));
+    return acc;
+}
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, a); }

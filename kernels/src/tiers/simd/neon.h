@@ -1,7 +1,9 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
+constexpr int most_sums = 4;
 constexpr int peak_chains = 6;
-constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
+constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
+constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
@@ -167,8 +169,8 @@ inline Ints shift_right(Ints x, int bits) {
 }
 inline Floats scaled(Ints sum, Floats scale, Floats) { return mul(to_float(sum), scale); }
 
-inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
-inline void prefetch_far(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
+__attribute__((always_inline)) inline void prefetch(const uint8_t *p) { __builtin_prefetch(p); }
+__attribute__((always_inline)) inline void prefetch_far(const uint8_t *p) { __builtin_prefetch(p, 0, 2); }
 inline void store_bytes(uint8_t *p, Bytes x) { EDGE_QUARTERS vst1q_u8(p + 16 * i, x.v[i]); }
 inline Bytes load_bytes(const uint8_t *p) {
     return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
@@ -256,4 +258,6 @@ inline Ints dot_biased(Ints acc, Bytes w, Word a) {
     EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], bias)), a.v);
     return acc;
 }
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_QUARTERS

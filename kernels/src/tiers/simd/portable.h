@@ -1,7 +1,9 @@
 // Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
 
+constexpr int most_sums = 4;
 constexpr int peak_chains = 4;
-constexpr int max_tokens = 4, streamed_tokens = 1, block_tokens = 4, block_tiles = 1;
+constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
+constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int pair_rows = 2, pair_vectors = 1;
 constexpr int biased_offset = 0;
@@ -238,4 +240,6 @@ inline Ints dot_small(Ints acc, Bytes w, Word a) {
     return acc;
 }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
+inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }
+inline Ints dot_biased(Ints acc, Bytes w, const int8_t *a) { return dot_biased(acc, w, load_word(a)); }
 #undef EDGE_LANES
