@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -67,7 +68,9 @@ def assembly(tier: str, folder: Path) -> str:
         machine = "aarch64" if tier.startswith("neon") else "x86_64"
         system = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}"]
         chosen = [f"-DCMAKE_CXX_COMPILER={compiler(tier)}", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
-        _run(["cmake", "-S", str(_KERNELS), "-B", str(build), *system, *chosen])
+        beside = Path(sys.executable).with_name("cmake")
+        cmake = str(beside) if beside.exists() else "cmake"
+        _run([cmake, "-S", str(_KERNELS), "-B", str(build), *system, *chosen])
     source = f"tiers/{_SOURCES[tier]}.cpp"
     (command,) = (
         each["command"]
