@@ -362,7 +362,9 @@ void prepare_queries(const AttentionRows &rows) {
     });
 }
 
-void attend(const AttentionRows &rows, const AttentionChunk &c, const AttentionState &out) {
+// All in one: otherwise GCC keeps the sums of the tiles in memory where a vector of lanes is several registers (NEON).
+__attribute__((flatten)) void attend(const AttentionRows &rows, const AttentionChunk &c,
+                                     const AttentionState &out) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
     int64_t furthest = 0, seen[attention_blocks];
