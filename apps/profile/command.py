@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +65,8 @@ def profile(
         return _compare(Path(model[0]), Path(model[1]), fail_above, as_json, as_markdown)
     plans = {each.name for each in fields(PlanOptions)}
     if planned.plan:
-        refuse_beside("--plan", "model", "quantize", "head", "kv_type", "as_json", "as_markdown", *plans)
+        asked = ("quantize", "head", "kv_type", "depth", "prefill")
+        refuse_beside("--plan", "model", *asked, "as_json", "as_markdown", *plans)
         if len(options.kv_type) > 1:
             raise typer.BadParameter("give one of them with --plan", param_hint="'--kv'")
         return _plan(model[0], options, planned, as_json, as_markdown)
@@ -176,6 +177,10 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
 
     device = planned.planned_device()
     memory = None if planned.memory is None else parse_size(planned.memory)
+    tests = {name: getattr(options, name) for name in ("depth", "prefill") if name in given_flags()}
+    if tests and device is None:
+        flag = given_flags()[next(iter(tests))]
+        raise typer.BadParameter("needs --device or --bandwidth beside it", param_hint=f"'{flag}'")
     plans = plan(
         model,
         quantize=options.quantize,
@@ -184,10 +189,11 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
         kv_type=options.kv_type[0],
         memory=memory,
         device=device,
+        **tests,
     )
     if as_json:
-        described = None if device is None else vars(device)
-        document = {"schema": 2, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
+        described = None if device is None else asdict(device)
+        document = {"schema": 3, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
         print_json({**document, "device": described, "plans": [each.to_json() for each in plans]})
     else:
         _print(plan_report(model, plans, memory, device), as_markdown)

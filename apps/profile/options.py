@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +22,9 @@ class PlanOptions:
     context: int | None = same(RunOptions, "context")
     memory: str | None = option(None, "Memory of the device.", metavar="8G")
     device: str | None = option(None, "A known device; an unknown name lists them.", metavar="NAME")
-    bandwidth: float | None = option(None, "Memory bandwidth.", metavar="GB/s", least=0.001)
+    bandwidth: float | None = option(
+        None, "Memory bandwidth, as what is to run the model reads.", metavar="GB/s", least=0.001
+    )
     int8_tops: float | None = option(None, "Dense int8 operations.", metavar="TOPS", least=0.001)
 
     def planned_device(self) -> PlannedDevice | None:
@@ -32,8 +34,13 @@ class PlanOptions:
 
         if self.device is not None:
             known = device(self.device)
-            bandwidth = self.bandwidth or known.bandwidth_gb_s
-            return PlannedDevice(known.title, bandwidth, self.int8_tops or known.int8_tops, known.source)
+            bandwidth, cpu = self.bandwidth or known.bandwidth_gb_s, known.cpu
+            if cpu is not None and self.int8_tops is not None:
+                sentence = f"{known.title} runs on its cores, whose speed is known: leave it out"
+                raise typer.BadParameter(sentence, param_hint="'--int8-tops'")
+            if cpu is not None and self.bandwidth is not None:
+                cpu = replace(cpu, read_share=1.0, assumption="given, as what the cores read")
+            return PlannedDevice(known.title, bandwidth, self.int8_tops or known.int8_tops, known.source, cpu)
         if self.bandwidth is not None:
             return PlannedDevice("the device described", self.bandwidth, self.int8_tops, "given")
         if self.int8_tops is not None:

@@ -25,6 +25,11 @@ def _clang() -> str | None:
     return None if shutil.which("clang++") else "clang++ is not installed: `make packages` installs it."
 
 
+def _llvm_mca() -> str | None:
+    found = shutil.which("llvm-mca-19") or shutil.which("llvm-mca")
+    return None if found else "llvm-mca is not installed: `apt-get install llvm-19`."
+
+
 BENCHMARKS = {
     "kernels": Benchmark("python scripts/bench_kernels.py", 2),
     "kernels-ternary": Benchmark("python scripts/bench_kernels.py --quantize ternary --head int4", 2),
@@ -46,6 +51,9 @@ BENCHMARKS = {
         5,
         kept=short_profile,
     ),
+    "cycles": Benchmark("python -m scripts.cycles", 4, timed=False, needs=(_llvm_mca,)),
+    "predictions": Benchmark("python -m scripts.cycles.predictions", 0.1, timed=False),
+    "prediction-check": Benchmark("python -m scripts.cycles.check", 3, needs=(_llvm_mca,)),
     "sampler": Benchmark("python scripts/bench_sampler.py", 0.5),
     "start": Benchmark("python scripts/bench_start.py", 3),
     "weights-in-memory": Benchmark("python scripts/bench_huge_pages.py --model random:minicpm4-8b", 2),

@@ -7,7 +7,7 @@ import re
 from textwrap import fill
 from typing import Any
 
-from . import attention, exports, fuzzing, performance, quantization
+from . import attention, exports, fuzzing, performance, profile, quantization
 from .measuring import ROOT, document_of, machine_line
 
 TABLES = {
@@ -16,6 +16,7 @@ TABLES = {
     **quantization.TABLES,
     **exports.TABLES,
     **fuzzing.TABLES,
+    **profile.TABLES,
 }
 NOT_MEASURED = {
     ("docs/architecture.md", "Foreign code"): "limits that foreign code runs under",

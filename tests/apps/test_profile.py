@@ -109,6 +109,31 @@ def test_planning(run_edge):
     )
 
 
+def test_planning_for_the_cores_of_a_device(run_edge):
+    arguments = (
+        "profile",
+        "--plan",
+        "random:minicpm4-0.5b",
+        "--context",
+        "4096",
+        "--device",
+        "raspberry-pi-5",
+    )
+    arguments += ("--depth", "0,2048", "--prefill", "512")
+    document = json.loads(run_edge(*arguments, "--json").stdout)
+    assert document["schema"] == 3 and document["device"]["cpu"]["read_share"] == 0.7
+    (plan,) = document["plans"]
+    speeds = {(each["test"], each["depth"]): each for each in plan["predicted"]}
+    assert set(speeds) == {("prefill", 0), ("prefill", 2048), ("decode", 0), ("decode", 2048)}
+    assert speeds["prefill", 0]["limit"] == "arithmetic" and speeds["decode", 0]["limit"] == "memory"
+    # A board with 17 GB/s: more than the weights fit into that is not to be had.
+    assert 10 < speeds["decode", 0]["tokens_per_second"] < 17.1e9 / plan["weights_bytes"]
+    text = run_edge(*arguments).stdout
+    assert "Predicted" in text and "the cores read 70%" in text and "Arithmetic only: nothing was run" in text
+    given = json.loads(run_edge(*arguments, "--bandwidth", "10", "--json").stdout)["device"]
+    assert (given["bandwidth_gb_s"], given["cpu"]["read_share"]) == (10, 1)
+
+
 class Links(HTMLParser):
     """What a page would fetch."""
 
@@ -158,6 +183,16 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
         (("--plan", "random:minicpm4-8b", "--device", "psp"), "Unknown device 'psp'; known are"),
         (("--plan", "random:minicpm4-8b", "--int8-tops", "5"), "needs --bandwidth or --device"),
         (("--plan", "random:minicpm4-8b", "--memory", "much"), "'much' is not a size"),
+        (("--plan", "random:minicpm4-8b", "--device", "psp"), "raspberry-pi-5"),
+        (
+            ("--plan", "random:minicpm4-8b", "--device", "raspberry-pi-5", "--int8-tops", "5"),
+            "Raspberry Pi 5 runs on its cores, whose speed is known: leave it out",
+        ),
+        (("--plan", "random:minicpm4-8b", "--depth", "5"), "needs --device or --bandwidth beside it"),
+        (
+            ("--plan", "random:minicpm4-8b", "--context", "64", "--device", "apple-m1", "--depth", "64"),
+            "A decode of 1 at depth 64 does not fit into a context of 64 tokens",
+        ),
         (("--plan", "--compare", "a", "b"), "either --compare or --plan"),
         (("m", "--json", "--md"), "either --json or --md"),
     ],

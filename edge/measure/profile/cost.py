@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.quant.scheme import QuantScheme
 
 Tensor = tuple[str, tuple[int, ...], QuantScheme]
+Part = tuple[float, float]
+"""Of a part of a pass: seconds to read what it needs, and to compute it. The longer one counts."""
+Limit = Literal["memory", "arithmetic"]
 
 
 @dataclass(frozen=True)
@@ -124,28 +128,50 @@ class NetworkCost:
         """Time of so many multiply-adds in matrices and in attention, at the arithmetic peaks."""
         return linear / (roofline.int8 if self.integer else roofline.float32) + attention / roofline.float32
 
+    def decode_parts(
+        self, depth: float, roofline: Roofline, efficiency: Efficiency = Efficiency()
+    ) -> tuple[Part, ...]:
+        """Matrices and attention of a decode step at `depth`."""
+        stream = self.streamed / roofline.read_bytes / efficiency.stream
+        compute = self.seconds_at_peak(self.body + self.head, 0, roofline) / efficiency.compute
+        return (stream, compute), self._attention_part(1, depth, roofline, efficiency)
+
+    def prefill_parts(
+        self, tokens: int, depth: int, roofline: Roofline, efficiency: Efficiency = Efficiency()
+    ) -> tuple[Part, ...]:
+        """Matrices and attention of a prefill."""
+        compute = self.seconds_at_peak(self.body * tokens + self.head, 0, roofline) / efficiency.compute
+        stream = self.streamed / roofline.read_bytes / efficiency.stream
+        return (stream, compute), self._attention_part(tokens, depth, roofline, efficiency)
+
     def decode_seconds(
         self, depth: float, roofline: Roofline, efficiency: Efficiency = Efficiency()
     ) -> float:
         """Predicted time of a decode step at `depth`."""
-        stream = self.streamed / roofline.read_bytes / efficiency.stream
-        compute = self.seconds_at_peak(self.body + self.head, 0, roofline) / efficiency.compute
-        return max(stream, compute) + self._attention_seconds(1, depth, roofline, efficiency)
+        return pass_seconds(self.decode_parts(depth, roofline, efficiency), efficiency)
 
     def prefill_seconds(
         self, tokens: int, depth: int, roofline: Roofline, efficiency: Efficiency = Efficiency()
     ) -> float:
         """Predicted time of a prefill."""
-        compute = self.seconds_at_peak(self.body * tokens + self.head, 0, roofline) / efficiency.compute
-        stream = self.streamed / roofline.read_bytes / efficiency.stream
-        return max(stream, compute) + self._attention_seconds(tokens, depth, roofline, efficiency)
+        return pass_seconds(self.prefill_parts(tokens, depth, roofline, efficiency), efficiency)
 
-    def _attention_seconds(
-        self, tokens: int, depth: float, roofline: Roofline, efficiency: Efficiency
-    ) -> float:
+    def _attention_part(self, tokens: int, depth: float, roofline: Roofline, efficiency: Efficiency) -> Part:
         read = self.kv_row * (depth + tokens) / roofline.read_bytes
         compute = self.attention_pairs(tokens, depth) / roofline.float32
-        return max(read, compute) / efficiency.attention + efficiency.step_seconds
+        return read / efficiency.attention, compute / efficiency.attention
+
+
+def pass_seconds(parts: Iterable[Part], efficiency: Efficiency = Efficiency()) -> float:
+    """Predicted time of a pass with these parts."""
+    return sum(max(part) for part in parts) + efficiency.step_seconds
+
+
+def binding(parts: Iterable[Part]) -> Limit:
+    """What most of the time of a pass goes to."""
+    parts = tuple(parts)
+    memory = sum(read for read, compute in parts if read >= compute)
+    return "memory" if 2 * memory >= sum(max(part) for part in parts) else "arithmetic"
 
 
 def planned_tensors(

@@ -5,17 +5,19 @@ A prediction, from the arithmetic of `edge.measure.profile.cost`: no device was 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from edge.config import KVChoice, KVType, ModelConfig
 from edge.config.presets import preset
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import EdgeError
 from edge.executors.memory import workspace_bytes
 from edge.executors.options import kv_beside
 from edge.hub.resolve import RANDOM, open_model
-from edge.measure.profile.cost import NetworkCost, Roofline
+from edge.measure.profile.cost import Limit, NetworkCost, Part, Roofline, binding, pass_seconds
+from edge.measure.profile.cpu import Cpu, CpuModel
 from edge.quant.scheme import SOURCE, QuantScheme
 
 _BATCH = 256
@@ -24,12 +26,30 @@ _FLOAT_SHARE = 0.25  # float operations over int8 ones, where only int8 is known
 
 @dataclass(frozen=True)
 class PlannedDevice:
-    """What the prediction stands on. int8_tops: None leaves out prefill."""
+    """What the prediction stands on. int8_tops: None leaves out prefill. cpu: its cores, which then count
+    instead of int8_tops.
+    """
 
     title: str
     bandwidth_gb_s: float
     int8_tops: float | None
     source: str
+    cpu: Cpu | None = None
+
+
+@dataclass(frozen=True)
+class PlannedSpeed:
+    """A prediction, as a row of a profile. seconds: of a prefill until its first token, of one decode step.
+
+    limit: what most of that time goes to.
+    """
+
+    test: Literal["prefill", "decode"]
+    tokens: int
+    depth: int
+    tokens_per_second: float
+    seconds: float
+    limit: Limit
 
 
 @dataclass(frozen=True)
@@ -37,8 +57,7 @@ class Plan:
     """Memory and predicted speed in one quantization (its full name); bytes and seconds.
 
     total_bytes: weights, KV cache at the context, and workspace. fits: None if no memory was given.
-    longest_context: that fits, at most the model's own. decode_tokens_per_second: by depth. ttft_seconds: of
-    a prompt that fills the context.
+    longest_context: that fits, at most the model's own. predicted: none without a device.
     """
 
     quantize: str
@@ -49,9 +68,7 @@ class Plan:
     total_bytes: int
     fits: bool | None
     longest_context: int | None
-    decode_tokens_per_second: dict[int, float] | None
-    prefill_tokens_per_second: float | None
-    ttft_seconds: float | None
+    predicted: tuple[PlannedSpeed, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -67,25 +84,38 @@ def plan(
     kv_type: KVChoice = "auto",
     memory: int | None = None,
     device: PlannedDevice | None = None,
+    depth: Sequence[int] | None = None,
+    prefill: Sequence[int] | None = None,
 ) -> list[Plan]:
     """Plans for `model`, one for each quantization (None: what it has, int4 for random weights).
 
     context: tokens, by default those the model was trained for. memory: bytes of the device. device: None
-    leaves out the speed. Random weights and other quantizations than the model's own are planned from their
-    shapes: nothing is made or converted for them. Raises EdgeError.
+    leaves out the speed. depth: for which it is predicted, by default four of the context. prefill: their
+    lengths at each depth, by default one of the whole context. Random weights and other quantizations than
+    the model's own are planned from their shapes: nothing is made or converted for them. Raises EdgeError.
     """
     plans = []
     for name in quantize:
-        config, cost, scheme = _network(model, name, head, kv_type)
-        tokens = config.max_position_embeddings if context is None else context
-        config.check_context(tokens)
-        plans.append(_plan(config, cost, scheme, tokens, memory, device))
+        network = _network(model, name, head, kv_type)
+        tokens = network.config.max_position_embeddings if context is None else context
+        network.config.check_context(tokens)
+        tests = _tests(tokens, depth, prefill)
+        plans.append(_plan(network, tokens, memory, device, tests))
     return plans
 
 
-def _network(
-    model: str, quantize: str | None, head: str | None, asked: KVChoice
-) -> tuple[ModelConfig, NetworkCost, QuantScheme]:
+@dataclass(frozen=True)
+class _Network:
+    """scheme: of most weights; head: of the head."""
+
+    config: ModelConfig
+    cost: NetworkCost
+    kv_type: KVType
+    scheme: QuantScheme
+    head: QuantScheme
+
+
+def _network(model: str, quantize: str | None, head: str | None, asked: KVChoice) -> _Network:
     is_random = model.startswith(RANDOM)
     if is_random:
         config, name = preset(model.removeprefix(RANDOM)), quantize or "int4"
@@ -96,35 +126,55 @@ def _network(
             tensors = [(info.name, info.shape, info.scheme) for info in bundle.tensors.values()]
             largest = max(bundle.tensors.values(), key=lambda info: info.bytes)
             activations = bundle.activations or "int8"
-            cost = NetworkCost.of(config, tensors, _kv_type(asked, activations), activations)
-            return config, cost, largest.scheme
+            kv_type = _kv_type(asked, activations)
+            cost = NetworkCost.of(config, tensors, kv_type, activations)
+            last = bundle.tensors[EMBEDDING if config.tie_word_embeddings else HEAD]
+            return _Network(config, cost, kv_type, largest.scheme, last.scheme)
     scheme = QuantScheme.from_name(name)
     top = QuantScheme.chosen(head)
     if top is None and is_random:
         top = scheme.beside  # as `edge.checkpoints.synthetic` makes them
-    return config, NetworkCost.planned(config, scheme, top, _kv_type(asked, "int8")), scheme
+    kv_type = _kv_type(asked, "int8")
+    return _Network(config, NetworkCost.planned(config, scheme, top, kv_type), kv_type, scheme, top or scheme)
 
 
 def _kv_type(asked: KVChoice, activations: str) -> KVType:
     return kv_beside(activations) if asked == "auto" else asked
 
 
+_Test = tuple[Literal["prefill", "decode"], int, int]
+
+
+def _tests(context: int, depth: Sequence[int] | None, prefill: Sequence[int] | None) -> list[_Test]:
+    """(test, tokens, depth) of the speeds to predict."""
+    if depth is None:
+        depths, lengths = sorted({0, context // 4, context // 2, context - 1}), prefill or (context,)
+        tests: list[_Test] = [("prefill", tokens, 0) for tokens in lengths]
+    else:
+        depths = list(depth)
+        tests = [("prefill", tokens, each) for each in depth for tokens in prefill or (context - each,)]
+    tests += [("decode", 1, each) for each in depths]
+    for test, tokens, each in tests:
+        if each + tokens > context:
+            raise EdgeError(
+                f"A {test} of {tokens} at depth {each} does not fit into a context of {context} tokens: give "
+                "a larger --context, or less of both."
+            )
+    return [each for each in tests if each[1] > 0]
+
+
 def _plan(
-    config: ModelConfig,
-    cost: NetworkCost,
-    scheme: QuantScheme,
-    context: int,
-    memory: int | None,
-    device: PlannedDevice | None,
+    network: _Network, context: int, memory: int | None, device: PlannedDevice | None, tests: Sequence[_Test]
 ) -> Plan:
+    config, cost = network.config, network.cost
     workspace = workspace_bytes(config, _BATCH)
     total = cost.resident + context * cost.kv_row + workspace
     longest = None
     if memory is not None:
         room = (memory - cost.resident - workspace) // cost.kv_row
         longest = max(0, min(room, config.max_position_embeddings))
-    empty = Plan(
-        quantize=str(scheme),
+    return Plan(
+        quantize=str(network.scheme),
         context=context,
         weights_bytes=cost.resident,
         kv_cache_bytes=context * cost.kv_row,
@@ -132,23 +182,48 @@ def _plan(
         total_bytes=total,
         fits=None if memory is None else total <= memory,
         longest_context=longest,
-        decode_tokens_per_second=None,
-        prefill_tokens_per_second=None,
-        ttft_seconds=None,
+        predicted=() if device is None else _predicted(network, device, tests),
     )
-    if device is None:
-        return empty
+
+
+def _predicted(network: _Network, device: PlannedDevice, tests: Sequence[_Test]) -> tuple[PlannedSpeed, ...]:
+    parts_of, speeds = _parts(network, device), []
+    for test, tokens, depth in tests:
+        if test == "prefill" and device.cpu is None and device.int8_tops is None:
+            continue
+        parts = parts_of(test, tokens, depth)
+        seconds = pass_seconds(parts)
+        speed = PlannedSpeed(
+            test, tokens, depth, round(tokens / seconds, 2), round(seconds, 6), binding(parts)
+        )
+        speeds.append(speed)
+    return tuple(speeds)
+
+
+def _parts(network: _Network, device: PlannedDevice) -> Callable[[str, int, int], tuple[Part, ...]]:
+    """The parts of a test's pass on the device: of its cores where they are known, else of its limits."""
+    cost, read_bytes = network.cost, device.bandwidth_gb_s * 1e9
+    if device.cpu is not None:
+        model = CpuModel(
+            cost=cost,
+            config=network.config,
+            kv_type=network.kv_type,
+            body=network.scheme,
+            head=network.head,
+            cpu=device.cpu,
+            read_bytes=read_bytes,
+            batch=_BATCH,
+        )
+        return lambda test, tokens, depth: (
+            model.decode_parts(depth) if test == "decode" else model.prefill_parts(tokens, depth)
+        )
     # Where the arithmetic rate is unknown it is taken as no limit: then only decoding is predicted.
     int8 = device.int8_tops * 1e12 / 2 if device.int8_tops else float("inf")
-    roofline = Roofline(device.bandwidth_gb_s * 1e9, int8, int8 * _FLOAT_SHARE)
-    depths = sorted({0, context // 4, context // 2, context - 1})
-    speeds = {depth: round(1 / cost.decode_seconds(depth, roofline), 2) for depth in depths}
-    seconds = cost.prefill_seconds(context, 0, roofline) if device.int8_tops else None
-    return replace(
-        empty,
-        decode_tokens_per_second=speeds,
-        prefill_tokens_per_second=round(context / seconds, 2) if seconds else None,
-        ttft_seconds=round(seconds, 4) if seconds else None,
+    roofline = Roofline(read_bytes, int8, int8 * _FLOAT_SHARE)
+    return lambda test, tokens, depth: (
+        cost.decode_parts(depth, roofline)
+        if test == "decode"
+        else cost.prefill_parts(tokens, depth, roofline)
     )
 
 

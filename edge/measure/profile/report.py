@@ -8,7 +8,7 @@ from typing import Literal
 
 from edge.measure.profile.compare import Comparison, Ratio
 from edge.measure.profile.operators import operator_totals
-from edge.measure.profile.plan import Plan, PlannedDevice
+from edge.measure.profile.plan import Plan, PlannedDevice, PlannedSpeed
 from edge.measure.profile.schema import MachineFacts, Profile, Row
 from edge.system.units import format_bytes
 
@@ -212,25 +212,40 @@ def plan_report(
                 f"{plan.longest_context} tokens."
             )
             parts.append(Text(sentence, "good" if plan.fits else "warning"))
-        speeds = [
-            (f"decode at depth {depth}", _speed(speed), _milliseconds(1000 / speed))
-            for depth, speed in (plan.decode_tokens_per_second or {}).items()
-        ]
-        if plan.ttft_seconds is not None:
-            assert plan.prefill_tokens_per_second is not None
-            first = f"TTFT {_milliseconds(1000 * plan.ttft_seconds)}"
-            prefill = (_speed(plan.prefill_tokens_per_second), first)
-            speeds.append((f"prefill of {plan.context}", *prefill))
-        if speeds:
-            parts.append(Table(("Predicted", "Tokens/s", "ms"), tuple(speeds)))
+        if plan.predicted:
+            rows = tuple(_predicted_row(each) for each in plan.predicted)
+            parts.append(Table(("Predicted", "Tokens/s", "ms", "Limit"), rows))
     if device is not None:
-        rate = f", {device.int8_tops:g} int8 TOPS" if device.int8_tops else "; its int8 rate is not known"
-        sentence = (
-            f"Predicted for {device.title}: {device.bandwidth_gb_s:g} GB/s{rate} (source: {device.source}). "
-            "Arithmetic only: nothing was run."
-        )
-        parts.append(Text(sentence))
+        parts.append(Text(_basis(device)))
     return tuple(parts)
+
+
+def _predicted_row(speed: PlannedSpeed) -> tuple[str, ...]:
+    what, milliseconds = f"decode at depth {speed.depth}", _milliseconds(1000 * speed.seconds)
+    if speed.test == "prefill":
+        what = f"prefill of {speed.tokens}{f' at depth {speed.depth}' if speed.depth else ''}"
+        milliseconds = f"TTFT {milliseconds}"
+    return what, _speed(speed.tokens_per_second), milliseconds, speed.limit
+
+
+def _basis(device: PlannedDevice) -> str:
+    """What the predictions stand on."""
+    if device.cpu is not None:
+        used = ", ".join(
+            f"{each.count} x {each.clock_ghz:g} GHz ({each.core.tier})" for each in device.cpu.clusters
+        )
+        rate = (
+            f", of which the cores read {device.cpu.read_share:.0%} ({device.cpu.assumption}); {used}; "
+            "cycles by llvm-mca"
+        )
+    elif device.int8_tops:
+        rate = f", {device.int8_tops:g} int8 TOPS"
+    else:
+        rate = "; its int8 rate is not known"
+    return (
+        f"Predicted for {device.title}: {device.bandwidth_gb_s:g} GB/s{rate} (source: {device.source}). "
+        "Arithmetic only: nothing was run."
+    )
 
 
 def to_markdown(report: Report) -> str:

@@ -26,8 +26,9 @@ void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t grou
     }
 }
 
-// scores[row][0 .. 64): the products of the prepared queries with the windows of a block.
-void score_windows(const AttentionRows &rows, const uint8_t *block, const uint8_t *next, float *scores) {
+// scores[row][0 .. 64): the products of the prepared queries with the windows of a block. In one, as `attend`.
+__attribute__((flatten)) void score_windows(const AttentionRows &rows, const uint8_t *block,
+                                            const uint8_t *next, float *scores) {
     score_keys(rows, block, attention_block, scores, next);
 }
 

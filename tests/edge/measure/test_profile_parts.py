@@ -302,22 +302,24 @@ def test_what_fills_the_memory_exactly_fits():
 def test_planned_weights_are_those_of_a_bundle(smollm2):
     (own,) = plan("smollm2-135m", context=100)
     assert own.weights_bytes == sum(info.bytes for info in smollm2.files.tensors.values())
-    assert own.decode_tokens_per_second is None
+    assert own.predicted == ()
 
 
 def test_predicted_speed_follows_the_bandwidth():
     slow, fast = (PlannedDevice("x", gb, 100.0, "given") for gb in (50.0, 100.0))
     (a,), (b,) = (plan("random:minicpm4-8b", context=4096, device=each) for each in (slow, fast))
-    assert b.decode_tokens_per_second[0] == pytest.approx(2 * a.decode_tokens_per_second[0], rel=0.01)
-    assert list(a.decode_tokens_per_second) == [0, 1024, 2048, 4095]
-    speeds = list(a.decode_tokens_per_second.values())
-    assert speeds == sorted(speeds, reverse=True)
-    assert a.ttft_seconds == pytest.approx(4096 / a.prefill_tokens_per_second, rel=1e-3)
+    prefill, *decodes = a.predicted
+    assert b.predicted[1].tokens_per_second == pytest.approx(2 * decodes[0].tokens_per_second, rel=0.01)
+    assert [each.depth for each in decodes] == [0, 1024, 2048, 4095]
+    speeds = [each.tokens_per_second for each in decodes]
+    assert speeds == sorted(speeds, reverse=True) and {each.limit for each in decodes} == {"memory"}
+    assert (prefill.test, prefill.limit) == ("prefill", "arithmetic")
+    assert prefill.seconds == pytest.approx(4096 / prefill.tokens_per_second, rel=1e-3)
 
 
 def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
     (found,) = plan("random:minicpm4-0.5b", context=512, device=PlannedDevice("x", 50.0, None, "given"))
-    assert found.decode_tokens_per_second and found.prefill_tokens_per_second is None
+    assert {each.test for each in found.predicted} == {"decode"}
 
 
 def test_predicted_times_by_hand():

@@ -132,7 +132,7 @@ def test_comparisons_and_plans_are_markdown_too():
     plans = plan("random:minicpm4-0.5b", context=4096, memory=10**9, device=device)
     text = to_markdown(plan_report("m", plans, 10**9, device))
     assert "### m, int4-g32, context 4096" in text and "It fits into 1.00 GB" in text
-    speed, milliseconds = re.search(r"decode at depth 0 \| ([\d.]+) \| ([\d.]+) \|", text).groups()
+    speed, milliseconds = re.search(r"decode at depth 0 \| ([\d.]+) \| ([\d.]+) \| memory \|", text).groups()
     assert float(speed) == pytest.approx(1000 / float(milliseconds), rel=1e-3)
 
 

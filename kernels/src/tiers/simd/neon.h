@@ -1,6 +1,6 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
-constexpr int most_sums = 4;
+constexpr int most_sums = 2;
 constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
 constexpr int block_tokens = 4, block_tiles = 1;
