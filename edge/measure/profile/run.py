@@ -219,13 +219,14 @@ def _measure(
                 report(each, test)
                 limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
                 each.measured[test].append(each.worker.measure(*test))
-    for threads, found in limits.items():
-        found.append(probe.measure(threads))
     if options.operators:
         for each in configurations:
             for test in options.tests:
                 report(each, test)
+                limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
                 each.passes[test] = each.worker.operators(*test)
+    for threads, found in limits.items():
+        found.append(probe.measure(threads))
     return limits
 
 
