@@ -19,7 +19,6 @@ from edge.executors.protocol import Executor, KVCache, SequenceStep
 from edge.runtime import Model
 
 _PERCENTILES = (50, 90, 99)
-_STEP = 64  # positions at a time: their distributions over a large vocabulary take much memory
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,14 @@ def divergence(
     *,
     window: int | None = None,
     max_tokens: int | None = None,
+    step: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
     """Compare B with A, the reference, on a text (or token ids).
 
-    window: tokens, by default 512 or the shorter context. max_tokens: use the beginning of the text.
-    Raises EdgeError for vocabularies that differ and for a text that leaves nothing to compare.
+    window: tokens, by default 512 or the shorter context. max_tokens: use the beginning of the text. step:
+    most positions of one call, whose distributions over a large vocabulary take much memory; 1 compares
+    decode steps. Raises EdgeError for vocabularies that differ and for a text that leaves nothing to compare.
     """
     if a.config.vocab_size != b.config.vocab_size:
         raise EdgeError(
@@ -82,7 +83,7 @@ def divergence(
 
     started = perf_counter()
     caches = a.executor.new_cache(), b.executor.new_cache()
-    step = min(a.executor.max_batch, b.executor.max_batch, _STEP)
+    step = min(a.executor.max_batch, b.executor.max_batch, step)
     divergences: list[npt.NDArray[np.float64]] = []
     agreed, losses = 0, np.zeros(2)
     for begin in range(0, len(tokens) - 1, window):

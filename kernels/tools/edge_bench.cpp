@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
 
 #include "bundle.h"
@@ -110,19 +109,19 @@ void run(const Options &options) {
     const double load_seconds = now() - start;
 
     const Watch watch;
-    std::map<int32_t, std::vector<edge_roofline>> limits;
+    Limits limits;
+    const auto measure_limits = [&limits](const Runner &runner) {
+        const auto region = make_region(roofline_bytes);  // not while a test's memory is measured
+        std::memset(region.get(), 0x24, roofline_bytes);
+        edge_roofline found{};
+        check(edge_measure_roofline(&runner.parallel(), forced_tier(), region.get(), roofline_bytes, &found));
+        limits[runner.parallel().workers].push_back(found);
+    };
     std::vector<std::vector<Measured>> measured(runners.size(), std::vector<Measured>(tests.size()));
     for (int32_t repeat = 0; repeat < options.repeat; ++repeat) {
         for (size_t r = 0; r < runners.size(); ++r) {
             Runner &runner = *runners[r];
-            edge_roofline limit{};
-            {
-                const auto region = make_region(roofline_bytes);  // not while a test's memory is measured
-                std::memset(region.get(), 0x24, roofline_bytes);
-                check(edge_measure_roofline(&runner.parallel(), forced_tier(), region.get(), roofline_bytes,
-                                            &limit));
-            }
-            limits[runner.parallel().workers].push_back(limit);
+            measure_limits(runner);
             for (size_t t = 0; t < tests.size(); ++t) {
                 std::fprintf(stderr, "repeat %d of %d: %s %d at depth %d, %d threads\n", repeat + 1,
                              options.repeat, tests[t].decode ? "decode" : "prefill", tests[t].tokens,
@@ -134,25 +133,19 @@ void run(const Options &options) {
                 int64_t other_rows = -int64_t(tests[t].depth);
                 for (const auto &other : runners) other_rows += other->cached_rows();
                 into.peak_memory = std::max(into.peak_memory, peak_memory() - other_rows * row_bytes);
-                const Work work = work_of(cost, row_bytes, tests[t], runner.batch());
-                const double seconds = into.seconds.back();
-                const double peak = cost.integer ? limit.int8_per_second : limit.float_per_second;
-                into.bandwidth_shares.push_back((work.weights + work.rows) / seconds /
-                                                limit.read_bytes_per_second);
-                into.compute_shares.push_back((work.linear / peak + work.attention / limit.float_per_second) /
-                                              seconds);
             }
         }
     }
+    for (const auto &runner : runners) measure_limits(*runner);
     std::string rows;
     for (size_t r = 0; r < runners.size(); ++r) {
         for (size_t t = 0; t < tests.size(); ++t) {
             rows += (rows.empty() ? "" : ", ") + row_json(options, bundle, cost, row_bytes, *runners[r],
-                                                          tests[t], measured[r][t], load_seconds);
+                                                          tests[t], measured[r][t], limits, load_seconds);
         }
     }
     std::printf(
-        "{\"schema\": 3, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
+        "{\"schema\": 4, \"program\": \"edge_bench\", \"created\": %s, \"repeat\": %d, \"machine\": %s, "
         "\"results\": [%s]}\n",
         quoted(utc_now()).c_str(), options.repeat, machine_json(watch, limits).c_str(), rows.c_str());
 }

@@ -12,6 +12,9 @@
 
 namespace tools {
 
+// Of the run, by number of threads.
+using Limits = std::map<int32_t, std::vector<edge_roofline>>;
+
 struct Work {
     double weights, rows, linear, attention;
 };
@@ -35,7 +38,8 @@ struct Watch {
 };
 
 std::string row_json(const Options &options, const Bundle &bundle, const Cost &cost, int64_t row_bytes,
-                     const Runner &runner, const Test &test, const Measured &measured, double load_seconds);
-std::string machine_json(const Watch &watch, const std::map<int32_t, std::vector<edge_roofline>> &limits);
+                     const Runner &runner, const Test &test, const Measured &measured, const Limits &limits,
+                     double load_seconds);
+std::string machine_json(const Watch &watch, const Limits &limits);
 
 }  // namespace tools

@@ -32,7 +32,7 @@ struct Test {
 };
 
 struct Measured {
-    std::vector<double> seconds, token_seconds, bandwidth_shares, compute_shares;
+    std::vector<double> seconds, token_seconds;
     int64_t peak_memory = 0;
 };
 

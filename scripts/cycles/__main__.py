@@ -72,7 +72,7 @@ def written(document: dict[str, Any], text: str) -> str:
     for name, each in best.items():
         figures = ", ".join(f"{loop['per_cycle']:g}" for loop in each["loops"].values())
         lines += [f'    "{name}": Core(', f'        "{each["tier"]}",', f'        "{each["model"]}",']
-        lines += [f"        Rates({figures}),", "    ),"]
+        lines += ["        Rates(", f"            {figures}", "        ),", "    ),"]
     inside = "\n".join(lines) + "\n"
     new, count = re.subn(r"(# cycles\n).*?( *# end\n)", lambda m: m[1] + inside + m[2], text, flags=re.S)
     assert count == 1, f"{TABLE.name} has no marks for the figures"

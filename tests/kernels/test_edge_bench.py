@@ -18,6 +18,7 @@ from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.writer import BundleWriter
 from edge.measure.profile import ProfileOptions, profile
 from edge.measure.profile.adb import bench_arguments, profile_on_android, read_document
+from edge.measure.profile.limits import variation_remarks
 from edge.measure.profile.schema import ProfileError
 from edge.quant.packing import pack
 from edge.quant.rounding import quantize
@@ -70,7 +71,13 @@ def test_same_document_as_python(arm, bundle, scheme):
     found, wanted = read_document(result.stdout), profile(folder, OPTIONS)
     assert found.program == "edge_bench" and found.repeat == 1
     assert [limits.threads for limits in found.machine.limits] == [2]
-    assert found.machine.read_bandwidth_gb_s > 0 and found.machine.system.endswith("aarch64")
+    (limits,) = found.machine.limits  # measured before the tests and after them
+    assert len(limits.samples.int8_tops) == 2 and limits.int8_tops == max(limits.samples.int8_tops)
+    assert found.machine.read_bandwidth_gb_s == max(limits.samples.read_bandwidth_gb_s) > 0
+    assert set(variation_remarks([limits])) == {
+        remark for remark in found.machine.remarks if "between the tests" in remark
+    }
+    assert found.machine.system.endswith("aarch64")
     assert {row.key for row in found.results} == {row.key for row in wanted.results}
     for row in found.results:
         python = next(other for other in wanted.results if other.key == row.key)

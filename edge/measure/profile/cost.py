@@ -18,6 +18,22 @@ Tensor = tuple[str, tuple[int, ...], QuantScheme]
 Part = tuple[float, float]
 """Of a part of a pass: seconds to read what it needs, and to compute it. The longer one counts."""
 Limit = Literal["memory", "arithmetic"]
+Arithmetic = Literal["float32", "int16", "int8"]
+"""What multiplies two numbers."""
+_INT8_PRODUCTS = {"int8": 1, "int16": 2}  # that take the time of one
+_ATTENTION: dict[str, Arithmetic] = {
+    "float16": "float32",
+    "float32": "float32",
+    "int16": "int16",
+    "int8": "int16",  # widened
+}
+
+
+def arithmetic_of(operation: str, kernel: str, kv_type: KVType) -> Arithmetic:
+    """What an operator of the native decoder computes with; kernel: of its matrices, empty without any."""
+    if operation == "attention":
+        return _ATTENTION[kv_type]
+    return "int8" if kernel.startswith("int8 dots") else "float32"
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,10 @@ class Roofline:
     int8: float
     float32: float
     region_seconds: float | None = None
+
+    def peak(self, arithmetic: Arithmetic) -> float:
+        """Multiply-adds per second of that kind."""
+        return self.float32 if arithmetic == "float32" else self.int8 / _INT8_PRODUCTS[arithmetic]
 
 
 @dataclass(frozen=True)
@@ -53,18 +73,19 @@ class NetworkCost:
 
     resident: bytes of all weights. streamed: those that every decode step reads (a row of an untied embedding
     is next to nothing). body, head: multiply-adds per token in the layers' matrices, and in the head, which a
-    prefill needs for its last token only. integer: whether the matrices use the integer dot products. kv_row:
-    bytes that one position of the context takes. attention: multiply-adds per token and position that it
-    sees. sparse: the constants of sparse attention; None is dense.
+    prefill needs for its last token only. kv_row: bytes that one position of the context takes. attention:
+    multiply-adds per token and position that it sees. linear_arithmetic, attention_arithmetic: what the
+    matrices and attention compute with. sparse: the constants of sparse attention; None is dense.
     """
 
     resident: int
     streamed: int
     body: int
     head: int
-    integer: bool
     kv_row: int
     attention: int
+    linear_arithmetic: Arithmetic
+    attention_arithmetic: Arithmetic
     sparse: SparseConfig | None = None
 
     @classmethod
@@ -89,9 +110,10 @@ class NetworkCost:
             streamed=streamed,
             body=body,
             head=head,
-            integer=activations == "int8" and floats * 2 < body + head,
             kv_row=config.kv_bytes_per_token(kv_type),
             attention=2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim,
+            linear_arithmetic="int8" if activations == "int8" and floats * 2 < body + head else "float32",
+            attention_arithmetic=_ATTENTION[kv_type],
         )
 
     @classmethod
@@ -126,7 +148,9 @@ class NetworkCost:
 
     def seconds_at_peak(self, linear: float, attention: float, roofline: Roofline) -> float:
         """Time of so many multiply-adds in matrices and in attention, at the arithmetic peaks."""
-        return linear / (roofline.int8 if self.integer else roofline.float32) + attention / roofline.float32
+        return linear / roofline.peak(self.linear_arithmetic) + attention / roofline.peak(
+            self.attention_arithmetic
+        )
 
     def decode_parts(
         self, depth: float, roofline: Roofline, efficiency: Efficiency = Efficiency()
@@ -158,7 +182,7 @@ class NetworkCost:
 
     def _attention_part(self, tokens: int, depth: float, roofline: Roofline, efficiency: Efficiency) -> Part:
         read = self.kv_row * (depth + tokens) / roofline.read_bytes
-        compute = self.attention_pairs(tokens, depth) / roofline.float32
+        compute = self.attention_pairs(tokens, depth) / roofline.peak(self.attention_arithmetic)
         return read / efficiency.attention, compute / efficiency.attention
 
 

@@ -67,7 +67,7 @@ class CpuModel:
     batch: int
 
     def __post_init__(self) -> None:
-        if not self.cost.integer:
+        if self.cost.linear_arithmetic != "int8":
             raise EdgeError(
                 "Speed on a device's CPU is predicted for int4, int8 and ternary weights with int8 "
                 "activations only: leave out --device, or give another --quantize."

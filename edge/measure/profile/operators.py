@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+from edge.config import KVType
 from edge.executors.native import library as native
 from edge.executors.protocol import Observable
-from edge.measure.profile.cost import Roofline
+from edge.measure.profile.cost import Roofline, arithmetic_of
 from edge.measure.profile.schema import Operator, Row
 
 
@@ -39,7 +40,9 @@ def decode_events(events: list[bytes]) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[Operator, ...]:
+def summarise(
+    passes: list[list[dict[str, Any]]], kv_type: KVType, roofline: Roofline
+) -> tuple[Operator, ...]:
     """Medians over passes, in the order of the network, with the share of the nearer limit."""
     times: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     facts: dict[tuple[str, int, str], tuple[int, int]] = {}
@@ -51,14 +54,16 @@ def summarise(passes: list[list[dict[str, Any]]], roofline: Roofline) -> tuple[O
     found = []
     for (operation, layer, kernel), seconds in times.items():
         size, operations = facts[operation, layer, kernel]
-        peak = roofline.int8 if kernel.startswith("int8 dots") else roofline.float32
+        arithmetic = arithmetic_of(operation, kernel, kv_type)
         took = median(seconds)
-        limit = max(size / roofline.read_bytes, operations / peak)
-        found.append(
-            Operator(
-                operation, layer, kernel, took, size, operations, round(limit / took, 4) if took else 0.0
-            )
-        )
+        limits = {
+            "": 0.0,
+            "memory": size / roofline.read_bytes,
+            arithmetic: operations / roofline.peak(arithmetic),
+        }
+        limit = max(limits, key=lambda name: limits[name])
+        share = round(limits[limit] / took, 4) if took else 0.0
+        found.append(Operator(operation, layer, kernel, took, size, operations, limit, share))
     return tuple(found)
 
 

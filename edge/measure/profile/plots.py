@@ -90,13 +90,13 @@ def label(row: Row, rows: Sequence[Row]) -> str:
 _ROOFLINE = (
     "Lines: what the machine can do at most, measured in this run. Points: what the tests reached. "
     "Left of the bend memory is the limit, right of it arithmetic. A point above the line was helped by the "
-    "processor's caches, or by a machine that became faster after its limits were measured."
+    "processor's caches, or by a machine that was faster than at any moment when its limits were measured."
 )
 _CONTEXT = "Median decode speed by the tokens in the KV cache; bars from the slowest to the fastest repeat."
 _LATENCY = "Share of the single tokens that took at most so long. A steep line is an even answer."
 _OPERATORS = (
     "Time of one decode step (or prefill) by operator, all layers together; the label is the share of its "
-    "nearer limit."
+    "nearer limit, and what a * means stands at the end of the page."
 )
 
 

@@ -13,11 +13,13 @@ from edge.measure.profile.schema import MachineFacts, Profile, Row
 from edge.system.units import format_bytes
 
 OVER = "*"
-"""Stands behind a share above 100 %; `_ABOVE` explains it below the table."""
-_ABOVE = (
-    f"{OVER} More than the limit: the weights partly stayed in the processor's caches, which are faster than "
-    "memory, or the machine was faster during the test than while its limits were measured."
+"""Stands behind a share above 100 %; below the table it is explained."""
+_FASTER = "the machine was faster during the test than at any moment when its limits were measured."
+_ABOVE_MEMORY = (
+    f"{OVER} More than the read bandwidth: a part of the bytes came from the processor's caches, which are "
+    f"faster than memory, or {_FASTER}"
 )
+_ABOVE_ARITHMETIC = f"{OVER} More than the arithmetic peaks: {_FASTER}"
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,15 @@ def profile_report(profile: Profile) -> Report:
 
 def machine_lines(machine: MachineFacts) -> list[str]:
     """The machine, and its limits for every number of threads."""
-    return [f"{machine.cpu}, {machine.cores} cores, {machine.system}"] + [
-        f"Limits, {threads(limits.threads)}: read {limits.read_bandwidth_gb_s:.1f} GB/s, int8 "
-        f"{limits.int8_tops:.2f} TOPS, float {limits.float_tflops:.2f} TFLOPS"
-        for limits in machine.limits
-    ]
+    lines = [f"{machine.cpu}, {machine.cores} cores, {machine.system}"]
+    for limits in machine.limits:
+        count = len(limits.samples.read_bandwidth_gb_s)
+        lines.append(
+            f"Limits, {threads(limits.threads)}{f', best of {count}' if count else ''}: "
+            f"read {limits.read_bandwidth_gb_s:.1f} GB/s, int8 {limits.int8_tops:.2f} TOPS, "
+            f"float {limits.float_tflops:.2f} TFLOPS"
+        )
+    return lines
 
 
 def results(rows: Sequence[Row]) -> Report:
@@ -144,24 +150,35 @@ def operators(row: Row) -> Report:
                 *(name, kernels, f"{1000 * seconds:.3f}", f"{seconds / whole:.1%}"),
                 format_bytes(sum(entry.bytes for entry in entries)),
                 f"{sum(entry.operations for entry in entries):.3g}",
+                ", ".join(dict.fromkeys(entry.limit for entry in entries if entry.limit)),
                 share(of_limit),
             )
         )
-    headers = ("Operator", "Kernel", "ms", "Of the time", "Bytes", "Multiply-adds", "Of its limit")
+    headers = ("Operator", "Kernel", "ms", "Of the time", "Bytes", "Multiply-adds", "Limit", "Of its limit")
     return Text(title_of(row), "title"), Table(headers, tuple(lines), 2, 1)
 
 
 def closing(profile: Profile) -> Report:
     """What the figures are; and why some share is above 100 %, if one is."""
     first = profile.results[0]
-    shares = [part for row in profile.results for part in (row.bandwidth_share, row.compute_share)]
-    shares += [part for row in profile.results for _, part in operator_totals(row).values()]
     sentence = (
         f"Medians of {profile.repeat} repeats; p50, p90, p99: what that share of the single tokens takes at "
         f"most; loaded in {first.load_seconds:.2f} s; {format_bytes(first.memory.weights)} of weights; "
         "Bandwidth, Compute: shares of the limits above."
     )
-    return (*((Text(_ABOVE),) if any(is_over(part) for part in shares) else ()), Text(sentence))
+    return (*(Text(reason) for reason in _reasons(profile.results)), Text(sentence))
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """Why shares are above 100 %, for each limit that one is above."""
+    above = {"memory"} if any(is_over(row.bandwidth_share) for row in rows) else set()
+    above |= {"arithmetic"} if any(is_over(row.compute_share) for row in rows) else set()
+    for row in rows:
+        totals = operator_totals(row)
+        above |= {entry.limit for entry in row.operators if is_over(totals[entry.operation][1])}
+    # An operator of an old document does not say which limit is its nearer one.
+    found = [_ABOVE_MEMORY] if above & {"memory", ""} else []
+    return found + ([_ABOVE_ARITHMETIC] if above - {"memory"} else [])
 
 
 def comparison_report(found: Comparison, slower: Sequence[Ratio], remarks: Sequence[str]) -> Report:

@@ -28,11 +28,12 @@ from edge.formats.model_files import ModelFiles
 from edge.hub.resolve import open_model
 from edge.measure.profile import machine
 from edge.measure.profile.cost import NetworkCost, Roofline
+from edge.measure.profile.limits import best_of, limits_of, variation_remarks
 from edge.measure.profile.measure import Measured
 from edge.measure.profile.operators import summarise
 from edge.measure.profile.options import ProfileOptions, Test
 from edge.measure.profile.roofline import RooflineProbe
-from edge.measure.profile.schema import SCHEMA, Limits, MachineFacts, Memory, Profile, ProfileError, Rate, Row
+from edge.measure.profile.schema import SCHEMA, MachineFacts, Memory, Profile, ProfileError, Rate, Row
 from edge.measure.profile.worker import Setup, Worker
 from edge.quant.scheme import QuantScheme
 from edge.system.memory import available_memory
@@ -52,7 +53,6 @@ class _Configuration:
     files: ModelFiles
     cost: NetworkCost
     worker: Worker
-    shares: dict[Any, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     measured: dict[Any, list[Measured]] = field(default_factory=lambda: defaultdict(list))
     passes: dict[Any, list[Any]] = field(default_factory=dict)
 
@@ -112,9 +112,8 @@ def profile(
         watch.start(own_seconds())
         limits = _measure(configurations, options, probe, progress)
         watched = watch.result(own_seconds())
-    rooflines = {threads: _median_roofline(found) for threads, found in limits.items()}
     rows = [
-        _row(each, test, options, rooflines[each.worker.ready.threads])
+        _row(each, test, options, best_of(limits[each.worker.ready.threads]))
         for each in configurations
         for test in options.tests
     ]
@@ -123,23 +122,15 @@ def profile(
         program=f"minicpm-edge {__version__}",
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         repeat=options.repeat,
-        machine=machine_facts(rooflines, watched),
+        machine=machine_facts(limits, watched),
         results=tuple(rows),
     )
 
 
-def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> MachineFacts:
-    """The machine of this process; rooflines: by number of threads."""
-    limits = tuple(
-        Limits(
-            threads=threads,
-            read_bandwidth_gb_s=round(found.read_bytes / 1e9, 3),
-            int8_tops=round(2 * found.int8 / 1e12, 4),
-            float_tflops=round(2 * found.float32 / 1e12, 4),
-        )
-        for threads, found in sorted(rooflines.items())
-    )
-    most = limits[-1]
+def machine_facts(measured: dict[int, list[Roofline]], watched: machine.Watched) -> MachineFacts:
+    """The machine of this process; measured: its limits during the run, by number of threads."""
+    limits = tuple(limits_of(threads, found) for threads, found in sorted(measured.items()))
+    most, varied = limits[-1], variation_remarks(limits)
     return MachineFacts(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=machine.cpu_name(),
@@ -154,9 +145,9 @@ def machine_facts(rooflines: dict[int, Roofline], watched: machine.Watched) -> M
         other_cpu_share=watched.other_cpu_share,
         clock_mhz=watched.clock_mhz,
         temperature_celsius=watched.temperature_celsius,
-        noisy=watched.noisy,
+        noisy=watched.noisy or bool(varied),
         throttled=watched.throttled,
-        remarks=watched.remarks,
+        remarks=(*watched.remarks, *varied),
     )
 
 
@@ -209,8 +200,8 @@ def _measure(
     probe: RooflineProbe,
     progress: Progress | None,
 ) -> dict[int, list[Roofline]]:
-    """Every repeat measures the limits and then each test once, so that a drift of the machine touches all
-    alike.
+    """Every repeat measures each test once, so that a drift of the machine touches all alike, and before each
+    test the limits; once more at the end.
     """
     limits: dict[int, list[Roofline]] = defaultdict(list)
     per_repeat = len(configurations) * len(options.tests)
@@ -225,24 +216,19 @@ def _measure(
         done += 1
 
     for _ in range(options.repeat):
-        now: dict[int, Roofline] = {}
         for each in configurations:
-            ready = each.worker.ready
-            if ready.threads not in now:
-                now[ready.threads] = probe.measure(ready.threads)
-                limits[ready.threads].append(now[ready.threads])
             for test in options.tests:
                 report(each, test)
-                measured = each.worker.measure(*test)
-                each.measured[test].append(measured)
-                each.shares[test].append(
-                    shares(each.cost, test, measured.seconds, ready.max_batch, now[ready.threads])
-                )
+                limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
+                each.measured[test].append(each.worker.measure(*test))
     if options.operators:
         for each in configurations:
             for test in options.tests:
                 report(each, test)
+                limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
                 each.passes[test] = each.worker.operators(*test)
+    for threads, found in limits.items():
+        found.append(probe.measure(threads))
     return limits
 
 
@@ -258,17 +244,6 @@ def work(cost: NetworkCost, test: tuple[Test, int, int], batch: int) -> tuple[fl
     return cost.streamed * tokens, cost.kv_row * positions, (cost.body + cost.head) * tokens, attention
 
 
-def shares(
-    cost: NetworkCost, test: tuple[Test, int, int], seconds: float, batch: int, roofline: Roofline
-) -> tuple[float, float]:
-    """(share of the read bandwidth, share of the arithmetic peaks) that a test reached."""
-    weights, rows, linear, attention = work(cost, test, batch)
-    return (
-        (weights + rows) / seconds / roofline.read_bytes,
-        cost.seconds_at_peak(linear, attention, roofline) / seconds,
-    )
-
-
 def _row(
     each: _Configuration, test: tuple[Test, int, int], options: ProfileOptions, roofline: Roofline
 ) -> Row:
@@ -278,6 +253,7 @@ def _row(
     single = [seconds for one in measured for seconds in one.token_seconds]
     samples = [tokens / one.seconds for one in measured]
     joules = [one.joules for one in measured if one.joules is not None]
+    seconds = median(one.seconds for one in measured)
     return Row(
         model=each.model,
         executor=each.executor,
@@ -291,20 +267,20 @@ def _row(
         test=name,
         tokens=tokens,
         depth=depth,
-        ttft_seconds=median(one.seconds for one in measured) if name == "prefill" else None,
+        ttft_seconds=seconds if name == "prefill" else None,
         tokens_per_second=rate(samples, [1 / seconds for seconds in single] or samples),
         samples=tuple(samples),
         latency_percentiles=tuple(float(p) for p in np.percentile(single, range(101))) if single else (),
         weight_bytes_per_token=weights / tokens,
         kv_bytes_per_token=rows / tokens,
         operations_per_token=(linear + attention) / tokens,
-        bandwidth_share=round(median(share for share, _ in each.shares[test]), 4),
-        compute_share=round(median(share for _, share in each.shares[test]), 4),
+        bandwidth_share=round((weights + rows) / roofline.read_bytes / seconds, 6),
+        compute_share=round(each.cost.seconds_at_peak(linear, attention, roofline) / seconds, 6),
         load_seconds=ready.load_seconds,
         peak_memory_bytes=max(one.peak_memory_bytes for one in measured),
         memory=Memory(each.cost.resident, (depth + tokens) * each.cost.kv_row, ready.workspace_bytes),
         joules_per_token=median(joules) / tokens if joules else None,
-        operators=summarise(each.passes.get(test, []), roofline),
+        operators=summarise(each.passes.get(test, []), each.kv_type, roofline),
     )
 
 
@@ -321,14 +297,6 @@ def quantization(files: ModelFiles) -> QuantScheme:
         if len(tensor.shape) == 2 and name not in (EMBEDDING, HEAD):
             sizes[tensor.scheme] += tensor.bytes
     return max(sizes, key=lambda scheme: sizes[scheme])
-
-
-def _median_roofline(found: list[Roofline]) -> Roofline:
-    return Roofline(
-        median(one.read_bytes for one in found),
-        median(one.int8 for one in found),
-        median(one.float32 for one in found),
-    )
 
 
 def default_threads() -> int:

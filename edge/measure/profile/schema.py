@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from edge.errors import EdgeError
 from edge.formats.guarded_json import parse_json
 
-SCHEMA = 3
+SCHEMA = 4
 T = TypeVar("T")
 
 
@@ -52,8 +52,9 @@ class Operator:
     """One operator in one pass, or one decode step: the median over the passes.
 
     layer: -1 outside the layers. kernel: of a linear operator. bytes: weights and cache
-    rows it must move. operations: multiply-adds. limit_share: the time that the nearer limit needs, over
-    `seconds`.
+    rows it must move. operations: multiply-adds. limit: the nearer limit, `memory` or the arithmetic
+    (`edge.measure.profile.cost.Arithmetic`); empty for an operator that has neither bytes nor operations of
+    its own, and in documents before schema 4. limit_share: the time that this limit needs, over `seconds`.
     """
 
     operation: str
@@ -62,6 +63,7 @@ class Operator:
     seconds: float
     bytes: int
     operations: int
+    limit: str
     limit_share: float
 
 
@@ -119,13 +121,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class LimitSamples:
+    """Every measurement of the limits during the run, in order; empty in documents before schema 4."""
+
+    read_bandwidth_gb_s: tuple[float, ...]
+    int8_tops: tuple[float, ...]
+    float_tflops: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What the machine can do at most with so many threads: medians over the repeats."""
+    """What the machine can do at most with so many threads: the best of `samples` (before schema 4 the
+    median).
+    """
 
     threads: int
     read_bandwidth_gb_s: float
     int8_tops: float
     float_tflops: float
+    samples: LimitSamples
 
 
 @dataclass(frozen=True)
@@ -197,18 +211,31 @@ def _upgraded(data: Any) -> Any:
     """The document in today's schema, if it is one of an earlier schema. What is malformed stays so."""
     if not isinstance(data, Mapping) or data.get("schema") in (None, SCHEMA):
         return data
-    if data["schema"] not in (1, 2):
+    if data["schema"] not in (1, 2, 3):
         raise ProfileError(
             f"The profile has schema {data['schema']!r}, but this program reads 1 to {SCHEMA}: measure again."
         )
     rows = data.get("results")
     if isinstance(rows, list):
         rows = [_upgraded_row(row) if isinstance(row, Mapping) else row for row in rows]
-    return {**data, "schema": SCHEMA, "results": rows}
+    return {**data, "schema": SCHEMA, "machine": _upgraded_machine(data.get("machine")), "results": rows}
+
+
+def _upgraded_machine(machine: Any) -> Any:
+    """Up to schema 3 the single measurements of the limits were not kept."""
+    if not isinstance(machine, Mapping) or not isinstance(machine.get("limits"), list):
+        return machine
+    samples: dict[str, Any] = {field.name: [] for field in fields(LimitSamples)}
+    limits = [
+        {**each, "samples": samples} if isinstance(each, Mapping) else each for each in machine["limits"]
+    ]
+    return {**machine, "limits": limits}
 
 
 def _upgraded_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """In schema 1 `kernel` of an operator was `path`; up to 2 `quantize` was the kind, `group` beside it."""
+    """In schema 1 `kernel` of an operator was `path`; up to 2 `quantize` was the kind, `group` beside it; up
+    to 3 an operator did not name its limit.
+    """
     found = dict(row)
     group, kind, operators = (found.get(name) for name in ("group", "quantize", "operators"))
     if isinstance(kind, str) and isinstance(group, int):
@@ -218,7 +245,7 @@ def _upgraded_row(row: Mapping[str, Any]) -> dict[str, Any]:
         del found["group"]
     if isinstance(operators, list):
         found["operators"] = [
-            {("kernel" if name == "path" else name): value for name, value in each.items()}
+            {("kernel" if name == "path" else name): value for name, value in each.items()} | {"limit": ""}
             if isinstance(each, Mapping)
             else each
             for each in operators

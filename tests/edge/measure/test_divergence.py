@@ -55,6 +55,20 @@ def test_a_model_agrees_with_itself(smollm2):
     assert found.perplexity_a == found.perplexity_b
 
 
+def test_decode_steps_are_compared_with_a_step_of_one(smollm2, exact, monkeypatch):
+    wanted, rows = divergence(exact, smollm2, TEXT), set()
+    forward = type(exact.executor).forward
+
+    def watched(executor, steps):
+        rows.update(len(step.tokens) for step in steps)
+        return forward(executor, steps)
+
+    monkeypatch.setattr(type(exact.executor), "forward", watched)
+    found = divergence(exact, smollm2, TEXT, step=1)
+    assert rows == {1} and found.tokens == wanted.tokens
+    assert found.kl_divergence == pytest.approx(wanted.kl_divergence, rel=1e-6)
+
+
 def test_models_that_split_the_text_otherwise_are_refused(smollm2, exact):
     """Token by token they would be compared over different texts; token ids are the same for both."""
 

@@ -9,27 +9,42 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import psutil
 import pytest
 
 from edge.apps.profile.view import comparison_json
+from edge.config import KVType
 from edge.config.presets import preset
 from edge.errors import EdgeError
 from edge.measure.profile import ProfileOptions, machine
 from edge.measure.profile.compare import compare
-from edge.measure.profile.cost import NetworkCost, Roofline, planned_tensors
+from edge.measure.profile.cost import NetworkCost, Roofline, arithmetic_of, planned_tensors
 from edge.measure.profile.devices import DEVICES, device
 from edge.measure.profile.energy import EnergyMeter
 from edge.measure.profile.export import to_csv
+from edge.measure.profile.limits import best_of, limits_of, variation_remarks
 from edge.measure.profile.machine import noise_remarks, throttle_remarks
+from edge.measure.profile.operators import summarise
 from edge.measure.profile.plan import PlannedDevice, parse_size, plan
 from edge.measure.profile.run import rate
-from edge.measure.profile.schema import SCHEMA, MachineFacts, Memory, Operator, Profile, ProfileError, Row
+from edge.measure.profile.schema import (
+    SCHEMA,
+    LimitSamples,
+    MachineFacts,
+    Memory,
+    Operator,
+    Profile,
+    ProfileError,
+    Row,
+)
 from edge.quant.scheme import QuantScheme
 
 MACHINE = MachineFacts(
-    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4, (), 0.1, 0.0, (2600.0, 2600.0), ()),
+    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4),
+    (limits_of(2, [Roofline(19e9, 7.5e11, 1.8e11), Roofline(20e9, 7e11, 2e11)]),),
+    *(0.1, 0.0, (2600.0, 2600.0), ()),
     *(False, False, ()),
 )
 
@@ -61,7 +76,7 @@ def row(samples=(100.0, 102.0, 98.0), **changes):
         peak_memory_bytes=200_000_000,
         memory=Memory(100_000_000, 1_000_000, 5_000_000),
         joules_per_token=None,
-        operators=(Operator("qkv", 0, "int4", 1e-4, 1000, 2000, 0.5),),
+        operators=(Operator("qkv", 0, "int4", 1e-4, 1000, 2000, "memory", 0.5),),
     )
     return Row(**{**fields_of, **changes})
 
@@ -107,7 +122,8 @@ def test_a_missing_field_is_named(name):
         (("results", 0, "memory"), [], "must be a JSON object"),
         (("results", 0, "colour"), 1, "unknown field 'colour'"),
         (("machine", "noisy"), 0, "must be bool"),
-        (("schema",), 4, "has schema 4, but this program reads 1 to 3: measure again"),
+        (("machine", "limits", 0, "samples", "int8_tops"), 1.5, "'int8_tops' of 'samples' .* must be a list"),
+        (("schema",), 5, "has schema 5, but this program reads 1 to 4: measure again"),
         (("schema",), "2", "has schema '2', but"),
     ],
 )
@@ -127,6 +143,31 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
         Profile.load(tmp_path / "absent")
 
 
+def of_schema_3(data):
+    """It kept the medians of the limits only, and did not say which one an operator was held against."""
+    data = copy.deepcopy(data) | {"schema": 3}
+    for limits in data["machine"]["limits"]:
+        del limits["samples"]
+    for operator in data["results"][0]["operators"]:
+        del operator["limit"]
+    return data
+
+
+def upgraded(wanted):
+    """What is read of a document of an earlier schema that was once this one."""
+    limits = tuple(replace(each, samples=LimitSamples((), (), ())) for each in wanted.machine.limits)
+    rows = [
+        replace(each, operators=tuple(replace(operator, limit="") for operator in each.operators))
+        for each in wanted.results
+    ]
+    return replace(wanted, machine=replace(wanted.machine, limits=limits), results=tuple(rows))
+
+
+def test_documents_of_schema_3_are_read():
+    wanted = document(row())
+    assert Profile.from_json(of_schema_3(wanted.to_json())) == upgraded(wanted)
+
+
 @pytest.mark.parametrize("schema", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "group", "name"),
@@ -139,19 +180,28 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
 )
 def test_documents_of_earlier_schemas_are_read(schema, kind, group, name):
     """Up to schema 2 a quantization was two fields; schema 1 called an operator's kernel its path."""
-    data = document(row(quantize=name)).to_json()
+    data = of_schema_3(document(row(quantize=name)).to_json())
     (old,) = data["results"]
     old |= {"quantize": kind, "group": group}
     if schema == 1:
         old["operators"] = [
             {("path" if key == "kernel" else key): value for key, value in old["operators"][0].items()}
         ]
-    assert Profile.from_json({**data, "schema": schema}) == document(row(quantize=name))
+    assert Profile.from_json({**data, "schema": schema}) == upgraded(document(row(quantize=name)))
+
+
+@pytest.mark.parametrize("limits", [None, 3, [3], [{}]])
+def test_damaged_limits_of_an_earlier_schema_are_refused(limits):
+    data = of_schema_3(document(row()).to_json())
+    with pytest.raises(ProfileError):
+        Profile.from_json(spoil(data, ("machine", "limits"), limits))
+    with pytest.raises(ProfileError):
+        Profile.from_json(spoil(data, ("machine",), limits))
 
 
 @pytest.mark.parametrize("field", ["quantize", "group", "operators"])
 def test_a_damaged_document_of_an_earlier_schema_is_refused(field):
-    data = document(row(quantize="int4")).to_json() | {"schema": 2}
+    data = of_schema_3(document(row(quantize="int4")).to_json()) | {"schema": 2}
     data["results"][0]["group"] = 32
     for value in (None, [1], {}):
         with pytest.raises(ProfileError):
@@ -279,7 +329,7 @@ def test_an_untied_embedding_is_not_streamed():
 
 
 def test_attention_sees_itself_and_all_before():
-    cost = NetworkCost(0, 0, 0, 0, True, 0, attention=10)
+    cost = NetworkCost(0, 0, 0, 0, 0, 10, "int8", "float32")
     assert cost.attention_pairs(3, 5) == 10 * (6 + 7 + 8)
 
 
@@ -324,7 +374,7 @@ def test_without_an_arithmetic_rate_there_is_no_prefill_speed():
 
 def test_predicted_times_by_hand():
     """1 GB of weights, 1 kB of cache and 1000 multiply-adds of attention per position, at round limits."""
-    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, True, kv_row=1000, attention=1000)
+    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, 1000, 1000, "int8", "float32")
     limits = Roofline(read_bytes=10e9, int8=1e12, float32=1e9)
     # Weights at 80 % of the bandwidth; 101 positions and 101,000 multiply-adds at 55 % of the nearer limit.
     decode = 0.1 / 0.8 + max(101_000 / 10e9, 101_000 / 1e9) / 0.55 + 2e-4
@@ -332,6 +382,33 @@ def test_predicted_times_by_hand():
     # 200 tokens: matrices at half the int8 peak, which is longer than reading; 1 + 2 + ... + 200 pairs.
     prefill = (2e9 * 200 + 1e8) / 1e12 / 0.5 + 20_100 * 1000 / 1e9 / 0.55 + 2e-4
     assert cost.prefill_seconds(200, 0, limits) == pytest.approx(prefill)
+
+
+def test_attention_is_held_against_the_arithmetic_of_its_cache():
+    """1000 multiply-adds: 500 s at 4 int8 products a second, two for each; 1000 s at one in float32."""
+    limits = Roofline(read_bytes=1e9, int8=4.0, float32=1.0)
+    for kv_type, seconds in (("float16", 1000), ("float32", 1000), ("int8", 500)):
+        cost = NetworkCost.of(preset("minicpm4-0.5b"), [], kv_type)
+        assert cost.seconds_at_peak(0, 1000, limits) == seconds
+        entry = {"operation": "attention", "layer": 0, "kernel": "", "seconds": 2000.0}
+        (found,) = summarise([[{**entry, "bytes": 1, "operations": 1000}]], kv_type, limits)
+        assert (found.limit, found.limit_share) == (arithmetic_of("attention", "", kv_type), seconds / 2000)
+    assert limits.peak("int16") == 2.0
+    assert all(arithmetic_of("attention", "", each) for each in get_args(KVType))
+
+
+def test_operators_are_held_against_their_nearer_limit():
+    limits = Roofline(read_bytes=10.0, int8=100.0, float32=20.0)
+
+    def found(kernel, size, operations):
+        entry = {"operation": "o", "layer": 0, "kernel": kernel, "seconds": 4.0}
+        (one,) = summarise([[{**entry, "bytes": size, "operations": operations}]], "int8", limits)
+        return one.limit, one.limit_share
+
+    assert found("int8 dots, int4 weights", 10, 200) == ("int8", 0.5)
+    assert found("float32 products, dequantized int4", 10, 20) == ("memory", 0.25)
+    assert found("float32 products, dequantized int4", 10, 40) == ("float32", 0.5)
+    assert found("", 0, 0) == ("", 0.0)
 
 
 def test_predictions_never_beat_the_limits():
@@ -393,6 +470,25 @@ def test_noise_and_heat_say_why():
     )
     assert "2600 to 1800 MHz" in throttle_remarks((2600.0, 1800.0), (None, None))[0]
     assert "too hot" in throttle_remarks((None, None), (3, 4))[0]
+
+
+def test_the_best_limits_of_a_run_count():
+    """Whatever disturbs a measurement makes it lower, so each limit is taken where it was highest."""
+    found = [Roofline(30e9, 4e11, 2e11), Roofline(50e9, 4.4e11, 1e11), Roofline(7e9, 5e11, 1.9e11)]
+    assert best_of(found) == Roofline(50e9, 5e11, 2e11)
+    limits = limits_of(2, found)
+    assert (limits.read_bandwidth_gb_s, limits.int8_tops, limits.float_tflops) == (50.0, 1.0, 0.4)
+    assert limits.samples == LimitSamples((30.0, 50.0, 7.0), (0.8, 0.88, 1.0), (0.4, 0.2, 0.38))
+
+
+def test_limits_that_vary_by_more_than_15_percent_are_noise():
+    steady = limits_of(1, [Roofline(85e9, 1e12, 1e11), Roofline(100e9, 1e12, 1e11)])
+    assert variation_remarks([steady]) == ()
+    varied = limits_of(2, [Roofline(7.04e9, 1e12, 1e11), Roofline(50e9, 1e12, 0.8e11)])
+    assert variation_remarks([steady, varied]) == (
+        "Noisy: between the tests the read bandwidth (threads: 2) was 7.0 to 50.0 GB/s.",
+        "Noisy: between the tests the float peak (threads: 2) was 0.16 to 0.20 TFLOPS.",
+    )
 
 
 def test_what_we_used_ourselves_is_nobody_elses(monkeypatch):

@@ -21,7 +21,17 @@ from edge.measure.profile.report import (
     results,
     to_markdown,
 )
-from edge.measure.profile.schema import Limits, MachineFacts, Memory, Operator, Profile, Rate, Row
+from edge.measure.profile.schema import (
+    SCHEMA,
+    Limits,
+    LimitSamples,
+    MachineFacts,
+    Memory,
+    Operator,
+    Profile,
+    Rate,
+    Row,
+)
 
 # 1 to 101 ms: the p-th percentile of a token is 1 + p ms.
 DECODE = Row(
@@ -43,14 +53,15 @@ PREFILL = replace(
     bandwidth_share=0.02,
     compute_share=1.04,
 )
+LIMITS = Limits(2, 20.0, 1.5, 0.4, LimitSamples((20.0, 19.0), (1.5, 1.5), (0.3, 0.4)))
 MACHINE = MachineFacts(
-    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4, (Limits(2, 20.0, 1.5, 0.4),)),
+    *("Linux", "a CPU", 2, 1 << 34, "madvise", 20.0, 1.5, 0.4, (LIMITS,)),
     *(0.1, 0.0, (), (), False, False, ("Noisy: a neighbour.",)),
 )
 
 
 def profile_of(*rows: Row) -> Profile:
-    return Profile(3, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, rows)
+    return Profile(SCHEMA, "minicpm-edge 0", "2026-01-01T00:00:00+00:00", 3, MACHINE, rows)
 
 
 def test_the_table_has_latencies_in_milliseconds():
@@ -93,26 +104,44 @@ def test_a_table_wider_than_the_terminal_is_continued_below():
     assert [part.left for part in whole.parts(24)] == [2, 1]
 
 
+def reasons(*rows: Row) -> list[str]:
+    """What a report says about shares above 100 %, up to the colon."""
+    texts = [part.text for part in profile_report(profile_of(*rows)) if isinstance(part, Text)]
+    return [text.partition(":")[0] for text in texts if text.startswith("*")]
+
+
 def test_shares_above_100_percent_are_explained():
-    report = profile_report(profile_of(PREFILL, DECODE))
-    (table,) = (part for part in report if isinstance(part, Table))
+    memory, arithmetic = "* More than the read bandwidth", "* More than the arithmetic peaks"
+    (table,) = (part for part in profile_report(profile_of(PREFILL, DECODE)) if isinstance(part, Table))
     assert "104%*" in table.rows[0] and "50%" in table.rows[1]
-    assert [
-        part.text
-        for part in report
-        if isinstance(part, Text) and part.text.startswith("* More than the limit")
-    ]
-    without = profile_report(profile_of(DECODE, replace(PREFILL, compute_share=1.004)))  # printed as 100%
-    assert not [part for part in without if isinstance(part, Text) and "More than the limit" in part.text]
-    above = replace(DECODE, operators=(Operator("qkv", 0, "int4", 1e-4, 1000, 2000, 1.2),))
-    assert any(
-        "* More than" in part.text for part in profile_report(profile_of(above)) if isinstance(part, Text)
+    assert reasons(PREFILL, DECODE) == [arithmetic]
+    assert reasons(DECODE, replace(PREFILL, bandwidth_share=1.01, compute_share=1.0)) == [memory]
+    assert reasons(DECODE, replace(PREFILL, compute_share=1.004)) == []  # printed as 100%
+    for limit, wanted in (("memory", [memory]), ("int8", [arithmetic]), ("", [memory, arithmetic])):
+        operator = Operator("qkv", 0, "int4", 1e-4, 1000, 2000, limit, 1.2)
+        assert reasons(replace(DECODE, operators=(operator,))) == wanted
+        assert reasons(replace(DECODE, operators=(replace(operator, limit_share=1.0),))) == []
+
+
+def test_the_operators_name_their_limits():
+    operators = (
+        Operator("qkv", 0, "int8 dots, int4 weights", 1e-4, 1000, 2000, "memory", 0.5),
+        Operator("qkv", 1, "int8 dots, int4 weights", 3e-4, 1000, 2000, "int8", 0.9),
+        Operator("attention", 0, "", 1e-4, 10, 2000, "int16", 0.7),
+        Operator("o_input", 0, "", 1e-4, 0, 0, "", 0.0),
     )
+    *_, table = (
+        part
+        for part in profile_report(profile_of(replace(DECODE, operators=operators)))
+        if isinstance(part, Table)
+    )
+    assert table.headers[-2:] == ("Limit", "Of its limit")
+    assert [row[-2:] for row in table.rows] == [("memory, int8", "80%"), ("int16", "70%"), ("", "0%")]
 
 
 def test_markdown():
     text = to_markdown(profile_report(profile_of(PREFILL, replace(DECODE, depth=64, model="a|b"))))
-    assert "Limits, 2 threads: read 20.0 GB/s, int8 1.50 TOPS, float 0.40 TFLOPS" in text
+    assert "Limits, 2 threads, best of 2: read 20.0 GB/s, int8 1.50 TOPS, float 0.40 TFLOPS" in text
     assert (
         "| Test | Model | Depth | Tokens/s | min - max | p50 ms | p90 ms | p99 ms | TTFT ms | Bandwidth "
         "| Compute | Memory |\n| --- | --- | ---: |"

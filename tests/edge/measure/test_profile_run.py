@@ -22,6 +22,7 @@ from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.measure.profile import Profile, ProfileOptions, profile
 from edge.measure.profile.cost import NetworkCost, Roofline
+from edge.measure.profile.limits import variation_remarks
 from edge.measure.profile.measure import Bench, Measured
 from edge.measure.profile.run import _check_memory, _Configuration, _row
 from edge.measure.profile.schema import ProfileError
@@ -58,8 +59,14 @@ def test_a_run_measures_everything_that_it_was_asked_for(tiny_bundle):
     assert Profile.from_json(json.loads(json.dumps(found.to_json()))) == found
     assert reports == [(i, 16) for i in range(16)]  # 2 configurations of 4 tests, twice
     assert [limits.threads for limits in found.machine.limits] == [1, 2]
+    for limits in found.machine.limits:
+        for name in ("read_bandwidth_gb_s", "int8_tops", "float_tflops"):
+            samples = getattr(limits.samples, name)  # before each of 4 tests, twice, and at the end
+            assert len(samples) == 9 and getattr(limits, name) == max(samples) and min(samples) > 0
+    assert found.machine.noisy or not variation_remarks(found.machine.limits)
+    assert set(variation_remarks(found.machine.limits)) <= set(found.machine.remarks)
     assert found.machine.read_bandwidth_gb_s == found.machine.limits[1].read_bandwidth_gb_s > 0
-    assert found.machine.int8_tops > found.machine.float_tflops > 0
+    assert found.machine.int8_tops > 0 and found.machine.float_tflops > 0
     assert len({row.key for row in found.results}) == len(found.results) == 8
     assert {(row.test, row.tokens, row.depth) for row in found.results} == set(OPTIONS.tests)
     for row in found.results:
@@ -147,7 +154,9 @@ def test_the_memory_of_a_run_to_the_byte(tiny_bundle, monkeypatch):
 
 
 def test_a_row_of_three_repeats(tiny_bundle):
-    """Medians of speed, shares and energy, and the largest memory, whichever repeat had it."""
+    """Medians of speed and energy, shares of the median time, and the largest memory, whichever repeat had
+    it.
+    """
     bundle, test = Bundle.open(tiny_bundle), ("decode", 2, 8)
     cost = NetworkCost.of(bundle.config, [], "float16")
     ready = SimpleNamespace(
@@ -161,13 +170,14 @@ def test_a_row_of_three_repeats(tiny_bundle):
     ]
     each = _Configuration(
         *("m", "native", "dense", "float16", bundle, cost, SimpleNamespace(ready=ready)),
-        shares={test: [(0.1, 0.9), (0.7, 0.2), (0.3, 0.4)]},
         measured={test: measured},
     )
-    row = _row(each, test, ProfileOptions(depth=(8,)), Roofline(1.0, 1.0, 1.0))
+    pairs = (9 + 10) * cost.attention  # of two tokens after 8 others
+    limits = Roofline((9 + 10) * cost.kv_row, float("inf"), 4.0 * pairs)
+    row = _row(each, test, ProfileOptions(depth=(8,)), limits)
     assert row.samples == (1.0, 2.0, 0.5)
     assert (row.tokens_per_second.median, row.tokens_per_second.min, row.tokens_per_second.max) == (1, 0.5, 2)
-    assert (row.bandwidth_share, row.compute_share) == (0.3, 0.4)
+    assert (row.bandwidth_share, row.compute_share) == (0.5, 0.125)
     assert (row.peak_memory_bytes, row.joules_per_token, row.ttft_seconds) == (900, 3.5, None)
     assert (row.latency_percentiles[0], row.latency_percentiles[100]) == (0.5, 3.0)
     assert (row.memory.kv_cache, row.memory.workspace) == (10 * cost.kv_row, 7)
