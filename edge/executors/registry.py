@@ -104,7 +104,7 @@ def _built_in(*specs: ExecutorSpec) -> Registry[ExecutorSpec]:
 
 
 # Our own operators compute as the native executor does; other runtimes have float32 caches.
-_EXPORTED = {"full": Arithmetic("int8", "int16"), "portable": Arithmetic("int8", "float32")}
+_EXPORTED = {"full": Arithmetic("int8", "float16"), "portable": Arithmetic("int8", "float32")}
 
 EXECUTORS = _built_in(
     ExecutorSpec(

@@ -2,7 +2,7 @@
 // document (docs/profile.md) as the last line of its output.
 //
 //   edge_bench BUNDLE [--threads 1,2] [--prefill 512] [--generate 64] [--depth 0] [--fill prefill|synthetic]
-//                     [--kv int16|float16|float32|int8] [--repeat 5] [--model NAME]
+//                     [--kv float16|float32|int8|int16] [--repeat 5] [--model NAME]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

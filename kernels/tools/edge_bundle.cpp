@@ -23,7 +23,7 @@ struct Opened : edge_bundle {
         config.context = bundle.most_context;
         config.max_batch = std::min(batch_tokens, config.context);
         config.activations = EDGE_ACTIVATIONS_INT8;
-        config.kv_type = EDGE_KV_INT16;
+        config.kv_type = EDGE_KV_F16;
         weights = bundle.weights.data();
         weight_count = int64_t(bundle.weights.size());
         end_tokens = bundle.end_tokens.data();

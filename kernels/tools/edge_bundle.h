@@ -12,7 +12,7 @@ extern "C" {
 typedef struct {
     edge_config
         config; /* ready for edge_model_create: the context of the export, batches of up to 256 tokens, int8
-                           activations, an int16 KV cache; a copy of it may be changed */
+                           activations, a float16 KV cache; a copy of it may be changed */
     const edge_weight *weights;
     int64_t weight_count;
     const int32_t *end_tokens; /* an answer ends with any of them */

@@ -53,7 +53,7 @@ void run(int count, char **arguments) {
     config.context = bundle.most_context;
     config.max_batch = std::min(batch_tokens, config.context);
     config.activations = EDGE_ACTIVATIONS_INT8;
-    config.kv_type = EDGE_KV_INT16;
+    config.kv_type = EDGE_KV_F16;
 
     const Owner<edge_pool> pool = make_pool(0);
     const edge_parallel parallel = edge_pool_parallel(pool.get());

@@ -81,7 +81,7 @@ EDGE_LOOP loop_scores_float32(const AttentionRows &rows, const float *keys, int6
 }
 EDGE_LOOP loop_scores_int8(const AttentionRows &rows, RowRange range, const uint8_t *keys, int64_t positions,
                            float *scores, const uint8_t *following) {
-    EDGE_TURN(pair_rows * pair_vectors * 32);
+    EDGE_TURN(four_rows * 64);
     score_block_codes<int8_t>(rows, range, keys, positions, scores, following);
 }
 EDGE_LOOP loop_scores_int16(const AttentionRows &rows, RowRange range, const uint8_t *keys, int64_t positions,
@@ -102,7 +102,7 @@ EDGE_LOOP loop_values_float32(const AttentionRows &rows, const AttentionChunk &c
 }
 EDGE_LOOP loop_values_int8(const AttentionRows &rows, RowRange range, const AttentionChunk &c,
                            const int64_t *seen, float *outputs) {
-    EDGE_TURN(pair_rows * pair_vectors * 32);
+    EDGE_TURN(four_rows * 64);
     weigh_codes<int8_t>(rows, range, c, seen, outputs);
 }
 EDGE_LOOP loop_values_int16(const AttentionRows &rows, RowRange range, const AttentionChunk &c,

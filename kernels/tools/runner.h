@@ -21,7 +21,7 @@ struct KvType {
 extern const std::map<std::string, KvType> kv_types;  // by name
 
 struct Options {
-    std::string folder, model, fill = "prefill", kv_type = "int16";
+    std::string folder, model, fill = "prefill", kv_type = "float16";
     std::vector<int32_t> threads{0}, prompt{512}, depth{0};
     int32_t generate = 64, repeat = 5;
 };

@@ -185,7 +185,7 @@ class LayerCache:
 
     def _index(self, which: int, positions: Tensor) -> Tensor:
         """Where the elements of keys (0) or values (1) stand, [KV heads, positions, head_dim]."""
-        place, run = (positions % _BLOCK).unsqueeze(-1), 2 if self._has_scales else 1
+        place, run = (positions % _BLOCK).unsqueeze(-1), 4 // self._element_bytes if self._has_scales else 1
         element = torch.arange(self.head_dim)
         if which == 0:
             within = _key_place(place, element, self.head_dim, run)

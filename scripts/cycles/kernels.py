@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Work = Literal["int8", "int16", "float32", "halves", "powers"]
+Work = Literal["int8", "int8 x int16", "int16", "float32", "halves", "powers"]
 
 # Products (conversions and powers of two: elements) of one instruction, by the beginning of its text.
 PRODUCTS: dict[Work, dict[str, int]] = {
     "int8": {"sdot": 16, "smmla": 32, "smull2": 8, "smull": 8, "vpdpbusd": 64},
+    # Two digits of the 16 bits in turn, or the 8 bits widened.
+    "int8 x int16": {"sdot": 8, "smull2": 4, "smull": 4, "vpdpwssd": 32},
     "int16": {"smlal2": 4, "smlal": 4, "vpdpwssd": 32},
     "float32": {"fmla": 4, "vfmadd": 16},
     "halves": {"fcvtl": 4, "vcvtph2ps": 16},
@@ -42,11 +44,11 @@ KERNELS = (
     Kernel("many_int8", "loop_many_int8", "int8", whole=True),
     Kernel("scores_float16", "loop_scores_float16", "float32"),
     Kernel("scores_float32", "loop_scores_float32", "float32"),
-    Kernel("scores_int8", "loop_scores_int8", "int16"),
+    Kernel("scores_int8", "loop_scores_int8", "int8 x int16"),
     Kernel("scores_int16", "loop_scores_int16", "int16"),
     Kernel("values_float16", "loop_values_float16", "float32"),
     Kernel("values_float32", "loop_values_float32", "float32"),
-    Kernel("values_int8", "loop_values_int8", "int16"),
+    Kernel("values_int8", "loop_values_int8", "int8 x int16"),
     Kernel("values_int16", "loop_values_int16", "int16"),
     Kernel("halves", "loop_halves", "halves"),
     Kernel("powers", "loop_powers", "powers"),

@@ -12,7 +12,6 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from edge.executors.options import kv_beside
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
 from edge.formats.guarded_json import parse_json
@@ -74,7 +73,7 @@ def bench_arguments(folder: str, model: str, options: ProfileOptions) -> list[st
             "--fill",
             options.fill,
             "--kv",
-            kv_beside("int8") if kv_type == "auto" else kv_type,
+            "float16" if kv_type == "auto" else kv_type,
         ),
         *(("--threads", ",".join(threads)) if threads else ()),
         *("--prefill", ",".join(map(str, options.prefill)), "--depth", ",".join(map(str, options.depth))),

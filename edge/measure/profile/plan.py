@@ -21,6 +21,7 @@ from edge.measure.profile.cpu import Cpu, CpuModel
 from edge.quant.scheme import SOURCE, QuantScheme
 
 _BATCH = 256
+_ARM_KV: KVType = "float16"  # what `auto` stands for on the CPUs of devices
 _FLOAT_SHARE = 0.25  # float operations over int8 ones, where only int8 is known: as on AVX-512 and NEON
 
 
@@ -96,7 +97,8 @@ def plan(
     """
     plans = []
     for name in quantize:
-        network = _network(model, name, head, kv_type)
+        own = device is None or device.cpu is None
+        network = _network(model, name, head, kv_type if own or kv_type != "auto" else _ARM_KV)
         tokens = network.config.max_position_embeddings if context is None else context
         network.config.check_context(tokens)
         tests = _tests(tokens, depth, prefill)

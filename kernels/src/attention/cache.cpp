@@ -21,7 +21,8 @@ struct Runs {
 
 Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
     const int64_t index = position % attention_block, dim = shape.head_dim;
-    const int64_t codes = shape.has_scales() ? 2 : 1;  // that dot products take at once
+    const int64_t codes =
+        shape.has_scales() ? 4 / shape.element_bytes() : 1;  // that one lane of a vector holds
     if (is_key) {
         const int64_t lane = index % lanes, group = (index - lane) * dim;
         return {group + codes * lane, codes, codes * lanes, dim / codes};

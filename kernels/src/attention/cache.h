@@ -2,9 +2,9 @@
 //
 // Pages of 256 positions, each [layer][kv_head][keys, values][block of 64 positions]: so the rows in use lie
 // together, in huge pages, however short the sequence is. A block stands as the attention kernels read it:
-//   keys    f16, f32: [16 positions each][head_dim][16]; int8, int16: [16 positions each][head_dim / 2][16][2]
-//   values  f16, f32: [position][head_dim]; int8, int16: [2 positions each][head_dim][2]
-// After the codes of a block stand its 64 scales, one per position.
+//   keys    f16, f32: [16 positions each][head_dim][16]; int8, int16: [16 positions each][head_dim / w][16][w]
+//   values  f16, f32: [position][head_dim]; int8, int16: [w positions each][head_dim][w]
+// w: codes of 4 bytes together. After the codes of a block stand its 64 scales, one per position.
 #pragma once
 
 #include <cstddef>

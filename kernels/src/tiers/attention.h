@@ -149,7 +149,7 @@ inline void soften(const AttentionRows &rows, const AttentionChunk &c, int row, 
     *sum = reduce_add(total);
 }
 
-// A tile walks along one pointer: the first element of each of its rows, then the next. Codes go in pairs.
+// A tile walks along one pointer: the first element of each of its rows, then the next.
 void prepare_queries(const AttentionRows &rows) {
     const AttentionScratch &s = rows.scratch;
     const int64_t dim = rows.head_dim;
@@ -168,14 +168,8 @@ void prepare_queries(const AttentionRows &rows) {
         });
         return;
     }
-    for_row_tiles<pair_rows>(0, rows.count, [&](auto size, int first) {
-        for (int r = 0; r < size.value; ++r) {
-            load_query(first + r);
-            int16_t codes[max_head_dim], *to = s.query_codes + first * dim + 2 * r;
-            s.query_scales[first + r] = quantize_key(query, dim, codes);
-            for (int64_t d = 0; d < dim; d += 2, to += 2 * size.value) memcpy(to, codes + d, 4);
-        }
-    });
+    if (rows.type == EDGE_KV_INT8) return prepare_codes<int8_t>(rows, query, load_query);
+    prepare_codes<int16_t>(rows, query, load_query);
 }
 
 // All in one: otherwise GCC keeps the sums of the tiles in memory where a vector of lanes is several registers (NEON).

@@ -1,31 +1,52 @@
 // Attention over a cache of integers: scores and weighted sums as dot products of 16-bit codes. Part of tier.h.
 
-// Adds the products of R rows with 16 V lanes of codes, pairs of them at a time; a row's pairs are `row_step` codes from
-// the next row's and `step` from its own next ones, the lanes' pairs `lane_step` and `vector_step`.
+// How codes are multiplied: so many of a lane at once, for tiles of so many rows and vectors.
+template <class Code>
+struct Products;
+
+template <>
+struct Products<int16_t> {
+    static constexpr int codes = 2, rows = pair_rows, vectors = pair_vectors;
+    using Sums = PairSums;
+    static Sums none() { return no_pairs(); }
+    static Bytes lanes(const int16_t *p) { return load_pairs(p); }
+    static Word row(const int16_t *p) { return load_word(reinterpret_cast<const int8_t *>(p)); }
+    static Sums add(Sums sums, Bytes lanes, Word row) { return dot_pairs(sums, lanes, row); }
+};
+
+template <>
+struct Products<int8_t> {
+    static constexpr int codes = 4, rows = four_rows, vectors = 1;
+    using Sums = FourSums;
+    static Sums none() { return no_fours(); }
+    static Fours lanes(const int8_t *p) { return load_fours(p); }
+    static FourWord row(const int16_t *p) { return load_four_word(p); }
+    static Sums add(Sums sums, Fours lanes, FourWord row) { return dot_fours(sums, lanes, row); }
+};
+
+// `count` times the products of R rows with 16 V lanes; a row's codes stand `row_step` from the next row's and `step`
+// from its own next ones, those of the lanes `vector_step` and `lane_step`.
 template <int R, int V, class Code>
-inline void add_pairs(PairSums (&sums)[R][V], const int16_t *rows, int64_t row_step, int64_t step,
-                      const Code *lanes, int64_t vector_step, int64_t lane_step, int64_t pairs,
-                      Ahead *ahead) {
+inline void multiply(typename Products<Code>::Sums (&sums)[R][V], const int16_t *rows, int64_t row_step,
+                     int64_t step, const Code *lanes, int64_t vector_step, int64_t lane_step, int64_t count,
+                     Ahead *ahead) {
+    using P = Products<Code>;
     Ahead next = *ahead;
-    for (int64_t i = 0; i < pairs; ++i, rows += step, lanes += lane_step) {
-        Bytes codes[V];
+    for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) sums[r][v] = P::none();
+    }
+    for (int64_t i = 0; i < count; ++i, rows += step, lanes += lane_step) {
+        decltype(P::lanes(lanes)) codes[V];
         for (int v = 0; v < V; ++v) {
-            codes[v] = load_pairs(lanes + v * vector_step);
+            codes[v] = P::lanes(lanes + v * vector_step);
             next.fetch();
         }
         for (int r = 0; r < R; ++r) {
-            const Word row = load_word(reinterpret_cast<const int8_t *>(rows + r * row_step));
-            for (int v = 0; v < V; ++v) sums[r][v] = dot_pairs(sums[r][v], codes[v], row);
+            const auto row = P::row(rows + r * row_step);
+            for (int v = 0; v < V; ++v) sums[r][v] = P::add(sums[r][v], codes[v], row);
         }
     }
     *ahead = next;
-}
-
-template <int R, int V>
-inline void clear(PairSums (&sums)[R][V]) {
-    for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < V; ++v) sums[r][v] = no_pairs();
-    }
 }
 
 // Some consecutive rows, few enough that their scores stay in the first-level cache.
@@ -39,16 +60,17 @@ template <class Code>
 inline void score_block_codes(const AttentionRows &rows, RowRange range, const uint8_t *block,
                               int64_t positions, float *scores, const uint8_t *following) {
     const int64_t dim = rows.head_dim;
+    using P = Products<Code>;
     const Code *keys = reinterpret_cast<const Code *>(block);
-    for_row_tiles<pair_rows>(range.first, range.last, [&](auto size, int row) {
+    for_row_tiles<P::rows>(range.first, range.last, [&](auto size, int row) {
         constexpr int R = size.value;
         const int16_t *queries = rows.scratch.query_codes + row * dim;
-        Ahead ahead(following, row, queries, 32 * sizeof(Code));
-        for_column_tiles<pair_vectors>((positions + 15) / 16 * 16, [&](auto vectors, int64_t p) {
+        Ahead ahead(following, row, queries);
+        for_column_tiles<P::vectors>((positions + 15) / 16 * 16, [&](auto vectors, int64_t p) {
             constexpr int V = vectors.value;
-            PairSums sums[R][V];
-            clear(sums);
-            add_pairs(sums, queries, 2, 2 * R, keys + p * dim, 16 * dim, 32, dim / 2, &ahead);
+            typename P::Sums sums[R][V];
+            multiply<R, V, Code>(sums, queries, P::codes, P::codes * R, keys + p * dim, 16 * dim,
+                                 16 * P::codes, dim / P::codes, &ahead);
             for (int v = 0; v < V; ++v) {
                 const Floats scales = load(block_scales(rows, block) + p + 16 * v);
                 for (int r = 0; r < R; ++r) {
@@ -131,21 +153,22 @@ inline void soften_to_codes(const AttentionRows &rows, RowRange range, const Att
 template <class Code>
 inline void weigh_codes(const AttentionRows &rows, RowRange range, const AttentionChunk &c,
                         const int64_t *seen, float *outputs) {
+    using P = Products<Code>;
     const int64_t dim = rows.head_dim;
     const AttentionScratch &s = rows.scratch;
     memset(outputs + range.first * dim, 0, uint64_t((range.last - range.first) * dim) * sizeof(float));
     for (int b = 0; b < c.blocks; ++b) {
         const Code *values = reinterpret_cast<const Code *>(c.values[b]);
-        for_row_tiles<pair_rows>(range.first, range.last, [&](auto size, int row) {
+        for_row_tiles<P::rows>(range.first, range.last, [&](auto size, int row) {
             constexpr int R = size.value;
             const int16_t *weights = s.weight_codes + row * attention_chunk + b * attention_block;
-            Ahead ahead(c.next[b], row, weights, 32 * sizeof(Code));
-            for_column_tiles<pair_vectors>(dim, [&](auto vectors, int64_t column) {
+            Ahead ahead(c.next[b], row, weights);
+            for_column_tiles<P::vectors>(dim, [&](auto vectors, int64_t column) {
                 constexpr int V = vectors.value;
-                PairSums sums[R][V];
-                clear(sums);
-                add_pairs(sums, weights, attention_chunk, 2, values + 2 * column, 32, 2 * dim,
-                          (seen[b] + 1) / 2, &ahead);
+                typename P::Sums sums[R][V];
+                multiply<R, V, Code>(sums, weights, attention_chunk, P::codes, values + P::codes * column,
+                                     16 * P::codes, P::codes * dim, (seen[b] + P::codes - 1) / P::codes,
+                                     &ahead);
                 for (int r = 0; r < R; ++r) {
                     const Floats scale = set(s.weight_scales[(row + r) * attention_blocks + b]);
                     float *out = outputs + (row + r) * dim + column;
@@ -156,6 +179,23 @@ inline void weigh_codes(const AttentionRows &rows, RowRange range, const Attenti
             });
         });
     }
+}
+
+// Queries as codes, as many side by side as are multiplied at once; load_query(row) leaves a row in `query`.
+template <class Code, class Load>
+inline void prepare_codes(const AttentionRows &rows, const float *query, const Load &load_query) {
+    using P = Products<Code>;
+    const int64_t dim = rows.head_dim;
+    for_row_tiles<P::rows>(0, rows.count, [&](auto size, int first) {
+        for (int r = 0; r < size.value; ++r) {
+            load_query(first + r);
+            int16_t codes[max_head_dim], *to = rows.scratch.query_codes + first * dim + P::codes * r;
+            rows.scratch.query_scales[first + r] = quantize_key(query, dim, codes);
+            for (int64_t d = 0; d < dim; d += P::codes, to += P::codes * size.value) {
+                memcpy(to, codes + d, P::codes * sizeof *codes);
+            }
+        }
+    });
 }
 
 template <class Code>

@@ -38,9 +38,9 @@ struct Ahead {
     const uint8_t *at;
     int64_t step;
 
-    // `hot`: any memory that is in use; `bytes` of what a step reads
-    Ahead(const uint8_t *following, int row, const void *hot, int64_t bytes = 64)
-        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? bytes : 0) {}
+    // `hot`: any memory that is in use
+    Ahead(const uint8_t *following, int row, const void *hot)
+        : at(row == 0 ? following : static_cast<const uint8_t *>(hot)), step(row == 0 ? 64 : 0) {}
 
     void fetch() {
         prefetch_far(at);

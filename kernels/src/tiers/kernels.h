@@ -53,7 +53,7 @@ struct QuantizedRow {
 // Scratch memory of attention for up to `rows` query rows; placed by place_attention_scratch.
 struct AttentionScratch {
     float *queries;         // [tile of rows][head_dim][row], scaled
-    int16_t *query_codes;   // integer keys: [tile of rows][head_dim / 2][row][2]
+    int16_t *query_codes;   // integer keys: [tile of rows][head_dim / w][row][w], w codes of a key in 4 bytes
     float *query_scales;    // [rows]
     float *tile;            // keys or values in float32, at most those of a chunk
     float *scores;          // [rows][attention_chunk]

@@ -4,13 +4,16 @@ constexpr float lowest_score = -126.0f;  // small weights still order the blocks
 
 template <class Code>
 inline void add_key_codes(int64_t dim, const uint8_t *block, int64_t group, float *sums) {
-    const Code *codes = reinterpret_cast<const Code *>(block) + 16 * group * dim;
-    const float *all_scales = reinterpret_cast<const float *>(block + attention_block * dim * sizeof(Code));
+    constexpr int together = 4 / sizeof(Code);
+    const uint8_t *codes = block + 16 * group * dim * int64_t(sizeof(Code));
+    const float *all_scales =
+        reinterpret_cast<const float *>(block + attention_block * dim * int64_t(sizeof(Code)));
     const Floats scales = load(all_scales + 16 * group);
-    for (int64_t d = 0; d < dim; d += 2, codes += 32) {
-        const Bytes pairs = load_pairs(codes);
-        for (int half = 0; half < 2; ++half)
-            sums[d + half] += reduce_add(mul(half_column(pairs, half), scales));
+    for (int64_t d = 0; d < dim; d += together, codes += 64) {
+        const Bytes lanes = load_bytes(codes);
+        for (int i = 0; i < together; ++i) {
+            sums[d + i] += reduce_add(mul(signed_field<8 * sizeof(Code)>(lanes, i), scales));
+        }
     }
 }
 

@@ -70,7 +70,7 @@ def exported(tiny_config, tmp_path: Path) -> Callable[[str], Path]:
             ),
             context=32,
             attention="sparse",
-            kv_type="int16",
+            kv_type="float16",
             tokenizer="tokenizer.json",
             chat_template=None,
             generation_config=None,
@@ -284,8 +284,8 @@ IGNORED = [
     ("torch", {"mmap": True}, r"mmap \(--mmap/--no-mmap\) can't be True: the executor 'torch' has no use"),
     ("torch", {"mmap": False}, "can't be False"),
     ("torch", {"tier": "avx2"}, "tier can't be avx2"),
-    ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with int16"),
-    ("onnx", {"kv_type": "float32"}, "with int16"),
+    ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with float16"),
+    ("onnx", {"kv_type": "float32"}, "with float16"),
     ("onnx", {"activations": "float32"}, "activations .* with int8"),
     ("onnx", {"attention": "dense"}, r"attention \(--attention\) can't be dense: .* with sparse"),
     ("onnx", {"mmap": True}, "mmap"),
@@ -307,7 +307,7 @@ def test_an_option_that_would_be_ignored_is_refused(bundle, exported, executor, 
 def test_an_option_that_says_what_is_so_anyway_is_no_mistake(bundle, exported):
     folder = Artifact.open(exported("onnx"))
     spec = EXECUTORS.get("onnx")
-    agreeing = RunOptions(kv_type="int16", activations="int8", attention="sparse")
+    agreeing = RunOptions(kv_type="float16", activations="int8", attention="sparse")
     refuse_ignored(spec, folder, agreeing, ("kv_type", "activations", "attention", "mmap"))
     refuse_ignored(spec, folder, RunOptions(), ("attention",))
     refuse_ignored(EXECUTORS.get("native"), bundle, RunOptions(kv_type="int8", mmap=True, tier="x"))

@@ -5,7 +5,7 @@ constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
 constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int pair_rows = 4, pair_vectors = 1;
+constexpr int pair_rows = 4, pair_vectors = 1, four_rows = 2;
 #if defined(EDGE_AVX_VNNI)
 constexpr int biased_offset = 0;
 constexpr bool fields_in_place = true;
@@ -185,35 +185,67 @@ inline Floats column(Bytes x, int byte) {
             _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.hi, 8 * byte), mask))};
 }
 inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
-inline Bytes load_pairs(const int8_t *p) {
-    const __m128i *halves = reinterpret_cast<const __m128i *>(p);
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
-}
-inline Floats half_column(Bytes x, int half) {
-    const __m256i lo = half ? x.lo : _mm256_slli_epi32(x.lo, 16),
-                  hi = half ? x.hi : _mm256_slli_epi32(x.hi, 16);
-    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(lo, 16)), _mm256_cvtepi32_ps(_mm256_srai_epi32(hi, 16))};
+template <int bits>
+inline Floats signed_field(Bytes x, int field) {
+    const int above = 32 - bits - bits * field;
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x.lo, above), 32 - bits)),
+            _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x.hi, above), 32 - bits))};
 }
 inline Word load_word(const int8_t *a) {
     int32_t word;
     memcpy(&word, a, 4);
     return {_mm256_set1_epi32(word)};
 }
+#if defined(EDGE_AVX_VNNI)
+inline __m256i dot_words(__m256i acc, __m256i w, __m256i a) { return _mm256_dpwssd_avx_epi32(acc, w, a); }
+#else
+inline __m256i dot_words(__m256i acc, __m256i w, __m256i a) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, a));
+}
+#endif
 using PairSums = Ints;
 inline Ints whole(PairSums sums) { return sums; }
 inline PairSums no_pairs() { return set_int(0); }
-#if defined(EDGE_AVX_VNNI)
 inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
-    return {_mm256_dpwssd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpwssd_avx_epi32(acc.hi, w.hi, a.v)};
+    return {dot_words(acc.lo, w.lo, a.v), dot_words(acc.hi, w.hi, a.v)};
 }
+// Four codes of a lane are widened to two pairs, which stand in two lanes until the end.
+struct Fours {
+    __m256i v[4];
+};
+using FourSums = Fours;
+struct FourWord {
+    __m256i v;
+};
+inline Fours load_fours(const int8_t *p) {
+    const __m128i *quarters = reinterpret_cast<const __m128i *>(p);
+    Fours r;
+    for (int i = 0; i < 4; ++i) r.v[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128(quarters + i));
+    return r;
+}
+inline FourWord load_four_word(const int16_t *a) {
+    int64_t word;
+    memcpy(&word, a, 8);
+    return {_mm256_set1_epi64x(word)};
+}
+inline FourSums no_fours() {
+    const __m256i none = _mm256_setzero_si256();
+    return {{none, none, none, none}};
+}
+inline FourSums dot_fours(FourSums acc, Fours w, FourWord a) {
+    for (int i = 0; i < 4; ++i) acc.v[i] = dot_words(acc.v[i], w.v[i], a.v);
+    return acc;
+}
+inline Ints whole(FourSums sums) {
+    return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(sums.v[0], sums.v[1]), 0xD8),
+            _mm256_permute4x64_epi64(_mm256_hadd_epi32(sums.v[2], sums.v[3]), 0xD8)};
+}
+#if defined(EDGE_AVX_VNNI)
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, a.v), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a.v)};
 }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
 #else
-inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
-    return add(acc, {_mm256_madd_epi16(w.lo, a.v), _mm256_madd_epi16(w.hi, a.v)});
-}
 inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
     const __m256i pairs = _mm256_maddubs_epi16(unsigned_bytes, signed_bytes);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

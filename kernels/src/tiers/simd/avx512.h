@@ -5,7 +5,7 @@ constexpr int peak_chains = 12;
 constexpr int max_tokens = 8, streamed_tokens = 8, direct_tokens = 32;
 constexpr int block_tokens = 6, block_tiles = 2;
 constexpr int score_rows = 8, score_vectors = 2, value_rows = 8, value_vectors = 2;
-constexpr int pair_rows = 8, pair_vectors = 2;
+constexpr int pair_rows = 8, pair_vectors = 2, four_rows = 8;
 constexpr int biased_offset = 0;
 // An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
 constexpr int32_t sum_bias = 0x4B400000;
@@ -163,11 +163,10 @@ inline Word load_word(const int8_t *a) {
 inline Ints dot_small(Ints acc, Bytes w, Word a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) { return dot_small(acc, w, a); }
 inline Bytes load_pairs(const int16_t *p) { return {_mm512_loadu_si512(p)}; }
-inline Bytes load_pairs(const int8_t *p) {
-    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
-}
-inline Floats half_column(Bytes x, int half) {
-    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(half ? x.v : _mm512_slli_epi32(x.v, 16), 16))};
+template <int bits>
+inline Floats signed_field(Bytes x, int field) {
+    const unsigned above = unsigned(32 - bits - bits * field);
+    return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(x.v, above), 32 - bits))};
 }
 using PairSums = Ints;
 inline Ints whole(PairSums sums) { return sums; }
@@ -176,6 +175,36 @@ inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
     // Of the intrinsic GCC makes two register moves more.
     asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(a.v));
     return acc;
+}
+// Four codes of a lane are widened to two pairs, which stand in two lanes until the end.
+struct Fours {
+    __m512i low, high;
+};
+using FourSums = Fours;
+struct FourWord {
+    __m512i v;
+};
+inline Fours load_fours(const int8_t *p) {
+    const __m256i *halves = reinterpret_cast<const __m256i *>(p);
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(halves)),
+            _mm512_cvtepi8_epi16(_mm256_loadu_si256(halves + 1))};
+}
+inline FourWord load_four_word(const int16_t *a) {
+    int64_t word;
+    memcpy(&word, a, 8);
+    return {_mm512_set1_epi64(word)};
+}
+inline FourSums no_fours() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+inline FourSums dot_fours(FourSums acc, Fours w, FourWord a) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc.low) : "v"(w.low), "v"(a.v));
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc.high) : "v"(w.high), "v"(a.v));
+    return acc;
+}
+inline Ints whole(FourSums sums) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    return {_mm512_add_epi32(_mm512_permutex2var_epi32(sums.low, even, sums.high),
+                             _mm512_permutex2var_epi32(sums.low, odd, sums.high))};
 }
 using Aliased __attribute__((may_alias)) = int32_t;
 inline Ints dot_small(Ints acc, Bytes w, const int8_t *a) {

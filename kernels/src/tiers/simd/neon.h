@@ -5,7 +5,7 @@ constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
 constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int pair_rows = 2, pair_vectors = 1;
+constexpr int pair_rows = 2, pair_vectors = 1, four_rows = 2;
 constexpr int biased_offset = 128;  // the dot products are signed x signed
 constexpr int32_t sum_bias = 0;
 constexpr float biased_zero = 0.0f;
@@ -199,16 +199,12 @@ inline Floats column(Bytes x, int byte) {
     return r;
 }
 inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
-inline Bytes load_pairs(const int8_t *p) {
-    Bytes r;
-    EDGE_QUARTERS r.v[i] = vreinterpretq_u8_s16(vmovl_s8(vld1_s8(p + 8 * i)));
-    return r;
-}
-inline Floats half_column(Bytes x, int half) {
+template <int bits>
+inline Floats signed_field(Bytes x, int field) {
+    const int32x4_t up = vdupq_n_s32(32 - bits - bits * field);
     Floats r;
     EDGE_QUARTERS {
-        const int32x4_t pairs = vreinterpretq_s32_u8(x.v[i]);
-        r.v[i] = vcvtq_f32_s32(vshrq_n_s32(half ? pairs : vshlq_n_s32(pairs, 16), 16));
+        r.v[i] = vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(vreinterpretq_s32_u8(x.v[i]), up), 32 - bits));
     }
     return r;
 }
@@ -248,6 +244,39 @@ inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
         acc.high[i] = vmlal_high_s16(acc.high[i], pairs, pair);
     }
     return acc;
+}
+// What multiplies four codes of a lane is split into two digits of 8 bits, for dot products of bytes. The upper sums
+// may wrap; the whole ones do not.
+using Fours = Bytes;
+struct FourSums {
+    int32x4_t high[4], low[4];
+};
+struct FourWord {
+    int8x16_t high, low;
+};
+inline Fours load_fours(const int8_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
+inline FourWord load_four_word(const int16_t *a) {
+    const int16x8_t twice = vcombine_s16(vld1_s16(a), vld1_s16(a));
+    const int8x8_t high = vrshrn_n_s16(twice, 8), low = vmovn_s16(twice);  // 256 high + low, both signed
+    return {vcombine_s8(high, high), vcombine_s8(low, low)};
+}
+inline FourSums no_fours() {
+    FourSums sums;
+    EDGE_QUARTERS sums.high[i] = sums.low[i] = vdupq_n_s32(0);
+    return sums;
+}
+inline FourSums dot_fours(FourSums acc, Fours w, FourWord a) {
+    EDGE_QUARTERS {
+        const int8x16_t codes = vreinterpretq_s8_u8(w.v[i]);
+        acc.high[i] = dot4(acc.high[i], codes, a.high);
+        acc.low[i] = dot4(acc.low[i], codes, a.low);
+    }
+    return acc;
+}
+inline Ints whole(FourSums sums) {
+    Ints r;
+    EDGE_QUARTERS r.v[i] = vaddq_s32(vshlq_n_s32(sums.high[i], 8), sums.low[i]);
+    return r;
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     EDGE_QUARTERS acc.v[i] = dot4(acc.v[i], vreinterpretq_s8_u8(w.v[i]), a.v);

@@ -5,7 +5,7 @@ constexpr int peak_chains = 4;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
 constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
-constexpr int pair_rows = 2, pair_vectors = 1;
+constexpr int pair_rows = 2, pair_vectors = 1, four_rows = 2;
 constexpr int biased_offset = 0;
 constexpr int32_t sum_bias = 0;
 constexpr float biased_zero = 0.0f;
@@ -207,19 +207,19 @@ inline Floats column(Bytes x, int byte) {
     return r;
 }
 inline Bytes load_pairs(const int16_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
-inline Bytes load_pairs(const int8_t *p) {
-    int16_t wide[32];
-    for (int i = 0; i < 32; ++i) wide[i] = p[i];
-    return load_pairs(wide);
-}
 inline int16_t half_of(const uint8_t *pair, int half) {
     int16_t value;
     memcpy(&value, pair + 2 * half, 2);
     return value;
 }
-inline Floats half_column(Bytes x, int half) {
+template <int bits>
+inline Floats signed_field(Bytes x, int field) {
     Floats r;
-    EDGE_LANES r.v[i] = float(half_of(&x.v[4 * i], half));
+    EDGE_LANES {
+        uint32_t lane;
+        memcpy(&lane, &x.v[4 * i], 4);
+        r.v[i] = float(int32_t(lane << (32 - bits - bits * field)) >> (32 - bits));
+    }
     return r;
 }
 inline Word load_word(const int8_t *a) { return {{a[0], a[1], a[2], a[3]}}; }
@@ -233,6 +233,18 @@ inline PairSums dot_pairs(PairSums acc, Bytes w, Word a) {
         const int32_t product = int32_t(half_of(&w.v[4 * i], half)) * half_of(pair, half);
         acc.v[i] = int32_t(uint32_t(acc.v[i]) + uint32_t(product));
     }
+    return acc;
+}
+using Fours = Bytes;
+using FourSums = Ints;
+struct FourWord {
+    int16_t v[4];
+};
+inline Fours load_fours(const int8_t *p) { return load_bytes(reinterpret_cast<const uint8_t *>(p)); }
+inline FourWord load_four_word(const int16_t *a) { return {{a[0], a[1], a[2], a[3]}}; }
+inline FourSums no_fours() { return set_int(0); }
+inline FourSums dot_fours(FourSums acc, Fours w, FourWord a) {
+    EDGE_LANES for (int b = 0; b < 4; ++b) acc.v[i] += int32_t(int8_t(w.v[4 * i + b])) * a.v[b];
     return acc;
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
