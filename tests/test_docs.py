@@ -380,8 +380,10 @@ def test_a_table_is_that_of_its_documents(name: str):
     """`make figures` would change nothing; and machine, command and date stand below each table."""
     text = (ROOT / pages.TABLES[name].page).read_text(encoding="utf-8")
     (stands,) = (body for other, body in MARKED.findall(text) if other == name)
-    assert re.search(r"\bcores\b.*`[^`]+`.*\b20\d\d-\d\d", stands, re.S)
-    if missing := pages.unmeasured(name):
+    missing = pages.unmeasured(name)
+    if stands or not missing:
+        assert re.search(r"\bcores\b.*`[^`]+`.*\b20\d\d-\d\d", stands, re.S)
+    if missing:
         pytest.skip(f'not measured yet: `make figures MEASURE="{" ".join(missing)}"`')
     assert stands == pages.rendered(name), "run `make figures`"
 

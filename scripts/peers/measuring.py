@@ -88,7 +88,7 @@ def rows_of(part: str, found: Sequence[Measured]) -> list[dict[str, Any]]:
     rows = []
     for each in found:
         run, facts = each.run, each.outcomes[0]["facts"]
-        same = [other for other in found if other.run.weights == run.weights and other.run.tests]
+        same = [other for other in found if other.run.weights == run.weights]
         ours = next((o for o in same if o.run.program is EDGE and o.run.busy == run.busy), None)
         alone = next(
             (o for o in same if (o.run.program, o.run.setting, o.run.busy) == (run.program, run.setting, 0)),
