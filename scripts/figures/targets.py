@@ -173,13 +173,13 @@ TARGETS = (
     Target("the same, in turn with llama.cpp TQ2_0", "2.0 x", ("peers-ternary",), _tq2_0),
     Target("prefill of 512 and 4096 tokens", "60 % of the sum of limits", ("threads",), _prefill_limits),
     Target(
-        "prefill of 512 in turn with OpenVINO, group 32 / 128; (beside its AMX)",
+        "prefill of 512 in turn with OpenVINO, group 32 / 128 (its AMX)",
         "1.25 / 1.35 x",
         ("peers-prefill",),
         _openvino(512, {32: 1.25, 128: 1.35}),
     ),
     Target(
-        "prefill of 4096 in turn with OpenVINO, group 32 / 128; (beside its AMX)",
+        "prefill of 4096 in turn with OpenVINO, group 32 / 128 (its AMX)",
         "1.15 x",
         ("peers-prefill",),
         _openvino(4096, {32: 1.15, 128: 1.15}),
