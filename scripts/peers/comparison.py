@@ -56,8 +56,10 @@ class Comparison:
         """One process of a run."""
         job = {"model": self._model(run), "vocabulary": self._vocabulary, "threads": self._options.threads}
         outcome = apart(self._pythons[run.program], run, job)
-        facts = {name: value for name, value in outcome["facts"].items() if name != "read_bytes"}
-        self.programs[run.program.name].update(facts)
+        told = self.programs[run.program.name]
+        for name, value in outcome["facts"].items():
+            if name != "read_bytes":
+                told.setdefault(name, value)  # first comes a run of ours with nothing but defaults
         return outcome
 
     def rows(self, part: str) -> list[dict[str, Any]]:

@@ -77,9 +77,9 @@ def in_turn(runs: Sequence[Run], rounds: int, measure: Callable[[Run], Outcome])
 def rows_of(part: str, found: Sequence[Measured]) -> list[dict[str, Any]]:
     """A row for every test of every run.
 
-    ratio: of our first run with the same weights beside as many busy processes, median over rounds. share: of
-    the read bandwidth over the bytes of all weights, by the best bandwidth of the round. share_of_alone: of
-    the speed without busy processes.
+    ratio: of a peer: how many times as fast our first run with the same weights beside as many busy processes
+    is, median over rounds. share: of the read bandwidth over the bytes of all weights, by the best bandwidth
+    of the round. share_of_alone: of the speed without busy processes.
     """
     limits: list[float] = []
     for turn in range(max(len(each.outcomes) for each in found)):
@@ -108,7 +108,7 @@ def rows_of(part: str, found: Sequence[Measured]) -> list[dict[str, Any]]:
                 "tokens_per_second": round(median(samples), 2),
                 "samples": [round(value, 2) for value in samples],
             }
-            if ours is not None and ours is not each and test in ours.run.tests:
+            if ours is not None and run.program is not EDGE and test in ours.run.tests:
                 pairs = zip(ours.samples(ours.run.tests.index(test)), samples, strict=True)
                 row["ratio"] = round(median(a / b for a, b in pairs), 3)
             if test.kind == "decode" and all(limits) and "read_bytes" in facts:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.peers import comparison
 from scripts.peers.llama_state import stretched
 from scripts.peers.measuring import apart, in_turn, rows_of
 from scripts.peers.models import INT4_32, INT4_128, Maker
@@ -209,6 +210,22 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_sentence(model: str):
         "onnxruntime-genai",
     ]
     assert "/bin/false has no openvino-genai; name a Python that has it with --openvino" in done.stdout
+
+
+def test_what_is_told_of_ours_are_its_defaults(monkeypatch, model: str, tmp_path):
+    """Also after runs with other settings: the tables mark the default among the KV types by it."""
+
+    def told(python: str, run: Run, job: dict[str, object]) -> dict[str, object]:
+        kv_type = run.arguments.get("kv", "int16")
+        return {"speeds": [1.0 for _ in run.tests], "facts": {"kv_type": kv_type, "read_bytes": 1}}
+
+    monkeypatch.setattr(comparison, "apart", told)
+    options = options_of(["--model", model, "--parts", "depth", "--llama", "/bin/true", "--rounds", "1"])
+    document = comparison.compare(options, tmp_path)
+    assert document["programs"]["edge"]["kv_type"] == "int16"
+    assert {row["setting"] for row in document["results"]} == {
+        f"{attention}, {kv} KV" for attention in ("sparse", "dense") for kv in ("int16", "float16", "int8")
+    }
 
 
 def test_with_need_all_a_missing_peer_ends_it(model: str):
