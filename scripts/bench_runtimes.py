@@ -25,13 +25,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from peers.models import build_genai, write_llama
 
 from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep
 from edge.formats.artifact.folder import Artifact
-from edge.formats.bundle.reader import Bundle
 from edge.hub.resolve import open_bundle, open_model
 
 CONTEXT, TOKENS = 1024, 32
@@ -70,38 +70,6 @@ def through_genai(
         generators[0].generate_next_token()
 
     return prefill, lambda: generators[0].generate_next_token()
-
-
-def build_genai(bundle: Bundle, folder: Path) -> None:
-    """Let onnxruntime-genai's builder write a Llama of the bundle's shape, int4 in groups of 32."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = bundle.config
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=32768,
-        rms_norm_eps=config.rms_norm_eps,
-        tie_word_embeddings=config.tie_word_embeddings,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(1)
-    torch.set_default_dtype(torch.bfloat16)
-    with tempfile.TemporaryDirectory() as scratch:
-        LlamaForCausalLM(shape).save_pretrained(scratch)
-        for name, data in bundle.tokenizer_files.items():
-            (Path(scratch) / name).write_bytes(data)
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", scratch, "-o", str(folder)]
-        command += ["-p", "int4", "-e", "cpu", "-c", f"{scratch}/cache"]
-        command += ["--extra_options", "shared_embeddings=true", "prune_lm_head=true"]
-        subprocess.run(command, check=True, capture_output=True)
 
 
 def measure(name: str, where: str, threads: int, tokens: int) -> dict[str, float]:
@@ -170,7 +138,9 @@ def main() -> None:
             subprocess.run(command, check=True, stdout=sys.stderr)
         if given.genai:
             if not given.genai.exists():
-                build_genai(bundle, given.genai)
+                llama = Path(scratch) / "llama"
+                write_llama(bundle, llama)
+                build_genai(sys.executable, llama, given.genai, group=32)
             runs["portable_in_genai"] = runs["portable"]
             runs["genai_builder"] = runs["genai_builder_our_entries"] = str(given.genai)
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}

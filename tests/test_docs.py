@@ -370,7 +370,9 @@ def test_marks_are_those_of_the_declared_tables():
     assert sorted(marked) == sorted((name, table.page) for name, table in pages.TABLES.items())
     used = {each for table in pages.TABLES.values() for each in table.benchmarks}
     assert used == set(BENCHMARKS)
-    assert {path.stem for path in (ROOT / "docs" / "figures").glob("*.json")} <= used
+    for path in (ROOT / "docs" / "figures").rglob("*.json"):
+        assert path.stem in used
+        assert (path.parent.name != "figures") == BENCHMARKS[path.stem].per_machine
 
 
 @pytest.mark.parametrize("name", sorted(pages.TABLES))
@@ -378,8 +380,10 @@ def test_a_table_is_that_of_its_documents(name: str):
     """`make figures` would change nothing; and machine, command and date stand below each table."""
     text = (ROOT / pages.TABLES[name].page).read_text(encoding="utf-8")
     (stands,) = (body for other, body in MARKED.findall(text) if other == name)
-    assert re.search(r"\bcores\b.*`[^`]+`.*\b20\d\d-\d\d", stands, re.S)
-    if missing := pages.unmeasured(name):
+    missing = pages.unmeasured(name)
+    if stands or not missing:
+        assert re.search(r"\bcores\b.*`[^`]+`.*\b20\d\d-\d\d", stands, re.S)
+    if missing:
         pytest.skip(f'not measured yet: `make figures MEASURE="{" ".join(missing)}"`')
     assert stands == pages.rendered(name), "run `make figures`"
 

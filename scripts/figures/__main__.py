@@ -18,8 +18,8 @@ import sys
 from edge.formats.atomic import write_file
 
 from .benchmarks import BENCHMARKS
-from .measuring import ROOT, document_of, is_current, measure, missing, shown
-from .pages import TABLES, unmeasured, written
+from .measuring import ROOT, document_of, is_current, kinds_of, measure, missing, shown
+from .pages import TABLES, lacking, unmeasured, written
 
 
 def listed(name: str) -> str:
@@ -27,6 +27,8 @@ def listed(name: str) -> str:
     benchmark, path = BENCHMARKS[name], document_of(name)
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     when = f"{kept['created']}, code {kept['version']}" if kept else "not measured"
+    if others := [kind for kind in kinds_of([name]) if path != document_of(name, kind)]:
+        when += f" here, but on {', '.join(others)}" if not kept else f"; also on {', '.join(others)}"
     if kept and kept["remarks"]:
         when += ", on a busy machine"
     tables = ", ".join(
@@ -68,6 +70,8 @@ def main() -> int:
     for table in TABLES:
         if names := unmeasured(table):
             print(f"{table} stands as it is: {', '.join(names)} was not measured.", file=sys.stderr)
+        for kind, names in lacking(table).items():
+            print(f"{table} has no column of {kind}: {', '.join(names)} was not measured.", file=sys.stderr)
     for page in dict.fromkeys(table.page for table in TABLES.values()):
         write_file(ROOT / page, written(page).encode())
     return 1 if left_out else 0

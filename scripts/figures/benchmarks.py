@@ -6,6 +6,7 @@ import shutil
 
 from .declaration import Benchmark, needs_module, short_profile
 
+_PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
@@ -31,11 +32,20 @@ def _llvm_mca() -> str | None:
 
 
 BENCHMARKS = {
-    "kernels": Benchmark("python scripts/bench_kernels.py", 2),
-    "kernels-ternary": Benchmark("python scripts/bench_kernels.py --quantize ternary --head int4", 2),
-    "peers": Benchmark("python scripts/bench_peers.py", 6, needs=(_LLAMA,)),
+    "kernels": Benchmark("python scripts/bench_kernels.py", 2, per_machine=True),
+    "kernels-ternary": Benchmark(
+        "python scripts/bench_kernels.py --quantize ternary --head int4", 2, per_machine=True
+    ),
+    "peers": Benchmark(f"{_PEER} busy", 4, per_machine=True),
+    "peers-decode": Benchmark(f"{_PEER} decode", 5, per_machine=True),
+    "peers-prefill": Benchmark(f"{_PEER} prefill", 6, per_machine=True),
+    "peers-ternary": Benchmark(f"{_PEER} ternary", 1, per_machine=True),
+    "peers-depth": Benchmark(f"{_PEER} depth", 5, per_machine=True),
     "threads": Benchmark(
-        f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json", 2, kept=short_profile
+        f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json",
+        2,
+        kept=short_profile,
+        per_machine=True,
     ),
     "operators": Benchmark(
         f"{_HALF_B} --depth 512 --fill synthetic --ops --repeat 3 --json", 1, kept=short_profile
@@ -45,6 +55,7 @@ BENCHMARKS = {
         "--repeat 3 --json",
         2,
         kept=short_profile,
+        per_machine=True,
     ),
     "sparse": Benchmark(
         f"{_HALF_B} --attention dense,sparse --depth 512,32768,130000 --fill synthetic --repeat 3 --json",
@@ -54,8 +65,8 @@ BENCHMARKS = {
     "cycles": Benchmark("python -m scripts.cycles", 4, timed=False, needs=(_llvm_mca,)),
     "predictions": Benchmark("python -m scripts.cycles.predictions", 0.1, timed=False),
     "prediction-check": Benchmark("python -m scripts.cycles.check", 3, needs=(_llvm_mca,)),
-    "sampler": Benchmark("python scripts/bench_sampler.py", 0.5),
-    "start": Benchmark("python scripts/bench_start.py", 3),
+    "sampler": Benchmark("python scripts/bench_sampler.py", 0.5, per_machine=True),
+    "start": Benchmark("python scripts/bench_start.py", 3, per_machine=True),
     "weights-in-memory": Benchmark("python scripts/bench_huge_pages.py --model random:minicpm4-8b", 2),
     "onnx-speed": Benchmark(
         "python scripts/bench_runtimes.py onnx --rounds 5 --genai BUILD/genai-0.5b", 4, needs=(_GENAI,)

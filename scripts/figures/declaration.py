@@ -28,7 +28,8 @@ class Benchmark:
     it makes, and left out where that exists. state: the file or folder in BUILD by which a run that was ended
     goes on; it goes away when the document is kept. minutes: on the two cores of the tables. timed: whether a
     busy machine would spoil it. needs: each a function that gives a sentence when something is missing. kept:
-    the part of the document that is worth keeping.
+    the part of the document that is worth keeping. per_machine: whether each kind of machine has a document
+    of its own, so that tables show them side by side; else the last one measured stands.
     """
 
     command: str
@@ -38,15 +39,22 @@ class Benchmark:
     state: str | None = None
     needs: tuple[Callable[[], str | None], ...] = ()
     kept: Callable[[Document], Document] = lambda document: document
+    per_machine: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page. rows: headers and rows from the documents of the benchmarks, in that order."""
+    """A table of a page. rows: headers and rows from the documents of the benchmarks, in that order.
+
+    keys: the first columns, which say what a row is about; machines share them where the table is of several.
+    partial: whether it is also of a machine that lacks some of the documents, which are None then.
+    """
 
     page: str
     benchmarks: tuple[str, ...]
     rows: Callable[..., Lines]
+    keys: int = 1
+    partial: bool = False
 
 
 def percent(share: float, digits: int = 0) -> str:
@@ -88,3 +96,9 @@ def row_of(document: Document, **wanted: Any) -> Document:
 def rate(row: Document) -> float:
     """Tokens per second of a profile's row."""
     return float(row["tokens_per_second"]["median"])
+
+
+def attention_of(row: Document) -> tuple[float, float, float]:
+    """Seconds, bytes per second and share of the limit of the attention of a profile's row."""
+    found = row["operators"]["attention"]
+    return found["seconds"], found["bytes"] / found["seconds"], found["limit_seconds"] / found["seconds"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,17 @@ _CODE = ("apps", "edge", "export", "kernels", "model", "scripts", "tests/fuzz", 
 _LOOK = 3.0  # seconds during which the machine is watched before a benchmark
 
 
-def document_of(name: str) -> Path:
-    """Where the document of a benchmark lies."""
-    return DOCUMENTS / f"{name}.json"
+def document_of(name: str, kind: str | None = None) -> Path:
+    """Where the document of a benchmark lies; kind: of machine, by default this one's."""
+    if not BENCHMARKS[name].per_machine:
+        return DOCUMENTS / f"{name}.json"
+    return DOCUMENTS / (kind or machine_kind(machine_facts())) / f"{name}.json"
+
+
+def kinds_of(names: Iterable[str]) -> list[str]:
+    """The kinds of machines that have a document of one of these benchmarks, in the order of the tables."""
+    found = {path.parent.name for name in names for path in DOCUMENTS.glob(f"*/{name}.json")}
+    return sorted(found)
 
 
 def shown(command: str) -> str:
@@ -100,8 +110,9 @@ def measure(name: str, *, force: bool = False) -> str | None:
         "remarks": list(remarks) if benchmark.timed else [],
         "document": document,
     }
-    DOCUMENTS.mkdir(exist_ok=True)
-    write_file(document_of(name), (json.dumps(kept, indent=1) + "\n").encode())
+    path = document_of(name)
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, (json.dumps(kept, indent=1) + "\n").encode())
     _forget(benchmark)
     return None
 
@@ -146,6 +157,16 @@ def machine_facts() -> dict[str, Any]:
         "memory_bytes": machine.memory_bytes(),
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
+
+
+def machine_label(facts: dict[str, Any]) -> str:
+    """Maker and tier, for instance `AMD avx512vnni`: what documents of several machines are kept apart by."""
+    return f"{facts['cpu'].split()[0].removesuffix('(R)')} {facts['tier']}"
+
+
+def machine_kind(facts: dict[str, Any]) -> str:
+    """The folder of a machine's documents, for instance `amd-avx512vnni`."""
+    return re.sub(r"[^a-z0-9]+", "-", machine_label(facts).lower())
 
 
 def machine_line(facts: dict[str, Any]) -> str:

@@ -7,11 +7,15 @@ import re
 from textwrap import fill
 from typing import Any
 
-from . import attention, exports, fuzzing, performance, profile, quantization
-from .measuring import ROOT, document_of, machine_line
+from . import attention, exports, fuzzing, peers, performance, profile, quantization, targets
+from .benchmarks import BENCHMARKS
+from .declaration import Lines
+from .measuring import ROOT, document_of, kinds_of, machine_label, machine_line
 
 TABLES = {
+    **targets.TABLES,
     **performance.TABLES,
+    **peers.TABLES,
     **attention.TABLES,
     **quantization.TABLES,
     **exports.TABLES,
@@ -32,19 +36,89 @@ NOT_MEASURED = {
 """Tables that hold units and stand outside of marks, by page and heading (none: every heading), and why."""
 
 
+def documents(name: str) -> dict[str | None, list[dict[str, Any] | None]]:
+    """The documents of a table by kind of machine, None for those that it lacks.
+
+    The only key is None where the last machine measured counts.
+    """
+    names = TABLES[name].benchmarks
+    kinds: list[str | None] = list(kinds_of(names)) if BENCHMARKS[names[0]].per_machine else [None]
+    paths = {kind: [document_of(each, kind) for each in names] for kind in kinds}
+    return {
+        kind: [json.loads(path.read_text(encoding="utf-8")) if path.exists() else None for path in found]
+        for kind, found in paths.items()
+    }
+
+
+def shown_documents(name: str) -> list[list[dict[str, Any] | None]]:
+    """The documents of each machine that the table is of: it has all, or the table is a partial one."""
+    partial = TABLES[name].partial
+    return [kept for kept in documents(name).values() if partial or None not in kept]
+
+
+def lacking(name: str) -> dict[str, list[str]]:
+    """The kinds of machines that a table leaves out, with the benchmarks that were not measured there."""
+    return {
+        kind: [each for each, found in zip(TABLES[name].benchmarks, kept, strict=True) if found is None]
+        for kind, kept in documents(name).items()
+        if kind is not None and None in kept and not TABLES[name].partial
+    }
+
+
 def unmeasured(name: str) -> list[str]:
-    """The benchmarks of a table that have no document yet; the table stands as it is until they have."""
+    """The benchmarks that a table waits for, where no machine has them all; it stands as it is until then."""
+    if shown_documents(name):
+        return []
     return [each for each in TABLES[name].benchmarks if not document_of(each).exists()]
 
 
 def rendered(name: str) -> str:
     """What stands between the marks of a table: its rows, then machine, command and date of each document."""
-    table = TABLES[name]
-    kept = [json.loads(document_of(each).read_text(encoding="utf-8")) for each in table.benchmarks]
-    headers, *rows = table.rows(*(each["document"] for each in kept))
+    table, found = TABLES[name], shown_documents(name)
+    parts = {}
+    for kept in found:
+        known = [each for each in kept if each is not None]
+        lines = table.rows(*(each and each["document"] for each in kept))
+        parts[machine_label(known[0]["machine"])] = lines
+    headers, *rows = side_by_side(parts, table.keys)
     lines = [headers, ["---"] * len(headers), *rows]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{text}\n\n{origin(kept)}\n"
+    return f"{text}\n\n{origin([each for kept in found for each in kept if each is not None])}\n"
+
+
+def side_by_side(parts: dict[str, Lines], keys: int) -> Lines:
+    """The tables of several machines as one: they share the first `keys` columns and keep the others.
+
+    A row that one machine lacks has empty cells there, and stands below the row that it follows elsewhere.
+    The headers name the machines where there are several.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    order: list[tuple[str, ...]] = []
+    for _, *rows in parts.values():
+        place = 0
+        for cells in rows:
+            key = tuple(cells[:keys])
+            if key not in order:
+                order.insert(place, key)
+            place = order.index(key) + 1
+    headers, columns = list(next(iter(parts.values()))[0][:keys]), []
+    for label, (titles, *rows) in parts.items():
+        headers += [f"{label}: {title}" if title else label for title in titles[keys:]]
+        columns.append({tuple(cells[:keys]): cells[keys:] for cells in rows})
+    widths = [len(titles) - keys for titles, *_ in parts.values()]
+    body = [
+        [
+            *key,
+            *(
+                cell
+                for cells, width in zip(columns, widths, strict=True)
+                for cell in cells.get(key, [""] * width)
+            ),
+        ]
+        for key in order
+    ]
+    return [headers, *body]
 
 
 def origin(kept: list[dict[str, Any]]) -> str:

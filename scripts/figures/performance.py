@@ -1,11 +1,10 @@
-"""The tables of docs/performance.md."""
+"""The tables of docs/performance.md about this project alone."""
 
 from __future__ import annotations
 
-from .declaration import Document, Lines, Table, percent, rate, ratio, row_of
+from .declaration import Document, Lines, Table, attention_of, percent, rate, row_of
 
 PAGE = "docs/performance.md"
-_DEEP = 32768
 _OPERATORS = {  # of a profile -> in words; what is not named here is small
     "gate and up": ("gate_up",),
     "down": ("down",),
@@ -93,18 +92,12 @@ def linear(document: Document) -> Lines:
     return [["weights", *columns.values()], *rows]
 
 
-def _attention(row: Document) -> tuple[float, float, float]:
-    """Seconds, bytes per second and share of the limit of attention."""
-    found = row["operators"]["attention"]
-    return found["seconds"], found["bytes"] / found["seconds"], found["limit_seconds"] / found["seconds"]
-
-
 def long_context(document: Document) -> Lines:
     decodes, prefills = (
         [row_of(document, test=test, kv_type=kv_type) for kv_type in ("float16", "int8")]
         for test in ("decode", "prefill")
     )
-    attention = [_attention(row) for row in decodes]
+    attention = [attention_of(row) for row in decodes]
     return [
         ["what", "float16 KV", "int8 KV"],
         ["decode, tokens/s", *(f"{rate(row):.0f}" for row in decodes)],
@@ -117,27 +110,8 @@ def long_context(document: Document) -> Lines:
         ],
         ["int8 KV, attention faster by", "", f"{attention[0][0] / attention[1][0]:.2f} x"],
         ["prefill of 512 tokens, tokens/s", *(f"{rate(row):.0f}" for row in prefills)],
-        ["attention of that prefill, of its limit", *(percent(_attention(row)[2]) for row in prefills)],
+        ["attention of that prefill, of its limit", *(percent(attention_of(row)[2]) for row in prefills)],
     ]
-
-
-def peers(document: Document) -> Lines:
-    found = {(each["busy_processes"], each["program"]): each for each in document["results"]}
-    rows = []
-    for busy in sorted({number for number, _ in found}):
-        others = [each for (number, name), each in found.items() if number == busy and name != "edge"]
-        ours, best = found[busy, "edge"], max(others, key=lambda each: each["tokens_per_second"])
-        cells = [
-            f"{each['tokens_per_second']:.3g} ({min(each['samples']):.3g} to {max(each['samples']):.3g})"
-            for each in (ours, best)
-        ]
-        shares = [percent(each["share_of_alone"]) if busy else "" for each in (ours, best)]
-        words = {0: "alone", 1: "beside one busy process", 2: "beside two"}[busy]
-        rows.append(
-            [words, cells[0], shares[0], cells[1], shares[1], f"{document['ratios'][str(busy)]:.2f} x"]
-        )
-    headers = ["tokens/s", "this decoder", "of alone", "llama.cpp", "of alone", "ratio"]
-    return [headers, *rows]
 
 
 def kv_error(document: Document) -> Lines:
@@ -193,127 +167,12 @@ def sampler(document: Document) -> Lines:
     return [["setting", "µs per token", "share of a token's time"], *rows]
 
 
-def targets(
-    kernels: Document,
-    ternary: Document,
-    peers: Document,
-    threads: Document,
-    long: Document,
-    start: Document,
-    sampler: Document,
-) -> Lines:
-    """The targets of the project, and what the other tables' documents say about them."""
-    four, three = kernels["decoder"], ternary["decoder"]
-    prefills = {n: row_of(threads, test="prefill", tokens=n, threads=2) for n in (512, 4096)}
-    scaling = {
-        n: ratio(row["samples"], row_of(threads, test="prefill", tokens=n, threads=1)["samples"])
-        for n, row in prefills.items()
-    }
-    deep = {kv: row_of(long, test="decode", kv_type=kv) for kv in ("float16", "int8")}
-    faster = round(_attention(deep["float16"])[0] / _attention(deep["int8"])[0], 2)
-    deep_prefill = row_of(long, test="prefill", kv_type="float16")
-    kept = {
-        each["busy_processes"]: each["share_of_alone"]
-        for each in peers["results"]
-        if each["program"] == "edge"
-    }
-    slowest = max(share for name, share in sampler["percent_of_token"].items() if "baseline" not in name)
-    verified = [round(four[f"verify {n} / decode"], 2) for n in (4, 8, 16)]
-    resident = start["resident / plan"] - 1
-    rows: list[tuple[str, str, str, bool]] = [
-        (
-            "int4 decode, context 512",
-            "80 % of read bandwidth",
-            percent(four["decode share of read bandwidth"]),
-            four["decode share of read bandwidth"] >= 0.8,
-        ),
-        (
-            "the same, in turn with llama.cpp Q4_0",
-            "1.25 x",
-            f"{peers['ratios']['0']:.2f} x",
-            peers["ratios"]["0"] >= 1.25,
-        ),
-        (
-            "ternary decode",
-            "70 % of read bandwidth, 1.5 x int4",
-            f"{percent(three['decode share of read bandwidth'])}, "
-            f"{three['decode tokens/s'] / four['decode tokens/s']:.2f} x",
-            three["decode share of read bandwidth"] >= 0.7
-            and three["decode tokens/s"] >= 1.5 * four["decode tokens/s"],
-        ),
-        (
-            "prefill of 512 and 4096 tokens",
-            "60 % of the sum of limits",
-            " and ".join(percent(row["compute_share"]) for row in prefills.values()),
-            all(row["compute_share"] >= 0.6 for row in prefills.values()),
-        ),
-        (
-            "verification of 4 / 8 / 16 tokens, int4",
-            "1.35 / 2.2 / 4 steps",
-            " / ".join(f"{steps:.2f}" for steps in verified),
-            all(steps <= most for steps, most in zip(verified, (1.35, 2.2, 4), strict=True)),
-        ),
-        (
-            f"dense attention, one token at {_DEEP}",
-            "60 % of the nearer limit",
-            percent(_attention(deep["float16"])[2]),
-            _attention(deep["float16"])[2] >= 0.6,
-        ),
-        ("int8 KV cache", f"1.6 x faster attention at {_DEEP}", f"{faster:.2f} x", faster >= 1.6),
-        (
-            f"prefill of 512 tokens at {_DEEP}, dense",
-            "60 % of the FMA limit",
-            f"{percent(_attention(deep_prefill)[2])}; {rate(deep_prefill):.0f} tokens/s",
-            _attention(deep_prefill)[2] >= 0.6,
-        ),
-        (
-            "fork-join of one region, 2 threads",
-            "2 µs",
-            f"{kernels['limits']['parallel region us']:.1f} µs",
-            kernels["limits"]["parallel region us"] <= 2,
-        ),
-        (
-            "1 to 2 threads where memory does not bind",
-            "1.8 x",
-            ", ".join(f"{times:.2f} x (prefill of {n})" for n, times in scaling.items()),
-            min(scaling.values()) >= 1.8,
-        ),
-        (
-            "beside one / two busy processes",
-            "60 % / 35 % of the speed alone",
-            f"{percent(kept[1])} / {percent(kept[2])}",
-            kept[1] >= 0.6 and kept[2] >= 0.35,
-        ),
-        (
-            "8B bundle to first token, warm page cache",
-            "3 s",
-            f"{start['seconds']['to the first word']:.2f} s from the start of the process",
-            start["seconds"]["to the first word"] <= 3,
-        ),
-        (
-            "resident memory of 8B",
-            "within 5 % of weights + KV + workspace",
-            f"{percent(abs(resident), 1)} {'less' if resident < 0 else 'more'}",
-            abs(resident) <= 0.05,
-        ),
-        ("sampling", "under 2 % of step time", f"{slowest:.1f} % at most", slowest < 2),
-    ]
-    lines = [[what, target, reached if met else f"{reached}: missed"] for what, target, reached, met in rows]
-    return [["what", "target", "reached"], *lines]
-
-
 TABLES = {
-    "targets": Table(
-        PAGE,
-        ("kernels", "kernels-ternary", "peers", "threads", "long-context", "start", "sampler"),
-        targets,
-    ),
     "limits": Table(PAGE, ("threads", "kernels"), limits),
     "decoder": Table(PAGE, ("kernels", "kernels-ternary", "threads"), decoder),
     "operators": Table(PAGE, ("operators",), operators),
     "linear": Table(PAGE, ("kernels",), linear),
     "long-context": Table(PAGE, ("long-context",), long_context),
-    "peers": Table(PAGE, ("peers",), peers),
     "kv-error": Table(PAGE, ("kv-error",), kv_error),
     "start": Table(PAGE, ("start",), start),
     "weights-in-memory": Table(PAGE, ("weights-in-memory",), weights_in_memory),
