@@ -51,7 +51,7 @@ BENCHMARKS = {
         f"{_HALF_B} --depth 512 --fill synthetic --ops --repeat 3 --json", 1, kept=short_profile
     ),
     "long-context": Benchmark(
-        f"{_HALF_B} --kv float16,int8 --attention dense --depth 32768 --fill synthetic --ops "
+        f"{_HALF_B} --kv int16,float16,int8 --attention dense --depth 32768 --fill synthetic --ops "
         "--repeat 3 --json",
         2,
         kept=short_profile,

@@ -92,14 +92,18 @@ def linear(document: Document) -> Lines:
     return [["weights", *columns.values()], *rows]
 
 
+_KV_TYPES = ("int16", "float16", "int8")
+
+
 def long_context(document: Document) -> Lines:
+    kinds = [kind for kind in _KV_TYPES if any(row["kv_type"] == kind for row in document["results"])]
     decodes, prefills = (
-        [row_of(document, test=test, kv_type=kv_type) for kv_type in ("float16", "int8")]
-        for test in ("decode", "prefill")
+        [row_of(document, test=test, kv_type=kind) for kind in kinds] for test in ("decode", "prefill")
     )
     attention = [attention_of(row) for row in decodes]
+    halves = attention[kinds.index("float16")][0]
     return [
-        ["what", "float16 KV", "int8 KV"],
+        ["what", *(f"{kind} KV" for kind in kinds)],
         ["decode, tokens/s", *(f"{rate(row):.0f}" for row in decodes)],
         [
             "attention of a decode step",
@@ -108,19 +112,26 @@ def long_context(document: Document) -> Lines:
                 for t, b, share in attention
             ),
         ],
-        ["int8 KV, attention faster by", "", f"{attention[0][0] / attention[1][0]:.2f} x"],
+        [
+            "attention, faster than with float16 KV by",
+            *(
+                "" if kind == "float16" else f"{halves / each[0]:.2f} x"
+                for kind, each in zip(kinds, attention, strict=True)
+            ),
+        ],
         ["prefill of 512 tokens, tokens/s", *(f"{rate(row):.0f}" for row in prefills)],
         ["attention of that prefill, of its limit", *(percent(attention_of(row)[2]) for row in prefills)],
     ]
 
 
 def kv_error(document: Document) -> Lines:
+    kinds = [kind for kind in _KV_TYPES if kind in document["results"][0]["errors"]]
     rows = []
     for found in document["results"]:
         heads, kv_heads, dim = found["shape"]
-        errors = (percent(found["errors"][kv_type], 2) for kv_type in ("float16", "int8"))
+        errors = (percent(found["errors"][kind], 2) for kind in kinds)
         rows.append([f"{heads}/{kv_heads} heads of {dim}", str(found["positions"]), *errors])
-    return [["attention", "positions", "float16 KV", "int8 KV"], *rows]
+    return [["attention", "positions", *(f"{kind} KV" for kind in kinds)], *rows]
 
 
 def start(document: Document) -> Lines:
