@@ -74,8 +74,8 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         self._cache_identity = {
             "model": files.content_hash,
             "layout": f"native {native.CACHE_LAYOUT}",
-            "kv_type": options.kv_stored,
             "activations": options.activations,
+            "kv_type": options.kv_stored,  # after what it may follow from
             "rope": hashlib.sha256(frequency.tobytes() + np.float32(rope_scale).tobytes()).hexdigest(),
             "attention": "dense" if sparse is None else repr(sparse),
         }
