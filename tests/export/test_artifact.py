@@ -220,12 +220,24 @@ def test_a_file_of_another_size_is_found_without_its_checksum(artifact: Artifact
         Artifact.open(artifact.path, verify=False)
 
 
+def test_a_manifest_of_version_1_had_float16_caches(artifact: Artifact):
+    def older(data):
+        data.update(version=1, flavour="full")
+        del data["kv_type"]
+
+    rewrite(artifact.path, older)
+    assert Artifact.open(artifact.path).kv_type == "float16"
+    rewrite(artifact.path, lambda data: data.update(version=2))
+    with pytest.raises(ArtifactError, match="lacks the field 'kv_type'"):
+        Artifact.open(artifact.path)
+
+
 def test_a_changed_manifest_is_found(artifact: Artifact):
     rewrite(artifact.path, lambda data: data.update(context=512), digest=False)
     with pytest.raises(ArtifactError, match="altered after it was written"):
         Artifact.open(artifact.path)
-    rewrite(artifact.path, lambda data: data.update(version=2))
-    with pytest.raises(ArtifactError, match="version 2"):
+    rewrite(artifact.path, lambda data: data.update(version=3))
+    with pytest.raises(ArtifactError, match="version 3"):
         Artifact.open(artifact.path)
     (artifact.path / ARTIFACT).write_text("{")
     with pytest.raises(ArtifactError, match="not valid JSON"):

@@ -51,7 +51,7 @@ def test_memory_and_its_document(bundle):
     exported = SimpleNamespace(
         **{name: getattr(bundle, name) for name in ("config", "tensors", "source", "path", "content_hash")},
         **{name: getattr(bundle, name) for name in ("chat_template", "tokenizer_files", "generation_config")},
-        **{"target": "onnx", "flavour": "portable", "context": 32},
+        **{"target": "onnx", "flavour": "portable", "kv_type": "float32", "context": 32},
     )
     fixed = inspect_model(exported, kv_type="int8")
     assert (fixed.kv_type, fixed.memory.context) == ("float32", 32)

@@ -46,7 +46,7 @@ CPU = Cpu(
 
 def model_of(**changes) -> CpuModel:
     """The 0.5B shape with round costs, on CPU at 100 GB/s: 40 GB/s of weights, and 4e9 cycles a second."""
-    cost = NetworkCost(10**9, 10**9, 2 * 10**8, 10**7, True, kv_row=1000, attention=2 * 10**5)
+    cost = NetworkCost(10**9, 10**9, 2 * 10**8, 10**7, 1000, 2 * 10**5, "int8", "float32")
     int4 = QuantScheme("int4", 32)
     start = CpuModel(cost, preset("minicpm4-0.5b"), "float16", int4, int4, CPU, 100e9, 256)
     return replace(start, **changes)

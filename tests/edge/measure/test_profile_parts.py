@@ -339,7 +339,7 @@ def test_longest_context_is_the_longest_that_fits():
     (fits,) = plan("random:minicpm4-8b", memory=parse_size("8G"), context=first.longest_context)
     (too_long,) = plan("random:minicpm4-8b", memory=parse_size("8G"), context=first.longest_context + 1)
     assert fits.fits and not too_long.fits
-    assert too_long.total_bytes - fits.total_bytes == 32 * 2 * 2 * 128 * 2
+    assert too_long.total_bytes - fits.total_bytes == 32 * 2 * 2 * (128 * 2 + 4)  # of int16 and a scale
 
 
 def test_what_fills_the_memory_exactly_fits():

@@ -84,8 +84,8 @@ def test_a_run_measures_everything_that_it_was_asked_for(tiny_bundle):
             assert row.ttft_seconds is None and len(row.latency_percentiles) == 101
             assert list(row.latency_percentiles) == sorted(row.latency_percentiles)
     deep = next(row for row in found.results if row.test == "decode" and row.depth == 100)
-    assert (
-        deep.kv_bytes_per_token == 103 * 2 * 2 * 2 * 16 * 2
+    assert deep.kv_bytes_per_token == 103 * 2 * 2 * 2 * (
+        16 * 2 + 4
     )  # 101 to 105 positions; 2 layers, 2 heads of 16
 
 
