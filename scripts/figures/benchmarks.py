@@ -37,8 +37,8 @@ BENCHMARKS = {
         "python scripts/bench_kernels.py --quantize ternary --head int4", 2, per_machine=True
     ),
     "peers": Benchmark(f"{_PEER} busy", 4, per_machine=True),
-    "peers-decode": Benchmark(f"{_PEER} decode", 5, per_machine=True),
-    "peers-prefill": Benchmark(f"{_PEER} prefill", 6, per_machine=True),
+    "peers-decode": Benchmark(f"{_PEER} decode", 4, per_machine=True),
+    "peers-prefill": Benchmark(f"{_PEER} prefill", 8, per_machine=True),
     "peers-ternary": Benchmark(f"{_PEER} ternary", 1, per_machine=True),
     "peers-depth": Benchmark(f"{_PEER} depth", 5, per_machine=True),
     "threads": Benchmark(
