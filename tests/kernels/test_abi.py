@@ -85,7 +85,7 @@ def test_the_model_as_it_is(create):
         ("context", -1, "context is -1"),
         ("max_batch", 0, "max_batch is 0"),
         ("activations", 2, "Unknown kind of activations 2"),
-        ("kv_type", 3, "Unknown KV type 3"),
+        ("kv_type", 4, "Unknown KV type 4"),
         ("rms_norm_eps", 0.0, "rms_norm_eps must be positive"),
         ("rms_norm_eps", NAN, "not finite"),
         ("rope_scale", float("inf"), "not finite"),

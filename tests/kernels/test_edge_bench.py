@@ -25,7 +25,9 @@ from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 
 # Few: the emulator takes seconds for the machine's limits.
-OPTIONS = ProfileOptions(threads=(2,), prefill=(10,), generate=3, depth=(0, 20), repeat=1)
+OPTIONS = ProfileOptions(
+    threads=(2,), prefill=(10,), generate=3, depth=(0, 20), kv_type=("float16",), repeat=1
+)
 SCHEMES = [QuantScheme("int4", 32), QuantScheme("int4", 32, True), QuantScheme("ternary", 0)]
 
 
