@@ -180,7 +180,7 @@ def test_saved_conversations_are_private(smollm2_gguf: Path, tmp_path: Path):
         (("profile", "x", "--context", "100"), "--context", "belongs to --plan"),
         (("profile", "x", "--memory", "8G"), "--memory", "belongs to --plan"),
         (("profile", "x", "--bandwidth", "8"), "--bandwidth", "belongs to --plan"),
-        (("profile", "x", "--plan", "--depth", "0"), "--depth", "means nothing with --plan"),
+        (("profile", "x", "--plan", "--depth", "0"), "--depth", "needs --device or --bandwidth"),
         (("profile", "x", "--plan", "--repeat", "5"), "--repeat", "means nothing with --plan"),
         (("profile", "x", "--plan", "--html", "p.html"), "--html", "means nothing with --plan"),
         (("profile", "x", "--plan", "--kv", "int8,float16"), "--kv", "give one"),

@@ -25,7 +25,7 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
     ask = ("--prompt", "Name a planet.", "--temperature", "0", "--max-tokens", "8", "--json")
     answer, wanted = (
         json.loads(run_edge("chat", *which, "--context", "256", *ask).stdout.splitlines()[-1])
-        for which in ((str(folder),), (smollm2, "--activations", "int8"))
+        for which in ((str(folder),), (smollm2, "--activations", "int8", "--kv", "float16"))
     )
     # Portable rounds otherwise, so a later token may differ; the first word is far from a tie.
     words = slice(None) if folder.name == "full" else slice(1)
@@ -48,7 +48,17 @@ def test_chat_profile_and_comparison(folder: Path, run_edge, smollm2, tmp_path):
 
     text = tmp_path / "text.txt"
     text.write_text("The tower is 324 metres tall, about the same height as an 81-storey building. " * 3)
-    arguments = ("--activations-a", "int8", "--text", str(text), "--window", "32", "--json")
+    arguments = (
+        "--activations-a",
+        "int8",
+        "--kv-a",
+        "float16",
+        "--text",
+        str(text),
+        "--window",
+        "32",
+        "--json",
+    )
     run = run_edge("eval", "compare", smollm2, str(folder), *arguments)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])

@@ -91,7 +91,12 @@ def test_what_only_prints_a_text_needs_no_numpy(environment: dict[str, str], arg
 
 def test_help_shows_choices_ranges_and_defaults(run_edge: Callable[..., Any]):
     shown = run_edge("chat", "--help").stdout
-    for part in ("native|onnx|executorch|torch", "float16|float32|int8", "1<=x<=1024", "[default: auto]"):
+    for part in (
+        "native|onnx|executorch|torch",
+        "auto|int16|float16|float32",
+        "1<=x<=1024",
+        "[default: auto]",
+    ):
         assert part in shown
     assert "--kv-type" not in shown and "--group" not in shown
     assert "LIST" in run_edge("profile", "--help").stdout

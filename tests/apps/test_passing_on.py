@@ -72,7 +72,7 @@ def test_perplexity(calls, run_inside, tmp_path):
     assert page.stdout.splitlines() == [
         "Perplexity 12.3457 (2.50000 nats per token)",
         "Protocol: a protocol",
-        "Arithmetic: auto activations, float16 KV cache, attention dense",
+        "Arithmetic: auto activations, auto KV cache, attention dense",
         "150 tokens/s",
     ]
     more = ("--window", "9", "--stride", "4", "--bos", "--limit", "7", "--kv", "int8", "--json")
@@ -241,8 +241,8 @@ def test_keywords_are_what_differs_from_the_defaults_or_was_typed(monkeypatch):
     assert keywords(RunOptions()) == {}
     with monkeypatch.context() as patch:
         patch.setattr("edge.apps.cli.loading.given_flags", lambda: {"kv_type": "--kv", "quantize": "-q"})
-        assert keywords(RunOptions(context=5)) == {"context": 5, "kv_type": "float16"}
-    assert keywords(RunOptions(context=5, mmap=False, kv_type="float16")) == {"context": 5, "mmap": False}
+        assert keywords(RunOptions(context=5)) == {"context": 5, "kv_type": "auto"}
+    assert keywords(RunOptions(context=5, mmap=False, kv_type="auto")) == {"context": 5, "mmap": False}
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_what_cannot_fit_in_memory_is_refused_with_the_numbers(smollm2_gguf):
 
 def test_the_memory_plan(smollm2):
     plan = replace(smollm2.memory_plan, mapped_weights=False)
-    assert plan.kv_cache == 8192 * smollm2.config.kv_bytes_per_token("float16")
+    assert plan.kv_cache == 8192 * smollm2.config.kv_bytes_per_token(smollm2.executor.info.kv_type)
     file = smollm2.files.file("weights.safetensors").stat().st_size
     assert abs(plan.weights - file) < 0.01 * file
     assert plan.total == plan.weights + plan.kv_cache + plan.workspace
