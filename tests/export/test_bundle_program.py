@@ -68,7 +68,7 @@ def test_the_tokens_of_the_native_executor(
     artifact = export_model(source, ExportOptions("bundle"), tmp_path / "out")
     length = 300 if config.sparse else PROMPT
     tokens = [int(token) for token in np.random.default_rng(0).integers(3, 258, length)]
-    executor = open_executor(source.bundle, RunOptions(threads=1))
+    executor = open_executor(source.bundle, RunOptions(threads=1, kv_type="float16"))
     assert (executor.info.sparse is not None) == (config.sparse is not None)
     wanted = greedy(executor, tokens, ANSWER)
     executor.close()

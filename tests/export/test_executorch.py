@@ -78,7 +78,7 @@ def portable(folder: Path) -> tuple[Source, Artifact]:
 def both(full: Artifact, source: Source):
     executors = (
         open_executor(full, RunOptions(threads=2)),
-        open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2)),
+        open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2, kv_type="float16")),
     )
     yield executors
     for executor in executors:
@@ -161,7 +161,7 @@ def test_sparse_attention_at_16k_tokens(folder: Path):
     assert (artifact.manifest.attention, artifact.manifest.context) == ("sparse", LONG)
     executors = (
         open_executor(artifact, RunOptions(threads=2)),
-        open_executor(source.bundle, RunOptions(threads=2, attention="sparse")),
+        open_executor(source.bundle, RunOptions(threads=2, attention="sparse", kv_type="float16")),
     )
     caches = [executor.new_cache() for executor in executors]
     tokens = tokens_of(LONG - 8)
@@ -199,7 +199,7 @@ def test_sizes_are_as_planned(full: Artifact, source: Source, portable):
 
 def test_chat_runs_on_it(full: Artifact, source: Source):
     settings = {"temperature": 0, "max_new_tokens": 12}
-    with load(full.path) as model, load(source.bundle.path, context=CONTEXT) as native:
+    with load(full.path) as model, load(source.bundle.path, context=CONTEXT, kv_type="float16") as native:
         texts = []
         for loaded in (model, native):
             chat = loaded.chat(**settings)
@@ -273,7 +273,7 @@ def test_the_program_without_python(full: Artifact, source: Source, tmp_path: Pa
         text=True,
         env={"EDGE_EXECUTORCH_LIBRARIES": str(build / "libedge_executorch_operators.so")},
     )
-    native = open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2))
+    native = open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2, kv_type="float16"))
     cache, given, wanted = native.new_cache(), prompt, []
     for _ in range(6):
         given = [int(forward(native, cache, given).logits[-1].argmax())]

@@ -79,7 +79,7 @@ def test_the_same_tokens_on_arm(arm, build: Path, executorch_wheel: Path, tmp_pa
     source = make_source(tmp_path, config, scheme)
     options = ExportOptions("executorch", context=64, portable=portable)
     artifact = export_model(source, options, tmp_path / "folder")
-    here = open_executor(source.bundle, RunOptions(context=64))
+    here = open_executor(source.bundle, RunOptions(context=64, kv_type="float16"))
     if portable:
         here.close()
         here = open_executor(artifact)

@@ -42,7 +42,7 @@ def both(make_bundle, minicpm, export_bundle):
     def make(scheme: str = "int4-g32", context: int = CONTEXT, threads: int = 2, **fields):
         bundle = make_bundle(minicpm(**fields), QuantScheme.parse(scheme), tokenizer=True)
         artifact = export_bundle(bundle, "onnx", context=context)
-        natives.append(open_executor(bundle, RunOptions(context=context)))
+        natives.append(open_executor(bundle, RunOptions(context=context, kv_type="float16")))
         return opened(artifact, threads), natives[-1]
 
     yield make
@@ -167,7 +167,7 @@ def test_the_artifact(make_bundle, minicpm, export_bundle):
     with load(artifact.path) as model:
         assert model.attention.startswith("sparse beyond 64 tokens")
         found = model.complete("abc", max_new_tokens=5, temperature=0)
-    with load(bundle.path, context=CONTEXT) as model:
+    with load(bundle.path, context=CONTEXT, kv_type="float16") as model:
         assert model.complete("abc", max_new_tokens=5, temperature=0).tokens == found.tokens
 
 
@@ -189,7 +189,7 @@ def test_the_default_model_says_the_same(smollm2_gguf, export_bundle):
     """Greedy answers of 48 tokens, token for token."""
     artifact = export_bundle(open_model(smollm2_gguf), "onnx", context=512)
     prompts = ("The three primary colours are", "Once upon a time", "def fibonacci(n):")
-    with load(smollm2_gguf, context=512) as native, load(artifact.path) as ours:
+    with load(smollm2_gguf, context=512, kv_type="float16") as native, load(artifact.path) as ours:
         for prompt in prompts:
             texts = [m.complete(prompt, max_new_tokens=48, temperature=0).text for m in (ours, native)]
             assert texts[0] == texts[1] and len(texts[0]) > 20
