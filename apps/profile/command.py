@@ -193,7 +193,7 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
     )
     if as_json:
         described = None if device is None else asdict(device)
-        document = {"schema": 3, "model": model, "kv_type": options.kv_type[0], "memory_bytes": memory}
+        document = {"schema": 3, "model": model, "memory_bytes": memory}
         print_json({**document, "device": described, "plans": [each.to_json() for each in plans]})
     else:
         _print(plan_report(model, plans, memory, device), as_markdown)

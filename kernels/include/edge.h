@@ -99,7 +99,7 @@ typedef enum {
     EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
 } edge_activations;
 
-/* Number type of a KV cache. int8: one scale per token, head and layer, for keys and for values. */
+/* Number type of a KV cache. int8, int16: one scale per token, head and layer, for keys and for values. */
 typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2, EDGE_KV_INT16 = 3 } edge_kv_type;
 
 /* Zeroed memory for weights, in huge pages where the system has them. */

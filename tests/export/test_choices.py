@@ -85,7 +85,8 @@ def test_the_plan_takes_the_larger_memory(monkeypatch, tiny_config):
     monkeypatch.setattr(module, "small_files_bytes", lambda source: 5)
     monkeypatch.setattr(module, "plan_source", lambda *given, **hub: source)
     for writing, quantizing in ((10, 20), (20, 10)):
-        plan = module.Plan({"a": 1, "b": 2}, "f", writing, {}, {}, SimpleNamespace(), "full", "dense", ("n",))
+        sizes, runtime = {"a": 1, "b": 2}, SimpleNamespace()
+        plan = module.Plan(sizes, "f", writing, {}, {}, runtime, "full", "dense", notes=("n",))
         monkeypatch.setattr(module, "plan_export", lambda source, options, plan=plan: plan)
         monkeypatch.setattr(module, "quantizing_memory", lambda source, options, most=quantizing: most)
         monkeypatch.setattr(module.Plan, "to_json", lambda plan: {"memory": plan.export_memory})

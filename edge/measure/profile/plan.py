@@ -62,6 +62,7 @@ class Plan:
     """
 
     quantize: str
+    kv_type: KVType
     context: int
     weights_bytes: int
     kv_cache_bytes: int
@@ -177,6 +178,7 @@ def _plan(
         longest = max(0, min(room, config.max_position_embeddings))
     return Plan(
         quantize=str(network.scheme),
+        kv_type=network.kv_type,
         context=context,
         weights_bytes=cost.resident,
         kv_cache_bytes=context * cost.kv_row,

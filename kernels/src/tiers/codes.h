@@ -1,8 +1,9 @@
 // Numbers of attention over a cache of integers: rows of the cache, and what multiplies them. Part of tier.h.
 //
-// The cache keeps 8 or 16 bits, what multiplies it 16. Their products are summed in 32 bits without overflow. Of keys and queries the Euclidean length is bounded, so
-// no sum of their products exceeds its square (Cauchy-Schwarz), and neither does any part of it. Of values the largest
-// element is bounded, and of the weights of a block of positions the sum.
+// The cache keeps 8 or 16 bits, what multiplies it 16. Their products are summed in 32 bits without overflow. Of 16-bit
+// keys and of queries the Euclidean length is bounded, so no sum of their products exceeds its square
+// (Cauchy-Schwarz), and neither does any part of it. Of values the largest element is bounded, and of the weights of a
+// block of positions the sum.
 
 constexpr float longest_code = 32000.0f;  // of keys and queries; rounding adds half the root of head_dim
 constexpr float largest_value = 32767.0f, largest_int8 = 127.0f;

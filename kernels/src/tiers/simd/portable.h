@@ -148,10 +148,14 @@ inline void transpose(Floats *rows) {
 inline void store_int8(int8_t *p, Floats x) {
     EDGE_LANES p[i] = x.v[i] == x.v[i] ? int8_t(round_even(x.v[i])) : 0;
 }
+// Saturated, as elsewhere: what a damaged file holds may be anything.
+inline int16_t to_int16(float x) {
+    return x != x ? 0 : x >= 32767.0f ? 32767 : x <= -32768.0f ? -32768 : int16_t(round_even(x));
+}
 inline void store_int16(int16_t *p, Floats a, Floats b) {
     EDGE_LANES {
-        p[i] = a.v[i] == a.v[i] ? int16_t(round_even(a.v[i])) : 0;
-        p[16 + i] = b.v[i] == b.v[i] ? int16_t(round_even(b.v[i])) : 0;
+        p[i] = to_int16(a.v[i]);
+        p[16 + i] = to_int16(b.v[i]);
     }
 }
 inline void sums_of_four(const Floats *x, float *sums) {
