@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from edge.engine.answer import Chunk, Completion, answer_ends
 from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
-from edge.engine.generation import Chunk, Completion, Stream, answer_ends, generate
+from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError

@@ -18,7 +18,9 @@ from edge.config import ModelConfig
 from edge.config.attention import describe_attention
 from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
-from edge.engine.generation import Chunk, Completion, Stream, generate
+from edge.engine.answer import Chunk, Completion
+from edge.engine.generation import Stream, generate
+from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
 from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
@@ -114,6 +116,7 @@ class Model:
         """files: what the executor runs. worker: what will render the chat template."""
         self.files = files
         self.executor = executor
+        self.scheduler = Scheduler(executor)
         self.name = name
         self._worker = worker or template_worker()
         for sentence in read_generation_config(files.generation_config).notes:
@@ -171,7 +174,7 @@ class Model:
 
     def session(self) -> Session:
         """A new, empty KV cache with its tokens."""
-        return Session(self.executor)
+        return Session(self.executor, self.scheduler)
 
     def chat(
         self,

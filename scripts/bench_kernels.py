@@ -24,7 +24,7 @@ from edge.executors.native import library as native
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.protocol import Executor, SequenceStep
+from edge.executors.protocol import Executor, SequenceStep, run_step
 from edge.hub.resolve import open_model
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.measure import Bench
@@ -74,7 +74,7 @@ def decoder(executor: Executor, bench: Bench, samples: dict[str, list[float]]) -
     cache = executor.new_cache()
     tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
     for start in range(0, CONTEXT, executor.max_batch):
-        executor.forward([SequenceStep(cache, tokens[start : start + executor.max_batch], logits="none")])
+        run_step(executor, SequenceStep(cache, tokens[start : start + executor.max_batch], logits="none"))
     for n in BATCHES[1:]:
         chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
         candidates = SequenceStep(cache, tokens[:n], tree=chain, logits="all")

@@ -30,7 +30,7 @@ from peers.models import build_genai, write_llama
 from edge.executors.onnx.flavours import SESSION_ENTRIES
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.protocol import SequenceStep
+from edge.executors.protocol import SequenceStep, run_step
 from edge.formats.artifact.folder import Artifact
 from edge.hub.resolve import open_bundle, open_model
 
@@ -44,9 +44,9 @@ def through_executor(executor: Any, prompt: np.ndarray) -> tuple[Callable[[], ob
     def prefill() -> None:
         executor.truncate(cache, 0)
         for start in range(0, len(prompt), executor.max_batch):
-            executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
+            run_step(executor, SequenceStep(cache, prompt[start : start + executor.max_batch]))
 
-    return prefill, lambda: executor.forward([SequenceStep(cache, [5])])[0].logits[-1].argmax()
+    return prefill, lambda: run_step(executor, SequenceStep(cache, [5])).logits[-1].argmax()
 
 
 def through_genai(

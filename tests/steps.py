@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.executors.protocol import Executor, KVCache, SequenceStep, StepResult
+from edge.executors.protocol import (
+    Executor,
+    KVCache,
+    SequenceStep,
+    StepResult,
+    StoresCaches,
+    run_step,
+)
 
 TREE = (-1, 0, 0, 1, 1, 3, 2, 6)
 """A small tree: the parent of each node, -1 for the root."""
@@ -16,8 +23,12 @@ TREE = (-1, 0, 0, 1, 1, 3, 2, 6)
 
 def forward(executor: Executor, cache: KVCache, tokens: Any, **wanted: Any) -> StepResult:
     """A pass of one step; `wanted`: the other fields of `SequenceStep`."""
-    (result,) = executor.forward([SequenceStep(cache, tokens, **wanted)])
-    return result
+    return run_step(executor, SequenceStep(cache, tokens, **wanted))
+
+
+def memory_of(executor: StoresCaches, cache: KVCache) -> npt.NDArray[np.uint8]:
+    """A copy of all pages of a cache, as a file holds them."""
+    return np.concatenate([*executor.cache_pages(cache), np.empty(0, np.uint8)])
 
 
 def paths(parents: Sequence[int]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edge.chat import Chat
-from edge.engine.generation import Completion, answer_ends
+from edge.engine.answer import Completion, answer_ends
 from edge.engine.sampling import Sampled
 from edge.runtime import Model
 

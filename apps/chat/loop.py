@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edge.chat import Chat
-    from edge.engine.generation import Completion
+    from edge.engine.answer import Completion
     from edge.runtime import Model
 
 _COMMANDS = {

@@ -13,7 +13,8 @@ from edge.apps.cli.terminal import error_console, output_console, print_json, pr
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edge.engine.generation import Completion, Stream
+    from edge.engine.answer import Completion
+    from edge.engine.generation import Stream
 
 
 class View(Protocol):

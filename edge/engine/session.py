@@ -16,6 +16,7 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from edge.engine.scheduler import Forward, Scheduler
 from edge.errors import ContextError, EdgeError
 from edge.executors.checks import token_ids, whole_number
 from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
@@ -39,14 +40,17 @@ class Session:
     executor had to run, over the session's life.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, scheduler: Scheduler | None = None) -> None:
+        """scheduler: that of the executor's other sessions, whose passes this one joins; None for one of its own."""
         self.executor = executor
+        self.scheduler = scheduler or Scheduler(executor)
         self.reused_tokens = 0
         self.computed_tokens = 0
         self._cache = executor.new_cache()
         self._tokens = np.empty(256, np.int32)  # grows by doubling
         self._alone = OneThread("session")
         self._answer: weakref.ref[Answer] | None = None
+        self._opened = 0
 
     @property
     def length(self) -> int:
@@ -68,11 +72,12 @@ class Session:
 
         Raises EdgeError if that one belongs to another thread.
         """
-        with self._use():
+        with self.used():
             self._answer = None if answer is None else weakref.ref(answer)
 
     @contextmanager
-    def _use(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
+        """For this thread alone, after the answer that holds the session has ended, unless this is its own doing."""
         with self._alone:
             if self._answer is not None and (holder := self._answer()) is not None:
                 holder.give_way()
@@ -95,6 +100,20 @@ class Session:
                 "shorten it or open the model with a longer context."
             )
 
+    def plan(self, prompt: Tokens) -> npt.NDArray[np.int32]:
+        """Cut the cache back to what it shares with `prompt`; returns the tokens that it lacks, int32.
+
+        The last token is always among them: its logits are what the caller came for. Raises as `check_prompt`
+        does.
+        """
+        new = token_ids(prompt)
+        self.check_prompt(new)
+        with self.used():
+            reused = min(self.shared_prefix(new), len(new) - 1)
+            self._truncate(reused)
+            self.reused_tokens += reused
+        return new[reused:]
+
     def prefill(
         self, prompt: Tokens, cancelled: Callable[[], bool] = lambda: False
     ) -> npt.NDArray[np.float32] | None:
@@ -103,26 +122,13 @@ class Session:
         Returns the logits of the last token, float32 [vocab_size]; None if `cancelled` said so between two
         chunks (the cache then holds the part that was done). Raises as `check_prompt` does.
         """
-        new = token_ids(prompt)
-        self.check_prompt(new)
-        with self._use():
-            # The last token is always run again: its logits are what the caller came for.
-            reused = min(self.shared_prefix(new), len(new) - 1)
-            self._truncate(reused)
-            self.reused_tokens += reused
-            step = self.executor.max_batch
-            for start in range(reused, len(new), step):
-                if cancelled():
-                    return None
-                last = start + step >= len(new)
-                logits = self._append(new[start : start + step], "last" if last else "none")
-            return logits
+        with self.used():
+            return self._run(Forward(self, self.plan(prompt), cancelled))
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; returns the logits after it, float32 [vocab_size]."""
-        new = token_ids([token])
-        with self._use():
-            logits = self._append(new, "last")
+        with self.used():
+            logits = self._run(Forward(self, token_ids([token])))
         assert logits is not None
         return logits
 
@@ -131,7 +137,7 @@ class Session:
         kept = whole_number(length, "the length to keep")
         if kept < 0:
             raise EdgeError(f"A session can't be cut to {kept} tokens: give 0 or more.")
-        with self._use():
+        with self.used():
             self._truncate(kept)
 
     def reset(self) -> None:
@@ -145,8 +151,8 @@ class Session:
     def save(self, path: str | Path) -> int:
         """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
         store = self._store()
-        with self._use():
-            return write_cache(path, store.cache_identity, self.tokens, store.cache_memory(self._cache))
+        with self.used():
+            return write_cache(path, store.cache_identity, self.tokens, store.cache_pages(self._cache))
 
     def load(self, path: str | Path) -> None:
         """Make what `save` wrote the content of the cache.
@@ -162,7 +168,7 @@ class Session:
                 f"The KV cache '{path}' holds {count} tokens and the context {self.context}: open the model "
                 "with a longer context."
             )
-        with self._use():
+        with self.used():
             store.restore(self._cache, count, stored.memory)
             self._tokens = np.array(stored.tokens, np.int32)
 
@@ -175,7 +181,16 @@ class Session:
             raise EdgeError("This executor can't keep its KV cache in a file: use the native one.")
         return cast(StoresCaches, self.executor)
 
-    def _append(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> npt.NDArray[np.float32] | None:
+    def _run(self, forward: Forward) -> npt.NDArray[np.float32] | None:
+        self.scheduler.submit(forward)
+        try:
+            self.scheduler.collect(forward)
+        finally:
+            self.scheduler.withdraw(forward)
+        return forward.logits
+
+    def open_step(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> SequenceStep:
+        """The step that appends `tokens`; `close_step` or `undo_step` follows it."""
         before = self.length
         end = before + len(tokens)
         if end > len(self._tokens):
@@ -184,10 +199,13 @@ class Session:
             self._tokens = grown
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
         self._tokens[before:end] = tokens
-        try:
-            (result,) = self.executor.forward([SequenceStep(self._cache, tokens, logits=wanted)])
-        except BaseException:
-            self._truncate(before)
-            raise
-        self.computed_tokens += len(tokens)
-        return result.logits[-1] if result.logits is not None else None
+        self._opened = before
+        return SequenceStep(self._cache, tokens, logits=wanted)
+
+    def close_step(self) -> None:
+        """The step has been computed."""
+        self.computed_tokens += self.length - self._opened
+
+    def undo_step(self) -> None:
+        """Leave the cache as it was before the step."""
+        self._truncate(self._opened)

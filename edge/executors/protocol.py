@@ -23,8 +23,14 @@ Logits = Literal["none", "last", "all"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an executor can do beyond plain decoding."""
+    """What an executor can do beyond plain decoding.
 
+    batch_invariant: the steps of a pass go through each matrix together, and a step gives the same bits whatever
+    stands beside it, cut as it may be. The others run one step after another; their numbers depend on how many
+    tokens a step has, within the tolerances of their tests.
+    """
+
+    batch_invariant: bool = False
     trees: bool = False
     max_tree: int = 0
     hidden_states: bool = False
@@ -94,12 +100,13 @@ class StepResult:
 
     logits: float32 [1 or n, vocab_size]. hidden: hidden states after the final norm and before the logit
     scale, float32 [n, hidden_size]. layers: for each wanted layer the residual stream after it, float32
-    [n, hidden_size].
+    [n, hidden_size]. error: why the step failed, which has nothing else then.
     """
 
     logits: FloatArray | None = None
     hidden: FloatArray | None = None
     layers: tuple[FloatArray, ...] = ()
+    error: EdgeError | None = None
 
 
 class ExecutorFacts:
@@ -136,13 +143,24 @@ class OneByOne(ABC):
 
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """See `Executor.forward`."""
-        if len({id(step.cache) for step in steps}) < len(steps):
-            raise EdgeError("A forward pass takes one step per cache: give the others to later passes.")
-        return [self._run_step(step) for step in steps]
+        check_caches(steps)
+        return [self._result_of(step) for step in steps]
+
+    def _result_of(self, step: SequenceStep) -> StepResult:
+        try:
+            return self._run_step(step)
+        except EdgeError as error:
+            return StepResult(error=error)
 
     @abstractmethod
     def _run_step(self, step: SequenceStep) -> StepResult:
         """Append one step to its cache and run it; if it fails, leave the cache as it was."""
+
+
+def check_caches(steps: Sequence[SequenceStep]) -> None:
+    """EdgeError for two steps of one cache."""
+    if len({id(step.cache) for step in steps}) < len(steps):
+        raise EdgeError("A forward pass takes one step per cache: give the others to later passes.")
 
 
 class Executor(Protocol):
@@ -162,7 +180,7 @@ class Executor(Protocol):
 
     @property
     def max_batch(self) -> int:
-        """Most tokens of one step."""
+        """Most tokens of one pass, and of one step."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -174,11 +192,11 @@ class Executor(Protocol):
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """Append the tokens of every step to its cache and run them; one result per step, in their order.
 
-        What a step gives does not depend on the others of the pass, which have other caches.
-        Raises EdgeError for two steps of one cache or something that this executor can't do, ContextError
-        past the context, TokenizerError for an id outside the vocabulary, NativeError for logits that are not
-        finite. A step that fails leaves its cache as it was; those before it stay in their caches, and those
-        after it are not run.
+        What a step gives does not depend on the others of the pass, which have other caches. A step that fails
+        fails alone: its cache is left as it was, and its result has the error. That is an EdgeError for
+        something that this executor can't do, ContextError past the context, TokenizerError for an id outside
+        the vocabulary, NativeError for logits that are not finite. Raises EdgeError, and runs nothing, for two
+        steps of one cache or more tokens than it takes in one pass.
         """
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
@@ -189,6 +207,14 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the weights and threads; the executor and its caches can't be used afterwards."""
+
+
+def run_step(executor: Executor, step: SequenceStep) -> StepResult:
+    """A pass of one step; raises what it failed with."""
+    (result,) = executor.forward([step])
+    if result.error is not None:
+        raise result.error
+    return result
 
 
 @runtime_checkable
@@ -224,6 +250,18 @@ class RepeatsRows(Protocol):
 
 
 @runtime_checkable
+class SharesRows(Protocol):
+    """An executor whose caches share the rows of a common beginning."""
+
+    def fork(self, cache: KVCache, n: int) -> KVCache:
+        """A cache with the first n rows of another. Memory is shared until one of the two writes into it."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all caches; what several share counts once."""
+
+
+@runtime_checkable
 class StoresCaches(Protocol):
     """What an executor with `capabilities.cache_files` offers beside `Executor`."""
 
@@ -231,8 +269,8 @@ class StoresCaches(Protocol):
     def cache_identity(self) -> Mapping[str, str]:
         """What the rows of a cache depend on, by name; one that differs makes them useless."""
 
-    def cache_memory(self, cache: KVCache) -> npt.NDArray[np.uint8]:
+    def cache_pages(self, cache: KVCache) -> list[npt.NDArray[np.uint8]]:
         """The rows in use as they stand in memory, for a file; borrowed until the cache changes."""
 
     def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
-        """Make n rows that `cache_memory` gave the content of the cache."""
+        """Make n rows, the pages of `cache_pages` one after the other, the content of the cache."""

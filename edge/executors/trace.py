@@ -22,7 +22,15 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError
 from edge.executors.native import library as native
-from edge.executors.protocol import Executor, Observable, OneByOne, SequenceStep, Staged, StepResult
+from edge.executors.protocol import (
+    Executor,
+    Observable,
+    OneByOne,
+    SequenceStep,
+    Staged,
+    StepResult,
+    run_step,
+)
 from edge.formats.atomic import write_failure, write_file
 
 TRACE_VARIABLE = "EDGE_TRACE"
@@ -120,7 +128,7 @@ class TracedExecutor(OneByOne):
     def _run_step(self, step: SequenceStep) -> StepResult:
         past, started = step.cache.length, time.monotonic()
         self._call, self._stage_started = self._call + 1, started
-        (result,) = self._executor.forward([step])
+        result = run_step(self._executor, step)
         facts: dict[str, Any] = {"call": self._call, "tokens": len(step.tokens), "past": past}
         if result.logits is not None:
             facts["checksum"] = checksum(result.logits)

@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,7 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class StoredCache:
-    """tokens: int32 [n]. memory: uint8, what `StoresCaches.cache_memory` gave; both borrow the mapped
-    file.
-    """
+    """tokens: int32 [n]. memory: uint8, the pages of `StoresCaches.cache_pages`; both borrow the mapped file."""
 
     tokens: npt.NDArray[np.int32]
     memory: npt.NDArray[np.uint8]
@@ -55,7 +53,7 @@ def write_cache(
     path: str | Path,
     identity: Mapping[str, str],
     tokens: npt.NDArray[np.int32],
-    memory: npt.NDArray[np.uint8],
+    pages: Sequence[npt.NDArray[np.uint8]],
 ) -> int:
     """Replace the file `path`, atomically; returns its size in bytes. Raises EdgeError where it can't.
 
@@ -68,16 +66,17 @@ def write_cache(
             "version": VERSION,
             "identity": dict(identity),
             "tokens": len(tokens),
-            "bytes": memory.nbytes,
-            "sha256": _checksum(stored, memory),
+            "bytes": sum(page.nbytes for page in pages),
+            "sha256": _checksum(stored, *pages),
         }
     ).encode()
     try:
         with replacing(path, private=True) as file:
             file.write(_PREFIX.pack(MAGIC, len(header)) + header)
-            for part in (stored, memory):
+            for parts in ((stored,), pages):
                 file.write(bytes(-file.tell() % _ALIGNMENT))
-                file.write(part.data)
+                for part in parts:
+                    file.write(part.data)
             return file.tell()
     except OSError as error:
         raise EdgeError(write_failure(path, error)) from None
@@ -127,9 +126,10 @@ def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     return StoredCache(tokens.view("<i4").astype(np.int32, copy=False), memory)
 
 
-def _checksum(tokens: npt.NDArray[np.uint8], memory: npt.NDArray[np.uint8]) -> str:
-    digest = hashlib.sha256(tokens.data)
-    digest.update(memory.data)
+def _checksum(*parts: npt.NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.data)
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.executors.protocol import Executor, KVCache, SequenceStep
+from edge.executors.protocol import Executor, KVCache, SequenceStep, run_step
 from edge.runtime import Model
 
 _PERCENTILES = (50, 90, 99)
@@ -124,7 +124,7 @@ def _log_probabilities(
     executor: Executor, cache: KVCache, tokens: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float64]:
     """float64 [n, vocab_size] after each of the n tokens, which continue the cache."""
-    (step,) = executor.forward([SequenceStep(cache, tokens, logits="all")])
+    step = run_step(executor, SequenceStep(cache, tokens, logits="all"))
     assert step.logits is not None
     shifted = step.logits.astype(np.float64) - step.logits.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

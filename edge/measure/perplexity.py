@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError, NativeError
-from edge.executors.protocol import Executor, KVCache, SequenceStep
+from edge.executors.protocol import Executor, KVCache, SequenceStep, run_step
 from edge.runtime import Model
 
 
@@ -107,7 +107,7 @@ def _losses(
     # Tokens before `first` - 1 predict tokens that are not scored: they need no logits.
     for start, stop, wanted in _pieces(len(tokens), first - 1, executor.max_batch):
         step = SequenceStep(cache, tokens[start:stop], logits="all" if wanted else "none")
-        (result,) = executor.forward([step])
+        result = run_step(executor, step)
         if wanted:
             assert result.logits is not None
             targets = tokens[start + 1 : stop + 1]

@@ -37,10 +37,10 @@ static double now(void) {
 static void forward(edge_model *model, edge_cache *cache, const edge_config *config, const int32_t *tokens,
                     int32_t count, float *logits) {
     for (int32_t start = 0; start < count; start += config->max_batch) {
-        edge_batch batch = {.size = sizeof batch, .tokens = &tokens[start], .logits = logits};
-        batch.n = count - start < config->max_batch ? count - start : config->max_batch;
-        batch.logits_count = start + batch.n == count;
-        check(edge_forward(model, cache, &batch));
+        edge_step step = {.size = sizeof step, .cache = cache, .tokens = &tokens[start]};
+        step.n = count - start < config->max_batch ? count - start : config->max_batch;
+        step.logits_count = start + step.n == count;
+        check(edge_forward(model, &step, 1, logits));
     }
 }
 
@@ -48,8 +48,9 @@ static void forward(edge_model *model, edge_cache *cache, const edge_config *con
 static int32_t sample(const float *logits, int32_t vocab_size) {
     const edge_sampling greedy = {
         .size = sizeof greedy, .temperature = 0, .top_p = 1, .typical_p = 1, .repetition_penalty = 1};
+    const edge_draw draw = {.size = sizeof draw, .logits = logits, .vocab_size = vocab_size};
     edge_sample_result result;
-    check(edge_sample(logits, vocab_size, &greedy, NULL, 0, NULL, NULL, 0, 0.0, 0, &result));
+    check(edge_sample(&greedy, &draw, &result));
     return result.token;
 }
 

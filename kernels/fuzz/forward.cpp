@@ -46,28 +46,28 @@ bool run_batch(Input *input, const Model &model, edge_cache *cache) {
     }
     std::vector<int32_t> layers(wishes & 2 ? 1 : 0);
     for (int32_t &layer : layers) layer = int32_t(input->size(0));
-    edge_batch batch{};
-    batch.size = sizeof batch;
-    batch.n = n;
-    batch.tokens = tokens.data();
-    batch.positions = wishes & 4 ? positions.data() : nullptr;
-    batch.tree = wishes & 8 ? tree.data() : nullptr;
-    batch.logits_count = wishes & 16 ? n : wishes & 32 ? 1 : int32_t(input->size(0));
+    edge_step step{};
+    step.size = sizeof step;
+    step.cache = cache;
+    step.n = n;
+    step.tokens = tokens.data();
+    step.positions = wishes & 4 ? positions.data() : nullptr;
+    step.tree = wishes & 8 ? tree.data() : nullptr;
+    step.logits_count = wishes & 16 ? n : wishes & 32 ? 1 : int32_t(input->size(0));
     if (n > 80) return false;  // it would have to be refused before it is read
     std::vector<float> logits(count * Network::vocab), hidden(count * Network::hidden),
         outputs(layers.size() * count * Network::hidden);
-    batch.logits = logits.data();
-    batch.hidden = wishes & 64 ? hidden.data() : nullptr;
-    batch.layer_count = int32_t(layers.size());
-    batch.layer_indices = layers.data();
-    batch.layer_outputs = outputs.data();
-    const edge_status status = edge_forward(model.model, cache, &batch);
+    step.hidden = wishes & 64 ? hidden.data() : nullptr;
+    step.layer_count = int32_t(layers.size());
+    step.layer_indices = layers.data();
+    step.layer_outputs = outputs.data();
+    const edge_status status = edge_forward(model.model, &step, 1, logits.data());
     if (status != EDGE_OK) {
         require(edge_cache_length(cache) == length && std::strlen(edge_last_error()) > 10);
         return false;
     }
     require(edge_cache_length(cache) == length + n);
-    for (int32_t i = 0; i < batch.logits_count * Network::vocab; ++i) {
+    for (int32_t i = 0; i < step.logits_count * Network::vocab; ++i) {
         require(std::isfinite(logits[size_t(i)]));
     }
     return true;

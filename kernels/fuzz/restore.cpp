@@ -50,20 +50,25 @@ bool accepts(Input input) {
         edge_cache_restore(cache, length, memory.empty() ? &nothing : memory.data(), memory.size());
     require(edge_cache_length(cache) == (restored == EDGE_OK ? length : 0));
     if (restored != EDGE_OK) return false;
-    const void *back = nullptr;
-    uint64_t bytes = 0;
-    require(edge_cache_memory(cache, &back, &bytes) == EDGE_OK && bytes == memory.size());
-    require(bytes == 0 || std::memcmp(back, memory.data(), memory.size()) == 0);
+    size_t compared = 0;
+    for (int64_t page = 0; page * EDGE_CACHE_PAGE < length; ++page) {
+        const void *back = nullptr;
+        uint64_t bytes = 0;
+        require(edge_cache_page(cache, page, &back, &bytes) == EDGE_OK);
+        require(std::memcmp(back, memory.data() + compared, size_t(bytes)) == 0);
+        compared += size_t(bytes);
+    }
+    require(compared == memory.size());
 
     float logits[Network::vocab];
     const int32_t token = 5;
-    edge_batch batch{};
-    batch.size = sizeof batch;
-    batch.n = 1;
-    batch.tokens = &token;
-    batch.logits_count = 1;
-    batch.logits = logits;
-    const edge_status status = edge_forward(made->model, cache, &batch);
+    edge_step step{};
+    step.size = sizeof step;
+    step.cache = cache;
+    step.n = 1;
+    step.tokens = &token;
+    step.logits_count = 1;
+    const edge_status status = edge_forward(made->model, &step, 1, logits);
     require(status == EDGE_OK || status == EDGE_NOT_FINITE || (status == EDGE_CONTEXT && length == context));
     require(edge_cache_length(cache) == length + (status == EDGE_OK));
     for (const float logit : logits) require(status != EDGE_OK || std::isfinite(logit));

@@ -31,7 +31,11 @@ bool accepts(Input input) {
     const std::vector<int32_t> history = ids(40), biased = ids(10);
     std::vector<float> bias(biased.size()), logits(size_t(vocab), 0.0f);
     input.take(bias.data(), bias.size());
-    const double random = calm & 4 ? double(input.take<uint32_t>()) / 4294967296.0 : input.take<double>();
+    edge_draw draw{};
+    draw.size = sizeof draw;
+    draw.seed = input.take<uint64_t>();
+    std::vector<uint32_t> allowed(size_t(calm & 4 ? (vocab + 31) / 32 : 0));
+    input.take(allowed.data(), allowed.size());
     const size_t given = std::min(logits.size(), input.left() / (calm & 8 ? 1 : sizeof(float)));
     for (size_t i = 0; i < logits.size(); ++i) {
         if (i < given) {
@@ -41,15 +45,23 @@ bool accepts(Input input) {
         }
     }
     edge_sample_result result;
-    const edge_status status =
-        edge_sample(logits.data(), vocab, &sampling, history.data(), int32_t(history.size()), biased.data(),
-                    bias.data(), int32_t(bias.size()), random, input.take<uint8_t>() & 1, &result);
+    draw.vocab_size = vocab;
+    draw.logits = logits.data();
+    draw.allowed = allowed.empty() ? nullptr : allowed.data();
+    draw.history = history.data();
+    draw.history_length = int32_t(history.size());
+    draw.bias_tokens = biased.data();
+    draw.bias_values = bias.data();
+    draw.bias_count = int32_t(bias.size());
+    draw.want_logprob = input.take<uint8_t>() & 1;
+    const edge_status status = edge_sample(&sampling, &draw, &result);
     if (status != EDGE_OK) {
         require(std::strlen(edge_last_error()) > 10);
         return false;
     }
     require(result.token >= 0 && result.token < vocab);
     require(logits[size_t(result.token)] > -INFINITY);
+    require(allowed.empty() || (allowed[size_t(result.token / 32)] >> (result.token % 32) & 1));
     for (int32_t i = 0; i < sampling.logprobs; ++i) {
         require(result.top_tokens[i] >= -1 && result.top_tokens[i] < vocab);
         require(i == 0 || result.top_logprobs[i] <= result.top_logprobs[i - 1]);

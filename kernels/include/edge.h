@@ -156,7 +156,7 @@ typedef struct {
     uint32_t size; /* sizeof(edge_config): guards against a mismatched caller */
     int32_t vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
     int32_t context;     /* longest sequence in tokens */
-    int32_t max_batch;   /* most tokens of one edge_forward call */
+    int32_t max_batch;   /* most tokens of one edge_forward call, of all its steps */
     int32_t activations; /* edge_activations */
     int32_t kv_type;     /* edge_kv_type */
     float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
@@ -216,9 +216,14 @@ typedef void (*edge_observer)(void *context, const edge_event *event);
 EDGE_API edge_status edge_model_observe(edge_model *model, edge_observer observer, void *context);
 
 EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cache);
+/* Bytes of all pages, those of key summaries too, that the model's caches use; a shared one counts once. */
+EDGE_API uint64_t edge_model_cache_bytes(const edge_model *model);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
 EDGE_API int64_t edge_cache_length(const edge_cache *cache);
 EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int64_t length);
+/* Makes the first `length` rows of `cache` the content of `into`, a cache of the same model. The two share memory, in
+ * pages of 256 rows, until one of them writes into a page: it then gets a copy of that page. */
+EDGE_API edge_status edge_cache_fork(const edge_cache *cache, int64_t length, edge_cache *into);
 /* After the first `length` rows keep rows[0 .. count) (absolute, strictly ascending, >= length), drop the rest. */
 EDGE_API edge_status edge_cache_keep(edge_cache *cache, int64_t length, const int64_t *rows, int64_t count);
 /* Grows the cache to `length` rows by repeating those it has: plausible values without a prefill, for timing. */
@@ -226,32 +231,40 @@ EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int64_t length);
 
 /* Counts up when the meaning of a cache's memory changes. */
 #define EDGE_CACHE_LAYOUT 2
-/* The memory that holds the rows in use, for a file; borrowed until the cache changes. */
-EDGE_API edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes);
-/* Makes `memory`, which edge_cache_memory gave for `length` rows of a cache of the same shape, the content. */
+#define EDGE_CACHE_PAGE 256 /* rows */
+/* A page of the rows in use, for a file; borrowed until the cache changes. All pages of a model's caches are alike. */
+EDGE_API edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **memory, uint64_t *bytes);
+/* Makes `memory`, the pages of `length` rows of a cache of the same shape one after the other, the content. */
 EDGE_API edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory,
                                         uint64_t bytes);
 
+/* What a pass appends to one sequence, and what is wanted of it. */
 typedef struct {
-    uint32_t size;            /* sizeof(edge_batch) */
+    uint32_t size;            /* sizeof(edge_step) */
     int32_t n;                /* tokens */
+    edge_cache *cache;        /* of the sequence */
     const int32_t *tokens;    /* [n] */
     const int32_t *positions; /* [n] RoPE positions, or NULL: continue the cache */
-    const uint64_t *tree;     /* [n] masks over this batch, or NULL: causal */
-    int32_t logits_count;     /* of the last tokens: 0 none, 1 the last one, n all */
+    const uint64_t *tree;     /* [n] masks over this step, or NULL: causal */
+    int32_t logits_count;     /* of its last tokens, 0 .. n */
     int32_t layer_count;
     const int32_t *layer_indices; /* [layer_count] layers whose output is wanted */
-    float *logits;                /* [logits_count][vocab_size] */
     float *hidden;                /* [n][hidden_size] hidden states after the final norm, or NULL */
     float *layer_outputs;         /* [layer_count][n][hidden_size] the residual stream after each, or NULL */
-} edge_batch;
+    int32_t status;               /* written: edge_status of this step ... */
+    char error[244];              /* ... and the sentence about it */
+} edge_step;
 
-/* Appends the batch to the cache and runs it; on failure the cache keeps its old length. */
-EDGE_API edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch *batch);
+/* Appends every step to its cache and runs them all in one pass, max_batch tokens at most. What a step gives does not
+ * depend on the others. logits: [the sum of the steps' logits_count][vocab_size], in their order. A step that fails
+ * leaves its cache as it was and the others undisturbed; its rows of logits mean nothing. Returns EDGE_OK, the status of
+ * the first step that failed, or that of a pass of which nothing was run (no step has a status other than EDGE_OK then):
+ * too many tokens, or two steps of one cache. */
+EDGE_API edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, float *logits);
 
 /* ---- Sampling ------------------------------------------------------------------------------------- */
 
-/* In the order applied: bias, penalties, temperature, top-k, typical, top-p, min-p, draw. */
+/* In the order applied: allowed tokens, bias, penalties, temperature, top-k, typical, top-p, min-p, draw. */
 typedef struct {
     uint32_t size;            /* sizeof(edge_sampling) */
     float temperature;        /* 0: the most likely token */
@@ -272,12 +285,28 @@ typedef struct {
     float top_logprobs[EDGE_MAX_LOGPROBS];
 } edge_sample_result;
 
-/* logits [vocab_size] are left unchanged. history: tokens that the penalties count. random: one number in
- * [0, 1) from the caller's generator. want_logprob 0 saves the pass over the vocabulary that logprob needs. */
-EDGE_API edge_status edge_sample(const float *logits, int32_t vocab_size, const edge_sampling *sampling,
-                                 const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
-                                 const float *bias_values, int32_t bias_count, double random,
-                                 int32_t want_logprob, edge_sample_result *result);
+/* What one token is drawn from. */
+typedef struct {
+    uint32_t size; /* sizeof(edge_draw) */
+    int32_t vocab_size;
+    const float *logits;     /* [vocab_size], left unchanged */
+    const uint32_t *allowed; /* bit t % 32 of word t / 32: whether token t may be drawn; NULL: all may */
+    const int32_t *history;  /* [history_length] tokens that the penalties count */
+    const int32_t *bias_tokens;
+    const float *bias_values; /* [bias_count] */
+    int32_t history_length, bias_count;
+    uint64_t seed, index; /* of the answer, and of the token in it */
+    uint64_t choice;      /* which of several answers to the same prompt */
+    int32_t want_logprob; /* 0 saves the pass over the vocabulary that logprob needs */
+} edge_draw;
+
+/* The random number is the first 53 bits of edge_philox with the key `seed` and the counter (index, choice): a token
+ * is the same however many others were drawn before it. */
+EDGE_API edge_status edge_sample(const edge_sampling *sampling, const edge_draw *draw,
+                                 edge_sample_result *result);
+
+/* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). */
+EDGE_API void edge_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 
 #ifdef __cplusplus
 }

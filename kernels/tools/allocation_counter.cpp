@@ -51,22 +51,18 @@ EDGE_API int posix_memalign(void **memory, size_t alignment, size_t bytes) {
 
 EDGE_API int64_t allocations_counted(void) { return counted; }
 
-EDGE_API edge_status counted_forward(decltype(&edge_forward) call, edge_model *model, edge_cache *cache,
-                                     const edge_batch *batch) {
+EDGE_API edge_status counted_forward(decltype(&edge_forward) call, edge_model *model, edge_step *steps,
+                                     int32_t count, float *logits) {
     const int64_t before = allocations;
-    const edge_status status = call(model, cache, batch);
+    const edge_status status = call(model, steps, count, logits);
     counted = allocations - before;
     return status;
 }
 
-EDGE_API edge_status counted_sample(decltype(&edge_sample) call, const float *logits, int32_t vocab_size,
-                                    const edge_sampling *sampling, const int32_t *history,
-                                    int32_t history_length, const int32_t *bias_tokens,
-                                    const float *bias_values, int32_t bias_count, double random,
-                                    int32_t want_logprob, edge_sample_result *result) {
+EDGE_API edge_status counted_sample(decltype(&edge_sample) call, const edge_sampling *sampling,
+                                    const edge_draw *draw, edge_sample_result *result) {
     const int64_t before = allocations;
-    const edge_status status = call(logits, vocab_size, sampling, history, history_length, bias_tokens,
-                                    bias_values, bias_count, random, want_logprob, result);
+    const edge_status status = call(sampling, draw, result);
     counted = allocations - before;
     return status;
 }

@@ -27,13 +27,13 @@ int32_t number(const char *text) {
 void forward(edge_model *model, edge_cache *cache, const std::vector<int32_t> &tokens,
              std::vector<float> *logits) {
     for (size_t start = 0; start < tokens.size(); start += size_t(batch_tokens)) {
-        edge_batch batch{};
-        batch.size = sizeof batch;
-        batch.n = int32_t(std::min(tokens.size() - start, size_t(batch_tokens)));
-        batch.tokens = &tokens[start];
-        batch.logits_count = start + size_t(batch.n) == tokens.size();
-        batch.logits = logits->data();
-        check(edge_forward(model, cache, &batch));
+        edge_step step{};
+        step.size = sizeof step;
+        step.cache = cache;
+        step.n = int32_t(std::min(tokens.size() - start, size_t(batch_tokens)));
+        step.tokens = &tokens[start];
+        step.logits_count = start + size_t(step.n) == tokens.size();
+        check(edge_forward(model, &step, 1, logits->data()));
     }
 }
 

@@ -134,13 +134,13 @@ void Runner::feed(edge_cache *cache, int32_t count) {
 }
 
 void Runner::forward(edge_cache *cache, const int32_t *tokens, int32_t n, bool logits) {
-    edge_batch batch{};
-    batch.size = sizeof batch;
-    batch.n = n;
-    batch.tokens = tokens;
-    batch.logits_count = logits;
-    batch.logits = logits_.data();
-    check(edge_forward(model_.get(), cache, &batch));
+    edge_step step{};
+    step.size = sizeof step;
+    step.cache = cache;
+    step.n = n;
+    step.tokens = tokens;
+    step.logits_count = logits;
+    check(edge_forward(model_.get(), &step, 1, logits_.data()));
 }
 
 int32_t Runner::sample() {
@@ -150,9 +150,12 @@ int32_t Runner::sample() {
     sampling.top_p = 0.8f;
     sampling.typical_p = sampling.repetition_penalty = 1.0f;
     edge_sample_result result;
-    const double random = std::uniform_real_distribution<double>()(random_);
-    check(edge_sample(logits_.data(), int32_t(logits_.size()), &sampling, nullptr, 0, nullptr, nullptr, 0,
-                      random, 0, &result));
+    edge_draw draw{};
+    draw.size = sizeof draw;
+    draw.logits = logits_.data();
+    draw.vocab_size = int32_t(logits_.size());
+    draw.index = drawn_++;
+    check(edge_sample(&sampling, &draw, &result));
     return result.token;
 }
 

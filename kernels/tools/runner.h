@@ -84,7 +84,7 @@ class Runner {
     std::map<int32_t, Owner<edge_cache>> caches_;
     std::vector<int32_t> tokens_;
     std::vector<float> logits_;
-    std::mt19937_64 random_{0};
+    uint64_t drawn_ = 0;
 };
 
 }  // namespace tools

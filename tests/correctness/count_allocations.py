@@ -18,7 +18,7 @@ from edge.engine.settings import SamplingParams
 from edge.executors.native import library as native
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.protocol import SequenceStep
+from edge.executors.protocol import SequenceStep, run_step
 from edge.formats.bundle.reader import Bundle
 
 PROMPT = 300  # longer than one chunk of attention, so that decoding splits the context over threads
@@ -74,13 +74,17 @@ def run(
     take()
     counts = {}
     for start in range(0, PROMPT, executor.max_batch):
-        executor.forward([SequenceStep(cache, prompt[start : start + executor.max_batch])])
+        run_step(executor, SequenceStep(cache, prompt[start : start + executor.max_batch]))
     counts["prefill"] = take()
     for token in range(5):
-        executor.forward([SequenceStep(cache, [token])])
+        run_step(executor, SequenceStep(cache, [token]))
     counts["decode"] = take()
     chain = np.array([(1 << (i + 1)) - 1 for i in range(5)], np.uint64)
-    executor.forward([SequenceStep(cache, prompt[:5], tree=chain, logits="all", hidden=True, layers=[0, 1])])
+    tree = SequenceStep(cache, prompt[:5], tree=chain, logits="all", hidden=True, layers=[0, 1])
+    others = [executor.new_cache() for _ in range(3)]
+    take()
+    results = executor.forward([tree, *(SequenceStep(other, prompt[:30]) for other in others)])
+    assert all(result.error is None for result in results)
     counts["tree"] = take()
     executor.close()
     return counts

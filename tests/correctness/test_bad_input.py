@@ -10,7 +10,7 @@ import pytest
 from edge.config import SparseConfig
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.quant.scheme import QuantScheme
-from tests.steps import forward
+from tests.steps import forward, memory_of
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -153,7 +153,7 @@ def test_numbers_that_do_not_fit(open_native, minicpm, make_bundle, tokens_of, n
     executor = open_native(make_bundle(minicpm()), context=64)
     cache = executor.new_cache()
     forward(executor, cache, tokens_of(executor.config, 10))
-    memory = executor.cache_memory(cache).copy()
+    memory = memory_of(executor, cache)
     for call in (
         lambda: executor.keep(cache, number, []),
         lambda: executor.keep(cache, 0, [number]),
@@ -163,7 +163,7 @@ def test_numbers_that_do_not_fit(open_native, minicpm, make_bundle, tokens_of, n
         with pytest.raises(EdgeError):
             call()
         assert cache.length == 10
-        np.testing.assert_array_equal(executor.cache_memory(cache), memory)
+        np.testing.assert_array_equal(memory_of(executor, cache), memory)
 
 
 @pytest.mark.parametrize("length", [9.0, "9", None])

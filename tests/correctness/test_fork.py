@@ -20,12 +20,12 @@ def test_a_loaded_model_answers_in_a_forked_child(open_native, minicpm, make_bun
 
     def logits() -> np.ndarray:
         out = np.empty(executor.config.vocab_size, np.float32)
-        batch = native.Batch(
-            size=ctypes.sizeof(native.Batch),
-            **{"n": 3, "tokens": tokens.ctypes.data, "logits_count": 1, "logits": out.ctypes.data},
-        )
         cache = executor.new_cache() if os.getpid() == parent else spare
-        native.check(native.library().edge_forward(executor.handle, cache.handle, ctypes.byref(batch)))
+        step = native.Step(
+            size=ctypes.sizeof(native.Step),
+            **{"n": 3, "cache": cache.handle, "tokens": tokens.ctypes.data, "logits_count": 1},
+        )
+        native.check(native.library().edge_forward(executor.handle, ctypes.byref(step), 1, out.ctypes.data))
         return out
 
     parent, spare = os.getpid(), executor.new_cache()

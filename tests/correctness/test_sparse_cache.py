@@ -22,7 +22,7 @@ from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.model.attention.mode import use_attention_mode
 from edge.quant.scheme import QuantScheme
-from tests.steps import forward, paths, tree_masks
+from tests.steps import forward, memory_of, paths, tree_masks
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
 MODES = [("float32", "float32"), ("int8", "int16"), ("int8", "float16"), ("int8", "int8")]
@@ -130,9 +130,8 @@ PARENTS = [-1, 0, 0, 1, 1, 3, 2, 6, *range(7, 40)]
 
 
 @pytest.mark.parametrize("prefix", [180, 400, 455])
-def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
+def test_trees(executor, run_all, tokens_of, prefix: int):
     """Verifying a tree equals decoding its paths, and an accepted path goes on as if it had been fed."""
-    row = f"tree: {executor.info.activations} {executor.info.kv_type}"
     before, after = tokens_of(executor.config, prefix), tokens_of(executor.config, 60, seed=4)
     tree = tokens_of(executor.config, len(PARENTS), seed=3)
     cache = executor.new_cache()
@@ -142,15 +141,14 @@ def test_trees(executor, run_all, tokens_of, assert_close, prefix: int):
     accepted = paths(PARENTS)[-1]
     fed = executor.new_cache()
     wanted = run_all(executor, fed, np.concatenate([before, tree[accepted], after]))[prefix:]
-    assert_close(found[accepted], wanted[: len(accepted)], row)
+    np.testing.assert_array_equal(found[accepted], wanted[: len(accepted)])
     # The root is kept as it stands, the rest is moved together.
     executor.keep(cache, prefix + 1, [prefix + kept for kept in accepted[1:]])
-    assert_close(run_all(executor, cache, after), wanted[len(accepted) :], row)
+    np.testing.assert_array_equal(run_all(executor, cache, after), wanted[len(accepted) :])
 
 
-def test_a_tree_whose_queries_are_all_dense(executor, run_all, tokens_of, assert_close):
+def test_a_tree_whose_queries_are_all_dense(executor, run_all, tokens_of):
     """Below dense_len in a sparse model; what follows is sparse, over the windows of the kept path."""
-    row = f"tree: {executor.info.activations} {executor.info.kv_type}"
     before, after = tokens_of(executor.config, 100), tokens_of(executor.config, 300, seed=4)
     tree = tokens_of(executor.config, len(PARENTS), seed=3)
     cache, fed = executor.new_cache(), executor.new_cache()
@@ -159,9 +157,9 @@ def test_a_tree_whose_queries_are_all_dense(executor, run_all, tokens_of, assert
     found = forward(executor, cache, tree, positions=positions, tree=tree_masks(PARENTS), logits="all").logits
     accepted = paths(PARENTS)[-1]
     wanted = run_all(executor, fed, np.concatenate([before, tree[accepted], after]))[100:]
-    assert_close(found[accepted], wanted[: len(accepted)], row)
+    np.testing.assert_array_equal(found[accepted], wanted[: len(accepted)])
     executor.keep(cache, 100, [100 + kept for kept in accepted])
-    assert_close(run_all(executor, cache, after, (9, 64)), wanted[len(accepted) :], row)
+    np.testing.assert_array_equal(run_all(executor, cache, after, (9, 64)), wanted[len(accepted) :])
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def test_rows_moved_below_those_that_were_summarised(executor, run_all, tokens_o
     run_all(executor, cache, tokens[:N])
     executor.keep(cache, 100, kept)
     assert cache.length == 100 + len(kept)
-    executor.restore(copied, cache.length, executor.cache_memory(cache).copy())
+    executor.restore(copied, cache.length, memory_of(executor, cache))
     np.testing.assert_array_equal(
         run_all(executor, cache, tokens[N:], (20,)), run_all(executor, copied, tokens[N:], (20,))
     )
@@ -186,7 +184,7 @@ def test_a_restored_cache_forgets_the_windows_it_had(executor, run_all, tokens_o
     run_all(executor, source, first)
     run_all(executor, used, second)  # has windows of all its rows
     for cache in (used, fresh):
-        executor.restore(cache, N, executor.cache_memory(source).copy())
+        executor.restore(cache, N, memory_of(executor, source))
     np.testing.assert_array_equal(run_all(executor, used, second[:30]), run_all(executor, fresh, second[:30]))
 
 

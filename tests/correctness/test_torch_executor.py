@@ -73,7 +73,7 @@ def test_tree_equals_each_path(pair, tokens_of, assert_close, prefix: int):
     found = forward(ours, cache, tree, positions=positions, tree=tree_masks(TREE), logits="all").logits
     for node, path in enumerate(paths(TREE)):
         wanted = forward(ours, ours.new_cache(), np.concatenate([before, tree[path]])).logits[0]
-        assert_close(found[node], wanted, "tree: float32 float32")
+        assert_close(found[node], wanted)
 
 
 def test_keep_an_accepted_path(pair, tokens_of, assert_close):

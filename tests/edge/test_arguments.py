@@ -15,7 +15,7 @@ from edge.executors.native import library as native
 from edge.executors.native import operators
 from edge.executors.options import RunOptions
 from edge.text.prompts import Message
-from tests.steps import forward
+from tests.steps import forward, memory_of
 
 GREEDY = {"temperature": 0, "max_new_tokens": 3}
 WRAPPING = [2**31, 2**32 + 1, 2**33 + 1, 2**63, 2**64 + 1, -(2**32) + 1]
@@ -66,7 +66,7 @@ def test_token_ids_do_not_wrap(smollm2, tiny_executor, token):
 def test_lengths_and_rows_do_not_wrap(tiny_executor, number):
     executor, cache = tiny_executor, tiny_executor.new_cache()
     forward(executor, cache, [5, 9, 33, 2, 61])
-    memory = executor.cache_memory(cache)
+    memory = memory_of(executor, cache)
     calls = [
         lambda: executor.truncate(cache, number),
         lambda: executor.keep(cache, number, []),
@@ -116,7 +116,7 @@ def test_every_integer_of_the_c_interface_is_checked():
 
 
 def test_every_integer_of_a_structure_is_checked():
-    records = [native.Matrix, native.Sparse, native.Config, native.Weight, native.Batch, native.Sampling]
+    records = [native.Matrix, native.Sparse, native.Config, native.Weight, native.Step, native.Sampling]
     for record in (*records, operators.LayerCache):
         integers = [name for name, kind, *_ in record._fields_ if kind in native._INTEGERS]
         assert integers

@@ -198,13 +198,14 @@ def test_a_cancelled_task_cancels_its_answer(chat, whole, iterate):
     async def talk() -> None:
         reached = asyncio.Event()
         loop = asyncio.get_running_loop()
-        sample = chat.session.step
+        open_step = chat.session.open_step
 
-        def step(token: int) -> Any:
-            loop.call_soon_threadsafe(reached.set)
-            return sample(token)
+        def step(tokens: Any, wanted: Any) -> Any:
+            if len(tokens) == 1:
+                loop.call_soon_threadsafe(reached.set)
+            return open_step(tokens, wanted)
 
-        chat.session.step = step
+        chat.session.open_step = step
         stream = chat.stream(QUESTION, max_new_tokens=4000)
 
         async def consume() -> None:

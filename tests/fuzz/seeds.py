@@ -296,7 +296,9 @@ def shards(folder: Path) -> None:
 
 def kv_file(folder: Path) -> None:
     """A stored cache."""
-    write_cache(folder / "c.kv", {"model": "m"}, np.arange(9, dtype=np.int32), np.arange(200, dtype=np.uint8))
+    write_cache(
+        folder / "c.kv", {"model": "m"}, np.arange(9, dtype=np.int32), [np.arange(200, dtype=np.uint8)]
+    )
 
 
 def profile(folder: Path) -> None:

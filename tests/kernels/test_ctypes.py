@@ -250,6 +250,7 @@ def test_constants(headers):
     mirrored = {
         "EDGE_ABI_VERSION": native.ABI_VERSION,
         "EDGE_CACHE_LAYOUT": native.CACHE_LAYOUT,
+        "EDGE_CACHE_PAGE": native.CACHE_PAGE,
         "EDGE_MAX_TREE": native.MAX_TREE,
         "EDGE_MAX_LOGPROBS": native.MAX_LOGPROBS,
         "EDGE_ET_DIMENSIONS": executorch._DIMENSIONS,

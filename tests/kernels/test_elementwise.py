@@ -13,6 +13,7 @@ from edge.executors.native.operators import LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.quant.packing import pack
 from edge.quant.scheme import QuantScheme
+from tests.philox import philox, place_of
 
 F16 = QuantScheme("f16")
 
@@ -92,14 +93,31 @@ def draw(logits: np.ndarray, random: float, **settings: float) -> int:
         size=ctypes.sizeof(native.Sampling),
         **{"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, **settings},
     )
-    result = native.SampleResult()
-    native.check(
-        native.library().edge_sample(
-            *(logits.ctypes.data, logits.size, ctypes.byref(sampling), None, 0, None, None, 0, random, 0),
-            ctypes.byref(result),
-        )
+    index, choice = place_of(random, 0)
+    given = native.Draw(
+        size=ctypes.sizeof(native.Draw),
+        **{"vocab_size": logits.size, "logits": logits.ctypes.data, "index": index, "choice": choice},
     )
+    result = native.SampleResult()
+    native.check(native.library().edge_sample(sampling, given, result))
     return int(result.token)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "out"),  # tests/kat_vectors of the authors' Random123
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_the_published_random_numbers(counter: str, key: str, out: str):
+    """The library's, and those that the tests choose random numbers by."""
+    given = [np.array([int(word, 16) for word in words.split()], np.uint32) for words in (counter, key, out)]
+    found = np.zeros(4, np.uint32)
+    native.library().edge_philox(given[0].ctypes.data, given[1].ctypes.data, found.ctypes.data)
+    np.testing.assert_array_equal(found, given[2])
+    assert philox(*(tuple(int(word) for word in words) for words in given[:2])) == tuple(given[2].tolist())
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 511, 512, 513, 1024, 1300])
@@ -137,11 +155,9 @@ def test_the_best_token_at_every_border(place: int):
         *(("temperature", -0.1), ("temperature", np.inf), ("top_k", -1), ("top_p", 1.05), ("top_p", np.nan)),
         *(("min_p", -0.01), ("typical_p", 1.05), ("repetition_penalty", 0.0), ("repetition_penalty", np.inf)),
         *(("frequency_penalty", np.inf), ("presence_penalty", np.nan), ("logprobs", 65), ("logprobs", -1)),
-        *(("random", 1.0), ("random", -0.1), ("random", np.nan)),
     ],
 )
 def test_settings_are_checked_at_the_border(setting: str, value: float):
     """Python's own check lies before; other callers have none."""
-    random, settings = (value, {}) if setting == "random" else (0.5, {setting: value})
     with pytest.raises(NativeError, match=setting):
-        draw(np.zeros(9, np.float32), random, **settings)
+        draw(np.zeros(9, np.float32), 0.5, **{setting: value})

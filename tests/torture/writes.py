@@ -62,7 +62,7 @@ def _check_conversation(place: Path) -> None:
 
 def _save_cache(place: Path) -> None:
     rows = np.full(KV_BYTES, os.getpid() % 251, np.uint8)
-    write_cache(place / "chat.kv", {"model": "m"}, np.arange(1000, dtype=np.int32), rows)
+    write_cache(place / "chat.kv", {"model": "m"}, np.arange(1000, dtype=np.int32), [rows])
 
 
 def _check_cache(place: Path) -> None:

@@ -27,9 +27,9 @@ from edge.executors.protocol import (
     ExecutorFacts,
     ExecutorInfo,
     KVCache,
-    OneByOne,
     SequenceStep,
     StepResult,
+    check_caches,
 )
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
@@ -42,7 +42,7 @@ TIER_VARIABLE = "EDGE_CPU"
 _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
 
 
-class NativeExecutor(ExecutorFacts, OneByOne):
+class NativeExecutor(ExecutorFacts):
     """Runs a bundle on the CPU. Safe to call from several threads: calls are taken one at a time.
 
     `info.tier` names the kernels in use, for example `avx512vnni`.
@@ -144,6 +144,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
     def capabilities(self) -> Capabilities:
         """Dense and sparse attention, and trees."""
         return Capabilities(
+            batch_invariant=True,
             trees=True,
             max_tree=native.MAX_TREE,
             hidden_states=True,
@@ -158,40 +159,44 @@ class NativeExecutor(ExecutorFacts, OneByOne):
             self._check_open()
             return NativeCache(self.handle, self._context)
 
-    def _run_step(self, step: SequenceStep) -> StepResult:
-        ids = token_ids(step.tokens)
-        n = ids.size
-        positions = _per_token(step.positions, np.int32, n, "positions")
-        tree = _per_token(step.tree, np.uint64, n, "tree")
-        count = _choice({"none": 0, "last": 1, "all": n}, step.logits, "choice of logits")
-        logits = np.empty((count, self._config.vocab_size), np.float32) if count else None
-        hidden = np.empty((n, self._config.hidden_size), np.float32) if step.hidden else None
-        indices = integers(step.layers, "layers")
-        layers = np.empty((indices.size, n, self._config.hidden_size), np.float32) if indices.size else None
-        batch = native.Batch(
-            size=ctypes.sizeof(native.Batch),
-            n=n,
-            tokens=ids.ctypes.data,
-            positions=_address(positions),
-            tree=_address(tree),
-            logits_count=count,
-            layer_count=indices.size,
-            layer_indices=indices.ctypes.data,
-            logits=_address(logits),
-            hidden=_address(hidden),
-            layer_outputs=_address(layers),
-        )
+    def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
+        """See `edge.executors.protocol.Executor.forward`: all tokens go through each matrix together."""
+        check_caches(steps)
+        results = [StepResult()] * len(steps)
+        passed: list[tuple[int, _StepMemory]] = []
+        for index, step in enumerate(steps):
+            try:
+                passed.append((index, _StepMemory(step, self._config, self._max_batch)))
+            except EdgeError as error:
+                results[index] = StepResult(error=error)
+        tokens = sum(memory.n for _, memory in passed)
+        if tokens > self._max_batch:
+            raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {tokens}: give some later.")
+        if not passed:
+            return results
+        rows = sum(memory.logits_count for _, memory in passed)
+        logits = np.empty((rows, self._config.vocab_size), np.float32)
+        records = (native.Step * len(passed))()
         with self._lock():
             self._check_open()
-            before, self._observer_error = step.cache.length, None
-            native.check(
-                native.library().edge_forward(self.handle, handle_of(step.cache), ctypes.byref(batch))
-            )
-            error = self._observer_error
-            if error is not None:
-                native.check(native.library().edge_cache_truncate(handle_of(step.cache), before))
-                raise error
-        return StepResult(logits, hidden, () if layers is None else tuple(layers))
+            for at, (_, memory) in enumerate(passed):
+                records[at] = memory.record()
+            lengths = [memory.cache.length for _, memory in passed]
+            self._observer_error = None
+            status = native.library().edge_forward(self.handle, records, len(passed), _address(logits))
+            if all(record.status == 0 for record in records):
+                native.check(status)  # of the pass as a whole
+            if self._observer_error is not None:
+                for (_, memory), length in zip(passed, lengths, strict=True):
+                    native.check(native.library().edge_cache_truncate(handle_of(memory.cache), length))
+                raise self._observer_error
+        row = 0
+        for (index, memory), record in zip(passed, records, strict=True):
+            own = logits[row : row + memory.logits_count]
+            row += memory.logits_count
+            failed = native.error_of(record.status, record.error) if record.status else None
+            results[index] = memory.result(own) if failed is None else StepResult(error=failed)
+        return results
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
@@ -213,17 +218,37 @@ class NativeExecutor(ExecutorFacts, OneByOne):
         """The model's contents, the layout and every setting that changes keys and values."""
         return self._cache_identity
 
-    def cache_memory(self, cache: KVCache) -> npt.NDArray[np.uint8]:
-        """The rows in use as they stand in memory; borrowed until the cache changes."""
-        memory, size = ctypes.c_void_p(), ctypes.c_uint64()
+    def fork(self, cache: KVCache, n: int) -> NativeCache:
+        """A cache with the first n rows of another; the two share their memory, see `SharesRows`."""
+        rows = whole_number(n, "the number of rows to share")
+        copy = self.new_cache()
         with self._lock():
-            native.check(
-                native.library().edge_cache_memory(handle_of(cache), ctypes.byref(memory), ctypes.byref(size))
-            )
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size.value).from_address(memory.value or 0))
+            native.check(native.library().edge_cache_fork(handle_of(cache), rows, copy.handle))
+        return copy
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all caches; what several share counts once."""
+        with self._lock():
+            self._check_open()
+            return int(native.library().edge_model_cache_bytes(self.handle))
+
+    def cache_pages(self, cache: KVCache) -> list[npt.NDArray[np.uint8]]:
+        """The rows in use as they stand in memory; borrowed until the cache changes."""
+        pages, memory, size = [], ctypes.c_void_p(), ctypes.c_uint64()
+        with self._lock():
+            for page in range(-(-cache.length // native.CACHE_PAGE)):
+                native.check(
+                    native.library().edge_cache_page(
+                        handle_of(cache), page, ctypes.byref(memory), ctypes.byref(size)
+                    )
+                )
+                array = (ctypes.c_uint8 * size.value).from_address(memory.value or 0)
+                pages.append(np.ctypeslib.as_array(array))
+        return pages
 
     def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
-        """Make n rows that `cache_memory` gave the content of the cache."""
+        """Make n rows, the pages of `cache_pages` one after the other, the content of the cache."""
         rows = whole_number(n, "the number of rows")
         with self._lock():
             native.check(
@@ -246,7 +271,7 @@ class NativeExecutor(ExecutorFacts, OneByOne):
                 try:
                     # Bytes are cheap to keep: in a slow observer the threads would fall asleep.
                     observer(ctypes.string_at(event, size))
-                except BaseException as error:  # can't pass through C: `_run_step` raises it
+                except BaseException as error:  # can't pass through C: `forward` raises it
                     self._observer_error = error
 
         hook = native.Observer() if observer is None else native.Observer(tell)
@@ -266,6 +291,45 @@ class NativeExecutor(ExecutorFacts, OneByOne):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
+
+
+class _StepMemory:
+    """What libedge reads and writes of one step, checked as far as it can't be there."""
+
+    def __init__(self, step: SequenceStep, config: ModelConfig, max_batch: int) -> None:
+        self.cache = step.cache
+        self._tokens = token_ids(step.tokens)
+        self.n = self._tokens.size
+        if not 0 < self.n <= max_batch:
+            raise NativeError(f"A batch has 1 to {max_batch} tokens, got {self.n}.")
+        self._positions = _per_token(step.positions, np.int32, self.n, "positions")
+        self._tree = _per_token(step.tree, np.uint64, self.n, "tree")
+        self.logits_count = _choice({"none": 0, "last": 1, "all": self.n}, step.logits, "choice of logits")
+        self._hidden = np.empty((self.n, config.hidden_size), np.float32) if step.hidden else None
+        self._indices = integers(step.layers, "layers")
+        count = self._indices.size
+        self._layers = np.empty((count, self.n, config.hidden_size), np.float32) if count else None
+
+    def record(self) -> native.Step:
+        """The step as libedge takes it."""
+        return native.Step(
+            size=ctypes.sizeof(native.Step),
+            n=self.n,
+            cache=handle_of(self.cache),
+            tokens=self._tokens.ctypes.data,
+            positions=_address(self._positions),
+            tree=_address(self._tree),
+            logits_count=self.logits_count,
+            layer_count=self._indices.size,
+            layer_indices=self._indices.ctypes.data,
+            hidden=_address(self._hidden),
+            layer_outputs=_address(self._layers),
+        )
+
+    def result(self, logits: npt.NDArray[np.float32]) -> StepResult:
+        """What the step asked for, after the pass."""
+        layers = () if self._layers is None else tuple(self._layers)
+        return StepResult(logits if self.logits_count else None, self._hidden, layers)
 
 
 def check_parts(config: ModelConfig) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import edge
-from edge.errors import ContextError, NativeError, TokenizerError
+from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.quant.layout import MatrixLayout
 
 ABI_VERSION = 2
 CACHE_LAYOUT = 2
+CACHE_PAGE = 256
 MAX_TREE = 64
 MAX_LOGPROBS = 64
 LIBRARY_VARIABLE = "EDGE_LIBRARY"
@@ -186,21 +187,23 @@ class Weight(Record):
     _fields_ = (("role", c_int32), ("layer", c_int32), ("matrix", Matrix))
 
 
-class Batch(Record):
-    """edge_batch"""
+class Step(Record):
+    """edge_step"""
 
     _fields_ = (
         ("size", c_uint32),
         ("n", c_int32),
+        ("cache", c_void_p),
         ("tokens", c_void_p),
         ("positions", c_void_p),
         ("tree", c_void_p),
         ("logits_count", c_int32),
         ("layer_count", c_int32),
         ("layer_indices", c_void_p),
-        ("logits", c_void_p),
         ("hidden", c_void_p),
         ("layer_outputs", c_void_p),
+        ("status", c_int32),
+        ("error", ctypes.c_char * 244),
     )
 
 
@@ -237,6 +240,26 @@ class Sampling(Record):
         *((name, c_float) for name in ("top_p", "min_p", "typical_p")),
         *((name, c_float) for name in ("repetition_penalty", "frequency_penalty", "presence_penalty")),
         ("logprobs", c_int32),
+    )
+
+
+class Draw(Record):
+    """edge_draw"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("vocab_size", c_int32),
+        ("logits", c_void_p),
+        ("allowed", c_void_p),
+        ("history", c_void_p),
+        ("bias_tokens", c_void_p),
+        ("bias_values", c_void_p),
+        ("history_length", c_int32),
+        ("bias_count", c_int32),
+        ("seed", c_uint64),
+        ("index", c_uint64),
+        ("choice", c_uint64),
+        ("want_logprob", c_int32),
     )
 
 
@@ -300,23 +323,18 @@ _FUNCTIONS = {
     "edge_model_workspace_bytes": (c_uint64, (c_void_p,)),
     "edge_model_observe": (_STATUS, (c_void_p, Observer, c_void_p)),
     "edge_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
+    "edge_model_cache_bytes": (c_uint64, (c_void_p,)),
     "edge_cache_destroy": (None, (c_void_p,)),
     "edge_cache_length": (c_int64, (c_void_p,)),
     "edge_cache_truncate": (_STATUS, (c_void_p, c_int64)),
     "edge_cache_keep": (_STATUS, (c_void_p, c_int64, c_void_p, c_int64)),
     "edge_cache_repeat": (_STATUS, (c_void_p, c_int64)),
-    "edge_cache_memory": (_STATUS, (c_void_p, POINTER(c_void_p), POINTER(c_uint64))),
+    "edge_cache_fork": (_STATUS, (c_void_p, c_int64, c_void_p)),
+    "edge_cache_page": (_STATUS, (c_void_p, c_int64, POINTER(c_void_p), POINTER(c_uint64))),
     "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
-    "edge_forward": (_STATUS, (c_void_p, c_void_p, POINTER(Batch))),
-    "edge_sample": (
-        _STATUS,
-        (
-            *(c_void_p, c_int32, POINTER(Sampling)),
-            *(c_void_p, c_int32),
-            *(c_void_p, c_void_p, c_int32),
-            *(c_double, c_int32, POINTER(SampleResult)),
-        ),
-    ),
+    "edge_forward": (_STATUS, (c_void_p, POINTER(Step), c_int32, c_void_p)),
+    "edge_sample": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(SampleResult))),
+    "edge_philox": (None, (c_void_p, c_void_p, c_void_p)),
 }
 
 
@@ -359,10 +377,14 @@ def library() -> ctypes.CDLL:
 
 def check(status: int) -> None:
     """Raise the EdgeError that belongs to a status of libedge; nothing for EDGE_OK."""
-    if status == 0:
-        return
-    message = library().edge_last_error().decode(errors="replace")
-    raise {_CONTEXT: ContextError, _VOCABULARY: TokenizerError}.get(status, NativeError)(message)
+    if status != 0:
+        raise error_of(status, library().edge_last_error())
+
+
+def error_of(status: int, sentence: bytes) -> EdgeError:
+    """The error that belongs to a status other than EDGE_OK."""
+    kind = {_CONTEXT: ContextError, _VOCABULARY: TokenizerError}.get(status, NativeError)
+    return kind(sentence.decode(errors="replace"))
 
 
 def cpu_tiers() -> tuple[str, ...]:

@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from edge.engine.sampling import Sampler
 from edge.engine.settings import SamplingParams
-from edge.executors.protocol import Executor, KVCache, Logits, Observable, RepeatsRows, SequenceStep
+from edge.executors.protocol import (
+    Executor,
+    KVCache,
+    Logits,
+    Observable,
+    RepeatsRows,
+    SequenceStep,
+    run_step,
+)
 from edge.measure.profile.energy import EnergyMeter
 from edge.measure.profile.operators import decode_events, observed
 from edge.measure.profile.schema import ProfileError
@@ -96,11 +104,11 @@ class Bench:
 
     def _decode(self, cache: KVCache, tokens: int) -> list[float]:
         sampler, token, times = Sampler(SAMPLING), int(self._prompt(1)[0]), []
-        for _ in range(tokens):
+        for index in range(tokens):
             started = time.perf_counter()
-            (result,) = self._executor.forward([SequenceStep(cache, [token])])
+            result = run_step(self._executor, SequenceStep(cache, [token]))
             assert result.logits is not None
-            token = sampler.sample(result.logits[0]).token
+            token = sampler.sample(result.logits[0], index=index).token
             times.append(time.perf_counter() - started)
         return times
 
@@ -108,8 +116,8 @@ class Bench:
         step = self._executor.max_batch
         for start in range(0, len(tokens), step):
             wanted: Logits = "last" if start + step >= len(tokens) else "none"
-            (result,) = self._executor.forward(
-                [SequenceStep(cache, tokens[start : start + step], logits=wanted)]
+            result = run_step(
+                self._executor, SequenceStep(cache, tokens[start : start + step], logits=wanted)
             )
         assert result.logits is not None
         return result.logits[0]

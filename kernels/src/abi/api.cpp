@@ -141,7 +141,7 @@ edge_status edge_attention(const edge_parallel *parallel, const char *tier, int3
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
         edge_cache cache({1, kv_heads, head_dim, past + n, edge_kv_type(kv_type)}, constants);
-        if (const edge_status status = cache.reserve()) return status;
+        if (const edge_status status = cache.make_room(0, past + n)) return status;
         for (int64_t position = 0; position < past + n; ++position) {
             for (int64_t head = 0; head < kv_heads; ++head) {
                 const int64_t at = (position * kv_heads + head) * head_dim;
@@ -153,14 +153,15 @@ edge_status edge_attention(const edge_parallel *parallel, const char *tier, int3
         edge::AlignedMemory memory, sparse_memory;
         memory.reset(attention.bytes());
         attention.place(memory.data());
+        const edge::Sequence sequence{&cache, 0, n, past, tree};
         if (!constants.enabled) {
-            attention.run(*parallel, *kernels, cache, 0, queries, out, stride, n, past, tree);
+            attention.run(*parallel, *kernels, 0, queries, out, stride, &sequence, 1);
             return EDGE_OK;
         }
         edge::SparseAttention operation(cache.shape, constants, heads, n, parallel->workers);
         sparse_memory.reset(operation.bytes());
         operation.place(sparse_memory.data());
-        operation.run(*parallel, *kernels, attention, cache, 0, queries, out, stride, n, past, tree);
+        operation.run(*parallel, *kernels, attention, 0, queries, out, stride, &sequence, 1);
         if (selected != nullptr) {
             operation.copy_selections(n, constants.topk + constants.window_size / constants.block_size,
                                       selected);
@@ -207,21 +208,27 @@ edge_status edge_model_observe(edge_model *model, edge_observer observer, void *
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {
         if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");
-        auto fresh = std::make_unique<edge_cache>(model->cache_shape(), model->config.sparse);
-        if (const edge_status status = fresh->reserve()) return status;
-        *cache = fresh.release();
+        *cache = new edge_cache(model->cache_shape(), model->config.sparse, model->pools);
         return EDGE_OK;
     });
 }
 
-edge_status edge_forward(edge_model *model, edge_cache *cache, const edge_batch *batch) {
+uint64_t edge_model_cache_bytes(const edge_model *model) {
+    if (model == nullptr) return 0;
+    const edge::CachePools &pools = model->pools;
+    return pools.rows->used_bytes() + (pools.summaries ? pools.summaries->used_bytes() : 0);
+}
+
+edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, float *logits) {
     return guarded([&]() -> edge_status {
-        if (!model || !cache || !batch) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
+        if (!model || !steps || count <= 0) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
         if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
-        if (batch->size != sizeof(edge_batch)) {
-            return fail(EDGE_INVALID,
-                        "edge_batch has another size here: the library and its caller differ in version.");
+        for (int32_t i = 0; i < count; ++i) {
+            if (steps[i].size != sizeof(edge_step)) {
+                return fail(EDGE_INVALID,
+                            "edge_step has another size here: the library and its caller differ in version.");
+            }
         }
-        return model->forward(*cache, *batch);
+        return model->forward(steps, count, logits);
     });
 }

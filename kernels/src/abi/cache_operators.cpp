@@ -141,12 +141,13 @@ edge_status edge_paged_attention(const edge_host *host, const edge_layer_cache *
         const uint64_t bytes = dense.bytes() + (sparse ? sparse->bytes() : 0);
         if (const edge_status status = edge::take_scratch(host->scratch, bytes, &memory)) return status;
         dense.place(memory);
+        const edge::Sequence sequence{&layer.view, 0, n, start, tree};
         if (!sparse) {
-            dense.run(parallel, *kernels, layer.view, 0, queries, out, stride, n, start, tree);
+            dense.run(parallel, *kernels, 0, queries, out, stride, &sequence, 1);
             return EDGE_OK;
         }
         sparse->place(memory + dense.bytes());
-        sparse->run(parallel, *kernels, dense, layer.view, 0, queries, out, stride, n, start, tree);
+        sparse->run(parallel, *kernels, dense, 0, queries, out, stride, &sequence, 1);
         return EDGE_OK;
     });
 }

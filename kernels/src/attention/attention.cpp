@@ -13,7 +13,7 @@ namespace {
 
 constexpr int most_task_rows = 128;  // query rows of one task: they share the conversion of keys and values
 constexpr int row_tile = 8;          // of which the kernels take so many at once
-constexpr int64_t split_tokens = 4;  // batches up to this size may split the context over threads
+constexpr int64_t split_tokens = 4;  // batches up to this size may split their contexts over threads
 constexpr int64_t tasks_per_worker = 4;  // with fewer row tasks than this, split the context
 
 int64_t chunks_of(int64_t positions) { return (positions + attention_chunk - 1) / attention_chunk; }
@@ -38,26 +38,58 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
     std::fill_n(state.outputs, rows * head_dim, 0.0f);
 }
 
+struct Attention::Plan {
+    const Sequence *sequence;
+    int64_t rows, task_rows, tiles;  // query rows of a KV head: all of them, of one task; and the tasks that they are
+    int64_t chunks;                  // of positions
+    int64_t first_task, first_piece;
+    float *parts;  // of its pieces, where contexts are split
+
+    int64_t furthest() const { return sequence->past + sequence->n; }
+};
+
+struct Attention::Run {
+    const Kernels &kernels;
+    int64_t layer;
+    const float *queries;
+    float *out;
+    int64_t stride;
+    const Plan *plans;
+    int64_t count, tasks = 0, pieces = 0;
+    bool split = false;
+
+    // The plan of a task, or with `first` = &Plan::first_piece of a piece: a task's chunk.
+    const Plan &plan_of(int64_t index, int64_t Plan::*first) const {
+        return *(std::upper_bound(plans, plans + count, index,
+                                  [&](int64_t value, const Plan &plan) { return value < plan.*first; }) -
+                 1);
+    }
+};
+
 // Row r of a KV head is query head r % group of token r / group.
 struct Attention::Task {
-    int64_t kv_head;
+    const Plan &plan;
+    int64_t index, kv_head, first;
     int count = 0;
     const float *queries[most_task_rows];
     float *outputs[most_task_rows];
+    int64_t tokens[most_task_rows];
     int64_t limits[most_task_rows];
-    uint64_t masks[most_task_rows];
 
-    Task(const Attention &attention, const float *in, float *out, int64_t stride, int64_t head_of_cache,
-         int64_t first, int64_t last, int64_t past, int64_t n, const uint64_t *tree)
-        : kv_head(head_of_cache) {
+    Task(const Attention &attention, const Run &run, const Plan &plan_of_task, int64_t task)
+        : plan(plan_of_task),
+          index(task),
+          kv_head((task - plan.first_task) / plan.tiles),
+          first((task - plan.first_task) % plan.tiles * plan.task_rows) {
+        const int64_t last = std::min(plan.rows, first + plan.task_rows);
         for (int64_t row = first; row < last; ++row, ++count) {
             const int64_t token = row / attention.group_,
                           head = kv_head * attention.group_ + row % attention.group_;
-            const int64_t at = token * stride + head * attention.head_dim_;
-            queries[count] = in + at;
-            outputs[count] = out + at;
-            limits[count] = tree ? past + n : past + token + 1;
-            masks[count] = tree ? tree[token] : 0;
+            const int64_t at = (plan.sequence->first + token) * run.stride + head * attention.head_dim_;
+            queries[count] = run.queries + at;
+            outputs[count] = run.out + at;
+            tokens[count] = token;
+            limits[count] = plan.sequence->rows_of(token);
         }
     }
 
@@ -78,14 +110,17 @@ Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens,
       kv_heads_(shape.kv_heads),
       head_dim_(shape.head_dim),
       group_(heads / shape.kv_heads),
+      max_tokens_(max_tokens),
       most_rows_(std::min<int64_t>(most_task_rows, round_up(max_tokens * group_, row_tile))),
       worker_count_(workers),
+      path_bytes_(PathBlocks::bytes(shape)),
       split_floats_(chunks_of(shape.capacity) *
                     state_floats(heads * std::min(split_tokens, max_tokens), head_dim_)),
       bytes_(lay_out(nullptr)) {}
 
 uint64_t Attention::lay_out(uint8_t *memory) {
     uint64_t bytes = 0;
+    edge::place(memory, &bytes, max_tokens_, &plans_);
     edge::place(memory, &bytes, worker_count_, &workers_);
     for (int64_t i = 0; i < worker_count_; ++i) {
         Worker unused, &worker = memory ? workers_[i] : unused;
@@ -96,95 +131,140 @@ uint64_t Attention::lay_out(uint8_t *memory) {
             edge::place(memory, &bytes, state_floats(most_rows_, head_dim_), &floats);
             if (memory) *state = state_at(floats, most_rows_);
         }
+        edge::place(memory, &bytes, path_bytes_, &worker.path_memory);
     }
     edge::place(memory, &bytes, split_floats_, &split_scratch_);
     return bytes;
 }
 
-void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache,
-                    int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
-                    const uint64_t *tree) {
-    const int64_t rows = n * group_, end = past + n, chunks = chunks_of(end);
-    const bool split = n <= split_tokens && chunks > 1 && kv_heads_ < tasks_per_worker * parallel.workers;
-    const int64_t wanted = rows * kv_heads_ / (tasks_per_worker * parallel.workers);
-    const int64_t task_rows =
-        std::min(most_rows_, split ? rows : std::max<int64_t>(round_up(wanted, row_tile), row_tile));
-    const int64_t tiles = (rows + task_rows - 1) / task_rows, tasks = kv_heads_ * tiles;
-    for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
+void Attention::plan(const Sequence *sequences, int64_t count, int32_t workers, Run *run) {
+    const int64_t least_tasks = tasks_per_worker * workers;
+    int64_t tokens = 0, furthest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        tokens += sequences[i].n;
+        furthest = std::max(furthest, sequences[i].past + sequences[i].n);
+    }
+    run->split = tokens <= split_tokens && chunks_of(furthest) > 1 && count * kv_heads_ < least_tasks;
+    const int64_t wanted =
+        std::max<int64_t>(round_up(tokens * group_ * kv_heads_ / least_tasks, row_tile), row_tile);
+    float *parts = split_scratch_;
+    for (int64_t i = 0; i < count; ++i) {
+        Plan &plan = plans_[i];
+        plan.sequence = &sequences[i];
+        plan.rows = sequences[i].n * group_;
+        plan.task_rows = std::min(most_rows_, run->split ? plan.rows : wanted);
+        plan.tiles = (plan.rows + plan.task_rows - 1) / plan.task_rows;
+        plan.chunks = chunks_of(plan.furthest());
+        plan.first_task = run->tasks;
+        plan.first_piece = run->pieces;
+        plan.parts = parts;
+        run->tasks += kv_heads_ * plan.tiles;
+        run->pieces += kv_heads_ * plan.tiles * plan.chunks;
+        if (run->split) parts += state_floats(kv_heads_ * plan.rows * plan.chunks, head_dim_);
+    }
+}
 
-    const auto task_at = [&](int64_t index) {
-        const int64_t first = index % tiles * task_rows;
-        return Task(*this, queries, out, stride, index / tiles, first, std::min(rows, first + task_rows),
-                    past, n, tree);
-    };
-    const auto attend_chunk = [&](const Task &task, int64_t index, int64_t chunk, Worker *worker,
-                                  const AttentionState &part) {
-        AttentionRows r;
-        r.type = cache.shape.type;
-        r.head_dim = head_dim_;
-        r.scale = 1.0f / std::sqrt(float(head_dim_));
-        r.count = task.count;
-        r.queries = task.queries;
-        r.limits = task.limits;
-        r.masks = tree ? task.masks : nullptr;
-        r.tree_start = past;
-        r.scratch = worker->scratch;
-        if (worker->prepared != index) kernels.prepare_queries(r);
-        worker->prepared = index;
+// The part of one chunk for the rows of a task. A chunk that the tokens of a tree reach into is another one for each of
+// them: it goes on with the tree's rows on the token's path.
+void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *worker,
+                       const AttentionState &part) const {
+    const Sequence &sequence = *task.plan.sequence;
+    const CacheView &cache = *sequence.cache;
+    const int64_t begin = chunk * attention_chunk;
+    const bool own_paths = sequence.tree != nullptr && begin + attention_chunk > sequence.past;
+    PathBlocks path;
+    for (int first = 0, last; first < task.count; first = last) {
+        last = own_paths ? first + 1 : task.count;
+        while (last < task.count && task.tokens[last] == task.tokens[first]) ++last;
+        const AttentionState rows_part{part.maxima + first, part.sums + first,
+                                       part.outputs + first * head_dim_};
+        const int64_t end = own_paths ? task.limits[first] : task.plan.furthest();
+        if (end <= begin) {
+            clear(rows_part, last - first, head_dim_);
+            continue;
+        }
+        AttentionRows rows;
+        rows.type = cache.shape.type;
+        rows.head_dim = head_dim_;
+        rows.scale = 1.0f / std::sqrt(float(head_dim_));
+        rows.count = last - first;
+        rows.queries = task.queries + first;
+        rows.limits = task.limits + first;
+        rows.scratch = worker->scratch;
+        if (own_paths || worker->prepared != task.index) run.kernels.prepare_queries(rows);
+        worker->prepared = own_paths ? -1 : task.index;
+        if (own_paths) {
+            path.build(cache, run.layer, task.kv_head, sequence.past, sequence.tree[task.tokens[first]],
+                       worker->path_memory);
+        }
         AttentionChunk c;
-        const int64_t begin = chunk * attention_chunk;
         c.blocks = 0;
         for (int64_t at = begin; at < std::min(begin + attention_chunk, end); at += attention_block) {
-            c.keys[c.blocks] = cache.keys(layer, task.kv_head, at);
-            c.values[c.blocks] = cache.values(layer, task.kv_head, at);
+            const bool on_path = own_paths && at >= path.start();
+            c.keys[c.blocks] = on_path ? path.keys(at) : cache.keys(run.layer, task.kv_head, at);
+            c.values[c.blocks] = on_path ? path.values(at) : cache.values(run.layer, task.kv_head, at);
             c.starts[c.blocks++] = at;
         }
         for (int b = 0; b < attention_blocks; ++b) {
             const int64_t at = begin + attention_chunk + b * attention_block;
-            c.next[b] = at < end ? cache.keys(layer, task.kv_head, at) : c.keys[0];
+            c.next[b] = at < end && !own_paths ? cache.keys(run.layer, task.kv_head, at) : c.keys[0];
         }
-        kernels.attend(r, c, part);
-    };
-
-    if (split) {
-        const auto part_at = [&](int64_t index, int64_t chunk, const Task &task) {
-            const int64_t rows_before = index / tiles * rows + index % tiles * task_rows;
-            const int64_t row_chunks = rows_before * chunks + chunk * task.count;
-            return state_at(split_scratch_ + state_floats(row_chunks, head_dim_), task.count);
-        };
-        parallel_for(parallel, tasks * chunks, 1, [&](int64_t first, int64_t last, int32_t worker) {
-            for (int64_t piece = first; piece < last; ++piece) {
-                const int64_t index = piece / chunks, chunk = piece % chunks;
-                const Task task = task_at(index);
-                attend_chunk(task, index, chunk, &workers_[worker], part_at(index, chunk, task));
-            }
-        });
-        parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
-            for (int64_t index = first; index < last; ++index) {
-                const Task task = task_at(index);
-                const AttentionState state = workers_[worker].state;
-                clear(state, task.count, head_dim_);
-                for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-                    kernels.merge(part_at(index, chunk, task), task.count, head_dim_, state);
-                }
-                task.finish(state, head_dim_);
-            }
-        });
-        return;
+        run.kernels.attend(rows, c, rows_part);
     }
+}
 
-    parallel_for(parallel, tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
+// A few tokens: the chunks of their contexts are spread over all threads, then merged.
+void Attention::run_split(const edge_parallel &parallel, const Run &run) {
+    const auto part_at = [&](const Task &task, int64_t chunk) {
+        const int64_t rows_before = task.kv_head * task.plan.rows + task.first;
+        const int64_t row_chunks = rows_before * task.plan.chunks + chunk * task.count;
+        return state_at(task.plan.parts + state_floats(row_chunks, head_dim_), task.count);
+    };
+    parallel_for(parallel, run.pieces, 1, [&](int64_t first, int64_t last, int32_t worker) {
+        for (int64_t piece = first; piece < last; ++piece) {
+            const Plan &plan = run.plan_of(piece, &Plan::first_piece);
+            const int64_t index = plan.first_task + (piece - plan.first_piece) / plan.chunks,
+                          chunk = (piece - plan.first_piece) % plan.chunks;
+            const Task task(*this, run, plan, index);
+            attend(run, task, chunk, &workers_[worker], part_at(task, chunk));
+        }
+    });
+    parallel_for(parallel, run.tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
+        for (int64_t index = first; index < last; ++index) {
+            const Task task(*this, run, run.plan_of(index, &Plan::first_task), index);
+            const AttentionState state = workers_[worker].state;
+            clear(state, task.count, head_dim_);
+            for (int64_t chunk = 0; chunk < task.plan.chunks; ++chunk) {
+                run.kernels.merge(part_at(task, chunk), task.count, head_dim_, state);
+            }
+            task.finish(state, head_dim_);
+        }
+    });
+}
+
+void Attention::run_whole(const edge_parallel &parallel, const Run &run) {
+    parallel_for(parallel, run.tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
         Worker *mine = &workers_[worker];
         for (int64_t index = first; index < last; ++index) {
-            const Task task = task_at(index);
+            const Task task(*this, run, run.plan_of(index, &Plan::first_task), index);
             clear(mine->state, task.count, head_dim_);
             for (int64_t chunk = 0; chunk < chunks_of(task.furthest()); ++chunk) {
-                attend_chunk(task, index, chunk, mine, mine->part);
-                kernels.merge(mine->part, task.count, head_dim_, mine->state);
+                attend(run, task, chunk, mine, mine->part);
+                run.kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }
             task.finish(mine->state, head_dim_);
         }
     });
+}
+
+void Attention::run(const edge_parallel &parallel, const Kernels &kernels, int64_t layer,
+                    const float *queries, float *out, int64_t stride, const Sequence *sequences,
+                    int64_t count) {
+    Run run{kernels, layer, queries, out, stride, plans_, count};
+    plan(sequences, count, parallel.workers, &run);
+    for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
+    if (run.split) return run_split(parallel, run);
+    run_whole(parallel, run);
 }
 
 }  // namespace edge

@@ -1,13 +1,15 @@
-// Dense and tree-masked attention of a batch over the KV cache.
+// Dense attention of a batch, which may hold tokens of several sequences, over their KV caches.
 //
-// The sequence is cut into chunks of 256 positions at fixed places. Each chunk gives an unnormalised softmax
-// part, and parts are merged in order: the result is the same whether one thread walks along the chunks (prefill)
-// or many threads take one each (decode at long context).
+// A sequence is cut into chunks of 256 positions at fixed places. Each chunk gives an unnormalised softmax part, and
+// parts are merged in order: the result is the same whether one thread walks along the chunks (prefill) or many
+// threads take one each (decode at long context). A token of a tree reads its last chunks in the order of its path, so
+// that it gets what it would get if its path were decoded token by token.
 #pragma once
 
 #include <cstdint>
 
 #include "attention/cache.h"
+#include "attention/path.h"
 #include "threads/pool.h"
 #include "tiers/kernels.h"
 
@@ -23,15 +25,28 @@ inline AttentionState state_at(float *base, int64_t rows) { return {base, base +
 
 void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 
+// Tokens of one sequence in a batch; their keys and values are rows past .. past + n of its cache.
+struct Sequence {
+    const CacheView *cache;
+    int64_t first;  // of its tokens in the batch
+    int64_t n, past;
+    const uint64_t *tree;  // [n] masks over its tokens, or nullptr for causal order
+
+    // Rows on the path of its token `token`, the token's own included.
+    int64_t rows_of(int64_t token) const {
+        return past + (tree ? __builtin_popcountll(tree[token]) : token + 1);
+    }
+};
+
 // Works in memory of the caller: bytes() bytes, aligned to 64, which place() takes before the first run.
 class Attention {
    public:
     Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);
 
-    // out[n][heads * head_dim] for queries of the same shape, whose keys and values are rows past .. past + n of
-    // the cache. tree: [n] masks over those rows, or nullptr for causal order. Both strides in floats.
-    void run(const edge_parallel &parallel, const Kernels &kernels, const CacheView &cache, int64_t layer,
-             const float *queries, float *out, int64_t stride, int64_t n, int64_t past, const uint64_t *tree);
+    // out[tokens][heads * head_dim] for queries of the same shape. stride: floats between tokens of both. `count`
+    // sequences have at most max_tokens tokens together.
+    void run(const edge_parallel &parallel, const Kernels &kernels, int64_t layer, const float *queries,
+             float *out, int64_t stride, const Sequence *sequences, int64_t count);
 
     uint64_t bytes() const { return bytes_; }
     void place(uint8_t *memory) { lay_out(memory); }
@@ -41,14 +56,23 @@ class Attention {
     struct Worker {
         AttentionScratch scratch;
         AttentionState part, state;
+        uint8_t *path_memory;
         int64_t prepared;  // the task whose queries are in the scratch memory
     };
+    struct Plan;  // how a sequence is cut into tasks
     struct Task;  // the query rows of one task
+    struct Run;   // what the tasks of a run share
 
+    void plan(const Sequence *sequences, int64_t count, int32_t workers, Run *run);
+    void attend(const Run &run, const Task &task, int64_t chunk, Worker *worker, const AttentionState &part) const;
+    void run_split(const edge_parallel &parallel, const Run &run);
+    void run_whole(const edge_parallel &parallel, const Run &run);
     uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes
 
-    const int64_t heads_, kv_heads_, head_dim_, group_, most_rows_, worker_count_, split_floats_;
+    const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, most_rows_, worker_count_, path_bytes_;
+    const int64_t split_floats_;
     const uint64_t bytes_;
+    Plan *plans_ = nullptr;  // [max_tokens]
     Worker *workers_ = nullptr;
     float *split_scratch_ = nullptr;  // touched only as far as the context reaches
 };

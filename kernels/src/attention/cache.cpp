@@ -102,33 +102,63 @@ void CacheView::copy(int64_t from, int64_t to) const {
 
 }  // namespace edge
 
-edge_cache::edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse)
-    : edge::CacheView{cache_shape} {
-    if (sparse.enabled) own_summaries_ = std::make_unique<edge::KeySummaries>(shape, sparse);
+edge::CachePools::CachePools(const CacheShape &shape, const edge_sparse &sparse)
+    // Room for a whole context, so that a lone sequence lies in one piece.
+    : rows(std::make_shared<PagePool>(uint64_t(shape.page_bytes()), shape.bytes_of(shape.capacity))) {
+    if (!sparse.enabled) return;
+    const SummaryShape summary(shape, sparse);
+    summaries = std::make_shared<PagePool>(uint64_t(summary.page_bytes()), summary.bytes());
+}
+
+edge_cache::edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse,
+                       const edge::CachePools &pools)
+    : edge::CacheView{cache_shape}, row_pages_(pools.rows, cache_shape.pages()) {
+    pages = row_pages_.pages();
+    if (!sparse.enabled) return;
+    own_summaries_ = std::make_unique<edge::KeySummaries>(shape, sparse);
     summaries = own_summaries_.get();
+    summary_pages_ = std::make_unique<edge::PageTable>(pools.summaries, summaries->shape.pages());
+    summaries->pages = summary_pages_->pages();
 }
 
-edge_cache::~edge_cache() {
-    if (memory != nullptr) edge::unmap_memory(memory, shape.bytes_of(shape.capacity));
-    if (summaries && summaries->memory) edge::unmap_memory(summaries->memory, summaries->shape.bytes());
-}
+edge_cache::edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse)
+    : edge_cache(cache_shape, sparse, edge::CachePools(cache_shape, sparse)) {}
 
-void edge_cache::forget_summaries(int64_t rows) const {
-    if (summaries) summaries->rows = std::min(summaries->rows, rows);
-}
+edge_cache::~edge_cache() = default;
 
-edge_status edge_cache::reserve() {
-    const auto map = [](uint64_t bytes, const char *what, uint8_t **where) -> edge_status {
-        *where = static_cast<uint8_t *>(edge::map_memory(bytes, edge::Commit::when_written));
-        if (*where != nullptr) return EDGE_OK;
-        return edge::fail(EDGE_NO_MEMORY,
-                          "%llu MB of address space for %s could not be reserved; lower --context.",
-                          (unsigned long long)(bytes / 1000000), what);
+edge_status edge_cache::make_room(int64_t first, int64_t rows) {
+    const auto make = [](edge::PageTable &table, int64_t count, int64_t first_written) {
+        return table.resize(std::max(count, table.count())) && table.own(first_written);
     };
-    if (const edge_status status = map(shape.bytes_of(shape.capacity), "the KV cache", &memory)) {
-        return status;
+    bool made = make(row_pages_, shape.pages_of(rows), first / edge::attention_chunk);
+    if (made && summaries) {
+        // Windows that were complete before are not written again.
+        const edge::SummaryShape &grids = summaries->shape;
+        const int64_t least = std::min(grids.fine.complete(summaries->rows) / edge::SummaryShape::coarsening,
+                                       grids.coarse.complete(summaries->rows));
+        made = make(*summary_pages_, grids.pages_of(rows), least / edge::attention_block);
     }
-    return summaries ? map(summaries->shape.bytes(), "key summaries", &summaries->memory) : EDGE_OK;
+    if (made) return EDGE_OK;
+    cut(length);
+    return edge::fail(EDGE_NO_MEMORY, "There is no address space for %lld more rows of a KV cache.",
+                      (long long)(rows - first));
+}
+
+void edge_cache::cut(int64_t rows) {
+    length = rows;
+    row_pages_.resize(std::min(row_pages_.count(), shape.pages_of(rows)));
+    if (!summaries) return;
+    summaries->rows = std::min(summaries->rows, rows);
+    summary_pages_->resize(std::min(summary_pages_->count(), summaries->shape.pages_of(rows)));
+}
+
+void edge_cache::share(const edge_cache &other, int64_t rows) {
+    row_pages_.share(other.row_pages_, shape.pages_of(rows));
+    length = rows;
+    if (!summaries) return;
+    summary_pages_->share(*other.summary_pages_,
+                          std::min(other.summary_pages_->count(), summaries->shape.pages_of(rows)));
+    summaries->rows = std::min(other.summaries->rows, rows);
 }
 
 int64_t edge_cache_length(const edge_cache *cache) { return cache ? cache->length : 0; }
@@ -141,8 +171,20 @@ edge_status edge_cache_truncate(edge_cache *cache, int64_t length) {
         return edge::fail(EDGE_INVALID, "Cannot truncate a cache of %lld rows to %lld.",
                           (long long)edge_cache_length(cache), (long long)length);
     }
-    cache->length = length;
-    cache->forget_summaries(length);
+    cache->cut(length);
+    return EDGE_OK;
+}
+
+edge_status edge_cache_fork(const edge_cache *cache, int64_t length, edge_cache *into) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_fork")) return status;
+    if (cache == nullptr || into == nullptr || cache == into || length < 0 || length > cache->length) {
+        return edge::fail(EDGE_INVALID, "The first %lld of %lld rows of a cache can't become another's.",
+                          (long long)length, (long long)edge_cache_length(cache));
+    }
+    if (!into->is_akin(*cache)) {
+        return edge::fail(EDGE_INVALID, "The two caches belong to different models.");
+    }
+    into->share(*cache, length);
     return EDGE_OK;
 }
 
@@ -161,11 +203,12 @@ edge_status edge_cache_keep(edge_cache *cache, int64_t length, const int64_t *ro
         }
         previous = rows[i];
     }
+    if (const edge_status status = cache->make_room(length, cache->length)) return status;
     for (int64_t i = 0; i < count; ++i) {
         if (rows[i] != length + i) cache->copy(rows[i], length + i);
     }
-    cache->length = length + count;
-    cache->forget_summaries(length);
+    if (cache->summaries) cache->summaries->rows = std::min(cache->summaries->rows, length);
+    cache->cut(length + count);
     return EDGE_OK;
 }
 
@@ -175,19 +218,22 @@ edge_status edge_cache_repeat(edge_cache *cache, int64_t length) {
         return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be repeated up to %lld rows.",
                           (long long)edge_cache_length(cache), (long long)length);
     }
+    if (const edge_status status = cache->make_room(cache->length, length)) return status;
     for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
-    cache->forget_summaries(cache->length);
     cache->length = length;
     return EDGE_OK;
 }
 
-edge_status edge_cache_memory(const edge_cache *cache, const void **memory, uint64_t *bytes) {
-    if (const edge_status status = edge::refuse_in_observer("edge_cache_memory")) return status;
-    if (cache == nullptr || memory == nullptr || bytes == nullptr) {
-        return edge::fail(EDGE_INVALID, "edge_cache_memory: an argument is NULL.");
+edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **memory, uint64_t *bytes) {
+    if (const edge_status status = edge::refuse_in_observer("edge_cache_page")) return status;
+    if (cache == nullptr || memory == nullptr || bytes == nullptr || page < 0 ||
+        page >= cache->shape.pages_of(cache->length)) {
+        return edge::fail(EDGE_INVALID, "edge_cache_page: page %lld of %lld, or an argument is NULL.",
+                          (long long)page,
+                          cache ? (long long)cache->shape.pages_of(cache->length) : 0LL);
     }
-    *memory = cache->memory;
-    *bytes = cache->shape.bytes_of(cache->length);
+    *memory = cache->pages[page];
+    *bytes = uint64_t(cache->shape.page_bytes());
     return EDGE_OK;
 }
 
@@ -202,8 +248,13 @@ edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *me
                           (long long)length, (unsigned long long)cache->shape.bytes_of(length),
                           (unsigned long long)bytes);
     }
-    std::memcpy(cache->memory, memory, bytes);
-    cache->length = length;
-    cache->forget_summaries(0);
+    if (const edge_status status = cache->make_room(0, length)) return status;
+    const size_t page_bytes = size_t(cache->shape.page_bytes());
+    for (int64_t page = 0; page < cache->shape.pages_of(length); ++page) {
+        std::memcpy(cache->pages[page], static_cast<const uint8_t *>(memory) + size_t(page) * page_bytes,
+                    page_bytes);
+    }
+    if (cache->summaries) cache->summaries->rows = 0;
+    cache->cut(length);
     return EDGE_OK;
 }

@@ -1,7 +1,7 @@
-// The KV cache of one sequence: address space for the whole context, memory committed as rows are written.
+// The KV cache of one sequence, in pages that sequences with the same beginning share until one of them writes there.
 //
-// Pages of 256 positions, each [layer][kv_head][keys, values][block of 64 positions]: so the rows in use lie
-// together, in huge pages, however short the sequence is. A block stands as the attention kernels read it:
+// A page holds 256 positions, [layer][kv_head][keys, values][block of 64 positions]: so the rows in use lie together, in
+// huge pages, however short the sequence is. A block stands as the attention kernels read it:
 //   keys    f16, f32: [16 positions each][head_dim][16]; int8, int16: [16 positions each][head_dim / w][16][w]
 //   values  f16, f32: [position][head_dim]; int8, int16: [w positions each][head_dim][w]
 // w: codes of 4 bytes together. After the codes of a block stand its 64 scales, one per position.
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "attention/pages.h"
 #include "edge.h"
 #include "tiers/kernels.h"
 
@@ -55,31 +56,47 @@ struct CacheView {
     void copy(int64_t from, int64_t to) const;
 
     const CacheShape shape;
-    uint8_t *memory = nullptr;          // the pages; those of the rows in use stand at its start
+    uint8_t *memory = nullptr;          // of the pages, if they stand in one piece ...
+    uint8_t *const *pages = nullptr;    // ... or where each of those in use stands
     KeySummaries *summaries = nullptr;  // of sparse attention, or nullptr
 
    private:
     uint8_t *block(int64_t layer, int64_t head, int64_t position, bool is_key) const {
         const int64_t piece = ((layer * shape.kv_heads + head) * 2 + !is_key) * attention_blocks +
                               position % attention_chunk / attention_block;
-        return memory + position / attention_chunk * shape.page_bytes() + piece * shape.block_bytes();
+        const int64_t index = position / attention_chunk;
+        return (pages ? pages[index] : memory + index * shape.page_bytes()) + piece * shape.block_bytes();
     }
+};
+
+// Where caches of one shape take their pages from, those of rows and those of summaries.
+struct CachePools {
+    CachePools(const CacheShape &shape, const edge_sparse &sparse);
+
+    std::shared_ptr<PagePool> rows, summaries;
 };
 
 }  // namespace edge
 
 struct edge_cache : edge::CacheView {
+    edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse, const edge::CachePools &pools);
     explicit edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse = {});
     ~edge_cache();
     edge_cache(const edge_cache &) = delete;
 
-    edge_status reserve();
-
-    // The rows after the first `rows` have changed.
-    void forget_summaries(int64_t rows) const;
+    // Before rows `first` .. `rows` are written: pages for them, which no other cache shares.
+    edge_status make_room(int64_t first, int64_t rows);
+    // Drops all rows after the first `rows`, and the pages that only they were in.
+    void cut(int64_t rows);
+    // Whether the other takes its pages from the same pools.
+    bool is_akin(const edge_cache &other) const { return row_pages_.pool() == other.row_pages_.pool(); }
+    // The first `rows` rows of one that is akin become the content.
+    void share(const edge_cache &other, int64_t rows);
 
     int64_t length = 0;
 
    private:
+    edge::PageTable row_pages_;
+    std::unique_ptr<edge::PageTable> summary_pages_;
     std::unique_ptr<edge::KeySummaries> own_summaries_;
 };

@@ -65,6 +65,7 @@ SparseAttention::SparseAttention(const CacheShape &shape, const edge_sparse &spa
 
 uint64_t SparseAttention::lay_out(uint8_t *memory) {
     uint64_t bytes = 0;
+    edge::place(memory, &bytes, max_tokens_, &dense_);
     edge::place(memory, &bytes, max_tokens_, &queries_);
     edge::place(memory, &bytes, worker_count_, &workers_);
     const int64_t rows = tokens_per_tile_ * group_;
@@ -220,22 +221,46 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
     });
 }
 
+int64_t SparseAttention::sparse_tokens(const Sequence &sequence) const {
+    int64_t count = 0;
+    for (int64_t token = 0; token < sequence.n; ++token) count += is_sparse(sequence.rows_of(token));
+    return count;
+}
+
 void SparseAttention::run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense,
-                          const CacheView &cache, int64_t layer, const float *queries, float *out,
-                          int64_t stride, int64_t n, int64_t past, const uint64_t *tree) {
+                          int64_t layer, const float *queries, float *out, int64_t stride,
+                          const Sequence *sequences, int64_t count) {
+    int64_t dense_count = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        Sequence some = sequences[i];
+        const int64_t sparse = sparse_tokens(some);
+        if (sparse == some.n) continue;
+        // In a tree, dense and sparse tokens are mixed; the latter are then computed again.
+        if (!some.tree) some.n -= sparse;
+        dense_[dense_count++] = some;
+    }
+    if (dense_count > 0) dense.run(parallel, kernels, layer, queries, out, stride, dense_, dense_count);
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = sequences[i].first * stride;
+        run_sequence(parallel, kernels, layer, queries + first, out + first, stride, sequences[i]);
+    }
+}
+
+void SparseAttention::run_sequence(const edge_parallel &parallel, const Kernels &kernels, int64_t layer,
+                                   const float *queries, float *out, int64_t stride,
+                                   const Sequence &sequence) {
+    const CacheView &cache = *sequence.cache;
     query_count_ = 0;
-    for (int64_t token = 0; token < n; ++token) {
-        const int64_t rows = rows_of(token, past, tree);
+    for (int64_t token = 0; token < sequence.n; ++token) {
+        const int64_t rows = sequence.rows_of(token);
         if (is_sparse(rows)) queries_[query_count_++] = {token, rows};
     }
     const int64_t sparse = query_count_;
-    if (sparse < n) {
-        // In a tree, dense and sparse tokens are mixed; the latter are then computed again.
-        dense.run(parallel, kernels, cache, layer, queries, out, stride, tree ? n : n - sparse, past, tree);
-    }
     if (sparse == 0) return;
-    cache.summaries->update(parallel, kernels, cache, layer, tree ? past : past + n);
-    const SparseBatch batch{cache, layer, past, queries, stride, tree, queries_, sparse};
+    cache.summaries->update(parallel, kernels, cache, layer,
+                            sequence.tree ? sequence.past : sequence.past + sequence.n);
+    const SparseBatch batch{cache,         layer,    sequence.past, queries, stride,
+                            sequence.tree, queries_, sparse};
     selection_.run(parallel, kernels, batch);
 
     for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;
@@ -250,25 +275,27 @@ void SparseAttention::run(const edge_parallel &parallel, const Kernels &kernels,
     });
 }
 
-void SparseAttention::finish_batch(const CacheView &cache, int64_t n, int64_t past,
-                                   const uint64_t *tree) const {
-    // A batch without sparse queries has not looked at the summaries.
-    if (query_count_ > 0) cache.summaries->rows = std::max(cache.summaries->rows, tree ? past : past + n);
+void SparseAttention::finish_batch(const Sequence &sequence) const {
+    // Without sparse queries nobody has looked at the summaries.
+    if (sparse_tokens(sequence) == 0) return;
+    const int64_t rows = sequence.tree ? sequence.past : sequence.past + sequence.n;
+    sequence.cache->summaries->rows = std::max(sequence.cache->summaries->rows, rows);
 }
 
-SparseWork SparseAttention::work(int64_t n, int64_t past, const uint64_t *tree) const {
+SparseWork SparseAttention::work(const Sequence &sequence) const {
     const int64_t most = (sparse_.topk + sparse_.window_size / sparse_.block_size) * sparse_.block_size;
     SparseWork work{0, 0};
     int64_t furthest = 0;
-    for (int64_t token = 0; token < n; ++token) {
-        const int64_t rows = rows_of(token, past, tree);
+    for (int64_t token = 0; token < sequence.n; ++token) {
+        const int64_t rows = sequence.rows_of(token);
         const int64_t seen = is_sparse(rows) ? std::min(rows, most) : rows;
         work.positions += seen;
         work.pairs +=
             seen + (is_sparse(rows) ? rows / sparse_.kernel_stride / 2 : 0);  // a window has no value
         if (is_sparse(rows)) furthest = std::max(furthest, rows);
     }
-    work.positions = std::min(past + n, work.positions) + furthest / sparse_.kernel_stride / 2;
+    work.positions =
+        std::min(sequence.past + sequence.n, work.positions) + furthest / sparse_.kernel_stride / 2;
     return work;
 }
 

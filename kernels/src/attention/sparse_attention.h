@@ -21,26 +21,30 @@ struct SparseWork {
     int64_t positions, pairs;
 };
 
+inline SparseWork dense_work(const Sequence &s) {
+    const int64_t end = s.past + s.n;
+    return {end, s.tree ? s.n * end : s.n * s.past + s.n * (s.n + 1) / 2};
+}
+
 // Works in memory of the caller, like Attention.
 class SparseAttention {
    public:
     SparseAttention(const CacheShape &shape, const edge_sparse &sparse, int64_t heads, int64_t max_tokens,
                     int32_t workers);
 
-    // Like Attention::run, which it calls for queries that are dense. The cache has summaries; it keeps them up to
+    // Like Attention::run, which it calls for queries that are dense. The caches have summaries; it keeps them up to
     // date for the rows before a tree, or for all rows. `finish_batch` follows the last layer.
-    void run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense, const CacheView &cache,
-             int64_t layer, const float *queries, float *out, int64_t stride, int64_t n, int64_t past,
-             const uint64_t *tree);
+    void run(const edge_parallel &parallel, const Kernels &kernels, Attention &dense, int64_t layer,
+             const float *queries, float *out, int64_t stride, const Sequence *sequences, int64_t count);
 
-    // After the last layer of a batch of n tokens: its summaries are those of all layers now.
-    void finish_batch(const CacheView &cache, int64_t n, int64_t past, const uint64_t *tree) const;
+    // After the last layer of a batch, for each of its sequences: the summaries are those of all layers now.
+    void finish_batch(const Sequence &sequence) const;
 
-    // The selections of the last `run`, [n][kv_heads][width]: ids of blocks, ascending, then -1; a dense query has
-    // none. width: topk + window_size / block_size.
+    // The selections of the last sequence of the last `run`, [n][kv_heads][width]: ids of blocks, ascending, then -1;
+    // a dense query has none. width: topk + window_size / block_size.
     void copy_selections(int64_t n, int64_t width, int32_t *selected) const;
 
-    SparseWork work(int64_t n, int64_t past, const uint64_t *tree) const;
+    SparseWork work(const Sequence &sequence) const;
 
     uint64_t bytes() const { return bytes_ + selection_.bytes(); }
     void place(uint8_t *memory) {
@@ -61,19 +65,19 @@ class SparseAttention {
     void walk(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
     void run_split(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch,
                    float *out);
-    // Rows on a token's path, its own included.
-    static int64_t rows_of(int64_t token, int64_t past, const uint64_t *tree) {
-        return past + (tree ? __builtin_popcountll(tree[token]) : token + 1);
-    }
+    void run_sequence(const edge_parallel &parallel, const Kernels &kernels, int64_t layer, const float *queries,
+                      float *out, int64_t stride, const Sequence &sequence);
     bool is_sparse(int64_t rows) const { return rows > sparse_.dense_len; }
+    int64_t sparse_tokens(const Sequence &sequence) const;  // how many of its tokens are sparse
 
     const edge_sparse sparse_;
     const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, worker_count_, tokens_per_tile_;
     BlockSelection selection_;
     const int64_t split_floats_, path_bytes_;
     const uint64_t bytes_;  // beside those of the selection
+    Sequence *dense_ = nullptr;  // what is left to dense attention
     SparseQuery *queries_ = nullptr;
-    int64_t query_count_ = 0;  // of the last run
+    int64_t query_count_ = 0;  // of the last sequence
     Worker *workers_ = nullptr;
     float *split_scratch_ = nullptr;
 };

@@ -39,9 +39,12 @@ struct SummaryShape {
     // A page holds one block of coarse windows and the fine ones that start with them.
     int64_t head_bytes() const { return (coarsening + 1) * block_bytes(); }
     int64_t page_bytes() const { return layers * kv_heads * head_bytes(); }
-    int64_t pages() const {
-        const int64_t positions = attention_block * coarse.stride;
-        return (capacity + positions - 1) / positions;
+    int64_t pages() const { return pages_of(capacity); }
+    // Those of the windows that are complete in `rows` rows.
+    int64_t pages_of(int64_t rows) const {
+        const int64_t fine_windows = coarsening * attention_block;
+        return std::max((fine.complete(rows) + fine_windows - 1) / fine_windows,
+                        (coarse.complete(rows) + attention_block - 1) / attention_block);
     }
     uint64_t bytes() const { return uint64_t(pages() * page_bytes()); }
 };
@@ -81,8 +84,9 @@ class KeySummaries {
         const int64_t blocks = level == SummaryLevel::fine ? SummaryShape::coarsening : 1;
         const int64_t index = window / attention_block;
         const int64_t piece = level == SummaryLevel::fine ? index % blocks : SummaryShape::coarsening;
-        return memory + index / blocks * shape.page_bytes() +
-               (layer * shape.kv_heads + head) * shape.head_bytes() + piece * shape.block_bytes();
+        uint8_t *const page =
+            pages ? pages[index / blocks] : memory + index / blocks * shape.page_bytes();
+        return page + (layer * shape.kv_heads + head) * shape.head_bytes() + piece * shape.block_bytes();
     }
 
     // Computes the windows of a layer that are complete in `to` rows and were not in `rows`.
@@ -90,7 +94,8 @@ class KeySummaries {
                 int64_t to) const;
 
     const SummaryShape shape;
-    uint8_t *memory = nullptr;  // shape.bytes()
+    uint8_t *memory = nullptr;        // shape.bytes() in one piece ...
+    uint8_t *const *pages = nullptr;  // ... or pages, as of a CacheView
     int64_t rows = 0;           // whose complete windows are up to date, in every layer
 };
 

@@ -267,12 +267,12 @@ class SelfTest {
         place_attention_scratch(memory->data(), head_dim, rows, scratch);
     }
 
-    // Two chunks, the second one ragged with a tree at its end, merged.
+    // Two chunks, the second one ragged, merged.
     void attention(int64_t head_dim, edge_kv_type type, Values values) {
         constexpr int rows = 11;
-        constexpr int64_t positions = attention_chunk + 67, tree_start = positions - rows;
+        constexpr int64_t positions = attention_chunk + 67;
         edge_cache cache({1, 1, head_dim, positions, type});
-        if (cache.reserve() != EDGE_OK) return failed("%s", edge_last_error());
+        if (cache.make_room(0, positions) != EDGE_OK) return failed("%s", edge_last_error());
         for (int64_t p = 0; p < positions; ++p) {
             const std::vector<float> key = make(head_dim, random_values), value = make(head_dim, values);
             cache.store(reference_, 0, 0, p, key.data(), value.data());
@@ -280,18 +280,13 @@ class SelfTest {
         const std::vector<float> queries = make(rows * head_dim, values);
         const float *query_rows[rows];
         int64_t limits[rows];
-        uint64_t masks[rows];
-        for (int r = 0; r < rows; ++r) {
-            query_rows[r] = &queries[size_t(r * head_dim)];
-            masks[r] = uint64_t(1) << r | 1;
-        }
-        for (const bool tree : {false, true}) {
-            for (int r = 0; r < rows; ++r) limits[r] = tree ? positions : 3 + 31 * r;
+        for (int r = 0; r < rows; ++r) query_rows[r] = &queries[size_t(r * head_dim)];
+        for (const bool all : {false, true}) {
+            for (int r = 0; r < rows; ++r) limits[r] = all ? positions : 3 + 31 * r;
             std::vector<float> results[2];
             for (int which = 0; which < 2; ++which) {
                 const Kernels &kernels = which ? reference_ : tested_;
-                AttentionRows task{
-                    type, head_dim, 0.125f, rows, query_rows, limits, tree ? masks : nullptr, tree_start, {}};
+                AttentionRows task{type, head_dim, 0.125f, rows, query_rows, limits, {}};
                 AlignedMemory memory;
                 place_scratch(head_dim, rows, &memory, &task.scratch);
                 kernels.prepare_queries(task);
@@ -324,7 +319,7 @@ class SelfTest {
         constexpr int rows = 11;
         constexpr int64_t windows = attention_block - 5;
         edge_cache cache({1, 1, head_dim, attention_block, type});
-        if (cache.reserve() != EDGE_OK) return failed("%s", edge_last_error());
+        if (cache.make_room(0, attention_block) != EDGE_OK) return failed("%s", edge_last_error());
         for (int64_t p = 0; p < attention_block; ++p) {
             const std::vector<float> key = make(head_dim, random_values);
             cache.store(reference_, 0, 0, p, key.data(), key.data());

@@ -15,6 +15,7 @@
 #include "abi/error.h"
 #include "edge.h"
 #include "sampler/passes.h"
+#include "sampler/philox.h"
 
 namespace edge::sampler {
 namespace {
@@ -269,22 +270,24 @@ int64_t draw(const Scratch &s, int64_t n, double total, double random) {
     return chosen;
 }
 
-// A copy of the logits with bias and penalties, or the logits themselves where there are none.
-const float *adjust(Scratch &s, const float *logits, int32_t vocab_size, const edge_sampling &options,
-                    const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
-                    const float *bias_values, int32_t bias_count) {
+// A copy of the logits without the tokens that are not allowed, with bias and penalties; or the logits themselves
+// where there is nothing of it.
+const float *adjust(Scratch &s, const edge_sampling &options, const edge_draw &in) {
     const bool penalties =
-        history_length > 0 && (options.repetition_penalty != 1.0f || options.frequency_penalty != 0.0f ||
-                               options.presence_penalty != 0.0f);
-    if (!penalties && bias_count == 0) return logits;
-    s.adjusted.assign(logits, logits + vocab_size);
+        in.history_length > 0 && (options.repetition_penalty != 1.0f || options.frequency_penalty != 0.0f ||
+                                  options.presence_penalty != 0.0f);
+    if (!penalties && in.bias_count == 0 && in.allowed == nullptr) return in.logits;
+    s.adjusted.assign(in.logits, in.logits + in.vocab_size);
     float *x = s.adjusted.data();
-    for (int32_t i = 0; i < bias_count; ++i) x[bias_tokens[i]] += bias_values[i];
+    for (int32_t i = 0; in.allowed != nullptr && i < in.vocab_size; ++i) {
+        if ((in.allowed[i / 32] >> (i % 32) & 1) == 0) x[i] = -infinity;
+    }
+    for (int32_t i = 0; i < in.bias_count; ++i) x[in.bias_tokens[i]] += in.bias_values[i];
     if (!penalties) return x;
-    if (int32_t(s.seen.size()) < vocab_size) s.seen.resize(vocab_size);
+    if (int32_t(s.seen.size()) < in.vocab_size) s.seen.resize(in.vocab_size);
     s.seen_ids.clear();
-    for (int32_t i = 0; i < history_length; ++i) {
-        if (s.seen[history[i]]++ == 0) s.seen_ids.push_back(history[i]);
+    for (int32_t i = 0; i < in.history_length; ++i) {
+        if (s.seen[in.history[i]]++ == 0) s.seen_ids.push_back(in.history[i]);
     }
     for (const int32_t id : s.seen_ids) {
         x[id] = x[id] > 0 ? x[id] / options.repetition_penalty : x[id] * options.repetition_penalty;
@@ -294,29 +297,29 @@ const float *adjust(Scratch &s, const float *logits, int32_t vocab_size, const e
     return x;
 }
 
-edge_status check_arguments(const float *logits, int32_t vocab_size, const edge_sampling *options,
-                            const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
-                            const float *bias_values, int32_t bias_count, double random,
+edge_status check_arguments(const edge_sampling *options, const edge_draw *in,
                             const edge_sample_result *result) {
-    if (!logits || !options || !result) {
+    if (!options || !in || !in->logits || !result) {
         return fail(EDGE_INVALID, "edge_sample needs logits, options and a result.");
     }
-    if (options->size != sizeof(edge_sampling)) {
-        return fail(EDGE_INVALID,
-                    "edge_sampling has %u bytes here, the caller's has %u: rebuild the library.",
-                    unsigned(sizeof(edge_sampling)), unsigned(options->size));
+    const struct {
+        const char *name;
+        size_t here, given;
+    } sizes[] = {{"edge_sampling", sizeof(edge_sampling), options->size},
+                 {"edge_draw", sizeof(edge_draw), in->size}};
+    for (const auto &record : sizes) {
+        if (record.here == record.given) continue;
+        return fail(EDGE_INVALID, "%s has %zu bytes here, the caller's has %zu: rebuild the library.",
+                    record.name, record.here, record.given);
     }
-    if (vocab_size <= 0) {
-        return fail(EDGE_INVALID, "The vocabulary size must be positive, got %d.", vocab_size);
+    if (in->vocab_size <= 0) {
+        return fail(EDGE_INVALID, "The vocabulary size must be positive, got %d.", in->vocab_size);
     }
-    if (history_length < 0 || (history_length > 0 && !history)) {
-        return fail(EDGE_INVALID, "The history of %d tokens is missing.", history_length);
+    if (in->history_length < 0 || (in->history_length > 0 && !in->history)) {
+        return fail(EDGE_INVALID, "The history of %d tokens is missing.", in->history_length);
     }
-    if (bias_count < 0 || (bias_count > 0 && (!bias_tokens || !bias_values))) {
-        return fail(EDGE_INVALID, "The logit bias of %d tokens is missing.", bias_count);
-    }
-    if (!(random >= 0.0 && random < 1.0)) {
-        return fail(EDGE_INVALID, "The random number must be in [0, 1), got %g.", random);
+    if (in->bias_count < 0 || (in->bias_count > 0 && (!in->bias_tokens || !in->bias_values))) {
+        return fail(EDGE_INVALID, "The logit bias of %d tokens is missing.", in->bias_count);
     }
     if (!(options->temperature >= 0 && options->temperature < infinity)) {
         return fail(EDGE_INVALID, "temperature must be 0 or more, got %g.", options->temperature);
@@ -343,20 +346,20 @@ edge_status check_arguments(const float *logits, int32_t vocab_size, const edge_
         return fail(EDGE_INVALID, "logprobs must be from 0 to %d, got %d.", EDGE_MAX_LOGPROBS,
                     options->logprobs);
     }
-    for (int32_t i = 0; i < history_length; ++i) {
-        if (history[i] < 0 || history[i] >= vocab_size) {
+    for (int32_t i = 0; i < in->history_length; ++i) {
+        if (in->history[i] < 0 || in->history[i] >= in->vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d in the history is outside the vocabulary of %d.",
-                        history[i], vocab_size);
+                        in->history[i], in->vocab_size);
         }
     }
-    for (int32_t i = 0; i < bias_count; ++i) {
-        if (bias_tokens[i] < 0 || bias_tokens[i] >= vocab_size) {
+    for (int32_t i = 0; i < in->bias_count; ++i) {
+        if (in->bias_tokens[i] < 0 || in->bias_tokens[i] >= in->vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d in the logit bias is outside the vocabulary of %d.",
-                        bias_tokens[i], vocab_size);
+                        in->bias_tokens[i], in->vocab_size);
         }
-        if (!(bias_values[i] < infinity)) {
+        if (!(in->bias_values[i] < infinity)) {
             return fail(EDGE_INVALID, "The logit bias of token %d must be finite or -infinity.",
-                        bias_tokens[i]);
+                        in->bias_tokens[i]);
         }
     }
     return EDGE_OK;
@@ -391,10 +394,10 @@ int32_t choose(const Passes &pass, Scratch &s, const float *x, int32_t vocab_siz
     return left.id(draw(s, left.n, left.total, random));
 }
 
-edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling &options,
-                   const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
-                   const float *bias_values, int32_t bias_count, double random, bool want_logprob,
-                   edge_sample_result &result) {
+edge_status sample(const edge_sampling &options, const edge_draw &in, edge_sample_result &result) {
+    const float *const logits = in.logits;
+    const int32_t vocab_size = in.vocab_size;
+    const bool want_logprob = in.want_logprob != 0 || options.logprobs > 0;
     thread_local Scratch s;
     s.reserve(vocab_size);
     const Passes &pass = best_passes();
@@ -407,7 +410,7 @@ edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling 
     }
 
     double log_total = 0;
-    if (want_logprob || options.logprobs > 0) {
+    if (want_logprob) {
         log_total = plain_peak + std::log(weigh(pass, s, logits, vocab_size, plain_peak, 1.0f));
     }
     if (options.logprobs > 0) {
@@ -420,30 +423,26 @@ edge_status sample(const float *logits, int32_t vocab_size, const edge_sampling 
         }
     }
 
-    const float *x =
-        adjust(s, logits, vocab_size, options, history, history_length, bias_tokens, bias_values, bias_count);
+    const float *x = adjust(s, options, in);
     const float peak = x == logits ? plain_peak : find_peak(pass, s, x, vocab_size);
     if (std::isnan(peak)) return fail(EDGE_INVALID, "Bias and penalties make a logit infinite: lower them.");
-    if (peak == -infinity) return fail(EDGE_INVALID, "The logit bias forbids every token.");
-    result.token = choose(pass, s, x, vocab_size, peak, options, random);
-    result.logprob = want_logprob || options.logprobs > 0 ? float(logits[result.token] - log_total) : 0;
+    if (peak == -infinity) return fail(EDGE_INVALID, in.allowed ? "No token is allowed: the mask leaves none that the logits and the bias allow."
+                                        : "The logit bias forbids every token.");
+    result.token = choose(pass, s, x, vocab_size, peak, options, uniform(in.seed, in.index, in.choice));
+    result.logprob = want_logprob ? float(logits[result.token] - log_total) : 0;
     return EDGE_OK;
 }
 
 }  // namespace
 }  // namespace edge::sampler
 
-edge_status edge_sample(const float *logits, int32_t vocab_size, const edge_sampling *sampling,
-                        const int32_t *history, int32_t history_length, const int32_t *bias_tokens,
-                        const float *bias_values, int32_t bias_count, double random, int32_t want_logprob,
-                        edge_sample_result *result) {
+edge_status edge_sample(const edge_sampling *sampling, const edge_draw *draw, edge_sample_result *result) {
     return edge::guarded([&]() -> edge_status {
-        if (const edge_status status =
-                edge::sampler::check_arguments(logits, vocab_size, sampling, history, history_length,
-                                               bias_tokens, bias_values, bias_count, random, result)) {
-            return status;
-        }
-        return edge::sampler::sample(logits, vocab_size, *sampling, history, history_length, bias_tokens,
-                                     bias_values, bias_count, random, want_logprob != 0, *result);
+        if (const edge_status status = edge::sampler::check_arguments(sampling, draw, result)) return status;
+        return edge::sampler::sample(*sampling, *draw, *result);
     });
+}
+
+void edge_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+    edge::sampler::philox(counter, key, out);
 }

@@ -64,17 +64,9 @@ inline void for_column_tiles(int64_t columns, const Tile &tile) {
 // Sets what the row does not see of the 64 positions from `start` on.
 inline void hide(const AttentionRows &rows, int row, int64_t start, float value, float *scores) {
     const int64_t limit = rows.limits[row] - start;
-    if (limit < attention_block) {
-        const Floats hidden = set(value);
-        for (int64_t p = 0; p < attention_block; p += 16) {
-            store(scores + p, select_below(p, limit, load(scores + p), hidden));
-        }
-    }
-    if (rows.masks != nullptr && limit > 0) {
-        for (int64_t i = rows.tree_start > start ? rows.tree_start - start : 0; i < attention_block; ++i) {
-            const int64_t node = start + i - rows.tree_start;
-            if (node >= 64 || !(rows.masks[row] >> node & 1)) scores[i] = value;
-        }
+    const Floats hidden = set(value);
+    for (int64_t p = 0; p < attention_block; p += 16) {
+        store(scores + p, select_below(p, limit, load(scores + p), hidden));
     }
 }
 
@@ -92,7 +84,7 @@ inline float hide_unseen(const AttentionRows &rows, const AttentionChunk &c, int
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t end = c.starts[b] + attention_block;
         float *part = scores + b * attention_block;
-        all_seen[b] = end <= rows.limits[row] && (rows.masks == nullptr || end <= rows.tree_start);
+        all_seen[b] = end <= rows.limits[row];
         if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
         for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
     }

@@ -68,9 +68,7 @@ struct AttentionRows {
     float scale;
     int count;
     const float *const *queries;  // [count] -> [head_dim]
-    const int64_t *limits;        // [count]: row r sees positions below limits[r] ...
-    const uint64_t *masks;        // ... and of those from tree_start on only the set bits, unless nullptr
-    int64_t tree_start;
+    const int64_t *limits;        // [count]: row r sees positions below limits[r]
     AttentionScratch scratch;
 };
 

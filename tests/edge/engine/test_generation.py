@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.engine.generation import Completion, StopMatcher, Stream, answer_ends, generate
+from edge.engine.answer import Completion, StopMatcher, answer_ends
+from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
 from edge.errors import EdgeError
@@ -299,7 +300,7 @@ def test_half_a_character_never_appears(smollm2):
 def test_rates_count_what_was_computed(make_bundle, tiny_config, monkeypatch):
     """A clock that goes on by a second each time: prefill takes one, and every token after the first."""
     ticks = itertools.count()
-    monkeypatch.setattr("edge.engine.generation.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("edge.engine.scheduler.perf_counter", lambda: float(next(ticks)))
     bundle = make_bundle(replace(tiny_config, vocab_size=120), tokenizer=True)
     executor = open_executor(bundle, RunOptions(context=64, threads=1))
     with Model(bundle, executor, name="tiny") as model:

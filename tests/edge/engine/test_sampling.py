@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from edge.engine.sampling import Sampler
 from edge.engine.settings import SamplingParams
 from edge.errors import EdgeError, NativeError, TokenizerError
 from edge.executors.native.library import MAX_LOGPROBS
+from tests.philox import place_of
 
 SIZES = (1, 2, 15, 63, 64, 65, 130, 1000, 49152, 73448)
 
@@ -59,18 +61,20 @@ def reference(logits, params: SamplingParams, history=()) -> np.ndarray:
     return p / p.sum()
 
 
-def fixed_random(sampler: Sampler, value: float) -> None:
-    sampler._random.random = lambda: value  # type: ignore[method-assign]
+def drawn_with(params: SamplingParams, random: float, logits, history=()) -> int:
+    """The token of this random number."""
+    seed = 0 if params.seed is None else params.seed
+    index, choice = place_of(random, seed)
+    sampler = Sampler(replace(params, seed=seed), choice=choice)
+    return sampler.sample(np.asarray(logits, np.float32), history, index=index).token
 
 
 def assert_follows(logits, params: SamplingParams, history=(), tolerance=2e-5) -> None:
     """Draws with chosen random numbers land where the reference's cumulative distribution says."""
     p = reference(logits, params, history)
     after = np.cumsum(p)
-    sampler = Sampler(params)
     for r in (0.0, 0.05, 0.3, 0.5, 0.8, 0.97, 1 - 1e-9):
-        fixed_random(sampler, r)
-        token = sampler.sample(np.asarray(logits, np.float32), history).token
+        token = drawn_with(params, r, logits, history)
         low, high = after[token] - p[token], after[token]
         assert low - tolerance <= r <= high + tolerance, (params, r, token, low, high)
 
@@ -179,7 +183,7 @@ def test_min_p_compares_with_the_best_token_that_typical_sampling_left():
     logits[0], logits[1:6001], logits[6001:12001] = 0, -1.5, -2.5
     params = SamplingParams(temperature=1, typical_p=0.95, min_p=0.3, seed=1)
     sampler = Sampler(params)
-    drawn = np.array([sampler.sample(logits).token for _ in range(1000)])
+    drawn = np.array([sampler.sample(logits, index=i).token for i in range(1000)])
     assert drawn.min() > 0 and drawn.max() < 12001
     # 6000 e^-1.5 = 1338.8 and 6000 e^-2.5 = 492.5 of 1832.3 in all; 0.95 of those less the first group.
     rest = 0.95 * 1832.3 - 1338.8
@@ -202,9 +206,8 @@ def test_a_share_that_is_reached_exactly_is_enough():
     logits = np.zeros(8, np.float32)
     for kept in range(1, 8):
         for setting in ({"top_p": kept / 8}, {"typical_p": kept / 8}, {"top_k": kept}):
-            sampler = Sampler(SamplingParams(temperature=1, **setting))
-            fixed_random(sampler, 1 - 1e-9)
-            assert sampler.sample(logits).token == kept - 1, setting
+            params = SamplingParams(temperature=1, **setting)
+            assert drawn_with(params, 1 - 1e-9, logits) == kept - 1, setting
 
 
 def test_small_temperatures_are_not_rounded():
@@ -223,7 +226,46 @@ def test_masked_tokens_are_never_drawn():
     x[np.arange(3000) % 3 != 0] = -np.inf
     for params in FILTERS.values():
         sampler = Sampler(SamplingParams(**{"temperature": 5.0, **params, "seed": 1}))
-        assert all(sampler.sample(x).token % 3 == 0 for _ in range(50))
+        assert all(sampler.sample(x, index=i).token % 3 == 0 for i in range(50))
+
+
+def mask_of(allowed: np.ndarray) -> np.ndarray:
+    """bool [vocab_size] as the sampler takes it."""
+    bits = np.zeros(-(-allowed.size // 32) * 32, bool)
+    bits[: allowed.size] = allowed
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 130, 3000])
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {}, {"top_p": 0.9, "top_k": 20}, {"repetition_penalty": 1.3, "min_p": 0.1}],
+)
+def test_a_mask_does_what_infinitely_low_logits_do(size: int, settings):
+    random, x = np.random.default_rng(size), peaked(size, spread=1.0)
+    sampler, history = Sampler(SamplingParams(**{"temperature": 1.5, **settings, "seed": 5})), [0] * 3
+    for index in range(30):
+        allowed = random.random(size) < random.choice([0.02, 0.5, 1.0])
+        allowed[random.integers(size)] = True
+        wanted = sampler.sample(np.where(allowed, x, -np.inf).astype(np.float32), history, index=index)
+        assert sampler.sample(x, history, index=index, allowed=mask_of(allowed)) == wanted
+        assert allowed[wanted.token]
+
+
+def test_a_mask_leaves_logprobs_alone_and_may_not_forbid_everything():
+    """They are those of the model, as beside every other filter."""
+    x = peaked(100)
+    best = int(np.argmax(x))
+    sampler = Sampler(SamplingParams(temperature=0, logprobs=3))
+    masked = sampler.sample(x, allowed=mask_of(np.arange(100) != best))
+    assert masked.token != best and masked.top == sampler.sample(x).top
+    assert masked.logprob == pytest.approx(
+        float(np.log(softmax(x.astype(np.float64))[masked.token])), abs=1e-4
+    )
+    with pytest.raises(NativeError, match="No token is allowed"):
+        sampler.sample(x, allowed=mask_of(np.zeros(100, bool)))
+    with pytest.raises(EdgeError, match=r"uint32 \[4\]"):
+        sampler.sample(x, allowed=np.ones(100, bool))
 
 
 def test_logits_stay_unchanged():
@@ -240,7 +282,7 @@ def test_draws_have_the_right_frequencies(settings):
     x -= np.where(x > 6, 4, 0).astype(np.float32)
     params = SamplingParams(temperature=1.0, seed=99, **settings)
     p, sampler, draws = reference(x, params), Sampler(params), 20000
-    counts = np.bincount([sampler.sample(x).token for _ in range(draws)], minlength=x.size)
+    counts = np.bincount([sampler.sample(x, index=i).token for i in range(draws)], minlength=x.size)
     assert counts[p == 0].sum() == 0
     common = p * draws >= 10
     observed = np.append(counts[common], counts[~common].sum())
@@ -256,7 +298,7 @@ def test_a_seed_repeats_and_no_seed_does_not():
 
     def draws(seed):
         sampler = Sampler(SamplingParams(temperature=2.0, seed=seed))
-        return [sampler.sample(x).token for _ in range(30)]
+        return [sampler.sample(x, index=i).token for i in range(30)]
 
     assert draws(7) == draws(7)
     assert draws(7) != draws(8)

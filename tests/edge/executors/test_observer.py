@@ -104,18 +104,21 @@ def test_an_observer_that_calls_the_library_is_refused(tiny_executor):
     library, cache, other = native.library(), tiny_executor.new_cache(), tiny_executor.new_cache()
     forward(tiny_executor, other, TOKENS)
     tokens = np.array(TOKENS, np.int32)
-    batch = native.Batch(size=ctypes.sizeof(native.Batch), n=len(tokens), tokens=tokens.ctypes.data)
+    step = native.Step(
+        size=ctypes.sizeof(native.Step), n=len(tokens), cache=other.handle, tokens=tokens.ctypes.data
+    )
     memory, size = ctypes.c_void_p(), ctypes.c_uint64()
     calls = {
-        "edge_forward": lambda: library.edge_forward(tiny_executor.handle, other.handle, ctypes.byref(batch)),
+        "edge_forward": lambda: library.edge_forward(tiny_executor.handle, ctypes.byref(step), 1, None),
         "edge_model_observe": lambda: library.edge_model_observe(
             tiny_executor.handle, native.Observer(), None
         ),
         "edge_cache_truncate": lambda: library.edge_cache_truncate(other.handle, 2),
         "edge_cache_keep": lambda: library.edge_cache_keep(other.handle, 2, None, 0),
         "edge_cache_repeat": lambda: library.edge_cache_repeat(other.handle, 7),
-        "edge_cache_memory": lambda: library.edge_cache_memory(
-            other.handle, ctypes.byref(memory), ctypes.byref(size)
+        "edge_cache_fork": lambda: library.edge_cache_fork(other.handle, 2, cache.handle),
+        "edge_cache_page": lambda: library.edge_cache_page(
+            other.handle, 0, ctypes.byref(memory), ctypes.byref(size)
         ),
         "edge_cache_restore": lambda: library.edge_cache_restore(other.handle, 0, tokens.ctypes.data, 0),
     }

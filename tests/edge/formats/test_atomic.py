@@ -91,7 +91,7 @@ def test_every_atomic_write_and_open_cleans(
         leave()
         read_conversation(tmp_path / "c")
     elif kind == "cache":
-        write_cache(tmp_path / "c", {}, np.zeros(3, np.int32), np.zeros(5, np.uint8))
+        write_cache(tmp_path / "c", {}, np.zeros(3, np.int32), [np.zeros(5, np.uint8)])
         assert not left.exists()
         leave()
         read_cache(tmp_path / "c", {})
@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Partial, "_create", lambda self: setattr(self, "path", tmp_path / "t") or full)
     monkeypatch.setattr(Partial, "_is_held", lambda self: True)
     with pytest.raises(EdgeError, match="disk is full while writing"):
-        write_cache(tmp_path / "c", {}, np.zeros(3, np.int32), np.zeros(5, np.uint8))
+        write_cache(tmp_path / "c", {}, np.zeros(3, np.int32), [np.zeros(5, np.uint8)])
     assert list(tmp_path.iterdir()) == []
 
 

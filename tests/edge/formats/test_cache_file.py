@@ -242,7 +242,7 @@ def _full(descriptor: int) -> None:
 def test_what_differs_is_named_as_its_user_knows_it(tmp_path: Path, name: str, reason: str):
     tokens, memory = np.arange(3, dtype=np.int32), np.arange(5, dtype=np.uint8)
     identity = {"same": "x", name: "old"}
-    write_cache(tmp_path / "c", identity, tokens, memory)
+    write_cache(tmp_path / "c", identity, tokens, [memory])
     for other in ({"same": "x", name: "new"}, {**identity, name: "new"}):
         with pytest.raises(EdgeError, match=reason):
             read_cache(tmp_path / "c", other)
@@ -261,7 +261,7 @@ def test_a_header_has_at_most_64_kib(tmp_path: Path):
 def test_only_its_owner_can_read_a_cache(tmp_path: Path):
     before = os.umask(0)
     try:
-        write_cache(tmp_path / "c", {}, np.zeros(1, np.int32), np.zeros(1, np.uint8))
+        write_cache(tmp_path / "c", {}, np.zeros(1, np.int32), [np.zeros(1, np.uint8)])
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o600

@@ -1,0 +1,247 @@
+"""One answer, token by token: what each becomes as text, what ends it, and what it costs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edge.engine.sampling import Sampled, Sampler
+from edge.engine.scheduler import Job
+from edge.engine.session import Session
+from edge.engine.settings import GenerationSettings
+from edge.executors.protocol import FloatArray
+from edge.text.end_tokens import named_token
+from edge.text.tokenizer.base import StreamDecoder, Tokenizer
+
+StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer: one for every token, and one for text that was left when the answer ended.
+
+    text: may be empty, while characters or possible stop strings are incomplete. token: None for left text.
+    logprob, top: as in `Sampled`.
+    """
+
+    text: str
+    token: int | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer and what it cost.
+
+    text: without the stop string. tokens: the answer's ids, without the end-of-sequence token but with those
+    of a stop string. prompt_tokens: length of the prompt, of which reused_tokens were in the cache already.
+    ttft_seconds: from the start of prefill to the first token, None if there was none.
+    prefill_tokens_per_second: computed prompt tokens over the time of prefill. tokens_per_second: tokens
+    after the first over the time that they took, without the consumer's own. Both 0 if not measurable.
+    stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
+    window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
+    asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    reused_tokens: int
+    ttft_seconds: float | None
+    prefill_tokens_per_second: float
+    tokens_per_second: float
+    stop_reason: StopReason
+    seed: int
+    logprobs: tuple[Sampled, ...] | None = None
+
+
+class StopMatcher:
+    """Cuts a growing text at the first stop string, holding back what may be the beginning of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Take more text; returns what is certain to lie before any stop string."""
+        if self.stopped:
+            return ""
+        self._held += text
+        # The one that is complete first counts, so that the pieces in which text arrives make no difference.
+        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            ready, self._held = self._held[: min(found)[1]], ""
+            return ready
+        keep = max((self._overlap(s) for s in self._stop), default=0)
+        cut = len(self._held) - keep
+        ready, self._held = self._held[:cut], self._held[cut:]
+        return ready
+
+    def flush(self) -> str:
+        """The text that was held back: no stop string came of it."""
+        ready, self._held = self._held, ""
+        return ready
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest end of the held text that begins `stop`."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+_MOST_UNREAD = 4
+"""Tokens that an answer may be ahead of its reader, while passes are run for others."""
+
+
+class Answer(Job):
+    """An answer in the making. `chunks` is its reader's side; the rest is called by the scheduler."""
+
+    def __init__(
+        self,
+        session: Session,
+        prompt: Sequence[int],
+        settings: GenerationSettings,
+        tokenizer: Tokenizer,
+        cancelled: Callable[[], bool],
+        continues: bool,
+    ) -> None:
+        super().__init__(session, np.empty(0, np.int32), cancelled)
+        self._session, self._prompt, self._settings = session, prompt, settings
+        self._sampler = Sampler(settings.sampling)
+        self._ends = answer_ends(settings, tokenizer)
+        self._tokenizer, self._continues = tokenizer, continues
+        self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
+        self._decoder, self._matcher = self._text()
+        self._unread: deque[Chunk] = deque()
+        self._fresh: Chunk | None = None  # of the present pass
+        self._left = ""
+        self._reason: StopReason | None = None
+        self._shown = False  # whether the reader may know that it has ended
+        self._ttft: float | None = None
+        self._prefill = self._decoding = 0.0  # seconds
+        self._reused = self._computed = 0  # tokens of the prompt
+        self._computed_before = session.computed_tokens
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All chunks but that of text which is left, see `flush`."""
+        session, scheduler = self._session, self._session.scheduler
+        reused, self._computed_before = session.reused_tokens, session.computed_tokens
+        self.todo = session.plan(self._prompt)
+        self._reused = session.reused_tokens - reused
+        scheduler.submit(self)
+        try:
+            while True:
+                with session.used():
+                    scheduler.collect(self)
+                if self._unread and self.cancelled():
+                    self.cancel()
+                    return
+                if not self._unread:
+                    return
+                yield self._unread.popleft()
+        finally:
+            scheduler.withdraw(self)
+            self._drop_unread()
+
+    @property
+    def is_ready(self) -> bool:
+        """A chunk is there, or no more will come."""
+        return bool(self._unread) or self._shown or self.error is not None
+
+    @property
+    def wants_rows(self) -> bool:
+        """Until it ends."""
+        return self._reason is None and self.error is None and len(self._unread) < _MOST_UNREAD
+
+    def cancel(self) -> None:
+        """The answer has what it has."""
+        self._reason, self._shown = "cancelled", True
+
+    def take_logits(self, logits: FloatArray) -> None:
+        """Choose the next token."""
+        session, settings = self._session, self._settings
+        # A repetition penalty counts the prompt too, see SamplingParams.
+        counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
+        choice = self._sampler.sample(logits, session.tokens[counted_from:], index=len(self._steps))
+        if choice.token in self._ends:
+            self._reason = "eos"
+            return
+        text = self._matcher.push(self._decoder.push(choice.token))
+        self._steps.append((choice, text))
+        self._fresh = Chunk(text, choice.token, choice.logprob, choice.top)
+        if self._matcher.stopped:
+            self._reason = "stop"
+        elif len(self._steps) == settings.max_new_tokens:
+            self._reason = "length"
+        elif session.length >= session.context:
+            self._reason = "context"
+        self.todo = np.array([choice.token], np.int32)
+
+    def publish(self, seconds: float, now: float) -> None:
+        """Show the chunk of this pass, and that it was the last one."""
+        if self._ttft is not None:
+            self._decoding += seconds
+        else:
+            self._prefill += seconds
+            self._computed = self._session.computed_tokens - self._computed_before
+            if self.decodes:
+                self._ttft = now - self.submitted
+        if self._fresh is not None:
+            self._unread.append(self._fresh)
+            self._fresh = None
+        self._shown = self._reason is not None
+
+    def flush(self) -> str:
+        """The text that was held back."""
+        self._left += self._matcher.push(self._decoder.flush()) + self._matcher.flush()
+        return self._left
+
+    def completion(self) -> Completion:
+        """What there is of the answer."""
+        steps = len(self._steps) - (self._reason != "eos")  # the end token took a step as well
+        sampled = tuple(choice for choice, _ in self._steps)
+        return Completion(
+            text="".join(text for _, text in self._steps) + self._left,
+            tokens=tuple(choice.token for choice in sampled),
+            prompt_tokens=len(self._prompt),
+            reused_tokens=self._reused,
+            ttft_seconds=self._ttft,
+            prefill_tokens_per_second=self._computed / self._prefill if self._prefill > 0 else 0.0,
+            tokens_per_second=steps / self._decoding if steps > 0 and self._decoding > 0 else 0.0,
+            stop_reason=self._reason or "cancelled",
+            seed=self._sampler.seed,
+            logprobs=sampled if self._settings.sampling.logprobs is not None else None,
+        )
+
+    def _text(self) -> tuple[StreamDecoder, StopMatcher]:
+        return self._tokenizer.stream(continues=self._continues), StopMatcher(self._settings.stop)
+
+    def _drop_unread(self) -> None:
+        """End the answer with what its reader has taken."""
+        if not self._unread:
+            return
+        read = [choice for choice, _ in self._steps[: len(self._steps) - len(self._unread)]]
+        self._unread.clear()
+        self._reason = "cancelled"
+        self._decoder, self._matcher = self._text()
+        self._steps = [(choice, self._matcher.push(self._decoder.push(choice.token))) for choice in read]
+        self._session.truncate(len(self._prompt) + len(read))
+
+
+def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer with these settings; TokenizerError for one that the model does not have.
+
+    A stop string that is a control token is one of them: such a token has no text in an answer.
+    """
+    stops = {tokenizer.special_tokens[text] for text in settings.stop if text in tokenizer.special_tokens}
+    if settings.ignore_eos:
+        return frozenset(stops)
+    instead = settings.eos_token_ids
+    own = tokenizer.eos_ids if instead is None else [named_token(tokenizer, str(token)) for token in instead]
+    return frozenset({*own, *stops, *(named_token(tokenizer, token) for token in settings.eos)})

@@ -1,0 +1,267 @@
+"""Who gets the rows of a pass: the tokens of all sequences that are under way go through the executor together.
+
+No thread works for the scheduler. Whoever waits for something (`Scheduler.collect`) runs passes until it is there, for
+all jobs at once; the others that wait meanwhile find theirs done. So one sequence costs no hand-over between threads,
+and nothing is computed while nobody waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.engine.costs import PassCosts
+from edge.errors import EdgeError
+from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
+from edge.system.guards import OneCall
+
+PASS_SECONDS = 0.045
+"""What a pass may take while sequences decode: prompts that join it get as many rows as fit into that."""
+
+_LEAST_ROWS = 8  # of a prompt, however long a pass takes: it must come to an end
+
+
+class Stepped(Protocol):
+    """What a scheduler uses of a session, `edge.engine.session.Session`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in its cache."""
+
+    def open_step(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> SequenceStep:
+        """The step that appends `tokens`; `close_step` or `undo_step` follows it."""
+
+    def close_step(self) -> None:
+        """The step has been computed."""
+
+    def undo_step(self) -> None:
+        """Leave the cache as it was before the step."""
+
+
+class Job(ABC):
+    """Tokens that go through the executor for one session, and what comes of their logits.
+
+    The scheduler calls its methods one at a time, in whichever thread runs the pass. todo: int32, the tokens that
+    are not in the cache yet. decodes: whether it has had its first logits: then every pass should take it along.
+    error: what ended it before its time.
+    """
+
+    def __init__(self, session: Stepped, todo: npt.NDArray[np.int32], cancelled: Callable[[], bool]) -> None:
+        self.session = session
+        self.todo = todo
+        self.cancelled = cancelled
+        self.decodes = False
+        self.submitted = 0.0
+        self.error: BaseException | None = None
+        self._opened = 0
+
+    @property
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether whoever waits for it has something to take, or nothing more to wait for."""
+
+    @property
+    @abstractmethod
+    def wants_rows(self) -> bool:
+        """Whether it goes on by itself: it has not ended, and is not too far ahead of its reader."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End, because `cancelled` said so."""
+
+    @abstractmethod
+    def take_logits(self, logits: FloatArray) -> None:
+        """Go on from the logits after the last of its tokens; sets `todo`, or ends."""
+
+    @abstractmethod
+    def publish(self, seconds: float, now: float) -> None:
+        """Show the outcome of a pass, which took so long and ended then."""
+
+    def open(self, rows: int) -> SequenceStep:
+        """The step of the next `rows` tokens."""
+        self._opened = rows
+        return self.session.open_step(self.todo[:rows], "last" if rows == len(self.todo) else "none")
+
+    def undo(self) -> None:
+        """The pass was interrupted: leave the cache as it was."""
+        self.session.undo_step()
+
+    def close(self, result: StepResult) -> None:
+        """Take what came of the step."""
+        if result.error is not None:
+            self.undo()
+            self.error = result.error
+            return
+        self.session.close_step()
+        self.todo = self.todo[self._opened :]
+        if result.logits is not None:
+            self.take_logits(result.logits[-1])
+            self.decodes = True
+
+
+class Forward(Job):
+    """A prompt or a token by itself; the caller wants the logits after it."""
+
+    def __init__(
+        self,
+        session: Stepped,
+        todo: npt.NDArray[np.int32],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(session, todo, cancelled)
+        self.decodes = len(todo) == 1
+        self.logits: FloatArray | None = None
+        self._ended = False
+
+    @property
+    def is_ready(self) -> bool:
+        """After the last token."""
+        return self._ended or self.error is not None
+
+    @property
+    def wants_rows(self) -> bool:
+        """Until the last token."""
+        return not self.is_ready
+
+    def cancel(self) -> None:
+        """The cache holds the part that was done."""
+        self._ended = True
+
+    def take_logits(self, logits: FloatArray) -> None:
+        """They are all that is wanted."""
+        self.logits = logits
+
+    def publish(self, seconds: float, now: float) -> None:
+        """Nothing goes on after the logits."""
+        self._ended = self._ended or self.logits is not None
+
+
+class Scheduler:
+    """The passes of one executor. Safe to use from several threads."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.costs = PassCosts()
+        self._jobs: list[Job] = []
+        self._turn = 0
+        self._changed = threading.Condition()
+        self._running: int | None = None  # the thread that runs a pass
+        self._in_pass: tuple[Job, ...] = ()
+        self._process = OneCall("model")
+
+    def submit(self, job: Job) -> None:
+        """Let a job take part in the passes from now on, until `withdraw`."""
+        job.submitted = perf_counter()
+        with self._process(), self._changed:
+            self._jobs.append(job)
+
+    def withdraw(self, job: Job) -> None:
+        """Forget a job, after the pass that it is part of. Does nothing for one that is not there."""
+        with self._changed:
+            while job in self._in_pass and self._running != threading.get_ident():
+                self._changed.wait()
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def collect(self, job: Job) -> None:
+        """Return when the job is ready, and run passes until then; raises what ended it before its time.
+
+        An interrupt (KeyboardInterrupt) undoes the pass for all that had a part in it.
+        """
+        while True:
+            with self._process(), self._changed:
+                if self._running == threading.get_ident():
+                    raise EdgeError(
+                        "This model is in the middle of a call: an observer must not call what it observes."
+                    )
+                while self._running is not None and not job.is_ready:
+                    self._changed.wait()
+                if job.is_ready:
+                    break
+                self._running = threading.get_ident()
+            try:
+                self._run_pass()
+            finally:
+                with self._changed:
+                    self._running, self._in_pass = None, ()
+                    self._changed.notify_all()
+        if job.error is not None:
+            raise job.error
+
+    def _run_pass(self) -> None:
+        with self._changed:
+            jobs = tuple(self._jobs)
+            for job in jobs:
+                if job.wants_rows and job.cancelled():
+                    job.cancel()
+            shares = self._shares([job for job in jobs if job.wants_rows])
+            self._in_pass = tuple(job for job, _ in shares)
+        if not shares:
+            return
+        opened: list[Job] = []
+        started = perf_counter()
+        try:
+            steps = []
+            for job, rows in shares:
+                steps.append(job.open(rows))
+                opened.append(job)
+            results = self.executor.forward(steps)
+        except EdgeError as error:  # of the pass: the model is closed, for example
+            results = [StepResult(error=error) for _ in shares]
+        except BaseException:
+            for job in opened:
+                job.undo()
+            raise
+        for (job, _), result in zip(shares, results, strict=True):
+            try:
+                job.close(result)
+            except EdgeError as error:
+                job.error = error
+            except BaseException as error:
+                # The thread that is interrupted need not be the one whose job this is.
+                job.error = EdgeError("The answer was interrupted in the middle of a step.")
+                job.error.__cause__ = error
+                raise
+        now = perf_counter()
+        rows = sum(rows for _, rows in shares)
+        depth = max(job.session.length for job, _ in shares)
+        self.costs.record(rows, depth, now - started)
+        for job, _ in shares:
+            job.publish(now - started, now)
+
+    def _shares(self, jobs: list[Job]) -> list[tuple[Job, int]]:
+        """Who takes part in the next pass, and with how many tokens.
+
+        First one step of each sequence that decodes, then prompts: all rows that are left, or beside sequences
+        that decode as many as keep the pass short. Prompts share them equally, so that a short one need not wait
+        for a long one.
+        """
+        if not jobs:
+            return []
+        self._turn += 1
+        start = self._turn % len(jobs)
+        most = self.executor.max_batch
+        shares: list[tuple[Job, int]] = []
+        for job in (*jobs[start:], *jobs[:start]):
+            if job.decodes and len(job.todo) <= most:
+                shares.append((job, len(job.todo)))
+                most -= len(job.todo)
+        prompts = [job for job in jobs if not job.decodes]
+        if shares and prompts:
+            depth = max(job.session.length for job in jobs)
+            used = sum(rows for _, rows in shares)
+            most = min(most, max(_LEAST_ROWS, self.costs.rows_within(PASS_SECONDS, depth) - used))
+        for left, job in zip(
+            range(len(prompts), 0, -1), sorted(prompts, key=lambda job: len(job.todo)), strict=True
+        ):
+            rows = min(len(job.todo), -(-most // left))
+            if rows > 0:
+                shares.append((job, rows))
+                most -= rows
+        return shares
