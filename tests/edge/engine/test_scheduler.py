@@ -1,0 +1,252 @@
+"""Passes that several sequences share: the answers of each alone, whoever waits, joins, leaves or fails meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.engine.answer import Completion
+from edge.engine.costs import PassCosts
+from edge.errors import EdgeError, NativeError, TokenizerError
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.runtime import Model
+
+BATCH = 16
+
+
+@pytest.fixture
+def model(make_bundle, tiny_config) -> Iterator[Model]:
+    bundle = make_bundle(replace(tiny_config, vocab_size=120, max_position_embeddings=2048), tokenizer=True)
+    executor = open_executor(bundle, RunOptions(context=2048, threads=1, max_batch=BATCH))
+    with Model(bundle, executor, name="tiny") as opened:
+        yield opened
+
+
+@pytest.fixture
+def passes(model, monkeypatch) -> list[list[int]]:
+    """The numbers of tokens of each pass's steps."""
+    seen: list[list[int]] = []
+    forward = model.executor.forward
+
+    def recorded(steps: Any) -> Any:
+        seen.append([len(step.tokens) for step in steps])
+        time.sleep(0.001)  # a real model's pass leaves the other threads as much time, and more
+        return forward(steps)
+
+    monkeypatch.setattr(model.executor, "forward", recorded)
+    return seen
+
+
+def prompt_of(n: int, length: int = 20) -> list[int]:
+    return np.random.default_rng(n).integers(3, 110, length).tolist()
+
+
+def answer(model: Model, prompt: list[int], **settings: Any) -> Completion:
+    settings = {"seed": 3, "temperature": 1.0, "max_new_tokens": 30, "ignore_eos": True, **settings}
+    return model.complete(prompt, **settings)
+
+
+def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """What each call returns or raises, every one in a thread of its own; none may hang."""
+    found: list[Any] = [None] * len(calls)
+    start = threading.Barrier(len(calls))
+
+    def work(index: int) -> None:
+        start.wait()
+        try:
+            found[index] = calls[index]()
+        except BaseException as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return found
+
+
+def test_answers_side_by_side_are_those_of_each_alone(model, passes):
+    settings = [
+        {},
+        {"temperature": 0},
+        {"repetition_penalty": 1.3},
+        {"top_p": 0.5, "seed": 9},
+        {"logprobs": 2},
+    ]
+    work = [(prompt_of(n, 7 + 11 * n), settings[n % 5]) for n in range(10)]
+    alone = [answer(model, prompt, **some) for prompt, some in work]
+    assert all(len(steps) == 1 for steps in passes)
+    passes.clear()
+    found = at_once([lambda p=prompt, s=some: answer(model, p, **s) for prompt, some in work])
+    for one, wanted in zip(found, alone, strict=True):
+        assert (one.tokens, one.text, one.logprobs) == (wanted.tokens, wanted.text, wanted.logprobs)
+        assert one.tokens_per_second > 0 and one.ttft_seconds > 0
+    assert max(len(steps) for steps in passes) > 4
+    assert len(passes) < sum(len(one.tokens) for one in found) / 2
+
+
+def test_a_long_prompt_holds_up_nobody(model, passes):
+    """Every pass of it takes a token of the answer along, as long as that goes on; the prompt gets on too."""
+    stream = model.stream(prompt_of(1), max_new_tokens=200, ignore_eos=True, seed=1)
+    next(stream)
+    passes.clear()
+    long = threading.Thread(target=lambda: answer(model, prompt_of(2, 600), max_new_tokens=1))
+    long.start()
+    for _ in stream:
+        pass
+    long.join()
+    mixed = [steps for steps in passes if len(steps) == 2]
+    assert len(mixed) > 10
+    assert all(1 in steps and 8 <= max(steps) <= BATCH - 1 for steps in mixed[1:-1])
+    assert len(stream.result.tokens) == 200
+
+
+def test_prompts_share_the_rows(model, passes):
+    """A short one that comes later need not wait for a long one."""
+    order: list[str] = []
+
+    def run(name: str, length: int) -> None:
+        answer(model, prompt_of(3, length), max_new_tokens=1)
+        order.append(name)
+
+    long = threading.Thread(target=run, args=("long", 1500))
+    long.start()
+    while not passes:
+        pass
+    run("short", 40)
+    long.join()
+    assert order == ["short", "long"]
+
+
+def test_an_answer_that_nobody_reads_waits_a_few_tokens_ahead(model, passes):
+    """Its result has what was read, and its session goes on from there."""
+    idle = model.stream(prompt_of(4), max_new_tokens=100, ignore_eos=True, temperature=0)
+    read = [next(idle).token, next(idle).token]
+    answer(model, prompt_of(5))
+    assert len([steps for steps in passes if len(steps) == 2]) in range(1, 6)
+    idle.close()
+    assert list(idle.result.tokens) == read and idle.result.stop_reason == "cancelled"
+    alone = answer(model, prompt_of(4), temperature=0, max_new_tokens=2)
+    assert list(alone.tokens) == read and alone.text == idle.result.text
+
+
+def test_what_was_computed_ahead_is_read_later(model):
+    wanted = answer(model, prompt_of(6), temperature=0)
+    stream = model.stream(prompt_of(6), max_new_tokens=30, ignore_eos=True, temperature=0)
+    next(stream)
+    answer(model, prompt_of(5))
+    rest = [chunk.token for chunk in stream if chunk.token is not None]
+    assert tuple(rest) == wanted.tokens[1:]
+    assert stream.result.tokens == wanted.tokens and stream.result.text == wanted.text
+
+
+def test_a_session_is_usable_while_others_compute_ahead_for_it(model):
+    """Its unfinished answer ends when it is wanted for something else."""
+    session = model.session()
+    stream = model.stream(prompt_of(7), session=session, ignore_eos=True, temperature=0)
+    first = next(stream).token
+    answer(model, prompt_of(5))
+    session.truncate(10)
+    assert session.length == 10 and stream.result.tokens == (first,)
+    np.testing.assert_array_equal(session.prefill(prompt_of(7)), model.session().prefill(prompt_of(7)))
+
+
+def test_a_job_fails_alone(model):
+    """A token outside the vocabulary, and a bias outside of it, which the sampler finds."""
+    outside = [5, 6, model.config.vocab_size]
+    calls = [
+        lambda: answer(model, prompt_of(8), max_new_tokens=60),
+        lambda: model.session().prefill(outside),
+        lambda: answer(model, prompt_of(9), logit_bias={model.config.vocab_size: 1.0}),
+        lambda: answer(model, prompt_of(10), max_new_tokens=60),
+    ]
+    found = at_once(calls)
+    assert isinstance(found[1], TokenizerError) and isinstance(found[2], TokenizerError)
+    assert found[0].tokens == answer(model, prompt_of(8), max_new_tokens=60).tokens
+    assert found[3].tokens == answer(model, prompt_of(10), max_new_tokens=60).tokens
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_an_interrupt_ends_the_work_of_one_thread(model, monkeypatch, after):
+    """Before the pass has run or when it has: the others go on from where they were."""
+    wanted = [answer(model, prompt_of(n), max_new_tokens=60) for n in (11, 12, 13)]
+    forward, count = model.executor.forward, 0
+
+    def interrupted(steps: Any) -> Any:
+        nonlocal count
+        count += 1
+        results = forward(steps) if after or count != 20 else None
+        if count == 20:
+            raise KeyboardInterrupt
+        return results
+
+    monkeypatch.setattr(model.executor, "forward", interrupted)
+    found = at_once([lambda n=n: answer(model, prompt_of(n), max_new_tokens=60) for n in (11, 12, 13)])
+    stopped = [one for one in found if isinstance(one, KeyboardInterrupt)]
+    assert len(stopped) == 1
+    for one, alone in zip(found, wanted, strict=True):
+        assert one in stopped or one.tokens == alone.tokens
+
+
+def test_an_observer_may_not_use_what_it_observes(model):
+    session, found = model.session(), []
+
+    def observer(_: bytes) -> None:
+        try:
+            session.prefill([5, 6])
+        except EdgeError as error:
+            found.append(str(error))
+
+    model.executor.observe(observer)
+    answer(model, prompt_of(1), max_new_tokens=1)
+    model.executor.observe(None)
+    assert found and all("in the middle of a call" in sentence for sentence in found)
+
+
+def test_a_closed_model_ends_every_answer(model):
+    streams = [model.stream(prompt_of(n), ignore_eos=True) for n in (1, 2)]
+    for stream in streams:
+        next(stream)
+    model.executor.close()
+    for stream in streams:
+        with pytest.raises(NativeError, match="closed"):
+            while True:
+                next(stream)
+
+
+def test_a_stream_that_is_let_go_leaves_the_passes(model, passes):
+    stream = model.stream(prompt_of(1), ignore_eos=True)
+    next(stream)
+    del stream
+    gc.collect()
+    passes.clear()
+    answer(model, prompt_of(2))
+    assert all(len(steps) == 1 for steps in passes)
+
+
+def test_costs_are_a_running_mean_between_which_lines_run():
+    costs = PassCosts()
+    assert costs.seconds(4, 100) is None and costs.rows_within(0.01, 100) == 4096
+    costs.record(1, 100, 0.010)
+    assert costs.seconds(8, 100) == pytest.approx(0.080)
+    costs.record(101, 500, 0.110)
+    assert costs.seconds(51, 900) == pytest.approx(0.060)
+    assert costs.rows_within(0.0601, 900) == 51
+    assert costs.rows_within(0.001, 900) == 1
+    assert costs.seconds(202, 900) == pytest.approx(0.220)
+    assert costs.seconds(51, 100_000) == pytest.approx(0.060)  # no other depth is known
+    costs.record(1, 100_000, 0.050)
+    assert costs.seconds(1, 100_000) == pytest.approx(0.050) and costs.seconds(1, 900) == pytest.approx(0.010)
+    for _ in range(60):
+        costs.record(1, 100, 0.020)
+    assert costs.seconds(1, 100) == pytest.approx(0.020, rel=1e-3)
