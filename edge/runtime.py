@@ -20,6 +20,7 @@ from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.answer import Chunk, Completion
 from edge.engine.generation import Stream, generate
+from edge.engine.prefix_cache import PrefixCache, default_prefix_memory
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
@@ -27,12 +28,13 @@ from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
 from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
-from edge.executors.protocol import Executor
+from edge.executors.protocol import Executor, SharesRows
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
+from edge.formats.names import user_path
 from edge.hub.options import SourceOptions
 from edge.system.notices import notice
-from edge.system.options import plain, renamed_option
+from edge.system.options import Option, check_option, plain, renamed_option
 from edge.text.chat_template import ChatTemplate, template_worker
 from edge.text.isolation.worker import Worker
 from edge.text.prompts import PromptEncoder
@@ -50,19 +52,24 @@ def load(
     *,
     rope_override: str | Path | Mapping[str, Any] | None = None,
     progress: Callable[..., Any] | None = None,
+    prefix_memory: int | None = None,
+    prefix_folder: str | Path | None = None,
     **options: Unpack[LoadOptions],
 ) -> Model:
     """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id, a GGUF file on the hub
     (`owner/repo:file.gguf`) or `random:PRESET`.
 
-    options: the fields of `edge.hub.options.SourceOptions` (quantize, head, revision, offline, verify) and of
-    `edge.executors.options.RunOptions` (executor, context, threads, mmap, activations, kv_type, attention,
-    tier, ...), and what plugins declare. By default a bundle runs on the native executor, and a folder of
-    `edge export` in the runtime that it was made for, with the quantization, arithmetic and attention that it
-    was made with. context: by default the trained one; memory for it is committed as it is used.
-    progress: see `edge.hub.resolve.open_model`. rope_override: runs beyond the trained context
-    knowingly; a JSON object, its text, or a file with it (see `edge.config.rope_entry.override_rope`). Raises
-    EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
+    options: the fields of `edge.hub.options.SourceOptions` (quantize, head, revision, offline, verify) and
+    of `edge.executors.options.RunOptions` (executor, context, threads, mmap, activations, kv_type,
+    attention, tier, ...), and what plugins declare. By default a bundle runs on the native executor, and a
+    folder of `edge export` in the runtime that it was made for, with the quantization, arithmetic and
+    attention that it was made with. context: by default the trained one; memory for it is committed as it
+    is used. progress: see `edge.hub.resolve.open_model`. rope_override: runs beyond the trained context
+    knowingly; a JSON object, its text, or a file with it (see `edge.config.rope_entry.override_rope`).
+    prefix_memory: bytes up to which all KV caches together keep what earlier sequences have computed, for
+    those that begin alike; by default a sixteenth of the free memory and 1 GB at most, 0 keeps nothing.
+    prefix_folder: where it is kept beyond that, in files that tell conversations; by default nowhere.
+    Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     if not isinstance(model, (str, Path)) or "\0" in str(model):
         raise WrongTypeError(f"A model is named by a text or a path, not by {model!r}.")
@@ -87,7 +94,27 @@ def load(
     worker = template_worker()
     if files.chat_template is not None:
         worker.start()  # beside the weights
-    return Model(files, traced(open_executor(files, run, asked=options)), name=str(model), worker=worker)
+    executor = traced(open_executor(files, run, asked=options))
+    return Model(
+        files,
+        executor,
+        name=str(model),
+        worker=worker,
+        prefixes=_prefix_cache(executor, prefix_memory, prefix_folder),
+    )
+
+
+def _prefix_cache(
+    executor: Executor, most_bytes: int | None, folder: str | Path | None
+) -> PrefixCache | None:
+    """None where nothing is to be kept, or the executor can't share rows."""
+    check_option("prefix_memory", most_bytes, int | None, Option("", least=0))
+    if not isinstance(executor, SharesRows):
+        if most_bytes or folder is not None:
+            raise EdgeError(f"The {executor.info.name} executor can't share rows of a KV cache: use native.")
+        return None
+    most = default_prefix_memory() if most_bytes is None else most_bytes
+    return None if most == 0 else PrefixCache(executor, most, None if folder is None else user_path(folder))
 
 
 def _options(given: Mapping[str, Any]) -> tuple[SourceOptions, RunOptions]:
@@ -111,12 +138,20 @@ class Model:
     """A model in memory. Use it in a `with` block, or `close` it, to free the memory at once."""
 
     def __init__(
-        self, files: ModelFiles, executor: Executor, name: str = "", *, worker: Worker | None = None
+        self,
+        files: ModelFiles,
+        executor: Executor,
+        name: str = "",
+        *,
+        worker: Worker | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
-        """files: what the executor runs. worker: what will render the chat template."""
+        """files: what the executor runs. worker: what will render the chat template. prefixes: where sessions
+        find what others have computed, None if each keeps to itself.
+        """
         self.files = files
         self.executor = executor
-        self.scheduler = Scheduler(executor)
+        self.scheduler = Scheduler(executor, prefixes)
         self.name = name
         self._worker = worker or template_worker()
         for sentence in read_generation_config(files.generation_config).notes:

@@ -1,4 +1,6 @@
-"""The random numbers of the sampler written down a second time, and backwards: which token gets a wanted number."""
+"""The random numbers of the sampler written down a second time, and backwards: which token gets a wanted
+number.
+"""
 
 from __future__ import annotations
 

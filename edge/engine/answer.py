@@ -148,6 +148,8 @@ class Answer(Job):
         finally:
             scheduler.withdraw(self)
             self._drop_unread()
+            if self.error is None:
+                session.remember()
 
     @property
     def is_ready(self) -> bool:
@@ -166,6 +168,8 @@ class Answer(Job):
     def take_logits(self, logits: FloatArray) -> None:
         """Choose the next token."""
         session, settings = self._session, self._settings
+        if not self.decodes:
+            session.remember()  # the prompt: others may begin like it
         # A repetition penalty counts the prompt too, see SamplingParams.
         counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
         choice = self._sampler.sample(logits, session.tokens[counted_from:], index=len(self._steps))

@@ -1,7 +1,7 @@
 """V(n, depth): what a pass of n rows costs, learned from the passes that are run.
 
-The scheduler chooses from it how many rows of a prompt may ride beside sequences that decode, and the speculator how
-many rows of drafts are worth their time.
+The scheduler chooses from it how many rows of a prompt may ride beside sequences that decode, and the
+speculator how many rows of drafts are worth their time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _WEIGHT = 0.2  # of the newest pass in the running mean: some ten passes count
 
 
 class PassCosts:
-    """Seconds of a pass by its rows and by the depth of the caches that it reads; for one thread at a time."""
+    """Seconds of a pass by its rows and by the depth of the caches that it reads; for one thread at a time.
+    """
 
     def __init__(self) -> None:
         self._seconds: list[dict[int, float]] = [{} for _ in (*DEPTHS, None)]
@@ -30,8 +31,8 @@ class PassCosts:
     def seconds(self, rows: int, depth: int) -> float | None:
         """What a pass of so many rows will take; None before the first.
 
-        On a line between the numbers of rows that were seen at this depth, or at the nearest that was; beyond the
-        largest of them in proportion to it.
+        On a line between the numbers of rows that were seen at this depth, or at the nearest that was;
+        beyond the largest of them in proportion to it.
         """
         own = bisect_left(DEPTHS, depth)
         seen = [at for at, costs in enumerate(self._seconds) if costs]

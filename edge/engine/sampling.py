@@ -1,7 +1,7 @@
 """From logits to a token: the call into the native sampler. Its parameters are in `edge.engine.settings`.
 
-Filters apply in this order: allowed tokens, logit bias, penalties, temperature, top-k, typical, top-p, min-p; then one token
-is drawn. Ties go to the lower token id.
+Filters apply in this order: allowed tokens, logit bias, penalties, temperature, top-k, typical, top-p,
+min-p; then one token is drawn. Ties go to the lower token id.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Sampler:
     ) -> Sampled:
         """The next token for `logits`, float32 [vocab_size], which stay unchanged.
 
-        history: the tokens that penalties may count, oldest first. index: of the token in its answer; with the
-        seed it decides the random number, so that a token is the same however those before it came about.
-        allowed: uint32 [ceil(vocab_size / 32)], bit t % 32 of word t // 32 says whether token t may be drawn;
-        None allows all. Raises NativeError for logits that are not finite and TokenizerError for an id outside
-        the vocabulary.
+        history: the tokens that penalties may count, oldest first. index: of the token in its answer; with
+        the seed it decides the random number, so that a token is the same however those before it came
+        about. allowed: uint32 [ceil(vocab_size / 32)], bit t % 32 of word t // 32 says whether token t may
+        be drawn; None allows all. Raises NativeError for logits that are not finite and TokenizerError for
+        an id outside the vocabulary.
         """
         params = self.params
         seen = _EMPTY

@@ -1,8 +1,9 @@
-"""Who gets the rows of a pass: the tokens of all sequences that are under way go through the executor together.
+"""Who gets the rows of a pass: the tokens of all sequences that are under way go through the executor
+together.
 
-No thread works for the scheduler. Whoever waits for something (`Scheduler.collect`) runs passes until it is there, for
-all jobs at once; the others that wait meanwhile find theirs done. So one sequence costs no hand-over between threads,
-and nothing is computed while nobody waits.
+No thread works for the scheduler. Whoever waits for something (`Scheduler.collect`) runs passes until it is
+there, for all jobs at once; the others that wait meanwhile find theirs done. So one sequence costs no
+hand-over between threads, and nothing is computed while nobody waits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.costs import PassCosts
+from edge.engine.prefix_cache import PrefixCache
 from edge.errors import EdgeError
 from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
 from edge.system.guards import OneCall
@@ -47,9 +49,9 @@ class Stepped(Protocol):
 class Job(ABC):
     """Tokens that go through the executor for one session, and what comes of their logits.
 
-    The scheduler calls its methods one at a time, in whichever thread runs the pass. todo: int32, the tokens that
-    are not in the cache yet. decodes: whether it has had its first logits: then every pass should take it along.
-    error: what ended it before its time.
+    The scheduler calls its methods one at a time, in whichever thread runs the pass. todo: int32, the
+    tokens that are not in the cache yet. decodes: whether it has had its first logits: then every pass
+    should take it along. error: what ended it before its time.
     """
 
     def __init__(self, session: Stepped, todo: npt.NDArray[np.int32], cancelled: Callable[[], bool]) -> None:
@@ -145,8 +147,10 @@ class Forward(Job):
 class Scheduler:
     """The passes of one executor. Safe to use from several threads."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, prefixes: PrefixCache | None = None) -> None:
+        """prefixes: where sessions find what others have computed."""
         self.executor = executor
+        self.prefixes = prefixes
         self.costs = PassCosts()
         self._jobs: list[Job] = []
         self._turn = 0
@@ -238,9 +242,9 @@ class Scheduler:
     def _shares(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Who takes part in the next pass, and with how many tokens.
 
-        First one step of each sequence that decodes, then prompts: all rows that are left, or beside sequences
-        that decode as many as keep the pass short. Prompts share them equally, so that a short one need not wait
-        for a long one.
+        First one step of each sequence that decodes, then prompts: all rows that are left, or beside
+        sequences that decode as many as keep the pass short. Prompts share them equally, so that a short
+        one need not wait for a long one.
         """
         if not jobs:
             return []

@@ -41,16 +41,11 @@ class Session:
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler | None = None) -> None:
-        """scheduler: that of the executor's other sessions, whose passes this one joins; None for one of its own."""
-        self.executor = executor
-        self.scheduler = scheduler or Scheduler(executor)
-        self.reused_tokens = 0
-        self.computed_tokens = 0
-        self._cache = executor.new_cache()
-        self._tokens = np.empty(256, np.int32)  # grows by doubling
-        self._alone = OneThread("session")
-        self._answer: weakref.ref[Answer] | None = None
-        self._opened = 0
+        """scheduler: that of the executor's other sessions, whose passes this one joins; None for one of
+        its own.""" self.executor = executor self.scheduler = scheduler or Scheduler(executor)
+        self.reused_tokens = 0 self.computed_tokens = 0 self._cache = executor.new_cache() self._tokens =
+        np.empty(256, np.int32)  # grows by doubling self._alone = OneThread("session") self._answer:
+        weakref.ref[Answer] | None = None self._opened = 0
 
     @property
     def length(self) -> int:
@@ -101,7 +96,8 @@ class Session:
             )
 
     def plan(self, prompt: Tokens) -> npt.NDArray[np.int32]:
-        """Cut the cache back to what it shares with `prompt`; returns the tokens that it lacks, int32.
+        """Cut the cache back to what it shares with `prompt`, or take over what others share with it if that is
+        more; returns the tokens that it lacks, int32.
 
         The last token is always among them: its logits are what the caller came for. Raises as `check_prompt`
         does.
@@ -110,9 +106,20 @@ class Session:
         self.check_prompt(new)
         with self.used():
             reused = min(self.shared_prefix(new), len(new) - 1)
-            self._truncate(reused)
+            prefixes = self.scheduler.prefixes
+            found = None if prefixes is None else prefixes.find(new[:-1], more_than=reused)
+            if found is None:
+                self._truncate(reused)
+            else:
+                self._cache, reused = found
+                self._tokens = new.copy()
             self.reused_tokens += reused
         return new[reused:]
+
+    def remember(self) -> None:
+        """Let other sessions find what this one holds."""
+        if self.scheduler.prefixes is not None:
+            self.scheduler.prefixes.put(self.tokens, self._cache)
 
     def prefill(
         self, prompt: Tokens, cancelled: Callable[[], bool] = lambda: False

@@ -25,9 +25,9 @@ Logits = Literal["none", "last", "all"]
 class Capabilities:
     """What an executor can do beyond plain decoding.
 
-    batch_invariant: the steps of a pass go through each matrix together, and a step gives the same bits whatever
-    stands beside it, cut as it may be. The others run one step after another; their numbers depend on how many
-    tokens a step has, within the tolerances of their tests.
+    batch_invariant: the steps of a pass go through each matrix together, and a step gives the same bits
+    whatever stands beside it, cut as it may be. The others run one step after another; their numbers depend
+    on how many tokens a step has, within the tolerances of their tests.
     """
 
     batch_invariant: bool = False
@@ -192,11 +192,11 @@ class Executor(Protocol):
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """Append the tokens of every step to its cache and run them; one result per step, in their order.
 
-        What a step gives does not depend on the others of the pass, which have other caches. A step that fails
-        fails alone: its cache is left as it was, and its result has the error. That is an EdgeError for
-        something that this executor can't do, ContextError past the context, TokenizerError for an id outside
-        the vocabulary, NativeError for logits that are not finite. Raises EdgeError, and runs nothing, for two
-        steps of one cache or more tokens than it takes in one pass.
+        What a step gives does not depend on the others of the pass, which have other caches. A step that
+        fails fails alone: its cache is left as it was, and its result has the error. That is an EdgeError
+        for something that this executor can't do, ContextError past the context, TokenizerError for an id
+        outside the vocabulary, NativeError for logits that are not finite. Raises EdgeError, and runs
+        nothing, for two steps of one cache or more tokens than it takes in one pass.
         """
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
@@ -268,6 +268,10 @@ class StoresCaches(Protocol):
     @property
     def cache_identity(self) -> Mapping[str, str]:
         """What the rows of a cache depend on, by name; one that differs makes them useless."""
+
+    @property
+    def arithmetic(self) -> str:
+        """The kernels that computed them: others give the same rows within rounding, not the same bits."""
 
     def cache_pages(self, cache: KVCache) -> list[npt.NDArray[np.uint8]]:
         """The rows in use as they stand in memory, for a file; borrowed until the cache changes."""

@@ -43,7 +43,9 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class StoredCache:
-    """tokens: int32 [n]. memory: uint8, the pages of `StoresCaches.cache_pages`; both borrow the mapped file."""
+    """tokens: int32 [n]. memory: uint8, the pages of `StoresCaches.cache_pages`; both borrow the mapped
+    file.
+    """
 
     tokens: npt.NDArray[np.int32]
     memory: npt.NDArray[np.uint8]
@@ -85,6 +87,19 @@ def write_cache(
 def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
     path = user_path(path)
+    stored, checksum = _mapped(path, identity)
+    if _checksum(stored.tokens.view(np.uint8), stored.memory) != checksum:
+        raise _damaged(path, "its checksum does not match")
+    return StoredCache(stored.tokens.astype(np.int32, copy=False), stored.memory)
+
+
+def read_tokens(path: str | Path, identity: Mapping[str, str]) -> npt.NDArray[np.int32]:
+    """Its tokens alone, as `read_cache` would find them; not held against the checksum, which takes all of
+    it.""" return _mapped(user_path(path), identity)[0].tokens.astype(np.int32)
+
+
+def _mapped(path: Path, identity: Mapping[str, str]) -> tuple[StoredCache, str]:
+    """The parts of a file that fits `identity`, and the checksum that they should have."""
     remove_leftovers(path.parent)
     try:
         with open_regular(path) as file:
@@ -120,10 +135,7 @@ def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     memory_start = _aligned(start + 4 * count)
     if count < 0 or size < 0 or memory_start + size != len(data):
         raise _damaged(path, "its size does not match its header")
-    tokens, memory = data[start : start + 4 * count], data[memory_start:]
-    if _checksum(tokens, memory) != checksum:
-        raise _damaged(path, "its checksum does not match")
-    return StoredCache(tokens.view("<i4").astype(np.int32, copy=False), memory)
+    return StoredCache(data[start : start + 4 * count].view("<i4"), data[memory_start:]), checksum
 
 
 def _checksum(*parts: npt.NDArray[np.uint8]) -> str:

@@ -1,6 +1,7 @@
 """The KV cache: how a sequence got into it must not matter.
 
-The native decoder computes every token in the same order alone, in a batch or in a tree, so these are bit for bit equal.
+The native decoder computes every token in the same order alone, in a batch or in a tree, so these are bit
+for bit equal.
 """
 
 from __future__ import annotations

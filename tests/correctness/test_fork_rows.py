@@ -1,4 +1,6 @@
-"""Caches that share the rows of a common beginning: each goes on as if it were alone, and memory is had once."""
+"""Caches that share the rows of a common beginning: each goes on as if it were alone, and memory is had
+once.
+"""
 
 from __future__ import annotations
 

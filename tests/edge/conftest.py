@@ -122,5 +122,5 @@ def smollm2(smollm2_gguf: Path) -> Iterator[Model]:
     """SmolLM2-135M-Instruct on the native executor."""
     import edge
 
-    with edge.load(smollm2_gguf, threads=2) as model:
+    with edge.load(smollm2_gguf, threads=2, prefix_memory=0) as model:
         yield model

@@ -218,6 +218,11 @@ class NativeExecutor(ExecutorFacts):
         """The model's contents, the layout and every setting that changes keys and values."""
         return self._cache_identity
 
+    @property
+    def arithmetic(self) -> str:
+        """The tier and the library's own bytes."""
+        return f"{self._info.tier} {native.content_hash()}"
+
     def fork(self, cache: KVCache, n: int) -> NativeCache:
         """A cache with the first n rows of another; the two share their memory, see `SharesRows`."""
         rows = whole_number(n, "the number of rows to share")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import operator
 import os
 import sys
@@ -385,6 +386,12 @@ def error_of(status: int, sentence: bytes) -> EdgeError:
     """The error that belongs to a status other than EDGE_OK."""
     kind = {_CONTEXT: ContextError, _VOCABULARY: TokenizerError}.get(status, NativeError)
     return kind(sentence.decode(errors="replace"))
+
+
+@cache
+def content_hash() -> str:
+    """SHA-256 of the library's file, so that files of what it computed name it."""
+    return hashlib.sha256(path().read_bytes()).hexdigest()
 
 
 def cpu_tiers() -> tuple[str, ...]:

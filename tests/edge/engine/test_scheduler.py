@@ -1,4 +1,6 @@
-"""Passes that several sequences share: the answers of each alone, whoever waits, joins, leaves or fails meanwhile."""
+"""Passes that several sequences share: the answers of each alone, whoever waits, joins, leaves or fails
+meanwhile.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,286 @@
+"""Rows of earlier sequences, found again by the tokens that a new one begins with.
+
+Kept sequences share their memory with each other and with the sessions that go on from them, page by page.
+Those used longest ago go first when all caches together pass a limit: into a file, if there is a folder for
+them, else altogether.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import EdgeError
+from edge.executors.protocol import Executor, KVCache, SharesRows, StoresCaches
+from edge.formats.kv_file import read_cache, read_tokens, write_cache
+from edge.system.memory import available_memory
+
+Tokens = npt.NDArray[np.int32]
+
+BLOCK = 64
+"""Tokens of an edge of the tree; fewer in common are not worth a new cache."""
+
+LEAST_IN_FILE = 1024
+"""Tokens of a sequence that is written to a file rather than computed again."""
+
+
+def default_prefix_memory() -> int:
+    """Bytes: a sixteenth of what the system has left, and 1 GB at most."""
+    available = available_memory()
+    return min(1 << 30, (8 << 30 if available is None else available) // 16)
+
+
+class _Node:
+    """What begins with the blocks on the way here."""
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, _Node] = {}
+        self.kept: list[_Kept] = []
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A sequence: rows in memory, in a file, or both."""
+
+    tokens: Tokens
+    cache: KVCache | None
+    path: Path | None = None
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class PrefixStatistics:
+    """sequences: kept at present, in_files of them out of memory. hits, rows: lookups that found something,
+    and the rows that need not be computed.
+    """
+
+    sequences: int
+    in_files: int
+    hits: int
+    rows: int
+
+
+@dataclass
+class _Counts:
+    turn: int = 0
+    hits: int = 0
+    rows: int = 0
+
+
+class PrefixCache:
+    """Safe to use from several threads."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        most_bytes: int,
+        folder: Path | None = None,
+        most_file_bytes: int = 8 << 30,
+    ) -> None:
+        """executor: one that `SharesRows`. most_bytes: of all its caches together, those of sessions
+        included. folder: for files of what has to leave memory, by default none are written. Files there
+        that the same weights, settings and kernels have made are found too.
+        """
+        assert isinstance(executor, SharesRows)
+        self._executor: SharesRows = executor
+        self._new_cache = executor.new_cache
+        self._store = cast(StoresCaches, executor) if executor.capabilities.cache_files else None
+        self._most_bytes = most_bytes
+        self._most_file_bytes = most_file_bytes
+        self._lock = threading.RLock()
+        self._root = _Node()
+        self._kept: list[_Kept] = []
+        self._counts = _Counts()
+        self._folder = folder if self._store is not None else None
+        for path in self._files():
+            self._find_again(path)
+
+    @property
+    def statistics(self) -> PrefixStatistics:
+        """What is kept and what it was good for."""
+        with self._lock:
+            files = sum(kept.cache is None for kept in self._kept)
+            return PrefixStatistics(len(self._kept), files, self._counts.hits, self._counts.rows)
+
+    def find(self, tokens: Tokens, more_than: int) -> tuple[KVCache, int] | None:
+        """A new cache with the rows of the longest beginning of `tokens` that is kept, and their number.
+
+        None if that is not a block longer than `more_than`.
+        """
+        with self._lock:
+            found = self._longest(tokens)
+            if found is None or found[1] < more_than + BLOCK:
+                return None
+            kept, rows = found
+            if kept.cache is None and not self._restore(kept):
+                return self.find(tokens, more_than)
+            assert kept.cache is not None
+            self._touch(kept)
+            self._counts.hits += 1
+            self._counts.rows += rows
+            return self._executor.fork(kept.cache, rows), rows
+
+    def put(self, tokens: Tokens, cache: KVCache) -> None:
+        """Keep a sequence, whose rows stand in `cache`. Sequences that are its beginning give way to it."""
+        if len(tokens) < BLOCK:
+            return
+        with self._lock:
+            found = self._longest(tokens)
+            if found is not None and found[1] == len(tokens):
+                self._touch(found[0])
+                return
+            for kept in [kept for kept in self._kept if _begins(tokens, kept.tokens)]:
+                self._drop(kept)
+            self._add(_Kept(tokens.copy(), self._executor.fork(cache, len(tokens))))
+            self.make_room()
+
+    def make_room(self, needed: int = 0) -> None:
+        """Let what was used longest ago leave memory, until `needed` bytes more are within the limit."""
+        with self._lock:
+            in_memory = sorted(
+                (kept for kept in self._kept if kept.cache is not None), key=lambda kept: kept.used
+            )
+            for kept in in_memory:
+                if self._executor.cache_bytes + needed <= self._most_bytes:
+                    return
+                if kept.path is None and not self._write(kept):
+                    self._drop(kept)
+                kept.cache = None
+
+    def clear(self) -> None:
+        """Forget everything in memory."""
+        with self._lock:
+            for kept in list(self._kept):
+                self._drop(kept)
+
+    # ---- The tree ------------------------------------------------------------------------------------------
+
+    def _longest(self, tokens: Tokens) -> tuple[_Kept, int] | None:
+        """What shares the longest beginning with `tokens`, in memory rather than in a file, and how much of
+        it.""" node, depth = self._root, 0 for block in _blocks(tokens):
+            if block not in node.children:
+                break
+            node, depth = node.children[block], depth + 1
+        at = depth * BLOCK
+        rest = tokens[at : at + BLOCK]
+        lengths = [(at + _common(rest, kept.tokens[at : at + BLOCK]), kept) for kept in node.kept]
+        if not lengths:
+            return None
+        rows, kept = max(lengths, key=lambda one: (one[0], one[1].cache is not None, one[1].used))
+        return (kept, rows) if rows > 0 else None
+
+    def _add(self, kept: _Kept) -> None:
+        self._kept.append(kept)
+        self._touch(kept)
+        node = self._root
+        node.kept.append(kept)
+        for block in _blocks(kept.tokens):
+            node = node.children.setdefault(block, _Node())
+            node.kept.append(kept)
+
+    def _drop(self, kept: _Kept) -> None:
+        """Out of the tree; its file goes too."""
+        self._kept.remove(kept)
+        kept.cache = None
+        if kept.path is not None:
+            kept.path.unlink(missing_ok=True)
+        node = self._root
+        node.kept.remove(kept)
+        for block in _blocks(kept.tokens):
+            child = node.children[block]
+            child.kept.remove(kept)
+            if not child.kept:
+                del node.children[block]
+                return
+            node = child
+
+    def _touch(self, kept: _Kept) -> None:
+        self._counts.turn += 1
+        kept.used = self._counts.turn
+
+    # ---- Files ---------------------------------------------------------------------------------------------
+
+    @property
+    def _identity(self) -> Mapping[str, str]:
+        """What the bits of a row depend on: more than what makes it usable, see `StoresCaches.cache_identity`."""
+        assert self._store is not None
+        return {**self._store.cache_identity, "arithmetic": self._store.arithmetic}
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        if self._folder is None or not self._folder.is_dir():
+            return []
+        return sorted(self._folder.glob("*.kv"), key=lambda path: path.stat().st_mtime)
+
+    def _find_again(self, path: Path) -> None:
+        try:
+            tokens = read_tokens(path, self._identity)
+        except EdgeError:
+            return  # of another model or setting: it may be wanted by another process
+        self._add(_Kept(tokens, None, path))
+
+    def _write(self, kept: _Kept) -> bool:
+        if self._folder is None or self._store is None or len(kept.tokens) < LEAST_IN_FILE:
+            return False
+        assert kept.cache is not None
+        name = hashlib.sha256(
+            kept.tokens.tobytes() + repr(sorted(self._identity.items())).encode()
+        ).hexdigest()
+        path = self._folder / f"{name[:32]}.kv"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_cache(path, self._identity, kept.tokens, self._store.cache_pages(kept.cache))
+        except (EdgeError, OSError):  # a full disk: it is computed again
+            return False
+        kept.path = path
+        self._limit_files()
+        return True
+
+    def _limit_files(self) -> None:
+        files = self._files()
+        sizes = [path.stat().st_size for path in files]
+        for path, size in zip(files[:-1], sizes[:-1], strict=True):
+            if sum(sizes) <= self._most_file_bytes:
+                return
+            sizes.remove(size)
+            path.unlink(missing_ok=True)
+            for kept in [kept for kept in self._kept if kept.path == path]:
+                kept.path = None
+                if kept.cache is None:
+                    self._drop(kept)
+
+    def _restore(self, kept: _Kept) -> bool:
+        """From its file; False, and it is forgotten, if that is gone or damaged."""
+        assert self._store is not None and kept.path is not None
+        try:
+            stored = read_cache(kept.path, self._identity)
+        except EdgeError:
+            self._drop(kept)
+            return False
+        cache = self._new_cache()
+        self._store.restore(cache, len(stored.tokens), stored.memory)
+        kept.cache = cache
+        return True
+
+
+def _blocks(tokens: Tokens) -> Iterator[bytes]:
+    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+        yield tokens[start : start + BLOCK].tobytes()
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
+def _begins(tokens: Tokens, beginning: Tokens) -> bool:
+    n = len(beginning)
+    return n <= len(tokens) and np.array_equal(tokens[:n], beginning)
