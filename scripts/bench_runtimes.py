@@ -46,7 +46,12 @@ def through_executor(executor: Any, prompt: np.ndarray) -> tuple[Callable[[], ob
         for start in range(0, len(prompt), executor.max_batch):
             run_step(executor, SequenceStep(cache, prompt[start : start + executor.max_batch]))
 
-    return prefill, lambda: run_step(executor, SequenceStep(cache, [5])).logits[-1].argmax()
+    def decode() -> Any:
+        result = run_step(executor, SequenceStep(cache, [5]))
+        assert result.logits is not None
+        return result.logits[-1].argmax()
+
+    return prefill, decode
 
 
 def through_genai(

@@ -16,8 +16,7 @@ _WEIGHT = 0.2  # of the newest pass in the running mean: some ten passes count
 
 
 class PassCosts:
-    """Seconds of a pass by its rows and by the depth of the caches that it reads; for one thread at a time.
-    """
+    """Seconds of a pass by its rows and the depth of the caches that it reads; for one thread at a time."""
 
     def __init__(self) -> None:
         self._seconds: list[dict[int, float]] = [{} for _ in (*DEPTHS, None)]

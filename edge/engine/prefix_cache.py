@@ -163,8 +163,9 @@ class PrefixCache:
     # ---- The tree ------------------------------------------------------------------------------------------
 
     def _longest(self, tokens: Tokens) -> tuple[_Kept, int] | None:
-        """What shares the longest beginning with `tokens`, in memory rather than in a file, and how much of
-        it.""" node, depth = self._root, 0 for block in _blocks(tokens):
+        """What begins most like `tokens`, and how much of it does; rather in memory than in a file."""
+        node, depth = self._root, 0
+        for block in _blocks(tokens):
             if block not in node.children:
                 break
             node, depth = node.children[block], depth + 1
@@ -209,7 +210,7 @@ class PrefixCache:
 
     @property
     def _identity(self) -> Mapping[str, str]:
-        """What the bits of a row depend on: more than what makes it usable, see `StoresCaches.cache_identity`."""
+        """What the bits of a row depend on, which is more than what makes it usable."""
         assert self._store is not None
         return {**self._store.cache_identity, "arithmetic": self._store.arithmetic}
 

@@ -41,11 +41,16 @@ class Session:
     """
 
     def __init__(self, executor: Executor, scheduler: Scheduler | None = None) -> None:
-        """scheduler: that of the executor's other sessions, whose passes this one joins; None for one of
-        its own.""" self.executor = executor self.scheduler = scheduler or Scheduler(executor)
-        self.reused_tokens = 0 self.computed_tokens = 0 self._cache = executor.new_cache() self._tokens =
-        np.empty(256, np.int32)  # grows by doubling self._alone = OneThread("session") self._answer:
-        weakref.ref[Answer] | None = None self._opened = 0
+        """scheduler: that of the executor's other sessions, whose passes this one joins; or None."""
+        self.executor = executor
+        self.scheduler = scheduler or Scheduler(executor)
+        self.reused_tokens = 0
+        self.computed_tokens = 0
+        self._cache = executor.new_cache()
+        self._tokens = np.empty(256, np.int32)  # grows by doubling
+        self._alone = OneThread("session")
+        self._answer: weakref.ref[Answer] | None = None
+        self._opened = 0
 
     @property
     def length(self) -> int:
@@ -72,7 +77,7 @@ class Session:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """For this thread alone, after the answer that holds the session has ended, unless this is its own doing."""
+        """For this thread alone; the answer that holds the session ends, unless this is its own doing."""
         with self._alone:
             if self._answer is not None and (holder := self._answer()) is not None:
                 holder.give_way()
@@ -96,8 +101,9 @@ class Session:
             )
 
     def plan(self, prompt: Tokens) -> npt.NDArray[np.int32]:
-        """Cut the cache back to what it shares with `prompt`, or take over what others share with it if that is
-        more; returns the tokens that it lacks, int32.
+        """Cut the cache back to what it shares with `prompt`, or take more that others share with it.
+
+        Returns the tokens that it lacks, int32.
 
         The last token is always among them: its logits are what the caller came for. Raises as `check_prompt`
         does.

@@ -94,8 +94,8 @@ def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
 
 
 def read_tokens(path: str | Path, identity: Mapping[str, str]) -> npt.NDArray[np.int32]:
-    """Its tokens alone, as `read_cache` would find them; not held against the checksum, which takes all of
-    it.""" return _mapped(user_path(path), identity)[0].tokens.astype(np.int32)
+    """Its tokens alone. The checksum is not looked at: it is that of the whole file."""
+    return _mapped(user_path(path), identity)[0].tokens.astype(np.int32)
 
 
 def _mapped(path: Path, identity: Mapping[str, str]) -> tuple[StoredCache, str]:

@@ -233,7 +233,8 @@ EDGE_API edge_status edge_cache_repeat(edge_cache *cache, int64_t length);
 #define EDGE_CACHE_LAYOUT 2
 #define EDGE_CACHE_PAGE 256 /* rows */
 /* A page of the rows in use, for a file; borrowed until the cache changes. All pages of a model's caches are alike. */
-EDGE_API edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **memory, uint64_t *bytes);
+EDGE_API edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **memory,
+                                     uint64_t *bytes);
 /* Makes `memory`, the pages of `length` rows of a cache of the same shape one after the other, the content. */
 EDGE_API edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory,
                                         uint64_t bytes);

@@ -221,7 +221,8 @@ uint64_t edge_model_cache_bytes(const edge_model *model) {
 
 edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, float *logits) {
     return guarded([&]() -> edge_status {
-        if (!model || !steps || count <= 0) return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
+        if (!model || !steps || count <= 0)
+            return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
         if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
         for (int32_t i = 0; i < count; ++i) {
             if (steps[i].size != sizeof(edge_step)) {

@@ -40,8 +40,9 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
 
 struct Attention::Plan {
     const Sequence *sequence;
-    int64_t rows, task_rows, tiles;  // query rows of a KV head: all of them, of one task; and the tasks that they are
-    int64_t chunks;                  // of positions
+    int64_t rows, task_rows,
+        tiles;       // query rows of a KV head: all of them, of one task; and the tasks that they are
+    int64_t chunks;  // of positions
     int64_t first_task, first_piece;
     float *parts;  // of its pieces, where contexts are split
 

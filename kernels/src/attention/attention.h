@@ -64,7 +64,8 @@ class Attention {
     struct Run;   // what the tasks of a run share
 
     void plan(const Sequence *sequences, int64_t count, int32_t workers, Run *run);
-    void attend(const Run &run, const Task &task, int64_t chunk, Worker *worker, const AttentionState &part) const;
+    void attend(const Run &run, const Task &task, int64_t chunk, Worker *worker,
+                const AttentionState &part) const;
     void run_split(const edge_parallel &parallel, const Run &run);
     void run_whole(const edge_parallel &parallel, const Run &run);
     uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes

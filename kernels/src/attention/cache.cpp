@@ -229,8 +229,7 @@ edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **
     if (cache == nullptr || memory == nullptr || bytes == nullptr || page < 0 ||
         page >= cache->shape.pages_of(cache->length)) {
         return edge::fail(EDGE_INVALID, "edge_cache_page: page %lld of %lld, or an argument is NULL.",
-                          (long long)page,
-                          cache ? (long long)cache->shape.pages_of(cache->length) : 0LL);
+                          (long long)page, cache ? (long long)cache->shape.pages_of(cache->length) : 0LL);
     }
     *memory = cache->pages[page];
     *bytes = uint64_t(cache->shape.page_bytes());

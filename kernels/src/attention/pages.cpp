@@ -10,10 +10,10 @@ namespace edge {
 
 struct PagePool::Slab {
     uint8_t *memory;
-    uint64_t unused;             // from this page on none has ever been used
-    uint64_t used = 0;           // pages with users
+    uint64_t unused;              // from this page on none has ever been used
+    uint64_t used = 0;            // pages with users
     std::vector<uint8_t *> free;  // were used before, the latest last
-    std::vector<int32_t> users;  // [slab_pages]
+    std::vector<int32_t> users;   // [slab_pages]
 };
 
 PagePool::PagePool(uint64_t bytes, uint64_t slab_bytes)
@@ -45,8 +45,7 @@ uint8_t *PagePool::take() {
         fresh->users.resize(slab_pages_);
         fresh->free.reserve(slab_pages_);
         slabs_.reserve(slabs_.size() + 1);
-        fresh->memory =
-            static_cast<uint8_t *>(map_memory(slab_pages_ * page_bytes, Commit::when_written));
+        fresh->memory = static_cast<uint8_t *>(map_memory(slab_pages_ * page_bytes, Commit::when_written));
         if (fresh->memory == nullptr) return nullptr;
         slabs_.push_back(std::move(fresh));
         found = slabs_.end() - 1;

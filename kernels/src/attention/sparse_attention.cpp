@@ -259,8 +259,7 @@ void SparseAttention::run_sequence(const edge_parallel &parallel, const Kernels 
     if (sparse == 0) return;
     cache.summaries->update(parallel, kernels, cache, layer,
                             sequence.tree ? sequence.past : sequence.past + sequence.n);
-    const SparseBatch batch{cache,         layer,    sequence.past, queries, stride,
-                            sequence.tree, queries_, sparse};
+    const SparseBatch batch{cache, layer, sequence.past, queries, stride, sequence.tree, queries_, sparse};
     selection_.run(parallel, kernels, batch);
 
     for (int64_t i = 0; i < worker_count_; ++i) workers_[i].prepared = -1;

@@ -65,8 +65,8 @@ class SparseAttention {
     void walk(const Kernels &kernels, const SparseBatch &batch, const Task &task, Worker *worker) const;
     void run_split(const edge_parallel &parallel, const Kernels &kernels, const SparseBatch &batch,
                    float *out);
-    void run_sequence(const edge_parallel &parallel, const Kernels &kernels, int64_t layer, const float *queries,
-                      float *out, int64_t stride, const Sequence &sequence);
+    void run_sequence(const edge_parallel &parallel, const Kernels &kernels, int64_t layer,
+                      const float *queries, float *out, int64_t stride, const Sequence &sequence);
     bool is_sparse(int64_t rows) const { return rows > sparse_.dense_len; }
     int64_t sparse_tokens(const Sequence &sequence) const;  // how many of its tokens are sparse
 
@@ -74,7 +74,7 @@ class SparseAttention {
     const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, worker_count_, tokens_per_tile_;
     BlockSelection selection_;
     const int64_t split_floats_, path_bytes_;
-    const uint64_t bytes_;  // beside those of the selection
+    const uint64_t bytes_;       // beside those of the selection
     Sequence *dense_ = nullptr;  // what is left to dense attention
     SparseQuery *queries_ = nullptr;
     int64_t query_count_ = 0;  // of the last sequence

@@ -84,8 +84,7 @@ class KeySummaries {
         const int64_t blocks = level == SummaryLevel::fine ? SummaryShape::coarsening : 1;
         const int64_t index = window / attention_block;
         const int64_t piece = level == SummaryLevel::fine ? index % blocks : SummaryShape::coarsening;
-        uint8_t *const page =
-            pages ? pages[index / blocks] : memory + index / blocks * shape.page_bytes();
+        uint8_t *const page = pages ? pages[index / blocks] : memory + index / blocks * shape.page_bytes();
         return page + (layer * shape.kv_heads + head) * shape.head_bytes() + piece * shape.block_bytes();
     }
 
@@ -96,7 +95,7 @@ class KeySummaries {
     const SummaryShape shape;
     uint8_t *memory = nullptr;        // shape.bytes() in one piece ...
     uint8_t *const *pages = nullptr;  // ... or pages, as of a CacheView
-    int64_t rows = 0;           // whose complete windows are up to date, in every layer
+    int64_t rows = 0;                 // whose complete windows are up to date, in every layer
 };
 
 }  // namespace edge

@@ -355,10 +355,9 @@ void edge_model::attention_block(int64_t index) {
             work.positions += one.positions;
             work.pairs += one.pairs;
         }
-        const Stage stage(observer, "attention", index,
-                          {attended_.data(), n, shape_.query, shape_.query_stride}, {},
-                          work.positions * cache_shape().position_bytes() / config.layers,
-                          2 * work.pairs * shape_.query);
+        const Stage stage(
+            observer, "attention", index, {attended_.data(), n, shape_.query, shape_.query_stride}, {},
+            work.positions * cache_shape().position_bytes() / config.layers, 2 * work.pairs * shape_.query);
         if (sparse_attention_) {
             sparse_attention_->run(parallel_, kernels, attention_, index, queries_.data(), attended_.data(),
                                    shape_.query_stride, sequences_.data(), int64_t(sequences_.size()));

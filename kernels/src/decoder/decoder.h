@@ -82,7 +82,7 @@ struct edge_model {
         int64_t row;
     };
     std::vector<Token> tokens_;
-    std::vector<edge_step *> running_;  // the steps without a fault ...
+    std::vector<edge_step *> running_;       // the steps without a fault ...
     std::vector<edge::Sequence> sequences_;  // ... and what attention has to know of them
 
     // The workspace, one row per token of a pass; columns beyond the real ones stay zero.

@@ -11,7 +11,8 @@ inline void philox(const uint32_t counter[4], const uint32_t key[2], uint32_t ou
     uint32_t c[] = {counter[0], counter[1], counter[2], counter[3]}, k[] = {key[0], key[1]};
     for (int round = 0; round < 10; ++round, k[0] += weyl[0], k[1] += weyl[1]) {
         const uint64_t first = multipliers[0] * c[0], second = multipliers[1] * c[2];
-        const uint32_t left = uint32_t(second >> 32) ^ c[1] ^ k[0], right = uint32_t(first >> 32) ^ c[3] ^ k[1];
+        const uint32_t left = uint32_t(second >> 32) ^ c[1] ^ k[0],
+                       right = uint32_t(first >> 32) ^ c[3] ^ k[1];
         c[0] = left;
         c[1] = uint32_t(second);
         c[2] = right;
