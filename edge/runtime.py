@@ -28,7 +28,7 @@ from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
 from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
-from edge.executors.protocol import Executor, SharesRows
+from edge.executors.protocol import Executor, SharesRows, TakesWeights
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.formats.names import user_path
@@ -41,6 +41,8 @@ from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from typing_extensions import Unpack
 
     from edge.engine.keywords import LoadOptions, Settings
@@ -294,6 +296,18 @@ class Model:
                 f"A prompt is a text or a list of token ids, and messages belong to `Model.chat`: {error}"
             ) from None
         return found
+
+    def update(self, tensors: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
+        """Put other values in place of some tensors, see `edge.executors.protocol.TakesWeights`.
+
+        What was kept of earlier sequences is forgotten. Sessions and chats hold rows of the old weights:
+        start new ones, or `reset` them. EdgeError for an executor that can't do it.
+        """
+        if not isinstance(self.executor, TakesWeights):
+            raise EdgeError(f"The {self.executor.info.name} executor can't take other weights: use native.")
+        self.executor.update(tensors)
+        if self.scheduler.prefixes is not None:
+            self.scheduler.prefixes.clear()
 
     def close(self) -> None:
         """Free the weights; the model, its sessions and chats can't be used afterwards."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge.chat import Chat
 from edge.engine.answer import Completion, answer_ends
-from edge.engine.sampling import Sampled
+from edge.executors.sampling import Sampled
 from edge.runtime import Model
 
 SCHEMA = 1

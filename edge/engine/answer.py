@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from edge.engine.sampling import Sampled, Sampler
+from edge.engine.sampling import Sampler
 from edge.engine.scheduler import Job
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.executors.protocol import FloatArray
+from edge.executors.sampling import Sampled
 from edge.text.end_tokens import named_token
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
 
@@ -95,6 +96,7 @@ class StopMatcher:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
+_EXPECTED_TOKENS = 512  # of an answer without a limit, when memory is looked at
 _MOST_UNREAD = 4
 """Tokens that an answer may be ahead of its reader, while passes are run for others."""
 
@@ -113,7 +115,7 @@ class Answer(Job):
     ) -> None:
         super().__init__(session, np.empty(0, np.int32), cancelled)
         self._session, self._prompt, self._settings = session, prompt, settings
-        self._sampler = Sampler(settings.sampling)
+        self._sampler = Sampler(settings.sampling, session.executor)
         self._ends = answer_ends(settings, tokenizer)
         self._tokenizer, self._continues = tokenizer, continues
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
@@ -133,6 +135,8 @@ class Answer(Job):
         session, scheduler = self._session, self._session.scheduler
         reused, self._computed_before = session.reused_tokens, session.computed_tokens
         self.todo = session.plan(self._prompt)
+        most_tokens = self._settings.max_new_tokens or _EXPECTED_TOKENS
+        self.most_rows = min(session.context, len(self._prompt) + most_tokens)
         self._reused = session.reused_tokens - reused
         scheduler.submit(self)
         try:

@@ -19,13 +19,16 @@ import numpy.typing as npt
 
 from edge.engine.costs import PassCosts
 from edge.engine.prefix_cache import PrefixCache
-from edge.errors import EdgeError
+from edge.errors import ContextError, EdgeError
 from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
 from edge.system.guards import OneCall
+from edge.system.memory import available_memory
+from edge.system.units import format_bytes
 
 PASS_SECONDS = 0.045
 """What a pass may take while sequences decode: prompts that join it get as many rows as fit into that."""
 
+_ALWAYS_THERE = 64 << 20  # bytes: asking the system about fewer is not worth its time
 _LEAST_ROWS = 8  # of a prompt, however long a pass takes: it must come to an end
 
 
@@ -49,6 +52,8 @@ class Stepped(Protocol):
 class Job(ABC):
     """Tokens that go through the executor for one session, and what comes of their logits.
 
+    most_rows: tokens in the cache when it ends, at most or as far as can be told.
+
     The scheduler calls its methods one at a time, in whichever thread runs the pass. todo: int32, the
     tokens that are not in the cache yet. decodes: whether it has had its first logits: then every pass
     should take it along. error: what ended it before its time.
@@ -57,6 +62,7 @@ class Job(ABC):
     def __init__(self, session: Stepped, todo: npt.NDArray[np.int32], cancelled: Callable[[], bool]) -> None:
         self.session = session
         self.todo = todo
+        self.most_rows = session.length + len(todo)
         self.cancelled = cancelled
         self.decodes = False
         self.submitted = 0.0
@@ -160,9 +166,13 @@ class Scheduler:
         self._process = OneCall("model")
 
     def submit(self, job: Job) -> None:
-        """Let a job take part in the passes from now on, until `withdraw`."""
+        """Let a job take part in the passes from now on, until `withdraw`.
+
+        Raises ContextError, with the numbers, if memory does not suffice for it beside those that are there.
+        """
         job.submitted = perf_counter()
         with self._process(), self._changed:
+            self._check_memory(job)
             self._jobs.append(job)
 
     def withdraw(self, job: Job) -> None:
@@ -197,6 +207,22 @@ class Scheduler:
                     self._changed.notify_all()
         if job.error is not None:
             raise job.error
+
+    def _check_memory(self, job: Job) -> None:
+        config, kv_type = self.executor.config, self.executor.info.kv_type
+        rows = [max(0, each.most_rows - each.session.length) for each in (*self._jobs, job)]
+        needed = sum(rows) * config.kv_bytes_per_token(kv_type)
+        if needed < _ALWAYS_THERE or (free := available_memory()) is None or needed <= free:
+            return
+        if self.prefixes is not None:
+            self.prefixes.clear()
+            free = available_memory() or 0
+        if needed > free:
+            raise ContextError(
+                f"The KV caches of {len(rows)} sequences will take {format_bytes(needed)} for {sum(rows)} "
+                f"more tokens, but only {format_bytes(free)} of memory are available: wait until others have "
+                "ended, lower max_new_tokens, or choose another kv_type."
+            )
 
     def _run_pass(self) -> None:
         with self._changed:

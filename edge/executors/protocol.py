@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import EdgeError
+from edge.executors.sampling import DrawOptions, HostSampling, Sampled
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["none", "last", "all"]
@@ -109,8 +110,8 @@ class StepResult:
     error: EdgeError | None = None
 
 
-class ExecutorFacts:
-    """The facts of `Executor` that never change; an executor sets their fields when it is made."""
+class ExecutorFacts(HostSampling):
+    """Sampling on the host, and the facts that never change; executors set their fields when made."""
 
     _info: ExecutorInfo
     _config: ModelConfig
@@ -199,6 +200,24 @@ class Executor(Protocol):
         nothing, for two steps of one cache or more tokens than it takes in one pass.
         """
 
+    def sample(
+        self,
+        logits: FloatArray,
+        options: DrawOptions,
+        history: Sequence[int] | npt.NDArray[np.int32] = (),
+        *,
+        index: int = 0,
+        allowed: npt.NDArray[np.uint32] | None = None,
+    ) -> Sampled:
+        """The next token for one row of the logits of a result, which stay unchanged.
+
+        history: the tokens that penalties count. index: of the token in its answer; with the seed it
+        decides the random number (Philox4x32-10), so that a token is the same however those before it came
+        about. allowed: uint32 [ceil(vocab_size / 32)], bit t % 32 of word t // 32 says whether token t may
+        be drawn; None allows all. Raises NativeError for logits that are not finite or where nothing is
+        allowed, and TokenizerError for an id outside the vocabulary.
+        """
+
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
 
@@ -259,6 +278,19 @@ class SharesRows(Protocol):
     @property
     def cache_bytes(self) -> int:
         """Memory of all caches; what several share counts once."""
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """An executor whose weights can be replaced while it is open, as training does."""
+
+    def update(self, tensors: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
+        """Put other values in place of some tensors, by the names and shapes of the bundle.
+
+        They are rounded to the nearest codes of the scheme that each tensor has. Caches keep the rows of
+        the old weights: truncate them to 0. Raises EdgeError, and changes nothing, for a name or shape that
+        is not the network's and for values that are not finite.
+        """
 
 
 @runtime_checkable

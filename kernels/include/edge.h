@@ -193,6 +193,9 @@ typedef struct edge_cache edge_cache;
 EDGE_API edge_status edge_model_create(const edge_config *config, const edge_weight *weights, int64_t count,
                                        const edge_parallel *parallel, const char *tier, edge_model **model);
 EDGE_API void edge_model_destroy(edge_model *model);
+/* Other weights in the place of some, of the same shapes. They must outlive the model, too; after a failure it has the old
+ * ones. Caches keep the rows that those have computed. */
+EDGE_API edge_status edge_model_replace(edge_model *model, const edge_weight *weights, int64_t count);
 EDGE_API const char *edge_model_tier(const edge_model *model);
 EDGE_API uint64_t edge_model_workspace_bytes(const edge_model *model);
 

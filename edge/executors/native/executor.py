@@ -34,6 +34,9 @@ from edge.executors.protocol import (
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.model_files import ModelFiles
+from edge.quant.layout import LAYOUT_ALIGNMENT
+from edge.quant.packing import pack
+from edge.quant.rounding import quantize, to_float16
 from edge.system.guards import OneCall
 
 TIER_VARIABLE = "EDGE_CPU"
@@ -100,6 +103,8 @@ class NativeExecutor(ExecutorFacts):
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             sparse=sparse_constants(sparse),
         )
+        self._tensors = dict(files.tensors)
+        self._replaced: dict[str, npt.NDArray[np.uint8]] = {}
         network = network_tensors(config)
         weights = (native.Weight * len(files.tensors))(
             *(
@@ -217,6 +222,30 @@ class NativeExecutor(ExecutorFacts):
     def cache_identity(self) -> Mapping[str, str]:
         """The model's contents, the layout and every setting that changes keys and values."""
         return self._cache_identity
+
+    def update(self, tensors: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
+        """See `edge.executors.protocol.TakesWeights`."""
+        packed = {}
+        for name, values in tensors.items():
+            if name not in self._tensors:
+                raise EdgeError(f"The network has no tensor '{name}'.")
+            packed[name] = _packed(values, self._tensors[name])
+        network = network_tensors(self._config)
+        weights = [
+            _weight(self._tensors[name], network[name], int(data.ctypes.data))
+            for name, data in packed.items()
+        ]
+        if not weights:
+            return
+        with self._lock():
+            self._check_open()
+            records = (native.Weight * len(weights))(*weights)
+            native.check(native.library().edge_model_replace(self.handle, records, len(weights)))
+            self._replaced |= packed  # the model borrows them
+        digest = hashlib.sha256(self._cache_identity["model"].encode())
+        for name, data in sorted(packed.items()):
+            digest.update(name.encode() + data.tobytes())
+        self._cache_identity["model"] = digest.hexdigest()
 
     @property
     def arithmetic(self) -> str:
@@ -389,6 +418,27 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
     if group > _MOST_GROUP:
         return f"the native kernels take up to {_MOST_GROUP} query heads per KV head, not {group}"
     return None
+
+
+def _packed(values: npt.NDArray[np.floating[Any]], info: BundleTensor) -> npt.NDArray[np.uint8]:
+    """The nearest codes in the kernels' layout, in memory that starts at a cache line."""
+    matrix = np.asarray(values)
+    if matrix.shape != info.shape or matrix.dtype.kind != "f":
+        raise EdgeError(
+            f"'{info.name}' is a float tensor of shape {list(info.shape)}, got {matrix.dtype} "
+            f"{list(matrix.shape)}."
+        )
+    if not np.isfinite(matrix).all():
+        raise EdgeError(f"'{info.name}' has values that are not finite: nothing was changed.")
+    scheme = info.scheme
+    if not scheme.is_float:
+        data = pack(quantize(matrix, scheme, info.name), scheme)
+    else:
+        data = pack(to_float16(matrix, info.name) if matrix.ndim == 2 else matrix, scheme)
+    place = np.empty(data.size + LAYOUT_ALIGNMENT, np.uint8)
+    start = -place.ctypes.data % LAYOUT_ALIGNMENT
+    place[start : start + data.size] = data
+    return place[start : start + data.size]
 
 
 def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:

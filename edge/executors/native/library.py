@@ -319,6 +319,7 @@ _FUNCTIONS = {
         _STATUS,
         (POINTER(Config), POINTER(Weight), c_int64, POINTER(Parallel), c_char_p, POINTER(c_void_p)),
     ),
+    "edge_model_replace": (_STATUS, (c_void_p, POINTER(Weight), c_int64)),
     "edge_model_destroy": (None, (c_void_p,)),
     "edge_model_tier": (c_char_p, (c_void_p,)),
     "edge_model_workspace_bytes": (c_uint64, (c_void_p,)),

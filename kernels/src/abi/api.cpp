@@ -194,6 +194,16 @@ edge_status edge_model_create(const edge_config *config, const edge_weight *weig
 
 void edge_model_destroy(edge_model *model) { delete model; }
 
+edge_status edge_model_replace(edge_model *model, const edge_weight *weights, int64_t count) {
+    return guarded([&]() -> edge_status {
+        if (!model || !weights || count <= 0) {
+            return fail(EDGE_INVALID, "edge_model_replace: an argument is missing.");
+        }
+        if (const edge_status status = edge::refuse_in_observer("edge_model_replace")) return status;
+        return model->replace(weights, count);
+    });
+}
+
 const char *edge_model_tier(const edge_model *model) { return model ? model->kernels.name : ""; }
 
 uint64_t edge_model_workspace_bytes(const edge_model *model) { return model ? model->workspace_bytes() : 0; }

@@ -148,6 +148,27 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
     return EDGE_OK;
 }
 
+edge_status edge_model::replace(const edge_weight *weights, int64_t count) {
+    const Matrix embedding = embedding_, head = untied_head_;
+    const edge::Norm norm = final_norm_;
+    const std::vector<edge::Layer> layers = layers_;
+    std::vector<bool> seen(size_t(config.layers * role_count));
+    for (int64_t i = 0; i < count; ++i) {
+        edge_status status = set_weight(weights[i], &seen);
+        if (status == EDGE_OK && weights[i].role == EDGE_HEAD && head.data == nullptr) {
+            status = fail(EDGE_INVALID, "The head is tied to the embedding: it can't be replaced by itself.");
+        }
+        if (status == EDGE_OK) continue;
+        embedding_ = embedding;
+        untied_head_ = head;
+        final_norm_ = norm;
+        layers_ = layers;
+        return status;
+    }
+    allocate();
+    return EDGE_OK;
+}
+
 void edge_model::allocate() {
     const int64_t n = config.max_batch;
     for (const edge::Layer &layer : layers_) {

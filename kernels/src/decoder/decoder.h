@@ -30,6 +30,7 @@ struct edge_model {
     edge_model(const edge_config &model_config, const edge_parallel &parallel, const edge::Kernels &tier);
 
     edge_status load(const edge_weight *weights, int64_t count);
+    edge_status replace(const edge_weight *weights, int64_t count);
     edge_status forward(edge_step *steps, int32_t count, float *logits);
     edge::CacheShape cache_shape() const;
     uint64_t workspace_bytes() const;
