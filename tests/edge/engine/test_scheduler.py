@@ -16,7 +16,8 @@ import pytest
 
 from edge.engine.answer import Completion
 from edge.engine.costs import PassCosts
-from edge.errors import EdgeError, NativeError, TokenizerError
+from edge.engine.prefix_cache import PrefixCache
+from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
@@ -252,3 +253,32 @@ def test_costs_are_a_running_mean_between_which_lines_run():
     for _ in range(60):
         costs.record(1, 100, 0.020)
     assert costs.seconds(1, 100) == pytest.approx(0.020, rel=1e-3)
+
+
+def test_more_sequences_than_memory_allows_are_refused_with_the_numbers(model, passes, monkeypatch):
+    """Before anything is computed; those that run are not disturbed, and there is room again when they end."""
+    monkeypatch.setattr("edge.engine.scheduler._ALWAYS_THERE", 0)
+    row = model.config.kv_bytes_per_token(model.executor.info.kv_type)
+    monkeypatch.setattr("edge.engine.scheduler.available_memory", lambda: 500 * row)
+    first = model.stream(prompt_of(1, 100), max_new_tokens=300, ignore_eos=True, temperature=0)
+    next(first)
+    passes.clear()
+    with pytest.raises(ContextError, match=r"KV caches of 2 sequences will take .* lower max_new_tokens"):
+        answer(model, prompt_of(2, 100), max_new_tokens=200)
+    assert not passes
+    assert len(answer(model, prompt_of(2, 100), max_new_tokens=50).tokens) == 50
+    first.close()
+    assert len(answer(model, prompt_of(2, 100), max_new_tokens=200).tokens) == 200
+
+
+def test_other_weights_answer_and_nothing_old_is_found(model):
+    """`Model.update` forgets what was kept of earlier sequences."""
+    prompt = prompt_of(3, 100)
+    keeping = Model(model.files, model.executor, prefixes=PrefixCache(model.executor, 1 << 40))
+    before = answer(keeping, prompt, temperature=0)
+    assert answer(keeping, prompt, temperature=0).reused_tokens == 99
+    name = next(name for name in model.files.tensors if name.endswith("down_proj.weight"))
+    values = np.random.default_rng(0).normal(0, 1, model.files.tensors[name].shape).astype(np.float32)
+    keeping.update({name: values})
+    after = answer(keeping, prompt, temperature=0)
+    assert after.reused_tokens == 0 and after.tokens != before.tokens
