@@ -23,8 +23,8 @@ INT8 = QuantScheme("int8")
 COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 40]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
 INTEGERS = ("int8", "int16")
-# Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound. What it takes away
-# is at most that half of a scale, and int16 rounds it to int8 again.
+# Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
+# What it takes away is at most half a scale, and int16 rounds it to int8 again.
 
 
 def activations(kind: str, n: int, columns: int) -> np.ndarray:

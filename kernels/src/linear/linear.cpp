@@ -10,7 +10,6 @@ namespace {
 constexpr int64_t alignment = 64;
 constexpr int64_t piece_bytes =
     256 << 10;  // stays in the L2 cache across token blocks; two streams far apart
-constexpr int most_rows = 2;  // of codes that a token has
 constexpr int64_t least_pieces_per_worker = 4;  // so that a thread that is held up can be helped out
 
 // Tiles that a thread takes at a time: an even number, unless there is one only.
@@ -201,7 +200,7 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
 }
 
 // The four kinds of weights with what stands before and after them.
-#define EDGE_DOTS(dots, parts) \
+#define EDGE_DOTS(dots, parts)                                                                            \
     {dots ", int8 weights" parts, dots ", int4 weights" parts, dots ", int4 weights with minimums" parts, \
      dots ", ternary weights" parts}
 

@@ -20,7 +20,8 @@ inline int64_t row_stride(int64_t columns) {
 // The left operands of linear operators, in every form that the planned matrices need, one input at a time.
 class LinearInput {
    public:
-    explicit LinearInput(edge_activations mode) : mode_(mode), rows_(mode == EDGE_ACTIVATIONS_INT16 ? 2 : 1) {}
+    explicit LinearInput(edge_activations mode)
+        : mode_(mode), rows_(mode == EDGE_ACTIVATIONS_INT16 ? most_rows : 1) {}
 
     // Plans room for `tokens` inputs of `matrix`; call for every matrix, then place().
     void plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens);
@@ -70,6 +71,7 @@ class LinearInput {
         float *scales = nullptr, *sums = nullptr, *offsets = nullptr;
         int32_t *corrections = nullptr;
     };
+    static constexpr int most_rows = 2;  // of codes that a token has: int8, and what it leaves as int8 again
     static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes
 
     int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
@@ -78,7 +80,7 @@ class LinearInput {
     const Form *find(const Kernels &kernels, const Matrix &matrix) const;
 
     const edge_activations mode_;
-    const int rows_;  // of codes that a token has: int16 is int8, and what that leaves as int8 again
+    const int rows_;
     const float *values_ = nullptr;
     int64_t stride_ = 0, columns_ = 0, tokens_ = 0;
     Form forms_[most_forms];

@@ -179,8 +179,12 @@ class SelfTest {
                 } else {
                     const int64_t most = kernels.batch(count), batch = t / most * most;
                     const size_t at = size_t(batch * blocks + t - batch);
-                    const QuantizedRow row{&codes[size_t(batch * columns + 4 * (t - batch))], &scales[at], &corrections[at],
-                         &offsets[at], &sums[at], std::min(most, count - batch)};
+                    const QuantizedRow row{&codes[size_t(batch * columns + 4 * (t - batch))],
+                                           &scales[at],
+                                           &corrections[at],
+                                           &offsets[at],
+                                           &sums[at],
+                                           std::min(most, count - batch)};
                     kernels.quantize(x + t * columns, columns, block, kernels.zero_code(matrix), &row, 1);
                 }
             }
@@ -233,7 +237,7 @@ class SelfTest {
     }
 
     void quantized(const std::vector<float> &x, int64_t size) {
-        constexpr int64_t block = 32, count = 3;  // the last two lanes of a batch of three: a value, and its rest
+        constexpr int64_t block = 32, count = 3;  // a batch of three: its last lanes are a value and the rest
         const size_t blocks = size_t((size + block - 1) / block);
         std::vector<int8_t> codes[2];
         std::vector<float> scales[2], sums[2], offsets[2];
