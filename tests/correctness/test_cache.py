@@ -22,6 +22,7 @@ from tests.steps import TREE, forward, paths, tree_masks
 INT4 = QuantScheme("int4", 32)
 MODES = [
     ("float32", "float32"),
+    ("int16", "int16"),
     ("int8", "int16"),
     ("int8", "float16"),
     ("int8", "int8"),
