@@ -46,9 +46,9 @@ def kv_beside(activations: str) -> KVType:
     """The KV type that goes with the activations on this CPU.
 
     int16 pays on x86, whose instruction makes twice as many products of 16-bit integers as of floats; ARM has
-    none, and beside exact activations it rounds more than float16.
+    none. Beside float32 activations queries and softmax weights are not to be rounded either.
     """
-    return "int16" if activations == "int8" and platform.machine() in _X86 else "float16"
+    return "int16" if activations != "float32" and platform.machine() in _X86 else "float16"
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class RunOptions:
     )
     activations: str = option(
         "auto",
-        "Arithmetic of the inputs of matrices: int8, or float32, which is exact and slower; auto: int8, and "
-        "float32 for the built-in model.",
-        choices=("auto", "int8", "float32"),
+        "What the inputs of matrices are rounded to: int8; int16, near exact and a little slower; float32, "
+        "exact and slowest; auto: int8, and int16 for the built-in model.",
+        choices=("auto", "int8", "int16", "float32"),
     )
     kv_type: KVChoice = option(
         "auto",
         "Number type of the KV cache. int16 is as exact as float16 and faster on x86, int8 takes half the "
-        "memory; auto: int16 beside int8 activations on x86, else float16.",
+        "memory; auto: float16, but on x86 int16 unless activations are float32.",
         choices=get_args(KVChoice),
         flag="--kv",
         former=("--kv-type",),

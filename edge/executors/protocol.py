@@ -45,10 +45,10 @@ class ExecutorInfo:
     """How an executor was opened and what it takes; none of it changes.
 
     name: in `edge.executors.registry`. tier: what computes, for example `avx512vnni` or `torch 2.13.0`.
-    threads: those that work on a step. activations: `int8` or `float32`. sparse: the constants of sparse
-    attention, None if every query is dense. workspace_bytes: scratch memory beside weights and KV caches, 0
-    where the executor can't tell. mapped_weights: whether the weights are pages of their file, which need no
-    memory of their own.
+    threads: those that work on a step. activations: `int8`, `int16` or `float32`. sparse: the constants of
+    sparse attention, None if every query is dense. workspace_bytes: scratch memory beside weights and KV
+    caches, 0 where the executor can't tell. mapped_weights: whether the weights are pages of their file,
+    which need no memory of their own.
     """
 
     name: str

@@ -50,8 +50,8 @@ class ExecutorSpec:
 
     function: `module:function`, imported when it is called with (files, options, *, context, sparse) and
     gives the Executor. context: longest sequence in tokens, sparse: the constants of attention, None for
-    dense; both are decided before, and the memory is known to suffice. options.activations is int8 or
-    float32; it and options.kv_type are what `arithmetic` says, where it says something.
+    dense; both are decided before, and the memory is known to suffice. options.activations and
+    options.kv_type are not `auto`, and what `arithmetic` says, where it says something.
     target: the runtime whose exported folders it opens; None: it opens bundles. The executor that has the
     runtime's own name is the one that folders choose by themselves.
     package: the module that must be installed for it, and install: the command that does so.

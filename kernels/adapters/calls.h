@@ -88,7 +88,7 @@ inline edge_matrix matrix_of(const Numbers &numbers, int64_t index, const Tensor
 }
 
 inline int32_t activations_of(int64_t number) {
-    if (number != EDGE_ACTIVATIONS_INT8 && number != EDGE_ACTIVATIONS_F32) {
+    if (number < EDGE_ACTIVATIONS_INT8 || number > EDGE_ACTIVATIONS_INT16) {
         refuse("Unknown kind of activations %lld.", (long long)number);
     }
     return int32_t(number);

@@ -96,7 +96,8 @@ typedef struct {
 /* How a linear operator treats its activations. */
 typedef enum {
     EDGE_ACTIVATIONS_INT8 = 0, /* quantized per token and group on the fly, integer dot products */
-    EDGE_ACTIVATIONS_F32 = 1   /* exact: float32 products with the dequantized weights */
+    EDGE_ACTIVATIONS_F32 = 1,  /* exact: float32 products with the dequantized weights */
+    EDGE_ACTIVATIONS_INT16 = 2 /* int8, and what that rounds away as int8 again: two dot products, added */
 } edge_activations;
 
 /* Number type of a KV cache. int8, int16: one scale per token, head and layer, for keys and for values. */

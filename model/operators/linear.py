@@ -6,7 +6,8 @@ What `kernels/include/edge_operators.h` computes, under the same names. Shapes a
 * weights uint8 [bytes] in the canonical layout of `edge.quant.packing`;
 * matrix: five numbers, which are kind (`edge_kind`: 1 f16, 2 int8, 3 int4, 4 ternary), group, minimum (0 or
   1), rows and columns; `PackedShape.numbers` makes them;
-* activations: 0 int8, quantized per token and block as the kernels do, 1 float32.
+* activations: 0 int8, quantized per token and block as the kernels do; 1 float32; 2 int16, which is int8
+  and what that leaves as int8 again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edge.quant.packing import dequantize
 
 _LAYOUTS = {layout.kernel: layout for layout in NATIVE if layout.operator is not None}
 MATRIX_NUMBERS = 5
+_INT8, _FLOAT32 = 0, 1
 _LARGEST_BLOCK = 128  # most columns that share one scale of activations
 
 
@@ -59,7 +61,7 @@ class PackedShape:
 
     @property
     def activation_block(self) -> int:
-        """Columns that share one scale of int8 activations."""
+        """Columns that share one scale of rounded activations."""
         group = self.layout.group or -(-self.columns // PAD_COLUMNS) * PAD_COLUMNS
         if group <= _LARGEST_BLOCK:
             return group
@@ -73,8 +75,9 @@ class PackedShape:
         """x [..., columns] times the transposed matrix -> [..., rows]."""
         if x.shape[-1] != self.columns:
             raise ValueError(f"The matrix takes {self.columns} columns, not {x.shape[-1]}.")
-        if activations == 0 and not self.layout.is_float:
-            x = rounded_activations(x, self.activation_block)
+        if activations != _FLOAT32 and not self.layout.is_float:
+            kept = rounded_activations(x, self.activation_block)
+            x = kept if activations == _INT8 else kept + rounded_activations(x - kept, self.activation_block)
         return functional.linear(x, self.weights(packed))
 
 

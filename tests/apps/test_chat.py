@@ -107,7 +107,7 @@ def test_saving_keeps_the_kv_cache_beside_the_conversation(
     loaded = run_edge("chat", smollm2, *GREEDY, stdin=f"/load {file}\n/stats\n")
     remarks = " ".join(loaded.stderr.split())
     assert "are in the KV cache already" in remarks
-    assert "arithmetic float32 activations, float16 KV cache sampling greedy" in remarks
+    assert "arithmetic int16 activations, int16 KV cache sampling greedy" in remarks
     beside = tmp_path / "talk.json.kv"
     beside.write_bytes(beside.read_bytes()[:-1])
     damaged = run_edge("chat", smollm2, *GREEDY, stdin=f"/load {file}\n")
@@ -136,7 +136,7 @@ def test_json_schema(ask):
     assert answer["reused_tokens"] == 0
     assert answer["settings"]["temperature"] == 0
     assert answer["settings"]["max_new_tokens"] == 24
-    assert (answer["activations"], answer["kv_type"]) == ("float32", "float16")
+    assert (answer["activations"], answer["kv_type"]) == ("int16", "int16")
     assert set(answer["memory"]) == {"weights_bytes", "kv_cache_bytes", "workspace_bytes"}
 
 

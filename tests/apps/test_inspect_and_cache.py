@@ -45,7 +45,7 @@ def test_facts_of_the_default_model(run_edge: Callable[..., Any], smollm2: str):
     assert facts["chat_template"] is True
     assert facts["thinking"] is False
     memory = facts["memory"]
-    assert memory["kv_cache_bytes"] == 1000 * 2 * 30 * 3 * 64 * 2
+    assert memory["kv_cache_bytes"] == 1000 * 2 * 30 * 3 * (64 * 2 + 4)  # int16 and a scale
     assert memory["weights_bytes"] == sum(group["bytes"] for group in facts["quantization"])
     assert facts["parameters"] == sum(group["parameters"] for group in facts["quantization"])
     weights = Path(facts["path"]) / "weights.safetensors"
@@ -57,7 +57,7 @@ def test_facts_of_the_default_model(run_edge: Callable[..., Any], smollm2: str):
     assert schemes["MLP down"] == ("Q4_1", "int4-g32-min", True)
     assert schemes["norms"] == ("F32", "f32", True)
     assert facts["generation_config"] == BUILT_IN.settings
-    assert facts["activations"] == "float32"
+    assert facts["activations"] == "int16"
 
 
 def test_page_for_people(run_edge: Callable[..., Any], smollm2: str):

@@ -44,9 +44,9 @@ def test_a_measurement(profiled):
     assert (
         "prefill 16" in output
         and "decode 4" in output
-        and re.search(r"gate_up +float32 products, dequantized int4 with minimums +\d", output)
+        and re.search(r"gate_up +two int8 dots, int4 weights with minimums +\d", output)
     )
-    assert {row.activations for row in found.results} == {"float32"}  # as a chat with this model
+    assert {row.activations for row in found.results} == {"int16"}  # as a chat with this model
     assert f"read {found.machine.limits[0].read_bandwidth_gb_s:.1f} GB/s" in output
     assert len(csv.splitlines()) == 3
 
@@ -248,6 +248,6 @@ def test_comparing_two_forms_of_a_model(run_edge, smollm2, tmp_path):
     arguments = ("eval", "compare", smollm2, smollm2, "--text", str(text))
     found = json.loads(run_edge(*arguments, "--kv-b", "float32", "--json").stdout)
     assert 0 < found["kl_divergence"] < 0.1 and found["top1_agreement"] > 0.7
-    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("float16", "float32")
+    assert (found["a"]["kv_type"], found["b"]["kv_type"]) == ("int16", "float32")
     same = run_edge(*arguments, "--limit", "9").stdout
     assert "Top-1 agreement 100.00%" in same and "8 positions" in same

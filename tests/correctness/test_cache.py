@@ -23,6 +23,7 @@ INT4 = QuantScheme("int4", 32)
 MODES = [
     ("float32", "float32"),
     ("float32", "int16"),
+    ("int16", "int16"),
     ("int8", "int16"),
     ("int8", "float16"),
     ("int8", "int8"),

@@ -124,7 +124,7 @@ def assert_equal_forwards(executor, decoder, tokens, chunks=CHUNKS) -> None:
         at += size
 
 
-@pytest.mark.parametrize("activations", ["int8", "float32"])
+@pytest.mark.parametrize("activations", native.ACTIVATIONS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_whole_network(open_both, tokens_of, scheme, activations: str):
     executor, decoder = open_both(scheme, activations=activations, kv_type="float16")
@@ -145,7 +145,7 @@ def test_odd_sizes(open_both, tokens_of, hidden: int, inner: int, heads: int):
     fields = {"hidden_size": hidden, "intermediate_size": inner, "vocab_size": 37, "head_dim": 16}
     shape = {"num_attention_heads": heads, "num_key_value_heads": 1}
     for scheme in (QuantScheme("f16"), QuantScheme("int4", 32, minimum=True)):
-        for activations in ("int8", "float32"):
+        for activations in native.ACTIVATIONS:
             executor, decoder = open_both(scheme, activations=activations, **fields, **shape)
             assert_equal_forwards(executor, decoder, tokens_of(decoder.config, 40), (1, 5, 33, 1))
 

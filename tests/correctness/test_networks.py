@@ -11,7 +11,7 @@ import torch
 from edge.config import RopeConfig
 from edge.config.presets import preset
 from edge.config.rope import rope_parameters
-from edge.executors.native.library import cpu_tiers
+from edge.executors.native.library import ACTIVATIONS, cpu_tiers
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
 from tests.toy_scheme import SCHEMES as TOYS
@@ -141,14 +141,14 @@ def test_odd_sizes(minicpm, make_bundle, check, sizes: dict[str, int], scheme: Q
     check(make_bundle(minicpm(**sizes), scheme))
 
 
-@pytest.mark.parametrize("activations", ["float32", "int8"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_schemes(minicpm, make_bundle, check, scheme: QuantScheme, activations: str):
     """Columns of 144, 272 and 512 leave ragged groups of every kind."""
     check(make_bundle(minicpm(), scheme), activations=activations)
 
 
-@pytest.mark.parametrize("activations", ["float32", "int8"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("head", ["int4", "int8", "f16"])
 def test_ternary_body_with_another_head(minicpm, make_bundle, check, head: str, activations: str):
     scheme = QuantScheme(head, 0 if head == "f16" else 32)
@@ -156,7 +156,7 @@ def test_ternary_body_with_another_head(minicpm, make_bundle, check, head: str, 
 
 
 @pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16"])
-@pytest.mark.parametrize("activations", ["float32", "int8"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_long_sequence(minicpm, make_bundle, check, activations: str, kv_type: str):
     """Several attention chunks, at a length that is no multiple of them."""
     check(
@@ -169,7 +169,7 @@ def test_long_sequence(minicpm, make_bundle, check, activations: str, kv_type: s
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("activations", ["float32", "int8"])
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("scheme", [F16, *SCHEMES[1::3], SCHEMES[-1]], ids=str)
 def test_tiers(minicpm, make_bundle, check, tier: str, scheme: QuantScheme, activations: str):
     if tier not in cpu_tiers():

@@ -84,7 +84,7 @@ def test_the_model_as_it_is(create):
         ("head_dim", 1 << 23, "head_dim is 8388608; it must be a multiple of 16"),
         ("context", -1, "context is -1"),
         ("max_batch", 0, "max_batch is 0"),
-        ("activations", 2, "Unknown kind of activations 2"),
+        ("activations", 3, "Unknown kind of activations 3"),
         ("kv_type", 4, "Unknown KV type 4"),
         ("rms_norm_eps", 0.0, "rms_norm_eps must be positive"),
         ("rms_norm_eps", NAN, "not finite"),

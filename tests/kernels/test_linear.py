@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edge.errors import NativeError
+from edge.executors.native import library as native
 from edge.executors.native.operators import LayerOperators
 from edge.quant import packing
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -19,9 +20,11 @@ SCHEMES = [
 ]
 SHAPES = [(1, 5), (17, 96), (40, 576), (33, 300)]
 INT8 = QuantScheme("int8")
-COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 17, 40]
+COUNTS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 40]
 EXACT_TOLERANCE = 1e-5  # of the root mean square of the results
+INTEGERS = ("int8", "int16")
 # Rounding activations to int8 changes each product by at most scale / 2 * |w|: checked as that bound.
+# What it takes away is at most half a scale, and int16 rounds it to int8 again.
 
 
 def activations(kind: str, n: int, columns: int) -> np.ndarray:
@@ -39,14 +42,14 @@ def activations(kind: str, n: int, columns: int) -> np.ndarray:
     return x
 
 
-def rounding_bound(x: np.ndarray, weights: np.ndarray, block: int) -> np.ndarray:
-    """Largest error that int8 activations with one scale per block can cause."""
+def rounding_bound(x: np.ndarray, weights: np.ndarray, block: int, mode: str) -> np.ndarray:
+    """Largest error that activations of one scale per block can cause; of int16, of two."""
     bound = np.zeros((len(x), len(weights)))
     for start in range(0, x.shape[1], block):
         part = x[:, start : start + block]
         half_step = np.abs(part).max(axis=1) / 127 / 2
         bound += half_step[:, None] * np.abs(weights[:, start : start + block]).sum(axis=1)[None]
-    return bound
+    return bound / 254 if mode == "int16" else bound
 
 
 def activation_block(scheme: QuantScheme, columns: int) -> int:
@@ -66,11 +69,12 @@ def test_linear(operators, tier, random_matrix, scheme, shape):
         scale = np.sqrt((wanted**2).mean())
         exact = operators.linear(matrix, x, "float32", tier)
         assert np.abs(exact - wanted).max() <= EXACT_TOLERANCE * scale
-        rounded = operators.linear(matrix, x, "int8", tier)
-        bound = EXACT_TOLERANCE * scale
-        if not scheme.is_float:
-            bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]))
-        assert (np.abs(rounded - wanted) <= bound).all()
+        for mode in INTEGERS:
+            rounded = operators.linear(matrix, x, mode, tier)
+            bound = EXACT_TOLERANCE * scale
+            if not scheme.is_float:
+                bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]), mode)
+            assert (np.abs(rounded - wanted) <= bound).all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -84,17 +88,19 @@ def test_adversarial_activations(operators, tier, random_matrix, scheme, kind):
     wanted = x.astype(np.float64) @ weights.T
     slack = EXACT_TOLERANCE * np.abs(x).astype(np.float64).max() * np.abs(weights).sum(axis=1).max()
     assert np.abs(operators.linear(matrix, x, "float32", tier) - wanted).max() <= slack + 1e-37
-    bound = slack + 1e-37
-    if not scheme.is_float:
-        bound = bound + 2 * rounding_bound(x, weights, activation_block(scheme, shape[1]))
-    assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
+    for mode in INTEGERS:
+        bound = slack + 1e-37
+        if not scheme.is_float:
+            bound = bound + 2 * rounding_bound(x, weights, activation_block(scheme, shape[1]), mode)
+        assert (np.abs(operators.linear(matrix, x, mode, tier) - wanted) <= bound).all()
 
 
-@pytest.mark.parametrize("mode", ["int8", "float32"])
+@pytest.mark.parametrize("mode", native.ACTIVATIONS)
 def test_matrices_that_share_an_input(operators, tier, random_matrix, mode: str):
     """Kinds of one group size with other codes for zero, and other groups: each as if it were alone."""
     kinds = [("int4", 32, True), ("int4", 32, False), ("int8", 32, False), ("ternary", 32, False)]
-    schemes = [QuantScheme(*kind) for kind in [*kinds, ("int8", 0, False), ("int4", 64, True)]]
+    others = [("int8", 0, False), ("int4", 64, True), ("f16", 0, False)]
+    schemes = [QuantScheme(*kind) for kind in [*kinds, *others]]
     data = [random_matrix(scheme, 21, 96) for scheme in schemes]
     matrices = [operators.matrix(d, scheme, 21, 96) for d, scheme in zip(data, schemes, strict=True)]
     run = LayerOperators(operators.pool.parallel, operators.buffer.scratch, tier)
@@ -103,6 +109,21 @@ def test_matrices_that_share_an_input(operators, tier, random_matrix, mode: str)
     for i, matrix in enumerate(matrices):
         alone = run.rms_norm_linear(x, norm, 1e-5, 1.0, [matrix], mode)
         np.testing.assert_array_equal(together[:, 21 * i : 21 * i + 21], alone)
+
+
+@pytest.mark.parametrize("mode", native.ACTIVATIONS)
+def test_a_gate_of_another_kind(operators, tier, random_matrix, mode: str):
+    """Floats take one row for each token where integers may take two."""
+    run = LayerOperators(operators.pool.parallel, operators.buffer.scratch, tier)
+    norm, schemes = np.ones(96, np.float32), [QuantScheme("f16"), QuantScheme("int4", 32)]
+    data = [random_matrix(scheme, 37, 96) for scheme in schemes]
+    gate, up = (operators.matrix(d, scheme, 37, 96) for d, scheme in zip(data, schemes, strict=True))
+    for n in (1, 13, 20, 150):
+        x = activations("random", n, 96)
+        for first, second in ((gate, up), (up, gate)):
+            found = run.rms_norm_swiglu(x, norm, 1e-5, first, second, mode)
+            g, u = (run.rms_norm_linear(x, norm, 1e-5, 1.0, [each], mode) for each in (first, second))
+            np.testing.assert_allclose(found, g / (1 + np.exp(-g)) * u, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 9])
@@ -117,7 +138,7 @@ def test_halves_are_rounded_to_even(operators, tier, n: int):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-@pytest.mark.parametrize("mode", ["int8", "float32"])
+@pytest.mark.parametrize("mode", native.ACTIVATIONS)
 def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matrix, scheme, mode):
     shape = (40, 576)
     data = random_matrix(scheme, *shape)
@@ -140,26 +161,29 @@ def test_pieces_of_many_tiles(operators, tier, random_matrix, scheme):
         wanted = x.astype(np.float64) @ weights.T
         bound = EXACT_TOLERANCE * np.sqrt((wanted**2).mean())
         assert (np.abs(operators.linear(matrix, x, "float32", tier) - wanted) <= bound).all()
-        if not scheme.is_float:
-            bound = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]))
-        assert (np.abs(operators.linear(matrix, x, "int8", tier) - wanted) <= bound).all()
+        for mode in INTEGERS:
+            within = bound
+            if not scheme.is_float:
+                within = bound + rounding_bound(x, weights, activation_block(scheme, shape[1]), mode)
+            assert (np.abs(operators.linear(matrix, x, mode, tier) - wanted) <= within).all()
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group == 0 and not s.is_float], ids=str)
-def test_rows_longer_than_the_kernels_buffers(operators, tier, random_matrix, scheme):
+@pytest.mark.parametrize("mode", INTEGERS)
+def test_rows_longer_than_the_kernels_buffers(operators, tier, random_matrix, scheme, mode):
     shape = (19, 4700)
     data = random_matrix(scheme, *shape)
     weights = packing.dequantize(data, scheme, *shape).astype(np.float64)
     matrix = operators.matrix(data, scheme, *shape)
     x = activations("random", 150, shape[1])
-    together = operators.linear(matrix, x, "int8", tier)
+    together = operators.linear(matrix, x, mode, tier)
     wanted = x.astype(np.float64) @ weights.T
     bound = EXACT_TOLERANCE * np.sqrt((wanted**2).mean()) + rounding_bound(
-        x, weights, activation_block(scheme, shape[1])
+        x, weights, activation_block(scheme, shape[1]), mode
     )
     assert (np.abs(together - wanted) <= bound).all()
     for n in (1, 8, 9):
-        assert np.array_equal(operators.linear(matrix, x[:n], "int8", tier), together[:n])
+        assert np.array_equal(operators.linear(matrix, x[:n], mode, tier), together[:n])
 
 
 @pytest.mark.parametrize("scheme", [QuantScheme("f32"), *SCHEMES], ids=str)
@@ -206,7 +230,7 @@ def test_wrong_matrices_are_refused(operators, tier, random_matrix, change, mess
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("mode", ["int8", "float32"])
+@pytest.mark.parametrize("mode", native.ACTIVATIONS)
 def test_infinities_do_not_vanish(operators, tier, random_matrix, scheme, bad, mode):
     shape = (17, 300)
     data = random_matrix(scheme, *shape)

@@ -26,6 +26,8 @@ def test_every_quantized_shape_takes_integer_products(operators, random_matrix, 
     for group in (0, 32, 64, 96, 128, 160, 256, 4096):
         scheme = QuantScheme(kind, group)
         assert kernel(operators, random_matrix, scheme, columns).startswith(f"int8 dots, {kind} weights")
+        twice = kernel(operators, random_matrix, scheme, columns, "int16")
+        assert twice.startswith(f"two int8 dots, {kind} weights")
         exact = kernel(operators, random_matrix, scheme, columns, "float32")
         assert exact == f"float32 products, dequantized {kind}"
 
@@ -51,6 +53,9 @@ def test_names(operators, random_matrix):
 def test_a_refused_matrix_has_no_kernel(operators, random_matrix):
     scheme = QuantScheme("int4", 32)
     matrix = operators.matrix(random_matrix(scheme, 17, 96), scheme, 17, 96)
+    assert native.library().edge_linear_kernel(ctypes.byref(matrix), 3) is None
+    with pytest.raises(NativeError, match="Unknown kind of activations 3"):
+        native.check(1)
     matrix.group = 33
     assert native.library().edge_linear_kernel(ctypes.byref(matrix), 0) is None
     with pytest.raises(NativeError, match="multiple of 32"):

@@ -32,7 +32,7 @@ _CONTEXT, _VOCABULARY = 3, 5
 UNSUPPORTED = 6
 """The status of a call that this CPU, build or system lacks."""
 
-ACTIVATIONS = {"int8": 0, "float32": 1}
+ACTIVATIONS = {"int8": 0, "float32": 1, "int16": 2}
 KV_TYPE = {"float16": 0, "float32": 1, "int8": 2, "int16": 3}
 
 _INTEGERS: dict[Any, tuple[int, int]] = {

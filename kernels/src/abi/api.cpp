@@ -34,9 +34,7 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
         if (!parallel_is_usable(parallel) || !w || !x || !y || n <= 0 || n > edge::most_tokens) {
             return fail(EDGE_INVALID, "edge_linear: an argument is missing or out of range.");
         }
-        if (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32) {
-            return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
-        }
+        if (const edge_status status = edge::check_activations(activations)) return status;
         const Kernels *kernels;
         if (const edge_status status = pick_kernels(tier, &kernels)) return status;
         Matrix matrix;
@@ -67,12 +65,12 @@ edge_status edge_linear(const edge_parallel *parallel, const edge_scratch *scrat
 }
 
 const char *edge_linear_kernel(const edge_matrix *w, int32_t activations) {
-    Matrix matrix;
-    if (!w || (activations != EDGE_ACTIVATIONS_INT8 && activations != EDGE_ACTIVATIONS_F32)) {
-        fail(EDGE_INVALID, "edge_linear_kernel: the matrix is missing, or the activations are unknown.");
+    if (!w) {
+        fail(EDGE_INVALID, "edge_linear_kernel: the matrix is missing.");
         return nullptr;
     }
-    if (edge::check_matrix(*w, "The matrix", &matrix)) return nullptr;
+    Matrix matrix;
+    if (edge::check_activations(activations) || edge::check_matrix(*w, "The matrix", &matrix)) return nullptr;
     return edge::linear_kernel(matrix, edge_activations(activations));
 }
 

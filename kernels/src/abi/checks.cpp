@@ -65,6 +65,11 @@ edge_status check_sparse(const edge_sparse &s, int64_t group) {
     return EDGE_OK;
 }
 
+edge_status check_activations(int32_t activations) {
+    if (activations >= EDGE_ACTIVATIONS_INT8 && activations <= EDGE_ACTIVATIONS_INT16) return EDGE_OK;
+    return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
+}
+
 edge_status check_config(const edge_config &c) {
     struct Field {
         const char *name;
@@ -96,9 +101,7 @@ edge_status check_config(const edge_config &c) {
                     "A KV cache of %lld tokens with %lld bytes each is beyond what is possible.",
                     (long long)c.context, (long long)cache.position_bytes());
     }
-    if (c.activations != EDGE_ACTIVATIONS_INT8 && c.activations != EDGE_ACTIVATIONS_F32) {
-        return fail(EDGE_INVALID, "Unknown kind of activations %d.", c.activations);
-    }
+    if (const edge_status status = check_activations(c.activations)) return status;
     if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
     for (int32_t i = 0; i < c.head_dim / 2; ++i) {
         if (!std::isfinite(c.inverse_frequency[i])) {

@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "abi/border.h"
+#include "abi/checks.h"
 #include "decoder/layer.h"
 #include "linear/linear.h"
 #include "memory/aligned.h"
@@ -30,11 +31,6 @@ edge_status check_weights(const edge_matrix *in, const char *what, int64_t colum
                     (long long)columns, (long long)out->columns);
     }
     return EDGE_OK;
-}
-
-edge_status check_activations(int32_t activations) {
-    if (activations == EDGE_ACTIVATIONS_INT8 || activations == EDGE_ACTIVATIONS_F32) return EDGE_OK;
-    return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
 }
 
 // The rows of one linear operator as its kernels want them, in the caller's scratch memory.
@@ -161,7 +157,7 @@ edge_status edge_rms_norm_linear(const edge_host *host, const float *x, int64_t 
         const char *const what = "edge_rms_norm_linear";
         const Kernels *kernels;
         if (const edge_status status = edge::check_host(host, n, what, &kernels)) return status;
-        if (const edge_status status = check_activations(activations)) return status;
+        if (const edge_status status = edge::check_activations(activations)) return status;
         if (!x || !norm || !w || !out) return fail(EDGE_INVALID, "%s: an argument is missing.", what);
         if (count < 1 || count > EDGE_MAX_MATRICES) {
             return fail(EDGE_INVALID, "%s takes 1 to %d matrices, got %d.", what, EDGE_MAX_MATRICES, count);
@@ -198,7 +194,7 @@ edge_status edge_rms_norm_swiglu(const edge_host *host, const float *x, int64_t 
         const char *const what = "edge_rms_norm_swiglu";
         const Kernels *kernels;
         if (const edge_status status = edge::check_host(host, n, what, &kernels)) return status;
-        if (const edge_status status = check_activations(activations)) return status;
+        if (const edge_status status = edge::check_activations(activations)) return status;
         if (!x || !norm || !out) return fail(EDGE_INVALID, "%s: an argument is missing.", what);
         Matrix gate_matrix, up_matrix;
         if (const edge_status status = check_weights(gate, what, 0, &gate_matrix)) return status;
@@ -227,7 +223,7 @@ edge_status edge_linear_residual(const edge_host *host, const float *x, int64_t 
         const char *const what = "edge_linear_residual";
         const Kernels *kernels;
         if (const edge_status status = edge::check_host(host, n, what, &kernels)) return status;
-        if (const edge_status status = check_activations(activations)) return status;
+        if (const edge_status status = edge::check_activations(activations)) return status;
         if (!x || !out) return fail(EDGE_INVALID, "%s: an argument is missing.", what);
         if (residual == nullptr && scale != 1.0f) {
             return fail(EDGE_INVALID, "%s: a scale of %g needs a residual to add the product to.", what,

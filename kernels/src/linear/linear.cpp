@@ -51,22 +51,36 @@ void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distanc
     }
 }
 
-// Tokens that a tile is multiplied by at a time: all, or equal shares in whole batches.
-int64_t tokens_per_call(const Kernels &kernels, int64_t n) {
-    if (n <= kernels.direct_tokens) return n;
-    const int64_t calls = (n + linear_tokens - 1) / linear_tokens;
-    return round_up((n + calls - 1) / calls, kernels.block_tokens);
+// Tokens of so many rows that a tile is multiplied by at a time: all, or equal shares in whole batches.
+int64_t tokens_per_call(const Kernels &kernels, int64_t n, int rows) {
+    const int64_t all = n * rows;
+    if (all <= kernels.direct_tokens) return n;
+    const int64_t calls = (all + linear_tokens - 1) / linear_tokens;
+    return round_up((all + calls - 1) / calls, kernels.block_tokens) / rows;
 }
 
 // Whether the two tiles of a call are read at the same time.
-bool reads_apart(const Kernels &kernels, int64_t n) {
-    return n <= kernels.direct_tokens && kernels.batch(n) <= kernels.streamed_tokens;
+bool reads_apart(const Kernels &kernels, int64_t rows) {
+    return rows <= kernels.direct_tokens && kernels.batch(rows) <= kernels.streamed_tokens;
+}
+
+// `Kernels::linear` over tokens of one row or of two, whose results are added.
+void multiply(const Kernels &kernels, const Matrix &matrix, int64_t tile, int tiles, int64_t distance,
+              const Activations &a, int64_t token, int count, float *out) {
+    kernels.linear(matrix, tile, tiles, distance, a, token * a.rows, count * a.rows, out);
+    if (a.rows == 1) return;
+    for (int64_t i = 0; i < int64_t(tiles) * count; ++i) {
+        const float *const pair = out + 2 * i * tile_rows;
+        float sums[tile_rows];
+        for (int r = 0; r < tile_rows; ++r) sums[r] = pair[r] + pair[tile_rows + r];
+        std::memcpy(out + i * tile_rows, sums, sizeof sums);
+    }
 }
 
 }  // namespace
 
 bool LinearInput::needs_form(const Matrix &matrix) const {
-    return matrix.block != 0 && (mode_ == EDGE_ACTIVATIONS_INT8 || matrix.minimum);
+    return matrix.block != 0 && (mode_ != EDGE_ACTIVATIONS_F32 || matrix.minimum);
 }
 
 const LinearInput::Form *LinearInput::find(const Kernels &kernels, const Matrix &matrix) const {
@@ -85,8 +99,9 @@ void LinearInput::plan(const Kernels &kernels, const Matrix &matrix, int64_t tok
         form->block = matrix.block;
         form->zero_code = kernels.zero_code(matrix);
     }
-    const int64_t entries = tokens * ((matrix.padded + matrix.block - 1) / matrix.block);
-    form->code_count = std::max(form->code_count, tokens * matrix.padded);
+    const int64_t rows = tokens * rows_;
+    const int64_t entries = rows * ((matrix.padded + matrix.block - 1) / matrix.block);
+    form->code_count = std::max(form->code_count, rows * matrix.padded);
     form->entry_count = std::max(form->entry_count, entries);
 }
 
@@ -129,25 +144,31 @@ void LinearInput::select(const Kernels &kernels, const float *values, int64_t st
 
 void LinearInput::convert(const Kernels &kernels, int64_t token, int64_t first, int64_t last) {
     const float *row = values_ + token * stride_ + first;
-    const int64_t most = kernels.batch(tokens_), batch = token / most * most, lane = token - batch;
     for (int i = 0; i < form_count_; ++i) {
         const Form &form = forms_[i];
         if (!form.active) continue;
-        const int64_t block = first / form.block;
-        if (mode_ == EDGE_ACTIVATIONS_INT8) {
-            const int64_t count = std::min(most, tokens_ - batch);
-            const int64_t at = batch * blocks(form) + block * count + lane;
-            const QuantizedRow out{&form.codes[batch * columns_ + first * count + 4 * lane],
-                                   &form.scales[at],
-                                   &form.corrections[at],
-                                   &form.offsets[at],
-                                   &form.sums[at],
-                                   count};
-            kernels.quantize(row, last - first, form.block, form.zero_code, out);
-        } else {
-            kernels.sum_blocks(row, last - first, form.block, &form.sums[token * blocks(form) + block]);
+        if (mode_ == EDGE_ACTIVATIONS_F32) {
+            float *const sums = &form.sums[token * blocks(form) + first / form.block];
+            kernels.sum_blocks(row, last - first, form.block, sums);
+            continue;
         }
+        QuantizedRow out[most_rows];
+        for (int r = 0; r < rows_; ++r) out[r] = place_of(kernels, form, token * rows_ + r, first);
+        kernels.quantize(row, last - first, form.block, form.zero_code, out, rows_);
     }
+}
+
+QuantizedRow LinearInput::place_of(const Kernels &kernels, const Form &form, int64_t row,
+                                   int64_t first) const {
+    const int64_t all = tokens_ * rows_, most = kernels.batch(all);
+    const int64_t batch = row / most * most, lane = row - batch, count = std::min(most, all - batch);
+    const int64_t at = batch * blocks(form) + first / form.block * count + lane;
+    return {&form.codes[batch * columns_ + first * count + 4 * lane],
+            &form.scales[at],
+            &form.corrections[at],
+            &form.offsets[at],
+            &form.sums[at],
+            count};
 }
 
 int64_t LinearInput::block_columns() const {
@@ -166,9 +187,10 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     const Form &form = *find(kernels, matrix);
     a.blocks = blocks(form);
     a.sums = form.sums;
-    if (mode_ == EDGE_ACTIVATIONS_INT8) {
+    if (mode_ != EDGE_ACTIVATIONS_F32) {
         a.stride = columns_;
-        a.batch = kernels.batch(tokens_);
+        a.rows = rows_;
+        a.batch = kernels.batch(tokens_ * rows_);
         a.offsets = form.offsets;
         a.codes = form.codes;
         a.scales = form.scales;
@@ -177,6 +199,11 @@ Activations LinearInput::form(const Kernels &kernels, const Matrix &matrix) cons
     return a;
 }
 
+// The four kinds of weights with what stands before and after them.
+#define EDGE_DOTS(dots, parts)                                                                            \
+    {dots ", int8 weights" parts, dots ", int4 weights" parts, dots ", int4 weights with minimums" parts, \
+     dots ", ternary weights" parts}
+
 const char *linear_kernel(const Matrix &matrix, edge_activations mode) {
     if (matrix.kind == EDGE_F32) return "float32 rows";
     if (matrix.kind == EDGE_F16) return "float32 products, float16 weights";
@@ -184,15 +211,11 @@ const char *linear_kernel(const Matrix &matrix, edge_activations mode) {
     static const char *const exact[] = {
         "float32 products, dequantized int8", "float32 products, dequantized int4",
         "float32 products, dequantized int4 with minimums", "float32 products, dequantized ternary"};
-    static const char *const whole[] = {"int8 dots, int8 weights", "int8 dots, int4 weights",
-                                        "int8 dots, int4 weights with minimums",
-                                        "int8 dots, ternary weights"};
-    static const char *const split[] = {"int8 dots, int8 weights, groups in parts",
-                                        "int8 dots, int4 weights, groups in parts",
-                                        "int8 dots, int4 weights with minimums, groups in parts",
-                                        "int8 dots, ternary weights, groups in parts"};
+    static const char *const dots[2][2][4] = {
+        {EDGE_DOTS("int8 dots", ""), EDGE_DOTS("int8 dots", ", groups in parts")},
+        {EDGE_DOTS("two int8 dots", ""), EDGE_DOTS("two int8 dots", ", groups in parts")}};
     if (mode == EDGE_ACTIVATIONS_F32) return exact[kind];
-    return (matrix.block == matrix.group ? whole : split)[kind];
+    return dots[mode == EDGE_ACTIVATIONS_INT16][matrix.block != matrix.group][kind];
 }
 
 void run_linear(const edge_parallel &parallel, const Kernels &kernels, const LinearInput &input, int64_t n,
@@ -203,8 +226,6 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
         bytes += jobs[j].matrix->tiles * jobs[j].matrix->tile_bytes;
     }
     const int64_t grain = tiles_per_piece(std::max<int64_t>(1, bytes / tiles), tiles, parallel.workers);
-    const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = reads_apart(kernels, n);
     parallel_for(parallel, tiles, grain, [&](int64_t begin, int64_t end, int32_t) {
         alignas(64) float tile_out[linear_tiles * linear_tokens * tile_rows];
         int64_t first = 0;
@@ -214,10 +235,12 @@ void run_linear(const edge_parallel &parallel, const Kernels &kernels, const Lin
                           to = std::min(end - first, matrix.tiles);
             if (from >= to) continue;
             const Activations activations = input.form(kernels, matrix);
+            const int64_t step = tokens_per_call(kernels, n, activations.rows);
+            const bool apart = reads_apart(kernels, n * activations.rows);
             for (int64_t token = 0; token < n; token += step) {
                 const int now = int(std::min(step, n - token));
                 for_tile_pairs(from, to, apart, [&](int64_t tile, int pair, int64_t distance) {
-                    kernels.linear(matrix, tile, pair, distance, activations, token, now, tile_out);
+                    multiply(kernels, matrix, tile, pair, distance, activations, token, now, tile_out);
                     finish_tiles(jobs[j], tile, pair, distance, token, now, tile_out);
                 });
             }
@@ -233,16 +256,17 @@ void run_swiglu(const edge_parallel &parallel, const Kernels &kernels, const Lin
     const int64_t unit = next == nullptr ? 1 : next->block_columns() / tile_rows;
     const int64_t units = (gate.tiles + unit - 1) / unit;
     const int64_t grain = tiles_per_piece(gate.tile_bytes + up.tile_bytes, gate.tiles, parallel.workers);
-    const int64_t step = tokens_per_call(kernels, n);
-    const bool apart = reads_apart(kernels, n);
+    const int rows = std::max(gate_input.rows, up_input.rows);  // floats have one
+    const int64_t step = tokens_per_call(kernels, n, rows);
+    const bool apart = reads_apart(kernels, n * rows);
     parallel_for(parallel, units, (grain + unit - 1) / unit, [&](int64_t from, int64_t to, int32_t) {
         alignas(64) float gate_out[linear_tiles * linear_tokens * tile_rows], up_out[sizeof gate_out / 4];
         const int64_t begin = from * unit, end = std::min(to * unit, gate.tiles);
         for (int64_t token = 0; token < n; token += step) {
             const int now = int(std::min(step, n - token));
             for_tile_pairs(begin, end, apart, [&](int64_t tile, int pair, int64_t distance) {
-                kernels.linear(gate, tile, pair, distance, gate_input, token, now, gate_out);
-                kernels.linear(up, tile, pair, distance, up_input, token, now, up_out);
+                multiply(kernels, gate, tile, pair, distance, gate_input, token, now, gate_out);
+                multiply(kernels, up, tile, pair, distance, up_input, token, now, up_out);
                 kernels.swiglu(gate_out, up_out, int64_t(pair) * now * tile_rows, gate_out);
                 finish_tiles(job, tile, pair, distance, token, now, gate_out);
             });

@@ -20,7 +20,8 @@ inline int64_t row_stride(int64_t columns) {
 // The left operands of linear operators, in every form that the planned matrices need, one input at a time.
 class LinearInput {
    public:
-    explicit LinearInput(edge_activations mode) : mode_(mode) {}
+    explicit LinearInput(edge_activations mode)
+        : mode_(mode), rows_(mode == EDGE_ACTIVATIONS_INT16 ? most_rows : 1) {}
 
     // Plans room for `tokens` inputs of `matrix`; call for every matrix, then place().
     void plan(const Kernels &kernels, const Matrix &matrix, int64_t tokens);
@@ -35,8 +36,9 @@ class LinearInput {
     void prepare(const edge_parallel &parallel, const Kernels &kernels, const float *values, int64_t stride,
                  int64_t n, std::initializer_list<const Matrix *> matrices, const Before &before) {
         select(kernels, values, stride, n, matrices);
-        // Interleaved tokens of one batch share cache lines: two threads would take them from each other.
-        parallel_for(parallel, n, kernels.batch(n), [&](int64_t begin, int64_t end, int32_t) {
+        // Interleaved rows of one batch share cache lines: two threads would take them from each other.
+        const int64_t together = (kernels.batch(n * rows_) + rows_ - 1) / rows_;
+        parallel_for(parallel, n, together, [&](int64_t begin, int64_t end, int32_t) {
             for (int64_t token = begin; token < end; ++token) {
                 before(token);
                 convert(kernels, token, 0, columns_);
@@ -69,13 +71,16 @@ class LinearInput {
         float *scales = nullptr, *sums = nullptr, *offsets = nullptr;
         int32_t *corrections = nullptr;
     };
+    static constexpr int most_rows = 2;  // of codes that a token has: int8, and what it leaves as int8 again
     static constexpr int most_forms = 16;  // 4 block sizes, 4 zero codes
 
     int64_t blocks(const Form &form) const { return (columns_ + form.block - 1) / form.block; }
+    QuantizedRow place_of(const Kernels &kernels, const Form &form, int64_t row, int64_t first) const;
     bool needs_form(const Matrix &matrix) const;
     const Form *find(const Kernels &kernels, const Matrix &matrix) const;
 
     const edge_activations mode_;
+    const int rows_;
     const float *values_ = nullptr;
     int64_t stride_ = 0, columns_ = 0, tokens_ = 0;
     Form forms_[most_forms];

@@ -179,10 +179,13 @@ class SelfTest {
                 } else {
                     const int64_t most = kernels.batch(count), batch = t / most * most;
                     const size_t at = size_t(batch * blocks + t - batch);
-                    kernels.quantize(
-                        x + t * columns, columns, block, kernels.zero_code(matrix),
-                        {&codes[size_t(batch * columns + 4 * (t - batch))], &scales[at], &corrections[at],
-                         &offsets[at], &sums[at], std::min(most, count - batch)});
+                    const QuantizedRow row{&codes[size_t(batch * columns + 4 * (t - batch))],
+                                           &scales[at],
+                                           &corrections[at],
+                                           &offsets[at],
+                                           &sums[at],
+                                           std::min(most, count - batch)};
+                    kernels.quantize(x + t * columns, columns, block, kernels.zero_code(matrix), &row, 1);
                 }
             }
             activations.values = x;
@@ -234,7 +237,7 @@ class SelfTest {
     }
 
     void quantized(const std::vector<float> &x, int64_t size) {
-        constexpr int64_t block = 32, count = 3;  // the last lane of a batch of three
+        constexpr int64_t block = 32, count = 3;  // a batch of three: its last lanes are a value and the rest
         const size_t blocks = size_t((size + block - 1) / block);
         std::vector<int8_t> codes[2];
         std::vector<float> scales[2], sums[2], offsets[2];
@@ -245,14 +248,18 @@ class SelfTest {
             sums[which].resize(blocks * count);
             corrections[which].resize(blocks * count);
             offsets[which].resize(blocks * count);
-            (which ? reference_ : tested_)
-                .quantize(x.data(), size, block, 8,
-                          {&codes[which][8], &scales[which][2], &corrections[which][2], &offsets[which][2],
-                           &sums[which][2], count});
+            const auto lane = [&](size_t i) {
+                return QuantizedRow{&codes[which][4 * i], &scales[which][i], &corrections[which][i],
+                                    &offsets[which][i],   &sums[which][i],   count};
+            };
+            const QuantizedRow rows[] = {lane(1), lane(2)};
+            (which ? reference_ : tested_).quantize(x.data(), size, block, 8, rows, 2);
         }
         if (codes[0] != codes[1]) failed("quantize: other codes");
         // The sum bias differs, and what stands for it.
-        for (size_t i = 2; i < corrections[0].size(); i += count) corrections[0][i] -= tested_.sum_bias;
+        for (size_t i = 0; i < corrections[0].size(); ++i) {
+            if (i % count > 0) corrections[0][i] -= tested_.sum_bias;
+        }
         if (scales[0] != scales[1] || sums[0] != sums[1] || corrections[0] != corrections[1]) {
             failed("quantize: other scales or sums");
         }

@@ -33,6 +33,7 @@ struct Activations {
     int64_t stride = 0;             // columns, padded with zeros
     int64_t blocks = 0;             // activation blocks per row
     int64_t batch = 1;              // tokens of a batch
+    int rows = 1;                   // of codes that a token has; to a kernel each is a token of its own
     const int8_t *codes = nullptr;  // nullptr: exact products with the values
     const float *scales = nullptr;  // of the blocks
     const int32_t *corrections =
@@ -41,7 +42,7 @@ struct Activations {
     const float *sums = nullptr;  // scale x sum of the block's codes; exact: [n][blocks] sums of the values
 };
 
-// Where `quantize` writes one token of a batch of `count`.
+// Where `quantize` writes one row of a batch of `count`.
 struct QuantizedRow {
     int8_t *codes;
     float *scales;
@@ -101,9 +102,10 @@ struct Kernels {
     // the last one of all.
     void (*linear)(const Matrix &matrix, int64_t tile, int tiles, int64_t distance,
                    const Activations &activations, int64_t token, int count, float *out);
-    // One token to int8, `block` columns per scale; columns is a multiple of 32.
+    // One token to int8, `block` columns per scale, at most max_block; columns is a multiple of 32. Each row after the
+    // first holds what the rounding of those before it took away, with scales of its own.
     void (*quantize)(const float *x, int64_t columns, int64_t block, int32_t zero_code,
-                     const QuantizedRow &out);
+                     const QuantizedRow *out, int rows);
     void (*sum_blocks)(const float *x, int64_t columns, int64_t block, float *sums);
 
     // x / rms(x) * weight * scale; `padded` is a multiple of 16, x and weight are zero beyond `size`.

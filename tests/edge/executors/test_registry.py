@@ -255,18 +255,19 @@ def test_what_auto_activations_stand_for(bundle, exported):
     assert folder.activations is None and activations_of(EXECUTORS.get("onnx"), folder) == "int8"
     torch = replace(own, arithmetic={"": Arithmetic("float32", "float32", "f32")})
     assert activations_of(torch, bundle) == "float32"
-    for chosen in ("auto", "int8", "float32"):
+    for chosen in ("auto", "int8", "int16", "float32"):
         executor = open_executor(
             wanting.with_config(wanting.config), RunOptions(activations=chosen, threads=1)
         )
-        assert executor.info.activations == ("int8" if chosen == "int8" else "float32")
+        assert executor.info.activations == ("float32" if chosen == "auto" else chosen)
         executor.close()
 
 
-def test_the_built_in_model_runs_in_exact_arithmetic_by_name(smollm2_gguf):
+def test_the_built_in_model_runs_in_finer_arithmetic_by_name(smollm2_gguf):
     """Its file named by its path is one like any other."""
     for name, options, activations, kv_type in (
-        (BUILT_IN.name, {}, "float32", "float16"),
+        (BUILT_IN.name, {}, "int16", "int16"),
+        (BUILT_IN.name, {"activations": "float32"}, "float32", "float16"),
         (BUILT_IN.name, {"activations": "int8"}, "int8", "int16"),
         (smollm2_gguf, {}, "int8", "int16"),
     ):
@@ -281,12 +282,14 @@ IGNORED = [
     ("torch", {"kv_type": "float16"}, r"kv_type \(--kv\) can't be float16: the executor 'torch' computes"),
     ("torch", {"kv_type": "int8"}, "with float32; leave"),
     ("torch", {"activations": "int8"}, r"activations \(--activations\) can't be int8"),
+    ("torch", {"activations": "int16"}, "can't be int16"),
     ("torch", {"mmap": True}, r"mmap \(--mmap/--no-mmap\) can't be True: the executor 'torch' has no use"),
     ("torch", {"mmap": False}, "can't be False"),
     ("torch", {"tier": "avx2"}, "tier can't be avx2"),
     ("onnx", {"kv_type": "int8"}, "kv_type .* computes '.*to-onnx' with float16"),
     ("onnx", {"kv_type": "float32"}, "with float16"),
     ("onnx", {"activations": "float32"}, "activations .* with int8"),
+    ("onnx", {"activations": "int16"}, r"activations \(--activations\) can't be int16: .* with int8"),
     ("onnx", {"attention": "dense"}, r"attention \(--attention\) can't be dense: .* with sparse"),
     ("onnx", {"mmap": True}, "mmap"),
     ("executorch", {"mmap": False}, "mmap"),

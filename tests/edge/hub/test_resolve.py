@@ -97,7 +97,7 @@ def test_default_model_and_gguf_file(smollm2_gguf: Path, tmp_path: Path) -> None
     assert (same.generation_config, same.activations) == ({}, None)
     for found in (named, plan_model(BUILT_IN.name), plan_model(BUILT_IN.name, quantize="int8")):
         assert found.generation_config == BUILT_IN.settings
-        assert found.activations == "float32"
+        assert found.activations == BUILT_IN.activations == "int16"
     assert open_checkpoint(BUILT_IN.name)[0].generation_config == named.generation_config
     assert named.config.num_hidden_layers == 30 and named.chat_template is not None
     assert str(named.tensors["model.embed_tokens.weight"].scheme) == "int8-g32"

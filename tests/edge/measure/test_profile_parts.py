@@ -397,6 +397,19 @@ def test_attention_is_held_against_the_arithmetic_of_its_cache():
     assert all(arithmetic_of("attention", "", each) for each in get_args(KVType))
 
 
+def test_int16_activations_cost_two_int8_products():
+    limits, config = Roofline(read_bytes=1e9, int8=4.0, float32=1.0), preset("minicpm4-0.5b")
+    for scheme, activations, seconds in (
+        ("int4", "int8", 250),
+        ("int4", "int16", 500),
+        ("int4", "float32", 1000),
+        ("f16", "int16", 1000),
+    ):
+        tensors = planned_tensors(config, QuantScheme.from_name(scheme))
+        cost = NetworkCost.of(config, tensors, "float16", activations)
+        assert cost.seconds_at_peak(1000, 0, limits) == seconds
+
+
 def test_operators_are_held_against_their_nearer_limit():
     limits = Roofline(read_bytes=10.0, int8=100.0, float32=20.0)
 
@@ -406,6 +419,7 @@ def test_operators_are_held_against_their_nearer_limit():
         return one.limit, one.limit_share
 
     assert found("int8 dots, int4 weights", 10, 200) == ("int8", 0.5)
+    assert found("two int8 dots, int4 weights", 10, 100) == ("int16", 0.5)
     assert found("float32 products, dequantized int4", 10, 20) == ("memory", 0.25)
     assert found("float32 products, dequantized int4", 10, 40) == ("float32", 0.5)
     assert found("", 0, 0) == ("", 0.0)
