@@ -85,7 +85,7 @@ def test_the_model_as_it_is(create):
         ("context", -1, "context is -1"),
         ("max_batch", 0, "max_batch is 0"),
         ("activations", 2, "Unknown kind of activations 2"),
-        ("kv_type", 4, "Unknown KV type 4"),
+        ("kv_type", 5, "Unknown KV type 5"),
         ("rms_norm_eps", 0.0, "rms_norm_eps must be positive"),
         ("rms_norm_eps", NAN, "not finite"),
         ("rope_scale", float("inf"), "not finite"),
@@ -194,7 +194,7 @@ def test_a_matrix_is_checked(create, change: dict[str, Any], sentence: str):
 CAPACITY = 300
 
 
-@pytest.fixture(params=["float16", "int8"])
+@pytest.fixture(params=["float16", "int8", "int4"])
 def layer(request, operators) -> tuple[LayerOperators, LayerCache, np.ndarray]:
     """The operators, a cache of one layer and its memory with random rows in use."""
     cache = LayerCache(

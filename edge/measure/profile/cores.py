@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Multiply-adds of one core per cycle; of `halves` (float16 to float32) and `powers` (of two), elements.
+    """Multiply-adds of one core per cycle; of `halves` (float16 to float32), `nibbles` (4 to 8 bits) and
+    `powers` (of two), elements.
 
     one_*: weights of one token, as they come from memory; many_*: of many tokens, from unpacked weights, by
     the columns of a group. scores_*, values_*: attention, by what it reads; `float32` is float16 converted
@@ -30,6 +31,7 @@ class Rates:
     values_int8: float
     values_int16: float
     halves: float
+    nibbles: float
     powers: float
 
 

@@ -37,6 +37,7 @@ RATES = Rates(
     values_int8=8,
     values_int16=8,
     halves=1,
+    nibbles=16,
     powers=0.5,
 )
 CPU = Cpu(
