@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 LEVELS = torch.tensor([-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127])
-"""What the sixteen codes stand for, times a row's scale; the highest is 2.733 standard deviations."""
-_TOP = 2.733
+"""What the sixteen codes stand for, times a row's scale."""
+_TOPS = (2.2, 2.7, 3.2)  # what the highest may be in standard deviations: the best for a row is kept
 _LANES = 16
 
 
@@ -30,11 +30,18 @@ def rotated(x: Tensor) -> Tensor:
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes [..., n] and scales [..., 1] of rows [..., n]."""
     x = rotated(x)
-    unit = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5 * (_TOP / 127)
-    middles = (LEVELS[1:] + LEVELS[:-1]) / 2
-    codes = torch.where(unit > 0, torch.bucketize(x / unit, middles), 0)
-    levels = LEVELS[codes].to(x.dtype)
-    scale = (x * levels).sum(-1, keepdim=True) / levels.square().sum(-1, keepdim=True)
+    deviation = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    middles = (LEVELS[1:] + LEVELS[:-1]) / 2 / 127
+    codes, scale = torch.zeros_like(x, dtype=torch.long), torch.zeros_like(deviation)
+    kept = torch.full_like(deviation, -1)
+    for top in _TOPS:
+        tried = torch.where(deviation > 0, torch.bucketize(x / deviation / top, middles), 0)
+        levels = LEVELS[tried].to(x.dtype)
+        product = (x * levels).sum(-1, keepdim=True)
+        factor = product / levels.square().sum(-1, keepdim=True)
+        better = product * factor > kept
+        kept = torch.where(better, product * factor, kept)
+        codes, scale = torch.where(better, tried, codes), torch.where(better, factor, scale)
     return codes.to(torch.uint8), scale
 
 

@@ -260,7 +260,8 @@ def test_the_last_row_can_be_kept(layer):
     run.kv_keep(cache, memory, [CAPACITY - 1], 0)
     alone = run.paged_attention(cache, memory, queries, 0, None)  # one row: its value
     value = np.random.default_rng(0).standard_normal((CAPACITY, 64)).astype(np.float32)[-1, 48:]
-    np.testing.assert_allclose(alone.reshape(2, 16), [value, value], atol=0.03)
+    atol = 0.3 if cache.kv_type == native.KV_TYPE["int4"] else 0.03
+    np.testing.assert_allclose(alone.reshape(2, 16), [value, value], atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ float quantize_int8(const float *x, int64_t count, int8_t *codes) {
 // int8 codes: what reads them is the arithmetic of int8.
 alignas(16) constexpr int8_t level_codes[16] = {-127, -96, -75, -58, -44, -31, -18, -6,
                                                 6,    18,  31,  44,  58,  75,  96,  127};
-constexpr float top_level = 2.733f;  // in standard deviations
+constexpr float top_levels[] = {2.2f, 2.7f, 3.2f};  // in standard deviations: the best for a row is kept
 
 float quantize_int4(const float *x, int64_t count, uint8_t *codes) {
     const float size = largest_size(x, count), inverse = 1.0f / size;
@@ -71,23 +71,33 @@ float quantize_int4(const float *x, int64_t count, uint8_t *codes) {
         store(row + i, mul(load(x + i), set(usable ? inverse : 0.0f)));
     }
     rotate(row, count);
-    const float unit = length(row, count) / sqrtf(float(count)) * (top_level / largest_int8);
-    for (int64_t i = 0; i < count; ++i) {
-        int code = 0;
-        for (int k = 1; k < 16; ++k) {
-            const float middle = 0.5f * float(level_codes[k - 1] + level_codes[k]);
-            code += row[i] > unit * middle;
+    const float deviation = length(row, count) / sqrtf(float(count));
+    float kept = -1.0f, scale = 0.0f;  // kept: what the levels explain of the square of the row
+    memset(codes, 0, uint64_t(count));
+    for (const float top : top_levels) {
+        const float unit = deviation * (top / largest_int8);
+        uint8_t tried[max_head_dim];
+        for (int64_t i = 0; i < count; ++i) {
+            int code = 0;
+            for (int k = 1; k < 16; ++k) {
+                const float middle = 0.5f * float(level_codes[k - 1] + level_codes[k]);
+                code += row[i] > unit * middle;
+            }
+            tried[i] = uint8_t(code);
         }
-        codes[i] = uint8_t(code);
+        for (int64_t i = 0; i < count; ++i) levels[i] = float(level_codes[tried[i]]);
+        Floats products = zero(), squares = zero();
+        for (int64_t i = 0; i < count; i += 16) {
+            products = fma(load(row + i), load(levels + i), products);
+            squares = fma(load(levels + i), load(levels + i), squares);
+        }
+        const float product = reduce_add(products), factor = product / reduce_add(squares);  // of least squares
+        if (product * factor > kept) {
+            kept = product * factor;
+            scale = size * factor;
+            memcpy(codes, tried, uint64_t(count));
+        }
     }
-    for (int64_t i = 0; i < count; ++i) levels[i] = float(level_codes[codes[i]]);
-    // The scale that leaves the least squares of what is lost.
-    Floats products = zero(), squares = zero();
-    for (int64_t i = 0; i < count; i += 16) {
-        products = fma(load(row + i), load(levels + i), products);
-        squares = fma(load(levels + i), load(levels + i), squares);
-    }
-    const float scale = size * (reduce_add(products) / reduce_add(squares));
     return size != size || size > 3.4e38f ? NAN : usable ? scale : 0.0f;
 }
 
