@@ -84,7 +84,8 @@ class RunOptions:
     kv_type: KVChoice = option(
         "auto",
         "Number type of the KV cache. int16 is as exact as float16 and faster on x86, int8 takes half the "
-        "memory, int4 a quarter and costs accuracy; auto: int16 beside int8 activations on x86, else float16.",
+        "memory, int4 a quarter, at a cost in accuracy; auto: int16 beside int8 activations on x86, else "
+        "float16.",
         choices=get_args(KVChoice),
         flag="--kv",
         former=("--kv-type",),

@@ -2,7 +2,7 @@
 by PyTorch.
 
 A uint8 tensor: pages of 256 positions, each [KV head][keys, values][4 blocks of 64 positions]; for sparse
-attention the summaries of the keys follow. After the codes of a block (int4, int8, int16) stand its 64 scales.
+attention the summaries of the keys follow. After the codes of a block, of integers, stand its 64 scales.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class LayerCache:
         return self.kv_type.startswith("int")
 
     def _codes(self, x: Tensor, is_key: bool) -> tuple[Tensor, Tensor]:
-        """Rows as codes, and what a code of 1 stands for. Keys of 16 bits have a fixed Euclidean length, so that
+        """Rows as codes, and their scales. Keys of 16 bits have a fixed Euclidean length, so that
         sums of their products with queries fit into 32 bits.
         """
         if self.kv_type == "int4":

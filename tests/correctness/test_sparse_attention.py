@@ -16,8 +16,8 @@ from edge.executors.native.executor import sparse_constants
 from edge.executors.native.library import cpu_tiers
 from edge.executors.native.pool import ThreadPool
 from edge.model.attention.blocks import attend, query_positions, select_blocks
-from edge.model.operators import int4_rows
 from edge.model.attention.sparse import reference_attention, reference_selection
+from edge.model.operators import int4_rows
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=-1)
 VARIANTS = {

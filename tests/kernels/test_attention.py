@@ -14,8 +14,8 @@ from edge.errors import NativeError
 
 Floats = npt.NDArray[np.floating]
 
-# Largest difference, in units of the largest value that a query sees. Integers: weights and queries have 14 bits; int4:
-# on the edge between two codes, or two sizes of the levels, a row may fall to the other side.
+# Largest difference, in units of the largest value that a query sees. Integers: weights and queries have 14
+# bits. int4: on the edge between two codes, or two sizes of the levels, a row may fall to the other side.
 TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "int8": 4e-4, "int4": 2e-2}
 LEVELS = np.array([-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127])
 
@@ -33,7 +33,7 @@ def rotation(dim: int) -> Floats:
 
 
 def rounded_to_int4(x: Floats) -> Floats:
-    """The nearest of sixteen levels in each rotated row: of three sizes, with scales of least squares, the best."""
+    """The nearest of sixteen levels in each rotated row: the best of three sizes of them."""
     size = np.abs(x).max(-1, keepdims=True)
     usable = size > 1 / 3e38
     turned = x.astype(np.float64) / np.where(usable, size, 1) @ rotation(x.shape[-1])
@@ -167,7 +167,7 @@ def test_adversarial_values(check, kv_type: str, what: str):
 
 
 def test_what_a_query_does_not_see_does_not_matter(operators, tier, kv_type):
-    """Not even with a weight of 2^-64: values are as large as can be, the scale of integers is not a number."""
+    """Not even with a weight of 2^-64: values are as large as can be, the scale of integers is NaN."""
     tree = np.array([1, 3, 4, 12, 16], np.uint64)
     hidden = {"causal": slice(-1, None), "tree": [-5, -4, -1]}  # of the last but one
     for name, rows in hidden.items():
@@ -199,7 +199,8 @@ def test_alone_equals_together(operators, tier, kv_type, n: int):
 
 
 @pytest.mark.parametrize(
-    ("kv_type", "largest", "divergence"), [("float16", 1.5e-3, 1e-6), ("int8", 3e-2, 3e-4), ("int4", 5e-1, 5e-2)]
+    ("kv_type", "largest", "divergence"),
+    [("float16", 1.5e-3, 1e-6), ("int8", 3e-2, 3e-4), ("int4", 5e-1, 5e-2)],
 )
 def test_what_rounding_costs(operators, kv_type: str, largest: float, divergence: float):
     """Largest error in standard deviations of a value; mean KL divergence of the attention weights (nats)."""

@@ -23,7 +23,8 @@ void append_token(const Kernels &kernels, const CacheView &cache, int64_t layer,
 // Calls append(token, worker) for n tokens whose rows stand from `past` on. Rows that share bytes are one thread's.
 template <class Append>
 void append_tokens(const edge_parallel &parallel, int64_t past, int64_t n, const Append &append) {
-    const int64_t start = past / shared_rows * shared_rows, pieces = (past + n - start + shared_rows - 1) / shared_rows;
+    const int64_t start = past / shared_rows * shared_rows,
+                  pieces = (past + n - start + shared_rows - 1) / shared_rows;
     parallel_for(parallel, pieces, 1, [&](int64_t begin, int64_t end, int32_t worker) {
         const int64_t first = std::max(past, start + begin * shared_rows);
         const int64_t last = std::min(past + n, start + end * shared_rows);

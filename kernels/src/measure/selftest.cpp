@@ -36,7 +36,8 @@ class SelfTest {
         }
         for (const int64_t size : {16, 48, 576}) elementwise(size);
         for (const int64_t head_dim : {16, 64, 80, 128}) {
-            for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT4, EDGE_KV_INT8, EDGE_KV_INT16}) {
+            for (const edge_kv_type type :
+                 {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT4, EDGE_KV_INT8, EDGE_KV_INT16}) {
                 for (const Values values : {random_values, all_zero, one_hot, tiny}) {
                     attention(head_dim, type, values);
                 }

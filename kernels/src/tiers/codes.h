@@ -91,7 +91,8 @@ float quantize_int4(const float *x, int64_t count, uint8_t *codes) {
             products = fma(load(row + i), load(levels + i), products);
             squares = fma(load(levels + i), load(levels + i), squares);
         }
-        const float product = reduce_add(products), factor = product / reduce_add(squares);  // of least squares
+        const float product = reduce_add(products),
+                    factor = product / reduce_add(squares);  // of least squares
         if (product * factor > kept) {
             kept = product * factor;
             scale = size * factor;

@@ -3,7 +3,9 @@
 // A Hadamard transformation over the largest power of two that divides the size, and a reflection over the rest of it.
 // What is the same in all elements would end up in one of them: the signs of some are turned before and after.
 
-constexpr bool is_turned(int element) { return (element & element >> 1 & 1) != (element >> 2 & element >> 3 & 1); }
+constexpr bool is_turned(int element) {
+    return (element & element >> 1 & 1) != (element >> 2 & element >> 3 & 1);
+}
 
 struct HadamardSigns {
     float rows[16][16];
