@@ -38,12 +38,15 @@ TOLERANCES = {
     "int8 int16": 0.2,
     "float32 int8": 0.15,
     "int8 int8": 0.25,
+    "float32 int4": 1.0,
+    "int8 int4": 1.0,
     "tree: float32 float32": 1e-5,
     "tree: float32 int8": 2e-3,
     "tree: int16 int16": 1e-3,
     "tree: int8 float16": 0.05,
     "tree: int8 int16": 0.05,
     "tree: int8 int8": 0.1,
+    "tree: int8 int4": 0.5,
 }
 
 

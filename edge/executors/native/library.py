@@ -31,7 +31,7 @@ UNSUPPORTED = 6
 """The status of a call that this CPU, build or system lacks."""
 
 ACTIVATIONS = {"int8": 0, "float32": 1, "int16": 2}
-KV_TYPE = {"float16": 0, "float32": 1, "int8": 2, "int16": 3}
+KV_TYPE = {"float16": 0, "float32": 1, "int8": 2, "int16": 3, "int4": 4}
 
 _INTEGERS: dict[Any, tuple[int, int]] = {
     c_int32: (-(2**31), 2**31 - 1),

@@ -38,6 +38,15 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
     std::fill_n(state.outputs, rows * head_dim, 0.0f);
 }
 
+void finish(const Kernels &kernels, const CacheShape &shape, const AttentionState &state, int64_t rows,
+            float *const *outputs) {
+    const int64_t dim = shape.head_dim;
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t d = 0; d < dim; ++d) outputs[r][d] = state.outputs[r * dim + d] / state.sums[r];
+        if (shape.type == EDGE_KV_INT4) kernels.rotate(outputs[r], dim);
+    }
+}
+
 // Row r of a KV head is query head r % group of token r / group.
 struct Attention::Task {
     int64_t kv_head;
@@ -62,15 +71,6 @@ struct Attention::Task {
     }
 
     int64_t furthest() const { return *std::max_element(limits, limits + count); }
-
-    // outputs = state, normalised
-    void finish(const AttentionState &state, int64_t head_dim) const {
-        for (int r = 0; r < count; ++r) {
-            for (int64_t d = 0; d < head_dim; ++d) {
-                outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
-            }
-        }
-    }
 };
 
 Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers)
@@ -167,7 +167,7 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
                 for (int64_t chunk = 0; chunk < chunks; ++chunk) {
                     kernels.merge(part_at(index, chunk, task), task.count, head_dim_, state);
                 }
-                task.finish(state, head_dim_);
+                finish(kernels, cache.shape, state, task.count, task.outputs);
             }
         });
         return;
@@ -182,7 +182,7 @@ void Attention::run(const edge_parallel &parallel, const Kernels &kernels, const
                 attend_chunk(task, index, chunk, mine, mine->part);
                 kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }
-            task.finish(mine->state, head_dim_);
+            finish(kernels, cache.shape, mine->state, task.count, task.outputs);
         }
     });
 }

@@ -23,6 +23,10 @@ inline AttentionState state_at(float *base, int64_t rows) { return {base, base +
 
 void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 
+// outputs[row][head_dim] = the state, normalised and in the space of the values.
+void finish(const Kernels &kernels, const CacheShape &shape, const AttentionState &state, int64_t rows,
+            float *const *outputs);
+
 // Works in memory of the caller: bytes() bytes, aligned to 64, which place() takes before the first run.
 class Attention {
    public:

@@ -326,12 +326,10 @@ void edge_model::attention_block(int64_t index, edge_cache &cache, const edge_ba
 void edge_model::store_keys_and_values(int64_t layer, edge_cache &cache, int64_t n, int64_t past) {
     const Stage stage(observer, "rope_cache", layer, {keys_.data(), n, shape_.kv, shape_.kv_stride}, {},
                       n * cache.shape.position_bytes() / config.layers);
-    parallel_for(parallel_, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
-        for (int64_t token = begin; token < end; ++token) {
-            edge::append_token(kernels, cache, layer, past + token, &rope_[token * config.head_dim],
-                               config.heads, &queries_[token * shape_.query_stride],
-                               &keys_[token * shape_.kv_stride], &values_[token * shape_.kv_stride]);
-        }
+    edge::append_tokens(parallel_, past, n, [&](int64_t token, int32_t) {
+        edge::append_token(kernels, cache, layer, past + token, &rope_[token * config.head_dim], config.heads,
+                           &queries_[token * shape_.query_stride], &keys_[token * shape_.kv_stride],
+                           &values_[token * shape_.kv_stride]);
     });
 }
 
