@@ -1,4 +1,4 @@
-"""What an int16, float16 or int8 KV cache costs attention in accuracy, beside attention over float32.
+"""What an int16, float16, int8 or int4 KV cache costs attention in accuracy, beside attention over float32.
 
     python scripts/bench_kv_error.py
 
@@ -49,7 +49,7 @@ def main() -> None:
         for rows in POSITIONS:
             exact = attention(run, "float32", shape, rows)
             errors = {}
-            for kv_type in ("int16", "float16", "int8"):
+            for kv_type in ("int16", "float16", "int8", "int4"):
                 error = attention(run, kv_type, shape, rows) - exact
                 errors[kv_type] = round(float(np.sqrt((error**2).mean() / (exact**2).mean())), 6)
             found.append({"shape": shape, "positions": rows, "errors": errors})

@@ -135,7 +135,7 @@ def test_the_tolerances_of_operators():
         "rms_norm_linear": products,
         "rms_norm_swiglu": products,
         "linear": products,
-        "kv_append": [used["queries"], used["rows"], used["rows, int8"]],
+        "kv_append": [used["queries"], *(used[f"rows{each}"] for each in ("", ", int8", ", int4"))],
         "paged_attention": [used["attention"], used["attention, integer KV"]],
         "kv_keep": [],
     }

@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 from edge.errors import ConfigError, ContextError
 
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
-KVType = Literal["int16", "float16", "float32", "int8"]
-KVChoice = Literal["auto", "int16", "float16", "float32", "int8"]
+KVType = Literal["int16", "float16", "float32", "int8", "int4"]
+KVChoice = Literal["auto", "int16", "float16", "float32", "int8", "int4"]
 
 _LARGEST = (2 - 2**-23) * 2.0**127  # of float32: larger values become infinite on their way to the kernels
 _SIZES = (
@@ -255,8 +255,8 @@ class ModelConfig:
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
         """Bytes that one token takes in the KV cache, all layers together."""
         # Rows of integers have a float32 scale each.
-        dim = self.head_dim
-        row = {"int16": 2 * dim + 4, "float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[kv_type]
+        bits = {"int16": 16, "float16": 16, "float32": 32, "int8": 8, "int4": 4}[kv_type]
+        row = self.head_dim * bits // 8 + (4 if kv_type.startswith("int") else 0)
         return 2 * self.num_hidden_layers * self.num_key_value_heads * row
 
     def to_json(self) -> dict[str, Any]:

@@ -84,7 +84,8 @@ class RunOptions:
     kv_type: KVChoice = option(
         "auto",
         "Number type of the KV cache. int16 is as exact as float16 and faster on x86, int8 takes half the "
-        "memory; auto: float16, but on x86 int16 unless activations are float32.",
+        "memory, int4 a quarter, at a cost in accuracy; auto: float16, but on x86 int16 unless activations "
+        "are float32.",
         choices=get_args(KVChoice),
         flag="--kv",
         former=("--kv-type",),

@@ -21,8 +21,8 @@ struct Model {
 };
 
 const Model &model_of(uint8_t tier, uint8_t choice) {
-    static Model *models[4][4][3][2][8];  // kept until the end
-    const int kind = choice % 4, kv_type = choice / 4 % 4, activations = choice / 16 % 3,
+    static Model *models[4][5][3][2][8];  // kept until the end
+    const int kind = choice % 4, kv_type = choice % 80 / 16, activations = choice / 4 % 4 % 3,
               sparse = choice >> 7;
     Model *&model = models[kind][kv_type][activations][sparse][tier % 8];
     if (model == nullptr) model = new Model(1 + kind, kv_type, activations, sparse != 0, tier_of(tier % 8));

@@ -25,9 +25,10 @@ struct Model {
 
 bool accepts(Input input) {
     const uint8_t tier = input.take<uint8_t>() % 8, choice = input.take<uint8_t>();
-    static Model *models[4][2][8];  // kept until the end
-    Model *&made = models[choice % 4][choice >> 7][tier];
-    if (made == nullptr) made = new Model(choice % 4, choice >> 7, tier_of(tier));
+    const int32_t type = choice & 4 ? EDGE_KV_INT4 : choice % 4;
+    static Model *models[5][2][8];  // kept until the end
+    Model *&made = models[type][choice >> 7][tier];
+    if (made == nullptr) made = new Model(type, choice >> 7, tier_of(tier));
     edge_cache *const cache = made->cache;
     require(edge_cache_truncate(cache, 0) == EDGE_OK);
 
@@ -35,10 +36,9 @@ bool accepts(Input input) {
     const int64_t length = input.size(input.below_or(context));
     const int64_t pages =
         choice & 64 ? input.below_or(3) : (std::clamp<int64_t>(length, 0, context) + 255) / 256;
-    const int32_t type = choice % 4;
-    const int64_t element = type == EDGE_KV_F32 ? 4 : type == EDGE_KV_INT8 ? 1 : 2;
-    const bool scales = type == EDGE_KV_INT8 || type == EDGE_KV_INT16;
-    const int64_t row = Network::head_dim * element + (scales ? 4 : 0);
+    const int64_t bits = type == EDGE_KV_F32 ? 32 : type == EDGE_KV_INT8 ? 8 : type == EDGE_KV_INT4 ? 4 : 16;
+    const bool scales = type == EDGE_KV_INT4 || type == EDGE_KV_INT8 || type == EDGE_KV_INT16;
+    const int64_t row = Network::head_dim * bits / 8 + (scales ? 4 : 0);
     std::vector<uint8_t> memory(size_t(pages * 256 * 2 * Network::kv_heads * row) +
                                 (choice & 32 ? input.take<uint8_t>() : 0));
     std::vector<uint8_t> pattern(std::min<size_t>(input.left(), 4096));

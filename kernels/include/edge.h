@@ -100,8 +100,15 @@ typedef enum {
     EDGE_ACTIVATIONS_INT16 = 2 /* int8, and what that rounds away as int8 again: two dot products, added */
 } edge_activations;
 
-/* Number type of a KV cache. int8, int16: one scale per token, head and layer, for keys and for values. */
-typedef enum { EDGE_KV_F16 = 0, EDGE_KV_F32 = 1, EDGE_KV_INT8 = 2, EDGE_KV_INT16 = 3 } edge_kv_type;
+/* Number type of a KV cache. int4, int8, int16: one scale per token, head and layer, for keys and for values. int4 rows
+ * are rotated, and their codes stand for the levels of a bell curve. */
+typedef enum {
+    EDGE_KV_F16 = 0,
+    EDGE_KV_F32 = 1,
+    EDGE_KV_INT8 = 2,
+    EDGE_KV_INT16 = 3,
+    EDGE_KV_INT4 = 4
+} edge_kv_type;
 
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);

@@ -2,7 +2,7 @@
 // document (docs/profile.md) as the last line of its output.
 //
 //   edge_bench BUNDLE [--threads 1,2] [--prefill 512] [--generate 64] [--depth 0] [--fill prefill|synthetic]
-//                     [--kv float16|float32|int8|int16] [--repeat 5] [--model NAME]
+//                     [--kv float16|float32|int4|int8|int16] [--repeat 5] [--model NAME]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -100,7 +100,7 @@ void run(const Options &options) {
     }
     const Cost cost = bundle.cost(true);
     const KvType kv = kv_types.at(options.kv_type);
-    const int64_t head_row = kv.element_bytes * bundle.config.head_dim + kv.scale_bytes;
+    const int64_t head_row = kv.element_bits * bundle.config.head_dim / 8 + kv.scale_bytes;
     const int64_t row_bytes = 2 * head_row * bundle.config.layers * bundle.config.kv_heads;
     std::vector<std::unique_ptr<Runner>> runners;
     for (const int32_t threads : options.threads) {

@@ -37,6 +37,12 @@ inline void many_tokens(const Matrix &m, const Unpacked *weights, int64_t last, 
                                                          out, stride);
 }
 
+inline AttentionRows with_int8(const AttentionRows &rows) {
+    AttentionRows known = rows;
+    known.type = EDGE_KV_INT8;
+    return known;
+}
+
 }  // namespace
 
 EDGE_LOOP loop_one_int4_g32(const Matrix &m, const uint8_t *tile, int64_t distance, const Activations &a,
@@ -82,7 +88,7 @@ EDGE_LOOP loop_scores_float32(const AttentionRows &rows, const float *keys, int6
 EDGE_LOOP loop_scores_int8(const AttentionRows &rows, RowRange range, const uint8_t *keys, int64_t positions,
                            float *scores, const uint8_t *following) {
     EDGE_TURN(four_rows * 64);
-    score_block_codes<int8_t>(rows, range, keys, positions, scores, following);
+    score_block_codes<int8_t>(with_int8(rows), range, keys, positions, scores, following);
 }
 EDGE_LOOP loop_scores_int16(const AttentionRows &rows, RowRange range, const uint8_t *keys, int64_t positions,
                             float *scores, const uint8_t *following) {
@@ -103,7 +109,7 @@ EDGE_LOOP loop_values_float32(const AttentionRows &rows, const AttentionChunk &c
 EDGE_LOOP loop_values_int8(const AttentionRows &rows, RowRange range, const AttentionChunk &c,
                            const int64_t *seen, float *outputs) {
     EDGE_TURN(four_rows * 64);
-    weigh_codes<int8_t>(rows, range, c, seen, outputs);
+    weigh_codes<int8_t>(with_int8(rows), range, c, seen, outputs);
 }
 EDGE_LOOP loop_values_int16(const AttentionRows &rows, RowRange range, const AttentionChunk &c,
                             const int64_t *seen, float *outputs) {
@@ -114,6 +120,10 @@ EDGE_LOOP loop_values_int16(const AttentionRows &rows, RowRange range, const Att
 EDGE_LOOP loop_halves(const uint16_t *halves, int64_t count, float *out) {
     EDGE_TURN(16);
     for (int64_t i = 0; i < count; i += 16) store(out + i, load(halves + i));
+}
+EDGE_LOOP loop_nibbles(const uint8_t *packed, int64_t count, int8_t *codes, const uint8_t *following) {
+    EDGE_TURN(128);
+    unpack(packed, count, codes, following);
 }
 EDGE_LOOP loop_powers(float *scores, int64_t count, const Floats &shift) {
     EDGE_TURN(16);

@@ -23,10 +23,11 @@ edge_config config_of(const Bundle &bundle, const Options &options, int32_t cont
 
 }  // namespace
 
-const std::map<std::string, KvType> kv_types = {{"int16", {EDGE_KV_INT16, 2, 4}},
-                                                {"float16", {EDGE_KV_F16, 2, 0}},
-                                                {"float32", {EDGE_KV_F32, 4, 0}},
-                                                {"int8", {EDGE_KV_INT8, 1, 4}}};
+const std::map<std::string, KvType> kv_types = {{"int16", {EDGE_KV_INT16, 16, 4}},
+                                                {"float16", {EDGE_KV_F16, 16, 0}},
+                                                {"float32", {EDGE_KV_F32, 32, 0}},
+                                                {"int8", {EDGE_KV_INT8, 8, 4}},
+                                                {"int4", {EDGE_KV_INT4, 4, 4}}};
 
 double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -16,7 +16,7 @@ namespace tools {
 
 struct KvType {
     edge_kv_type type;
-    int64_t element_bytes, scale_bytes;  // of a number, and beside every row of a head
+    int64_t element_bits, scale_bytes;  // of a number, and beside every row of a head
 };
 extern const std::map<std::string, KvType> kv_types;  // by name
 

@@ -8,8 +8,8 @@ from edge.config import SparseConfig
 from edge.errors import EdgeError
 from edge.quant.layout import MatrixLayout
 
-KvType = Literal["float16", "float32", "int8", "int16"]
-KV_TYPES: tuple[KvType, ...] = ("float16", "float32", "int8", "int16")
+KvType = Literal["float16", "float32", "int8", "int16", "int4"]
+KV_TYPES: tuple[KvType, ...] = ("float16", "float32", "int8", "int16", "int4")
 """Names of the values of `edge_kv_type`."""
 
 

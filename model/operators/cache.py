@@ -6,7 +6,7 @@ What `kernels/include/edge_operators.h` computes, under the same names. Shapes a
 * start int64 [1]: rows before this call, of n tokens of one sequence;
 * tree: None or empty for causal order, else int64 [n], n <= 64: bit j of row i is set if token i sees token j
   of this call, its own bit included, ancestors before descendants;
-* heads, kv_heads, head_dim, kv_type (0 float16, 1 float32, 2 int8, 3 int16), capacity in tokens;
+* heads, kv_heads, head_dim, kv_type (0 float16, 1 float32, 2 int8, 3 int16, 4 int4), capacity in tokens;
 * sparse: empty for dense attention, or kernel_size, kernel_stride, block_size, init_blocks, window_size,
   topk, dense_len, exact_lse.
 """

@@ -2,7 +2,7 @@
 by PyTorch.
 
 A uint8 tensor: pages of 256 positions, each [KV head][keys, values][4 blocks of 64 positions]; for sparse
-attention the summaries of the keys follow. After the codes of a block (int8, int16) stand its 64 scales.
+attention the summaries of the keys follow. After the codes of a block, of integers, stand its 64 scales.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edge.config import SparseConfig
 from edge.model.attention.key_summaries import KeySummaries, complete_windows
+from edge.model.operators import int4_rows
 from edge.model.operators.arguments import KV_TYPES, KvType, cache_numbers
 
 _BLOCK, _PAGE, _LANES = 64, 256, 16
@@ -62,9 +63,11 @@ class LayerCache:
         positions = torch.arange(rows)
         parts = []
         for which in (0, 1):
-            values = self._elements(cache)[self._index(which, positions)]
+            values = self._get(cache, self._index(which, positions))
             if self._has_scales:
-                values = values.float() * self._scales(cache)[self._scale_index(which, positions)]
+                scales = self._scales(cache)[self._scale_index(which, positions)]
+                is_int4 = self.kv_type == "int4"
+                values = int4_rows.values_of(values, scales) if is_int4 else values.float() * scales
             parts.append(values.float())
         return parts[0], parts[1]
 
@@ -74,21 +77,20 @@ class LayerCache:
         for which, x in enumerate((keys, values)):
             index = self._index(which, positions)
             if not self._has_scales:
-                limit = torch.finfo(getattr(torch, self.kv_type)).max
-                self._elements(cache)[index] = x.clamp(-limit, limit).to(self._elements(cache).dtype)
+                limit = torch.finfo(self._dtype).max
+                self._put(cache, index, x.clamp(-limit, limit))
                 continue
-            scale = self._row_scale(x, is_key=which == 0)
-            codes = torch.where(scale > 0, (x / scale).round(), 0)
-            self._elements(cache)[index] = codes.to(self._elements(cache).dtype)
+            codes, scale = self._codes(x, is_key=which == 0)
+            self._put(cache, index, codes)
             self._scales(cache)[self._scale_index(which, positions)] = scale
 
     def move(self, cache: Tensor, rows: Tensor, start: int) -> None:
         """Copy the given rows to `start`, `start` + 1, ..."""
         positions = torch.arange(start, start + rows.numel())
         for which in (0, 1):
-            elements, scales = self._elements(cache), self._scales(cache)
-            elements[self._index(which, positions)] = elements[self._index(which, rows)]
+            self._put(cache, self._index(which, positions), self._get(cache, self._index(which, rows)))
             if self._has_scales:
+                scales = self._scales(cache)
                 at, source = self._scale_index(which, positions), self._scale_index(which, rows)
                 scales[at] = scales[source]
 
@@ -123,24 +125,30 @@ class LayerCache:
 
     @property
     def _has_scales(self) -> bool:
-        return self.kv_type in ("int8", "int16")
+        return self.kv_type.startswith("int")
 
-    def _row_scale(self, x: Tensor, is_key: bool) -> Tensor:
-        """What a code of 1 stands for. Keys of 16 bits have a fixed Euclidean length, so that sums of their
-        products with queries fit into 32 bits.
+    def _codes(self, x: Tensor, is_key: bool) -> tuple[Tensor, Tensor]:
+        """Rows as codes, and their scales. Keys of 16 bits have a fixed Euclidean length, so that
+        sums of their products with queries fit into 32 bits.
         """
+        if self.kv_type == "int4":
+            return int4_rows.quantize(x)
         if self.kv_type == "int16" and is_key:
-            return x.norm(dim=-1, keepdim=True) / 32000
-        return x.abs().amax(-1, keepdim=True) / (127 if self.kv_type == "int8" else 32767)
-
-    @property
-    def _element_bytes(self) -> int:
-        return self._dtype.itemsize
+            scale = x.norm(dim=-1, keepdim=True) / 32000
+        else:
+            scale = x.abs().amax(-1, keepdim=True) / torch.iinfo(self._dtype).max
+        return torch.where(scale > 0, (x / scale).round(), 0), scale
 
     @property
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.kv_type)
+        """Of an element, or of two that share a byte."""
+        dtype: torch.dtype = getattr(torch, "uint8" if self.kv_type == "int4" else self.kv_type)
         return dtype
+
+    @property
+    def _codes_bytes(self) -> int:
+        """Of a block, without its scales."""
+        return _BLOCK * self.head_dim * self._dtype.itemsize // (2 if self.kv_type == "int4" else 1)
 
     @property
     def _float_bytes(self) -> int:
@@ -149,7 +157,7 @@ class LayerCache:
     @property
     def _block_bytes(self) -> int:
         scales = _BLOCK * _SCALE_BYTES if self._has_scales else 0
-        return _BLOCK * self.head_dim * self._element_bytes + scales
+        return self._codes_bytes + scales
 
     @property
     def _rows_bytes(self) -> int:
@@ -166,8 +174,20 @@ class LayerCache:
         """Elements of one KV head in a page: 4 blocks of fine windows and one of coarse ones."""
         return (_COARSENING + 1) * _BLOCK * self.head_dim
 
-    def _elements(self, cache: Tensor) -> Tensor:
-        return cache[: self._rows_bytes].view(self._dtype)
+    def _get(self, cache: Tensor, index: Tensor) -> Tensor:
+        elements = cache[: self._rows_bytes].view(self._dtype)
+        return elements[_byte(index)] >> _shift(index) & 15 if self.kv_type == "int4" else elements[index]
+
+    def _put(self, cache: Tensor, index: Tensor, values: Tensor) -> None:
+        elements = cache[: self._rows_bytes].view(self._dtype)
+        if self.kv_type != "int4":
+            elements[index] = values.to(self._dtype)
+            return
+        values = values.to(self._dtype)
+        for shift in (0, 4):  # one after the other: they share bytes
+            chosen = _shift(index) == shift
+            at = _byte(index[chosen])
+            elements[at] = elements[at] & (0xF0 >> shift) | values[chosen] << shift
 
     def _scales(self, cache: Tensor) -> Tensor:
         return cache[: self._rows_bytes].view(torch.float32)
@@ -185,16 +205,17 @@ class LayerCache:
 
     def _index(self, which: int, positions: Tensor) -> Tensor:
         """Where the elements of keys (0) or values (1) stand, [KV heads, positions, head_dim]."""
-        place, run = (positions % _BLOCK).unsqueeze(-1), 4 // self._element_bytes if self._has_scales else 1
+        place, run = (positions % _BLOCK).unsqueeze(-1), 4 // self._dtype.itemsize if self._has_scales else 1
         element = torch.arange(self.head_dim)
         if which == 0:
             within = _key_place(place, element, self.head_dim, run)
         else:
             within = (place - place % run) * self.head_dim + element * run + place % run
-        return self._block_start(which, positions).unsqueeze(-1) // self._element_bytes + within
+        start = self._block_start(which, positions).unsqueeze(-1)
+        return start * (_BLOCK * self.head_dim) // self._codes_bytes + within
 
     def _scale_index(self, which: int, positions: Tensor) -> Tensor:
-        codes = self._block_start(which, positions) + _BLOCK * self.head_dim * self._element_bytes
+        codes = self._block_start(which, positions) + self._codes_bytes
         return (codes // _SCALE_BYTES + positions % _BLOCK).unsqueeze(-1)
 
     def _summary_index(self, level: int, windows: Tensor) -> Tensor:
@@ -211,6 +232,15 @@ def _key_place(place: Tensor, element: Tensor, head_dim: int, run: int) -> Tenso
     """Within a block: 16 positions side by side, `run` elements of each."""
     lane = place % _LANES
     return (place - lane) * head_dim + element // run * (run * _LANES) + lane * run + element % run
+
+
+def _byte(index: Tensor) -> Tensor:
+    """Where a code of 4 bits stands: two that are 64 apart in one byte, the earlier one in its lower half."""
+    return index // 128 * 64 + index % 64
+
+
+def _shift(index: Tensor) -> Tensor:
+    return index // 64 % 2 * 4
 
 
 def _sparse_config(numbers: Sequence[int]) -> SparseConfig | None:

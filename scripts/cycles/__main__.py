@@ -5,7 +5,7 @@
     python -m scripts.cycles --write               # also into edge/measure/profile/cores.py
 
 Every loop is compiled with the flags of the library. Its instructions go to llvm-mca, with the model that
-`cores` names. Figures are multiply-adds per cycle of one core (of `halves` and `powers`, elements).
+`cores` names. Figures are multiply-adds per cycle of one core; of `halves`, `nibbles` and `powers`, elements.
 """
 
 from __future__ import annotations

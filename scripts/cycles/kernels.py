@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Work = Literal["int8", "int8 x int16", "int16", "float32", "halves", "powers"]
+Work = Literal["int8", "int8 x int16", "int16", "float32", "halves", "nibbles", "powers"]
 
 # Products (conversions and powers of two: elements) of one instruction, by the beginning of its text.
 PRODUCTS: dict[Work, dict[str, int]] = {
@@ -15,6 +15,7 @@ PRODUCTS: dict[Work, dict[str, int]] = {
     "int16": {"smlal2": 4, "smlal": 4, "vpdpwssd": 32},
     "float32": {"fmla": 4, "vfmadd": 16},
     "halves": {"fcvtl": 4, "vcvtph2ps": 16},
+    "nibbles": {"tbl": 16, "vpshufb": 64},
     "powers": {"frintn": 4, "vrndscaleps": 16},
 }
 
@@ -51,5 +52,6 @@ KERNELS = (
     Kernel("values_int8", "loop_values_int8", "int8 x int16"),
     Kernel("values_int16", "loop_values_int16", "int16"),
     Kernel("halves", "loop_halves", "halves"),
+    Kernel("nibbles", "loop_nibbles", "nibbles"),
     Kernel("powers", "loop_powers", "powers"),
 )

@@ -92,7 +92,7 @@ def linear(document: Document) -> Lines:
     return [["weights", *columns.values()], *rows]
 
 
-_KV_TYPES = ("int16", "float16", "int8")
+_KV_TYPES = ("int16", "float16", "int8", "int4")
 
 
 def long_context(document: Document) -> Lines:

@@ -37,6 +37,8 @@ TOLERANCES = {
     "int8 int16": 0.2,
     "float32 int8": 0.15,
     "int8 int8": 0.25,
+    "float32 int4": 1.0,
+    "int8 int4": 1.0,
 }
 
 

@@ -296,7 +296,7 @@ def test_damage_in_the_last_token_is_seen_without_logits(minicpm, make_bundle, o
     assert cache.length == 0
 
 
-@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16"])
+@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16", "int4"])
 @pytest.mark.parametrize("prefix", [0, 5, 61])
 def test_rows_of_a_failed_batch_are_not_seen(minicpm, make_bundle, open_native, kv_type: str, prefix: int):
     """They stay in the memory of the cache, with keys, values and scales that are NaN."""

@@ -28,6 +28,7 @@ MODES = [
     ("int8", "float16"),
     ("int8", "int8"),
     ("float32", "int8"),
+    ("int8", "int4"),
 ]
 
 
@@ -186,7 +187,7 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell resident memory")
-@pytest.mark.parametrize("kv_type", ["int16", "float16", "int8"])
+@pytest.mark.parametrize("kv_type", ["int16", "float16", "int8", "int4"])
 def test_memory_grows_with_the_tokens(minicpm, make_bundle, open_native, tokens_of, kv_type: str):
     """A long context costs what is used of it, within a page of 256 positions and two huge pages."""
     config = minicpm(max_position_embeddings=1 << 18)

@@ -14,7 +14,7 @@ from edge.quant.scheme import QuantScheme
 from tests.steps import forward, memory_of
 
 SPARSE = SparseConfig(dense_len=128, window_size=128, init_blocks=1, topk=2)
-KV_TYPES = ["float32", "float16", "int16", "int8"]
+KV_TYPES = ["float32", "float16", "int16", "int8", "int4"]
 
 
 @pytest.fixture(params=["dense", "sparse"])

@@ -132,7 +132,7 @@ def test_whole_network(open_both, tokens_of, scheme, activations: str):
 
 
 @pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
-@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8", "int16"])
+@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8", "int16", "int4"])
 def test_caches(open_both, tokens_of, kv_type: str, sparse: SparseConfig | None):
     executor, decoder = open_both(INT4, sparse=sparse, kv_type=kv_type)
     assert (executor.info.sparse is None) == (sparse is None)
@@ -163,7 +163,7 @@ def test_threads(open_both, tokens_of, threads: int):
 
 
 @pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
-@pytest.mark.parametrize("kv_type", ["float16", "int8", "int16"])
+@pytest.mark.parametrize("kv_type", ["float16", "int8", "int16", "int4"])
 def test_trees(open_both, tokens_of, kv_type: str, sparse: SparseConfig | None):
     """A tree, one of its paths kept, and what follows; the kept rows complete summaries."""
     executor, decoder = open_both(INT4, sparse=sparse, kv_type=kv_type)

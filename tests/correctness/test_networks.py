@@ -155,7 +155,7 @@ def test_ternary_body_with_another_head(minicpm, make_bundle, check, head: str, 
     check(make_bundle(minicpm(), QuantScheme("ternary", 128), head=scheme), activations=activations)
 
 
-@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16"])
+@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16", "int4"])
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_long_sequence(minicpm, make_bundle, check, activations: str, kv_type: str):
     """Several attention chunks, at a length that is no multiple of them."""

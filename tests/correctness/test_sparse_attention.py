@@ -17,6 +17,7 @@ from edge.executors.native.library import cpu_tiers
 from edge.executors.native.pool import ThreadPool
 from edge.model.attention.blocks import attend, query_positions, select_blocks
 from edge.model.attention.sparse import reference_attention, reference_selection
+from edge.model.operators import int4_rows
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=-1)
 VARIANTS = {
@@ -33,7 +34,7 @@ SHAPES = [(4, 2, 64), (16, 1, 128), (3, 3, 64), (6, 2, 80)]  # heads, KV heads, 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # float32 against float32, outputs of about 1
 # Largest difference from attention over the stored rows, whose values are about 1; beside integers queries
 # and softmax weights are rounded to 16 bits, and a few codes of 8 bits the other way.
-TOLERANCES = {"float32": 2e-5, "float16": 2e-5, "int8": 1e-2, "int16": 1e-3}
+TOLERANCES = {"float32": 2e-5, "float16": 2e-5, "int8": 1e-2, "int16": 1e-3, "int4": 1e-2}
 
 
 class Operator:
@@ -187,20 +188,22 @@ def test_a_chain_is_no_tree(operator):
     """Bit for bit: windows of a path are computed as those of the cache are."""
     q, k, v = random_qkv((8, 2, 64), 40, 1000)
     chain = tree_mask(list(range(-1, 39)))
-    for kv_type in ("float32", "float16", "int8", "int16"):
+    for kv_type in ("float32", "float16", "int8", "int16", "int4"):
         plain, blocks = operator(q, k, v, SPARSE, kv_type)
         tree, tree_blocks = operator(q, k, v, SPARSE, kv_type, tree=chain)
         assert torch.equal(tree, plain) and tree_blocks == blocks
 
 
 @pytest.mark.parametrize("tier", cpu_tiers())
-@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16"])
+@pytest.mark.parametrize("kv_type", ["float32", "float16", "int8", "int16", "int4"])
 def test_number_types(operator, kv_type: str, tier: str):
     """Of the stored rows: nearly the same blocks, and exact attention over those that were selected."""
     q, k, v = random_qkv((8, 2, 64), 40, 1031)
     out, blocks = operator(q, k, v, SPARSE, kv_type, tier=tier)
     if kv_type == "int8":
         k, v = (stored_as_int8(x) for x in (k, v))
+    if kv_type == "int4":
+        k, v = (int4_rows.values_of(*int4_rows.quantize(x)) for x in (k, v))
     mask = as_mask(blocks, 1031)
     assert (mask == select_blocks(q, k, SPARSE)).float().mean() > 0.995
     wanted = attend(q, k, v, mask, SPARSE.block_size)

@@ -25,7 +25,7 @@ from edge.quant.scheme import QuantScheme
 from tests.steps import forward, memory_of, paths, tree_masks
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=3, dense_len=200)
-MODES = [("float32", "float32"), ("int8", "int16"), ("int8", "float16"), ("int8", "int8")]
+MODES = [("float32", "float32"), ("int8", "int16"), ("int8", "float16"), ("int8", "int8"), ("int8", "int4")]
 N = 620  # 10 blocks, of which a query reads 5
 
 

@@ -102,6 +102,7 @@ MODES = [
     ("int8", "int16"),
     ("int8", "float16"),
     ("int8", "int8"),
+    ("int16", "int4"),
 ]
 SPARSE = SparseConfig(dense_len=128, window_size=128, init_blocks=1, topk=2)
 

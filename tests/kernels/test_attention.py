@@ -14,14 +14,45 @@ from edge.errors import NativeError
 
 Floats = npt.NDArray[np.floating]
 
-# Largest difference, in units of the largest value that a query sees. int8: weights and queries have 14 bits.
-TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "int8": 4e-4}
+# Largest difference, in units of the largest value that a query sees. Integers: weights and queries have 14
+# bits. int4: on the edge between two codes, or two sizes of the levels, a row may fall to the other side.
+TOLERANCE = {"float32": 3e-6, "float16": 3e-6, "int8": 4e-4, "int4": 2e-2}
+LEVELS = np.array([-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127])
+
+
+def rotation(dim: int) -> Floats:
+    """What int4 rows are multiplied with: Hadamard signs, of some elements turned, and a reflection."""
+    power = dim & -dim
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < power:
+        hadamard = np.kron([[1, 1], [1, -1]], hadamard) / np.sqrt(2)
+    bits = np.arange(power)
+    signs = 1 - 2 * ((bits & bits >> 1 ^ bits >> 2 & bits >> 3) & 1)
+    reflection = np.eye(dim // power) - (2 * power / dim if dim > power else 0)
+    return np.kron(reflection, signs[:, None] * hadamard * signs)
+
+
+def rounded_to_int4(x: Floats) -> Floats:
+    """The nearest of sixteen levels in each rotated row: the best of three sizes of them."""
+    size = np.abs(x).max(-1, keepdims=True)
+    usable = size > 1 / 3e38
+    turned = x.astype(np.float64) / np.where(usable, size, 1) @ rotation(x.shape[-1])
+    deviation = np.where(usable, np.sqrt((turned**2).mean(-1, keepdims=True)), 1)
+    middles = (LEVELS[1:] + LEVELS[:-1]) / 2 / 127
+    levels = np.stack([LEVELS[np.searchsorted(middles, turned / deviation / top)] for top in (2.2, 2.7, 3.2)])
+    scales = (turned * levels).sum(-1, keepdims=True) / (levels**2).sum(-1, keepdims=True)
+    found = levels * scales
+    best = ((found - turned) ** 2).sum(-1, keepdims=True).argmin(0)[None]
+    nearest = np.take_along_axis(found, best, 0)[0]
+    return np.where(usable, size * (nearest @ rotation(x.shape[-1])), 0)
 
 
 def rounded(x: Floats, kv_type: str) -> Floats:
     """As the cache keeps it."""
     if kv_type == "float16":
         return x.clip(-65504, 65504).astype(np.float16).astype(np.float64)
+    if kv_type == "int4":
+        return rounded_to_int4(x)
     if kv_type == "int8":
         scale = np.abs(x).max(-1, keepdims=True).astype(np.float32) / np.float32(127)
         usable = scale > 127 / 3e38 / 127
@@ -61,7 +92,7 @@ def random_inputs(n: int, positions: int, heads: int, kv_heads: int, dim: int, s
     return [generator.standard_normal(shape, dtype=np.float32) * 1.5 for shape in shapes]
 
 
-@pytest.fixture(params=["float32", "float16", "int8"])
+@pytest.fixture(params=["float32", "float16", "int8", "int4"])
 def kv_type(request) -> str:
     return request.param
 
@@ -136,14 +167,14 @@ def test_adversarial_values(check, kv_type: str, what: str):
 
 
 def test_what_a_query_does_not_see_does_not_matter(operators, tier, kv_type):
-    """Not even with a weight of 2^-64: values are as large as can be, the scale of int8 is not a number."""
+    """Not even with a weight of 2^-64: values are as large as can be, the scale of integers is NaN."""
     tree = np.array([1, 3, 4, 12, 16], np.uint64)
     hidden = {"causal": slice(-1, None), "tree": [-5, -4, -1]}  # of the last but one
     for name, rows in hidden.items():
         queries, keys, values = random_inputs(5, 70, 4, 2, 64)
         masks = tree if name == "tree" else None
         before = operators.attention(queries, keys, values, kv_type, tier, masks)
-        values[rows] = {"float16": 6e4, "float32": 1e30, "int8": np.nan}[kv_type]
+        values[rows] = {"float16": 6e4, "float32": 1e30}.get(kv_type, np.nan)
         keys[rows] = 3
         after = operators.attention(queries, keys, values, kv_type, tier, masks)
         np.testing.assert_array_equal(after[-2], before[-2])
@@ -168,7 +199,8 @@ def test_alone_equals_together(operators, tier, kv_type, n: int):
 
 
 @pytest.mark.parametrize(
-    ("kv_type", "largest", "divergence"), [("float16", 1.5e-3, 1e-6), ("int8", 3e-2, 3e-4)]
+    ("kv_type", "largest", "divergence"),
+    [("float16", 1.5e-3, 1e-6), ("int8", 3e-2, 3e-4), ("int4", 5e-1, 5e-2)],
 )
 def test_what_rounding_costs(operators, kv_type: str, largest: float, divergence: float):
     """Largest error in standard deviations of a value; mean KL divergence of the attention weights (nats)."""

@@ -153,7 +153,9 @@ def example(n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kv_type", "sparse"), [("float16", None), ("int8", SPARSE), ("float32", SPARSE)], ids=str
+    ("kv_type", "sparse"),
+    [("float16", None), ("int8", SPARSE), ("float32", SPARSE), ("int4", SPARSE)],
+    ids=str,
 )
 def test_a_layer(operators, data, tmp_path, kv_type: str, sparse: SparseConfig | None):
     """Pieces of several sizes; the cache is a buffer of the program, changed in place."""

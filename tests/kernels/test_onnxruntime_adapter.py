@@ -180,7 +180,7 @@ class Cache:
 
 
 @pytest.mark.parametrize("sparse", [None, SPARSE, EXACT], ids=["dense", "sparse", "exact"])
-@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8", "int4"])
 def test_cache(layer, kv_type: str, sparse: SparseConfig | None):
     """Pieces of a sequence and a tree go into a cache that is bound as input and output, in place."""
     cache = Cache(layer, kv_type, sparse)

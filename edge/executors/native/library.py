@@ -33,7 +33,7 @@ UNSUPPORTED = 6
 """The status of a call that this CPU, build or system lacks."""
 
 ACTIVATIONS = {"int8": 0, "float32": 1, "int16": 2}
-KV_TYPE = {"float16": 0, "float32": 1, "int8": 2, "int16": 3}
+KV_TYPE = {"float16": 0, "float32": 1, "int8": 2, "int16": 3, "int4": 4}
 
 _INTEGERS: dict[Any, tuple[int, int]] = {
     c_int32: (-(2**31), 2**31 - 1),
@@ -336,7 +336,7 @@ _FUNCTIONS = {
     "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, POINTER(Step), c_int32, c_void_p)),
     "edge_sample": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(SampleResult))),
-    "edge_philox": (None, (c_void_p, c_void_p, c_void_p)),
+    "edge_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
 }
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Multiply-adds of one core per cycle; of `halves` (float16 to float32) and `powers` (of two), elements.
+    """Multiply-adds of one core per cycle; of `halves` (float16 to float32), `nibbles` (4 to 8 bits) and
+    `powers` (of two), elements.
 
     one_*: weights of one token, as they come from memory; many_*: of many tokens, from unpacked weights, by
     the columns of a group. scores_*, values_*: attention, by what it reads; `float32` is float16 converted
@@ -30,6 +31,7 @@ class Rates:
     values_int8: float
     values_int16: float
     halves: float
+    nibbles: float
     powers: float
 
 
@@ -54,21 +56,72 @@ CORES: dict[str, Core] = {
         "neon-dotprod",
         "neoverse-n1",
         Rates(
-            8.45, 11, 9.82, 10.2, 14.5, 20.2, 11.7, 4.54, 7.43, 10.6, 3.97, 4.54, 7.87, 10.6, 3.97, 1.97, 0.38
+            8.45,
+            11,
+            9.82,
+            10.2,
+            14.5,
+            20.2,
+            11.7,
+            4.54,
+            7.43,
+            10.6,
+            3.97,
+            4.54,
+            7.87,
+            10.6,
+            3.97,
+            1.97,
+            9.08,
+            0.38,
         ),
     ),
     "cortex-a78": Core(
         "neon-dotprod",
         "neoverse-n1",
         Rates(
-            8.45, 11, 9.82, 10.2, 14.5, 20.2, 11.7, 4.54, 7.43, 10.6, 3.97, 4.54, 7.87, 10.6, 3.97, 1.97, 0.38
+            8.45,
+            11,
+            9.82,
+            10.2,
+            14.5,
+            20.2,
+            11.7,
+            4.54,
+            7.43,
+            10.6,
+            3.97,
+            4.54,
+            7.87,
+            10.6,
+            3.97,
+            1.97,
+            9.08,
+            0.38,
         ),
     ),
     "cortex-a720": Core(
         "neon-i8mm",
         "neoverse-n2",
         Rates(
-            8.52, 11, 9.94, 10.5, 20.9, 35.6, 17.9, 4.54, 7.44, 10.6, 3.97, 4.54, 7.88, 10.6, 3.97, 1.97, 0.38
+            8.52,
+            11,
+            9.94,
+            10.5,
+            20.9,
+            35.6,
+            17.9,
+            4.54,
+            7.44,
+            10.6,
+            3.97,
+            4.54,
+            7.88,
+            10.6,
+            3.97,
+            1.97,
+            9.09,
+            0.38,
         ),
     ),
     "cortex-x1": Core(
@@ -91,6 +144,7 @@ CORES: dict[str, Core] = {
             20.9,
             7.86,
             3.91,
+            12.1,
             0.773,
         ),
     ),
@@ -114,6 +168,7 @@ CORES: dict[str, Core] = {
             20.8,
             7.86,
             3.87,
+            15.8,
             0.755,
         ),
     ),
@@ -137,6 +192,7 @@ CORES: dict[str, Core] = {
             20.8,
             7.86,
             3.87,
+            15.8,
             0.755,
         ),
     ),
@@ -160,6 +216,7 @@ CORES: dict[str, Core] = {
             14.2,
             7.82,
             5.02,
+            18.8,
             0.657,
         ),
     ),
@@ -183,6 +240,7 @@ CORES: dict[str, Core] = {
             14.2,
             7.82,
             5.02,
+            18.8,
             0.657,
         ),
     ),

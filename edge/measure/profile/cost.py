@@ -28,6 +28,7 @@ _ATTENTION: dict[str, Arithmetic] = {
     "float32": "float32",
     "int16": "int16",
     "int8": "int16",  # widened
+    "int4": "int16",  # unpacked, and widened
 }
 
 

@@ -15,6 +15,7 @@ from edge.quant.scheme import QuantScheme
 
 _LONG = 128  # columns: from such groups on, the loops of long groups count
 _TASK_ROWS = 128  # query rows that share what is converted of the KV cache, at most
+_RANGE_ROWS = 16  # those that share the unpacking of codes of 4 bits
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,14 @@ class CpuModel:
 
     def _attention(self, tokens: int, depth: int, rows: int) -> Part:
         work = self.cost.attention_pairs(tokens, depth)
-        loops = self.kv_type if self.kv_type != "float16" or rows <= self.cpu.tile_rows else "float32"
+        halves = self.kv_type == "float16" and rows > self.cpu.tile_rows
+        loops = "float32" if halves else "int8" if self.kv_type == "int4" else self.kv_type
         compute = self._seconds(work / 2, f"scores_{loops}") + self._seconds(work / 2, f"values_{loops}")
         compute += self._seconds(work / 2 / self.config.head_dim, "powers")
-        if loops != self.kv_type:
+        if halves:
             compute += self._seconds(work / rows, "halves")
+        if self.kv_type == "int4":
+            compute += self._seconds(work / min(rows, _RANGE_ROWS), "nibbles")
         passes = -(-tokens // self.batch)
         return self._reading(self.cost.kv_row * (depth + tokens) * passes), compute
 

@@ -14,11 +14,8 @@
 using edge::fail;
 using edge::guarded;
 using edge::Kernels;
-using edge::parallel_for;
 
 namespace {
-
-constexpr int64_t tokens_per_piece = 4;
 
 edge::CacheShape shape_of(const edge_layer_cache &cache, int64_t rows) {
     return {1, cache.kv_heads, cache.head_dim, rows, edge_kv_type(cache.kv_type)};
@@ -105,15 +102,13 @@ edge_status edge_kv_append(const edge_host *host, const edge_layer_cache *cache,
         if (const edge_status status = edge::take_scratch(host->scratch, bytes, &memory)) return status;
         rotated = reinterpret_cast<float *>(memory);
         const Layer layer(*cache, start);
-        parallel_for(*host->parallel, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t worker) {
+        edge::append_tokens(*host->parallel, start, n, [&](int64_t token, int32_t worker) {
             float *keys = rotated + worker * kv;
-            for (int64_t token = begin; token < end; ++token) {
-                const float *row = qkv + token * (query + 2 * kv);
-                std::memcpy(queries + token * query, row, size_t(query) * sizeof(float));
-                std::memcpy(keys, row + query, size_t(kv) * sizeof(float));
-                edge::append_token(*kernels, layer.view, 0, start + token, rope + token * dim, cache->heads,
-                                   queries + token * query, keys, row + query + kv);
-            }
+            const float *row = qkv + token * (query + 2 * kv);
+            std::memcpy(queries + token * query, row, size_t(query) * sizeof(float));
+            std::memcpy(keys, row + query, size_t(kv) * sizeof(float));
+            edge::append_token(*kernels, layer.view, 0, start + token, rope + token * dim, cache->heads,
+                               queries + token * query, keys, row + query + kv);
         });
         if (tree == nullptr) layer.summarise(*host->parallel, *kernels, start + n);
         return EDGE_OK;

@@ -22,7 +22,7 @@ edge_status check_heads(int32_t heads, int32_t kv_heads, int32_t head_dim, int32
     if (int64_t(heads) * head_dim > most_columns) {
         return fail(EDGE_INVALID, "%d heads of %d are beyond what is possible.", heads, head_dim);
     }
-    if (kv_type < EDGE_KV_F16 || kv_type > EDGE_KV_INT16) {
+    if (kv_type < EDGE_KV_F16 || kv_type > EDGE_KV_INT4) {
         return fail(EDGE_INVALID, "Unknown KV type %d.", kv_type);
     }
     return EDGE_OK;

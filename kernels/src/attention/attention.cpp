@@ -38,6 +38,15 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim) {
     std::fill_n(state.outputs, rows * head_dim, 0.0f);
 }
 
+void finish(const Kernels &kernels, const CacheShape &shape, const AttentionState &state, int64_t rows,
+            float *const *outputs) {
+    const int64_t dim = shape.head_dim;
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t d = 0; d < dim; ++d) outputs[r][d] = state.outputs[r * dim + d] / state.sums[r];
+        if (shape.type == EDGE_KV_INT4) kernels.rotate(outputs[r], dim);
+    }
+}
+
 struct Attention::Plan {
     const Sequence *sequence;
     int64_t rows, task_rows,
@@ -95,15 +104,6 @@ struct Attention::Task {
     }
 
     int64_t furthest() const { return *std::max_element(limits, limits + count); }
-
-    // outputs = state, normalised
-    void finish(const AttentionState &state, int64_t head_dim) const {
-        for (int r = 0; r < count; ++r) {
-            for (int64_t d = 0; d < head_dim; ++d) {
-                outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
-            }
-        }
-    }
 };
 
 Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers)
@@ -238,7 +238,7 @@ void Attention::run_split(const edge_parallel &parallel, const Run &run) {
             for (int64_t chunk = 0; chunk < task.plan.chunks; ++chunk) {
                 run.kernels.merge(part_at(task, chunk), task.count, head_dim_, state);
             }
-            task.finish(state, head_dim_);
+            finish(run.kernels, task.plan.sequence->cache->shape, state, task.count, task.outputs);
         }
     });
 }
@@ -253,7 +253,7 @@ void Attention::run_whole(const edge_parallel &parallel, const Run &run) {
                 attend(run, task, chunk, mine, mine->part);
                 run.kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }
-            task.finish(mine->state, head_dim_);
+            finish(run.kernels, task.plan.sequence->cache->shape, mine->state, task.count, task.outputs);
         }
     });
 }

@@ -25,6 +25,10 @@ inline AttentionState state_at(float *base, int64_t rows) { return {base, base +
 
 void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 
+// outputs[row][head_dim] = the state, normalised and in the space of the values.
+void finish(const Kernels &kernels, const CacheShape &shape, const AttentionState &state, int64_t rows,
+            float *const *outputs);
+
 // Tokens of one sequence in a batch; their keys and values are rows past .. past + n of its cache.
 struct Sequence {
     const CacheView *cache;

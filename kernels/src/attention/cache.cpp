@@ -21,8 +21,8 @@ struct Runs {
 
 Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
     const int64_t index = position % attention_block, dim = shape.head_dim;
-    const int64_t codes =
-        shape.has_scales() ? 4 / shape.element_bytes() : 1;  // that one lane of a vector holds
+    // that one lane of a vector holds, once those of 4 bits are unpacked
+    const int64_t codes = has_scales(shape.type) ? 32 / std::max(8, element_bits(shape.type)) : 1;
     if (is_key) {
         const int64_t lane = index % lanes, group = (index - lane) * dim;
         return {group + codes * lane, codes, codes * lanes, dim / codes};
@@ -32,24 +32,53 @@ Runs runs_of(const CacheShape &shape, bool is_key, int64_t position) {
 }
 
 template <class Element>
-void copy_runs(const Runs &from, const uint8_t *source, const Runs &to, uint8_t *target) {
-    const Element *read = reinterpret_cast<const Element *>(source) + from.first;
-    Element *write = reinterpret_cast<Element *>(target) + to.first;
+struct Elements {
+    Element *memory;
+
+    Element get(int64_t index) const { return memory[index]; }
+    void set(int64_t index, Element value) const { memory[index] = value; }
+};
+
+template <class Element>
+Elements<Element> elements(uint8_t *memory) {
+    return {reinterpret_cast<Element *>(memory)};
+}
+
+// Codes of 4 bits in a block.
+struct Nibbles {
+    uint8_t *memory;
+
+    uint8_t get(int64_t index) const { return memory[byte(index)] >> shift(index) & 15; }
+    void set(int64_t index, uint8_t value) const {
+        uint8_t *both = memory + byte(index);
+        *both = uint8_t((*both & 0xF0 >> shift(index)) | value << shift(index));
+    }
+
+   private:
+    static int64_t byte(int64_t index) { return index / 128 * 64 + index % 64; }
+    static int shift(int64_t index) { return int(index / 64 % 2 * 4); }
+};
+
+template <class From, class To>
+void copy_runs(const Runs &from, From source, const Runs &to, To target) {
+    int64_t read = from.first, write = to.first;
     for (int64_t i = 0; i < to.count; ++i, read += from.stride, write += to.stride) {
-        for (int64_t j = 0; j < to.run; ++j) write[j] = read[j];
+        for (int64_t j = 0; j < to.run; ++j) target.set(write + j, source.get(read + j));
     }
 }
 
-void copy_runs(const CacheShape &shape, const Runs &from, const uint8_t *source, const Runs &to,
-               uint8_t *target) {
+void copy_elements(const CacheShape &shape, const Runs &from, uint8_t *source, const Runs &to,
+                   uint8_t *target) {
     switch (shape.type) {
+        case EDGE_KV_INT4:
+            return copy_runs(from, Nibbles{source}, to, Nibbles{target});
         case EDGE_KV_INT8:
-            return copy_runs<uint8_t>(from, source, to, target);
+            return copy_runs(from, elements<uint8_t>(source), to, elements<uint8_t>(target));
         case EDGE_KV_F16:
         case EDGE_KV_INT16:
-            return copy_runs<uint16_t>(from, source, to, target);
+            return copy_runs(from, elements<uint16_t>(source), to, elements<uint16_t>(target));
         case EDGE_KV_F32:
-            return copy_runs<uint32_t>(from, source, to, target);
+            return copy_runs(from, elements<uint32_t>(source), to, elements<uint32_t>(target));
     }
 }
 
@@ -62,8 +91,8 @@ float *scale_of(const CacheShape &shape, uint8_t *block, int64_t position) {
 
 void copy_row(const CacheShape &shape, bool is_key, uint8_t *source, int64_t from, uint8_t *target,
               int64_t to) {
-    copy_runs(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
-    if (shape.has_scales()) *scale_of(shape, target, to) = *scale_of(shape, source, from);
+    copy_elements(shape, runs_of(shape, is_key, from), source, runs_of(shape, is_key, to), target);
+    if (has_scales(shape.type)) *scale_of(shape, target, to) = *scale_of(shape, source, from);
 }
 
 void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64_t position, const float *key,
@@ -75,6 +104,8 @@ void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64
         if (shape.type == EDGE_KV_INT8) {
             *scale_of(shape, target, position) =
                 kernels.quantize_int8(x, shape.head_dim, reinterpret_cast<int8_t *>(row));
+        } else if (shape.type == EDGE_KV_INT4) {
+            *scale_of(shape, target, position) = kernels.quantize_int4(x, shape.head_dim, row);
         } else if (shape.type == EDGE_KV_INT16) {
             const auto quantize = is_key ? kernels.quantize_key : kernels.quantize_value;
             *scale_of(shape, target, position) =
@@ -84,8 +115,12 @@ void CacheView::store(const Kernels &kernels, int64_t layer, int64_t head, int64
         } else {
             std::memcpy(row, x, size_t(shape.row_bytes()));
         }
-        const Runs to = runs_of(shape, is_key, position);
-        copy_runs(shape, {0, to.run, to.run, to.count}, row, to, target);
+        const Runs to = runs_of(shape, is_key, position), side_by_side{0, to.run, to.run, to.count};
+        if (shape.type == EDGE_KV_INT4) {
+            copy_runs(side_by_side, elements<uint8_t>(row), to, Nibbles{target});
+        } else {
+            copy_elements(shape, side_by_side, row, to, target);
+        }
     }
 }
 

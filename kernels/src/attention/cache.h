@@ -4,7 +4,8 @@
 // huge pages, however short the sequence is. A block stands as the attention kernels read it:
 //   keys    f16, f32: [16 positions each][head_dim][16]; int8, int16: [16 positions each][head_dim / w][16][w]
 //   values  f16, f32: [position][head_dim]; int8, int16: [w positions each][head_dim][w]
-// w: codes of 4 bytes together. After the codes of a block stand its 64 scales, one per position.
+// w: codes of 4 bytes together. Codes of 4 bits stand as those of int8 do, two that are 64 apart in a byte. After the
+// codes of a block stand its 64 scales, one per position.
 #pragma once
 
 #include <cstddef>
@@ -21,10 +22,8 @@ struct CacheShape {
     int64_t layers, kv_heads, head_dim, capacity;
     edge_kv_type type;
 
-    int64_t element_bytes() const { return type == EDGE_KV_INT8 ? 1 : type == EDGE_KV_F32 ? 4 : 2; }
-    int64_t row_bytes() const { return head_dim * element_bytes(); }
-    bool has_scales() const { return type == EDGE_KV_INT8 || type == EDGE_KV_INT16; }
-    int64_t scale_bytes() const { return has_scales() ? int64_t(sizeof(float)) : 0; }
+    int64_t row_bytes() const { return head_dim * element_bits(type) / 8; }
+    int64_t scale_bytes() const { return has_scales(type) ? int64_t(sizeof(float)) : 0; }
     int64_t position_bytes() const { return 2 * layers * kv_heads * (row_bytes() + scale_bytes()); }
     int64_t block_bytes() const { return attention_block * (row_bytes() + scale_bytes()); }
     int64_t page_bytes() const { return layers * kv_heads * 2 * attention_blocks * block_bytes(); }

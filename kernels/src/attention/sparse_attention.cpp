@@ -35,15 +35,6 @@ struct SparseAttention::Task {
     const float *queries[most_tile_rows];
     float *outputs[most_tile_rows];
     int64_t limits[most_tile_rows];
-
-    // outputs = state, normalised
-    void finish(const AttentionState &state, int64_t rows, int64_t head_dim) const {
-        for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t d = 0; d < head_dim; ++d) {
-                outputs[r][d] = state.outputs[r * head_dim + d] / state.sums[r];
-            }
-        }
-    }
 };
 
 SparseAttention::SparseAttention(const CacheShape &shape, const edge_sparse &sparse, int64_t heads,
@@ -185,7 +176,7 @@ void SparseAttention::walk(const Kernels &kernels, const SparseBatch &batch, con
             first = last;
         }
     }
-    task.finish(worker->state, task.tokens * group_, head_dim_);
+    finish(kernels, batch.cache.shape, worker->state, task.tokens * group_, task.outputs);
 }
 
 // A few queries: the blocks of each are spread over all threads, then merged.
@@ -216,7 +207,7 @@ void SparseAttention::run_split(const edge_parallel &parallel, const Kernels &ke
             for (int64_t i = 0; i < selection_.count(task.first, task.kv_head); ++i) {
                 kernels.merge(part_at(index, i), int(group_), head_dim_, state);
             }
-            task.finish(state, group_, head_dim_);
+            finish(kernels, batch.cache.shape, state, group_, task.outputs);
         }
     });
 }

@@ -61,6 +61,7 @@ void summarise(const Kernels &kernels, const SummaryShape &shape, edge_kv_type k
     }
     const float factor = 1.0f / float(grid.size);
     for (int64_t d = 0; d < shape.head_dim; ++d) sums[d] *= factor;
+    if (key_type == EDGE_KV_INT4) kernels.rotate(sums, shape.head_dim);  // back
     uint16_t halves[max_head_dim];
     if (shape.type == EDGE_KV_F16) kernels.to_half(sums, shape.head_dim, halves);
     const int64_t lane = window % key_group;

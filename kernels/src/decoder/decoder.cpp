@@ -197,6 +197,7 @@ void edge_model::allocate() {
     activated_.resize(size_t(n * shape_.intermediate_stride));
     rope_.resize(size_t(n * config.head_dim));
     tokens_.reserve(size_t(n));
+    pieces_.reserve(size_t(n));
     running_.reserve(size_t(n));
     sequences_.reserve(size_t(n));
 }
@@ -304,6 +305,7 @@ edge_status edge_model::forward(edge_step *steps, int32_t count, float *logits) 
 // The tokens of the steps without a fault, one sequence after the other.
 void edge_model::gather(edge_step *steps, int32_t count) {
     tokens_.clear();
+    pieces_.clear();
     running_.clear();
     sequences_.clear();
     for (int32_t i = 0; i < count; ++i) {
@@ -315,7 +317,10 @@ void edge_model::gather(edge_step *steps, int32_t count) {
         running_.push_back(&step);
         sequences_.push_back({step.cache, int64_t(tokens_.size()), step.n, step.cache->length, step.tree});
         for (int32_t token = 0; token < step.n; ++token) {
-            tokens_.push_back({step.tokens[token], step.cache, step.cache->length + token});
+            const int64_t row = step.cache->length + token, place = int64_t(tokens_.size());
+            if (token == 0 || row % edge::shared_rows == 0) pieces_.push_back({place, place});
+            pieces_.back().last = place + 1;
+            tokens_.push_back({step.tokens[token], step.cache, row});
         }
     }
 }
@@ -404,8 +409,8 @@ void edge_model::store_keys_and_values(int64_t layer) {
     const int64_t n = int64_t(tokens_.size());
     const Stage stage(observer, "rope_cache", layer, {keys_.data(), n, shape_.kv, shape_.kv_stride}, {},
                       n * cache_shape().position_bytes() / config.layers);
-    parallel_for(parallel_, n, tokens_per_piece, [&](int64_t begin, int64_t end, int32_t) {
-        for (int64_t token = begin; token < end; ++token) {
+    parallel_for(parallel_, int64_t(pieces_.size()), 1, [&](int64_t begin, int64_t end, int32_t) {
+        for (int64_t token = pieces_[size_t(begin)].first; token < pieces_[size_t(end - 1)].last; ++token) {
             edge::append_token(kernels, *tokens_[size_t(token)].cache, layer, tokens_[size_t(token)].row,
                                &rope_[token * config.head_dim], config.heads,
                                &queries_[token * shape_.query_stride], &keys_[token * shape_.kv_stride],

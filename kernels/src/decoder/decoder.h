@@ -83,6 +83,10 @@ struct edge_model {
         int64_t row;
     };
     std::vector<Token> tokens_;
+    struct Piece {
+        int64_t first, last;
+    };
+    std::vector<Piece> pieces_;              // of the tokens: those whose rows share bytes stand together
     std::vector<edge_step *> running_;       // the steps without a fault ...
     std::vector<edge::Sequence> sequences_;  // ... and what attention has to know of them
 

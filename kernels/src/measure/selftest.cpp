@@ -36,7 +36,8 @@ class SelfTest {
         }
         for (const int64_t size : {16, 48, 576}) elementwise(size);
         for (const int64_t head_dim : {16, 64, 80, 128}) {
-            for (const edge_kv_type type : {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT8, EDGE_KV_INT16}) {
+            for (const edge_kv_type type :
+                 {EDGE_KV_F16, EDGE_KV_F32, EDGE_KV_INT4, EDGE_KV_INT8, EDGE_KV_INT16}) {
                 for (const Values values : {random_values, all_zero, one_hot, tiny}) {
                     attention(head_dim, type, values);
                 }
@@ -221,6 +222,10 @@ class SelfTest {
             tested_.rope(got.data(), y.data(), y.data() + size / 2, size / 2);
             reference_.rope(wanted.data(), y.data(), y.data() + size / 2, size / 2);
             compare("rope", got, wanted);
+            got = wanted = x;
+            tested_.rotate(got.data(), size);
+            reference_.rotate(wanted.data(), size);
+            compare("rotate", got, wanted);
             quantized(x, size);
 
             std::vector<uint16_t> got_half(x.size()), wanted_half(x.size());
@@ -229,6 +234,10 @@ class SelfTest {
             if (got_half != wanted_half) failed("to_half: another rounding");
         }
         std::vector<float> x = make(size, random_values);
+        std::vector<uint8_t> got(x.size()), wanted(x.size());
+        const std::vector<float> scale{tested_.quantize_int4(x.data(), size, got.data())};
+        compare("quantize_int4", scale, {reference_.quantize_int4(x.data(), size, wanted.data())});
+        if (got != wanted) failed("quantize_int4: other codes");
         if (!tested_.all_finite(x.data(), size)) failed("all_finite: false for finite values");
         for (const float bad : {INFINITY, -INFINITY, NAN}) {
             x[x.size() - 1] = bad;
@@ -342,7 +351,7 @@ class SelfTest {
             for (int64_t group = 0; group < attention_block / key_group; ++group) {
                 kernels.add_keys(type, head_dim, block, group, sums[which].data());
             }
-            if (type == EDGE_KV_INT8 || type == EDGE_KV_INT16) continue;  // summaries are floats
+            if (has_scales(type)) continue;  // summaries are floats
             AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
             AlignedMemory memory;
             place_scratch(head_dim, rows, &memory, &task.scratch);

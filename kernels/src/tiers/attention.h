@@ -157,8 +157,9 @@ void prepare_queries(const AttentionRows &rows) {
     float *query = s.tile;
     const auto load_query = [&](int row) {
         for (int64_t d = 0; d < dim; d += 16) store(query + d, mul(load(rows.queries[row] + d), scale));
+        if (rows.type == EDGE_KV_INT4) rotate(query, dim);
     };
-    if (rows.type == EDGE_KV_F16 || rows.type == EDGE_KV_F32) {
+    if (!has_scales(rows.type)) {
         for_row_tiles<score_rows>(0, rows.count, [&](auto size, int first) {
             for (int r = 0; r < size.value; ++r) {
                 load_query(first + r);
@@ -168,8 +169,8 @@ void prepare_queries(const AttentionRows &rows) {
         });
         return;
     }
-    if (rows.type == EDGE_KV_INT8) return prepare_codes<int8_t>(rows, query, load_query);
-    prepare_codes<int16_t>(rows, query, load_query);
+    if (rows.type == EDGE_KV_INT16) return prepare_codes<int16_t>(rows, query, load_query);
+    prepare_codes<int8_t>(rows, query, load_query);
 }
 
 // All in one: otherwise GCC keeps the sums of the tiles in memory where a vector of lanes is several registers (NEON).
@@ -181,8 +182,8 @@ __attribute__((flatten)) void attend(const AttentionRows &rows, const AttentionC
         const int64_t positions = furthest - c.starts[b];
         seen[b] = positions < 0 ? 0 : positions < attention_block ? positions : attention_block;
     }
-    if (rows.type == EDGE_KV_INT8) return attend_codes<int8_t>(rows, c, seen, out);
     if (rows.type == EDGE_KV_INT16) return attend_codes<int16_t>(rows, c, seen, out);
+    if (has_scales(rows.type)) return attend_codes<int8_t>(rows, c, seen, out);
     for (int b = 0; b < c.blocks; ++b) {
         score_keys(rows, c.keys[b], seen[b], rows.scratch.scores + b * attention_block, c.values[b]);
     }

@@ -55,13 +55,23 @@ struct RowRange {
 };
 constexpr int range_rows = 16;
 
+// The codes of a block as they are multiplied: of 4 bits they are unpacked, and `following` is fetched meanwhile.
+template <class Code>
+inline const Code *codes_of(const AttentionRows &rows, const uint8_t *block, const uint8_t **following) {
+    if (sizeof(Code) != 1 || rows.type != EDGE_KV_INT4) return reinterpret_cast<const Code *>(block);
+    int8_t *codes = reinterpret_cast<int8_t *>(rows.scratch.tile);
+    unpack(block, attention_block * rows.head_dim, codes, *following);
+    *following = reinterpret_cast<const uint8_t *>(codes);  // in the nearest cache: nothing more to fetch
+    return reinterpret_cast<const Code *>(codes);
+}
+
 // Scores of the rows with `positions` keys of a block.
 template <class Code>
 inline void score_block_codes(const AttentionRows &rows, RowRange range, const uint8_t *block,
                               int64_t positions, float *scores, const uint8_t *following) {
     const int64_t dim = rows.head_dim;
     using P = Products<Code>;
-    const Code *keys = reinterpret_cast<const Code *>(block);
+    const Code *keys = codes_of<Code>(rows, block, &following);
     for_row_tiles<P::rows>(range.first, range.last, [&](auto size, int row) {
         constexpr int R = size.value;
         const int16_t *queries = rows.scratch.query_codes + row * dim;
@@ -72,7 +82,7 @@ inline void score_block_codes(const AttentionRows &rows, RowRange range, const u
             multiply<R, V, Code>(sums, queries, P::codes, P::codes * R, keys + p * dim, 16 * dim,
                                  16 * P::codes, dim / P::codes, &ahead);
             for (int v = 0; v < V; ++v) {
-                const Floats scales = load(block_scales(rows, block) + p + 16 * v);
+                const Floats scales = load(block_scales(rows.type, rows.head_dim, block) + p + 16 * v);
                 for (int r = 0; r < R; ++r) {
                     const Floats scale = mul(scales, set(rows.scratch.query_scales[row + r]));
                     store(scores + (row + r) * attention_chunk + p + 16 * v,
@@ -93,7 +103,7 @@ inline float weights_of_row(const AttentionRows &rows, const AttentionChunk &c, 
     for (int k = 0; k < chains; ++k) total[k] = block_total[k] = zero();
     for (int b = 0; b < c.blocks; ++b) {
         float *part = rows.scratch.scores + row * attention_chunk + b * attention_block;
-        const float *scales = block_scales(rows, c.values[b]);
+        const float *scales = block_scales(rows.type, rows.head_dim, c.values[b]);
         Floats weights[chains];
         for (int k = 0; k < chains; ++k) weights[k] = exponential2(sub(load(part + 16 * k), shift));
         const auto hide_weights = [&] {
@@ -158,11 +168,12 @@ inline void weigh_codes(const AttentionRows &rows, RowRange range, const Attenti
     const AttentionScratch &s = rows.scratch;
     memset(outputs + range.first * dim, 0, uint64_t((range.last - range.first) * dim) * sizeof(float));
     for (int b = 0; b < c.blocks; ++b) {
-        const Code *values = reinterpret_cast<const Code *>(c.values[b]);
+        const uint8_t *following = c.next[b];
+        const Code *values = codes_of<Code>(rows, c.values[b], &following);
         for_row_tiles<P::rows>(range.first, range.last, [&](auto size, int row) {
             constexpr int R = size.value;
             const int16_t *weights = s.weight_codes + row * attention_chunk + b * attention_block;
-            Ahead ahead(c.next[b], row, weights);
+            Ahead ahead(following, row, weights);
             for_column_tiles<P::vectors>(dim, [&](auto vectors, int64_t column) {
                 constexpr int V = vectors.value;
                 typename P::Sums sums[R][V];
@@ -204,9 +215,12 @@ inline void attend_codes(const AttentionRows &rows, const AttentionChunk &c, con
     for (int first = 0; first < rows.count; first += range_rows) {
         const RowRange range{first, first + range_rows < rows.count ? first + range_rows : rows.count};
         for (int b = 0; b < c.blocks; ++b) {
-            for (int64_t p = 0; p < attention_block; p += 16) {
-                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.values[b]) + p));
-                prefetch_far(reinterpret_cast<const uint8_t *>(block_scales(rows, c.next[b]) + p));
+            const uint8_t *const wanted[] = {c.values[b], c.next[b]};
+            for (const uint8_t *block : wanted) {
+                const float *scales = block_scales(rows.type, rows.head_dim, block);
+                for (int64_t p = 0; p < attention_block; p += 16) {
+                    prefetch_far(reinterpret_cast<const uint8_t *>(scales + p));
+                }
             }
             float *scores = rows.scratch.scores + b * attention_block;
             score_block_codes<Code>(rows, range, c.keys[b], seen[b], scores, c.values[b]);

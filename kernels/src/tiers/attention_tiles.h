@@ -48,9 +48,8 @@ struct Ahead {
     }
 };
 
-inline const float *block_scales(const AttentionRows &rows, const uint8_t *block) {
-    const int64_t bytes = rows.type == EDGE_KV_INT16 ? 2 : 1;  // of a code
-    return reinterpret_cast<const float *>(block + attention_block * rows.head_dim * bytes);
+inline const float *block_scales(edge_kv_type type, int64_t dim, const uint8_t *block) {
+    return reinterpret_cast<const float *>(block + attention_block * dim * element_bits(type) / 8);
 }
 
 // Calls tile(vectors as a constant, column) over `columns` columns, V vectors of 16 at a time, then one.

@@ -16,6 +16,14 @@ constexpr int attention_blocks = 4;      // blocks that share one softmax maximu
 constexpr int attention_chunk = attention_blocks * attention_block;
 constexpr int key_group = 16;       // keys that stand side by side in a block
 constexpr int max_head_dim = 1024;  // keeps the sums of int8 products far from overflow
+constexpr int shared_rows = 8;      // int4 rows of two positions may share bytes, within so many
+
+constexpr int element_bits(edge_kv_type type) {
+    return type == EDGE_KV_INT4 ? 4 : type == EDGE_KV_INT8 ? 8 : type == EDGE_KV_F32 ? 32 : 16;
+}
+constexpr bool has_scales(edge_kv_type type) {
+    return type == EDGE_KV_INT4 || type == EDGE_KV_INT8 || type == EDGE_KV_INT16;
+}
 
 // Scores of sparse attention may exceed the maximum that they are taken relative to; the exponents are clamped here,
 // where a sum over thousands of heads is still finite: e^80, as a power of two.
@@ -115,10 +123,14 @@ struct Kernels {
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t half);
     void (*to_half)(const float *x, int64_t count, uint16_t *out);  // count: a multiple of 16
 
-    // One row of the cache to codes; returns the scale. Of 16 bits those of keys and of values differ.
+    // One row of the cache to codes; returns the scale. Of 16 bits those of keys and of values differ. int4: a byte per
+    // code, of the rotated row.
     float (*quantize_int8)(const float *x, int64_t count, int8_t *codes);  // count: a multiple of 16
+    float (*quantize_int4)(const float *x, int64_t count, uint8_t *codes);
     float (*quantize_key)(const float *x, int64_t count, int16_t *codes);
     float (*quantize_value)(const float *x, int64_t count, int16_t *codes);
+    // A fixed rotation, which is its own inverse: spreads what a few elements have over all.
+    void (*rotate)(float *x, int64_t count);
     // Brings the queries into the scratch memory, before `attend`.
     void (*prepare_queries)(const AttentionRows &rows);
     void (*attend)(const AttentionRows &rows, const AttentionChunk &chunk, const AttentionState &out);

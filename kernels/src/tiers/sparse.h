@@ -3,12 +3,8 @@
 constexpr float lowest_score = -126.0f;  // small weights still order the blocks
 
 template <class Code>
-inline void add_key_codes(int64_t dim, const uint8_t *block, int64_t group, float *sums) {
+inline void add_key_codes(int64_t dim, const uint8_t *codes, Floats scales, float *sums) {
     constexpr int together = 4 / sizeof(Code);
-    const uint8_t *codes = block + 16 * group * dim * int64_t(sizeof(Code));
-    const float *all_scales =
-        reinterpret_cast<const float *>(block + attention_block * dim * int64_t(sizeof(Code)));
-    const Floats scales = load(all_scales + 16 * group);
     for (int64_t d = 0; d < dim; d += together, codes += 64) {
         const Bytes lanes = load_bytes(codes);
         for (int i = 0; i < together; ++i) {
@@ -17,11 +13,20 @@ inline void add_key_codes(int64_t dim, const uint8_t *block, int64_t group, floa
     }
 }
 
-// sums[d] += element d of the 16 keys of group `group` of a block.
+// sums[d] += element d of the 16 keys of group `group` of a block; of 4 bits, of the rotated keys.
 void add_keys(edge_kv_type type, int64_t dim, const uint8_t *block, int64_t group, float *sums) {
     const int64_t first = 16 * group * dim;
-    if (type == EDGE_KV_INT8) return add_key_codes<int8_t>(dim, block, group, sums);
-    if (type == EDGE_KV_INT16) return add_key_codes<int16_t>(dim, block, group, sums);
+    if (has_scales(type)) {
+        const uint8_t *codes = block + first * element_bits(type) / 8;
+        const Floats scales = load(block_scales(type, dim, block) + 16 * group);
+        if (type == EDGE_KV_INT16) return add_key_codes<int16_t>(dim, codes, scales, sums);
+        int8_t unpacked[16 * max_head_dim];
+        if (type == EDGE_KV_INT4) {
+            unpack(codes, 16 * dim, unpacked, codes);
+            codes = reinterpret_cast<const uint8_t *>(unpacked);
+        }
+        return add_key_codes<int8_t>(dim, codes, scales, sums);
+    }
     for (int64_t d = 0; d < dim; ++d) {
         const int64_t at = first + 16 * d;
         sums[d] += reduce_add(type == EDGE_KV_F16 ? load_half(reinterpret_cast<const uint16_t *>(block) + at)

@@ -1,6 +1,9 @@
 // All kernels of one tier, written once over the sixteen lanes of simd/*.h. Included by tiers/*.cpp inside an
 // anonymous namespace, so that no code of one tier can be linked into another.
 
+#include "tiers/rotation.h"
+
+// rotates what becomes 4 bits
 #include "tiers/codes.h"
 #include "tiers/elementwise.h"
 #include "tiers/linear_block.h"
@@ -37,8 +40,10 @@ constexpr Kernels table = {EDGE_TIER_NAME,
                            rope,
                            to_half,
                            quantize_int8,
+                           quantize_int4,
                            quantize_key,
                            quantize_value,
+                           rotate,
                            prepare_queries,
                            attend,
                            merge,

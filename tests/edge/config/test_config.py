@@ -77,6 +77,7 @@ def test_real_minicpm4_files(shared_data: Path) -> None:
     assert large.kv_bytes_per_token("float32") == 2 * large.kv_bytes_per_token("float16")
     assert small.kv_bytes_per_token() == 12288
     assert small.kv_bytes_per_token("int8") == 24 * 2 * 2 * (64 + 4)  # a float32 scale per row
+    assert small.kv_bytes_per_token("int4") == 24 * 2 * 2 * (32 + 4)
     # 433.8 M parameters: the shapes are all there.
     count = sum(int(np.prod(shape)) for shape in expected_tensors(small).values())
     assert count / 1e6 == pytest.approx(433.8, abs=0.1)

@@ -256,7 +256,7 @@ def test_costs_are_a_running_mean_between_which_lines_run():
 
 
 def test_more_sequences_than_memory_allows_are_refused_with_the_numbers(model, passes, monkeypatch):
-    """Before anything is computed; those that run are not disturbed, and there is room again when they end."""
+    """Before anything is computed; those that run go on, and there is room again when they have ended."""
     monkeypatch.setattr("edge.engine.scheduler._ALWAYS_THERE", 0)
     row = model.config.kv_bytes_per_token(model.executor.info.kv_type)
     monkeypatch.setattr("edge.engine.scheduler.available_memory", lambda: 500 * row)

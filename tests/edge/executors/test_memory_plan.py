@@ -44,7 +44,9 @@ def test_what_is_asked_for_counts(files):
     assert weights == 2 * (32 * 64 + 16 * 32)  # tiles of 16 rows, columns by 32
 
 
-@pytest.mark.parametrize(("kv_type", "size"), [("float32", 4), ("float16", 2), ("int16", 2), ("int8", 2)])
+@pytest.mark.parametrize(
+    ("kv_type", "size"), [("float32", 4), ("float16", 2), ("int16", 2), ("int8", 2), ("int4", 2)]
+)
 def test_key_summaries(files, kv_type, size):
     """Of whole strides only: 6 fine ones of 16 in 100 tokens, and a coarse one of 64."""
     sparse = SparseConfig()

@@ -59,7 +59,7 @@ def stored(new_executor, tmp_path: Path) -> Path:
     return tmp_path / "cache.kv"
 
 
-@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("kv_type", ["float16", "float32", "int8", "int4"])
 @pytest.mark.parametrize("length", [1, 20, 257])
 def test_a_session_goes_on_from_the_file(new_executor, tmp_path, kv_type, length):
     tokens = [PROMPT[i % len(PROMPT)] for i in range(length)]

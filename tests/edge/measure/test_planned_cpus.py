@@ -37,6 +37,7 @@ RATES = Rates(
     values_int8=8,
     values_int16=8,
     halves=1,
+    nibbles=16,
     powers=0.5,
 )
 CPU = Cpu(
@@ -126,6 +127,8 @@ def test_int8_keys_and_few_query_rows_are_not_converted():
     powers = work / 2 / 64 / (0.5 * 4e9)
     int8 = model_of(kv_type="int8").decode_parts(100)[1][1]
     assert int8 == pytest.approx(work / (8 * 4e9) + powers)
+    int4 = model_of(kv_type="int4").decode_parts(100)[1][1]  # unpacked for 8 rows at once
+    assert int4 == pytest.approx(work / (8 * 4e9) + powers + work / 8 / (16 * 4e9))
     few = model_of(config=replace(preset("minicpm4-0.5b"), num_key_value_heads=4)).decode_parts(100)[1][1]
     assert few == pytest.approx(work / (2 * 4e9) + powers)
 

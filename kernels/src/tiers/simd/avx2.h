@@ -179,6 +179,11 @@ inline Bytes field_in_place(Bytes x, int field) {
     const __m256i mask = _mm256_set1_epi8(char(((1 << bits) - 1) << (field * bits)));
     return {_mm256_and_si256(x.lo, mask), _mm256_and_si256(x.hi, mask)};
 }
+inline Bytes look_up(const int8_t *table, Bytes indices) {
+    const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
+    const __m256i both = _mm256_broadcastsi128_si256(one);
+    return {_mm256_shuffle_epi8(both, indices.lo), _mm256_shuffle_epi8(both, indices.hi)};
+}
 inline Floats column(Bytes x, int byte) {
     const __m256i mask = _mm256_set1_epi32(255);
     return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(x.lo, 8 * byte), mask)),

@@ -151,6 +151,10 @@ template <int bits>
 inline Bytes field_in_place(Bytes x, int field) {
     return {_mm512_and_si512(x.v, _mm512_set1_epi8(char(((1 << bits) - 1) << (field * bits))))};
 }
+inline Bytes look_up(const int8_t *table, Bytes indices) {
+    const __m128i one = _mm_loadu_si128(reinterpret_cast<const __m128i *>(table));
+    return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(one), indices.v)};
+}
 inline Floats column(Bytes x, int byte) {
     return {_mm512_cvtepi32_ps(
         _mm512_and_si512(_mm512_srli_epi32(x.v, unsigned(8 * byte)), _mm512_set1_epi32(255)))};

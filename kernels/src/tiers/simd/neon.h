@@ -191,6 +191,11 @@ inline Bytes field_in_place(Bytes x, int field) {
     EDGE_QUARTERS x.v[i] = vandq_u8(x.v[i], vdupq_n_u8(((1 << bits) - 1) << (field * bits)));
     return x;
 }
+inline Bytes look_up(const int8_t *table, Bytes indices) {
+    const uint8x16_t bytes = vreinterpretq_u8_s8(vld1q_s8(table));
+    EDGE_QUARTERS indices.v[i] = vqtbl1q_u8(bytes, indices.v[i]);
+    return indices;
+}
 inline Floats column(Bytes x, int byte) {
     const int32x4_t shift = vdupq_n_s32(-8 * byte);
     const uint32x4_t mask = vdupq_n_u32(255);

@@ -205,6 +205,10 @@ inline Bytes field_in_place(Bytes x, int field) {
     for (int i = 0; i < 64; ++i) x.v[i] &= ((1 << bits) - 1) << (field * bits);
     return x;
 }
+inline Bytes look_up(const int8_t *table, Bytes indices) {
+    for (uint8_t &byte : indices.v) byte = uint8_t(table[byte]);
+    return indices;
+}
 inline Floats column(Bytes x, int byte) {
     Floats r;
     EDGE_LANES r.v[i] = float(x.v[4 * i + byte]);
