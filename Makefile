@@ -48,11 +48,15 @@ $(BIN)/pip:
 # was compiled before.
 $(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/pip
 	@[ ! -e $(VENV)/.installing ] || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") $(TORCH)
+	@echo "[1/4] torch, the CPU build (some minutes)"
+	@$(PIP) $(CONSTRAINTS) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") $(TORCH)
 	@$(if $(filter ok,$(TORCH_CUDA)),,$(BIN)/python scripts/check_torch.py)
-	$(PIP) $(CONSTRAINTS) scikit-build-core cmake ninja
-	$(PIP) $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
-	$(PIP) $(DEMO)
+	@echo "[2/4] The build tools scikit-build-core, cmake and ninja (usually under a minute)"
+	@$(PIP) $(CONSTRAINTS) scikit-build-core cmake ninja
+	@echo "[3/4] The runtime, compiled here, and the development tools (some minutes)"
+	@$(PIP) $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
+	@echo "[4/4] The demo model, 98 MB"
+	@$(PIP) $(DEMO)
 	@touch $@
 	@: > $(VENV)/.runtime; rm -f $(VENV)/.installing
 

@@ -75,11 +75,12 @@ def tiny_config(context: int) -> ModelConfig:
 
 
 def recall_batch(
-    batch: int, length: int, facts: int, make: torch.Generator, ask_late: bool = False
+    batch: int, length: int, facts: int, make: torch.Generator, ask_late: bool = False, span: int = SPAN
 ) -> tuple[Tensor, Tensor]:
     """(tokens [batch, length], targets alike: the answer where a question stands, elsewhere IGNORED).
 
     Every fact is asked for once, at a random later place; ask_late: all in the last places, in random order.
+    span: tokens that tell a fact.
     """
 
     def drawn(count: int, among: int) -> Tensor:
@@ -89,14 +90,14 @@ def recall_batch(
     tokens = NOISE_AT + torch.randint(NOISE, (batch, length), generator=make)
     targets = torch.full((batch, length), IGNORED)
     keys, values = drawn(facts, KEYS), torch.randint(VALUES, (batch, facts), generator=make)
-    shift = int(torch.randint(SPAN, (), generator=make))  # facts must not always fit the kernels' stride
+    shift = int(torch.randint(span, (), generator=make))  # facts must not always fit the kernels' stride
     if ask_late:
-        told = SPAN * drawn(facts, (length - facts - shift) // SPAN) + shift
+        told = span * drawn(facts, (length - facts - shift) // span) + shift
         asked = length - 1 - drawn(facts, facts)
     else:
-        both = SPAN * drawn(2 * facts, (length - shift) // SPAN).unflatten(1, (2, facts)) + shift
+        both = span * drawn(2 * facts, (length - shift) // span).unflatten(1, (2, facts)) + shift
         told, asked = both.amin(1), both.amax(1)
-    for offset in range(SPAN):
+    for offset in range(span):
         tokens.scatter_(1, told + offset, keys * VALUES + values)
     tokens.scatter_(1, asked, QUESTIONS_AT + keys)
     targets.scatter_(1, asked, ANSWERS_AT + values)

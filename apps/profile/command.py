@@ -102,6 +102,13 @@ def _measure(model: str, options: ProfileOptions) -> Profile:
     from edge.measure.profile.run import profile as measure
 
     console = error_console()
+    if not console.is_terminal:  # a log keeps a line of each measurement
+        console.print(f"Opening {model}", soft_wrap=True)
+        return measure(
+            model,
+            options,
+            progress=lambda done, total, what: console.print(f"[{done + 1}/{total}] {what}", soft_wrap=True),
+        )
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -109,7 +116,6 @@ def _measure(model: str, options: ProfileOptions) -> Profile:
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("Opening", total=None)

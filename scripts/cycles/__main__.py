@@ -66,17 +66,30 @@ def table(document: dict[str, Any]) -> str:
 
 
 def written(document: dict[str, Any], text: str) -> str:
-    """The text of TABLE with the figures of the document, of each core's best ARM tier."""
+    """The text of TABLE with the figures of the document, of each core's best ARM tier.
+
+    Cores that share a model share its rates, unless their front ends make them differ.
+    """
     best = {each["core"]: each for each in document["results"] if each["tier"].startswith("neon")}
-    lines = [f"    # LLVM {document['llvm']}; {document['compilers']['neon-dotprod']}"]
-    for name, each in best.items():
-        figures = ", ".join(f"{loop['per_cycle']:g}" for loop in each["loops"].values())
-        lines += [f'    "{name}": Core(', f'        "{each["tier"]}",', f'        "{each["model"]}",']
-        lines += ["        Rates(", f"            {figures}", "        ),", "    ),"]
-    inside = "\n".join(lines) + "\n"
-    new, count = re.subn(r"(# cycles\n).*?( *# end\n)", lambda m: m[1] + inside + m[2], text, flags=re.S)
+    rates: dict[tuple[str, str], str] = {}  # model and figures -> name
+    entries = []
+    for core, each in best.items():
+        figures = "".join(f"    {name}={loop['per_cycle']:g},\n" for name, loop in each["loops"].items())
+        own = _constant(each["model"])
+        other = own in rates.values()
+        name = rates.setdefault((each["model"], figures), f"{own}{_constant(core)}" if other else own)
+        entries.append(f'    "{core}": Core("{each["tier"]}", "{each["model"]}", {name}),\n')
+    inside = f"# LLVM {document['llvm']}; {document['compilers']['neon-dotprod']}\n"
+    inside += "".join(f"{name} = Rates(\n{figures})\n" for (_, figures), name in rates.items())
+    inside += f"CORES: dict[str, Core] = {{\n{''.join(entries)}}}\n"
+    new, count = re.subn(r"(# cycles\n).*?(# end\n)", lambda m: m[1] + inside + m[2], text, flags=re.S)
     assert count == 1, f"{TABLE.name} has no marks for the figures"
     return new
+
+
+def _constant(name: str) -> str:
+    """The name of a core or model as that of a private constant."""
+    return f"_{name.upper().replace('-', '_')}"
 
 
 def main() -> int:

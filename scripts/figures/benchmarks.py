@@ -102,6 +102,7 @@ BENCHMARKS = {
         "python scripts/bench_exports.py random:minicpm4-8b onnx onnx-portable --context 2048", 6
     ),
     "kv-error": Benchmark("python scripts/bench_kv_error.py", 0.5, timed=False),
+    "kv-quality": Benchmark(f"python scripts/bench_kv_quality.py --text {_TEXT}", 12, timed=False),
     "needle": Benchmark("python -m edge.train.needle", 2, timed=False),
     "quantization-smollm2": Benchmark(
         f"python scripts/quantization_table.py --text {_TEXT} --sequences 16 --out BUILD/smollm2.json",

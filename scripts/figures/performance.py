@@ -134,6 +134,23 @@ def kv_error(document: Document) -> Lines:
     return [["attention", "positions", *(f"{kind} KV" for kind in kinds)], *rows]
 
 
+def kv_quality(document: Document) -> Lines:
+    kinds = {"float32": "float32 activations", "int8": "int8 activations"}
+    lines = []
+    for found in document["results"]:
+        cells = [found["kv_type"], str(found["bytes_per_token"])]
+        for activations in kinds:
+            row = found["language"][activations]
+            exact = "kl_divergence" not in row
+            cells += ["", ""] if exact else [f"{row['kl_divergence']:.1e}", percent(row["top1_agreement"], 2)]
+            cells.append(f"{row['perplexity']:.3f}")
+        lines.append([*cells, *(percent(found["needles"][kind], 1) for kind in ("dense", "sparse"))])
+    headers = ["KV cache", "bytes per token"]
+    for words in kinds.values():
+        headers += [f"{words}: KL", "same top token", "perplexity"]
+    return [[*headers, f"needles at {document['needle']['length']}: dense", "sparse"], *lines]
+
+
 def start(document: Document) -> Lines:
     seconds, size = document["seconds"], document["bytes"]
     runs = seconds["all runs"]
@@ -185,6 +202,7 @@ TABLES = {
     "linear": Table(PAGE, ("kernels",), linear),
     "long-context": Table(PAGE, ("long-context",), long_context),
     "kv-error": Table(PAGE, ("kv-error",), kv_error),
+    "kv-quality": Table(PAGE, ("kv-quality",), kv_quality),
     "start": Table(PAGE, ("start",), start),
     "weights-in-memory": Table(PAGE, ("weights-in-memory",), weights_in_memory),
     "sampler": Table(PAGE, ("sampler",), sampler),

@@ -158,6 +158,17 @@ def test_an_index_of_torch_alone_is_enough(tmp_path: Path):
     assert re.findall(r'"version": "([^"]+)"', tried.stdout)[-1:] == ["2.13.0+cpu"]
 
 
+def test_setup_says_each_stage_before_it_runs():
+    made = ("make", "--dry-run", "--always-make", "setup", f"PYTHON={sys.executable}")
+    printed = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("echo ") or "pip install" in line]
+    said, done = lines[::2], lines[1::2]
+    assert len(said) == len(done) == 4 and all("pip install" in line for line in done)
+    names = ("torch", "cmake", "runtime", "model")
+    for number, (line, name) in enumerate(zip(said, names, strict=True), 1):
+        assert line.startswith(f'echo "[{number}/4] ') and name in line
+
+
 def test_wheels_for_other_machines_are_not_mentioned(script: SimpleNamespace, project: Path, capsys):
     make_wheel(project, machine="riscv64")
     assert script.choose_wheel() is None

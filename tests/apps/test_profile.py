@@ -56,6 +56,11 @@ def test_json_is_the_last_line(run_edge, smollm2):
     found = Profile.from_json(json.loads(result.stdout.splitlines()[-1]))
     assert [row.depth for row in found.results] == [0, 0, 32, 32]
     assert {row.fill for row in found.results} == {"synthetic"}
+    opening, *stages = result.stderr.splitlines()
+    assert opening == f"Opening {smollm2}"
+    tests = [f"{test} at depth {depth}" for depth in (0, 32) for test in ("prefill 16", "decode 4")]
+    threads = found.results[0].threads
+    assert stages == [f"[{n}/8] {test}, {threads} threads" for n, test in enumerate(2 * tests, 1)]
 
 
 def test_comparing(run_edge, profiled):

@@ -139,3 +139,22 @@ def test_the_default_path_is_near_exact_arithmetic(opened, name, activations, te
     print(f"KL {found.kl_divergence:.2e}, top-1 {found.top1_agreement:.3f} over {found.tokens} positions")
     assert found.kl_divergence <= bound.kl
     assert found.top1_agreement >= bound.top1
+
+
+# Of the KV type alone: SmolLM2 with float32 activations, beside a float32 cache. In comments: measured.
+KV_GATE = {
+    "int16": Bound(6e-8, 0.995),  # 4.33e-8, 1
+    "float16": Bound(3.6e-7, 0.995),  # 2.86e-7, 1
+}
+
+
+@pytest.mark.parametrize("kv_type", KV_GATE)
+def test_a_default_kv_type_costs_next_to_nothing(opened, kv_type):
+    """Nothing may be a default that costs 1e-3; these are far from it."""
+    exact = opened("smollm2", activations="float32", kv_type="float32")
+    rounded = opened("smollm2", activations="float32", kv_type=kv_type)
+    found = divergence(exact, rounded, text_of(exact, "smollm2"), max_tokens=TOKENS["prefill"])
+    print(f"KL {found.kl_divergence:.2e}, top-1 {found.top1_agreement:.3f} over {found.tokens} positions")
+    bound = KV_GATE[kv_type]
+    assert bound.kl < 1e-3 and found.kl_divergence <= bound.kl
+    assert found.top1_agreement >= bound.top1

@@ -126,3 +126,29 @@ def test_the_loops_of_a_core(require):
         assert best["per_cycle"] == pytest.approx(known[kernel.name], rel=0.3)
         if kernel.work == "int8":
             assert best["per_cycle"] > 1.3 * plain["per_cycle"] and best["per_cycle"] < 32
+
+
+def test_the_table_of_cores_is_what_the_document_gives():
+    kept = json.loads((ROOT / "docs" / "figures" / "cycles.json").read_text(encoding="utf-8"))
+    text = command.TABLE.read_text(encoding="utf-8")
+    assert command.written(kept["document"], text) == text, "run `python -m scripts.cycles --write`"
+
+
+def test_cores_of_one_model_share_its_rates_unless_they_differ():
+    def core(name: str, tier: str, per_cycle: float) -> dict[str, object]:
+        return {"core": name, "model": "m-1", "tier": tier, "loops": {"one": {"per_cycle": per_cycle}}}
+
+    results = [core("a", "neon", 1), core("a", "neon-x", 2), core("b", "neon-x", 2), core("c", "neon-x", 3)]
+    document = {"llvm": "19", "compilers": {"neon-dotprod": "g++"}, "results": results}
+    assert command.written(document, "# cycles\nold\n# end\n").splitlines() == [
+        "# cycles",
+        "# LLVM 19; g++",
+        *("_M_1 = Rates(", "    one=2,", ")"),
+        *("_M_1_C = Rates(", "    one=3,", ")"),
+        "CORES: dict[str, Core] = {",
+        '    "a": Core("neon-x", "m-1", _M_1),',
+        '    "b": Core("neon-x", "m-1", _M_1),',
+        '    "c": Core("neon-x", "m-1", _M_1_C),',
+        "}",
+        "# end",
+    ]

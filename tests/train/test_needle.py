@@ -9,21 +9,22 @@ from edge.model.network.decoder import fused_attention
 from edge.train import needle
 
 
+@pytest.mark.parametrize(("span", "length"), [(needle.SPAN, 100), (16, 300)])
 @pytest.mark.parametrize("ask_late", [False, True])
-def test_every_question_has_its_fact_before_it(ask_late: bool):
-    tokens, targets = needle.recall_batch(3, 100, 8, torch.Generator().manual_seed(0), ask_late)
-    assert tokens.shape == targets.shape == (3, 100)
+def test_every_question_has_its_fact_before_it(ask_late: bool, span: int, length: int):
+    tokens, targets = needle.recall_batch(3, length, 8, torch.Generator().manual_seed(0), ask_late, span)
+    assert tokens.shape == targets.shape == (3, length)
     for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
         asked = [place for place, target in enumerate(wanted) if target != needle.IGNORED]
         assert len(asked) == 8
-        assert not ask_late or asked == list(range(92, 100))
+        assert not ask_late or asked == list(range(length - 8, length))
         for place in asked:
             key, value = row[place] - needle.QUESTIONS_AT, wanted[place] - needle.ANSWERS_AT
             assert 0 <= key < needle.KEYS and 0 <= value < needle.VALUES
-            assert row[:place].count(key * needle.VALUES + value) == needle.SPAN
+            assert row[:place].count(key * needle.VALUES + value) == span
         facts = {token for token in row if token < needle.QUESTIONS_AT}
         assert len({fact // needle.VALUES for fact in facts}) == len(facts) == 8, "no key has two values"
-        assert sum(token >= needle.NOISE_AT for token in row) == 60
+        assert sum(token >= needle.NOISE_AT for token in row) == length - 8 * (span + 1)
 
 
 def test_window_sees_its_blocks_only():
