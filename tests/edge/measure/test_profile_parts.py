@@ -27,6 +27,7 @@ from edge.measure.profile.export import to_csv
 from edge.measure.profile.limits import best_of, limits_of, variation_remarks
 from edge.measure.profile.machine import noise_remarks, throttle_remarks
 from edge.measure.profile.operators import summarise
+from edge.measure.profile.options import Case
 from edge.measure.profile.plan import PlannedDevice, parse_size, plan
 from edge.measure.profile.run import rate
 from edge.measure.profile.schema import (
@@ -63,6 +64,9 @@ def row(samples=(100.0, 102.0, 98.0), **changes):
         test="decode",
         tokens=64,
         depth=0,
+        streams=1,
+        rows=None,
+        seconds=None,
         ttft_seconds=None,
         tokens_per_second=rate(list(samples), list(samples)),
         samples=tuple(samples),
@@ -123,7 +127,9 @@ def test_a_missing_field_is_named(name):
         (("results", 0, "colour"), 1, "unknown field 'colour'"),
         (("machine", "noisy"), 0, "must be bool"),
         (("machine", "limits", 0, "samples", "int8_tops"), 1.5, "'int8_tops' of 'samples' .* must be a list"),
-        (("schema",), 5, "has schema 5, but this program reads 1 to 4: measure again"),
+        (("schema",), 6, "has schema 6, but this program reads 1 to 5: measure again"),
+        (("schema",), 0, "has schema 0, but"),
+        (("results", 0, "streams"), None, "'streams' .* must be int"),
         (("schema",), "2", "has schema '2', but"),
     ],
 )
@@ -143,9 +149,23 @@ def test_the_document_may_be_the_last_line_of_a_log(tmp_path):
         Profile.load(tmp_path / "absent")
 
 
+def of_schema_4(data):
+    """One sequence decoded, and nothing was verified."""
+    data = copy.deepcopy(data) | {"schema": 4}
+    for each in data["results"]:
+        for name in ("streams", "rows", "seconds"):
+            del each[name]
+    return data
+
+
+def test_documents_of_schema_4_are_read():
+    wanted = document(row(), row(test="prefill", ttft_seconds=0.25))
+    assert Profile.from_json(of_schema_4(wanted.to_json())) == wanted
+
+
 def of_schema_3(data):
     """It kept the medians of the limits only, and did not say which one an operator was held against."""
-    data = copy.deepcopy(data) | {"schema": 3}
+    data = of_schema_4(data) | {"schema": 3}
     for limits in data["machine"]["limits"]:
         del limits["samples"]
     for operator in data["results"][0]["operators"]:
@@ -266,10 +286,11 @@ def test_noise_is_no_slowdown():
 
 def test_rows_are_matched_by_what_was_measured():
     before = document(row(), row(depth=512), row(threads=1))
-    after = document(row(depth=512, tier="portable"), row(depth=1024))
+    after = document(row(depth=512, tier="portable"), row(depth=1024), row(depth=512, streams=4))
     found = compare(before, after)
     assert [ratio.after.depth for ratio in found.ratios] == [512]
-    assert [r.threads for r in found.only_before] == [2, 1] and [r.depth for r in found.only_after] == [1024]
+    assert [r.threads for r in found.only_before] == [2, 1]
+    assert [(r.depth, r.streams) for r in found.only_after] == [(1024, 1), (512, 4)]
     with pytest.raises(ProfileError, match="no test in common"):
         compare(document(row()), document(row(depth=1)))
 
@@ -279,11 +300,22 @@ def test_rows_are_matched_by_what_was_measured():
 
 def test_tests_are_every_length_at_every_depth():
     options = ProfileOptions(prefill=(16, 0, 8), generate=4, depth=(100, 0))
-    assert options.tests == (
-        *(("prefill", 16, 0), ("prefill", 8, 0), ("decode", 4, 0)),
-        *(("prefill", 16, 100), ("prefill", 8, 100), ("decode", 4, 100)),
-    )
+    wanted = (("prefill", 16), ("prefill", 8), ("decode", 4))
+    assert options.tests == tuple(Case(test, tokens, depth) for depth in (0, 100) for test, tokens in wanted)
     assert options.context == 116
+
+
+def test_streams_and_rows_are_tests_beside_them():
+    """One row is what the others are compared with."""
+    options = ProfileOptions(prefill=(), generate=4, streams=(4, 1, 4), rows=(9, 2), depth=(50,))
+    decodes = [Case("decode", 4, 50, streams) for streams in (1, 4)]
+    assert options.tests == (*decodes, *(Case("verify", rows, 50) for rows in (1, 2, 9)))
+    assert options.context == 59
+    assert replace(options, streams=(70,)).context == 70
+    assert [str(case) for case in options.tests[1:3]] == ["decode 4 in 4 streams", "verify 1"]
+    assert options.tests[1].total == 16
+    only = ProfileOptions(prefill=(), generate=0, rows=(2,))
+    assert [case.test for case in only.tests] == ["verify", "verify"]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +327,9 @@ def test_tests_are_every_length_at_every_depth():
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
         ({"depth": (-1,)}, "depth must be a whole number of 0 or more"),
         ({"threads": (0,)}, "threads must be"),
+        ({"streams": (0,)}, "streams must be a whole number of 1 or more, got 0"),
+        ({"streams": ()}, "streams is empty"),
+        ({"rows": (0,)}, "rows must be a whole number of 1 or more, got 0"),
         ({"prefill": (0,), "generate": 0}, "nothing to measure"),
         ({"quantize": ()}, "quantize is empty"),
         ({"quantize": ("int3",)}, "Unknown quantization 'int3'"),
