@@ -248,7 +248,10 @@ def plan_report(
 
 
 def _predicted_row(speed: PlannedSpeed) -> tuple[str, ...]:
-    what, milliseconds = f"decode at depth {speed.depth}", _milliseconds(1000 * speed.seconds)
+    several = f" in {speed.streams} streams" if speed.streams > 1 else ""
+    what, milliseconds = f"decode{several} at depth {speed.depth}", _milliseconds(1000 * speed.seconds)
+    if speed.test == "verify":
+        what = f"verify {speed.tokens} at depth {speed.depth}"
     if speed.test == "prefill":
         what = f"prefill of {speed.tokens}{f' at depth {speed.depth}' if speed.depth else ''}"
         milliseconds = f"TTFT {milliseconds}"

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -417,6 +417,48 @@ def test_predicted_times_by_hand():
     # 200 tokens: matrices at half the int8 peak, which is longer than reading; 1 + 2 + ... + 200 pairs.
     prefill = (2e9 * 200 + 1e8) / 1e12 / 0.5 + 20_100 * 1000 / 1e9 / 0.55 + 2e-4
     assert cost.prefill_seconds(200, 0, limits) == pytest.approx(prefill)
+
+
+def test_predicted_passes_of_streams_and_rows_by_hand():
+    """Weights are read once for all; every stream reads a cache of its own, the rows of one share it."""
+    cost = NetworkCost(10**9, 10**9, 2 * 10**9, 10**8, 1000, 1000, "int8", "float32")
+    limits = Roofline(read_bytes=10e9, int8=1e12, float32=1e9)
+    weights = 0.1 / 0.8
+    compute, read, attention = 2.1e9 / 1e12 / 0.5, 101_000 / 10e9 / 0.55, 101_000 / 1e9 / 0.55
+    assert cost.decode_parts(100, limits, streams=40) == (
+        pytest.approx((weights, 40 * compute)),
+        pytest.approx((40 * read, 40 * attention)),
+    )
+    pairs = (101 + 102 + 103) * 1000
+    assert cost.decode_parts(100, limits, rows=3) == (
+        pytest.approx((weights, 3 * compute)),
+        pytest.approx((103_000 / 10e9 / 0.55, pairs / 1e9 / 0.55)),
+    )
+
+
+def test_a_plan_of_streams_and_rows():
+    """Every stream has a cache of its own at the context; rows that are not asked for at a depth must fit."""
+    board = PlannedDevice("x", 50.0, 10.0, "given")
+    facts = {"context": 512, "memory": 10**9}
+    (one,), (four,) = (
+        plan("random:minicpm4-0.5b", device=board, streams=streams, **facts) for streams in ((1,), (1, 4))
+    )
+    assert four.kv_cache_bytes == 4 * one.kv_cache_bytes
+    assert four.total_bytes - one.total_bytes == 3 * one.kv_cache_bytes
+    assert four.longest_context == one.longest_context // 4
+    (found,) = plan("random:minicpm4-0.5b", device=board, streams=(1, 4), rows=(8,), **facts)
+    speeds = {each[:4]: each for each in map(astuple, found.predicted)}
+    single, several, verify = (
+        speeds[case] for case in (("decode", 1, 0, 1), ("decode", 1, 0, 4), ("verify", 8, 0, 1))
+    )
+    assert several[4] == pytest.approx(4 / several[5], rel=1e-3) and single[4] < several[4] < 4 * single[4]
+    assert verify[4] == pytest.approx(8 / verify[5], rel=1e-3) and single[5] < verify[5]
+    assert {case[2] for case in speeds if case[0] == "verify"} == {0, 128, 256}  # at 511 there is no room
+    with pytest.raises(EdgeError, match="A verification of 8 at depth 511 does not fit"):
+        plan("random:minicpm4-0.5b", device=board, rows=(8,), depth=(511,), prefill=(1,), **facts)
+    unknown = replace(board, int8_tops=None)
+    (found,) = plan("random:minicpm4-0.5b", device=unknown, streams=(1, 4), rows=(8,), **facts)
+    assert {(each.test, each.streams) for each in found.predicted} == {("decode", 1)}
 
 
 def test_attention_is_held_against_the_arithmetic_of_its_cache():
