@@ -66,7 +66,7 @@ def linear(
 
 
 def decoder(bench: Bench, samples: dict[str, list[float]]) -> None:
-    """Prefill, decode with sampling, and verification of n tokens at a context of CONTEXT tokens."""
+    """Prefill, decode with sampling, and verification of n tokens in passes of one, after CONTEXT tokens."""
     samples["prefill tokens/s"].append(CONTEXT / bench.measure("prefill", CONTEXT, 0).seconds)
     step = float(np.median(bench.measure("decode", DECODE_STEPS, CONTEXT).token_seconds))
     samples["decode tokens/s"].append(1 / step)

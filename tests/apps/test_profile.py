@@ -215,7 +215,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
         ),
         (("--plan", "--compare", "a", "b"), "either --compare or --plan"),
         (("m", "--json", "--md"), "either --json or --md"),
-        (("m", "--streams", "0"), "'0' is not a list of whole numbers of 1 or more"),
+        (("m", "--streams", "0"), "streams must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_bad_arguments(run_edge, arguments, sentence):

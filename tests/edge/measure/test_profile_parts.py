@@ -19,6 +19,7 @@ from edge.config import KVType
 from edge.config.presets import preset
 from edge.errors import EdgeError
 from edge.measure.profile import ProfileOptions, machine
+from edge.measure.profile.adb import check_options
 from edge.measure.profile.compare import compare
 from edge.measure.profile.cost import NetworkCost, Roofline, arithmetic_of, planned_tensors
 from edge.measure.profile.devices import DEVICES, device
@@ -339,6 +340,13 @@ def test_streams_and_rows_are_tests_beside_them():
 def test_bad_options_are_refused(changes, sentence):
     with pytest.raises(EdgeError, match=sentence):
         ProfileOptions(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"streams": (1, 2)}, {"rows": (4,)}])
+def test_what_edge_bench_does_not_measure_is_refused(changes):
+    check_options(ProfileOptions())
+    with pytest.raises(ProfileError, match="leave --streams and --rows out"):
+        check_options(ProfileOptions(**changes))
 
 
 # ---- Cost and plan
