@@ -15,7 +15,6 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -24,7 +23,7 @@ from edge.executors.native import library as native
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.protocol import Executor, SequenceStep, run_step
+from edge.executors.protocol import Executor
 from edge.hub.resolve import open_model
 from edge.measure.profile.cost import NetworkCost
 from edge.measure.profile.measure import Bench
@@ -66,23 +65,14 @@ def linear(
     return seconds(lambda: native.check(call(*arguments, x.ctypes.data, n, y.ctypes.data))), size
 
 
-def decoder(executor: Executor, bench: Bench, samples: dict[str, list[float]]) -> None:
-    """Prefill, decode with sampling, and verification of n tokens at a context of CONTEXT tokens."""
+def decoder(bench: Bench, samples: dict[str, list[float]]) -> None:
+    """Prefill, decode with sampling, and verification of n tokens in passes of one, after CONTEXT tokens."""
     samples["prefill tokens/s"].append(CONTEXT / bench.measure("prefill", CONTEXT, 0).seconds)
     step = float(np.median(bench.measure("decode", DECODE_STEPS, CONTEXT).token_seconds))
     samples["decode tokens/s"].append(1 / step)
-    cache = executor.new_cache()
-    tokens = np.random.default_rng(0).integers(3, executor.config.vocab_size, CONTEXT).astype(np.int32)
-    for start in range(0, CONTEXT, executor.max_batch):
-        run_step(executor, SequenceStep(cache, tokens[start : start + executor.max_batch], logits="none"))
-    for n in BATCHES[1:]:
-        chain = np.array([(1 << (i + 1)) - 1 for i in range(n)], np.uint64)
-        candidates = SequenceStep(cache, tokens[:n], tree=chain, logits="all")
-        verify = partial(executor.forward, [candidates])
-        verify()
-        executor.truncate(cache, CONTEXT)
-        samples[f"verify {n} / decode"].append(seconds(verify) / step)
-        executor.truncate(cache, CONTEXT)
+    one, *others = (bench.measure("verify", n, CONTEXT).seconds for n in BATCHES)
+    for n, several in zip(BATCHES[1:], others, strict=True):
+        samples[f"verify {n} / decode"].append(several / one)
 
 
 def deep(executor: Executor, depth: int, samples: dict[str, list[float]]) -> None:
@@ -133,7 +123,7 @@ def main() -> None:
                 time, _ = linear(pool, tier, region, scheme, BATCH_ROWS, n)
                 share = BATCH_ROWS * COLUMNS * n / time / limit.int8
                 kernels[f"{scheme} n={n} share of int8 peak"].append(share)
-        decoder(executor, bench, steps)
+        decoder(bench, steps)
         steps["decode share of read bandwidth"].append(
             steps["decode tokens/s"][-1] * weights / limit.read_bytes
         )

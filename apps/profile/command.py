@@ -65,7 +65,7 @@ def profile(
         return _compare(Path(model[0]), Path(model[1]), fail_above, as_json, as_markdown)
     plans = {each.name for each in fields(PlanOptions)}
     if planned.plan:
-        asked = ("quantize", "head", "kv_type", "depth", "prefill")
+        asked = ("quantize", "head", "kv_type", "depth", "prefill", "streams", "rows")
         refuse_beside("--plan", "model", *asked, "as_json", "as_markdown", *plans)
         if len(options.kv_type) > 1:
             raise typer.BadParameter("give one of them with --plan", param_hint="'--kv'")
@@ -183,7 +183,7 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
 
     device = planned.planned_device()
     memory = None if planned.memory is None else parse_size(planned.memory)
-    tests = {name: getattr(options, name) for name in ("depth", "prefill") if name in given_flags()}
+    tests = {name: getattr(options, name) for name in ("depth", "prefill", "rows") if name in given_flags()}
     if tests and device is None:
         flag = given_flags()[next(iter(tests))]
         raise typer.BadParameter("needs --device or --bandwidth beside it", param_hint=f"'{flag}'")
@@ -195,6 +195,7 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
         kv_type=options.kv_type[0],
         memory=memory,
         device=device,
+        streams=sorted(set(options.streams)),
         **tests,
     )
     if as_json:

@@ -40,7 +40,10 @@ def comparison_json(found: Comparison, slower: Sequence[Ratio]) -> dict[str, Any
         "schema": 2,
         "ratios": [
             {
-                **{name: getattr(ratio.after, name) for name in (*names, "test", "tokens", "depth")},
+                **{
+                    name: getattr(ratio.after, name)
+                    for name in (*names, "test", "tokens", "depth", "streams")
+                },
                 "before": ratio.before.tokens_per_second.median,
                 "after": ratio.after.tokens_per_second.median,
                 "ratio": ratio.ratio,

@@ -28,6 +28,7 @@ from edge.hub.resolve import open_model
 from edge.measure.profile.cores import Core, Rates
 from edge.measure.profile.cpu import Cluster, Cpu
 from edge.measure.profile.measure import Bench
+from edge.measure.profile.options import Case
 from edge.measure.profile.plan import PlannedDevice, plan
 from edge.measure.profile.roofline import Region
 
@@ -46,7 +47,12 @@ _CPUS = {  # vendor and family, models: core
 }
 _TILE_ROWS = 8  # of the tier avx512vnni
 _CONTEXT = 8192
-_TESTS = (("prefill", 512, 0), ("prefill", 512, 4096), ("decode", 32, 0), ("decode", 32, 4096))
+_TESTS = (
+    Case("prefill", 512, 0),
+    Case("prefill", 512, 4096),
+    Case("decode", 32, 0),
+    Case("decode", 32, 4096),
+)
 _READ = 1 << 29  # bytes
 _TURNS, _LATENCY = 1 << 22, 24  # cycles of a turn: eight multiplications of three each, on all these cores
 _LOOPS = """
@@ -112,22 +118,22 @@ def _seconds(call: Callable[[], object]) -> float:
     return process_time() - start
 
 
-def measured(name: str, repeat: int) -> tuple[float, float, dict[tuple[str, int, int], float]]:
+def measured(name: str, repeat: int) -> tuple[float, float, dict[Case, float]]:
     """The best in one quantization: clock in GHz, GB read per second, and tokens per second of each test."""
     executor = open_executor(
         open_model(_MODEL, quantize=name), RunOptions(context=_CONTEXT, threads=1, attention="dense")
     )
     bench, loops = Bench(executor, "synthetic"), Loops()
-    speeds: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    speeds: dict[Case, list[float]] = defaultdict(list)
     clocks, reads = [], []
     for each in _TESTS:
         bench.measure(*each)  # fills the cache
     for _ in range(repeat):
         clocks.append(loops.clock_ghz())
         reads.append(loops.read_gb_s())
-        for test, tokens, depth in _TESTS:
-            seconds = _seconds(lambda: bench.measure(test, tokens, depth))  # noqa: B023
-            speeds[test, tokens, depth].append(tokens / seconds)
+        for each in _TESTS:
+            seconds = _seconds(lambda: bench.measure(*each))  # noqa: B023
+            speeds[each].append(each.tokens / seconds)
     loops.close()
     return max(clocks), max(reads), {each: max(found) for each, found in speeds.items()}
 
@@ -138,16 +144,15 @@ def compared(name: str, core: Core, repeat: int) -> dict[str, Any]:
     cpu = Cpu((Cluster(1, core, ghz),), 1.0, "measured")
     device = PlannedDevice("this machine", read, None, "measured", cpu)
     rows = []
-    for (test, tokens, depth), speed in speeds.items():
+    for case, speed in speeds.items():
         (planned,) = plan(
-            _MODEL, quantize=(name,), context=_CONTEXT, device=device, depth=(depth,), prefill=(512,)
+            _MODEL, quantize=(name,), context=_CONTEXT, device=device, depth=(case.depth,), prefill=(512,)
         )
-        (found,) = (each for each in planned.predicted if each.test == test)
+        (found,) = (each for each in planned.predicted if each.test == case.test)
         shown = {"measured": round(speed, 1), "predicted": round(found.tokens_per_second, 1)}
         ratio = round(found.tokens_per_second / speed, 2)
-        rows.append(
-            {"test": test, "tokens": tokens, "depth": depth, **shown, "ratio": ratio, "limit": found.limit}
-        )
+        facts = {"test": case.test, "tokens": case.tokens, "depth": case.depth}
+        rows.append({**facts, **shown, "ratio": ratio, "limit": found.limit})
     return {"quantize": name, "clock_ghz": round(ghz, 2), "read_gb_s": round(read, 1), "rows": rows}
 
 

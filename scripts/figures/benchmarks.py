@@ -65,6 +65,7 @@ BENCHMARKS = {
     "cycles": Benchmark("python -m scripts.cycles", 4, timed=False, needs=(_llvm_mca,)),
     "predictions": Benchmark("python -m scripts.cycles.predictions", 0.1, timed=False),
     "prediction-check": Benchmark("python -m scripts.cycles.check", 3, needs=(_llvm_mca,)),
+    "streams": Benchmark("python scripts/bench_streams.py", 3, per_machine=True),
     "sampler": Benchmark("python scripts/bench_sampler.py", 0.5, per_machine=True),
     "start": Benchmark("python scripts/bench_start.py", 3, per_machine=True),
     "weights-in-memory": Benchmark("python scripts/bench_huge_pages.py --model random:minicpm4-8b", 2),

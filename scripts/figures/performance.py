@@ -124,6 +124,35 @@ def long_context(document: Document) -> Lines:
     ]
 
 
+def streams(document: Document) -> Lines:
+    rows = []
+    for count, found in document["streams"].items():
+        rows.append(
+            [
+                count,
+                f"{found['tokens/s']:.0f}",
+                f"{found['of one']:.2f} x",
+                f"{found['pass ms']:.2f} ms",
+                f"{found['beside the pass ms']:.2f} ms",
+            ]
+        )
+    return [
+        ["sequences", "tokens/s in total", "of one", "a pass alone", "scheduler and Python, per pass"],
+        *rows,
+    ]
+
+
+def prompt_beside(document: Document) -> Lines:
+    found = document["prompt"]
+    return [
+        [f"a prompt of {found['tokens']} tokens beside {found['streams']} sequences", ""],
+        ["prompt alone, tokens/s", f"{found['tokens/s alone']:.0f}"],
+        ["prompt beside the sequences, tokens/s", f"{found['tokens/s beside']:.0f}"],
+        ["the same, of its speed alone less their share", percent(found["of alone less the streams' share"])],
+        ["a token of theirs meanwhile, p50 / p99", f"{found['p50 ms']:.0f} / {found['p99 ms']:.0f} ms"],
+    ]
+
+
 def kv_error(document: Document) -> Lines:
     kinds = [kind for kind in _KV_TYPES if kind in document["results"][0]["errors"]]
     rows = []
@@ -201,6 +230,8 @@ TABLES = {
     "operators": Table(PAGE, ("operators",), operators),
     "linear": Table(PAGE, ("kernels",), linear),
     "long-context": Table(PAGE, ("long-context",), long_context),
+    "streams": Table(PAGE, ("streams",), streams),
+    "streams-prompt": Table(PAGE, ("streams",), prompt_beside),
     "kv-error": Table(PAGE, ("kv-error",), kv_error),
     "kv-quality": Table(PAGE, ("kv-quality",), kv_quality),
     "start": Table(PAGE, ("start",), start),

@@ -161,6 +161,26 @@ def _sampling(sampler: Document) -> Reached:
     return f"{most:.1f} % at most", most < 2
 
 
+def _streams(document: Document) -> Reached:
+    times = [document["streams"][count]["of one"] for count in ("4", "8")]
+    return " / ".join(map(_times, times)), times[0] >= 2.7 and times[1] >= 3.7
+
+
+def _pass_overhead(document: Document) -> Reached:
+    most = max(found["beside the pass ms"] for found in document["streams"].values())
+    return f"{most:.2f} ms at most", most <= 0.3
+
+
+def _beside_prompt(document: Document) -> Reached:
+    p99 = document["prompt"]["p99 ms"]
+    return f"{p99:.0f} ms", p99 <= 60
+
+
+def _prompt_beside(document: Document) -> Reached:
+    share = document["prompt"]["of alone less the streams' share"]
+    return percent(share), share >= 0.7
+
+
 TARGETS = (
     Target("int4 decode, context 512", "88 % of read bandwidth", ("kernels",), _int4_decode),
     Target("the same, in turn with llama.cpp Q4_0", "1.3 x", ("peers",), _llama),
@@ -196,6 +216,10 @@ TARGETS = (
         ("kernels-ternary",),
         _verification({4: 1.45, 8: 2.3}),
     ),
+    Target("4 / 8 sequences at once, context 512", "2.7 / 3.7 x one", ("streams",), _streams),
+    Target("scheduler and Python, per pass of 1 to 8", "0.3 ms", ("streams",), _pass_overhead),
+    Target("a token of 2 sequences beside a prompt of 4096, p99", "60 ms", ("streams",), _beside_prompt),
+    Target("that prompt, of its speed alone less the sequences' share", "70 %", ("streams",), _prompt_beside),
     Target(
         f"dense attention, one token at {_DEEP}, float16 KV",
         "65 % of the nearer limit",

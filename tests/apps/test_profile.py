@@ -63,6 +63,20 @@ def test_json_is_the_last_line(run_edge, smollm2):
     assert stages == [f"[{n}/8] {test}, {threads} threads" for n, test in enumerate(2 * tests, 1)]
 
 
+def test_streams_and_rows(run_edge, smollm2, tmp_path):
+    path = tmp_path / "several.json"
+    several = ("--streams", "1,2", "--rows", "3", "--prefill", "0", "--generate", "4", "--repeat", "1")
+    result = run_edge("profile", smollm2, *several, "--out", str(path))
+    assert result.returncode == 0, result.stderr
+    found = Profile.load(path)
+    assert [(row.test, row.streams, row.rows) for row in found.results] == [
+        *(("decode", 1, None), ("decode", 2, None), ("verify", 1, 1), ("verify", 1, 3)),
+    ]
+    assert re.search(r"decode 4 in 2 streams +\d", result.stdout)
+    *_, one, three = found.results
+    assert re.search(rf"verify 3 .* {three.seconds / one.seconds:.2f} ", result.stdout)
+
+
 def test_comparing(run_edge, profiled):
     before, after, _, _ = profiled
     result = run_edge("profile", "--compare", str(before), str(after), "--fail-above", "5%")
@@ -133,6 +147,12 @@ def test_planning_for_the_cores_of_a_device(run_edge):
     assert speeds["prefill", 0]["limit"] == "arithmetic" and speeds["decode", 0]["limit"] == "memory"
     # A board with 17 GB/s: more than the weights fit into that is not to be had.
     assert 10 < speeds["decode", 0]["tokens_per_second"] < 17.1e9 / plan["weights_bytes"]
+    several = run_edge(*arguments, "--streams", "1,4", "--rows", "8", "--json").stdout
+    speeds = {
+        (each["test"], each["streams"], each["depth"])
+        for each in json.loads(several)["plans"][0]["predicted"]
+    }
+    assert {("decode", 4, 2048), ("verify", 1, 0)} <= speeds
     text = run_edge(*arguments).stdout
     assert "Predicted" in text and "the cores read 70%" in text and "Arithmetic only: nothing was run" in text
     given = json.loads(run_edge(*arguments, "--bandwidth", "10", "--json").stdout)["device"]
@@ -200,6 +220,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
         ),
         (("--plan", "--compare", "a", "b"), "either --compare or --plan"),
         (("m", "--json", "--md"), "either --json or --md"),
+        (("m", "--streams", "0"), "streams must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_bad_arguments(run_edge, arguments, sentence):

@@ -151,6 +151,39 @@ def test_targets_are_reached_or_missed_by_their_documents():
     assert cells["sampling"] == "not measured"
 
 
+def several(of_eight: float = 3.7, overhead: float = 0.3, p99: float = 60.0, share: float = 0.7) -> Document:
+    """What scripts/bench_streams.py prints."""
+    counts = {
+        count: {"tokens/s": 100 * of_one, "of one": of_one, "pass ms": 9.0, "beside the pass ms": overhead}
+        for count, of_one in (("1", 1.0), ("4", 2.7), ("8", of_eight))
+    }
+    prompt = {"tokens": 4096, "streams": 2, "tokens/s alone": 400.0, "tokens/s beside": 250.0}
+    prompt |= {"of alone less the streams' share": share, "p50 ms": 45.0, "p99 ms": p99}
+    return {"streams": counts, "prompt": prompt}
+
+
+def test_the_targets_of_several_sequences():
+    for what, cell, missed in (
+        ("4 / 8 sequences", "2.70 x / 3.70 x", several(of_eight=3.69)),
+        ("scheduler and Python", "0.30 ms at most", several(overhead=0.31)),
+        ("a token of 2 sequences", "60 ms", several(p99=61.0)),
+        ("that prompt", "70 %", several(share=0.69)),
+    ):
+        assert reached("streams", what, several()) == cell
+        assert reached("streams", what, missed).endswith(": missed")
+    headers, *_, last = pages.TABLES["streams"].rows(several())
+    assert dict(zip(headers, last, strict=True)) == {
+        "sequences": "8",
+        "tokens/s in total": "370",
+        "of one": "3.70 x",
+        "a pass alone": "9.00 ms",
+        "scheduler and Python, per pass": "0.30 ms",
+    }
+    assert ["the same, of its speed alone less their share", "70 %"] in pages.TABLES["streams-prompt"].rows(
+        several()
+    )
+
+
 def deep(speed_at_130000: float) -> Document:
     def at(program: str, setting: str, *found: float) -> list[dict[str, Any]]:
         depths = (512, 32768, 130000)[3 - len(found) :]

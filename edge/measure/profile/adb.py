@@ -57,6 +57,10 @@ def check_options(options: ProfileOptions) -> None:
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
     if options.executor != (None,) or options.attention != ("auto",):
         raise ProfileError("edge_bench has one executor and attention: leave --executor and --attention out.")
+    if options.streams != (1,) or options.rows:
+        raise ProfileError(
+            "edge_bench decodes one sequence, and verifies none: leave --streams and --rows out."
+        )
     if len(options.kv_type) > 1:
         raise ProfileError("edge_bench measures one type of KV cache at a time: give one --kv.")
 

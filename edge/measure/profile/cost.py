@@ -156,12 +156,23 @@ class NetworkCost:
         )
 
     def decode_parts(
-        self, depth: float, roofline: Roofline, efficiency: Efficiency = Efficiency()
+        self,
+        depth: float,
+        roofline: Roofline,
+        efficiency: Efficiency = Efficiency(),
+        *,
+        streams: int = 1,
+        rows: int = 1,
     ) -> tuple[Part, ...]:
-        """Matrices and attention of a decode step at `depth`."""
+        """Matrices and attention of a pass at `depth` that wants the logits of every token.
+
+        streams: sequences in it, which share the weights' bytes. rows: of each, which share its cache's.
+        """
         stream = self.streamed / roofline.read_bytes / efficiency.stream
-        compute = self.seconds_at_peak(self.body + self.head, 0, roofline) / efficiency.compute
-        return (stream, compute), self._attention_part(1, depth, roofline, efficiency)
+        tokens = streams * rows
+        compute = self.seconds_at_peak((self.body + self.head) * tokens, 0, roofline) / efficiency.compute
+        read, attention = self._attention_part(rows, depth, roofline, efficiency)
+        return (stream, compute), (read * streams, attention * streams)
 
     def prefill_parts(
         self, tokens: int, depth: int, roofline: Roofline, efficiency: Efficiency = Efficiency()

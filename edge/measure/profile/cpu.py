@@ -74,13 +74,18 @@ class CpuModel:
                 "activations only: leave out --device, or give another --quantize."
             )
 
-    def decode_parts(self, depth: int) -> tuple[Part, ...]:
-        """Seconds of reading and of arithmetic of a decode step: matrices, attention."""
-        compute = self._seconds(self.cost.body, _one(self.body)) + self._seconds(
-            self.cost.head, _one(self.head)
-        )
-        rows = self.config.num_attention_heads // self.config.num_key_value_heads
-        return (self._reading(self.cost.streamed), compute), self._attention(1, depth, rows)
+    def decode_parts(self, depth: int, *, streams: int = 1, rows: int = 1) -> tuple[Part, ...]:
+        """Seconds of reading and of arithmetic of a pass that wants all logits: matrices, attention.
+
+        streams, rows: see `NetworkCost.decode_parts`; the loops for many tokens stand for a few, too.
+        """
+        tokens = streams * rows
+        loop = _one if tokens == 1 else _many
+        compute = self._seconds(self.cost.body * tokens, loop(self.body))
+        compute += self._seconds(self.cost.head * tokens, loop(self.head))
+        group = self.config.num_attention_heads // self.config.num_key_value_heads
+        read, attention = self._attention(rows, depth, min(_TASK_ROWS, group * rows))
+        return (self._reading(self.cost.streamed), compute), (read * streams, attention * streams)
 
     def prefill_parts(self, tokens: int, depth: int) -> tuple[Part, ...]:
         """The same of a prefill; the head is for its last token only."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from edge.config import KVChoice, KVType, ModelConfig
 from edge.config.presets import preset
@@ -18,6 +19,7 @@ from edge.executors.options import kv_beside
 from edge.hub.resolve import RANDOM, open_model
 from edge.measure.profile.cost import Limit, NetworkCost, Part, Roofline, binding, pass_seconds
 from edge.measure.profile.cpu import Cpu, CpuModel
+from edge.measure.profile.options import Case, Test
 from edge.quant.scheme import SOURCE, QuantScheme
 
 _BATCH = 256
@@ -40,14 +42,16 @@ class PlannedDevice:
 
 @dataclass(frozen=True)
 class PlannedSpeed:
-    """A prediction, as a row of a profile. seconds: of a prefill until its first token, of one decode step.
+    """A prediction, as a row of a profile.
 
-    limit: what most of that time goes to.
+    streams: sequences in one decode step. seconds: of a prefill until its first token, of one decode step, of
+    a verification of `tokens` rows. limit: what most of that time goes to.
     """
 
-    test: Literal["prefill", "decode"]
+    test: Test
     tokens: int
     depth: int
+    streams: int
     tokens_per_second: float
     seconds: float
     limit: Limit
@@ -57,8 +61,8 @@ class PlannedSpeed:
 class Plan:
     """Memory and predicted speed in one quantization (its full name); bytes and seconds.
 
-    total_bytes: weights, KV cache at the context, and workspace. fits: None if no memory was given.
-    longest_context: that fits, at most the model's own. predicted: none without a device.
+    total_bytes: weights, KV cache at the context (of every stream), and workspace. fits: None if no memory
+    was given. longest_context: that fits, at most the model's own. predicted: none without a device.
     """
 
     quantize: str
@@ -88,13 +92,17 @@ def plan(
     device: PlannedDevice | None = None,
     depth: Sequence[int] | None = None,
     prefill: Sequence[int] | None = None,
+    streams: Sequence[int] = (1,),
+    rows: Sequence[int] = (),
 ) -> list[Plan]:
     """Plans for `model`, one for each quantization (None: what it has, int4 for random weights).
 
     context: tokens, by default those the model was trained for. memory: bytes of the device. device: None
     leaves out the speed. depth: for which it is predicted, by default four of the context. prefill: their
-    lengths at each depth, by default one of the whole context. Random weights and other quantizations than
-    the model's own are planned from their shapes: nothing is made or converted for them. Raises EdgeError.
+    lengths at each depth, by default one of the whole context. streams: sequences that decode in one pass;
+    the memory is that of the most. rows: of one sequence that are verified in one pass. Random weights and
+    other quantizations than the model's own are planned from their shapes: nothing is made or converted for
+    them. Raises EdgeError.
     """
     plans = []
     for name in quantize:
@@ -102,8 +110,8 @@ def plan(
         network = _network(model, name, head, kv_type if own or kv_type != "auto" else _ARM_KV)
         tokens = network.config.max_position_embeddings if context is None else context
         network.config.check_context(tokens)
-        tests = _tests(tokens, depth, prefill)
-        plans.append(_plan(network, tokens, memory, device, tests))
+        tests = _tests(tokens, depth, prefill, streams, rows)
+        plans.append(_plan(network, tokens, max(streams), memory, device, tests))
     return plans
 
 
@@ -145,43 +153,55 @@ def _kv_type(asked: KVChoice, activations: str) -> KVType:
     return kv_beside(activations) if asked == "auto" else asked
 
 
-_Test = tuple[Literal["prefill", "decode"], int, int]
-
-
-def _tests(context: int, depth: Sequence[int] | None, prefill: Sequence[int] | None) -> list[_Test]:
-    """(test, tokens, depth) of the speeds to predict."""
+def _tests(
+    context: int,
+    depth: Sequence[int] | None,
+    prefill: Sequence[int] | None,
+    streams: Sequence[int],
+    rows: Sequence[int],
+) -> list[Case]:
+    """The speeds to predict; EdgeError for one that was asked for and does not fit."""
     if depth is None:
         depths, lengths = sorted({0, context // 4, context // 2, context - 1}), prefill or (context,)
-        tests: list[_Test] = [("prefill", tokens, 0) for tokens in lengths]
+        tests = [Case("prefill", tokens, 0) for tokens in lengths]
     else:
         depths = list(depth)
-        tests = [("prefill", tokens, each) for each in depth for tokens in prefill or (context - each,)]
-    tests += [("decode", 1, each) for each in depths]
-    for test, tokens, each in tests:
+        tests = [Case("prefill", tokens, each) for each in depth for tokens in prefill or (context - each,)]
+    tests += [Case("decode", 1, each, count) for each in depths for count in streams]
+    tests += [
+        Case("verify", n, each) for each in depths for n in rows if depth is not None or each + n <= context
+    ]
+    for test, tokens, each, _ in tests:
         if each + tokens > context:
+            what = "verification" if test == "verify" else test
             raise EdgeError(
-                f"A {test} of {tokens} at depth {each} does not fit into a context of {context} tokens: give "
+                f"A {what} of {tokens} at depth {each} does not fit into a context of {context} tokens: give "
                 "a larger --context, or less of both."
             )
-    return [each for each in tests if each[1] > 0]
+    return [each for each in tests if each.tokens > 0]
 
 
 def _plan(
-    network: _Network, context: int, memory: int | None, device: PlannedDevice | None, tests: Sequence[_Test]
+    network: _Network,
+    context: int,
+    streams: int,
+    memory: int | None,
+    device: PlannedDevice | None,
+    tests: Sequence[Case],
 ) -> Plan:
     config, cost = network.config, network.cost
-    workspace = workspace_bytes(config, _BATCH)
-    total = cost.resident + context * cost.kv_row + workspace
+    workspace, row = workspace_bytes(config, _BATCH), streams * cost.kv_row
+    total = cost.resident + context * row + workspace
     longest = None
     if memory is not None:
-        room = (memory - cost.resident - workspace) // cost.kv_row
+        room = (memory - cost.resident - workspace) // row
         longest = max(0, min(room, config.max_position_embeddings))
     return Plan(
         quantize=str(network.scheme),
         kv_type=network.kv_type,
         context=context,
         weights_bytes=cost.resident,
-        kv_cache_bytes=context * cost.kv_row,
+        kv_cache_bytes=context * row,
         workspace_bytes=workspace,
         total_bytes=total,
         fits=None if memory is None else total <= memory,
@@ -190,23 +210,23 @@ def _plan(
     )
 
 
-def _predicted(network: _Network, device: PlannedDevice, tests: Sequence[_Test]) -> tuple[PlannedSpeed, ...]:
+def _predicted(network: _Network, device: PlannedDevice, tests: Sequence[Case]) -> tuple[PlannedSpeed, ...]:
     parts_of, speeds = _parts(network, device), []
-    for test, tokens, depth in tests:
-        if test == "prefill" and device.cpu is None and device.int8_tops is None:
+    for case in tests:
+        if (case.test != "decode" or case.streams > 1) and device.cpu is None and device.int8_tops is None:
             continue
-        parts = parts_of(test, tokens, depth)
+        parts = parts_of(case)
         seconds = pass_seconds(parts)
-        speed = PlannedSpeed(
-            test, tokens, depth, round(tokens / seconds, 2), round(seconds, 6), binding(parts)
-        )
+        speed = PlannedSpeed(*case, round(case.total / seconds, 2), round(seconds, 6), binding(parts))
         speeds.append(speed)
     return tuple(speeds)
 
 
-def _parts(network: _Network, device: PlannedDevice) -> Callable[[str, int, int], tuple[Part, ...]]:
+def _parts(network: _Network, device: PlannedDevice) -> Callable[[Case], tuple[Part, ...]]:
     """The parts of a test's pass on the device: of its cores where they are known, else of its limits."""
     cost, read_bytes = network.cost, device.bandwidth_gb_s * 1e9
+    prefill: Callable[[int, int], tuple[Part, ...]]
+    decode: Callable[..., tuple[Part, ...]]
     if device.cpu is not None:
         model = CpuModel(
             cost=cost,
@@ -218,17 +238,20 @@ def _parts(network: _Network, device: PlannedDevice) -> Callable[[str, int, int]
             read_bytes=read_bytes,
             batch=_BATCH,
         )
-        return lambda test, tokens, depth: (
-            model.decode_parts(depth) if test == "decode" else model.prefill_parts(tokens, depth)
-        )
-    # Where the arithmetic rate is unknown it is taken as no limit: then only decoding is predicted.
-    int8 = device.int8_tops * 1e12 / 2 if device.int8_tops else float("inf")
-    roofline = Roofline(read_bytes, int8, int8 * _FLOAT_SHARE)
-    return lambda test, tokens, depth: (
-        cost.decode_parts(depth, roofline)
-        if test == "decode"
-        else cost.prefill_parts(tokens, depth, roofline)
-    )
+        prefill, decode = model.prefill_parts, model.decode_parts
+    else:
+        # Where the arithmetic rate is unknown it is taken as no limit: then only single tokens are predicted.
+        int8 = device.int8_tops * 1e12 / 2 if device.int8_tops else float("inf")
+        roofline = Roofline(read_bytes, int8, int8 * _FLOAT_SHARE)
+        prefill = partial(cost.prefill_parts, roofline=roofline)
+        decode = partial(cost.decode_parts, roofline=roofline)
+
+    def parts(case: Case) -> tuple[Part, ...]:
+        if case.test == "prefill":
+            return prefill(case.tokens, case.depth)
+        return decode(case.depth, streams=case.streams, rows=case.tokens)
+
+    return parts
 
 
 def parse_size(text: str) -> int:

@@ -16,7 +16,7 @@ from edge.measure.profile.schema import Profile, ProfileError, Row
 _WIDTH, _HEIGHT = 4.8, 3.9  # inches: at the width of a phone the letters keep their size
 _MOST_ENTRIES = 10  # of a legend
 _ENTRY = 0.21  # inches of height
-_MARKERS = {"decode": "o", "prefill": "s"}
+_MARKERS = {"decode": "o", "prefill": "s", "verify": "^"}
 _DASHES = ("-", "--", ":", "-.")
 _COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 _AXIS, _INK, _GRID, _SOFT = "#94a3b8", "#334155", "#e2e8f0", "#475569"
@@ -81,6 +81,8 @@ def label(row: Row, rows: Sequence[Row]) -> str:
     parts = [row.quantize]
     if len({other.threads for other in rows}) > 1:
         parts.append(threads(row.threads))
+    if len({other.streams for other in rows}) > 1:
+        parts.append(f"{row.streams} stream{'' if row.streams == 1 else 's'}")
     for name in ("executor", "attention", "kv_type"):
         if len({getattr(other, name) for other in rows}) > 1:
             parts.append(str(getattr(row, name)))
@@ -163,7 +165,7 @@ def _context(profile: Profile, figure: Any) -> bool:
 
 
 def _latency(profile: Profile, figure: Any) -> bool:
-    rows = tuple(row for row in profile.results if row.latency_percentiles)
+    rows = tuple(row for row in profile.results if row.test == "decode" and row.latency_percentiles)
     if not rows:
         return False
     axes = figure.subplots()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edge.measure.profile.compare import Comparison, Ratio
@@ -62,35 +62,38 @@ Report = tuple[Text | Table, ...]
 
 @dataclass(frozen=True)
 class _Column:
-    """setting: what the run was asked for; it is said once, above the table, if all rows have the same."""
+    """cell: of a row, beside all rows of the table. setting: what the run was asked for; it is said once,
+    above the table, if all rows have the same.
+    """
 
     header: str
-    cell: Callable[[Row], str]
+    cell: Callable[[Row, Sequence[Row]], str]
     setting: bool = False
 
 
 _COLUMNS = (
-    _Column("Test", lambda row: f"{row.test} {row.tokens}"),
-    _Column("Model", lambda row: row.model, True),
-    _Column("Executor", lambda row: row.executor, True),
-    _Column("Weights", lambda row: row.quantize, True),
-    _Column("KV", lambda row: row.kv_type, True),
-    _Column("Attention", lambda row: row.attention, True),
-    _Column("Threads", lambda row: str(row.threads), True),
-    _Column("Depth", lambda row: f"{row.depth}{' synthetic' if is_synthetic(row) else ''}", True),
-    _Column("Tokens/s", lambda row: _speed(row.tokens_per_second.median)),
+    _Column("Test", lambda row, _: str(row.case)),
+    _Column("Model", lambda row, _: row.model, True),
+    _Column("Executor", lambda row, _: row.executor, True),
+    _Column("Weights", lambda row, _: row.quantize, True),
+    _Column("KV", lambda row, _: row.kv_type, True),
+    _Column("Attention", lambda row, _: row.attention, True),
+    _Column("Threads", lambda row, _: str(row.threads), True),
+    _Column("Depth", lambda row, _: f"{row.depth}{' synthetic' if is_synthetic(row) else ''}", True),
+    _Column("Tokens/s", lambda row, _: _speed(row.tokens_per_second.median)),
     _Column(
-        "min - max", lambda row: f"{_speed(row.tokens_per_second.min)}-{_speed(row.tokens_per_second.max)}"
+        "min - max", lambda row, _: f"{_speed(row.tokens_per_second.min)}-{_speed(row.tokens_per_second.max)}"
     ),
-    _Column("p50 ms", lambda row: _milliseconds(row.latency_ms(50))),
-    _Column("p90 ms", lambda row: _milliseconds(row.latency_ms(90))),
-    _Column("p99 ms", lambda row: _milliseconds(row.latency_ms(99))),
+    _Column("p50 ms", lambda row, _: _milliseconds(row.latency_ms(50))),
+    _Column("p90 ms", lambda row, _: _milliseconds(row.latency_ms(90))),
+    _Column("p99 ms", lambda row, _: _milliseconds(row.latency_ms(99))),
     _Column(
-        "TTFT ms", lambda row: _milliseconds(None if row.ttft_seconds is None else 1000 * row.ttft_seconds)
+        "TTFT ms", lambda row, _: _milliseconds(None if row.ttft_seconds is None else 1000 * row.ttft_seconds)
     ),
-    _Column("Bandwidth", lambda row: share(row.bandwidth_share)),
-    _Column("Compute", lambda row: share(row.compute_share)),
-    _Column("Memory", lambda row: format_bytes(row.peak_memory_bytes)),
+    _Column("Steps", lambda row, rows: _steps(row, rows)),
+    _Column("Bandwidth", lambda row, _: share(row.bandwidth_share)),
+    _Column("Compute", lambda row, _: share(row.compute_share)),
+    _Column("Memory", lambda row, _: format_bytes(row.peak_memory_bytes)),
 )
 _LEFT = ("Test", "Model", "Executor", "Weights", "KV", "Attention")
 
@@ -123,14 +126,14 @@ def results(rows: Sequence[Row]) -> Report:
     """What was the same in all tests, and the table of the rest."""
     same, shown = [], []
     for column in _COLUMNS:
-        cells = {column.cell(row) for row in rows}
+        cells = {column.cell(row, rows) for row in rows}
         if column.setting and len(cells) == 1:
             same.append(f"{column.header.lower() if column.header != 'KV' else 'KV'} {cells.pop()}")
         elif any(cells):
             shown.append(column)
     table = Table(
         tuple(column.header for column in shown),
-        tuple(tuple(column.cell(row) for column in shown) for row in rows),
+        tuple(tuple(column.cell(row, rows) for column in shown) for row in rows),
         sum(column.header in _LEFT for column in shown),
         sum(column.setting for column in shown) + 1,
     )
@@ -166,7 +169,14 @@ def closing(profile: Profile) -> Report:
         f"most; loaded in {first.load_seconds:.2f} s; {format_bytes(first.memory.weights)} of weights; "
         "Bandwidth, Compute: shares of the limits above."
     )
-    return (*(Text(reason) for reason in _reasons(profile.results)), Text(sentence))
+    more = []
+    if any(row.streams > 1 for row in profile.results):
+        more.append("Tokens/s are those of all streams together; each gets a token in every pass.")
+    if any(row.rows is not None for row in profile.results):
+        more.append(
+            "Steps: what a verification takes, in passes of one row; its p50, p90, p99 are of whole passes."
+        )
+    return tuple(Text(each) for each in (*_reasons(profile.results), sentence, *more))
 
 
 def _reasons(rows: Sequence[Row]) -> list[str]:
@@ -188,7 +198,7 @@ def comparison_report(found: Comparison, slower: Sequence[Ratio], remarks: Seque
         row = ratio.after
         lines.append(
             (
-                *(f"{row.test} {row.tokens}", row.executor, row.quantize, str(row.threads), str(row.depth)),
+                *(str(row.case), row.executor, row.quantize, str(row.threads), str(row.depth)),
                 *(_speed(each.tokens_per_second.median) for each in (ratio.before, row)),
                 *(f"{ratio.ratio:.3f}", f"{ratio.low:.3f} - {ratio.high:.3f}"),
                 "slower" if ratio in slower else "",
@@ -238,7 +248,10 @@ def plan_report(
 
 
 def _predicted_row(speed: PlannedSpeed) -> tuple[str, ...]:
-    what, milliseconds = f"decode at depth {speed.depth}", _milliseconds(1000 * speed.seconds)
+    several = f" in {speed.streams} streams" if speed.streams > 1 else ""
+    what, milliseconds = f"decode{several} at depth {speed.depth}", _milliseconds(1000 * speed.seconds)
+    if speed.test == "verify":
+        what = f"verify {speed.tokens} at depth {speed.depth}"
     if speed.test == "prefill":
         what = f"prefill of {speed.tokens}{f' at depth {speed.depth}' if speed.depth else ''}"
         milliseconds = f"TTFT {milliseconds}"
@@ -299,14 +312,22 @@ def is_synthetic(row: Row) -> bool:
 
 
 def title_of(row: Row) -> str:
-    """A test in words: `decode of 64 at depth 0, int4-g32, float16 KV, 2 threads`."""
+    """A test in words: `decode 64 at depth 0, int4-g32, float16 KV, 2 threads`."""
     settings = f"{row.quantize}, {row.kv_type} KV, {threads(row.threads)}"
-    return f"{row.test} of {row.tokens} at depth {row.depth}, {settings}"
+    return f"{row.case} at depth {row.depth}, {settings}"
 
 
 def threads(count: int) -> str:
     """`1 thread`, `2 threads`."""
     return f"{count} thread{'' if count == 1 else 's'}"
+
+
+def _steps(row: Row, rows: Sequence[Row]) -> str:
+    """Seconds of a verification over those of one row in the same configuration; empty for other tests."""
+    if row.seconds is None:
+        return ""
+    one = [each.seconds for each in rows if each.key == replace(row, tokens=1).key]
+    return "".join(f"{row.seconds / seconds:.2f}" for seconds in one if seconds)
 
 
 def _speed(value: float) -> str:

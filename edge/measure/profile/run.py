@@ -31,13 +31,12 @@ from edge.measure.profile.cost import NetworkCost, Roofline
 from edge.measure.profile.limits import best_of, limits_of, variation_remarks
 from edge.measure.profile.measure import Measured
 from edge.measure.profile.operators import summarise
-from edge.measure.profile.options import ProfileOptions, Test
+from edge.measure.profile.options import Case, ProfileOptions
 from edge.measure.profile.roofline import RooflineProbe
+from edge.measure.profile.room import check_room
 from edge.measure.profile.schema import SCHEMA, MachineFacts, Memory, Profile, ProfileError, Rate, Row
-from edge.measure.profile.worker import Setup, Worker
+from edge.measure.profile.worker import Ready, Setup, Worker
 from edge.quant.scheme import QuantScheme
-from edge.system.memory import available_memory
-from edge.system.units import format_bytes
 
 Progress = Callable[[int, int, str], None]
 
@@ -53,8 +52,8 @@ class _Configuration:
     files: ModelFiles
     cost: NetworkCost
     worker: Worker
-    measured: dict[Any, list[Measured]] = field(default_factory=lambda: defaultdict(list))
-    passes: dict[Any, list[Any]] = field(default_factory=dict)
+    measured: dict[Case, list[Measured]] = field(default_factory=lambda: defaultdict(list))
+    passes: dict[Case, list[Any]] = field(default_factory=dict)
 
 
 def profile(
@@ -63,8 +62,8 @@ def profile(
     """Measure `model` (a name as for `edge.load`) on this machine.
 
     options: by default ProfileOptions(). progress: called before every measurement with (done, total, what).
-    Raises EdgeError: for a context that the model was not made for, for memory that is not there, and what
-    opening a model raises.
+    Raises EdgeError: for a context that the model was not made for, for memory that is not there, for streams
+    that the executor runs one after another, and what opening a model raises.
     """
     options = options or ProfileOptions()
     opened = [
@@ -79,7 +78,9 @@ def profile(
         for threads in options.threads
         for attention, kv_type in _arithmetic(files, spec, options)
     ]
-    _check_memory([(files, kv_type) for files, _, _, _, kv_type in settings], options)
+    check_room(
+        [(files, spec, attention, kv_type) for files, spec, _, attention, kv_type in settings], options
+    )
     watch = machine.Watch()
     with ExitStack() as stack:
         configurations = []
@@ -93,6 +94,7 @@ def profile(
                 attention=attention,
             )
             worker = stack.enter_context(Worker(Setup(str(files.path), asdict(run), options.fill)))
+            _check_passes(spec.name, worker.ready, options)
             fixed = spec.fixed(files)
             weights = None if fixed is None else fixed.scheme
             tensors = [(info.name, info.shape, weights or info.scheme) for info in files.tensors.values()]
@@ -178,20 +180,20 @@ def _arithmetic(
     return product(active, kv_types)
 
 
-def _check_memory(settings: list[tuple[ModelFiles, KVType]], options: ProfileOptions) -> None:
-    """All configurations are in memory at once, so that their repeats can take turns."""
-    rows = sum(depth for depth in set(options.depth)) + options.context
-    needed = sum(
-        sum(tensor.bytes for tensor in files.tensors.values())
-        + rows * files.config.kv_bytes_per_token(kv_type)
-        for files, kv_type in settings
-    )
-    free = available_memory()
-    if free is not None and needed > free:
+def _check_passes(executor: str, ready: Ready, options: ProfileOptions) -> None:
+    """Refuse, before anything is computed, tests that the executor can't run in one pass."""
+    streams, rows = max(options.streams), max(options.rows, default=0)
+    if streams > 1 and not ready.batch_invariant:
         raise ProfileError(
-            f"The {len(settings)} configurations need {format_bytes(needed)} together, but "
-            f"{format_bytes(free)} are free: measure fewer quantizations, thread counts or depths at a time."
+            f"The executor '{executor}' runs several sequences one after another, so {streams} streams are "
+            "no faster than one: leave --streams out, or measure the native executor."
         )
+    for count, what, flag in ((streams, "streams", "--streams"), (rows, "rows", "--rows")):
+        if count > ready.max_batch:
+            raise ProfileError(
+                f"A pass of the executor '{executor}' takes up to {ready.max_batch} tokens, not those of "
+                f"{count} {what}: give {flag} at most that."
+            )
 
 
 def _measure(
@@ -208,11 +210,10 @@ def _measure(
     total = per_repeat * (options.repeat + (1 if options.operators else 0))
     done = 0
 
-    def report(each: _Configuration, test: tuple[Test, int, int]) -> None:
+    def report(each: _Configuration, test: Case) -> None:
         nonlocal done
         if progress is not None:
-            ready, (name, tokens, depth) = each.worker.ready, test
-            progress(done, total, f"{name} {tokens} at depth {depth}, {ready.threads} threads")
+            progress(done, total, f"{test} at depth {test.depth}, {each.worker.ready.threads} threads")
         done += 1
 
     for _ in range(options.repeat):
@@ -220,38 +221,39 @@ def _measure(
             for test in options.tests:
                 report(each, test)
                 limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
-                each.measured[test].append(each.worker.measure(*test))
+                each.measured[test].append(each.worker.measure(test))
     if options.operators:
         for each in configurations:
             for test in options.tests:
                 report(each, test)
                 limits[each.worker.ready.threads].append(probe.measure(each.worker.ready.threads))
-                each.passes[test] = each.worker.operators(*test)
+                each.passes[test] = each.worker.operators(test)
     for threads, found in limits.items():
         found.append(probe.measure(threads))
     return limits
 
 
-def work(cost: NetworkCost, test: tuple[Test, int, int], batch: int) -> tuple[float, float, float, float]:
+def work(cost: NetworkCost, case: Case, batch: int) -> tuple[float, float, float, float]:
     """(weight bytes, KV bytes, multiply-adds in matrices, in attention) of a whole test."""
-    name, tokens, depth = test
-    attention = cost.attention_pairs(tokens, depth)
-    if name == "prefill":
+    test, tokens, depth, streams = case
+    attention = cost.attention_pairs(tokens, depth) * streams
+    if test == "prefill":
         total = cost.prefill_bytes(tokens, depth, batch)
         weights = cost.streamed * -(-tokens // batch)
         return weights, total - weights, cost.body * tokens + cost.head, attention
-    positions = cost.positions_read(tokens, depth)
-    return cost.streamed * tokens, cost.kv_row * positions, (cost.body + cost.head) * tokens, attention
+    linear = (cost.body + cost.head) * case.total
+    if test == "verify":
+        return cost.streamed, cost.kv_row * (depth + tokens), linear, attention
+    positions = cost.positions_read(tokens, depth) * streams
+    return cost.streamed * tokens, cost.kv_row * positions, linear, attention
 
 
-def _row(
-    each: _Configuration, test: tuple[Test, int, int], options: ProfileOptions, roofline: Roofline
-) -> Row:
-    name, tokens, depth = test
-    ready, measured = each.worker.ready, each.measured[test]
-    weights, rows, linear, attention = work(each.cost, test, ready.max_batch)
+def _row(each: _Configuration, case: Case, options: ProfileOptions, roofline: Roofline) -> Row:
+    ready, measured, total = each.worker.ready, each.measured[case], case.total
+    weights, rows, linear, attention = work(each.cost, case, ready.max_batch)
     single = [seconds for one in measured for seconds in one.token_seconds]
-    samples = [tokens / one.seconds for one in measured]
+    in_pass = case.tokens if case.test == "verify" else case.streams
+    samples = [total / one.seconds for one in measured]
     joules = [one.joules for one in measured if one.joules is not None]
     seconds = median(one.seconds for one in measured)
     return Row(
@@ -264,23 +266,30 @@ def _row(
         activations=ready.activations,
         tier=ready.tier,
         fill=options.fill,
-        test=name,
-        tokens=tokens,
-        depth=depth,
-        ttft_seconds=seconds if name == "prefill" else None,
-        tokens_per_second=rate(samples, [1 / seconds for seconds in single] or samples),
+        test=case.test,
+        tokens=case.tokens,
+        depth=case.depth,
+        streams=case.streams,
+        rows=case.tokens if case.test == "verify" else None,
+        seconds=seconds if case.test == "verify" else None,
+        ttft_seconds=seconds if case.test == "prefill" else None,
+        tokens_per_second=rate(samples, [in_pass / seconds for seconds in single] or samples),
         samples=tuple(samples),
         latency_percentiles=tuple(float(p) for p in np.percentile(single, range(101))) if single else (),
-        weight_bytes_per_token=weights / tokens,
-        kv_bytes_per_token=rows / tokens,
-        operations_per_token=(linear + attention) / tokens,
+        weight_bytes_per_token=weights / total,
+        kv_bytes_per_token=rows / total,
+        operations_per_token=(linear + attention) / total,
         bandwidth_share=round((weights + rows) / roofline.read_bytes / seconds, 6),
         compute_share=round(each.cost.seconds_at_peak(linear, attention, roofline) / seconds, 6),
         load_seconds=ready.load_seconds,
         peak_memory_bytes=max(one.peak_memory_bytes for one in measured),
-        memory=Memory(each.cost.resident, (depth + tokens) * each.cost.kv_row, ready.workspace_bytes),
-        joules_per_token=median(joules) / tokens if joules else None,
-        operators=summarise(each.passes.get(test, []), each.kv_type, roofline),
+        memory=Memory(
+            each.cost.resident,
+            (case.depth + case.tokens) * case.streams * each.cost.kv_row,
+            ready.workspace_bytes,
+        ),
+        joules_per_token=median(joules) / total if joules else None,
+        operators=summarise(each.passes.get(case, []), each.kv_type, roofline),
     )
 
 

@@ -11,12 +11,13 @@ import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edge.errors import EdgeError
 from edge.formats.guarded_json import parse_json
+from edge.measure.profile.options import Case, Test
 
-SCHEMA = 4
+SCHEMA = 5
 T = TypeVar("T")
 
 
@@ -72,12 +73,14 @@ class Row:
     """One test of one configuration; every `_per_token` is for the tokens of this test at this depth.
 
     model: as it was named. quantize: of most of the weights, as `int4-g32-min`. depth: tokens in the cache
-    before.
-    ttft_seconds: time to the first sampled token of a prompt, or None for a decode. samples: tokens per
-    second of every repeat. latency_percentiles: seconds of the single tokens of a decode, percentiles 0 to
-    100 (empty for a prefill). operations_per_token: multiply-adds. bandwidth_share: weight and KV bytes moved
-    per second over the read bandwidth. compute_share: time at the arithmetic peaks over the time taken.
-    joules_per_token: None where the machine does not tell.
+    of each sequence before. streams: sequences that decode in one pass, each `tokens`; 1 in other tests.
+    rows: of a verification, whose pass takes the median `seconds`; both None in other tests.
+    ttft_seconds: time to the first sampled token of a prompt, None in other tests. tokens_per_second,
+    samples: of all streams together; samples: of every repeat. latency_percentiles: seconds of the single
+    passes of a decode or verification, percentiles 0 to 100 (empty for a prefill). operations_per_token:
+    multiply-adds. bandwidth_share: weight and KV bytes moved per second over the read bandwidth.
+    compute_share: time at the arithmetic peaks over the time taken. joules_per_token: None where the machine
+    does not tell.
     """
 
     model: str
@@ -92,6 +95,9 @@ class Row:
     test: str
     tokens: int
     depth: int
+    streams: int
+    rows: int | None
+    seconds: float | None
     ttft_seconds: float | None
     tokens_per_second: Rate
     samples: tuple[float, ...]
@@ -108,7 +114,7 @@ class Row:
     operators: tuple[Operator, ...]
 
     def latency_ms(self, percent: int) -> float | None:
-        """Milliseconds that so many percent of a decode's tokens take at most; None for a prefill."""
+        """Milliseconds that so many percent of the single passes take at most; None for a prefill."""
         return 1000 * self.latency_percentiles[percent] if self.latency_percentiles else None
 
     @property
@@ -116,8 +122,13 @@ class Row:
         """What makes two rows the same test; the executor's tier may differ."""
         return (
             *(self.model, self.executor, self.quantize, self.threads, self.attention, self.kv_type),
-            *(self.activations, self.fill, self.test, self.tokens, self.depth),
+            *(self.activations, self.fill, *self.case),
         )
+
+    @property
+    def case(self) -> Case:
+        """What was measured of the configuration."""
+        return Case(cast(Test, self.test), self.tokens, self.depth, self.streams)
 
 
 @dataclass(frozen=True)
@@ -211,14 +222,21 @@ def _upgraded(data: Any) -> Any:
     """The document in today's schema, if it is one of an earlier schema. What is malformed stays so."""
     if not isinstance(data, Mapping) or data.get("schema") in (None, SCHEMA):
         return data
-    if data["schema"] not in (1, 2, 3):
+    if data["schema"] not in range(1, SCHEMA):
         raise ProfileError(
             f"The profile has schema {data['schema']!r}, but this program reads 1 to {SCHEMA}: measure again."
         )
-    rows = data.get("results")
+    rows, machine, upgraded = data.get("results"), data.get("machine"), _with_streams
+    if data["schema"] < 4:
+        machine, upgraded = _upgraded_machine(machine), lambda row: _with_streams(_upgraded_row(row))
     if isinstance(rows, list):
-        rows = [_upgraded_row(row) if isinstance(row, Mapping) else row for row in rows]
-    return {**data, "schema": SCHEMA, "machine": _upgraded_machine(data.get("machine")), "results": rows}
+        rows = [upgraded(row) if isinstance(row, Mapping) else row for row in rows]
+    return {**data, "schema": SCHEMA, "machine": machine, "results": rows}
+
+
+def _with_streams(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Up to schema 4 one sequence decoded, and nothing was verified."""
+    return {"streams": 1, "rows": None, "seconds": None, **row}
 
 
 def _upgraded_machine(machine: Any) -> Any:

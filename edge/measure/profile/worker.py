@@ -23,6 +23,7 @@ from edge.executors.options import RunOptions
 from edge.formats.guarded_json import parse_object
 from edge.hub.resolve import open_model
 from edge.measure.profile.measure import Bench, Measured
+from edge.measure.profile.options import Case
 from edge.measure.profile.schema import ProfileError
 
 
@@ -40,13 +41,18 @@ class Setup:
 
 @dataclass(frozen=True)
 class Ready:
-    """What it opened. load_seconds: from the folder to an executor that can run."""
+    """What it opened.
+
+    batch_invariant: see `edge.executors.protocol.Capabilities`. load_seconds: from the folder to an executor
+    that can run.
+    """
 
     threads: int
     kv_type: KVType
     activations: str
     tier: str
     max_batch: int
+    batch_invariant: bool
     workspace_bytes: int
     load_seconds: float
 
@@ -68,14 +74,14 @@ class Worker:
             self.close()
             raise
 
-    def measure(self, test: str, tokens: int, depth: int) -> Measured:
+    def measure(self, case: Case) -> Measured:
         """See `edge.measure.profile.measure.Bench.measure`."""
-        found = self._ask({"test": test, "tokens": tokens, "depth": depth, "operators": False})
+        found = self._ask({**case._asdict(), "operators": False})
         return Measured(**{**found, "token_seconds": tuple(found["token_seconds"])})
 
-    def operators(self, test: str, tokens: int, depth: int) -> list[list[dict[str, Any]]]:
+    def operators(self, case: Case) -> list[list[dict[str, Any]]]:
         """See `edge.measure.profile.measure.Bench.operators`."""
-        passes = self._ask({"test": test, "tokens": tokens, "depth": depth, "operators": True})["passes"]
+        passes = self._ask({**case._asdict(), "operators": True})["passes"]
         return list(passes)
 
     def close(self) -> None:
@@ -127,6 +133,7 @@ def _open(setup: Setup) -> tuple[Bench, Ready]:
         activations=info.activations,
         tier=info.tier,
         max_batch=executor.max_batch,
+        batch_invariant=executor.capabilities.batch_invariant,
         workspace_bytes=info.workspace_bytes,
         load_seconds=seconds,
     )

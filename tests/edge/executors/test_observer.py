@@ -12,6 +12,7 @@ import pytest
 from edge.errors import EdgeError, NativeError
 from edge.executors.native import library as native
 from edge.measure.profile.cost import NetworkCost
+from edge.measure.profile.options import Case
 from edge.measure.profile.run import work
 from tests.steps import forward
 
@@ -73,7 +74,7 @@ def test_bytes_and_operations_are_those_of_the_cost_model(tiny_executor, tiny_co
     cache, depth = tiny_executor.new_cache(), 8
     forward(tiny_executor, cache, range(depth))
     events, _ = events_of(tiny_executor, cache, range(tokens))
-    weights, rows, linear, attention = work(cost, (test, tokens, depth), tiny_executor.max_batch)
+    weights, rows, linear, attention = work(cost, Case(test, tokens, depth), tiny_executor.max_batch)
     matrices = [event for event, _ in events if event.kernel]
     attentions = [event for event, _ in events if event.operation == b"attention"]
     assert sum(event.operations for event in matrices) == linear

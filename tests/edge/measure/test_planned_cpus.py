@@ -96,6 +96,20 @@ def test_a_decode_step_by_hand():
     assert pass_seconds(parts) == pytest.approx(1 / 40 + by_hand + 2e-4) and binding(parts) == "memory"
 
 
+def test_passes_of_streams_and_rows_by_hand():
+    """Weights at 40 GB/s once, matrices and head at 20 a cycle; two caches of 101 rows, or one of 102."""
+    (stream, compute), attention = model_of().decode_parts(100, streams=2)
+    assert (stream, compute) == (pytest.approx(1 / 40), pytest.approx(2 * 2.1e8 / (20 * 4e9)))
+    assert attention == pytest.approx(tuple(2 * each for each in model_of().decode_parts(100)[1]))
+    (stream, compute), (read, attention) = model_of().decode_parts(100, rows=2)
+    assert (stream, compute) == (pytest.approx(1 / 40), pytest.approx(2 * 2.1e8 / (20 * 4e9)))
+    work = (101 + 102) * 2e5
+    by_hand = (
+        work / (4 * 4e9) + work / 2 / 64 / (0.5 * 4e9) + work / 16 / 4e9
+    )  # 16 query rows are converted for
+    assert (read, attention) == (pytest.approx(102 * 1000 / 40e9), pytest.approx(by_hand))
+
+
 def test_a_prefill_by_hand():
     """300 tokens in two pieces: matrices at 20 a cycle, the head once at 4; 1 + 2 + ... + 300 positions."""
     (stream, compute), (read, attention) = model_of().prefill_parts(300, 0)

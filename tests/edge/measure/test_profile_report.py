@@ -15,6 +15,7 @@ from edge.measure.profile.report import (
     Table,
     Text,
     _speed,
+    closing,
     comparison_report,
     plan_report,
     profile_report,
@@ -35,7 +36,8 @@ from edge.measure.profile.schema import (
 
 # 1 to 101 ms: the p-th percentile of a token is 1 + p ms.
 DECODE = Row(
-    *("m", "native", "int4-g32", 2, "dense", "float16", "int8", "avx2", "prefill", "decode", 64, 0, None),
+    *("m", "native", "int4-g32", 2, "dense", "float16", "int8", "avx2", "prefill", "decode", 64, 0),
+    *(1, None, None, None),
     *(
         Rate(20.0, 19.5, 20.25, 19.6, 11.0, 10.0),
         (20.0, 19.5, 20.25),
@@ -83,6 +85,24 @@ def test_the_table_has_latencies_in_milliseconds():
         and lines[1]["Tokens/s"] == "20.0"
     )
     assert lines[0]["Memory"] == "200 MB"
+
+
+def test_streams_and_verifications_have_rows_of_their_own():
+    """Steps are held against the one row of the same configuration and depth; nothing without it."""
+    verify = replace(DECODE, test="verify", latency_percentiles=())
+    rows = [replace(DECODE, streams=8)]
+    for tokens, depth, seconds in ((1, 0, 0.02), (4, 0, 0.025), (1, 512, 0.04), (4, 512, 0.06)):
+        rows.append(replace(verify, tokens=tokens, rows=tokens, depth=depth, seconds=seconds))
+    rows.append(replace(rows[-1], threads=1))
+    _, table = results(rows)
+    lines = [dict(zip(table.headers, cells, strict=True)) for cells in table.rows]
+    assert [line["Test"] for line in lines[:3]] == ["decode 64 in 8 streams", "verify 1", "verify 4"]
+    assert [line["Steps"] for line in lines] == ["", "1.00", "1.25", "1.00", "1.50", ""]
+    assert "Steps" not in results((DECODE, PREFILL))[1].headers
+    ends = {part.text for part in closing(profile_of(*rows))} - {
+        part.text for part in closing(profile_of(DECODE))
+    }
+    assert {text.partition(" ")[0] for text in ends} == {"Tokens/s", "Steps:"}
 
 
 def test_a_setting_that_differs_has_a_column():
@@ -163,6 +183,18 @@ def test_comparisons_and_plans_are_markdown_too():
     assert "### m, int4-g32, context 4096" in text and "It fits into 1.00 GB" in text
     speed, milliseconds = re.search(r"decode at depth 0 \| ([\d.]+) \| ([\d.]+) \| memory \|", text).groups()
     assert float(speed) == pytest.approx(1000 / float(milliseconds), rel=1e-3)
+
+
+def test_streams_have_lines_of_their_own_and_verifications_no_latency():
+    pytest.importorskip("matplotlib", reason="plots need matplotlib (the extra `profile`)")
+    from edge.measure.profile.plots import plots
+
+    verify = replace(DECODE, test="verify", tokens=4, rows=4, seconds=0.03)
+    rows = (DECODE, replace(DECODE, streams=8), replace(verify, quantize="int8-row"))
+    found = {title: picture for title, _, picture in plots(profile_of(*rows))}
+    assert "int8-row" in found["Roofline"] and "verify" in found["Roofline"]
+    latency = found["Latency of single tokens"]
+    assert "1 stream<" in latency and "8 streams<" in latency and "int8-row" not in latency
 
 
 @pytest.mark.parametrize(("quantized", "depths"), [(1, 1), (2, 5), (4, 9)])

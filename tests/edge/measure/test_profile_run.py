@@ -17,14 +17,19 @@ import numpy as np
 import pytest
 
 from edge.errors import EdgeError
+from edge.executors.memory import workspace_bytes
 from edge.executors.options import RunOptions
+from edge.executors.protocol import SequenceStep, run_step
+from edge.executors.registry import EXECUTORS
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.measure.profile import Profile, ProfileOptions, profile
 from edge.measure.profile.cost import NetworkCost, Roofline
 from edge.measure.profile.limits import variation_remarks
 from edge.measure.profile.measure import Bench, Measured
-from edge.measure.profile.run import _check_memory, _Configuration, _row
+from edge.measure.profile.options import Case
+from edge.measure.profile.room import check_room
+from edge.measure.profile.run import _Configuration, _row
 from edge.measure.profile.schema import ProfileError
 from edge.measure.profile.worker import Setup, Worker
 
@@ -68,7 +73,7 @@ def test_a_run_measures_everything_that_it_was_asked_for(tiny_bundle):
     assert found.machine.read_bandwidth_gb_s == found.machine.limits[1].read_bandwidth_gb_s > 0
     assert found.machine.int8_tops > 0 and found.machine.float_tflops > 0
     assert len({row.key for row in found.results}) == len(found.results) == 8
-    assert {(row.test, row.tokens, row.depth) for row in found.results} == set(OPTIONS.tests)
+    assert {row.case for row in found.results} == set(OPTIONS.tests)
     for row in found.results:
         speed = row.tokens_per_second
         assert len(row.samples) == 2 and speed.median == pytest.approx(np.median(row.samples))
@@ -119,8 +124,88 @@ def test_an_executor_of_another_package_is_measured_beside(tiny_bundle):
 def test_synthetic_and_honest_caches_have_the_same_length(tiny_executor):
     for fill in ("prefill", "synthetic"):
         bench = Bench(tiny_executor, fill)
-        bench.measure("decode", 3, 20)
-        assert bench._cache(20).length == 20
+        bench.measure("decode", 3, 20, 2)
+        assert [cache.length for cache in bench._filled(20, 2)] == [20, 20]
+
+
+def test_streams_go_through_the_executor_together(tiny_executor, monkeypatch):
+    """Each draws from its own logits after its own cache: what it reads alone, it reads beside the others."""
+    seen, forward = [], tiny_executor.forward
+
+    def recorded(steps):
+        results = forward(steps)
+        logits = [None if each.logits is None else each.logits[-1] for each in results]
+        seen.append([(list(step.tokens), each) for step, each in zip(steps, logits, strict=True)])
+        return results
+
+    monkeypatch.setattr(tiny_executor, "forward", recorded)
+    bench = Bench(tiny_executor, "prefill")
+    bench.measure("decode", 5, 20, 3)
+    seen.clear()
+    found = bench.measure("decode", 5, 20, 3)
+    assert [len(steps) for steps in seen] == [3] * 5 and len(found.token_seconds) == 5
+    assert found.seconds >= sum(found.token_seconds)
+    together = [[tokens for steps in seen for tokens in steps[stream][0]] for stream in range(3)]
+    assert len({tuple(tokens) for tokens in together}) == 3
+    for cache, tokens, (_, logits) in zip(bench._filled(20, 3), together, seen[-1], strict=True):
+        np.testing.assert_array_equal(run_step(tiny_executor, SequenceStep(cache, tokens)).logits[0], logits)
+
+
+def test_a_verification_is_one_pass_over_all_its_rows(tiny_executor, monkeypatch):
+    seen, forward = [], tiny_executor.forward
+    monkeypatch.setattr(tiny_executor, "forward", lambda steps: seen.append(steps) or forward(steps))
+    bench = Bench(tiny_executor, "prefill")
+    found = bench.measure("verify", 7, 20)
+    passes = [step for (step,) in seen if step.logits == "all"]
+    assert all(len(step.tokens) == 7 for step in passes) and len(passes) == 2 * len(found.token_seconds)
+    assert found.seconds == np.median(found.token_seconds) and bench._filled(20, 1)[0].length == 20
+    (ops,) = bench.operators("verify", 7, 20)
+    (linear,) = (each for each in ops if each["operation"] == "head")
+    config = tiny_executor.config
+    assert linear["operations"] == 7 * config.hidden_size * config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"streams": (300,)}, "up to 256 tokens, not those of 300 streams: give --streams at most that"),
+        ({"rows": (2, 257)}, "up to 256 tokens, not those of 257 rows: give --rows at most that"),
+    ],
+)
+def test_more_than_a_pass_takes_is_refused(tiny_bundle, changes, sentence):
+    with pytest.raises(ProfileError, match=sentence):
+        profile(tiny_bundle, replace(OPTIONS, threads=(1,), depth=(0,), prefill=(), **changes))
+
+
+def test_streams_that_would_take_turns_are_refused(tiny_bundle):
+    pytest.importorskip("torch")
+    options = replace(OPTIONS, executor=("torch",), threads=(1,), depth=(0,), prefill=(), repeat=1)
+    with pytest.raises(ProfileError, match=r"'torch' runs several sequences one after another.*--streams"):
+        profile(tiny_bundle, replace(options, streams=(1, 2)))
+    assert {row.case for row in profile(tiny_bundle, replace(options, rows=(2,))).results} >= {
+        Case("verify", 2, 0)
+    }
+
+
+def test_streams_and_rows_in_the_document(tiny_bundle):
+    options = replace(OPTIONS, threads=(1,), prefill=(), depth=(20,), streams=(1, 3), rows=(4, 65))
+    found = {row.case: row for row in profile(tiny_bundle, options).results}
+    one, three = (found[Case("decode", 5, 20, streams)] for streams in (1, 3))
+    assert (one.streams, three.streams, three.rows, three.seconds) == (1, 3, None, None)
+    assert three.tokens_per_second.median == np.median(three.samples)
+    assert three.weight_bytes_per_token == pytest.approx(one.weight_bytes_per_token / 3)
+    assert three.kv_bytes_per_token == pytest.approx(one.kv_bytes_per_token)
+    assert three.operations_per_token == pytest.approx(one.operations_per_token)
+    assert three.memory.kv_cache == 3 * one.memory.kv_cache
+    # Each pass gives three tokens.
+    rates = [3 / three.latency_percentiles[percent] for percent in (70, 30)]
+    assert rates[0] <= three.tokens_per_second.p50 <= rates[1]
+    verify = found[Case("verify", 4, 20)]
+    assert (verify.rows, verify.streams, verify.ttft_seconds) == (4, 1, None)
+    assert verify.tokens_per_second.median == pytest.approx(4 / verify.seconds, rel=0.5)
+    assert verify.samples and 4 / max(verify.samples) <= verify.seconds <= 4 / min(verify.samples)
+    assert verify.weight_bytes_per_token == pytest.approx(one.weight_bytes_per_token / 4)
+    assert found[Case("verify", 65, 20)].rows == 65  # more than a tree holds
 
 
 def test_a_busy_machine_marks_the_run(tiny_bundle, busy_machine):
@@ -136,28 +221,34 @@ def test_a_context_beyond_the_model_is_refused(tiny_bundle):
 
 
 def test_more_memory_than_there_is_is_refused(tiny_bundle, monkeypatch):
-    monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda: 1 << 16)
+    monkeypatch.setattr("edge.measure.profile.room.available_memory", lambda: 1 << 16)
     with pytest.raises(ProfileError, match=r"2 configurations need .* measure fewer"):
         profile(tiny_bundle, OPTIONS)
 
 
 def test_the_memory_of_a_run_to_the_byte(tiny_bundle, monkeypatch):
-    """Weights, a cache at every depth once, and the deepest test's own: 20 + 40 and 40 + 33 rows."""
+    """Weights, workspace, and a cache at every depth that grows by the longest test; that of every further
+    stream by its decode: 20 + 33 and 40 + 33 rows, twice 20 + 5 and 40 + 5.
+    """
     bundle = Bundle.open(tiny_bundle)
     row = 2 * bundle.config.num_hidden_layers * bundle.config.num_key_value_heads * bundle.config.head_dim
-    needed = sum(tensor.bytes for tensor in bundle.tensors.values()) + (20 + 40 + 73) * row * 2
-    options = ProfileOptions(depth=(20, 40, 20), prefill=(33,), generate=5)
-    for free in (2 * needed, 2 * needed - 1):
-        monkeypatch.setattr("edge.measure.profile.run.available_memory", lambda free=free: free)
-        with nullcontext() if free == 2 * needed else pytest.raises(ProfileError, match="2 configurations"):
-            _check_memory([(bundle, "float16")] * 2, options)
+    fixed = sum(tensor.bytes for tensor in bundle.tensors.values()) + workspace_bytes(bundle.config, 256)
+    options = ProfileOptions(depth=(20, 40, 20), prefill=(33,), generate=5, rows=(7,))
+    for streams, rows in ((1, 53 + 73), (3, 53 + 73 + 2 * (25 + 45))):
+        needed = 2 * (fixed + rows * row * 2)
+        several = replace(options, streams=(1, streams))
+        for free in (needed, needed - 1):
+            monkeypatch.setattr("edge.measure.profile.room.available_memory", lambda free=free: free)
+            refused = pytest.raises(ProfileError, match=f"2 configurations .* with {rows} tokens in each")
+            with nullcontext() if free == needed else refused:
+                check_room([(bundle, EXECUTORS.get("native"), "dense", "float16")] * 2, several)
 
 
 def test_a_row_of_three_repeats(tiny_bundle):
     """Medians of speed and energy, shares of the median time, and the largest memory, whichever repeat had
     it.
     """
-    bundle, test = Bundle.open(tiny_bundle), ("decode", 2, 8)
+    bundle, test = Bundle.open(tiny_bundle), Case("decode", 2, 8)
     cost = NetworkCost.of(bundle.config, [], "float16")
     ready = SimpleNamespace(
         **{"threads": 2, "activations": "int8", "tier": "x", "max_batch": 8},
@@ -192,10 +283,10 @@ def test_an_error_of_the_process_is_a_sentence(setup):
 
 def test_a_killed_process_is_a_sentence(setup):
     with Worker(setup) as worker:
-        worker.measure("decode", 2, 0)
+        worker.measure(Case("decode", 2, 0))
         os.kill(worker._child.pid, signal.SIGKILL)
         with pytest.raises(ProfileError, match=r"ended early \(exit code -9\)"):
-            worker.measure("decode", 2, 0)
+            worker.measure(Case("decode", 2, 0))
 
 
 @pytest.mark.slow
