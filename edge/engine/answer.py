@@ -126,7 +126,8 @@ class Answer(Job):
         self._reason: StopReason | None = None
         self._shown = False  # whether the reader may know that it has ended
         self._ttft: float | None = None
-        self._prefill = self._decoding = 0.0  # seconds
+        self._prefill = 0.0  # seconds
+        self._seconds: list[float] = []  # of the steps after the first
         self._reused = self._computed = 0  # tokens of the prompt
         self._computed_before = session.computed_tokens
 
@@ -147,6 +148,8 @@ class Answer(Job):
                     self.cancel()
                     return
                 if not self._unread:
+                    if self.error is not None:
+                        raise self.error
                     return
                 yield self._unread.popleft()
         finally:
@@ -194,7 +197,7 @@ class Answer(Job):
     def publish(self, seconds: float, now: float) -> None:
         """Show the chunk of this pass, and that it was the last one."""
         if self._ttft is not None:
-            self._decoding += seconds
+            self._seconds.append(seconds)
         else:
             self._prefill += seconds
             self._computed = self._session.computed_tokens - self._computed_before
@@ -213,6 +216,7 @@ class Answer(Job):
     def completion(self) -> Completion:
         """What there is of the answer."""
         steps = len(self._steps) - (self._reason != "eos")  # the end token took a step as well
+        decoding = sum(self._seconds)
         sampled = tuple(choice for choice, _ in self._steps)
         return Completion(
             text="".join(text for _, text in self._steps) + self._left,
@@ -221,7 +225,7 @@ class Answer(Job):
             reused_tokens=self._reused,
             ttft_seconds=self._ttft,
             prefill_tokens_per_second=self._computed / self._prefill if self._prefill > 0 else 0.0,
-            tokens_per_second=steps / self._decoding if steps > 0 and self._decoding > 0 else 0.0,
+            tokens_per_second=steps / decoding if steps > 0 and decoding > 0 else 0.0,
             stop_reason=self._reason or "cancelled",
             seed=self._sampler.seed,
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
@@ -236,6 +240,7 @@ class Answer(Job):
             return
         read = [choice for choice, _ in self._steps[: len(self._steps) - len(self._unread)]]
         self._unread.clear()
+        self._seconds = self._seconds[: max(0, len(read) - 1)]
         self._reason = "cancelled"
         self._decoder, self._matcher = self._text()
         self._steps = [(choice, self._matcher.push(self._decoder.push(choice.token))) for choice in read]

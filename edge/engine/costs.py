@@ -7,46 +7,64 @@ speculator how many rows of drafts are worth their time.
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass, field
+from statistics import median_low
 
 DEPTHS = (1024, 4096, 16384, 65536)
 """Depths up to which passes are kept apart, in rows of the longest cache."""
 
 _MOST_ROWS = 4096
-_WEIGHT = 0.2  # of the newest pass in the running mean: some ten passes count
+_SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add
+_LIFE = 100  # passes after which a size that was not run again is forgotten: it may have had bad luck
+
+
+@dataclass
+class _Size:
+    """seconds: of the latest passes of this size. turn: of the last one."""
+
+    seconds: list[float] = field(default_factory=list)
+    turn: int = 0
 
 
 class PassCosts:
     """Seconds of a pass by its rows and the depth of the caches that it reads; for one thread at a time."""
 
     def __init__(self) -> None:
-        self._seconds: list[dict[int, float]] = [{} for _ in (*DEPTHS, None)]
+        self._sizes: list[dict[int, _Size]] = [{} for _ in (*DEPTHS, None)]
+        self._turn = 0
 
     def record(self, rows: int, depth: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
-        costs = self._seconds[bisect_left(DEPTHS, depth)]
-        before = costs.get(rows, seconds)
-        costs[rows] = before + _WEIGHT * (seconds - before)
+        self._turn += 1
+        sizes = self._sizes[bisect_left(DEPTHS, depth)]
+        size = sizes.setdefault(rows, _Size())
+        size.seconds = [*size.seconds, seconds][-_SAMPLES:]
+        size.turn = self._turn
+        for old in [rows for rows, each in sizes.items() if each.turn < self._turn - _LIFE]:
+            if len(sizes) > 2:
+                del sizes[old]
 
     def seconds(self, rows: int, depth: int) -> float | None:
         """What a pass of so many rows will take; None before the first.
 
-        On a line between the numbers of rows that were seen at this depth, or at the nearest that was;
-        beyond the largest of them in proportion to it.
+        On a line between the numbers of rows that were seen at this depth, or at the nearest that was; beyond
+        the largest of them in proportion to it.
         """
         own = bisect_left(DEPTHS, depth)
-        seen = [at for at, costs in enumerate(self._seconds) if costs]
+        seen = [at for at, sizes in enumerate(self._sizes) if sizes]
         if not seen:
             return None
-        costs = self._seconds[min(seen, key=lambda at: abs(at - own))]
-        sizes = sorted(costs)
-        at = bisect_left(sizes, rows)
+        sizes = self._sizes[min(seen, key=lambda at: abs(at - own))]
+        counts = sorted(sizes)
+        at = bisect_left(counts, rows)
         if at == 0:
-            return costs[sizes[0]]
-        low = sizes[at - 1]
-        if at == len(sizes):
-            return costs[low] * rows / low
-        high = sizes[at]
-        return costs[low] + (costs[high] - costs[low]) * (rows - low) / (high - low)
+            return median_low(sizes[counts[0]].seconds)
+        low = counts[at - 1]
+        below = median_low(sizes[low].seconds)
+        if at == len(counts):
+            return below * rows / low
+        high = counts[at]
+        return below + (median_low(sizes[high].seconds) - below) * (rows - low) / (high - low)
 
     def rows_within(self, seconds: float, depth: int) -> int:
         """The most rows whose pass takes no longer than `seconds`, 1 at least."""

@@ -171,7 +171,8 @@ class Scheduler:
         Raises ContextError, with the numbers, if memory does not suffice for it beside those that are there.
         """
         job.submitted = perf_counter()
-        with self._process(), self._changed:
+        self._process.check_process()
+        with self._changed:
             self._check_memory(job)
             self._jobs.append(job)
 
@@ -184,29 +185,32 @@ class Scheduler:
                 self._jobs.remove(job)
 
     def collect(self, job: Job) -> None:
-        """Return when the job is ready, and run passes until then; raises what ended it before its time.
+        """Return when the job is ready or has failed, and run passes until then.
 
         An interrupt (KeyboardInterrupt) undoes the pass for all that had a part in it.
         """
+        self._process.check_process()
+        leads = False
         while True:
-            with self._process(), self._changed:
-                if self._running == threading.get_ident():
-                    raise EdgeError(
-                        "This model is in the middle of a call: an observer must not call what it observes."
-                    )
-                while self._running is not None and not job.is_ready:
-                    self._changed.wait()
-                if job.is_ready:
-                    break
-                self._running = threading.get_ident()
             try:
+                with self._changed:
+                    if self._running == threading.get_ident():
+                        raise EdgeError(
+                            "This model is in the middle of a call: an observer must not use what it observes."
+                        )
+                    while self._running is not None and not job.is_ready:
+                        self._changed.wait()
+                    if job.is_ready:
+                        return
+                    leads = True
+                    self._running = threading.get_ident()
                 self._run_pass()
             finally:
-                with self._changed:
-                    self._running, self._in_pass = None, ()
-                    self._changed.notify_all()
-        if job.error is not None:
-            raise job.error
+                if leads:
+                    with self._changed:
+                        self._running, self._in_pass = None, ()
+                        self._changed.notify_all()
+                    leads = False
 
     def _check_memory(self, job: Job) -> None:
         config, kv_type = self.executor.config, self.executor.info.kv_type
@@ -226,44 +230,52 @@ class Scheduler:
 
     def _run_pass(self) -> None:
         with self._changed:
-            jobs = tuple(self._jobs)
-            for job in jobs:
-                if job.wants_rows and job.cancelled():
-                    job.cancel()
-            shares = self._shares([job for job in jobs if job.wants_rows])
+            for job in self._jobs:
+                _cancel_if_wanted(job)
+            shares = self._shares([job for job in self._jobs if job.wants_rows])
             self._in_pass = tuple(job for job, _ in shares)
-        if not shares:
-            return
-        opened: list[Job] = []
         started = perf_counter()
+        opened: list[Job] = []
+        steps: list[SequenceStep] = []
         try:
-            steps = []
             for job, rows in shares:
-                steps.append(job.open(rows))
-                opened.append(job)
-            results = self.executor.forward(steps)
-        except EdgeError as error:  # of the pass: the model is closed, for example
-            results = [StepResult(error=error) for _ in shares]
+                try:
+                    steps.append(job.open(rows))
+                except EdgeError as error:
+                    job.error = error
+                else:
+                    opened.append(job)
+            if not opened:
+                return
+            try:
+                results = self.executor.forward(steps)
+            except EdgeError as error:  # of the pass: the model is closed, for example
+                results = [StepResult(error=error) for _ in steps]
         except BaseException:
             for job in opened:
                 job.undo()
             raise
-        for (job, _), result in zip(shares, results, strict=True):
-            try:
-                job.close(result)
-            except EdgeError as error:
-                job.error = error
-            except BaseException as error:
-                # The thread that is interrupted need not be the one whose job this is.
-                job.error = EdgeError("The answer was interrupted in the middle of a step.")
-                job.error.__cause__ = error
-                raise
-        now = perf_counter()
-        rows = sum(rows for _, rows in shares)
-        depth = max(job.session.length for job, _ in shares)
-        self.costs.record(rows, depth, now - started)
-        for job, _ in shares:
-            job.publish(now - started, now)
+        closed = 0
+        try:
+            for job, result in zip(opened, results, strict=True):
+                closed += 1
+                try:
+                    job.close(result)
+                except EdgeError as error:
+                    job.error = error
+        except BaseException as error:
+            # The thread that is interrupted need not be the one whose job this is.
+            opened[closed - 1].error = EdgeError("The answer was interrupted in the middle of a step.")
+            opened[closed - 1].error.__cause__ = error
+            raise
+        finally:
+            for job in opened[closed:]:
+                job.undo()
+            now = perf_counter()
+            for job in opened[:closed]:
+                job.publish(now - started, now)
+        depth = max(job.session.length for job in opened)
+        self.costs.record(sum(len(step.tokens) for step in steps), depth, now - started)
 
     def _shares(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Who takes part in the next pass, and with how many tokens.
@@ -276,13 +288,14 @@ class Scheduler:
             return []
         self._turn += 1
         start = self._turn % len(jobs)
+        prompts = [job for job in jobs if not job.decodes]
         most = self.executor.max_batch
+        kept = min(_LEAST_ROWS, most // 2) if prompts else 0
         shares: list[tuple[Job, int]] = []
         for job in (*jobs[start:], *jobs[:start]):
-            if job.decodes and len(job.todo) <= most:
+            if job.decodes and len(job.todo) <= most - kept:
                 shares.append((job, len(job.todo)))
                 most -= len(job.todo)
-        prompts = [job for job in jobs if not job.decodes]
         if shares and prompts:
             depth = max(job.session.length for job in jobs)
             used = sum(rows for _, rows in shares)
@@ -295,3 +308,11 @@ class Scheduler:
                 shares.append((job, rows))
                 most -= rows
         return shares
+
+
+def _cancel_if_wanted(job: Job) -> None:
+    try:
+        if job.wants_rows and job.cancelled():
+            job.cancel()
+    except Exception as error:  # what asks belongs to the job, and need not be our own
+        job.error = error

@@ -200,6 +200,8 @@ class Session:
             self.scheduler.collect(forward)
         finally:
             self.scheduler.withdraw(forward)
+        if forward.error is not None:
+            raise forward.error
         return forward.logits
 
     def open_step(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> SequenceStep:

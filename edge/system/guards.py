@@ -26,7 +26,8 @@ class _Guard:
         """Whether this process got the object by a fork."""
         return os.getpid() != self._process
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise EdgeError in a process that got the object by a fork."""
         if self.is_inherited:
             raise EdgeError(
                 f"This {self._what} belongs to the process that forked this one: load the model here, or "
@@ -38,7 +39,7 @@ class OneThread(_Guard):
     """A `with` block that refuses a second thread while a first one is inside; it may nest."""
 
     def __enter__(self) -> None:
-        self._check_process()
+        self.check_process()
         if not self._lock.acquire(blocking=False):
             raise EdgeError(
                 f"This {self._what} is in use by another thread: wait for that one, or make a {self._what} "
@@ -61,7 +62,7 @@ class OneCall(_Guard):
     """
 
     def __call__(self) -> AbstractContextManager[Any]:
-        self._check_process()
+        self.check_process()
         if _is_owned(self._lock):
             raise EdgeError(
                 f"This {self._what} is in the middle of a call: an observer must not call what it observes."

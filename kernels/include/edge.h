@@ -317,8 +317,8 @@ typedef struct {
 EDGE_API edge_status edge_sample(const edge_sampling *sampling, const edge_draw *draw,
                                  edge_sample_result *result);
 
-/* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). */
-EDGE_API void edge_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+/* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): counter [4], key [2], out [4]. */
+EDGE_API void edge_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out);
 
 #ifdef __cplusplus
 }

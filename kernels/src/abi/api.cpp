@@ -216,6 +216,9 @@ edge_status edge_model_observe(edge_model *model, edge_observer observer, void *
 edge_status edge_cache_create(const edge_model *model, edge_cache **cache) {
     return guarded([&]() -> edge_status {
         if (!model || !cache) return fail(EDGE_INVALID, "edge_cache_create: an argument is missing.");
+        if (!model->pools.prepare()) {
+            return fail(EDGE_NO_MEMORY, "There is no address space for a KV cache; lower --context.");
+        }
         *cache = new edge_cache(model->cache_shape(), model->config.sparse, model->pools);
         return EDGE_OK;
     });
@@ -229,8 +232,9 @@ uint64_t edge_model_cache_bytes(const edge_model *model) {
 
 edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, float *logits) {
     return guarded([&]() -> edge_status {
-        if (!model || !steps || count <= 0)
+        if (!model || !steps || count <= 0) {
             return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
+        }
         if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
         for (int32_t i = 0; i < count; ++i) {
             if (steps[i].size != sizeof(edge_step)) {

@@ -137,12 +137,18 @@ void CacheView::copy(int64_t from, int64_t to) const {
 
 }  // namespace edge
 
-edge::CachePools::CachePools(const CacheShape &shape, const edge_sparse &sparse)
+edge::CachePools::CachePools(const CacheShape &shape, const edge_sparse &sparse) {
     // Room for a whole context, so that a lone sequence lies in one piece.
-    : rows(std::make_shared<PagePool>(uint64_t(shape.page_bytes()), shape.bytes_of(shape.capacity))) {
+    constexpr uint64_t least = 32 << 20;
+    rows = std::make_shared<PagePool>(uint64_t(shape.page_bytes()),
+                                      std::max(least, shape.bytes_of(shape.capacity)));
     if (!sparse.enabled) return;
     const SummaryShape summary(shape, sparse);
-    summaries = std::make_shared<PagePool>(uint64_t(summary.page_bytes()), summary.bytes());
+    summaries = std::make_shared<PagePool>(uint64_t(summary.page_bytes()), std::max(least, summary.bytes()));
+}
+
+bool edge::CachePools::prepare() const {
+    return rows->prepare() && (summaries == nullptr || summaries->prepare());
 }
 
 edge_cache::edge_cache(const edge::CacheShape &cache_shape, const edge_sparse &sparse,

@@ -72,6 +72,8 @@ struct CacheView {
 struct CachePools {
     CachePools(const CacheShape &shape, const edge_sparse &sparse);
 
+    bool prepare() const;  // see PagePool
+
     std::shared_ptr<PagePool> rows, summaries;
 };
 

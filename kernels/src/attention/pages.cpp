@@ -10,7 +10,7 @@ namespace edge {
 
 struct PagePool::Slab {
     uint8_t *memory;
-    uint64_t unused;              // from this page on none has ever been used
+    uint64_t unused = 0;          // from this page on none has ever been used
     uint64_t used = 0;            // pages with users
     std::vector<uint8_t *> free;  // were used before, the latest last
     std::vector<int32_t> users;   // [slab_pages]
@@ -34,23 +34,30 @@ int32_t &PagePool::users_of(const uint8_t *page) const {
     return slab.users[uint64_t(page - slab.memory) / page_bytes];
 }
 
+PagePool::Slab *PagePool::slab_with_room() {
+    for (const auto &slab : slabs_) {
+        if (!slab->free.empty() || slab->unused < slab_pages_) return slab.get();
+    }
+    auto fresh = std::make_unique<Slab>();
+    fresh->users.resize(slab_pages_);
+    fresh->free.reserve(slab_pages_);
+    slabs_.reserve(slabs_.size() + 1);
+    fresh->memory = static_cast<uint8_t *>(map_memory(slab_pages_ * page_bytes, Commit::when_written));
+    if (fresh->memory == nullptr) return nullptr;
+    slabs_.push_back(std::move(fresh));
+    return slabs_.back().get();
+}
+
+bool PagePool::prepare() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return slab_with_room() != nullptr;
+}
+
 uint8_t *PagePool::take() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto has_room = [&](const std::unique_ptr<Slab> &slab) {
-        return !slab->free.empty() || slab->unused < slab_pages_;
-    };
-    auto found = std::find_if(slabs_.begin(), slabs_.end(), has_room);
-    if (found == slabs_.end()) {
-        auto fresh = std::make_unique<Slab>();
-        fresh->users.resize(slab_pages_);
-        fresh->free.reserve(slab_pages_);
-        slabs_.reserve(slabs_.size() + 1);
-        fresh->memory = static_cast<uint8_t *>(map_memory(slab_pages_ * page_bytes, Commit::when_written));
-        if (fresh->memory == nullptr) return nullptr;
-        slabs_.push_back(std::move(fresh));
-        found = slabs_.end() - 1;
-    }
-    Slab &slab = **found;
+    Slab *const found = slab_with_room();
+    if (found == nullptr) return nullptr;
+    Slab &slab = *found;
     uint8_t *page;
     if (slab.free.empty()) {
         page = slab.memory + slab.unused++ * page_bytes;

@@ -20,6 +20,8 @@ class PagePool {
     ~PagePool();
     PagePool(const PagePool &) = delete;
 
+    // Makes room for a page, if there is none: so that a pass need not.
+    bool prepare();
     // A page with one user and any content; nullptr where no address space is left.
     uint8_t *take();
     // One user more, or one less; a page without users goes back.
@@ -34,6 +36,7 @@ class PagePool {
    private:
     struct Slab;
 
+    Slab *slab_with_room();  // nullptr where no address space is left
     Slab &slab_of(const uint8_t *page) const;
     int32_t &users_of(const uint8_t *page) const;
 

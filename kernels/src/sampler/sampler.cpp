@@ -426,11 +426,10 @@ edge_status sample(const edge_sampling &options, const edge_draw &in, edge_sampl
     const float *x = adjust(s, options, in);
     const float peak = x == logits ? plain_peak : find_peak(pass, s, x, vocab_size);
     if (std::isnan(peak)) return fail(EDGE_INVALID, "Bias and penalties make a logit infinite: lower them.");
-    if (peak == -infinity)
-        return fail(EDGE_INVALID,
-                    in.allowed
-                        ? "No token is allowed: the mask leaves none that the logits and the bias allow."
-                        : "The logit bias forbids every token.");
+    if (peak == -infinity && in.allowed != nullptr) {
+        return fail(EDGE_INVALID, "No token is allowed: the mask leaves none that logits and bias allow.");
+    }
+    if (peak == -infinity) return fail(EDGE_INVALID, "The logit bias forbids every token.");
     result.token = choose(pass, s, x, vocab_size, peak, options, uniform(in.seed, in.index, in.choice));
     result.logprob = want_logprob ? float(logits[result.token] - log_total) : 0;
     return EDGE_OK;
@@ -446,6 +445,6 @@ edge_status edge_sample(const edge_sampling *sampling, const edge_draw *draw, ed
     });
 }
 
-void edge_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]) {
+void edge_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out) {
     edge::sampler::philox(counter, key, out);
 }

@@ -40,9 +40,9 @@ class Sham:
             step.cache.append(int(token))
             rows.append(self.logits(step.cache))
         if step.logits == "none":
-            return [SimpleNamespace(logits=None)]
+            return [SimpleNamespace(logits=None, error=None)]
         self.asked += len(rows)
-        return [SimpleNamespace(logits=np.array(rows, np.float32))]
+        return [SimpleNamespace(logits=np.array(rows, np.float32), error=None)]
 
 
 def sham(seed=0, context=64, max_batch=5, logits=None, bos=BOS):
