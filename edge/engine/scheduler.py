@@ -196,7 +196,7 @@ class Scheduler:
                 with self._changed:
                     if self._running == threading.get_ident():
                         raise EdgeError(
-                            "This model is in the middle of a call: an observer must not use what it observes."
+                            "This model is in the middle of a call: its observer must not use it."
                         )
                     while self._running is not None and not job.is_ready:
                         self._changed.wait()

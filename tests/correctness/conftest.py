@@ -39,6 +39,7 @@ TOLERANCES = {
     "int8 int8": 0.25,
     "float32 int4": 1.0,
     "int8 int4": 1.0,
+    "int16 int4": 1.0,
 }
 
 
