@@ -265,8 +265,9 @@ class Scheduler:
                     job.error = error
         except BaseException as error:
             # The thread that is interrupted need not be the one whose job this is.
-            opened[closed - 1].error = EdgeError("The answer was interrupted in the middle of a step.")
-            opened[closed - 1].error.__cause__ = error
+            interrupted = EdgeError("The answer was interrupted in the middle of a step.")
+            interrupted.__cause__ = error
+            opened[closed - 1].error = interrupted
             raise
         finally:
             for job in opened[closed:]:
