@@ -230,9 +230,10 @@ class Scheduler:
 
     def _run_pass(self) -> None:
         with self._changed:
-            for job in self._jobs:
+            jobs = tuple(self._jobs)  # one that nobody refers to any more may leave at any time
+            for job in jobs:
                 _cancel_if_wanted(job)
-            shares = self._shares([job for job in self._jobs if job.wants_rows])
+            shares = self._shares([job for job in jobs if job.wants_rows])
             self._in_pass = tuple(job for job, _ in shares)
         started = perf_counter()
         opened: list[Job] = []

@@ -41,6 +41,7 @@ BENCHMARKS = {
     "peers-prefill": Benchmark(f"{_PEER} prefill", 8, per_machine=True),
     "peers-ternary": Benchmark(f"{_PEER} ternary", 1, per_machine=True),
     "peers-depth": Benchmark(f"{_PEER} depth", 5, per_machine=True),
+    "peers-streams": Benchmark(f"{_PEER} streams", 2, per_machine=True),
     "threads": Benchmark(
         f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json",
         2,

@@ -108,9 +108,22 @@ def busy(document: Document) -> Lines:
     return [["tokens/s", "this decoder", "llama.cpp", "ratio"], *lines]
 
 
+def streams(document: Document) -> Lines:
+    """Tokens per second of all sequences together."""
+    lines: Lines = []
+    for count in dict.fromkeys(row["streams"] for row in document["results"]):
+        found = rows_of(document, streams=count)
+        ours = best(row for row in found if row["program"] == OURS)
+        peer = best(row for row in found if row["program"] == LLAMA)
+        assert ours is not None and peer is not None
+        lines.append([str(count), _speed(ours), _speed(peer), f"{ratio(ours['samples'], peer['samples']):.2f} x"])
+    return [["sequences at once", "this decoder", "llama.cpp", "ratio"], *lines]
+
+
 TABLES = {
     "peers-prefill": Table(PAGE, ("peers-prefill",), prefill, keys=2),
     "peers-decode": Table(PAGE, ("peers-decode", "peers-ternary"), decode, keys=2),
     "peers-depth": Table(PAGE, ("peers-depth",), depth),
     "peers": Table(PAGE, ("peers",), busy),
+    "peers-streams": Table(PAGE, ("peers-streams",), streams),
 }

@@ -1,6 +1,6 @@
 """Runs processes in turn and makes rows of what they print.
 
-A worker gets one JSON object: model, vocabulary, threads, tests (kind, tokens, depth), and arguments of its
+A worker gets one JSON object: model, vocabulary, threads, tests (kind, tokens, depth, streams), and arguments of its
 own. It prints one: speeds (tokens per second, a test each), facts, and perhaps the read bandwidth (GB/s)
 meanwhile.
 """
@@ -41,7 +41,7 @@ def busy_processes(count: int) -> Iterator[None]:
 def apart(python: str, run: Run, job: dict[str, Any]) -> Outcome:
     """What a run prints, in a process of its own."""
     worker = str(Path(__file__).parent / run.program.worker)
-    tests = [[test.kind, test.tokens, test.depth] for test in run.tests]
+    tests = [[test.kind, test.tokens, test.depth, test.streams] for test in run.tests]
     command = [python, worker, json.dumps({**job, "tests": tests, **run.arguments})]
     environment = {**os.environ, **run.environment}
     with busy_processes(run.busy):
@@ -104,6 +104,7 @@ def rows_of(part: str, found: Sequence[Measured]) -> list[dict[str, Any]]:
                 "test": test.kind,
                 "tokens": test.tokens,
                 "depth": test.depth,
+                "streams": test.streams,
                 "busy_processes": run.busy,
                 "tokens_per_second": round(median(samples), 2),
                 "samples": [round(value, 2) for value in samples],

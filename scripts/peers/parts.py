@@ -11,6 +11,7 @@ from .programs import EDGE, GENAI, LLAMA, OPENVINO, Program
 
 CONTEXT, STEPS = 512, 64
 PROMPTS = (512, 4096)
+STREAMS = (1, 4, 8)
 DEPTHS = {32768: 16, 130000: 6}  # depth -> decoded tokens
 FEW = 3  # rounds at most of what takes long
 NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
@@ -18,11 +19,12 @@ NO_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 
 @dataclass(frozen=True)
 class Trial:
-    """A prefill or a decode of `tokens` tokens after `depth` others."""
+    """A prefill or a decode of `tokens` tokens after `depth` others, by so many sequences at once."""
 
     kind: str
     tokens: int
     depth: int = 0
+    streams: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,17 @@ def busy(machine: Machine) -> list[Run]:
     return runs
 
 
+def streams(machine: Machine) -> list[Run]:
+    """Several sequences in one pass; tokens per second are those of all of them."""
+    tests = tuple(Trial("decode", STEPS, CONTEXT, count) for count in STREAMS)
+    return [_edge(INT4_32, tests), *_llama(INT4_32, tests)]
+
+
 PARTS: dict[str, Callable[[Machine], list[Run]]] = {
     "decode": decode,
     "prefill": prefill,
     "ternary": ternary,
     "depth": depth,
     "busy": busy,
+    "streams": streams,
 }

@@ -32,7 +32,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Tokens per second of every test; decoding includes sampling."""
     limits = [bandwidth(job["threads"])] if job.get("limits") else []
     bundle = open_model(job["model"], quantize=job.get("quantize"), head=job.get("head"))
-    longest = max((tokens + depth for _, tokens, depth in job["tests"]), default=0)
+    longest = max((tokens + depth for _, tokens, depth, _ in job["tests"]), default=0)
     chosen = {"attention": job.get("attention"), "kv_type": job.get("kv")}
     options = RunOptions(
         context=longest + ROOM,
@@ -41,9 +41,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     )
     executor = open_executor(bundle, options)
     speeds = []
-    for test, tokens, depth in job["tests"]:
+    for test, tokens, depth, streams in job["tests"]:
         bench = Bench(executor, "prefill" if depth <= SHORT else "synthetic")
-        speeds.append(tokens / bench.measure(test, tokens, depth).seconds)
+        speeds.append(streams * tokens / bench.measure(test, tokens, depth, streams).seconds)
     if limits:
         limits.append(bandwidth(job["threads"]))
     info = executor.info

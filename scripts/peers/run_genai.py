@@ -35,7 +35,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             generator.generate_next_token()
         return first - started, perf_counter() - first
 
-    for test, tokens, depth in job["tests"]:
+    for test, tokens, depth, _ in job["tests"]:
         if test == "prefill":
             run(min(tokens, 512), 0)
             speeds.append(tokens / run(tokens, 0)[0])

@@ -22,7 +22,7 @@ BATCH, ROOM, SEED_CELLS, WARM_UP = 2048, 256, 512, 4
 
 
 class Context:
-    """A model of llama.cpp and its one sequence."""
+    """A model of llama.cpp and its sequences; all but `feed_all` is about the first."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         quiet = llama.llama_log_callback(lambda level, text, data: None)
@@ -34,7 +34,9 @@ class Context:
         if not self.model:
             raise SystemExit(f"llama.cpp can't load {job['model']}.")
         options = llama.llama_context_default_params()
-        options.n_ctx = max(tokens + depth for _, tokens, depth in job["tests"]) + ROOM
+        options.n_seq_max = max(streams for *_, streams in job["tests"])
+        longest = max(tokens + depth for _, tokens, depth, _ in job["tests"])
+        options.n_ctx = options.n_seq_max * (longest + ROOM)
         options.n_batch = BATCH
         options.n_threads = options.n_threads_batch = job["threads"]
         name = "flash_attn_type" if hasattr(options, "flash_attn_type") else "flash_attn"
@@ -58,6 +60,28 @@ class Context:
                 raise SystemExit("llama.cpp could not decode.")
             llama.llama_get_logits(self.context)  # waits for them
         return perf_counter() - started
+
+    def feed_all(self, tokens: int, depth: int, streams: int) -> float:
+        """Seconds of so many random tokens for each sequence, one of each in a batch, from position `depth` on."""
+        batch = llama.llama_batch_init(streams, 0, 1)
+        batch.n_tokens = streams
+        started = perf_counter()
+        for position in range(depth, depth + tokens):
+            for at, token in enumerate(self._random.integers(3, self._count, streams)):
+                batch.token[at], batch.pos[at] = int(token), position
+                batch.n_seq_id[at], batch.seq_id[at][0], batch.logits[at] = 1, at, 1
+            if llama.llama_decode(self.context, batch):
+                raise SystemExit("llama.cpp could not decode.")
+            llama.llama_get_logits(self.context)
+        seconds = perf_counter() - started
+        llama.llama_batch_free(batch)
+        return seconds
+
+    def share(self, streams: int) -> None:
+        """Let the sequences after the first be copies of it."""
+        for other in range(1, streams):
+            llama.llama_memory_seq_rm(self.memory, other, -1, -1)
+            llama.llama_memory_seq_cp(self.memory, 0, other, -1, -1)
 
     def reach(self, depth: int) -> None:
         """Make the sequence so long."""
@@ -87,8 +111,14 @@ class Context:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Tokens per second of every test; nothing is sampled."""
     context, speeds = Context(job), []
-    for test, tokens, depth in job["tests"]:
+    for test, tokens, depth, streams in job["tests"]:
         context.reach(depth)
+        if streams > 1:
+            context.share(streams)
+            context.feed_all(WARM_UP, depth, streams)
+            seconds = context.feed_all(tokens, depth + WARM_UP, streams)
+            speeds.append(streams * tokens / seconds)
+            continue
         batch = 1 if test == "decode" else BATCH
         context.feed(WARM_UP if test == "decode" else min(tokens, SEED_CELLS), batch)
         context.cut(depth)

@@ -30,7 +30,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         config.ignore_eos, config.do_sample = True, False
         return pipeline.generate(inputs, config).perf_metrics
 
-    for test, tokens, depth in job["tests"]:
+    for test, tokens, depth, _ in job["tests"]:
         if test == "prefill":
             metrics(min(tokens, WARM_UP), 1)
             speeds.append(tokens / metrics(tokens, 1).get_ttft().mean * 1e3)

@@ -126,7 +126,7 @@ def test_a_run_is_a_process_that_gets_its_job_and_its_environment(tmp_path):
     program = replace(LLAMA, worker=str(worker))
     run = Run(program, INT4_32, DECODE, arguments={"kv": "q8_0"}, environment={"ISA": "x"}, busy=1)
     outcome = apart(sys.executable, run, {"threads": 2})
-    assert outcome == {"speeds": [[["decode", 8, 512]], "q8_0"], "facts": {"isa": "x"}}
+    assert outcome == {"speeds": [[["decode", 8, 512, 1]], "q8_0"], "facts": {"isa": "x"}}
     worker.write_text("raise SystemExit('no such model')\n")
     with pytest.raises(SystemExit, match=r"no such model\n\nllama.cpp failed"):
         apart(sys.executable, run, {})
