@@ -116,7 +116,8 @@ def streams(document: Document) -> Lines:
         ours = best(row for row in found if row["program"] == OURS)
         peer = best(row for row in found if row["program"] == LLAMA)
         assert ours is not None and peer is not None
-        lines.append([str(count), _speed(ours), _speed(peer), f"{ratio(ours['samples'], peer['samples']):.2f} x"])
+        times = ratio(ours["samples"], peer["samples"])
+        lines.append([str(count), _speed(ours), _speed(peer), f"{times:.2f} x"])
     return [["sequences at once", "this decoder", "llama.cpp", "ratio"], *lines]
 
 

@@ -1,8 +1,8 @@
 """Runs processes in turn and makes rows of what they print.
 
-A worker gets one JSON object: model, vocabulary, threads, tests (kind, tokens, depth, streams), and arguments of its
-own. It prints one: speeds (tokens per second, a test each), facts, and perhaps the read bandwidth (GB/s)
-meanwhile.
+A worker gets one JSON object: model, vocabulary, threads, tests (kind, tokens, depth, streams), and
+arguments of its own. It prints one: speeds (tokens per second, a test each), facts, and perhaps the read
+bandwidth (GB/s) meanwhile.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Context:
         return perf_counter() - started
 
     def feed_all(self, tokens: int, depth: int, streams: int) -> float:
-        """Seconds of so many random tokens for each sequence, one of each in a batch, from position `depth` on."""
+        """Seconds of so many random tokens for each sequence, one of each in a batch, from `depth` on."""
         batch = llama.llama_batch_init(streams, 0, 1)
         batch.n_tokens = streams
         started = perf_counter()
