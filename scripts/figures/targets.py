@@ -228,9 +228,7 @@ TARGETS = (
         _verification({4: 1.45, 8: 2.3}),
     ),
     Target("4 / 8 sequences at once, context 512", "2.7 / 3.7 x one", ("streams",), _streams),
-    Target(
-        "the same, in turn with llama.cpp", "2.2 / 2.5 x", ("peers-streams",), _streams_beside_llama
-    ),
+    Target("the same, in turn with llama.cpp", "2.2 / 2.5 x", ("peers-streams",), _streams_beside_llama),
     Target("scheduler and Python, per pass of 1 to 8", "0.3 ms", ("streams",), _pass_overhead),
     Target("a token of 2 sequences beside a prompt of 4096, p99", "60 ms", ("streams",), _beside_prompt),
     Target("that prompt, of its speed alone less the sequences' share", "70 %", ("streams",), _prompt_beside),
