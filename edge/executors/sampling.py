@@ -10,12 +10,15 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.executors.native.library import Draw, SampleResult, Sampling, check, library
+
+if TYPE_CHECKING:
+    from edge.executors.native.library import Draw, SampleResult, Sampling
 
 _EMPTY = np.empty(0, np.int32)
 
@@ -59,6 +62,8 @@ class DrawOptions:
     @cached_property
     def native(self) -> tuple[Sampling, Draw, SampleResult]:
         """The same as libedge takes it, and the place of its answer."""
+        from edge.executors.native.library import Draw, SampleResult, Sampling
+
         sampling = Sampling(
             size=ctypes.sizeof(Sampling),
             temperature=self.temperature,
@@ -96,6 +101,8 @@ class HostSampling:
         allowed: npt.NDArray[np.uint32] | None = None,
     ) -> Sampled:
         """See `edge.executors.protocol.Executor.sample`."""
+        from edge.executors.native.library import check, library  # only what draws needs it
+
         seen = np.ascontiguousarray(history, np.int32)
         plain = np.ascontiguousarray(logits, np.float32)
         if plain.ndim != 1:
