@@ -116,7 +116,15 @@ def test_every_integer_of_the_c_interface_is_checked():
 
 
 def test_every_integer_of_a_structure_is_checked():
-    records = [native.Matrix, native.Sparse, native.Config, native.Weight, native.Step, native.Sampling]
+    records = [
+        native.Matrix,
+        native.Sparse,
+        native.Config,
+        native.Weight,
+        native.Step,
+        native.Sampling,
+        native.Draw,
+    ]
     for record in (*records, operators.LayerCache):
         integers = [name for name, kind, *_ in record._fields_ if kind in native._INTEGERS]
         assert integers
