@@ -56,14 +56,17 @@ def test_a_tier_that_this_cpu_lacks(cache, monkeypatch):
 
 def test_a_missing_library(cache, monkeypatch, tmp_path):
     from edge.executors.native import library as native
+    from edge.executors.native import operators
 
     monkeypatch.setenv("EDGE_LIBRARY", str(tmp_path / "libedge.so"))
     native.library.cache_clear()
+    operators._library.cache_clear()
     try:
         (found,) = findings("native library")
     finally:
         monkeypatch.undo()
         native.library.cache_clear()
+        operators._library.cache_clear()
     assert found.state == "problem" and "libedge.so" in found.detail and found.mend.startswith("pip install")
 
 
