@@ -230,7 +230,7 @@ EDGE_API edge_status edge_cache_create(const edge_model *model, edge_cache **cac
 /* Bytes of all pages, those of key summaries too, that the model's caches use; a shared one counts once. */
 EDGE_API uint64_t edge_model_cache_bytes(const edge_model *model);
 EDGE_API void edge_cache_destroy(edge_cache *cache);
-EDGE_API int64_t edge_cache_length(const edge_cache *cache);
+EDGE_API int64_t edge_cache_length(const edge_cache *cache); /* at any time, also during a pass */
 EDGE_API edge_status edge_cache_truncate(edge_cache *cache, int64_t length);
 /* Makes the first `length` rows of `cache` the content of `into`, a cache of the same model. The two share memory, in
  * pages of 256 rows, until one of them writes into a page: it then gets a copy of that page. */

@@ -202,7 +202,7 @@ void edge_cache::share(const edge_cache &other, int64_t rows) {
     summaries->rows = std::min(other.summaries->rows, rows);
 }
 
-int64_t edge_cache_length(const edge_cache *cache) { return cache ? cache->length : 0; }
+int64_t edge_cache_length(const edge_cache *cache) { return cache ? cache->length.load() : 0; }
 
 void edge_cache_destroy(edge_cache *cache) { delete cache; }
 

@@ -8,6 +8,7 @@
 // codes of a block stand its 64 scales, one per position.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -94,7 +95,7 @@ struct edge_cache : edge::CacheView {
     // The first `rows` rows of one that is akin become the content.
     void share(const edge_cache &other, int64_t rows);
 
-    int64_t length = 0;
+    std::atomic<int64_t> length{0};  // may be asked for while a pass runs
 
    private:
     edge::PageTable row_pages_;
