@@ -1,17 +1,18 @@
 """`edge.load` and `Model`: the Python API, from a model's name to text.
 
-Thread safety: a Model may be shared by threads; its executor takes one step at a time, so several sessions,
-chats and streams make progress side by side. One session, chat or stream belongs to one thread at a time,
+Thread safety: a Model may be shared by threads; what several sessions, chats and streams want goes into one
+pass. One session, chat or stream belongs to one thread at a time,
 except for `Stream.cancel`; a second one gets an EdgeError. After a fork the child has to load its own model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edge.chat import Chat, ContextPolicy
 from edge.config import ModelConfig
@@ -28,7 +29,7 @@ from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
 from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
-from edge.executors.protocol import Executor, SharesRows, TakesWeights
+from edge.executors.protocol import Executor, TakesWeights, shares_rows, takes_weights
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_files import ModelFiles
 from edge.formats.names import user_path
@@ -111,7 +112,7 @@ def _prefix_cache(
 ) -> PrefixCache | None:
     """None where nothing is to be kept, or the executor can't share rows."""
     check_option("prefix_memory", most_bytes, int | None, Option("", least=0))
-    if not isinstance(executor, SharesRows):
+    if not shares_rows(executor):
         if most_bytes or folder is not None:
             raise EdgeError(f"The {executor.info.name} executor can't share rows of a KV cache: use native.")
         return None
@@ -303,14 +304,17 @@ class Model:
         What was kept of earlier sequences is forgotten. Sessions and chats hold rows of the old weights:
         start new ones, or `reset` them. EdgeError for an executor that can't do it.
         """
-        if not isinstance(self.executor, TakesWeights):
+        if not takes_weights(self.executor):
             raise EdgeError(f"The {self.executor.info.name} executor can't take other weights: use native.")
-        self.executor.update(tensors)
+        cast(TakesWeights, self.executor).update(tensors)
         if self.scheduler.prefixes is not None:
-            self.scheduler.prefixes.clear()
+            self.scheduler.prefixes.forget()
 
     def close(self) -> None:
         """Free the weights; the model, its sessions and chats can't be used afterwards."""
+        if self.scheduler.prefixes is not None:
+            with suppress(EdgeError):  # a second time, or in a forked process
+                self.scheduler.prefixes.close()
         self.executor.close()
         self._worker.close()
         if "tokenizer" in self.__dict__:

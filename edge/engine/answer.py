@@ -139,24 +139,29 @@ class Answer(Job):
         most_tokens = self._settings.max_new_tokens or _EXPECTED_TOKENS
         self.most_rows = min(session.context, len(self._prompt) + most_tokens)
         self._reused = session.reused_tokens - reused
-        scheduler.submit(self)
         try:
+            scheduler.submit(self)
             while True:
                 with session.used():
                     scheduler.collect(self)
                 if self._unread and self.cancelled():
                     self.cancel()
-                    return
+                    break
                 if not self._unread:
-                    if self.error is not None:
-                        raise self.error
-                    return
+                    break
                 yield self._unread.popleft()
+            if self.error is not None and not self._unread:
+                raise self.error
+        except GeneratorExit:
+            # Perhaps from the garbage collector, in a thread that holds any lock: nothing may be waited for.
+            self.abandoned = True
+            raise
         finally:
-            scheduler.withdraw(self)
-            self._drop_unread()
-            if self.error is None:
-                session.remember()
+            if not self.abandoned:
+                scheduler.withdraw(self)
+                self._drop_unread()
+        with session.used():
+            session.remember()
 
     @property
     def is_ready(self) -> bool:
@@ -166,7 +171,8 @@ class Answer(Job):
     @property
     def wants_rows(self) -> bool:
         """Until it ends."""
-        return self._reason is None and self.error is None and len(self._unread) < _MOST_UNREAD
+        going = self._reason is None and self.error is None and not self.abandoned
+        return going and len(self._unread) < _MOST_UNREAD
 
     def cancel(self) -> None:
         """The answer has what it has."""
@@ -176,7 +182,7 @@ class Answer(Job):
         """Choose the next token."""
         session, settings = self._session, self._settings
         if not self.decodes:
-            session.remember()  # the prompt: others may begin like it
+            session.remember(goes_on=True)  # the prompt: others may begin like it
         # A repetition penalty counts the prompt too, see SamplingParams.
         counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
         choice = self._sampler.sample(logits, session.tokens[counted_from:], index=len(self._steps))

@@ -8,8 +8,10 @@ them, else altogether.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import EdgeError
-from edge.executors.protocol import Executor, KVCache, SharesRows, StoresCaches
+from edge.executors.protocol import Executor, KVCache, SharesRows, StoresCaches, shares_rows
 from edge.formats.kv_file import read_cache, read_tokens, write_cache
 from edge.system.memory import available_memory
 
@@ -26,6 +28,8 @@ Tokens = npt.NDArray[np.int32]
 
 BLOCK = 64
 """Tokens of an edge of the tree; fewer in common are not worth a new cache."""
+
+_FILE_NAME = re.compile(r"[0-9a-f]{32}\.kv")
 
 LEAST_IN_FILE = 1024
 """Tokens of a sequence that is written to a file rather than computed again."""
@@ -88,9 +92,10 @@ class PrefixCache:
         included. folder: for files of what has to leave memory, by default none are written. Files there
         that the same weights, settings and kernels have made are found too.
         """
-        assert isinstance(executor, SharesRows)
-        self._executor: SharesRows = executor
+        assert shares_rows(executor)
+        self._executor = cast(SharesRows, executor)
         self._new_cache = executor.new_cache
+        self._context = executor.context
         self._store = cast(StoresCaches, executor) if executor.capabilities.cache_files else None
         self._most_bytes = most_bytes
         self._most_file_bytes = most_file_bytes
@@ -98,8 +103,10 @@ class PrefixCache:
         self._root = _Node()
         self._kept: list[_Kept] = []
         self._counts = _Counts()
+        self.generation = 0
+        """Counts up when what was computed before can't be used any more."""
         self._folder = folder if self._store is not None else None
-        for path in self._files():
+        for path, _ in self._files():
             self._find_again(path)
 
     @property
@@ -125,11 +132,16 @@ class PrefixCache:
             self._touch(kept)
             self._counts.hits += 1
             self._counts.rows += rows
-            return self._executor.fork(kept.cache, rows), rows
+            fork = self._executor.fork(kept.cache, rows)
+            self.make_room()
+            return fork, rows
 
-    def put(self, tokens: Tokens, cache: KVCache) -> None:
-        """Keep a sequence, whose rows stand in `cache`. Sequences that are its beginning give way to it."""
-        if len(tokens) < BLOCK:
+    def put(self, tokens: Tokens, cache: KVCache, *, goes_on: bool = False) -> None:
+        """Keep a sequence, whose rows stand in `cache`. Sequences that are its beginning give way to it.
+
+        goes_on: the sequence will soon be longer; then one that does not fit is not written to a file.
+        """
+        if len(tokens) < BLOCK or (goes_on and self._executor.cache_bytes > self._most_bytes):
             return
         with self._lock:
             found = self._longest(tokens)
@@ -137,7 +149,7 @@ class PrefixCache:
                 self._touch(found[0])
                 return
             for kept in [kept for kept in self._kept if _begins(tokens, kept.tokens)]:
-                self._drop(kept)
+                self._leave(kept)
             self._add(_Kept(tokens.copy(), self._executor.fork(cache, len(tokens))))
             self.make_room()
 
@@ -150,15 +162,30 @@ class PrefixCache:
             for kept in in_memory:
                 if self._executor.cache_bytes + needed <= self._most_bytes:
                     return
-                if kept.path is None and not self._write(kept):
-                    self._drop(kept)
-                kept.cache = None
+                if kept.path is None:
+                    self._write(kept)
+                self._leave(kept)
 
-    def clear(self) -> None:
-        """Forget everything in memory."""
+    def leave_memory(self) -> None:
+        """Forget what is in memory; what has a file is found there."""
         with self._lock:
             for kept in list(self._kept):
+                self._leave(kept)
+
+    def forget(self) -> None:
+        """Find nothing of before again: the weights are others now. Files stay, for who has the old ones."""
+        with self._lock:
+            self.generation += 1
+            for kept in list(self._kept):
                 self._drop(kept)
+
+    def close(self) -> None:
+        """Write to the folder, if there is one, what has no file yet; nothing is kept afterwards."""
+        with self._lock:
+            for kept in sorted(self._kept, key=lambda kept: kept.used):
+                if kept.path is None and kept.cache is not None:
+                    self._write(kept)
+            self.forget()
 
     # ---- The tree ------------------------------------------------------------------------------------------
 
@@ -186,12 +213,16 @@ class PrefixCache:
             node = node.children.setdefault(block, _Node())
             node.kept.append(kept)
 
+    def _leave(self, kept: _Kept) -> None:
+        """Out of memory, and out of the tree unless it has a file."""
+        kept.cache = None
+        if kept.path is None:
+            self._drop(kept)
+
     def _drop(self, kept: _Kept) -> None:
-        """Out of the tree; its file goes too."""
+        """Out of the tree. A file stays where it is."""
         self._kept.remove(kept)
         kept.cache = None
-        if kept.path is not None:
-            kept.path.unlink(missing_ok=True)
         node = self._root
         node.kept.remove(kept)
         for block in _blocks(kept.tokens):
@@ -214,43 +245,47 @@ class PrefixCache:
         assert self._store is not None
         return {**self._store.cache_identity, "arithmetic": self._store.arithmetic}
 
-    def _files(self) -> list[Path]:
-        """Oldest first."""
-        if self._folder is None or not self._folder.is_dir():
-            return []
-        return sorted(self._folder.glob("*.kv"), key=lambda path: path.stat().st_mtime)
+    def _files(self) -> list[tuple[Path, int]]:
+        """Our own in the folder and their sizes, oldest first; other processes may remove some meanwhile."""
+        found = []
+        with suppress(OSError):
+            for path in () if self._folder is None else self._folder.iterdir():
+                if _FILE_NAME.fullmatch(path.name):
+                    with suppress(OSError):
+                        status = path.stat()
+                        found.append((status.st_mtime_ns, path, status.st_size))
+        return [(path, size) for _, path, size in sorted(found)]
 
     def _find_again(self, path: Path) -> None:
         try:
             tokens = read_tokens(path, self._identity)
-        except EdgeError:
+        except (EdgeError, OSError):
             return  # of another model or setting: it may be wanted by another process
-        self._add(_Kept(tokens, None, path))
+        if BLOCK <= len(tokens) <= self._context:
+            self._add(_Kept(tokens, None, path))
 
-    def _write(self, kept: _Kept) -> bool:
+    def _write(self, kept: _Kept) -> None:
+        """Give a sequence a file, if there is a folder and room for it there."""
         if self._folder is None or self._store is None or len(kept.tokens) < LEAST_IN_FILE:
-            return False
+            return
         assert kept.cache is not None
-        name = hashlib.sha256(
-            kept.tokens.tobytes() + repr(sorted(self._identity.items())).encode()
-        ).hexdigest()
-        path = self._folder / f"{name[:32]}.kv"
-        try:
+        key = kept.tokens.tobytes() + repr(sorted(self._identity.items())).encode()
+        path = self._folder / f"{hashlib.sha256(key).hexdigest()[:32]}.kv"
+        with suppress(EdgeError, OSError):  # a full disk: it is computed again
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_cache(path, self._identity, kept.tokens, self._store.cache_pages(kept.cache))
-        except (EdgeError, OSError):  # a full disk: it is computed again
-            return False
-        kept.path = path
-        self._limit_files()
-        return True
+            kept.path = path
+            self._limit_files(path)
 
-    def _limit_files(self) -> None:
+    def _limit_files(self, newest: Path) -> None:
         files = self._files()
-        sizes = [path.stat().st_size for path in files]
-        for path, size in zip(files[:-1], sizes[:-1], strict=True):
-            if sum(sizes) <= self._most_file_bytes:
+        total = sum(size for _, size in files)
+        for path, size in files:
+            if total <= self._most_file_bytes:
                 return
-            sizes.remove(size)
+            if path == newest:
+                continue
+            total -= size
             path.unlink(missing_ok=True)
             for kept in [kept for kept in self._kept if kept.path == path]:
                 kept.path = None
@@ -262,11 +297,11 @@ class PrefixCache:
         assert self._store is not None and kept.path is not None
         try:
             stored = read_cache(kept.path, self._identity)
-        except EdgeError:
+            cache = self._new_cache()
+            self._store.restore(cache, len(stored.tokens), stored.memory)
+        except (EdgeError, OSError):
             self._drop(kept)
             return False
-        cache = self._new_cache()
-        self._store.restore(cache, len(stored.tokens), stored.memory)
         kept.cache = cache
         return True
 

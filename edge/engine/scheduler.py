@@ -67,6 +67,7 @@ class Job(ABC):
         self.decodes = False
         self.submitted = 0.0
         self.error: BaseException | None = None
+        self.abandoned = False  # nobody waits for it any more: it leaves by itself
         self._opened = 0
 
     @property
@@ -173,16 +174,27 @@ class Scheduler:
         job.submitted = perf_counter()
         self._process.check_process()
         with self._changed:
+            # What is left of an earlier job of the session, whose end was interrupted.
+            self._jobs = [each for each in self._jobs if each.session is not job.session]
             self._check_memory(job)
             self._jobs.append(job)
 
     def withdraw(self, job: Job) -> None:
         """Forget a job, after the pass that it is part of. Does nothing for one that is not there."""
+        if self._process.is_inherited:
+            return  # nobody runs a pass here
         with self._changed:
+            self._jobs = [each for each in self._jobs if each is not job]
             while job in self._in_pass and self._running != threading.get_ident():
                 self._changed.wait()
-            if job in self._jobs:
-                self._jobs.remove(job)
+
+    def settle(self, session: Stepped) -> None:
+        """Return when no pass is under way for a session, whose last job may have been abandoned in one."""
+        with self._changed:
+            while self._running not in (None, threading.get_ident()) and any(
+                job.session is session for job in self._in_pass
+            ):
+                self._changed.wait()
 
     def collect(self, job: Job) -> None:
         """Return when the job is ready or has failed, and run passes until then.
@@ -200,6 +212,8 @@ class Scheduler:
                         )
                     while self._running is not None and not job.is_ready:
                         self._changed.wait()
+                    if not (job.is_ready or job.wants_rows):
+                        job.error = EdgeError("The answer was interrupted in the middle of a step.")
                     if job.is_ready:
                         return
                     leads = True
@@ -219,7 +233,7 @@ class Scheduler:
         if needed < _ALWAYS_THERE or (free := available_memory()) is None or needed <= free:
             return
         if self.prefixes is not None:
-            self.prefixes.clear()
+            self.prefixes.leave_memory()
             free = available_memory() or 0
         if needed > free:
             raise ContextError(
@@ -230,7 +244,8 @@ class Scheduler:
 
     def _run_pass(self) -> None:
         with self._changed:
-            jobs = tuple(self._jobs)  # one that nobody refers to any more may leave at any time
+            self._jobs = [job for job in self._jobs if not job.abandoned]
+            jobs = tuple(self._jobs)
             for job in jobs:
                 _cancel_if_wanted(job)
             shares = self._shares([job for job in jobs if job.wants_rows])
@@ -238,11 +253,12 @@ class Scheduler:
         started = perf_counter()
         opened: list[Job] = []
         steps: list[SequenceStep] = []
+        closed = 0
         try:
             for job, rows in shares:
                 try:
                     steps.append(job.open(rows))
-                except EdgeError as error:
+                except Exception as error:
                     job.error = error
                 else:
                     opened.append(job)
@@ -252,23 +268,17 @@ class Scheduler:
                 results = self.executor.forward(steps)
             except EdgeError as error:  # of the pass: the model is closed, for example
                 results = [StepResult(error=error) for _ in steps]
-        except BaseException:
-            for job in opened:
-                job.undo()
-            raise
-        closed = 0
-        try:
             for job, result in zip(opened, results, strict=True):
                 closed += 1
                 try:
                     job.close(result)
-                except EdgeError as error:
+                except Exception as error:  # of a sampler, a tokenizer: of this job in any case
                     job.error = error
         except BaseException as error:
-            # The thread that is interrupted need not be the one whose job this is.
-            interrupted = EdgeError("The answer was interrupted in the middle of a step.")
-            interrupted.__cause__ = error
-            opened[closed - 1].error = interrupted
+            if closed > 0:  # the thread that is interrupted need not be the one whose job this is
+                interrupted = EdgeError("The answer was interrupted in the middle of a step.")
+                interrupted.__cause__ = error
+                opened[closed - 1].error = interrupted
             raise
         finally:
             for job in opened[closed:]:
@@ -292,7 +302,7 @@ class Scheduler:
         start = self._turn % len(jobs)
         prompts = [job for job in jobs if not job.decodes]
         most = self.executor.max_batch
-        kept = min(_LEAST_ROWS, most // 2) if prompts else 0
+        kept = min(_LEAST_ROWS, max(1, most // 2)) if prompts and (most > 1 or self._turn % 2) else 0
         shares: list[tuple[Job, int]] = []
         for job in (*jobs[start:], *jobs[:start]):
             if job.decodes and len(job.todo) <= most - kept:

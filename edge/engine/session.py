@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -51,6 +51,8 @@ class Session:
         self._alone = OneThread("session")
         self._answer: weakref.ref[Answer] | None = None
         self._opened = 0
+        self._generation: int | None = None
+        self._note_generation()
 
     @property
     def length(self) -> int:
@@ -83,6 +85,13 @@ class Session:
                 holder.give_way()
             yield
 
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """The same, and no pass is under way any more."""
+        with self.used():
+            self.scheduler.settle(self)
+            yield
+
     def shared_prefix(self, prompt: Tokens) -> int:
         """How many tokens of `prompt` stand at the start of the cache."""
         new = token_ids(prompt)
@@ -110,7 +119,7 @@ class Session:
         """
         new = token_ids(prompt)
         self.check_prompt(new)
-        with self.used():
+        with self._settled():
             reused = min(self.shared_prefix(new), len(new) - 1)
             prefixes = self.scheduler.prefixes
             found = None if prefixes is None else prefixes.find(new[:-1], more_than=reused)
@@ -119,13 +128,16 @@ class Session:
             else:
                 self._cache, reused = found
                 self._tokens = new.copy()
+                self._note_generation()
             self.reused_tokens += reused
         return new[reused:]
 
-    def remember(self) -> None:
-        """Let other sessions find what this one holds."""
-        if self.scheduler.prefixes is not None:
-            self.scheduler.prefixes.put(self.tokens, self._cache)
+    def remember(self, *, goes_on: bool = False) -> None:
+        """Let other sessions find what this one holds. goes_on: see `PrefixCache.put`."""
+        prefixes = self.scheduler.prefixes
+        if prefixes is not None and self._generation == prefixes.generation:
+            with suppress(EdgeError, OSError):  # an answer is worth more than what may be found of it later
+                prefixes.put(self.tokens, self._cache, goes_on=goes_on)
 
     def prefill(
         self, prompt: Tokens, cancelled: Callable[[], bool] = lambda: False
@@ -140,7 +152,7 @@ class Session:
 
     def step(self, token: int) -> npt.NDArray[np.float32]:
         """Append one token; returns the logits after it, float32 [vocab_size]."""
-        with self.used():
+        with self._settled():
             logits = self._run(Forward(self, token_ids([token])))
         assert logits is not None
         return logits
@@ -150,7 +162,7 @@ class Session:
         kept = whole_number(length, "the length to keep")
         if kept < 0:
             raise EdgeError(f"A session can't be cut to {kept} tokens: give 0 or more.")
-        with self.used():
+        with self._settled():
             self._truncate(kept)
 
     def reset(self) -> None:
@@ -164,7 +176,7 @@ class Session:
     def save(self, path: str | Path) -> int:
         """Write the cache and its tokens to a file, atomically; returns its size in bytes."""
         store = self._store()
-        with self.used():
+        with self._settled():
             return write_cache(path, store.cache_identity, self.tokens, store.cache_pages(self._cache))
 
     def load(self, path: str | Path) -> None:
@@ -181,13 +193,21 @@ class Session:
                 f"The KV cache '{path}' holds {count} tokens and the context {self.context}: open the model "
                 "with a longer context."
             )
-        with self.used():
+        with self._settled():
             store.restore(self._cache, count, stored.memory)
             self._tokens = np.array(stored.tokens, np.int32)
+            self._generation = None  # other kernels may have computed them: they are for this session alone
 
     def _truncate(self, length: int) -> None:
         if length < self.length:
             self.executor.truncate(self._cache, length)
+        if length == 0:
+            self._note_generation()
+
+    def _note_generation(self) -> None:
+        """Which weights compute what the cache holds from now on."""
+        prefixes = self.scheduler.prefixes
+        self._generation = 0 if prefixes is None else prefixes.generation
 
     def _store(self) -> StoresCaches:
         if not self.executor.capabilities.cache_files:
@@ -195,8 +215,8 @@ class Session:
         return cast(StoresCaches, self.executor)
 
     def _run(self, forward: Forward) -> npt.NDArray[np.float32] | None:
-        self.scheduler.submit(forward)
         try:
+            self.scheduler.submit(forward)
             self.scheduler.collect(forward)
         finally:
             self.scheduler.withdraw(forward)

@@ -142,9 +142,14 @@ class ExecutorFacts(HostSampling):
 class OneByOne(ABC):
     """`Executor.forward` for executors that run the steps of a pass one after another."""
 
+    max_batch: Any  # of the executor
+
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """See `Executor.forward`."""
         check_caches(steps)
+        tokens, most = sum(np.size(step.tokens) for step in steps), self.max_batch
+        if len(steps) > 1 and tokens > most:
+            raise EdgeError(f"A pass takes up to {most} tokens, got {tokens}: give some later.")
         return [self._result_of(step) for step in steps]
 
     def _result_of(self, step: SequenceStep) -> StepResult:
@@ -278,6 +283,16 @@ class SharesRows(Protocol):
     @property
     def cache_bytes(self) -> int:
         """Memory of all caches; what several share counts once."""
+
+
+def shares_rows(executor: Executor) -> bool:
+    """Whether it is a `SharesRows`, also behind a trace (whose attributes `isinstance` does not see)."""
+    return hasattr(executor, "fork")
+
+
+def takes_weights(executor: Executor) -> bool:
+    """The same of `TakesWeights`."""
+    return hasattr(executor, "update")
 
 
 @runtime_checkable

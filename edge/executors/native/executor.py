@@ -105,6 +105,7 @@ class NativeExecutor(ExecutorFacts):
         )
         self._tensors = dict(files.tensors)
         self._replaced: dict[str, npt.NDArray[np.uint8]] = {}
+        self._coming: dict[str, npt.NDArray[np.uint8]] = {}
         network = network_tensors(config)
         weights = (native.Weight * len(files.tensors))(
             *(
@@ -237,15 +238,16 @@ class NativeExecutor(ExecutorFacts):
         ]
         if not weights:
             return
-        with self._lock():
-            self._check_open()
-            records = (native.Weight * len(weights))(*weights)
-            native.check(native.library().edge_model_replace(self.handle, records, len(weights)))
-            self._replaced |= packed  # the model borrows them
         digest = hashlib.sha256(self._cache_identity["model"].encode())
         for name, data in sorted(packed.items()):
             digest.update(name.encode() + data.tobytes())
-        self._cache_identity["model"] = digest.hexdigest()
+        with self._lock():
+            self._check_open()
+            records = (native.Weight * len(weights))(*weights)
+            self._coming = packed  # the model borrows them as soon as it has them
+            native.check(native.library().edge_model_replace(self.handle, records, len(weights)))
+            self._replaced |= packed
+            self._cache_identity = {**self._cache_identity, "model": digest.hexdigest()}
 
     @property
     def arithmetic(self) -> str:

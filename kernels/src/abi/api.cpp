@@ -235,13 +235,15 @@ edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, flo
         if (!model || !steps || count <= 0) {
             return fail(EDGE_INVALID, "edge_forward: an argument is missing.");
         }
-        if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
         for (int32_t i = 0; i < count; ++i) {
             if (steps[i].size != sizeof(edge_step)) {
                 return fail(EDGE_INVALID,
                             "edge_step has another size here: the library and its caller differ in version.");
             }
+            steps[i].status = EDGE_OK;
+            steps[i].error[0] = 0;
         }
+        if (const edge_status status = edge::refuse_in_observer("edge_forward")) return status;
         return model->forward(steps, count, logits);
     });
 }

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "abi/border.h"
 #include "abi/error.h"
 #include "attention/summaries.h"
 #include "memory/memory.h"
@@ -230,39 +231,44 @@ edge_status edge_cache_fork(const edge_cache *cache, int64_t length, edge_cache 
 }
 
 edge_status edge_cache_keep(edge_cache *cache, int64_t length, const int64_t *rows, int64_t count) {
-    if (const edge_status status = edge::refuse_in_observer("edge_cache_keep")) return status;
-    if (cache == nullptr || length < 0 || length > cache->length || count < 0 ||
-        (count > 0 && rows == nullptr)) {
-        return edge::fail(EDGE_INVALID, "edge_cache_keep: the cache, the length or the rows are wrong.");
-    }
-    int64_t previous = length - 1;
-    for (int64_t i = 0; i < count; ++i) {
-        if (rows[i] <= previous || rows[i] >= cache->length) {
-            return edge::fail(EDGE_INVALID,
-                              "Rows to keep must ascend from %lld to below %lld; row %lld is %lld.",
-                              (long long)length, (long long)cache->length, (long long)i, (long long)rows[i]);
+    return edge::guarded([&]() -> edge_status {
+        if (const edge_status status = edge::refuse_in_observer("edge_cache_keep")) return status;
+        if (cache == nullptr || length < 0 || length > cache->length || count < 0 ||
+            (count > 0 && rows == nullptr)) {
+            return edge::fail(EDGE_INVALID, "edge_cache_keep: the cache, the length or the rows are wrong.");
         }
-        previous = rows[i];
-    }
-    if (const edge_status status = cache->make_room(length, cache->length)) return status;
-    for (int64_t i = 0; i < count; ++i) {
-        if (rows[i] != length + i) cache->copy(rows[i], length + i);
-    }
-    if (cache->summaries) cache->summaries->rows = std::min(cache->summaries->rows, length);
-    cache->cut(length + count);
-    return EDGE_OK;
+        int64_t previous = length - 1;
+        for (int64_t i = 0; i < count; ++i) {
+            if (rows[i] <= previous || rows[i] >= cache->length) {
+                return edge::fail(
+                    EDGE_INVALID, "Rows to keep must ascend from %lld to below %lld; row %lld is %lld.",
+                    (long long)length, (long long)cache->length, (long long)i, (long long)rows[i]);
+            }
+            previous = rows[i];
+        }
+        if (const edge_status status = cache->make_room(length, cache->length)) return status;
+        for (int64_t i = 0; i < count; ++i) {
+            if (rows[i] != length + i) cache->copy(rows[i], length + i);
+        }
+        if (cache->summaries) cache->summaries->rows = std::min(cache->summaries->rows, length);
+        cache->cut(length + count);
+        return EDGE_OK;
+    });
 }
 
 edge_status edge_cache_repeat(edge_cache *cache, int64_t length) {
-    if (const edge_status status = edge::refuse_in_observer("edge_cache_repeat")) return status;
-    if (cache == nullptr || cache->length == 0 || length < cache->length || length > cache->shape.capacity) {
-        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be repeated up to %lld rows.",
-                          (long long)edge_cache_length(cache), (long long)length);
-    }
-    if (const edge_status status = cache->make_room(cache->length, length)) return status;
-    for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
-    cache->length = length;
-    return EDGE_OK;
+    return edge::guarded([&]() -> edge_status {
+        if (const edge_status status = edge::refuse_in_observer("edge_cache_repeat")) return status;
+        if (cache == nullptr || cache->length == 0 || length < cache->length ||
+            length > cache->shape.capacity) {
+            return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be repeated up to %lld rows.",
+                              (long long)edge_cache_length(cache), (long long)length);
+        }
+        if (const edge_status status = cache->make_room(cache->length, length)) return status;
+        for (int64_t row = cache->length; row < length; ++row) cache->copy(row - cache->length, row);
+        cache->length = length;
+        return EDGE_OK;
+    });
 }
 
 edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **memory, uint64_t *bytes) {
@@ -278,23 +284,25 @@ edge_status edge_cache_page(const edge_cache *cache, int64_t page, const void **
 }
 
 edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory, uint64_t bytes) {
-    if (const edge_status status = edge::refuse_in_observer("edge_cache_restore")) return status;
-    if (cache == nullptr || memory == nullptr || length < 0 || length > cache->shape.capacity) {
-        return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %lld rows.",
-                          cache ? (long long)cache->shape.capacity : 0LL, (long long)length);
-    }
-    if (bytes != cache->shape.bytes_of(length)) {
-        return edge::fail(EDGE_INVALID, "%lld rows of this cache take %llu bytes, not %llu.",
-                          (long long)length, (unsigned long long)cache->shape.bytes_of(length),
-                          (unsigned long long)bytes);
-    }
-    if (const edge_status status = cache->make_room(0, length)) return status;
-    const size_t page_bytes = size_t(cache->shape.page_bytes());
-    for (int64_t page = 0; page < cache->shape.pages_of(length); ++page) {
-        std::memcpy(cache->pages[page], static_cast<const uint8_t *>(memory) + size_t(page) * page_bytes,
-                    page_bytes);
-    }
-    if (cache->summaries) cache->summaries->rows = 0;
-    cache->cut(length);
-    return EDGE_OK;
+    return edge::guarded([&]() -> edge_status {
+        if (const edge_status status = edge::refuse_in_observer("edge_cache_restore")) return status;
+        if (cache == nullptr || memory == nullptr || length < 0 || length > cache->shape.capacity) {
+            return edge::fail(EDGE_INVALID, "A cache of %lld rows can't be restored to %lld rows.",
+                              cache ? (long long)cache->shape.capacity : 0LL, (long long)length);
+        }
+        if (bytes != cache->shape.bytes_of(length)) {
+            return edge::fail(EDGE_INVALID, "%lld rows of this cache take %llu bytes, not %llu.",
+                              (long long)length, (unsigned long long)cache->shape.bytes_of(length),
+                              (unsigned long long)bytes);
+        }
+        if (const edge_status status = cache->make_room(0, length)) return status;
+        const size_t page_bytes = size_t(cache->shape.page_bytes());
+        for (int64_t page = 0; page < cache->shape.pages_of(length); ++page) {
+            std::memcpy(cache->pages[page], static_cast<const uint8_t *>(memory) + size_t(page) * page_bytes,
+                        page_bytes);
+        }
+        if (cache->summaries) cache->summaries->rows = 0;
+        cache->cut(length);
+        return EDGE_OK;
+    });
 }

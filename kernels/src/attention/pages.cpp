@@ -7,13 +7,19 @@
 #include "memory/memory.h"
 
 namespace edge {
+namespace {
+
+constexpr uint64_t most_spare_bytes = 16 << 20;  // of free pages of a slab whose memory is not given back
+
+}  // namespace
 
 struct PagePool::Slab {
     uint8_t *memory;
-    uint64_t unused = 0;          // from this page on none has ever been used
-    uint64_t used = 0;            // pages with users
-    std::vector<uint8_t *> free;  // were used before, the latest last
-    std::vector<int32_t> users;   // [slab_pages]
+    uint64_t unused = 0;           // from this page on none has ever been used
+    uint64_t used = 0;             // pages with users
+    std::vector<uint8_t *> free;   // were used before, the latest last: their memory is there
+    std::vector<uint8_t *> empty;  // were used before: their memory was given back
+    std::vector<int32_t> users;    // [slab_pages]
 };
 
 PagePool::PagePool(uint64_t bytes, uint64_t slab_bytes)
@@ -36,11 +42,12 @@ int32_t &PagePool::users_of(const uint8_t *page) const {
 
 PagePool::Slab *PagePool::slab_with_room() {
     for (const auto &slab : slabs_) {
-        if (!slab->free.empty() || slab->unused < slab_pages_) return slab.get();
+        if (!slab->free.empty() || !slab->empty.empty() || slab->unused < slab_pages_) return slab.get();
     }
     auto fresh = std::make_unique<Slab>();
     fresh->users.resize(slab_pages_);
     fresh->free.reserve(slab_pages_);
+    fresh->empty.reserve(slab_pages_);
     slabs_.reserve(slabs_.size() + 1);
     fresh->memory = static_cast<uint8_t *>(map_memory(slab_pages_ * page_bytes, Commit::when_written));
     if (fresh->memory == nullptr) return nullptr;
@@ -59,11 +66,12 @@ uint8_t *PagePool::take() {
     if (found == nullptr) return nullptr;
     Slab &slab = *found;
     uint8_t *page;
-    if (slab.free.empty()) {
-        page = slab.memory + slab.unused++ * page_bytes;
+    if (!slab.free.empty() || !slab.empty.empty()) {
+        std::vector<uint8_t *> &from = slab.free.empty() ? slab.empty : slab.free;
+        page = from.back();
+        from.pop_back();
     } else {
-        page = slab.free.back();
-        slab.free.pop_back();
+        page = slab.memory + slab.unused++ * page_bytes;
     }
     slab.users[uint64_t(page - slab.memory) / page_bytes] = 1;
     ++slab.used;
@@ -80,7 +88,13 @@ void PagePool::release(uint8_t *page) {
     const std::lock_guard<std::mutex> lock(mutex_);
     Slab &slab = slab_of(page);
     if (--slab.users[uint64_t(page - slab.memory) / page_bytes] > 0) return;
-    slab.free.push_back(page);
+    // Some stay as they are: a sequence that is cut back grows again.
+    if ((slab.free.size() + 1) * page_bytes <= most_spare_bytes) {
+        slab.free.push_back(page);
+    } else {
+        decommit_memory(page, page_bytes);
+        slab.empty.push_back(page);
+    }
     --used_;
     if (--slab.used > 0) return;
     unmap_memory(slab.memory, slab_pages_ * page_bytes);

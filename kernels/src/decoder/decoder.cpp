@@ -279,7 +279,6 @@ edge_status edge_model::check(const edge_step &step) const {
 }
 
 edge_status edge_model::forward(edge_step *steps, int32_t count, float *logits) {
-    for (int32_t i = 0; i < count; ++i) set_status(&steps[i], EDGE_OK);
     if (const edge_status status = check_pass(steps, count, logits)) return status;
     gather(steps, count);
     if (!running_.empty()) {

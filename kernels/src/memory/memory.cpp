@@ -46,6 +46,12 @@ void *map_memory(uint64_t bytes, Commit commit) {
 
 void unmap_memory(void *memory, uint64_t bytes) { munmap(memory, mapped_bytes(bytes)); }
 
+void decommit_memory(void *part, uint64_t bytes) {
+    const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), start = reinterpret_cast<uintptr_t>(part);
+    const uintptr_t first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
+    if (last > first) madvise(reinterpret_cast<void *>(first), last - first, MADV_DONTNEED);
+}
+
 }  // namespace edge
 
 edge_status edge_region_create(uint64_t bytes, void **region) {

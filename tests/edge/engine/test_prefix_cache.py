@@ -129,6 +129,7 @@ class Rows:
     """What a prefix cache wants of an executor, without any arithmetic."""
 
     cache_bytes = 0
+    context = 1000
 
     class capabilities:
         cache_files = False
@@ -162,7 +163,7 @@ def test_what_was_used_longest_ago_goes_first(executor):
     there = [seed for seed in range(1, 5) if prefixes.find(tokens_of(300, seed), more_than=0) is not None]
     assert there == [1, 3, 4]
     assert executor.cache_bytes <= 3 * size
-    prefixes.clear()
+    prefixes.forget()
     assert executor.cache_bytes == 0 and prefixes.statistics.sequences == 0
 
 
@@ -267,3 +268,74 @@ def test_memory_and_time_of_a_long_prefix(open_one):
     run_step(executor, SequenceStep(found[0], [5]))
     assert executor.cache_bytes - alone <= alone / 15
     executor.close()
+
+
+def test_a_folder_has_everything_when_the_model_is_closed(open_one, tmp_path: Path):
+    """What no limit had sent there, and a longer sequence beside the file of its beginning."""
+    executor, tokens = open_one(), tokens_of(LEAST_IN_FILE + 300)
+    for length in (LEAST_IN_FILE + 100, LEAST_IN_FILE + 300):
+        prefixes = PrefixCache(executor, MUCH, tmp_path)
+        keep(executor, prefixes, tokens[:length])
+        prefixes.close()
+    later = PrefixCache(executor, MUCH, tmp_path)
+    session = session_of(executor, later)
+    session.prefill(tokens)
+    assert session.reused_tokens == len(tokens) - 1
+    executor.close()
+
+
+def test_files_of_others_stay_as_they_are(executor, tmp_path: Path):
+    """A user's own in the same folder, one that goes nowhere, and all of ours when weights change."""
+    own, nowhere = tmp_path / "my chat.kv", tmp_path / f"{'0' * 32}.kv"
+    own.write_bytes(b"mine")
+    nowhere.symlink_to(tmp_path / "absent")
+    prefixes = PrefixCache(executor, 0, tmp_path, most_file_bytes=0)
+    for seed in (1, 2):
+        keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
+    assert own.read_bytes() == b"mine"
+    ours = [path for path in tmp_path.glob("*.kv") if path not in (own, nowhere)]
+    assert len(ours) == 1
+    prefixes.leave_memory()
+    prefixes.forget()
+    assert ours[0].exists() and prefixes.statistics.sequences == 0
+
+
+def test_a_file_that_is_longer_than_the_context_is_left_out(open_one, tmp_path: Path):
+    long, short = open_one(), open_one(context=1200)
+    first = PrefixCache(long, 0, tmp_path)
+    keep(long, first, tokens_of(1500))
+    session = session_of(short, PrefixCache(short, MUCH, tmp_path))
+    session.prefill(tokens_of(1500)[:1100])
+    assert session.reused_tokens == 0
+    for executor in (long, short):
+        executor.close()
+
+
+def test_rows_of_old_weights_are_not_found(executor):
+    """Of sessions that go on without a reset, and of one that ends after the change."""
+    prefixes, tokens = PrefixCache(executor, MUCH), tokens_of(300)
+    old, before = session_of(executor, prefixes), session_of(executor, prefixes)
+    old.prefill(tokens)
+    before.prefill(tokens)
+    name = next(iter(executor._tensors))
+    executor.update({name: np.zeros(executor._tensors[name].shape, np.float32) + 0.01})
+    prefixes.forget()
+    old.remember()
+    assert prefixes.statistics.sequences == 0
+    before.reset()
+    before.prefill(tokens)
+    before.remember()
+    fresh = session_of(executor, prefixes)
+    np.testing.assert_array_equal(fresh.prefill(tokens), Session(executor).prefill(tokens))
+    assert fresh.reused_tokens == 299
+
+
+def test_what_a_session_loaded_is_for_itself_alone(executor, tmp_path: Path):
+    """Other kernels may have computed it: the same within rounding, not the same bits."""
+    prefixes, session = PrefixCache(executor, MUCH), Session(executor)
+    session.prefill(tokens_of(300))
+    session.save(tmp_path / "s.kv")
+    loaded = session_of(executor, prefixes)
+    loaded.load(tmp_path / "s.kv")
+    loaded.remember()
+    assert prefixes.statistics.sequences == 0

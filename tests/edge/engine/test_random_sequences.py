@@ -132,7 +132,7 @@ def test_every_answer_is_that_of_its_request_alone(
                 raise reader.fault
         assert all(reader.answers > 2 for reader in readers)
         assert shared.scheduler.prefixes is not None and shared.scheduler.prefixes.statistics.hits > 0
-        shared.scheduler.prefixes.clear()
+        shared.scheduler.prefixes.forget()
         del shared, readers, reader
         gc.collect()
         assert executor.cache_bytes == 0

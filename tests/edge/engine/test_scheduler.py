@@ -367,3 +367,36 @@ def test_costs_recover_from_hiccups(noise: float, hiccups: float):
         costs.record(rows, 600, seconds * (4 if random.random() < hiccups else 1))
         chosen.append(rows)
     assert np.mean(chosen[200:]) == pytest.approx(34, rel=0.15)
+
+
+def test_a_fault_that_is_no_edge_error_is_its_own_answers(model, passes, monkeypatch):
+    tokenizer, wrong = model.tokenizer, threading.local()
+    stream = tokenizer.stream
+
+    class Broken:
+        def push(self, token: int) -> str:
+            raise OSError("mine")
+
+        def flush(self) -> str:
+            return ""
+
+    def chosen(**named: Any) -> Any:
+        return Broken() if getattr(wrong, "yes", False) else stream(**named)
+
+    monkeypatch.setattr(tokenizer, "stream", chosen)
+
+    def theirs() -> Completion:
+        wrong.yes = True
+        return answer(model, prompt_of(5), max_new_tokens=60)
+
+    found = at_once([theirs, *(lambda n=n: answer(model, prompt_of(n), max_new_tokens=60) for n in (1, 2))])
+    assert isinstance(found[0], OSError)
+    assert all(len(one.tokens) == 60 for one in found[1:])
+
+
+def test_one_row_in_a_pass_goes_to_everybody_in_turn(make_bundle, tiny_config):
+    bundle = make_bundle(replace(tiny_config, vocab_size=120), tokenizer=True)
+    executor = open_executor(bundle, RunOptions(context=256, threads=1, max_batch=1))
+    with Model(bundle, executor, name="tiny") as model:
+        found = at_once([lambda n=n: answer(model, prompt_of(n, 9), max_new_tokens=20) for n in range(4)])
+        assert all(len(one.tokens) == 20 for one in found)

@@ -116,7 +116,10 @@ inline Floats round_even(Floats a) {
 }
 inline Floats scale_by_power(Floats x, Floats n) {
     EDGE_LANES {
-        const int32_t exponent = n.v[i] == n.v[i] ? int32_t(n.v[i]) : 0;  // x is NaN as well then
+        // NaN: x is as well then. What is out of range comes from rows of a damaged cache: infinity.
+        const float most = n.v[i] < 128.0f ? n.v[i] : 128.0f;
+        const float whole = n.v[i] != n.v[i] ? 0.0f : most > -127.0f ? most : -127.0f;
+        const int32_t exponent = int32_t(whole);
         const uint32_t bits = uint32_t(exponent + 127) << 23;
         float power;
         memcpy(&power, &bits, 4);
