@@ -153,14 +153,14 @@ class PrefixCache:
             self._add(_Kept(tokens.copy(), self._executor.fork(cache, len(tokens))))
             self.make_room()
 
-    def make_room(self, needed: int = 0) -> None:
-        """Let what was used longest ago leave memory, until `needed` bytes more are within the limit."""
+    def make_room(self) -> None:
+        """Let what was used longest ago leave memory, until all caches are within the limit."""
         with self._lock:
             in_memory = sorted(
                 (kept for kept in self._kept if kept.cache is not None), key=lambda kept: kept.used
             )
             for kept in in_memory:
-                if self._executor.cache_bytes + needed <= self._most_bytes:
+                if self._executor.cache_bytes <= self._most_bytes:
                     return
                 if kept.path is None:
                     self._write(kept)

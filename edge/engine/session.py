@@ -2,7 +2,7 @@
 
 A session belongs to one thread at a time, and to one answer (`edge.engine.generation.Stream`) until that has
 ended: another thread gets an EdgeError, and the answer goes on undisturbed. Several sessions may use one
-executor from several threads; the executor runs their calls one after the other.
+executor from several threads; with a common scheduler their steps go through it together.
 """
 
 from __future__ import annotations
@@ -112,10 +112,8 @@ class Session:
     def plan(self, prompt: Tokens) -> npt.NDArray[np.int32]:
         """Cut the cache back to what it shares with `prompt`, or take more that others share with it.
 
-        Returns the tokens that it lacks, int32.
-
-        The last token is always among them: its logits are what the caller came for. Raises as `check_prompt`
-        does.
+        Returns the tokens that it lacks, int32. The last one is always among them: its logits are what the
+        caller came for. Raises as `check_prompt` does.
         """
         new = token_ids(prompt)
         self.check_prompt(new)

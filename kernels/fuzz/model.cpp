@@ -103,14 +103,7 @@ bool accepts(Input input) {
     require(created == EDGE_OK || std::strlen(edge_last_error()) > 10);
     if (created == EDGE_OK && edge_cache_create(model, &cache) == EDGE_OK) {
         std::vector<float> logits(size_t(config.vocab_size));
-        const int32_t token = 0;
-        edge_step step{};
-        step.size = sizeof step;
-        step.cache = cache;
-        step.n = 1;
-        step.tokens = &token;
-        step.logits_count = 1;
-        const edge_status status = edge_forward(model, &step, 1, logits.data());
+        const edge_status status = run_token(model, cache, 0, logits.data());
         require(status == EDGE_OK || status == EDGE_NOT_FINITE);
         require(status != EDGE_OK || std::isfinite(logits[0]));
         require(edge_cache_length(cache) == (status == EDGE_OK));

@@ -110,3 +110,14 @@ inline const edge_parallel &alone() {
     static const edge_parallel parallel{nullptr, 1, nullptr};
     return parallel;
 }
+
+// Runs one more token of the cache; its logits.
+inline edge_status run_token(edge_model *model, edge_cache *cache, int32_t token, float *logits) {
+    edge_step step{};
+    step.size = sizeof step;
+    step.cache = cache;
+    step.n = 1;
+    step.tokens = &token;
+    step.logits_count = 1;
+    return edge_forward(model, &step, 1, logits);
+}

@@ -61,14 +61,7 @@ bool accepts(Input input) {
     require(compared == memory.size());
 
     float logits[Network::vocab];
-    const int32_t token = 5;
-    edge_step step{};
-    step.size = sizeof step;
-    step.cache = cache;
-    step.n = 1;
-    step.tokens = &token;
-    step.logits_count = 1;
-    const edge_status status = edge_forward(made->model, &step, 1, logits);
+    const edge_status status = run_token(made->model, cache, 5, logits);
     require(status == EDGE_OK || status == EDGE_NOT_FINITE || (status == EDGE_CONTEXT && length == context));
     require(edge_cache_length(cache) == length + (status == EDGE_OK));
     for (const float logit : logits) require(status != EDGE_OK || std::isfinite(logit));
