@@ -301,9 +301,9 @@ class Model:
     def update(self, tensors: Mapping[str, npt.NDArray[np.floating[Any]]]) -> None:
         """Put other values in place of some tensors, see `edge.executors.protocol.TakesWeights`.
 
-        Call it while no answer is in the making. What was kept of earlier sequences is forgotten. Sessions and
-        chats hold rows of the old weights: start new ones, or `reset` them. EdgeError for an executor that
-        can't do it.
+        Call it while no answer is in the making. What was kept of earlier sequences is forgotten. Sessions
+        and chats hold rows of the old weights: start new ones, or `reset` them. EdgeError for an executor
+        that can't do it.
         """
         if not takes_weights(self.executor):
             raise EdgeError(f"The {self.executor.info.name} executor can't take other weights: use native.")

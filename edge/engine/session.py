@@ -112,7 +112,7 @@ class Session:
     def plan(self, prompt: Tokens) -> npt.NDArray[np.int32]:
         """Cut the cache back to what it shares with `prompt`, or take more that others share with it.
 
-        Returns the tokens that it lacks, int32. The last one is always among them: its logits are what the
+        Returns the tokens that it lacks, int32. The last one is always one of them: its logits are what the
         caller came for. Raises as `check_prompt` does.
         """
         new = token_ids(prompt)
