@@ -1,0 +1,1 @@
+"""Speculation: guesses at how an answer goes on, verified many at a time, which never change the answer."""

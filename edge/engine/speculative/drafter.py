@@ -1,0 +1,71 @@
+"""What guesses: one drafter per sequence. The scheduler asks it before a pass and tells it what came of it.
+
+Drafters are called in whichever thread runs a pass, one call at a time for all sequences of a model, so that
+those of one model may share what they have learned.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.engine.speculative.tree import NOTHING, DraftTree
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a tree may cost.
+
+    rows: most nodes that can be verified. depth: longest path that can count. token_seconds: what a token of
+    plain decoding takes; what a drafter spends, and the nodes that are verified, must be worth it. least_chance:
+    of a node that can pay for its row in the pass; a lower one is left out in any case.
+    """
+
+    rows: int
+    depth: int
+    token_seconds: float
+    least_chance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Accepted:
+    """Tokens that now stand in the cache for good.
+
+    start: their first place in the sequence. What was told of this place and later ones before does not hold
+    any more. tokens: int32 [n], of prompts and of answers alike. hidden: float32 [n, hidden_size], their
+    hidden states after the final norm and before the logit scale, if the drafter `wants_hidden` (None for
+    rows that come from elsewhere, such as a file). tree: what was verified in this pass, empty for a prompt.
+    path: the nodes of it that were accepted, from the root on; its tokens are the last ones of `tokens`.
+    """
+
+    start: int
+    tokens: Tokens
+    hidden: npt.NDArray[np.float32] | None = None
+    tree: DraftTree = NOTHING
+    path: tuple[int, ...] = ()
+
+
+class Drafter(ABC):
+    """Guesses for one sequence."""
+
+    wants_hidden = False
+    """Whether it needs the target's hidden states."""
+
+    @abstractmethod
+    def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
+        """A tree behind the last of `tokens`, int32: the whole sequence, prompt and answer, whose last token is
+        not in the cache yet. It may have more nodes than `budget.rows`; the likeliest are verified. Empty if
+        there is nothing worth a row.
+        """
+
+    @abstractmethod
+    def accepted(self, accepted: Accepted) -> None:
+        """Called after every pass in which the sequence had tokens."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to free
+        """The sequence is given up."""

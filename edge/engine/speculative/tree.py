@@ -1,0 +1,75 @@
+"""The tree of guesses that one pass verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class DraftTree:
+    """Guesses at how a sequence goes on behind its last token, the root, which is no part of the tree.
+
+    tokens: int32 [n]. parents: int32 [n], the index of an earlier node, -1 for the root; the children of one
+    node have different tokens. chances: float32 [n], the estimated probability that the target draws the
+    whole path from the root to this node; no higher than the parent's.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    parents: npt.NDArray[np.int32]
+    chances: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def of(cls, nodes: Sequence[tuple[int, int, float]]) -> DraftTree:
+        """From (token, parent, chance) of every node."""
+        tokens, parents, chances = zip(*nodes, strict=True) if nodes else ((), (), ())
+        return cls(np.array(tokens, np.int32), np.array(parents, np.int32), np.array(chances, np.float32))
+
+    def best(self, count: int) -> DraftTree:
+        """The likeliest `count` nodes, in their order; a node never comes without its parent."""
+        if count >= len(self):
+            return self
+        # Stable: of nodes that are alike the earlier stays, which may be the other's parent.
+        kept = np.sort(np.argsort(-self.chances, kind="stable")[: max(0, count)])
+        places = np.full(len(self) + 1, -1, np.int32)  # the last one is the root's, -1
+        places[kept] = np.arange(len(kept), dtype=np.int32)
+        return DraftTree(self.tokens[kept], places[self.parents[kept]], self.chances[kept])
+
+    def likeliest_path(self) -> DraftTree:
+        """Without branches: from the root always on to the likeliest child."""
+        path: list[int] = []
+        while children := self.children(path[-1] if path else -1):
+            path.append(max(children, key=lambda node: float(self.chances[node])))
+        parents = np.arange(-1, len(path) - 1, dtype=np.int32)
+        return DraftTree(self.tokens[path], parents, self.chances[path])
+
+    def children(self, node: int) -> list[int]:
+        """Indices of the nodes whose parent is `node`."""
+        return [int(child) for child in np.flatnonzero(self.parents == node)]
+
+    @property
+    def depths(self) -> npt.NDArray[np.int32]:
+        """Of every node, 1 for children of the root; int32 [n]."""
+        depths = np.ones(len(self), np.int32)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                depths[node] = depths[parent] + 1
+        return depths
+
+    @property
+    def masks(self) -> npt.NDArray[np.uint64]:
+        """What a step of the root and all nodes sees of itself: uint64 [1 + n], see `SequenceStep.tree`."""
+        masks = [1]
+        for node, parent in enumerate(self.parents):
+            masks.append(masks[parent + 1] | 1 << node + 1)
+        return np.array(masks, np.uint64)
+
+
+NOTHING = DraftTree.of(())
+"""No guess at all."""
