@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.engine.sampling import Sampler
 from edge.engine.scheduler import Job
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
-from edge.executors.protocol import FloatArray
+from edge.engine.speculative.drafter import Budget
+from edge.engine.speculative.sequence import PassCost, SpeculationStatistics
+from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.end_tokens import named_token
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
@@ -46,7 +50,7 @@ class Completion:
     after the first over the time that they took, without the consumer's own. Both 0 if not measurable.
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
-    asked for.
+    asked for. speculation: what guesses did for it, None without any.
     """
 
     text: str
@@ -59,6 +63,7 @@ class Completion:
     stop_reason: StopReason
     seed: int
     logprobs: tuple[Sampled, ...] | None = None
+    speculation: SpeculationStatistics | None = None
 
 
 class StopMatcher:
@@ -97,6 +102,7 @@ class StopMatcher:
 
 
 _EXPECTED_TOKENS = 512  # of an answer without a limit, when memory is looked at
+_EMPTY = np.empty(0, np.int32)
 _MOST_UNREAD = 4
 """Tokens that an answer may be ahead of its reader, while passes are run for others."""
 
@@ -121,7 +127,8 @@ class Answer(Job):
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
         self._decoder, self._matcher = self._text()
         self._unread: deque[Chunk] = deque()
-        self._fresh: Chunk | None = None  # of the present pass
+        self._fresh: list[Chunk] = []  # of the present pass
+        self._drawn = 0  # tokens in it, an end token included
         self._left = ""
         self._reason: StopReason | None = None
         self._shown = False  # whether the reader may know that it has ended
@@ -130,12 +137,15 @@ class Answer(Job):
         self._seconds: list[float] = []  # of the steps after the first
         self._reused = self._computed = 0  # tokens of the prompt
         self._computed_before = session.computed_tokens
+        self._speculation = session.speculation
 
     def chunks(self) -> Iterator[Chunk]:
         """All chunks but that of text which is left, see `flush`."""
         session, scheduler = self._session, self._session.scheduler
         reused, self._computed_before = session.reused_tokens, session.computed_tokens
         self.todo = session.plan(self._prompt)
+        if self._speculation is not None:
+            self._speculation.begin()
         most_tokens = self._settings.max_new_tokens or _EXPECTED_TOKENS
         self.most_rows = min(session.context, len(self._prompt) + most_tokens)
         self._reused = session.reused_tokens - reused
@@ -162,6 +172,8 @@ class Answer(Job):
                 self._drop_unread()
         with session.used():
             session.remember()
+            if self._speculation is not None:
+                self._speculation.end()
 
     @property
     def is_ready(self) -> bool:
@@ -178,41 +190,117 @@ class Answer(Job):
         """The answer has what it has."""
         self._reason, self._shown = "cancelled", True
 
+    def open(self, rows: int) -> SequenceStep:
+        """The next tokens, and the guesses behind them."""
+        self._opened = rows
+        wanted: Logits = "last" if rows == len(self.todo) else "none"
+        hidden = self._speculation is not None and self._speculation.wants_hidden
+        return self._session.open_step(self.todo[:rows], wanted, tree=self.tree, hidden=hidden)
+
+    def close(self, result: StepResult) -> None:
+        """Take what came of the step, as far as the guesses were right."""
+        session, tree, decoded = self._session, self.tree, self.decodes
+        start = session.length - self._opened - len(tree)
+        path: list[int] = []
+        self._drawn = 0
+        if result.error is not None or result.logits is None or not len(tree):
+            super().close(result)
+        else:
+            self.todo = self.todo[self._opened :]
+            path = self._verify(tree, result.logits)
+            session.close_step(path)
+        if result.error is None and self._speculation is not None:
+            rows = [*range(self._opened), *(self._opened + node for node in path)]
+            hidden = None if result.hidden is None else result.hidden[rows]
+            self._speculation.accepted(start, session.tokens[start:].copy(), hidden, tree, path)
+            if decoded:
+                self._speculation.count(tree, len(path), self._drawn)
+
     def take_logits(self, logits: FloatArray) -> None:
         """Choose the next token."""
-        session, settings = self._session, self._settings
         if not self.decodes:
-            session.remember(goes_on=True)  # the prompt: others may begin like it
-        # A repetition penalty counts the prompt too, see SamplingParams.
-        counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
-        choice = self._sampler.sample(logits, session.tokens[counted_from:], index=len(self._steps))
-        if choice.token in self._ends:
-            self._reason = "eos"
-            return
-        text = self._matcher.push(self._decoder.push(choice.token))
-        self._steps.append((choice, text))
-        self._fresh = Chunk(text, choice.token, choice.logprob, choice.top)
-        if self._matcher.stopped:
-            self._reason = "stop"
-        elif len(self._steps) == settings.max_new_tokens:
-            self._reason = "length"
-        elif session.length >= session.context:
-            self._reason = "context"
-        self.todo = np.array([choice.token], np.int32)
+            self._session.remember(goes_on=True)  # the prompt: others may begin like it
+        self._draw(logits, self._session.tokens)
+
+    @property
+    def speculates(self) -> bool:
+        """While it decodes, unless it shall not."""
+        return self._speculation is not None and self.decodes
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Guesses that the answer and the context have room for."""
+        assert self._speculation is not None
+        session, most = self._session, self._settings.max_new_tokens
+        room = session.context - session.length - len(self.todo)
+        left = room if most is None else most - len(self._steps) - 1
+        if room < 1 or left < 1:
+            return NOTHING
+        tokens = np.concatenate([session.tokens, self.todo])
+        return self._speculation.propose(
+            tokens, replace(budget, rows=min(budget.rows, room), depth=min(budget.depth, left, room))
+        )
+
+    def settle(self, cost: PassCost) -> None:
+        """See `SequenceSpeculation.settle`."""
+        if self._speculation is not None and self._drawn:
+            self._speculation.settle(self._drawn, cost)
 
     def publish(self, seconds: float, now: float) -> None:
-        """Show the chunk of this pass, and that it was the last one."""
+        """Show the chunks of this pass, and that they were the last ones."""
         if self._ttft is not None:
-            self._seconds.append(seconds)
+            drawn = max(1, self._drawn)
+            self._seconds += [seconds / drawn] * drawn
         else:
             self._prefill += seconds
             self._computed = self._session.computed_tokens - self._computed_before
             if self.decodes:
                 self._ttft = now - self.submitted
-        if self._fresh is not None:
-            self._unread.append(self._fresh)
-            self._fresh = None
+        self._unread.extend(self._fresh)
+        self._fresh = []
         self._shown = self._reason is not None
+
+    def _verify(self, tree: DraftTree, logits: FloatArray) -> list[int]:
+        """Draw the target's own token at the root and at each guess that bears it; returns those guesses.
+
+        Match sampling: what is drawn is what plain decoding would draw, whatever was guessed.
+        """
+        session = self._session
+        before = session.tokens[: session.length - len(tree)]
+        path: list[int] = []
+        while True:
+            row = self._opened + path[-1] if path else self._opened - 1
+            drawn = self._draw(logits[row], before, tree.tokens[path])
+            children = [] if drawn is None else tree.children(path[-1] if path else -1)
+            match = [child for child in children if tree.tokens[child] == drawn]
+            if not match:
+                return path
+            path.append(match[0])
+
+    def _draw(
+        self, logits: FloatArray, before: npt.NDArray[np.int32], path: npt.NDArray[np.int32] = _EMPTY
+    ) -> int | None:
+        """Choose the token after `before` and `path`; None if the answer ends."""
+        settings, history = self._settings, before
+        if settings.sampling.has_penalties:
+            # A repetition penalty counts the prompt too, see SamplingParams.
+            counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
+            history = np.concatenate([before[counted_from:], path])
+        choice = self._sampler.sample(logits, history, index=len(self._steps))
+        self._drawn += 1
+        if choice.token in self._ends:
+            self._reason = "eos"
+            return None
+        text = self._matcher.push(self._decoder.push(choice.token))
+        self._steps.append((choice, text))
+        self._fresh.append(Chunk(text, choice.token, choice.logprob, choice.top))
+        self.todo = np.array([choice.token], np.int32)
+        if self._matcher.stopped:
+            self._reason = "stop"
+        elif len(self._steps) == settings.max_new_tokens:
+            self._reason = "length"
+        elif len(before) + len(path) >= self._session.context:
+            self._reason = "context"
+        return choice.token if self._reason is None else None
 
     def flush(self) -> str:
         """The text that was held back."""
@@ -235,6 +323,7 @@ class Answer(Job):
             stop_reason=self._reason or "cancelled",
             seed=self._sampler.seed,
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
+            speculation=None if self._speculation is None else self._speculation.statistics,
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:

@@ -13,6 +13,10 @@ from statistics import median_low
 DEPTHS = (1024, 4096, 16384, 65536)
 """Depths up to which passes are kept apart, in rows of the longest cache."""
 
+_SHAPE = {1: 1.0, 2: 1.15, 4: 1.3, 8: 1.65, 16: 3.1}
+"""What 1 to 16 rows cost beside one, as far as nothing was measured: int4 on CPUs (docs/performance.md). More cost
+in proportion to the last."""
+
 _MOST_ROWS = 4096
 _SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add
 _LIFE = 100  # passes after which a size that was not run again is forgotten: it may have had bad luck
@@ -48,23 +52,29 @@ class PassCosts:
         """What a pass of so many rows will take; None before the first.
 
         On a line between the numbers of rows that were seen at this depth, or at the nearest that was; beyond
-        the largest of them in proportion to it.
+        them as such numbers of rows usually are to each other.
         """
-        own = bisect_left(DEPTHS, depth)
-        seen = [at for at, sizes in enumerate(self._sizes) if sizes]
-        if not seen:
+        sizes = self._nearest(depth)
+        if sizes is None:
             return None
-        sizes = self._sizes[min(seen, key=lambda at: abs(at - own))]
         counts = sorted(sizes)
         at = bisect_left(counts, rows)
-        if at == 0:
-            return median_low(sizes[counts[0]].seconds)
-        low = counts[at - 1]
-        below = median_low(sizes[low].seconds)
-        if at == len(counts):
-            return below * rows / low
-        high = counts[at]
-        return below + (median_low(sizes[high].seconds) - below) * (rows - low) / (high - low)
+        if 0 < at < len(counts):
+            low, high = counts[at - 1], counts[at]
+            below = median_low(sizes[low].seconds)
+            return below + (median_low(sizes[high].seconds) - below) * (rows - low) / (high - low)
+        nearest = counts[min(at, len(counts) - 1)]
+        return median_low(sizes[nearest].seconds) * _usual(rows) / _usual(nearest)
+
+    def is_fresh(self, rows: int, depth: int) -> bool:
+        """Whether a pass of just so many rows was seen at this depth not long ago."""
+        size = self._sizes[bisect_left(DEPTHS, depth)].get(rows)
+        return size is not None and size.turn >= self._turn - _LIFE
+
+    def _nearest(self, depth: int) -> dict[int, _Size] | None:
+        own = bisect_left(DEPTHS, depth)
+        seen = [at for at, sizes in enumerate(self._sizes) if sizes]
+        return self._sizes[min(seen, key=lambda at: abs(at - own))] if seen else None
 
     def rows_within(self, seconds: float, depth: int) -> int:
         """The most rows whose pass takes no longer than `seconds`, 1 at least."""
@@ -74,3 +84,15 @@ class PassCosts:
             return cost is not None and cost > seconds
 
         return max(1, bisect_left(range(1, _MOST_ROWS + 1), True, key=too_long))
+
+
+def _usual(rows: int) -> float:
+    """What so many rows cost beside one, see `_SHAPE`."""
+    counts = list(_SHAPE)
+    at = bisect_left(counts, rows)
+    if at == len(counts):
+        return _SHAPE[counts[-1]] * rows / counts[-1]
+    if counts[at] == rows:
+        return _SHAPE[rows]
+    low, high = counts[at - 1], counts[at]
+    return _SHAPE[low] + (_SHAPE[high] - _SHAPE[low]) * (rows - low) / (high - low)

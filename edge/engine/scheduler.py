@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol
 
@@ -19,6 +19,11 @@ import numpy.typing as npt
 
 from edge.engine.costs import PassCosts
 from edge.engine.prefix_cache import PrefixCache
+from edge.engine.speculative.drafter import Budget
+from edge.engine.speculative.drafting import Drafting
+from edge.engine.speculative.sequence import PassCost
+from edge.engine.speculative.speculation import Speculation
+from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
 from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
 from edge.system.guards import OneCall
@@ -29,6 +34,8 @@ PASS_SECONDS = 0.045
 """What a pass may take while sequences decode: prompts that join it get as many rows as fit into that."""
 
 _ALWAYS_THERE = 64 << 20  # bytes: asking the system about fewer is not worth its time
+_LEAST_MIXED = 64  # rows of a pass with prompts that tells what rows cost: most of theirs have no logits
+_LONGEST_CHAIN = 16  # rows of a step with guesses, where the executor has no trees
 _LEAST_ROWS = 8  # of a prompt, however long a pass takes: it must come to an end
 
 
@@ -39,11 +46,13 @@ class Stepped(Protocol):
     def length(self) -> int:
         """Tokens in its cache."""
 
-    def open_step(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> SequenceStep:
-        """The step that appends `tokens`; `close_step` or `undo_step` follows it."""
+    def open_step(
+        self, tokens: npt.NDArray[np.int32], wanted: Logits, *, tree: DraftTree = NOTHING, hidden: bool = False
+    ) -> SequenceStep:
+        """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it."""
 
-    def close_step(self) -> None:
-        """The step has been computed."""
+    def close_step(self, path: Sequence[int] = ()) -> None:
+        """The step has been computed; of its tree the nodes of `path` stay."""
 
     def undo_step(self) -> None:
         """Leave the cache as it was before the step."""
@@ -68,6 +77,8 @@ class Job(ABC):
         self.submitted = 0.0
         self.error: BaseException | None = None
         self.abandoned = False  # nobody waits for it any more: it leaves by itself
+        self.tree = NOTHING
+        """Guesses behind the last token, for the next pass."""
         self._opened = 0
 
     @property
@@ -91,6 +102,23 @@ class Job(ABC):
     @abstractmethod
     def publish(self, seconds: float, now: float) -> None:
         """Show the outcome of a pass, which took so long and ended then."""
+
+    @property
+    def depth(self) -> int:
+        """Rows of its cache."""
+        return self.session.length
+
+    @property
+    def speculates(self) -> bool:
+        """Whether it may guess how it goes on."""
+        return False
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Guesses behind the only token of `todo`."""
+        return NOTHING
+
+    def settle(self, cost: PassCost) -> None:
+        """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
     def open(self, rows: int) -> SequenceStep:
         """The step of the next `rows` tokens."""
@@ -154,10 +182,16 @@ class Forward(Job):
 class Scheduler:
     """The passes of one executor. Safe to use from several threads."""
 
-    def __init__(self, executor: Executor, prefixes: PrefixCache | None = None) -> None:
-        """prefixes: where sessions find what others have computed."""
+    def __init__(
+        self,
+        executor: Executor,
+        prefixes: PrefixCache | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        """prefixes: where sessions find what others have computed. speculation: what guesses for them."""
         self.executor = executor
         self.prefixes = prefixes
+        self.speculation = speculation
         self.costs = PassCosts()
         self._jobs: list[Job] = []
         self._turn = 0
@@ -250,6 +284,7 @@ class Scheduler:
                 _cancel_if_wanted(job)
             shares = self._shares([job for job in jobs if job.wants_rows])
             self._in_pass = tuple(job for job, _ in shares)
+        drafting = self._draft(shares)
         started = perf_counter()
         opened: list[Job] = []
         steps: list[SequenceStep] = []
@@ -285,9 +320,21 @@ class Scheduler:
                 job.undo()
             now = perf_counter()
             for job in opened[:closed]:
-                job.publish(now - started, now)
-        depth = max(job.session.length for job in opened)
-        self.costs.record(sum(len(step.tokens) for step in steps), depth, now - started)
+                job.publish(drafting.seconds + now - started, now)
+        rows, depth = sum(len(step.tokens) for step in steps), max(job.depth for job in opened)
+        drafting.settle(now - started)
+        if drafting.is_uniform or rows >= _LEAST_MIXED:
+            self.costs.record(rows, depth, now - started)
+
+    def _draft(self, shares: list[tuple[Job, int]]) -> Drafting:
+        able = self.executor.capabilities
+        return Drafting(
+            shares,
+            self.costs,
+            most_rows=self.executor.max_batch,
+            most_in_tree=able.max_tree or _LONGEST_CHAIN,
+            branches=able.trees,
+        )
 
     def _shares(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Who takes part in the next pass, and with how many tokens.

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.scheduler import Forward, Scheduler
+from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
 from edge.executors.checks import token_ids, whole_number
 from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
@@ -40,8 +41,12 @@ class Session:
     executor had to run, over the session's life.
     """
 
-    def __init__(self, executor: Executor, scheduler: Scheduler | None = None) -> None:
-        """scheduler: that of the executor's other sessions, whose passes this one joins; or None."""
+    def __init__(
+        self, executor: Executor, scheduler: Scheduler | None = None, *, speculate: bool = True
+    ) -> None:
+        """scheduler: that of the executor's other sessions, whose passes this one joins; or None. speculate:
+        let what the scheduler has for that guess how answers go on.
+        """
         self.executor = executor
         self.scheduler = scheduler or Scheduler(executor)
         self.reused_tokens = 0
@@ -51,6 +56,10 @@ class Session:
         self._alone = OneThread("session")
         self._answer: weakref.ref[Answer] | None = None
         self._opened = 0
+        self._unsure = False  # a tree is being verified: rows after the opened one may go
+        speculation = self.scheduler.speculation if speculate else None
+        self.speculation = None if speculation is None else speculation.sequence()
+        """What guesses how this sequence goes on."""
         self._generation: int | None = None
         self._note_generation()
 
@@ -90,6 +99,8 @@ class Session:
         """The same, and no pass is under way any more."""
         with self.used():
             self.scheduler.settle(self)
+            if self._unsure:
+                self.undo_step()
             yield
 
     def shared_prefix(self, prompt: Tokens) -> int:
@@ -127,6 +138,8 @@ class Session:
                 self._cache, reused = found
                 self._tokens = new.copy()
                 self._note_generation()
+                if self.speculation is not None:
+                    self.speculation.accepted(0, new[:reused])
             self.reused_tokens += reused
         return new[reused:]
 
@@ -222,9 +235,16 @@ class Session:
             raise forward.error
         return forward.logits
 
-    def open_step(self, tokens: npt.NDArray[np.int32], wanted: Logits) -> SequenceStep:
-        """The step that appends `tokens`; `close_step` or `undo_step` follows it."""
-        before = self.length
+    def open_step(
+        self, tokens: npt.NDArray[np.int32], wanted: Logits, *, tree: DraftTree = NOTHING, hidden: bool = False
+    ) -> SequenceStep:
+        """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it.
+
+        A step with a tree wants all logits.
+        """
+        before, root = self.length, len(tokens) - 1
+        if len(tree):
+            tokens, wanted = np.concatenate([tokens, tree.tokens]), "all"
         end = before + len(tokens)
         if end > len(self._tokens):
             grown = np.empty(max(end, 2 * len(self._tokens)), np.int32)
@@ -233,12 +253,31 @@ class Session:
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
         self._tokens[before:end] = tokens
         self._opened = before
-        return SequenceStep(self._cache, tokens, logits=wanted)
+        self._unsure = len(tree) > 0
+        if not len(tree) or tree.is_chain:
+            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden)
+        positions = before + root + np.concatenate([np.zeros(1, np.int32), tree.depths])
+        return SequenceStep(
+            self._cache,
+            tokens,
+            positions=positions.astype(np.int32),
+            tree=tree.masks,
+            logits=wanted,
+            hidden=hidden,
+        )
 
-    def close_step(self) -> None:
-        """The step has been computed."""
+    def close_step(self, path: Sequence[int] = ()) -> None:
+        """The step has been computed; of its tree the nodes of `path` stay."""
+        if self._unsure:
+            first = self._opened + 1
+            rows = [first + node for node in path]
+            tokens = self._tokens[rows]
+            self.executor.keep(self._cache, first, rows)
+            self._tokens[first : first + len(rows)] = tokens
+            self._unsure = False
         self.computed_tokens += self.length - self._opened
 
     def undo_step(self) -> None:
         """Leave the cache as it was before the step."""
         self._truncate(self._opened)
+        self._unsure = False

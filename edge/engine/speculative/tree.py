@@ -36,10 +36,11 @@ class DraftTree:
         if count >= len(self):
             return self
         # Stable: of nodes that are alike the earlier stays, which may be the other's parent.
-        kept = np.sort(np.argsort(-self.chances, kind="stable")[: max(0, count)])
-        places = np.full(len(self) + 1, -1, np.int32)  # the last one is the root's, -1
-        places[kept] = np.arange(len(kept), dtype=np.int32)
-        return DraftTree(self.tokens[kept], places[self.parents[kept]], self.chances[kept])
+        return self._only(np.sort(np.argsort(-self.chances, kind="stable")[: max(0, count)]))
+
+    def within(self, depth: int) -> DraftTree:
+        """Without the nodes that are deeper."""
+        return self._only(np.flatnonzero(self.depths <= depth))
 
     def likeliest_path(self) -> DraftTree:
         """Without branches: from the root always on to the likeliest child."""
@@ -48,6 +49,11 @@ class DraftTree:
             path.append(max(children, key=lambda node: float(self.chances[node])))
         parents = np.arange(-1, len(path) - 1, dtype=np.int32)
         return DraftTree(self.tokens[path], parents, self.chances[path])
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node is the child of the one before it."""
+        return bool((self.parents == np.arange(-1, len(self) - 1)).all())
 
     def children(self, node: int) -> list[int]:
         """Indices of the nodes whose parent is `node`."""
@@ -69,6 +75,12 @@ class DraftTree:
         for node, parent in enumerate(self.parents):
             masks.append(masks[parent + 1] | 1 << node + 1)
         return np.array(masks, np.uint64)
+
+    def _only(self, kept: npt.NDArray[np.intp]) -> DraftTree:
+        """The nodes with these indices, ascending, among them every parent."""
+        places = np.full(len(self) + 1, -1, np.int32)  # the last one is the root's, -1
+        places[kept] = np.arange(len(kept), dtype=np.int32)
+        return DraftTree(self.tokens[kept], places[self.parents[kept]], self.chances[kept])
 
 
 NOTHING = DraftTree.of(())

@@ -1,0 +1,100 @@
+"""The guesses of one pass: who is asked, whose are verified, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Protocol
+
+from edge.engine.costs import PassCosts
+from edge.engine.speculative.choice import choose, least_chance
+from edge.engine.speculative.drafter import Budget
+from edge.engine.speculative.sequence import PassCost
+from edge.engine.speculative.tree import NOTHING, DraftTree
+
+
+class Speculating(Protocol):
+    """What is used of a job, `edge.engine.scheduler.Job`."""
+
+    decodes: bool
+    tree: DraftTree
+
+    @property
+    def speculates(self) -> bool:
+        """Whether it may guess in this pass."""
+
+    @property
+    def depth(self) -> int:
+        """Rows of its cache."""
+
+    def propose(self, budget: Budget) -> DraftTree:
+        """Guesses behind its last token."""
+
+    def settle(self, cost: PassCost) -> None:
+        """What the pass took, see `SequenceSpeculation.settle`."""
+
+
+class Drafting:
+    """Made before a pass, settled after it."""
+
+    def __init__(
+        self,
+        shares: Sequence[tuple[Speculating, int]],
+        costs: PassCosts,
+        *,
+        most_rows: int,
+        most_in_tree: int,
+        branches: bool,
+    ) -> None:
+        """Gives every job of the pass its `tree`. shares: the jobs and their rows without guesses. most_rows: of
+        the pass. most_in_tree: rows of one step with a tree. branches: whether the executor takes more than
+        chains.
+        """
+        started = perf_counter()
+        self._jobs = [job for job, _ in shares]
+        self._decoding = [job for job in self._jobs if job.decodes]
+        self._rows = sum(rows for _, rows in shares)
+        self._depth = max((job.depth for job in self._jobs), default=0)
+        self._plain: float | None = None  # seconds of the same pass without guesses
+        for job in self._jobs:
+            job.tree = NOTHING
+        guessing = [job for job in self._decoding if job.speculates]
+        if guessing and self._is_known(costs):
+            self._plain = costs.seconds(self._rows, self._depth)
+            room = min(most_rows - self._rows, most_in_tree - 1)
+            self._propose(guessing, costs, room, branches)
+        self.seconds = perf_counter() - started if guessing else 0.0
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every row of the pass has logits: what rows cost follows from such passes alone."""
+        return len(self._decoding) == len(self._jobs)
+
+    def settle(self, seconds: float) -> None:
+        """The pass took so long, drafting apart."""
+        guesses = max(1, sum(len(job.tree) for job in self._decoding))
+        plain = seconds if self._plain is None else self._plain
+        for job in self._decoding:
+            if job.speculates:
+                extra = (seconds - plain) * len(job.tree) / guesses
+                certain = self.is_uniform and self._plain is not None
+                job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
+
+    def _is_known(self, costs: PassCosts) -> bool:
+        """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
+        return not self.is_uniform or costs.is_fresh(self._rows, self._depth)
+
+    def _propose(self, jobs: list[Speculating], costs: PassCosts, room: int, branches: bool) -> None:
+        sequences = len(self._decoding)
+        budget = Budget(
+            rows=room,
+            depth=room,
+            token_seconds=(self._plain or 0.0) / sequences,
+            least_chance=least_chance(self._rows, sequences, self._depth, costs),
+        )
+        trees = [job.propose(budget) for job in jobs]
+        if not branches:
+            trees = [tree.likeliest_path() for tree in trees]
+        chosen = choose(trees, self._rows, sequences, self._depth, costs, room)
+        for job, tree in zip(jobs, chosen, strict=True):
+            job.tree = tree

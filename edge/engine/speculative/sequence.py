@@ -1,0 +1,174 @@
+"""Speculation for one sequence: its drafter, whether that pays, and what is told of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.tree import NOTHING, DraftTree
+
+_WINDOW = 8  # passes with guesses that are looked at together
+_MOST_LOST = 1.0  # tokens' time that they may lose together before the drafter rests
+_FIRST_REST, _LONGEST_REST = 16, 256  # plain passes after guesses that did not pay, twice as many each time
+
+
+@dataclass(frozen=True)
+class SpeculationStatistics:
+    """What speculation did for one answer.
+
+    drafter: its name. passes: of the executor, after the prompt's. tokens: that they brought. drafted: guesses
+    that were verified, in trees of largest_tree at most. accepted: of them. offered_at, accepted_at: by depth from 1 on, how many
+    passes had a guess so deep and how many accepted one. draft_seconds: that drafting took. seconds: of all
+    passes, drafting included. plain_seconds: what the same tokens would have taken one by one, after the plain
+    passes of this run that were timed last; 0 if there were none.
+    """
+
+    drafter: str
+    passes: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    largest_tree: int = 0
+    offered_at: tuple[int, ...] = ()
+    accepted_at: tuple[int, ...] = ()
+    draft_seconds: float = 0.0
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """Tokens per pass: 1 without any accepted guess."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def speedup(self) -> float:
+        """Over plain decoding, 0 if not measurable."""
+        return self.plain_seconds / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """What a pass was for one of its sequences that decode.
+
+    seconds: it took, drafting apart. plain_seconds: the same pass takes without guesses. extra_seconds: what the
+    guesses of this sequence added. sequences: that decode in it. is_certain: whether something can be concluded from it for
+    one sequence.
+    """
+
+    seconds: float
+    plain_seconds: float
+    extra_seconds: float
+    sequences: int
+    is_certain: bool
+
+
+@dataclass
+class _Counts:
+    passes: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    largest_tree: int = 0
+    offered_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+    seconds: float = 0.0
+    plain_seconds: float = 0.0
+
+
+class SequenceSpeculation:
+    """Used by the scheduler and the answer that holds the sequence."""
+
+    def __init__(self, drafter: Drafter, name: str) -> None:
+        self.name = name
+        self._drafter = drafter
+        self._counts = _Counts()
+        self._rest = 0  # plain passes before guesses are tried again
+        self._next_rest = _FIRST_REST
+        self._trial: list[float] = []  # seconds won by the latest passes with guesses
+        self._draft_seconds = 0.0  # of this pass
+
+    @property
+    def wants_hidden(self) -> bool:
+        """Whether the drafter needs the target's hidden states."""
+        return self._drafter.wants_hidden
+
+    @property
+    def statistics(self) -> SpeculationStatistics:
+        """Of the present answer."""
+        counts = vars(self._counts)
+        lists = {name: tuple(counts[name]) for name in ("offered_at", "accepted_at")}
+        return SpeculationStatistics(self.name, **{**counts, **lists})
+
+    def begin(self) -> None:
+        """Another answer begins."""
+        self._counts = _Counts()
+
+    def end(self) -> None:
+        """The answer has ended."""
+        self._drafter.close()
+
+    @property
+    def rests(self) -> bool:
+        """Whether guesses have not paid lately."""
+        return self._rest > 0
+
+    def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
+        """The drafter's guesses, or none while it rests."""
+        self._draft_seconds = 0.0
+        if budget.rows < 1 or budget.depth < 1 or self._rest > 0:
+            self._rest = max(0, self._rest - 1)
+            return NOTHING
+        started = perf_counter()
+        tree = self._drafter.propose(tokens, budget)
+        if budget.depth < len(tree):
+            tree = tree.within(budget.depth)
+        tree = tree.best(budget.rows)
+        self._draft_seconds = perf_counter() - started
+        return tree
+
+    def accepted(
+        self,
+        start: int,
+        tokens: Tokens,
+        hidden: npt.NDArray[np.float32] | None = None,
+        tree: DraftTree = NOTHING,
+        path: Sequence[int] = (),
+    ) -> None:
+        """See `Accepted`."""
+        self._drafter.accepted(Accepted(start, tokens, hidden, tree, tuple(path)))
+
+    def count(self, tree: DraftTree, accepted: int, tokens: int) -> None:
+        """A pass verified `tree`, accepted so many of its nodes, and brought so many tokens."""
+        counts = self._counts
+        counts.passes += 1
+        counts.tokens += tokens
+        counts.drafted += len(tree)
+        counts.accepted += accepted
+        counts.largest_tree = max(counts.largest_tree, len(tree))
+        deepest = int(tree.depths.max()) if len(tree) else 0
+        for depths, reached in ((counts.offered_at, deepest), (counts.accepted_at, accepted)):
+            depths.extend([0] * (deepest - len(depths)))
+            for depth in range(reached):
+                depths[depth] += 1
+
+    def settle(self, tokens: int, cost: PassCost) -> None:
+        """The pass brought so many tokens at such a cost."""
+        counts, token_seconds = self._counts, cost.plain_seconds / cost.sequences
+        counts.draft_seconds += self._draft_seconds
+        counts.seconds += cost.seconds + self._draft_seconds
+        counts.plain_seconds += tokens * cost.plain_seconds
+        spent = cost.extra_seconds + self._draft_seconds
+        if not cost.is_certain or spent <= 0:
+            return
+        self._trial = [*self._trial[1 - _WINDOW :], (tokens - 1) * token_seconds - spent]
+        if sum(self._trial) < -_MOST_LOST * token_seconds:
+            self._rest, self._next_rest = self._next_rest, min(_LONGEST_REST, 2 * self._next_rest)
+            self._trial = []
+        elif len(self._trial) == _WINDOW and sum(self._trial) > 0:
+            self._next_rest = _FIRST_REST
