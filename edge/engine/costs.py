@@ -14,8 +14,8 @@ DEPTHS = (1024, 4096, 16384, 65536)
 """Depths up to which passes are kept apart, in rows of the longest cache."""
 
 _SHAPE = {1: 1.0, 2: 1.15, 4: 1.3, 8: 1.65, 16: 3.1}
-"""What 1 to 16 rows cost beside one, as far as nothing was measured: int4 on CPUs (docs/performance.md). More cost
-in proportion to the last."""
+"""What 1 to 16 rows cost beside one, as far as nothing was measured: int4 on CPUs (docs/performance.md). More
+cost in proportion to the last."""
 
 _MOST_ROWS = 4096
 _SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add

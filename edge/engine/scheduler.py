@@ -47,9 +47,16 @@ class Stepped(Protocol):
         """Tokens in its cache."""
 
     def open_step(
-        self, tokens: npt.NDArray[np.int32], wanted: Logits, *, tree: DraftTree = NOTHING, hidden: bool = False
+        self,
+        tokens: npt.NDArray[np.int32],
+        wanted: Logits,
+        *,
+        tree: DraftTree = NOTHING,
+        hidden: bool = False,
     ) -> SequenceStep:
-        """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it."""
+        """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows
+        it.
+        """
 
     def close_step(self, path: Sequence[int] = ()) -> None:
         """The step has been computed; of its tree the nodes of `path` stay."""
@@ -117,7 +124,7 @@ class Job(ABC):
         """Guesses behind the only token of `todo`."""
         return NOTHING
 
-    def settle(self, cost: PassCost) -> None:
+    def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
     def open(self, rows: int) -> SequenceStep:

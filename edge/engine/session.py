@@ -236,7 +236,12 @@ class Session:
         return forward.logits
 
     def open_step(
-        self, tokens: npt.NDArray[np.int32], wanted: Logits, *, tree: DraftTree = NOTHING, hidden: bool = False
+        self,
+        tokens: npt.NDArray[np.int32],
+        wanted: Logits,
+        *,
+        tree: DraftTree = NOTHING,
+        hidden: bool = False,
     ) -> SequenceStep:
         """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it.
 

@@ -200,10 +200,10 @@ def test_a_cancelled_task_cancels_its_answer(chat, whole, iterate):
         loop = asyncio.get_running_loop()
         open_step = chat.session.open_step
 
-        def step(tokens: Any, wanted: Any) -> Any:
+        def step(tokens: Any, wanted: Any, **options: Any) -> Any:
             if len(tokens) == 1:
                 loop.call_soon_threadsafe(reached.set)
-            return open_step(tokens, wanted)
+            return open_step(tokens, wanted, **options)
 
         chat.session.open_step = step
         stream = chat.stream(QUESTION, max_new_tokens=4000)

@@ -1,4 +1,6 @@
-"""Which guesses are worth a row of the pass: expected tokens against the measured cost of rows, V(n, depth)."""
+"""Which guesses are worth a row of the pass: expected tokens against the measured cost of rows, V(n,
+depth).
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,25 @@ from edge.engine.speculative.tree import DraftTree
 _MARGIN = 1.02
 """What a choice must promise beside no guesses at all: costs and chances are estimates."""
 
-_ROUGH = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 63)  # numbers of guesses whose cost a least chance is taken from
+_ROUGH = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    63,
+)  # numbers of guesses whose cost a least chance is taken from
 
 
 def least_chance(rows: int, sequences: int, depth: int, costs: PassCosts) -> float:
-    """Of a guess that can pay for its row, beside `rows` others of `sequences` that decode; 1 before any cost is
-    known.
+    """Of a guess that can pay for its row, beside `rows` others of `sequences` that decode; 1 before any cost
+    is known.
     """
     base = costs.seconds(rows, depth)
     if not base:
@@ -32,9 +47,9 @@ def choose(
 ) -> list[DraftTree]:
     """Of all trees of a pass the nodes that together bring most tokens per second.
 
-    The pass has `rows` rows without them, in which `sequences` decode, and has room for `most` more. A node that
-    is verified brings its chance of a token to its sequence; so the best n of all trees are those with the
-    highest chances, and n is where (sequences + their sum) / V(rows + n) is highest.
+    The pass has `rows` rows without them, in which `sequences` decode, and has room for `most` more. A node
+    that is verified brings its chance of a token to its sequence; so the best n of all trees are those with
+    the highest chances, and n is where (sequences + their sum) / V(rows + n) is highest.
     """
     chances = np.sort(np.concatenate([tree.chances for tree in trees] or [np.empty(0, np.float32)]))[::-1]
     chances = chances[:most]

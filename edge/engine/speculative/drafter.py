@@ -22,8 +22,8 @@ class Budget:
     """What a tree may cost.
 
     rows: most nodes that can be verified. depth: longest path that can count. token_seconds: what a token of
-    plain decoding takes; what a drafter spends, and the nodes that are verified, must be worth it. least_chance:
-    of a node that can pay for its row in the pass; a lower one is left out in any case.
+    plain decoding takes; what a drafter spends, and the nodes that are verified, must be worth it.
+    least_chance: of a node that can pay for its row in the pass; a lower one is left out in any case.
     """
 
     rows: int
@@ -58,9 +58,9 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
-        """A tree behind the last of `tokens`, int32: the whole sequence, prompt and answer, whose last token is
-        not in the cache yet. It may have more nodes than `budget.rows`; the likeliest are verified. Empty if
-        there is nothing worth a row.
+        """A tree behind the last of `tokens`, int32: the whole sequence, prompt and answer, whose last token
+        is not in the cache yet. It may have more nodes than `budget.rows`; the likeliest are verified. Empty
+        if there is nothing worth a row.
         """
 
     @abstractmethod

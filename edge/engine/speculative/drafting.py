@@ -46,9 +46,9 @@ class Drafting:
         most_in_tree: int,
         branches: bool,
     ) -> None:
-        """Gives every job of the pass its `tree`. shares: the jobs and their rows without guesses. most_rows: of
-        the pass. most_in_tree: rows of one step with a tree. branches: whether the executor takes more than
-        chains.
+        """Gives every job of the pass its `tree`. shares: the jobs and their rows without guesses. most_rows:
+        of the pass. most_in_tree: rows of one step with a tree. branches: whether the executor takes more
+        than chains.
         """
         started = perf_counter()
         self._jobs = [job for job, _ in shares]

@@ -21,11 +21,11 @@ _FIRST_REST, _LONGEST_REST = 16, 256  # plain passes after guesses that did not 
 class SpeculationStatistics:
     """What speculation did for one answer.
 
-    drafter: its name. passes: of the executor, after the prompt's. tokens: that they brought. drafted: guesses
-    that were verified, in trees of largest_tree at most. accepted: of them. offered_at, accepted_at: by depth from 1 on, how many
-    passes had a guess so deep and how many accepted one. draft_seconds: that drafting took. seconds: of all
-    passes, drafting included. plain_seconds: what the same tokens would have taken one by one, after the plain
-    passes of this run that were timed last; 0 if there were none.
+    drafter: its name. passes: of the executor, after the prompt's. tokens: that they brought. drafted:
+    guesses that were verified, in trees of largest_tree at most. accepted: of them. offered_at, accepted_at:
+    by depth from 1 on, how many passes had a guess so deep and how many accepted one. draft_seconds: that
+    drafting took. seconds: of all passes, drafting included. plain_seconds: what the same tokens would have
+    taken one by one, after the plain passes of this run that were timed last; 0 if there were none.
     """
 
     drafter: str
@@ -55,9 +55,9 @@ class SpeculationStatistics:
 class PassCost:
     """What a pass was for one of its sequences that decode.
 
-    seconds: it took, drafting apart. plain_seconds: the same pass takes without guesses. extra_seconds: what the
-    guesses of this sequence added. sequences: that decode in it. is_certain: whether something can be concluded from it for
-    one sequence.
+    seconds: it took, drafting apart. plain_seconds: the same pass takes without guesses. extra_seconds: what
+    the guesses of this sequence added. sequences: that decode in it. is_certain: whether something can be
+    concluded from it for one sequence.
     """
 
     seconds: float
