@@ -25,6 +25,7 @@ from edge.engine.prefix_cache import PrefixCache, default_prefix_memory
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
+from edge.engine.speculative.opening import OFF, open_speculation
 from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
 from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
@@ -57,6 +58,7 @@ def load(
     progress: Callable[..., Any] | None = None,
     prefix_memory: int | None = None,
     prefix_folder: str | Path | None = None,
+    speculate: str | Path = "auto",
     **options: Unpack[LoadOptions],
 ) -> Model:
     """Open a model to chat with: `smollm2-135m`, a GGUF file, a folder, a hub id, a GGUF file on the hub
@@ -72,6 +74,8 @@ def load(
     prefix_memory: bytes up to which all KV caches together keep what earlier sequences have computed, for
     those that begin alike; by default a sixteenth of the free memory and 1 GB at most, 0 keeps nothing.
     prefix_folder: where it is kept beyond that, in files that tell conversations; by default nowhere.
+    speculate: what guesses how answers go on, which makes them faster and changes none
+    (`edge.engine.speculative.opening`): `auto`, `off`, `lookup`, or the name of a draft.
     Raises EdgeError with one sentence for whatever is wrong; ContextError if the memory does not suffice.
     """
     if not isinstance(model, (str, Path)) or "\0" in str(model):
@@ -104,6 +108,7 @@ def load(
         name=str(model),
         worker=worker,
         prefixes=_prefix_cache(executor, prefix_memory, prefix_folder),
+        speculate=speculate,
     )
 
 
@@ -148,13 +153,16 @@ class Model:
         *,
         worker: Worker | None = None,
         prefixes: PrefixCache | None = None,
+        speculate: str | Path = OFF,
     ) -> None:
         """files: what the executor runs. worker: what will render the chat template. prefixes: where sessions
-        find what others have computed, None if each keeps to itself.
+        find what others have computed, None if each keeps to itself. speculate: see `load`.
         """
         self.files = files
         self.executor = executor
-        self.scheduler = Scheduler(executor, prefixes)
+        earlier = () if prefixes is None else prefixes.token_lists()
+        speculation = open_speculation(speculate, files, executor, lambda: self.tokenizer, earlier)
+        self.scheduler = Scheduler(executor, prefixes, speculation)
         self.name = name
         self._worker = worker or template_worker()
         for sentence in read_generation_config(files.generation_config).notes:
@@ -210,9 +218,9 @@ class Model:
             )
         return ChatTemplate(self.files.chat_template, self.tokenizer.named_tokens, worker=self._worker)
 
-    def session(self) -> Session:
-        """A new, empty KV cache with its tokens."""
-        return Session(self.executor, self.scheduler)
+    def session(self, *, speculate: bool = True) -> Session:
+        """A new, empty KV cache with its tokens. speculate: see `Session`."""
+        return Session(self.executor, self.scheduler, speculate=speculate)
 
     def chat(
         self,
@@ -316,6 +324,8 @@ class Model:
         if self.scheduler.prefixes is not None:
             with suppress(EdgeError):  # a second time, or in a forked process
                 self.scheduler.prefixes.close()
+        if self.scheduler.speculation is not None:
+            self.scheduler.speculation.close()
         self.executor.close()
         self._worker.close()
         if "tokenizer" in self.__dict__:

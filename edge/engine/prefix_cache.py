@@ -116,6 +116,11 @@ class PrefixCache:
             files = sum(kept.cache is None for kept in self._kept)
             return PrefixStatistics(len(self._kept), files, self._counts.hits, self._counts.rows)
 
+    def token_lists(self) -> list[Tokens]:
+        """The tokens of what is kept, oldest first."""
+        with self._lock:
+            return [kept.tokens for kept in sorted(self._kept, key=lambda kept: kept.used)]
+
     def find(self, tokens: Tokens, more_than: int) -> tuple[KVCache, int] | None:
         """A new cache with the rows of the longest beginning of `tokens` that is kept, and their number.
 

@@ -11,10 +11,13 @@ from edge.engine.speculative.sequence import SequenceSpeculation
 
 @dataclass(frozen=True)
 class Speculation:
-    """name: of the kind of drafter. new_drafter: makes one for a sequence."""
+    """name: of the kind of drafter. new_drafter: makes one for a sequence. close: frees what all of them
+    use.
+    """
 
     name: str
     new_drafter: Callable[[], Drafter]
+    close: Callable[[], None] = lambda: None
 
     def sequence(self) -> SequenceSpeculation:
         """For a new sequence."""

@@ -1,0 +1,87 @@
+"""What `speculate` names, as what guesses for a model: nothing, suffix lookup, or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.engine.speculative.lookup import LookupDrafter, LookupMemory
+from edge.engine.speculative.speculation import Speculation
+from edge.errors import EdgeError, WrongTypeError
+from edge.executors.protocol import Executor
+from edge.formats.model_files import ModelFiles
+
+if TYPE_CHECKING:
+    from edge.text.tokenizer.base import Tokenizer
+
+AUTO, OFF, LOOKUP = "auto", "off", "lookup"
+
+
+def open_speculation(
+    speculate: str | Path,
+    files: ModelFiles,
+    executor: Executor,
+    tokenizer: Callable[[], Tokenizer],
+    earlier: Iterable[npt.NDArray[np.int32]] = (),
+) -> Speculation | None:
+    """What guesses for a model; None for nothing.
+
+    speculate: `off`; `lookup`, see `LookupDrafter`; `auto`, which is lookup where no answer can change by it;
+    or a smaller model with the same tokenizer, by its name. files, executor, tokenizer: of the model.
+    earlier: tokens of earlier sequences, to look up in. Raises EdgeError for a draft that does not fit.
+    """
+    if not isinstance(speculate, (str, Path)) or speculate == "":
+        raise WrongTypeError(
+            f"speculate is 'auto', 'off', 'lookup' or the name of a draft, not {speculate!r}."
+        )
+    if speculate == OFF or (speculate == AUTO and not executor.capabilities.batch_invariant):
+        return None
+    if speculate in (AUTO, LOOKUP):
+        memory = LookupMemory()
+        for tokens in earlier:
+            memory.remember(tokens)
+        return Speculation(LOOKUP, lambda: LookupDrafter(memory))
+    return _small_model(speculate, files, executor, tokenizer())
+
+
+def _small_model(
+    name: str | Path, files: ModelFiles, executor: Executor, tokenizer: Tokenizer
+) -> Speculation:
+    from edge.engine.speculative.small_model import SmallModel, SmallModelDrafter
+    from edge.executors.opening import open_executor
+    from edge.executors.options import RunOptions
+    from edge.hub.resolve import open_model
+
+    draft = open_model(name)
+    _check_tokenizer(name, draft, tokenizer)
+    context = min(executor.context, draft.context or draft.config.max_position_embeddings)
+    options = RunOptions(context=context, threads=executor.info.threads)
+    model = SmallModel(
+        open_executor(draft, options),
+        vocab_size=executor.config.vocab_size,
+        share=_weights(draft) / _weights(files),
+    )
+    return Speculation(str(name), lambda: SmallModelDrafter(model), close=model.executor.close)
+
+
+def _weights(files: ModelFiles) -> int:
+    return sum(info.bytes for info in files.tensors.values())
+
+
+def _check_tokenizer(name: str | Path, draft: ModelFiles, tokenizer: Tokenizer) -> None:
+    """Raise EdgeError unless every token of one is the same in the other."""
+    from edge.text.tokenizer.load import open_tokenizer
+
+    other = open_tokenizer(draft)
+    shared = range(min(tokenizer.vocab_size, other.vocab_size))
+    differs = next((i for i in shared if tokenizer.token_bytes(i) != other.token_bytes(i)), None)
+    other.close()
+    if differs is not None:
+        raise EdgeError(
+            f"'{name}' can't guess for this model: its tokenizer has another token {differs}; name a "
+            "draft that was made for the model."
+        )
