@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -101,6 +101,16 @@ class StopMatcher:
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
+class Constraint(Protocol):
+    """What an answer may consist of. It goes forward only: guesses are verified along the tokens drawn."""
+
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        """Which tokens may come next, see `edge.executors.protocol.Executor.sample`."""
+
+    def advance(self, token: int) -> None:
+        """This one has come."""
+
+
 _EXPECTED_TOKENS = 512  # of an answer without a limit, when memory is looked at
 _EMPTY = np.empty(0, np.int32)
 _MOST_UNREAD = 4
@@ -118,10 +128,12 @@ class Answer(Job):
         tokenizer: Tokenizer,
         cancelled: Callable[[], bool],
         continues: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         super().__init__(session, np.empty(0, np.int32), cancelled)
         self._session, self._prompt, self._settings = session, prompt, settings
         self._sampler = Sampler(settings.sampling, session.executor)
+        self._constraint = constraint
         self._ends = answer_ends(settings, tokenizer)
         self._tokenizer, self._continues = tokenizer, continues
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
@@ -285,7 +297,10 @@ class Answer(Job):
             # A repetition penalty counts the prompt too, see SamplingParams.
             counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
             history = np.concatenate([before[counted_from:], path])
-        choice = self._sampler.sample(logits, history, index=len(self._steps))
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        choice = self._sampler.sample(logits, history, index=len(self._steps), allowed=allowed)
+        if self._constraint is not None:
+            self._constraint.advance(choice.token)
         self._drawn += 1
         if choice.token in self._ends:
             self._reason = "eos"

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer import Answer, Chunk, Completion, Constraint
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.errors import EdgeError
@@ -25,6 +25,7 @@ def generate(
     cancelled: Callable[[], bool] = lambda: False,
     ended: Callable[[Completion], None] = lambda done: None,
     continues: bool = False,
+    constraint: Constraint | None = None,
 ) -> Generator[Chunk, None, Completion]:
     """Answer `prompt`, yielding chunks and returning the Completion.
 
@@ -32,10 +33,10 @@ def generate(
     Answers of other sessions with the same scheduler go through the executor together with this one.
     `cancelled` is asked before every call of the executor. `ended` gets the Completion too, and gets what
     there is of it when an interrupt (KeyboardInterrupt) or `close` ends the generator in its middle; an error
-    is no end. continues: the text goes on with the prompt's, so that a leading space stays. Raises
-    ContextError if the prompt does not fit.
+    is no end. continues: the text goes on with the prompt's, so that a leading space stays. constraint: which
+    tokens it may consist of. Raises ContextError if the prompt does not fit.
     """
-    answer = Answer(session, prompt, settings, tokenizer, cancelled, continues)
+    answer = Answer(session, prompt, settings, tokenizer, cancelled, continues, constraint)
     try:
         yield from answer.chunks()
         if left := answer.flush():
