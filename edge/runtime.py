@@ -20,6 +20,8 @@ from edge.config.attention import describe_attention
 from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.answer import Chunk, Completion
+from edge.engine.costs import PassCosts
+from edge.engine.costs_file import costs_path, read_shapes, write_shapes
 from edge.engine.generation import Stream, generate
 from edge.engine.prefix_cache import PrefixCache, default_prefix_memory
 from edge.engine.scheduler import Scheduler
@@ -109,6 +111,7 @@ def load(
         worker=worker,
         prefixes=_prefix_cache(executor, prefix_memory, prefix_folder),
         speculate=speculate,
+        costs=costs_path(executor),
     )
 
 
@@ -154,15 +157,20 @@ class Model:
         worker: Worker | None = None,
         prefixes: PrefixCache | None = None,
         speculate: str | Path = OFF,
+        costs: Path | None = None,
     ) -> None:
         """files: what the executor runs. worker: what will render the chat template. prefixes: where sessions
-        find what others have computed, None if each keeps to itself. speculate: see `load`.
+        find what others have computed, None if each keeps to itself. speculate: see `load`. costs: a file
+        for what rows cost, see `edge.engine.costs_file`.
         """
         self.files = files
         self.executor = executor
         earlier = () if prefixes is None else prefixes.token_lists()
         speculation = open_speculation(speculate, files, executor, lambda: self.tokenizer, earlier)
         self.scheduler = Scheduler(executor, prefixes, speculation)
+        self._costs = costs
+        if costs is not None:
+            self.scheduler.costs = PassCosts(read_shapes(costs))
         self.name = name
         self._worker = worker or template_worker()
         for sentence in read_generation_config(files.generation_config).notes:
@@ -321,6 +329,8 @@ class Model:
 
     def close(self) -> None:
         """Free the weights; the model, its sessions and chats can't be used afterwards."""
+        if self._costs is not None and self.scheduler.costs.has_passes:
+            write_shapes(self._costs, self.scheduler.costs.shapes)
         if self.scheduler.prefixes is not None:
             with suppress(EdgeError):  # a second time, or in a forked process
                 self.scheduler.prefixes.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 from edge.chat import Chat
 from edge.engine.answer import Completion, answer_ends
+from edge.engine.speculative.sequence import SpeculationStatistics
 from edge.executors.sampling import Sampled
 from edge.runtime import Model
 
@@ -28,6 +29,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
         "ttft_seconds": done.ttft_seconds,
         "prefill_tokens_per_second": done.prefill_tokens_per_second,
         "tokens_per_second": done.tokens_per_second,
+        "speculation": None if done.speculation is None else _speculation(done.speculation),
         "load_seconds": load_seconds,
         "context": model.context,
         "attention": model.attention,
@@ -40,6 +42,16 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
             "workspace_bytes": plan.workspace,
         },
         "logprobs": None if done.logprobs is None else [_token(model, token) for token in done.logprobs],
+    }
+
+
+def _speculation(found: SpeculationStatistics) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "mean_accepted_length": found.mean_accepted_length,
+        "draft_share": found.draft_share,
+        "plain_tokens_per_second": found.plain_tokens_per_second,
+        "speedup": found.speedup,
     }
 
 

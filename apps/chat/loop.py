@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edge.chat import Chat
     from edge.engine.answer import Completion
+    from edge.engine.speculative.sequence import SpeculationStatistics
     from edge.runtime import Model
 
 _COMMANDS = {
@@ -180,6 +181,8 @@ class ChatLoop:
                 table.add_row("time to first token", f"{done.ttft_seconds * 1000:.0f} ms")
             table.add_row("prefill", f"{done.prefill_tokens_per_second:.0f} tokens/s")
             table.add_row("decode", f"{done.tokens_per_second:.1f} tokens/s")
+            if (guessed := done.speculation) is not None and guessed.passes:
+                table.add_row(f"guesses ({guessed.drafter})", speculation_line(guessed))
         table.add_row("memory", memory_line(self._model))
         info = self._model.executor.info
         table.add_row("arithmetic", f"{info.activations} activations, {info.kv_type} KV cache")
@@ -196,6 +199,24 @@ class ChatLoop:
         from rich.text import Text
 
         self._view.show(Text(text, style="dim"))
+
+
+def speculation_line(found: SpeculationStatistics) -> str:
+    """What guesses did for an answer."""
+    if not found.drafted:
+        return f"none in {found.passes} passes"
+    depths = " ".join(
+        f"{accepted / offered:.0%}"
+        for accepted, offered in zip(found.accepted_at, found.offered_at, strict=True)
+    )
+    parts = (
+        f"{found.accepted} of {found.drafted} right, by depth {depths}",
+        f"{found.mean_accepted_length:.2f} tokens a pass",
+        f"trees of up to {found.largest_tree}",
+        f"{found.draft_share:.1%} of the time in drafting",
+        f"plain {found.plain_tokens_per_second:.1f} tokens/s",
+    )
+    return ", ".join(parts)
 
 
 def memory_line(model: Model) -> str:

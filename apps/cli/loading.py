@@ -28,7 +28,24 @@ RopeOverride = Annotated[
 ]
 
 
-def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override: str | None = None) -> Model:
+Speculate = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|lookup|DRAFT",
+        help="What guesses how answers go on, which makes them faster and changes none. lookup: what came "
+        "before; DRAFT: a draft network or a smaller model.",
+        rich_help_panel="Model",
+    ),
+]
+
+
+def load_model(
+    model: str,
+    source: SourceOptions,
+    run: RunOptions,
+    rope_override: str | None = None,
+    speculate: str = "auto",
+) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
 
@@ -38,6 +55,7 @@ def load_model(model: str, source: SourceOptions, run: RunOptions, rope_override
             **keywords(source),
             **keywords(run),
             rope_override=rope_override,
+            speculate=speculate,
             progress=progress,
         )
 

@@ -177,11 +177,13 @@ class Answer(Job):
         except GeneratorExit:
             # Perhaps from the garbage collector, in a thread that holds any lock: nothing may be waited for.
             self.abandoned = True
+            self._forget_unread()
             raise
         finally:
             if not self.abandoned:
                 scheduler.withdraw(self)
-                self._drop_unread()
+                if self._forget_unread():
+                    session.truncate(len(self._prompt) + len(self._steps))
         with session.used():
             session.remember()
             if self._speculation is not None:
@@ -344,17 +346,17 @@ class Answer(Job):
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:
         return self._tokenizer.stream(continues=self._continues), StopMatcher(self._settings.stop)
 
-    def _drop_unread(self) -> None:
-        """End the answer with what its reader has taken."""
+    def _forget_unread(self) -> bool:
+        """End the answer with what its reader has taken; whether that is not all."""
         if not self._unread:
-            return
+            return False
         read = [choice for choice, _ in self._steps[: len(self._steps) - len(self._unread)]]
         self._unread.clear()
         self._seconds = self._seconds[: max(0, len(read) - 1)]
         self._reason = "cancelled"
         self._decoder, self._matcher = self._text()
         self._steps = [(choice, self._matcher.push(self._decoder.push(choice.token))) for choice in read]
-        self._session.truncate(len(self._prompt) + len(read))
+        return True
 
 
 def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:

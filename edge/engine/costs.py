@@ -7,16 +7,22 @@ speculator how many rows of drafts are worth their time.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
 DEPTHS = (1024, 4096, 16384, 65536)
 """Depths up to which passes are kept apart, in rows of the longest cache."""
 
-_SHAPE = {1: 1.0, 2: 1.15, 4: 1.3, 8: 1.65, 16: 3.1}
-"""What 1 to 16 rows cost beside one, as far as nothing was measured: int4 on CPUs (docs/performance.md). More
-cost in proportion to the last."""
+Shape = Mapping[int, float]
+"""What numbers of rows cost beside one row."""
 
+USUAL: Shape = {1: 1.0, 2: 1.15, 4: 1.3, 8: 1.65, 16: 3.1}
+"""As far as nothing was measured: int4 on CPUs (docs/performance.md). More rows cost in proportion to the
+last.
+"""
+
+_LARGEST_SHAPE = 64
 _MOST_ROWS = 4096
 _SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add
 _LIFE = 100  # passes after which a size that was not run again is forgotten: it may have had bad luck
@@ -33,9 +39,30 @@ class _Size:
 class PassCosts:
     """Seconds of a pass by its rows and the depth of the caches that it reads; for one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Sequence[Shape] = ()) -> None:
+        """shapes: what `shapes` has told of an earlier run on this machine."""
         self._sizes: list[dict[int, _Size]] = [{} for _ in (*DEPTHS, None)]
+        self._usual = [shape or USUAL for shape in shapes] or [USUAL for _ in self._sizes]
         self._turn = 0
+
+    @property
+    def has_passes(self) -> bool:
+        """Whether any was seen."""
+        return self._turn > 0
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """What was seen of up to 64 rows, by depth; of a depth without it, what was known before."""
+        found: list[Shape] = []
+        for sizes, usual in zip(self._sizes, self._usual, strict=True):
+            seconds = {rows: median_low(size.seconds) for rows, size in sorted(sizes.items())}
+            one = seconds.get(1)
+            if one is None:
+                found.append(usual)
+            else:
+                few = {rows: each / one for rows, each in seconds.items() if rows <= _LARGEST_SHAPE}
+                found.append({**usual, **few})
+        return found
 
     def record(self, rows: int, depth: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
@@ -54,9 +81,10 @@ class PassCosts:
         On a line between the numbers of rows that were seen at this depth, or at the nearest that was; beyond
         them as such numbers of rows usually are to each other.
         """
-        sizes = self._nearest(depth)
-        if sizes is None:
+        place = self._nearest(depth)
+        if place is None:
             return None
+        sizes, usual = self._sizes[place], self._usual[place]
         counts = sorted(sizes)
         at = bisect_left(counts, rows)
         if 0 < at < len(counts):
@@ -64,17 +92,18 @@ class PassCosts:
             below = median_low(sizes[low].seconds)
             return below + (median_low(sizes[high].seconds) - below) * (rows - low) / (high - low)
         nearest = counts[min(at, len(counts) - 1)]
-        return median_low(sizes[nearest].seconds) * _usual(rows) / _usual(nearest)
+        return median_low(sizes[nearest].seconds) * _beside_one(rows, usual) / _beside_one(nearest, usual)
 
     def is_fresh(self, rows: int, depth: int) -> bool:
         """Whether a pass of just so many rows was seen at this depth not long ago."""
         size = self._sizes[bisect_left(DEPTHS, depth)].get(rows)
         return size is not None and size.turn >= self._turn - _LIFE
 
-    def _nearest(self, depth: int) -> dict[int, _Size] | None:
+    def _nearest(self, depth: int) -> int | None:
+        """Where the passes are that are most like those at this depth."""
         own = bisect_left(DEPTHS, depth)
         seen = [at for at, sizes in enumerate(self._sizes) if sizes]
-        return self._sizes[min(seen, key=lambda at: abs(at - own))] if seen else None
+        return min(seen, key=lambda at: abs(at - own)) if seen else None
 
     def rows_within(self, seconds: float, depth: int) -> int:
         """The most rows whose pass takes no longer than `seconds`, 1 at least."""
@@ -86,13 +115,13 @@ class PassCosts:
         return max(1, bisect_left(range(1, _MOST_ROWS + 1), True, key=too_long))
 
 
-def _usual(rows: int) -> float:
-    """What so many rows cost beside one, see `_SHAPE`."""
-    counts = list(_SHAPE)
+def _beside_one(rows: int, shape: Shape) -> float:
+    counts = sorted({1, *shape})
     at = bisect_left(counts, rows)
     if at == len(counts):
-        return _SHAPE[counts[-1]] * rows / counts[-1]
+        return shape.get(counts[-1], 1.0) * rows / counts[-1]
     if counts[at] == rows:
-        return _SHAPE[rows]
+        return shape.get(rows, 1.0)
     low, high = counts[at - 1], counts[at]
-    return _SHAPE[low] + (_SHAPE[high] - _SHAPE[low]) * (rows - low) / (high - low)
+    below = shape.get(low, 1.0)
+    return below + (shape[high] - below) * (rows - low) / (high - low)

@@ -27,6 +27,7 @@ FIELDS = {
     "ttft_seconds": float,
     "prefill_tokens_per_second": float,
     "tokens_per_second": float,
+    "speculation": dict,
     "load_seconds": float,
     "context": int,
     "attention": str,

@@ -16,6 +16,7 @@ import pytest
 
 from edge.chat import Chat
 from edge.engine.generation import Stream
+from edge.engine.session import Session
 from edge.errors import EdgeError
 
 LONG = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
@@ -143,6 +144,7 @@ def test_an_answer_that_nobody_holds_is_over(chat, whole):
 @pytest.mark.parametrize("step", [1, 2, 6])
 def test_an_interrupt_keeps_what_there_is(chat, whole, monkeypatch, step):
     """A real signal while the executor works: its first call is the prefill."""
+    chat.session = Session(chat.session.executor, chat.session.scheduler, speculate=False)  # a token a call
     forward, calls = chat.session.executor.forward, 0
 
     def interrupted(steps):

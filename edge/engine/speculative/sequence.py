@@ -46,6 +46,16 @@ class SpeculationStatistics:
         return self.tokens / self.passes if self.passes else 0.0
 
     @property
+    def draft_share(self) -> float:
+        """Of the time that drafting took."""
+        return self.draft_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def plain_tokens_per_second(self) -> float:
+        """Of decoding without guesses, 0 if not measurable."""
+        return self.tokens / self.plain_seconds if self.plain_seconds > 0 else 0.0
+
+    @property
     def speedup(self) -> float:
         """Over plain decoding, 0 if not measurable."""
         return self.plain_seconds / self.seconds if self.seconds > 0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -197,6 +198,51 @@ def test_an_answer_that_is_left_and_what_follows_it(model):
     again = model.complete(longer, **settings)
     assert again.reused_tokens >= 64
     same(next_plain, again)
+
+
+def test_an_answer_that_nobody_holds_has_what_was_read(model):
+    prompt, settings = prompt_of(90), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 70}
+    plain = model.complete(prompt, session=model.session(speculate=False), **settings)
+    with_guesses(model, [prompt + list(plain.tokens)], right=1.0)
+    chat = model.session()
+    stream = model.stream(prompt, session=chat, **settings)
+    for _ in range(5):
+        next(stream)
+    ends = stream._ends
+    del stream
+    gc.collect()
+    assert ends[0].tokens == plain.tokens[:5] and ends[0].stop_reason == "cancelled"
+    same(plain, model.complete(prompt, session=chat, **settings))
+
+
+@pytest.mark.parametrize("at", ["forward", "keep", "sample"])
+def test_an_interrupt_leaves_no_guesses_behind(model, monkeypatch, at):
+    """KeyboardInterrupt in the middle of a pass; the session goes on as if it had never guessed."""
+    prompt, settings = prompt_of(90), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 70}
+    plain = model.complete(prompt, session=model.session(speculate=False), **settings)
+    with_guesses(model, [prompt + list(plain.tokens)], right=1.0)
+    session, calls = model.session(), 0
+    called = getattr(model.executor, at)
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = called(*args, **named)
+        if calls == 5:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(model.executor, at, interrupted)
+    stream = model.stream(prompt, session=session, **settings)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in stream:
+            pass
+    monkeypatch.undo()
+    found = stream.result.tokens
+    assert 0 < len(found) < 70 and found == plain.tokens[: len(found)]
+    longer = [*prompt, *plain.tokens[:40]]
+    wanted = model.complete(longer, session=model.session(speculate=False), **settings)
+    same(wanted, model.complete(longer, session=session, **settings))
 
 
 def test_four_streams_in_one_pass(model):

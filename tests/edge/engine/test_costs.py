@@ -1,0 +1,66 @@
+"""What rows cost: learned, kept in a file, and not mistaken for another machine's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import edge
+from edge.engine.costs import DEPTHS, PassCosts
+from edge.engine.costs_file import costs_path, read_shapes, write_shapes
+
+
+def test_rows_that_were_not_seen_cost_what_such_rows_usually_do():
+    costs = PassCosts()
+    costs.record(4, 100, 0.013)
+    assert costs.seconds(1, 100) == pytest.approx(0.010)
+    assert costs.seconds(8, 100) == pytest.approx(0.0165)
+    assert costs.seconds(32, 100) == pytest.approx(0.062)
+    assert costs.is_fresh(4, 100) and not costs.is_fresh(1, 100) and not costs.is_fresh(4, 5000)
+    for _ in range(101):
+        costs.record(1, 100, 0.011)
+    assert not costs.is_fresh(4, 100) and costs.is_fresh(1, 100)
+
+
+def test_another_run_knows_what_one_has_learned(tmp_path):
+    costs, path = PassCosts(), tmp_path / "costs" / "one.json"
+    assert not costs.has_passes
+    for rows, seconds in ((1, 0.010), (2, 0.011), (4, 0.016), (300, 0.9)):
+        costs.record(rows, 2000, seconds)
+    assert costs.has_passes
+    write_shapes(path, costs.shapes)
+    later = PassCosts(read_shapes(path))
+    assert later.seconds(4, 2000) is None and not later.has_passes
+    later.record(1, 2000, 0.020)
+    assert later.seconds(4, 2000) == pytest.approx(0.032)
+    assert later.seconds(8, 2000) == pytest.approx(0.033)  # not seen: as usual
+    assert later.seconds(4, 100) == pytest.approx(0.032)  # the only depth that was seen in this run
+    write_shapes(path, later.shapes)
+    assert PassCosts(read_shapes(path)).shapes[1][4] == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"shapes": 3}', '{"shapes": [{"x": 1}]}', '{"shapes": [[]]}']
+)
+def test_a_file_that_makes_no_sense_is_as_good_as_none(tmp_path, text):
+    path = tmp_path / "costs.json"
+    assert read_shapes(path) == []
+    path.write_text(text)
+    assert read_shapes(path) == []
+    for wrong in ({"1": 0.0}, {"0": 1.0}, {"1": None}):
+        path.write_text(json.dumps({"shapes": [wrong] + [{}] * len(DEPTHS)}))
+        assert read_shapes(path) == []
+
+
+def test_a_model_keeps_them(tmp_path, monkeypatch, make_bundle, tiny_config):
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path))
+    bundle = make_bundle(replace(tiny_config, vocab_size=120), tokenizer=True)
+    for threads in (1, 2):
+        with edge.load(bundle.path, threads=threads) as model:
+            path = costs_path(model.executor)
+            assert path is not None and not path.exists()
+            model.complete([5, 6, 7], max_new_tokens=5, ignore_eos=True)
+        assert path.exists() and 1 in read_shapes(path)[0]
+    assert len(list((tmp_path / "costs").iterdir())) == 2
