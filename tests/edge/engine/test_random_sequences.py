@@ -1,4 +1,5 @@
-"""Threads that join, read, cancel and drop answers of one model at random: each gets what it would get alone.
+"""Threads that join, read, cancel and drop answers of one model at random, while it looks up how they may go
+on: each gets what it would get alone.
 
 `scripts/sanitize` runs this on libraries built with sanitizers, for EDGE_STRESS_SECONDS there.
 """
@@ -23,6 +24,7 @@ from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model
+from tests.planted import FreeRows
 
 SECONDS = float(os.environ.get("EDGE_STRESS_SECONDS", "5"))
 THREADS = 6
@@ -54,7 +56,7 @@ class Reader(threading.Thread):
         self._model, self._alone, self._random = model, alone, random.Random(seed)
         self._prompts = prompts()
         self.fault: BaseException | None = None
-        self.answers = 0
+        self.answers = self.guessed = 0
 
     def run(self) -> None:
         end = time.monotonic() + SECONDS
@@ -79,6 +81,8 @@ class Reader(threading.Thread):
         if how == "whole":
             found = [chunk.token for chunk in stream if chunk.token is not None]
             assert tuple(found) == stream.result.tokens == wanted
+            guesses = stream.result.speculation
+            self.guessed += 0 if guesses is None else guesses.accepted
             return
         reads = self._random.randrange(6)
         found = []
@@ -120,7 +124,9 @@ def test_every_answer_is_that_of_its_request_alone(
         session.prefill(prompts()[-1])
         room = 4 * executor.cache_bytes  # some fit, others leave memory, for files if they are long
         del session
-        shared = Model(bundle, executor, prefixes=PrefixCache(executor, room, tmp_path))
+        prefixes = PrefixCache(executor, room, tmp_path)
+        shared = Model(bundle, executor, prefixes=prefixes, speculate="lookup")
+        shared.scheduler.costs = FreeRows()  # of a network so small none would pay
         readers = [Reader(shared, alone, seed) for seed in range(THREADS)]
         for reader in readers:
             reader.start()
@@ -130,7 +136,7 @@ def test_every_answer_is_that_of_its_request_alone(
         for reader in readers:
             if reader.fault is not None:
                 raise reader.fault
-        assert all(reader.answers > 2 for reader in readers)
+        assert all(reader.answers > 2 for reader in readers) and sum(reader.guessed for reader in readers) > 9
         assert shared.scheduler.prefixes is not None and shared.scheduler.prefixes.statistics.hits > 0
         shared.scheduler.prefixes.forget()
         del shared, readers, reader

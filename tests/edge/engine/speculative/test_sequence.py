@@ -1,0 +1,99 @@
+"""Guesses that do not pay are given up soon, and tried again later; what is told of them adds up."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.sequence import PassCost, SequenceSpeculation
+from edge.engine.speculative.tree import DraftTree
+
+BUDGET = Budget(rows=8, depth=4, token_seconds=1.0, least_chance=0.1)
+
+
+class Sleeper(Drafter):
+    """Guesses one token, after a pause."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked, self.closed, self._seconds = 0, 0, seconds
+
+    def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
+        self.asked += 1
+        time.sleep(self._seconds)
+        return DraftTree.of([(5, -1, 0.9), (6, 0, 0.8), (7, -1, 0.1), (8, 1, 0.7), (9, 3, 0.6), (1, 4, 0.5)])
+
+    def accepted(self, accepted: Accepted) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def passes(speculation: SequenceSpeculation, count: int, *, right: int, extra: float) -> list[int]:
+    """Nodes of each pass, which costs a second, and `extra` with guesses, of which `right` are accepted."""
+    sizes = []
+    for _ in range(count):
+        tree = speculation.propose(np.arange(3, dtype=np.int32), BUDGET)
+        accepted = min(right, len(tree))
+        sizes.append(len(tree))
+        speculation.count(tree, accepted, 1 + accepted)
+        added = extra if len(tree) else 0.0
+        speculation.settle(1 + accepted, PassCost(1.0 + added, 1.0, added, 1, True))
+    return sizes
+
+
+def test_what_does_not_pay_rests_ever_longer():
+    drafter = Sleeper()
+    speculation = SequenceSpeculation(drafter, "sleeper")
+    sizes = passes(speculation, 2000, right=0, extra=0.4)
+    assert sizes[:3] == [5, 5, 5] and 0 in sizes[:6]
+    tried = [at for at, size in enumerate(sizes) if size]
+    assert drafter.asked == len(tried) < 60
+    rests = [b - a - 1 for a, b in pairwise(tried) if b - a > 1]
+    assert rests[:5] == [16, 32, 64, 128, 256] and max(rests) == 256
+    assert speculation.statistics.seconds < 2000 * 1.02
+
+
+def test_time_of_drafting_counts():
+    drafter = Sleeper(0.02)
+    speculation = SequenceSpeculation(drafter, "sleeper")
+    cost = PassCost(0.01, 0.01, 0.0, 1, True)
+    for _ in range(30):
+        speculation.propose(np.arange(3, dtype=np.int32), BUDGET)
+        speculation.settle(2, cost)
+    assert drafter.asked < 10 and speculation.rests
+
+
+def test_what_pays_goes_on():
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    assert all(passes(speculation, 300, right=2, extra=0.5))
+    found = speculation.statistics
+    assert found.mean_accepted_length == 3 and found.speedup == pytest.approx(2.0, rel=0.01)
+    assert (found.passes, found.tokens, found.drafted, found.accepted) == (300, 900, 1500, 600)
+    assert found.offered_at == (300,) * 4 and found.accepted_at == (300, 300, 0, 0)
+    assert found.largest_tree == 5 and found.plain_tokens_per_second == pytest.approx(1.0)
+    assert 0 <= found.draft_share < 0.01
+    # After a bad stretch, and a good one, the next rest is short again.
+    passes(speculation, 60, right=0, extra=0.5)
+    passes(speculation, 300, right=2, extra=0.5)
+    sizes = passes(speculation, 24, right=0, extra=0.5)
+    assert sizes.count(0) >= 12 and sizes[-1]
+
+
+def test_nothing_is_concluded_from_what_is_not_certain():
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    for _ in range(50):
+        assert len(speculation.propose(np.arange(3, dtype=np.int32), BUDGET))
+        speculation.settle(1, PassCost(9.0, 1.0, 8.0, 1, False))
+
+
+def test_a_tree_keeps_to_the_budget():
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    tree = speculation.propose(np.arange(3, dtype=np.int32), Budget(3, 2, 1.0, 0.1))
+    assert tree.tokens.tolist() == [5, 6, 7]
+    assert not len(speculation.propose(np.arange(3, dtype=np.int32), Budget(0, 2, 1.0, 0.1)))
+    speculation.end()
