@@ -86,4 +86,4 @@ def _falling(nodes: list[tuple[int, int, float]]) -> DraftTree:
 def planted(drafters: list[PlantedDrafter]) -> Speculation:
     """Speculation that gives each new sequence the next of the drafters, the last one for good."""
     left = list(drafters)
-    return Speculation("planted", lambda: left.pop(0) if len(left) > 1 else left[0])
+    return Speculation("planted", lambda: lambda: left.pop(0) if len(left) > 1 else left[0])

@@ -11,7 +11,7 @@ import typer
 
 from edge.apps.cli.options import MODEL_HELP, Group, Json, Out, expand, given_flags, refuse_beside
 from edge.apps.cli.terminal import error_console, output_console, print_json
-from edge.apps.profile.options import PlanOptions
+from edge.apps.profile.options import GuessOptions, PlanOptions
 from edge.errors import EdgeError
 from edge.measure.profile.options import ProfileOptions
 
@@ -34,6 +34,7 @@ def profile(
         str | None,
         typer.Option(metavar="5%", help="With --compare: exit with 1 if a test became slower by more."),
     ] = None,
+    guesses: Annotated[GuessOptions, Group("What guesses are worth (with --speculate)")],
     planned: Annotated[PlanOptions, Group("Planning, without a run (with --plan)")],
     adb: Annotated[
         Path | None,
@@ -72,6 +73,13 @@ def profile(
         return _plan(model[0], options, planned, as_json, as_markdown)
     for name in sorted(plans & given_flags().keys()):
         raise typer.BadParameter("belongs to --plan", param_hint=f"'{given_flags()[name]}'")
+    if guesses.speculate is not None:
+        asked = ("quantize", "head", "threads", "executor", "attention", "kv_type", "activations")
+        run = ("model", *asked, "generate", "repeat", "speculate", "prompts", "as_json", "as_markdown", "out")
+        refuse_beside("--speculate", *run)
+        return _guess(model[0], guesses, options, as_json, as_markdown, out)
+    if guesses.prompts is not None:
+        raise typer.BadParameter("belongs to --speculate", param_hint="'--prompts'")
     if serial is not None and adb is None:
         raise typer.BadParameter("belongs to --adb", param_hint="'--serial'")
     _check_outputs(out, csv, html)
@@ -204,6 +212,46 @@ def _plan(model: str, options: ProfileOptions, planned: PlanOptions, as_json: bo
         print_json({**document, "device": described, "plans": [each.to_json() for each in plans]})
     else:
         _print(plan_report(model, plans, memory, device), as_markdown)
+    return 0
+
+
+def _guess(
+    model: str,
+    guesses: GuessOptions,
+    options: ProfileOptions,
+    as_json: bool,
+    as_markdown: bool,
+    out: Path | None,
+) -> int:
+    from edge.measure.speculation import PROMPTS, profile_speculation, read_prompts
+    from edge.measure.speculation_report import speculation_report
+
+    prompts = PROMPTS if guesses.prompts is None else read_prompts(Path(guesses.prompts))
+    several = ("quantize", "threads", "executor", "attention", "kv_type")
+    for name in several:
+        if len(getattr(options, name)) > 1:
+            raise typer.BadParameter("give one with --speculate", param_hint=f"'{given_flags()[name]}'")
+    _check_outputs(out, None, None)
+    console = error_console()
+    found = profile_speculation(
+        model,
+        guesses.speculate or "auto",
+        prompts,
+        max_new_tokens=options.generate if "generate" in given_flags() else 128,
+        repeat=options.repeat if "repeat" in given_flags() else 3,
+        progress=lambda done, total, what: console.print(
+            f"[{done + 1}/{total}] {what}", soft_wrap=True, markup=False
+        ),
+        **{name: getattr(options, name)[0] for name in several},
+        head=options.head,
+        activations=options.activations,
+    )
+    if out is not None:
+        _write(out, json.dumps(found.to_json()) + "\n")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print(speculation_report(found), as_markdown)
     return 0
 
 

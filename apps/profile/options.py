@@ -46,3 +46,15 @@ class PlanOptions:
         if self.int8_tops is not None:
             raise typer.BadParameter("needs --bandwidth or --device beside it", param_hint="'--int8-tops'")
         return None
+
+
+@dataclass(frozen=True)
+class GuessOptions:
+    """What guesses are worth, on real prompts."""
+
+    speculate: str | None = option(
+        None, "Compare these guesses with plain decoding.", metavar="auto|lookup|DRAFT"
+    )
+    prompts: str | None = option(
+        None, "A prompt on every line, or between lines of ---; by default four of our own.", metavar="FILE"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,15 @@ def open_speculation(
     if speculate == OFF or (speculate == AUTO and not executor.capabilities.batch_invariant):
         return None
     if speculate in (AUTO, LOOKUP):
-        memory = LookupMemory()
-        for tokens in earlier:
-            memory.remember(tokens)
-        return Speculation(LOOKUP, lambda: LookupDrafter(memory))
+        saved = list(earlier)
+
+        def start() -> Callable[[], LookupDrafter]:
+            memory = LookupMemory()
+            for tokens in saved:
+                memory.remember(tokens)
+            return partial(LookupDrafter, memory)
+
+        return Speculation(LOOKUP, start)
     return _small_model(speculate, files, executor, tokenizer())
 
 
@@ -60,12 +66,13 @@ def _small_model(
     _check_tokenizer(name, draft, tokenizer)
     context = min(executor.context, draft.context or draft.config.max_position_embeddings)
     options = RunOptions(context=context, threads=executor.info.threads)
-    model = SmallModel(
-        open_executor(draft, options),
-        vocab_size=executor.config.vocab_size,
-        share=_weights(draft) / _weights(files),
-    )
-    return Speculation(str(name), lambda: SmallModelDrafter(model), close=model.executor.close)
+    opened = open_executor(draft, options)
+    size, share = executor.config.vocab_size, _weights(draft) / _weights(files)
+
+    def start() -> Callable[[], SmallModelDrafter]:
+        return partial(SmallModelDrafter, SmallModel(opened, vocab_size=size, share=share))
+
+    return Speculation(str(name), start, opened.close)
 
 
 def _weights(files: ModelFiles) -> int:

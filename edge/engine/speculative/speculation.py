@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from edge.engine.speculative.drafter import Drafter
 from edge.engine.speculative.sequence import SequenceSpeculation
 
+Start = Callable[[], Callable[[], Drafter]]
+"""Makes a function that makes drafters, which share what they learn."""
 
-@dataclass(frozen=True)
+
 class Speculation:
-    """name: of the kind of drafter. new_drafter: makes one for a sequence. close: frees what all of them
-    use.
-    """
+    """Makes a drafter for every sequence."""
 
-    name: str
-    new_drafter: Callable[[], Drafter]
-    close: Callable[[], None] = lambda: None
+    def __init__(self, name: str, start: Start, close: Callable[[], None] = lambda: None) -> None:
+        """name: of the kind of drafter. close: frees what all of them use."""
+        self.name = name
+        self.close = close
+        self._start, self._new_drafter = start, start()
 
     def sequence(self) -> SequenceSpeculation:
         """For a new sequence."""
-        return SequenceSpeculation(self.new_drafter(), self.name)
+        return SequenceSpeculation(self._new_drafter(), self.name)
+
+    def forgetful(self) -> Speculation:
+        """The same, having learned nothing yet; it can't be used after this one is closed."""
+        return Speculation(self.name, self._start)
