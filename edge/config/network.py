@@ -58,10 +58,10 @@ class RopeConfig:
                 f"Unknown rope_type '{self.type}'; supported are {', '.join(get_args(RopeType))}, "
                 "and running with another one would give wrong text."
             )
-        _positive(self, "theta", "factor", "beta_fast", "beta_slow")
+        check_sizes(self, "theta", "factor", "beta_fast", "beta_slow")
         for name in ("original_max_position_embeddings", "attention_factor"):
             if getattr(self, name) is not None:
-                _positive(self, name)
+                check_sizes(self, name)
         for name in ("theta", "original_max_position_embeddings"):
             if getattr(self, name) is not None and getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
@@ -102,7 +102,7 @@ class SparseConfig:
     exact_lse: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk", whole=True)
+        check_sizes(self, "kernel_size", "kernel_stride", "block_size", "window_size", "topk", whole=True)
         for name, least in (("init_blocks", 0), ("dense_len", -1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -176,11 +176,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model_type, str):
             raise ConfigError(f"model_type must be a text, not {self.model_type!r}.")
-        _positive(self, *_SIZES, whole=True)
-        _positive(self, "rms_norm_eps")
+        check_sizes(self, *_SIZES, whole=True)
+        check_sizes(self, "rms_norm_eps")
         for name in ("scale_emb", "scale_depth", "dim_model_base"):
             if getattr(self, name) is not None:
-                _positive(self, name)
+                check_sizes(self, name)
         if self.num_hidden_layers > _MOST_LAYERS:
             raise ConfigError(
                 f"num_hidden_layers is {self.num_hidden_layers}, but at most {_MOST_LAYERS} are supported."
@@ -267,14 +267,15 @@ class ModelConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
-        known = _exact_fields(cls, data, "config", _MAY_LACK)
-        known["rope"] = RopeConfig(**_tuples(_exact_fields(RopeConfig, known["rope"], "config.rope")))
+        known = exact_fields(cls, data, "config", _MAY_LACK)
+        known["rope"] = RopeConfig(**tuples(exact_fields(RopeConfig, known["rope"], "config.rope")))
         if known["sparse"] is not None:
-            known["sparse"] = SparseConfig(**_exact_fields(SparseConfig, known["sparse"], "config.sparse"))
-        return cls(**_tuples(known))
+            known["sparse"] = SparseConfig(**exact_fields(SparseConfig, known["sparse"], "config.sparse"))
+        return cls(**tuples(known))
 
 
-def _positive(instance: Any, *names: str, whole: bool = False) -> None:
+def check_sizes(instance: Any, *names: str, whole: bool = False) -> None:
+    """Raise ConfigError for the first of these fields that is no positive (whole) number."""
     kinds, wanted = (int, "whole number") if whole else ((int, float), "number")
     for name in names:
         value = getattr(instance, name)
@@ -283,7 +284,8 @@ def _positive(instance: Any, *names: str, whole: bool = False) -> None:
             raise ConfigError(f"{name} must be a positive {wanted}, not {value!r}.")
 
 
-def _exact_fields(cls: type, data: Any, where: str, may_lack: Collection[str] = ()) -> dict[str, Any]:
+def exact_fields(cls: type, data: Any, where: str, may_lack: Collection[str] = ()) -> dict[str, Any]:
+    """A copy of `data` with all fields of a dataclass and no others; ConfigError with the field's name."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"'{where}' must be an object, not {type(data).__name__}.")
     names = {field.name for field in fields(cls)}
@@ -298,5 +300,6 @@ def _exact_fields(cls: type, data: Any, where: str, may_lack: Collection[str] = 
     return dict(data)
 
 
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+def tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """The same with tuples for JSON's lists."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
