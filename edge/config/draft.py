@@ -119,7 +119,7 @@ class DraftConfig:
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * 2
 
     def check_target(self, target: ModelConfig, source: str) -> None:
-        """Raise ConfigError if the draft can't belong to a target of that shape; source: the draft, in words."""
+        """Raise ConfigError if this can't be the draft of a target of that shape; source: it, in words."""
         for name in ("hidden_size", "vocab_size", "embedding_scale", "logit_scale"):
             own, wanted = getattr(self, name), getattr(target, name)
             if own != wanted:
@@ -149,9 +149,10 @@ class DraftConfig:
 class DraftTensor:
     """One tensor of a draft.
 
-    shape: (outputs, inputs) of a matrix, (n,) of a norm or bias. role: the name inside the layer, or the whole
-    name outside of them. layer: None outside of them. native: the number in edge.h (`edge_role`) of the tensor
-    of a decoder that does the same work; None where a decoder has none. words: the kind of tensor in reports.
+    shape: (outputs, inputs) of a matrix, (n,) of a norm or bias. role: the name inside the layer, or the
+    whole name outside of them. layer: None outside of them. native: the number in edge.h (`edge_role`) of the
+    tensor of a decoder that does the same work; None where a decoder has none. words: the kind of tensor in
+    reports.
     """
 
     name: str
