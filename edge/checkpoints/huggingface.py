@@ -5,43 +5,43 @@ What 4-bit packings mean is known to `int4_linear`; which of a network's matrice
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import FLOAT_TYPES, TensorInfo
+from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.chat_templates import chosen_template
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
-from edge.checkpoints.ternary_values import find_ternary
-from edge.checkpoints.torch_pickle import TorchFile
+from edge.checkpoints.opened import (
+    CONFIG,
+    Stored,
+    open_weights,
+    quantization_config,
+    read_json,
+    read_small,
+    shard_map,
+)
 from edge.checkpoints.weight_files import (
     INDEX,
     gguf_files,
-    shard_of,
-    unused_weights,
     weights_name,
-    why_no_weights,
 )
 from edge.config import ModelConfig
 from edge.config.families import family_of
-from edge.config.fields import listed, refuse_two
+from edge.config.fields import listed
 from edge.config.huggingface import config_from_hf
 from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, check_tensors, network_tensors
 from edge.errors import CheckpointError
-from edge.formats.guarded_json import decode_text, parse_object
-from edge.formats.model_folder import member, read_member
-from edge.formats.names import accept_file_name
-from edge.formats.safetensors import SafetensorsFile, TensorEntry, to_float32
+from edge.formats.guarded_json import decode_text
+from edge.formats.safetensors import to_float32
 from edge.quant.rounding import quantize
-from edge.quant.scheme import QuantizedMatrix, QuantScheme
+from edge.quant.scheme import QuantizedMatrix
 from edge.system.notices import notice
 
-CONFIG = "config.json"
-GPTQ_CONFIG = "quantize_config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """One of these is enough to encode text."""
 TOKENIZER_FILES = (
@@ -55,40 +55,6 @@ TOKENIZER_FILES = (
 _BLOCK_WEIGHTS = 1 << 22
 
 
-class _WeightFile(Protocol):
-    """What SafetensorsFile and TorchFile have in common."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorEntry]: ...
-
-    def array(self, name: str) -> npt.NDArray[Any]: ...
-
-    def read_float32(self, name: str) -> npt.NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor of the network lies: a tensor of a file, or rows of one that it shares with others."""
-
-    file: _WeightFile
-    name: str
-    shape: tuple[int, ...]
-    rows: slice | None = None
-
-    @property
-    def dtype(self) -> str:
-        return self.file.tensors[self.name].dtype
-
-    def array(self) -> npt.NDArray[Any]:
-        whole = self.file.array(self.name)
-        return whole if self.rows is None else whole[self.rows]
-
-    def read_float32(self) -> npt.NDArray[np.float32]:
-        if self.rows is None:
-            return self.file.read_float32(self.name)
-        return to_float32(self.array(), self.dtype, f"Tensor '{self.name}'")
-
-
 class HuggingFaceTexts:
     """What a folder says beside its weights, which need not be there yet: the network, the tokenizer, the
     chat template and generation settings.
@@ -98,7 +64,7 @@ class HuggingFaceTexts:
 
     def __init__(self, folder: Path | str) -> None:
         self._folder = Path(folder)
-        data = _read_json(self._folder / CONFIG)
+        data = read_json(self._folder / CONFIG)
         if data is None:
             if self._folder.is_dir() and (files := gguf_files(self._folder)):
                 raise CheckpointError(
@@ -119,7 +85,7 @@ class HuggingFaceTexts:
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name; CheckpointError if there is no tokenizer that can be used."""
-        found = {name: _read(self._folder / name) for name in TOKENIZER_FILES}
+        found = {name: read_small(self._folder / name) for name in TOKENIZER_FILES}
         files = {name: data for name, data in found.items() if data is not None}
         if not any(name in files for name in TOKENIZERS):
             raise CheckpointError(
@@ -132,16 +98,16 @@ class HuggingFaceTexts:
     def chat_template(self) -> str | None:
         """`chat_template.jinja`, or the (default) template in the tokenizer's configuration."""
         path = self._folder / "chat_template.jinja"
-        jinja = _read(path)
+        jinja = read_small(path)
         found = {path.name: None if jinja is None else decode_text(jinja, path, CheckpointError)}
         for name in ("tokenizer_config.json", "chat_template.json"):
-            found[name] = (_read_json(self._folder / name) or {}).get("chat_template")
+            found[name] = (read_json(self._folder / name) or {}).get("chat_template")
         return chosen_template(found, f"'{self._folder}'")
 
     @property
     def generation_config(self) -> dict[str, Any]:
         """The contents of `generation_config.json`, or an empty dict."""
-        return _read_json(self._folder / "generation_config.json") or {}
+        return read_json(self._folder / "generation_config.json") or {}
 
 
 class HuggingFaceCheckpoint(HuggingFaceTexts):
@@ -158,7 +124,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         self._source = str(self._folder) if source is None else source
         entry = quantization_config(self._folder)
         settings = None if entry is None else Int4Settings.from_config(entry, f"'{self._folder}'")
-        self._files = self._open_weights()
+        self._files = open_weights(self._folder)
         family = family_of(self._config)
         tied, untied = self._config, replace(self._config, tie_word_embeddings=False)
         head = network_tensors(untied).get(HEAD)
@@ -183,7 +149,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
         check_tensors(self._config, found, f"'{self._folder}'")
         if tied != self._config:
             self._settle_tie(tied)
-        self._tensors = [self._describe(name, tensor.shape) for name, tensor in self._network.items()]
+        self._tensors = [self._describe(name) for name in self._network]
         self._schemes = {info.name: info.scheme for info in self._tensors}
 
     @property
@@ -210,24 +176,11 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             return self._packed[name].read_float32()
         return self._stored[name].read_float32()
 
-    def _describe(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    def _describe(self, name: str) -> TensorInfo:
         if name in self._packed:
             linear = self._packed[name]
-            return TensorInfo(name, shape, linear.source_type, linear.scheme, linear.exact)
-        stored = self._stored[name]
-        dtype = stored.dtype
-        if dtype not in FLOAT_TYPES:
-            raise CheckpointError(
-                f"Tensor '{name}' of '{self._folder}' has type {dtype}, but a floating-point type was "
-                "expected; use the unquantized checkpoint or a GGUF file of the model."
-            )
-        if len(shape) == 1:
-            return TensorInfo(name, shape, dtype, QuantScheme("f32"))
-        raw = stored.array()
-        ternary = find_ternary(shape[0], lambda rows: to_float32(raw[rows], dtype, name))
-        if ternary is not None:
-            return TensorInfo(name, shape, f"{dtype} ternary", *ternary)
-        return TensorInfo(name, shape, dtype, QuantScheme("f16"))
+            return TensorInfo(name, linear.shape, linear.source_type, linear.scheme, linear.exact)
+        return self._stored[name].describe(name, f"'{self._folder}'")
 
     def _has_head(self, head: NetworkTensor) -> bool:
         """Whether the files have a head; CheckpointError if they lack one that is not tied.
@@ -307,14 +260,14 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             return False
         return part in PARTS or (part == "bias" and not self._files[name].read_float32(name).any())
 
-    def _place(self, fused: bool, packed: bool) -> dict[str, _Stored]:
+    def _place(self, fused: bool, packed: bool) -> dict[str, Stored]:
         """Where the network's plain tensors lie, by name; what has no place in it keeps its own name.
 
         fused: tensors that hold several are taken apart. packed: some matrices lie in packed tensors.
         """
-        found: dict[str, _Stored] = {}
+        found: dict[str, Stored] = {}
 
-        def place(ours: str, stored: _Stored) -> None:
+        def place(ours: str, stored: Stored) -> None:
             if ours in found:
                 raise CheckpointError(
                     f"'{self._folder}' has '{ours}' twice, in its tensors '{found[ours].name}' and "
@@ -334,7 +287,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                     f"call '{self._network[ours].hf}'; the file belongs to another model."
                 )
             if not parts:
-                place(ours, _Stored(file, name, shape))
+                place(ours, Stored(file, name, shape))
                 continue
             sizes = [self._network[each].shape[0] for each in parts]
             if shape[:1] != (sum(sizes),):
@@ -344,23 +297,9 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                 )
             start = 0
             for each, size in zip(parts, sizes, strict=True):
-                place(each, _Stored(file, name, (size, *shape[1:]), slice(start, start + size)))
+                place(each, Stored(file, name, (size, *shape[1:]), slice(start, start + size)))
                 start += size
         return found
-
-    def _open_weights(self) -> dict[str, _WeightFile]:
-        """Tensor name -> the open file that holds it."""
-        name = weights_name(self._folder)
-        if name is None:
-            raise CheckpointError(why_no_weights(self._folder))
-        say_which_weights(self._folder)
-        if not name.endswith(INDEX):
-            file = _open_file(self._folder / name)
-            return dict.fromkeys(file.tensors, file)
-        weight_map = _weight_map(self._folder, name)
-        shards = {shard: _open_file(self._folder / shard) for shard in dict.fromkeys(weight_map.values())}
-        held = {shard: file.tensors for shard, file in shards.items()}
-        return {tensor: shards[shard] for tensor, shard in shard_of(weight_map, held, self._folder / name)}
 
 
 def is_complete(folder: Path) -> bool:
@@ -373,70 +312,4 @@ def is_complete(folder: Path) -> bool:
     name = weights_name(folder)
     if name is None or not name.endswith(INDEX):
         return name is not None
-    return all((folder / shard).is_file() for shard in _weight_map(folder, name).values())
-
-
-def say_which_weights(folder: Path) -> None:
-    """A notice for a folder with more than one set of weights; CheckpointError for an index that can't be
-    read."""
-    name = weights_name(folder)
-    if name is None:
-        return
-    used = _weight_map(folder, name).values() if name.endswith(INDEX) else (name,)
-    others = unused_weights(folder, set(used))
-    if others:
-        notice(
-            f"'{folder}' has more than one set of weights: {name} is used, as transformers does, and "
-            f"{listed(others[:4] if len(others) < 5 else [*others[:3], f'{len(others) - 3} more'])} not."
-        )
-
-
-def _weight_map(folder: Path, index: str) -> dict[str, str]:
-    """Tensor name -> name of the file in `folder` that holds it, as an index of shards says."""
-    weight_map = (_read_json(folder / index) or {}).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"'{folder / index}' has no 'weight_map'; download it again.")
-    for shard in weight_map.values():
-        accept_file_name(shard, folder / index, CheckpointError)
-    return weight_map
-
-
-def _read(path: Path) -> bytes | None:
-    """A small file's contents, None if it does not exist."""
-    return read_member(path.parent, path.name, CheckpointError)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file."""
-    data = _read(path)
-    return None if data is None else parse_object(data, path, CheckpointError, "download it again")
-
-
-def _open_file(path: Path) -> _WeightFile:
-    member(path.parent, path.name, CheckpointError)
-    return SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
-
-
-def quantization_config(folder: Path) -> dict[str, Any] | None:
-    """How a folder's weights are packed, as its files say: None for plain floats.
-
-    `config.json` says it, or AutoGPTQ's older `quantize_config.json`. Raises CheckpointError for an entry
-    that is not an object, ConfigError for two that contradict each other.
-    """
-    entry = (_read_json(folder / CONFIG) or {}).get("quantization_config")
-    older = _read_json(folder / GPTQ_CONFIG)
-    if entry is None:
-        return None if older is None else {"quant_method": "gptq", **older}
-    if not isinstance(entry, dict):
-        raise CheckpointError(
-            f"The field 'quantization_config' of '{folder / CONFIG}' must be an object, not {entry!r}."
-        )
-    for name in Int4Settings.READ:
-        refuse_two(
-            f"'{folder}'",
-            {
-                f"quantization_config.{name}": entry.get(name),
-                f"{GPTQ_CONFIG}: {name}": (older or {}).get(name),
-            },
-        )
-    return entry
+    return all((folder / shard).is_file() for shard in shard_map(folder, name).values())

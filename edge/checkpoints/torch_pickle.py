@@ -50,11 +50,9 @@ _MOST_DIMENSIONS = 8
 _MOST_SHARED = 4  # bytes of all tensors over those stored: tied tensors share, bombs share a thousandfold
 
 
-class TorchFile:
-    """A file of `torch.save` in the zip format (PyTorch 1.6 and later) that holds a state dict.
-
-    tensors: name -> (dtype, shape), dtype in safetensors' spelling. Raises CheckpointError for a file that is
-    damaged, of the older format, or holds anything but tensors.
+class _Archive:
+    """A file of `torch.save` in the zip format (PyTorch 1.6 and later). saved: what it holds, with `_Tensor`
+    for tensors.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,13 +66,13 @@ class TorchFile:
                         "it with PyTorch and save it again, best as safetensors."
                     )
                 if not start.startswith(b"PK"):
-                    raise self._damaged("it is not a zip file")
+                    raise self.damaged("it is not a zip file")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 with zipfile.ZipFile(cast(BinaryIO, _ShortReads(file))) as archive:
                     self._entries = {entry.filename: entry for entry in archive.infolist()}
                     pickles = [name for name in self._entries if name.endswith("/data.pkl")]
                     if len(pickles) != 1:
-                        raise self._damaged("it holds no data.pkl")
+                        raise self.damaged("it holds no data.pkl")
                     self._folder = pickles[0].removesuffix("data.pkl")
                     program = self._stored(archive, pickles[0])
                     order = f"{self._folder}byteorder"
@@ -82,55 +80,36 @@ class TorchFile:
         except OSError as error:
             raise CheckpointError(f"Cannot read '{self.path}': {error.strerror or error}.") from None
         except _ZIP_ERRORS as error:
-            raise self._damaged(f"{error!s:.80}") from None
+            raise self.damaged(f"{error!s:.80}") from None
         if order_text != b"little":
             raise CheckpointError(f"'{self.path}' was saved on a big-endian machine, which is not supported.")
-        state = self._run(program)
-        if not isinstance(state, dict):
-            raise CheckpointError(f"'{self.path}' holds a {type(state).__name__} instead of a state dict.")
-        self._tensors = {
-            accept_name(name, self.path, CheckpointError): value
-            for name, value in state.items()
-            if isinstance(value, _Tensor)
-        }
-        self.tensors = {name: TensorEntry(t.storage.dtype, t.shape) for name, t in self._tensors.items()}
-        for name in self._tensors:
-            self._check(name)
-        storages = {tensor.storage for tensor in self._tensors.values()}
-        stored = sum(self._entries[self._data_entry(storage)].file_size for storage in storages)
-        if sum(tensor.bytes for tensor in self._tensors.values()) > _MOST_SHARED * stored:
-            raise self._damaged("its tensors share one another's data over and over")
+        self.saved = self._run(program)
 
-    def array(self, name: str) -> npt.NDArray[Any]:
-        """One tensor, zero-copy and read-only, maybe strided; BF16 appears as its uint16 bits."""
-        if name not in self._tensors:
-            raise CheckpointError(f"'{self.path}' has no tensor '{name}'.")
-        tensor = self._tensors[name]
+    def array_of(self, tensor: _Tensor) -> npt.NDArray[Any]:
+        """A tensor that `check` let pass, zero-copy and read-only, maybe strided; BF16 as its uint16 bits."""
         storage = tensor.storage
         start = self._data_start(storage) + tensor.offset * storage.itemsize
         flat: npt.NDArray[Any] = np.frombuffer(self._map, _NUMPY[storage.dtype], tensor.span, start)
         steps = [stride * storage.itemsize for stride in tensor.strides]
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
 
-    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
-        """One floating-point tensor as float32, a copy."""
-        raw = self.array(name)
-        return to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
-
-    def _check(self, name: str) -> None:
+    def check(self, name: str, tensor: _Tensor) -> None:
         """Every index that the tensor's shape and strides can form must lie inside its storage's bytes.
 
         A tensor may not be larger than its storage either: a stride of 0 makes gigabytes of one number.
         """
-        tensor = self._tensors[name]
         entry = self._entries.get(self._data_entry(tensor.storage))
         if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.header_offset < 0:
-            raise self._damaged(f"the data of tensor '{name}' is missing or compressed")
+            raise self.damaged(f"the data of tensor '{name}' is missing or compressed")
         needed = (tensor.offset + tensor.span) * tensor.storage.itemsize
         if needed > entry.file_size or self._data_start(tensor.storage) + needed > len(self._map):
-            raise self._damaged(f"tensor '{name}' reaches beyond its data")
+            raise self.damaged(f"tensor '{name}' reaches beyond its data")
         if tensor.bytes > entry.file_size:
-            raise self._damaged(f"tensor '{name}' repeats its data")
+            raise self.damaged(f"tensor '{name}' repeats its data")
+
+    def stored_bytes(self, storage: _Storage) -> int:
+        """Size of the data that a checked tensor lies in."""
+        return self._entries[self._data_entry(storage)].file_size
 
     def _data_entry(self, storage: _Storage) -> str:
         return f"{self._folder}data/{storage.key}"
@@ -145,12 +124,13 @@ class TorchFile:
         """A small entry. `torch.save` compresses nothing, and what is not compressed can't grow."""
         entry = self._entries[name]
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise self._damaged("its entries are compressed")
+            raise self.damaged("its entries are compressed")
         if entry.file_size > _MOST_SMALL:
-            raise self._damaged(f"its pickle has more than {_MOST_SMALL >> 20} MiB")
+            raise self.damaged(f"its pickle has more than {_MOST_SMALL >> 20} MiB")
         return archive.read(entry)
 
-    def _damaged(self, what: str) -> CheckpointError:
+    def damaged(self, what: str) -> CheckpointError:
+        """The error for a file of which that is wrong."""
         return CheckpointError(
             f"'{self.path}' is truncated or not a PyTorch checkpoint ({what}); copy or download it again."
         )
@@ -164,7 +144,64 @@ class TorchFile:
                 "safetensors file, or one you trust saved again as a plain state dict."
             ) from None
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
-            raise self._damaged(f"its pickle is invalid: {error!s:.80}") from None
+            raise self.damaged(f"its pickle is invalid: {error!s:.80}") from None
+
+
+class TorchFile(_Archive):
+    """A file of `torch.save` that holds a state dict.
+
+    tensors: name -> (dtype, shape), dtype in safetensors' spelling. Raises CheckpointError for a file that is
+    damaged, of the older format, or holds anything but tensors.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        if not isinstance(self.saved, dict):
+            kind = type(self.saved).__name__.removeprefix("_").lower()
+            raise CheckpointError(f"'{self.path}' holds a {kind} instead of a state dict.")
+        self._tensors = {
+            accept_name(name, self.path, CheckpointError): value
+            for name, value in self.saved.items()
+            if isinstance(value, _Tensor)
+        }
+        self.tensors = {name: TensorEntry(t.storage.dtype, t.shape) for name, t in self._tensors.items()}
+        for name, tensor in self._tensors.items():
+            self.check(name, tensor)
+        storages = {tensor.storage for tensor in self._tensors.values()}
+        stored = sum(map(self.stored_bytes, storages))
+        if sum(tensor.bytes for tensor in self._tensors.values()) > _MOST_SHARED * stored:
+            raise self.damaged("its tensors share one another's data over and over")
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One tensor, zero-copy and read-only, maybe strided; BF16 appears as its uint16 bits."""
+        if name not in self._tensors:
+            raise CheckpointError(f"'{self.path}' has no tensor '{name}'.")
+        return self.array_of(self._tensors[name])
+
+    def read_float32(self, name: str) -> npt.NDArray[np.float32]:
+        """One floating-point tensor as float32, a copy."""
+        raw = self.array(name)
+        return to_float32(raw, self.tensors[name].dtype, f"Tensor '{name}' of '{self.path}'")
+
+
+def read_integers(path: str | Path) -> npt.NDArray[np.int64]:
+    """The list or one-dimensional tensor of whole numbers that `torch.save` wrote into a file.
+
+    Raises CheckpointError for a file that is damaged, of the older format, or holds anything else.
+    """
+    archive = _Archive(path)
+    saved = archive.saved
+    if isinstance(saved, _Tensor):
+        archive.check("the only one", saved)
+        values = archive.array_of(saved)
+        if values.ndim == 1 and values.dtype.kind in "iu" and saved.storage.dtype != "BF16":
+            return values.astype(np.int64)
+    elif isinstance(saved, list) and all(type(each) is int and abs(each) < 1 << 63 for each in saved):
+        return np.array(saved, np.int64)
+    raise CheckpointError(
+        f"'{archive.path}' holds no list of whole numbers; give a file with a list or a one-dimensional "
+        "tensor of them."
+    )
 
 
 class _ShortReads:

@@ -10,13 +10,8 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from edge.checkpoints.huggingface import (
-    CONFIG,
-    GPTQ_CONFIG,
-    TOKENIZER_FILES,
-    HuggingFaceTexts,
-    is_complete,
-)
+from edge.checkpoints.huggingface import TOKENIZER_FILES, HuggingFaceTexts, is_complete
+from edge.checkpoints.opened import CONFIG, GPTQ_CONFIG
 from edge.errors import CheckpointError
 from edge.hub.connection import HubModel, cached_snapshot, connected, is_offline, needs_network
 from edge.hub.gguf_files import choices, gguf_files, local_gguf_files

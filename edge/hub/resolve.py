@@ -234,7 +234,7 @@ def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool)
     if found.kind == "gguf":
         return _Recipe(_key(found, options), lambda: _open_gguf(found), options)
     if found.kind == "folder":
-        from edge.checkpoints.huggingface import say_which_weights
+        from edge.checkpoints.opened import say_which_weights
 
         if quantize is None:
             options["floats"] = "auto"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from edge.checkpoints.gguf import GGUFCheckpoint
-from edge.checkpoints.huggingface import CONFIG, HuggingFaceCheckpoint
+from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.checkpoints.opened import CONFIG
 from edge.checkpoints.weight_files import INDEX, SAFETENSORS
 from edge.config import ModelConfig
 from edge.config.families import family_of
