@@ -35,15 +35,12 @@ class TensorInfo:
     exact: bool = True
 
 
-class Checkpoint(ModelTexts, Protocol):
-    """A model in somebody's file format, read tensor by tensor.
-
-    Names and row order are those of Hugging Face's Llama (GGUF's interleaved q/k rows are put back).
-    """
+class TensorSource(Protocol):
+    """Weights in somebody's file format, read tensor by tensor."""
 
     @property
     def source(self) -> str:
-        """A human-readable name of where it came from."""
+        """A human-readable name of where they came from."""
 
     @property
     def tensors(self) -> Sequence[TensorInfo]:
@@ -51,3 +48,10 @@ class Checkpoint(ModelTexts, Protocol):
 
     def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix:
         """One tensor: floats, or a matrix in the scheme that its TensorInfo names."""
+
+
+class Checkpoint(ModelTexts, TensorSource, Protocol):
+    """A model in somebody's file format.
+
+    Names and row order are those of Hugging Face's Llama (GGUF's interleaved q/k rows are put back).
+    """

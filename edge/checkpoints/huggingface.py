@@ -307,9 +307,12 @@ def is_complete(folder: Path) -> bool:
 
     Raises CheckpointError for an index of shards that can't be read.
     """
-    if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in TOKENIZERS):
-        return False
-    name = weights_name(folder)
+    return any((folder / name).is_file() for name in TOKENIZERS) and has_weights(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has a config and all files of its weights; raises as `is_complete` does."""
+    name = weights_name(folder) if (folder / CONFIG).is_file() else None
     if name is None or not name.endswith(INDEX):
         return name is not None
     return all((folder / shard).is_file() for shard in shard_map(folder, name).values())

@@ -67,6 +67,10 @@ class Stored:
             return self.file.read_float32(self.name)
         return to_float32(self.array(), self.dtype, f"Tensor '{self.name}'")
 
+    def at(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """Some rows of a matrix as float32."""
+        return to_float32(self.array()[rows], self.dtype, f"Tensor '{self.name}'")
+
     def describe(self, name: str, where: str) -> TensorInfo:
         """What is known without reading all of it: floats, or ternary values that were saved as floats.
 

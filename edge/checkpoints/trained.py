@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.base import TensorInfo, TensorSource
 from edge.checkpoints.weights import read_float32
 from edge.errors import CheckpointError
 from edge.quant.kinds import SchemeKind
@@ -18,7 +18,7 @@ _ROUNDS = 8
 
 
 def check_trained(
-    checkpoint: Checkpoint, scheme: QuantScheme, matrices: Sequence[TensorInfo], what: str
+    checkpoint: TensorSource, scheme: QuantScheme, matrices: Sequence[TensorInfo], what: str
 ) -> None:
     """Raise CheckpointError unless the checkpoint's reader found all these matrices in the scheme's kind.
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.base import Checkpoint, TensorInfo, TensorSource
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import CheckpointError
 from edge.quant.packing import dequantize
@@ -33,7 +33,7 @@ def head_matrices(checkpoint: Checkpoint) -> list[TensorInfo]:
     return [info for info in checkpoint.tensors if info.name in (EMBEDDING, HEAD)]
 
 
-def read_float32(checkpoint: Checkpoint, name: str) -> npt.NDArray[np.float32]:
+def read_float32(checkpoint: TensorSource, name: str) -> npt.NDArray[np.float32]:
     """One tensor as float32, as exactly as its format means it; a copy that may be changed.
 
     Raises CheckpointError for one that is not finite.

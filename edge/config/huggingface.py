@@ -38,7 +38,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     model_type = plain.text("model_type")
     family = family_from_hf(model_type, plain.texts("architectures"))
     source = Fields(data, _WHERE, names=family.fields, defaults=family.defaults)
-    _check_fixed(data, family)
+    check_fixed(data, family.fixed)
 
     hidden_size = source.integer("hidden_size")
     layers = source.integer("num_hidden_layers")
@@ -58,7 +58,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_size(source.optional_integer("head_dim"), hidden_size, heads),
         rms_norm_eps=source.number("rms_norm_eps"),
         max_position_embeddings=max_positions,
-        rope=_rope(source, max_positions),
+        rope=rope_from_hf(source, max_positions),
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
         bos_token_id=next(iter(_known_ids(source, "bos_token_id")), None),
         eos_token_ids=_known_ids(source, "eos_token_id"),
@@ -110,9 +110,9 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     return {family.fields.get(name, name): value for name, value in values.items() if value is not None}
 
 
-def _check_fixed(data: Mapping[str, Any], family: Family) -> None:
-    """Refuse fields that change the arithmetic and have other values than the family's."""
-    for name, values in family.fixed.items():
+def check_fixed(data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse fields that change the arithmetic and have other values than `fixed` says: ConfigError."""
+    for name, values in fixed.items():
         if name == "sliding_window" and data.get("use_sliding_window") is False:
             continue  # Qwen's way of saying that there is none
         value = data.get(name)
@@ -136,8 +136,8 @@ def _experts(source: Fields) -> int:
     return source.integer(names[0], source.optional_integer(names[1]) or 0)
 
 
-def _rope(source: Fields, max_positions: int) -> RopeConfig:
-    """The rotary embedding by transformers' rules: `rope_scaling` stands in for the whole of
+def rope_from_hf(source: Fields, max_positions: int) -> RopeConfig:
+    """A config's rotary embedding by transformers' rules: `rope_scaling` stands in for the whole of
     `rope_parameters`, theta counts inside before outside, the original length outside before inside.
     """
     scaling, parameters = (_object(source, name) for name in ("rope_scaling", "rope_parameters"))

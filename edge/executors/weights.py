@@ -15,7 +15,7 @@ from typing import Protocol
 
 from edge.errors import BundleError
 from edge.executors.native import library as native
-from edge.formats.model_files import ModelFiles
+from edge.formats.model_files import PackedFiles
 from edge.system.huge_pages import huge_page_bytes
 
 _PIECE = 8 << 20  # bytes that one thread reads at a time, whole huge pages
@@ -41,7 +41,7 @@ class WeightMemory(Protocol):
         """How many of the bytes lie in huge pages now; None where the system does not tell."""
 
 
-def open_weights(files: ModelFiles, mmap: bool | None = None) -> WeightMemory:
+def open_weights(files: PackedFiles, mmap: bool | None = None) -> WeightMemory:
     """The weights of `files` in fast memory: mapped if their file lies in huge pages, else copied into some.
 
     mmap: True maps the file and reads it when it is used, False copies it in any case.
@@ -57,7 +57,7 @@ class MappedWeights:
 
     mapped = True
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: PackedFiles) -> None:
         self._arrays = {name: files.data(name) for name in files.tensors}
         first, array = next(iter(self._arrays.items()))
         self._start = int(array.ctypes.data) - files.offset(first)  # of the file: the system aligns it well
@@ -125,7 +125,7 @@ class CopiedWeights:
 
     mapped = False
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: PackedFiles) -> None:
         self._offsets = {name: files.offset(name) for name in files.tensors}
         self.bytes = _size(files)
         self._copy = HugePageFile(files.weights_file, self.bytes)
@@ -140,6 +140,6 @@ class CopiedWeights:
         return huge_page_bytes(self._copy.start, self.bytes)
 
 
-def _size(files: ModelFiles) -> int:
+def _size(files: PackedFiles) -> int:
     """What the tensors need, not what the file has now: it may have been replaced since it was checked."""
     return max(files.offset(name) + info.bytes for name, info in files.tensors.items())

@@ -35,7 +35,25 @@ class ModelTexts(Protocol):
         """The settings that the model's authors recommend (`generation_config.json`), or an empty dict."""
 
 
-class ModelFiles(ModelTexts, Protocol):
+class PackedFiles(Protocol):
+    """Tensors in the kernels' own layout, to be mapped into memory: of a model or of its draft."""
+
+    @property
+    def tensors(self) -> Mapping[str, BundleTensor]:
+        """Every tensor of the network by name."""
+
+    @property
+    def weights_file(self) -> Path:
+        """The file of packed tensors."""
+
+    def offset(self, name: str) -> int:
+        """Where the packed bytes of a tensor start in that file."""
+
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The packed bytes of a tensor, mapped and read-only."""
+
+
+class ModelFiles(ModelTexts, PackedFiles, Protocol):
     """An open folder with a model: `edge.formats.bundle.reader.Bundle` and
     `edge.formats.artifact.folder.Artifact`.
     """
@@ -75,20 +93,6 @@ class ModelFiles(ModelTexts, Protocol):
     @property
     def content_hash(self) -> str:
         """Hex digest of what the model computes."""
-
-    @property
-    def tensors(self) -> Mapping[str, BundleTensor]:
-        """Every tensor of the network by name."""
-
-    @property
-    def weights_file(self) -> Path:
-        """The file of packed tensors."""
-
-    def offset(self, name: str) -> int:
-        """Where the packed bytes of a tensor start in that file."""
-
-    def data(self, name: str) -> npt.NDArray[np.uint8]:
-        """The packed bytes of a tensor, mapped and read-only."""
 
     def with_config(self, config: ModelConfig) -> ModelFiles:
         """The same weights read as another network; ArtifactError for a folder, which can't change."""

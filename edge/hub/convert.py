@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.checkpoints.base import Checkpoint, TensorInfo
+from edge.checkpoints.base import Checkpoint, TensorInfo, TensorSource
 from edge.checkpoints.trained import check_trained
 from edge.checkpoints.weights import head_matrices, layer_matrices
 from edge.config.tensors import EMBEDDING, HEAD, check_dense, check_tensors, expected_tensors
 from edge.errors import CheckpointError
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.planned import PlannedBundle
-from edge.formats.bundle.writer import BundleWriter
+from edge.formats.bundle.writer import BundleWriter, PackedWriter
 from edge.quant.packing import dequantize, pack, packed_scales
 from edge.quant.rounding import quantize as quantize_matrix
 from edge.quant.rounding import to_float16
@@ -69,7 +69,7 @@ def convert(
         for tensor in tensors:
             if progress is not None:
                 progress(done, total, tensor.name)
-            _convert_tensor(checkpoint, tensor, writer)
+            convert_tensor(checkpoint, tensor, writer)
             done += tensor.bytes
         if progress is not None:
             progress(done, total, "")
@@ -101,21 +101,23 @@ def _plan_tensors(
     infos = {info.name: info for info in checkpoint.tensors}
     check_tensors(config, {name: info.shape for name, info in infos.items()}, checkpoint.source)
     layers, ends = layer_matrices(checkpoint), head_matrices(checkpoint)
-    body_scheme = _chosen(checkpoint, quantize, layers, "linear layers")
-    head_scheme = body_scheme if head is None else _chosen(checkpoint, head, ends, "embeddings and heads")
+    body_scheme = chosen_scheme(checkpoint, quantize, layers, "linear layers")
+    head_scheme = (
+        body_scheme if head is None else chosen_scheme(checkpoint, head, ends, "embeddings and heads")
+    )
     if body_scheme is None and QuantScheme.chosen(quantize) is not None:
         floats = "auto"  # embedding and head beside trained weights
     if floats == "auto":
         floats = "int4" if all(info.scheme.is_float for info in infos.values()) else "int8"
     float_scheme = QuantScheme("f16") if floats is None else QuantScheme.from_name(floats)
     return [
-        _plan(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
+        plan_tensor(infos[name], head_scheme if name in (EMBEDDING, HEAD) else body_scheme, float_scheme)
         for name in expected_tensors(config)
     ]
 
 
-def _chosen(
-    checkpoint: Checkpoint, name: str | None, matrices: list[TensorInfo], what: str
+def chosen_scheme(
+    checkpoint: TensorSource, name: str | None, matrices: list[TensorInfo], what: str
 ) -> QuantScheme | None:
     """The scheme of a name; None where matrices keep their own, which may be the named kind already."""
     scheme = QuantScheme.chosen(name)
@@ -125,7 +127,10 @@ def _chosen(
     return None
 
 
-def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> BundleTensor:
+def plan_tensor(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> BundleTensor:
+    """How a tensor of a checkpoint is stored. target: the scheme that was asked for, None keeps its own, and
+    gives floats that of `floats`.
+    """
     if len(info.shape) == 1:
         return BundleTensor(info.name, info.shape, QuantScheme("f32"), info.source_type, info.exact)
     if target is None:
@@ -135,7 +140,8 @@ def _plan(info: TensorInfo, target: QuantScheme | None, floats: QuantScheme) -> 
     return BundleTensor(info.name, info.shape, target, info.source_type, exact)
 
 
-def _convert_tensor(checkpoint: Checkpoint, tensor: BundleTensor, writer: BundleWriter) -> None:
+def convert_tensor(checkpoint: TensorSource, tensor: BundleTensor, writer: PackedWriter) -> None:
+    """Read a tensor, bring it into its scheme and write it; CheckpointError for one that is damaged."""
     source = checkpoint.read(tensor.name)
     if source.shape != tensor.shape:
         raise CheckpointError(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from edge.checkpoints.base import READER_VERSION
 from edge.errors import BundleError, EdgeError
@@ -29,6 +29,8 @@ from edge.formats.model_folder import read_regular
 from edge.quant.scheme import QuantScheme
 from edge.system.file_locks import is_at, lock_descriptor
 from edge.system.paths import cache_folder
+
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -79,26 +81,37 @@ def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
 
 
 def cached_bundle(key: CacheKey, build: Callable[[Path], None], *, verify: bool = False) -> Bundle:
-    """The bundle of `key`, converted by `build(folder)` if the cache does not hold a sound one.
+    """The bundle of a model; see `cached`."""
+    return cached(key, build, Bundle.open, verify=verify)
 
-    build must create the bundle at the path it is given, which does not exist. A cached bundle that turns out
-    damaged is converted again. verify recomputes checksums.
+
+def cached(
+    key: CacheKey,
+    build: Callable[[Path], None],
+    open_it: Callable[[Path, bool], Opened],
+    *,
+    verify: bool = False,
+) -> Opened:
+    """What was made for `key`, converted by `build(folder)` if the cache does not hold a sound one.
+
+    build must create the folder at the path it is given, which does not exist. open_it: opens it, given
+    whether to recompute checksums (`verify`); it raises BundleError for a damaged one, which is made again.
     """
     path = _models() / key.name
     remove_leftovers(path.parent)
     if path.exists():
         try:
-            return Bundle.open(path, verify)
+            return open_it(path, verify)
         except BundleError:
             pass  # damaged, or being removed: settled below, under the lock
     with _lock(key.name):
         if path.exists():
             try:
-                return Bundle.open(path, verify)
+                return open_it(path, verify)
             except BundleError:
                 _remove(path)
         build(path)
-        return Bundle.open(path)
+        return open_it(path, False)
 
 
 def cached_models() -> list[CacheEntry]:

@@ -142,53 +142,25 @@ class Manifest:
             "source": self.source,
             "operators": list(self.operators),
             "config": self.config.to_json(),
-            "files": {
-                name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in self.files.items()
-            },
-            "tensors": {
-                tensor.name: {
-                    "shape": list(tensor.shape),
-                    "scheme": {**tensor.scheme.to_json(), "layout": tensor.layout},
-                    "source_type": tensor.source_type,
-                    "exact": tensor.exact,
-                }
-                for tensor in self.tensors.values()
-            },
+            "files": files_to_json(self.files),
+            "tensors": tensors_to_json(self.tensors),
         }
 
     @classmethod
     def parse(cls, text: bytes, where: str) -> Manifest:
         """Read `manifest.json`; BundleError if it is damaged, altered, newer or unknown."""
-        data = parse_object(text, Path(where), BundleError, _ADVICE)
-        if data.get("format") != FORMAT:
-            raise _damaged(where, f"is not a manifest of the format '{FORMAT}'")
-        version = data.get("version")
-        if not isinstance(version, int) or not 1 <= version <= VERSION:
-            raise BundleError(
-                f"'{where}' has format version {version}, but this program reads versions up to {VERSION}; "
-                "update minicpm-edge or convert the model again."
-            )
-        body = {name: value for name, value in data.items() if name != "sha256"}
-        if data.get("sha256") != json_digest(body):
-            raise _damaged(where, "was altered after it was written (its checksum does not match)")
+        data = read_body(text, where, FORMAT, VERSION)
         try:
             manifest = cls(
                 config=ModelConfig.from_json(data["config"]),
                 source=str(data["source"]),
-                tensors={name: _tensor(name, entry) for name, entry in data["tensors"].items()},
-                files={
-                    accept_file_name(name, Path(where), BundleError): FileEntry.parse(entry)
-                    for name, entry in data["files"].items()
-                },
+                tensors=tensors_from_json(data["tensors"]),
+                files=files_from_json(data["files"], where),
                 operators=tuple(str(operator) for operator in data["operators"]),
                 created_by=str(data["created_by"]),
             )
-        except KeyError as missing:
-            raise _damaged(where, f"lacks the field {missing}") from None
-        except (TypeError, ValueError, AttributeError, OverflowError):
-            raise _damaged(where, "has a field of the wrong type") from None
-        except ConfigError as error:
-            raise BundleError(f"'{where}' has an unusable config, convert the model again: {error}") from None
+        except WRONG_FIELDS as error:
+            raise wrong_field(error, where) from None
         known = OPERATORS | set(required_operators(manifest.tensors))
         for operator in manifest.operators:
             if operator not in known:
@@ -197,7 +169,7 @@ class Manifest:
                     "update minicpm-edge or convert the model again."
                 )
         if MANIFEST in manifest.files:
-            raise _damaged(where, "names itself among its files")
+            raise damaged(where, "names itself among its files")
         return manifest
 
 
@@ -207,6 +179,75 @@ def required_operators(tensors: Mapping[str, BundleTensor]) -> tuple[str, ...]:
     return tuple(sorted({_ATTENTION, *(name for layout in layouts for name in layout.operators)}))
 
 
+def read_body(text: bytes, where: str, form: str, newest: int) -> dict[str, Any]:
+    """The fields of a manifest whose format, version and checksum are right; BundleError for any other.
+
+    where: its path. form: the name of the format. newest: the newest version that can be read.
+    """
+    data = parse_object(text, Path(where), BundleError, _ADVICE)
+    if data.get("format") != form:
+        raise damaged(where, f"is not a manifest of the format '{form}'")
+    version = data.get("version")
+    if not isinstance(version, int) or not 1 <= version <= newest:
+        raise BundleError(
+            f"'{where}' has format version {version}, but this program reads versions up to {newest}; "
+            "update minicpm-edge or convert the model again."
+        )
+    body = {name: value for name, value in data.items() if name != "sha256"}
+    if data.get("sha256") != json_digest(body):
+        raise damaged(where, "was altered after it was written (its checksum does not match)")
+    return data
+
+
+WRONG_FIELDS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, ConfigError)
+"""What reading the fields of a manifest raises where one is missing or wrong; see `wrong_field`."""
+
+
+def wrong_field(error: Exception, where: str) -> BundleError:
+    """The sentence for it."""
+    if isinstance(error, ConfigError):
+        return BundleError(f"'{where}' has an unusable config, convert the model again: {error}")
+    if isinstance(error, KeyError):
+        return damaged(where, f"lacks the field {error}")
+    return damaged(where, "has a field of the wrong type")
+
+
+def damaged(where: str, what: str) -> BundleError:
+    """The error for a manifest that can't be believed."""
+    return BundleError(f"'{where}' {what}; {_ADVICE}.")
+
+
+def tensors_to_json(tensors: Mapping[str, BundleTensor]) -> dict[str, Any]:
+    """Their entry in a manifest."""
+    return {
+        tensor.name: {
+            "shape": list(tensor.shape),
+            "scheme": {**tensor.scheme.to_json(), "layout": tensor.layout},
+            "source_type": tensor.source_type,
+            "exact": tensor.exact,
+        }
+        for tensor in tensors.values()
+    }
+
+
+def tensors_from_json(entries: Mapping[str, Any]) -> dict[str, BundleTensor]:
+    """Inverse of `tensors_to_json`; raises one of WRONG_FIELDS, or BundleError for an unknown scheme."""
+    return {name: _tensor(name, entry) for name, entry in entries.items()}
+
+
+def files_to_json(files: Mapping[str, FileEntry]) -> dict[str, Any]:
+    """Their entry in a manifest."""
+    return {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
+
+
+def files_from_json(entries: Mapping[str, Any], where: str) -> dict[str, FileEntry]:
+    """Inverse of `files_to_json`; raises one of WRONG_FIELDS, or BundleError for a name that leads away."""
+    return {
+        accept_file_name(name, Path(where), BundleError): FileEntry.parse(entry)
+        for name, entry in entries.items()
+    }
+
+
 def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:
     shape = tuple(int(size) for size in entry["shape"])
     if len(shape) not in (1, 2):
@@ -214,7 +255,3 @@ def _tensor(name: str, entry: dict[str, Any]) -> BundleTensor:
     scheme = QuantScheme.from_json(entry["scheme"])
     compact = entry["scheme"]["layout"] == scheme.compact_layout
     return BundleTensor(name, shape, scheme, str(entry["source_type"]), bool(entry["exact"]), compact)
-
-
-def _damaged(where: str, what: str) -> BundleError:
-    return BundleError(f"'{where}' {what}; {_ADVICE}.")

@@ -8,6 +8,7 @@ modification times and headers only, so that a start stays fast.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from edge.formats.bundle.manifest import (
     MANIFEST,
     WEIGHTS,
     BundleTensor,
+    FileEntry,
     Manifest,
 )
 from edge.formats.bundle.stamps import Stamps
@@ -68,7 +70,7 @@ class Bundle:
                 f"'{path}' is a compact bundle, which must be unpacked before it runs; open it with "
                 "`edge.load` or another command of this program."
             )
-        _check_files(path, manifest, verify)
+        check_files(path, manifest.files, verify)
         try:
             weights = SafetensorsFile(path / WEIGHTS)
         except CheckpointError as error:
@@ -147,7 +149,12 @@ class Bundle:
     @cached_property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, empty if the checkpoint had none."""
-        return {name: self.file_bytes(name) for name in self.manifest.files if name not in _NOT_TOKENIZER}
+        return {name: self.file_bytes(name) for name in self.tokenizer_names}
+
+    @property
+    def tokenizer_names(self) -> list[str]:
+        """The names of the tokenizer's files."""
+        return [name for name in self.manifest.files if name not in _NOT_TOKENIZER]
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -165,12 +172,14 @@ class Bundle:
         return parse_object(data, self.path / GENERATION_CONFIG, BundleError, "convert the model again")
 
 
-def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
-    """Sizes always; checksums where no stamp says that this very file was found right before."""
-    if WEIGHTS not in manifest.files:
+def check_files(path: Path, files: Mapping[str, FileEntry], verify: bool) -> None:
+    """Compare the files in folder `path` with its manifest's: sizes always, checksums with `verify` and where
+    no stamp says that this very file was found right before. BundleError names the one that is wrong.
+    """
+    if WEIGHTS not in files:
         raise BundleError(f"'{path}' has no {WEIGHTS} in its manifest; convert the model again.")
     stamps = Stamps(path)
-    for name, entry in manifest.files.items():
+    for name, entry in files.items():
         file = member(path, name, BundleError)
         try:
             status = file.stat()
@@ -197,14 +206,26 @@ def _check_files(path: Path, manifest: Manifest, verify: bool) -> None:
 
 
 def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> None:
-    advice = "convert the model again."
     try:
         check_dense(manifest.config)
         expected = expected_tensors(manifest.config)
     except ConfigError as error:
         raise BundleError(f"'{path}' needs a newer version, update minicpm-edge: {error}") from None
+    check_stored(path, manifest.tensors, expected, weights)
+
+
+def check_stored(
+    path: Path,
+    tensors: Mapping[str, BundleTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    weights: SafetensorsFile,
+) -> None:
+    """Raise BundleError unless the manifest of the folder `path` names exactly the tensors that its config
+    asks for, by name and shape, and its weights file stores them so.
+    """
+    advice = "convert the model again."
     for name, shape in expected.items():
-        tensor = manifest.tensors.get(name)
+        tensor = tensors.get(name)
         if tensor is None:
             raise BundleError(f"'{path}' lacks the tensor '{name}', which its config asks for; {advice}")
         if tensor.shape != shape:
@@ -218,6 +239,6 @@ def _check_tensors(path: Path, manifest: Manifest, weights: SafetensorsFile) -> 
                 f"Tensor '{name}' of '{path}' is not stored as {tensor.bytes} bytes of layout "
                 f"{tensor.layout}; {advice}"
             )
-    for name in manifest.tensors:
+    for name in tensors:
         if name not in expected:
             raise BundleError(f"'{path}' has a tensor '{name}' that its config does not know; {advice}")

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from edge import __version__
@@ -35,12 +35,16 @@ from edge.formats.bundle.stamps import Stamps, remove_stamp
 from edge.formats.safetensors import SafetensorsWriter
 from edge.system.units import format_bytes
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 WEIGHTS_METADATA = {"format": "minicpm-edge"}
 """Of the weights file."""
 
 
-class BundleWriter:
-    """Streams a bundle into `path`; use it as a context manager and write the tensors in the order given.
+class PackedWriter(ABC):
+    """Streams packed tensors into the folder `path`; use it as a context manager and write the tensors in the
+    order given.
 
     Everything goes into a hidden folder beside `path` (`.NAME.*.partial`), is synced, gets its manifest last
     and is renamed when the block ends without an error. `path` must not exist. A full disk or a folder that
@@ -50,23 +54,27 @@ class BundleWriter:
     def __init__(
         self,
         path: str | Path,
-        config: ModelConfig,
-        source: str,
         tensors: Sequence[BundleTensor],
-        *,
-        tokenizer_files: Mapping[str, bytes] | None = None,
-        chat_template: str | None = None,
-        generation_config: Mapping[str, Any] | None = None,
+        small_files: Mapping[str, bytes],
+        more: Sequence[tuple[str, str, tuple[int, ...]]] = (),
     ) -> None:
+        """small_files: what lies beside the weights, by name. more: tensors of another kind behind the packed
+        ones, as `SafetensorsWriter` takes them.
+        """
         self.path = Path(path)
-        self._config, self._source = config, source
         self._tensors = {tensor.name: tensor for tensor in tensors}
-        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        if shapes != expected_tensors(config):
-            raise ValueError("the tensors do not match the config")
-        self._small_files = small_files(tokenizer_files or {}, chat_template, generation_config or {})
+        self._small_files = dict(small_files)
+        self._specs = [*weight_specs(tensors), *more]
 
-    def __enter__(self) -> BundleWriter:
+    @abstractmethod
+    def manifest(self, tensors: Mapping[str, BundleTensor], files: Mapping[str, FileEntry]) -> bytes:
+        """The contents of `manifest.json`, of tensors and files as they were written."""
+
+    @abstractmethod
+    def check(self, folder: Path) -> None:
+        """Raise BundleError unless what was written in `folder` is what its manifest says."""
+
+    def __enter__(self) -> Self:
         if self.path.exists():
             raise BundleError(f"'{self.path}' exists already; remove it or choose another folder.")
         needed = sum(tensor.bytes for tensor in self._tensors.values())
@@ -83,16 +91,14 @@ class BundleWriter:
             raise BundleError(write_failure(self.path, error)) from None
         self._folder = self._partial.path
         try:
-            self._weights = SafetensorsWriter(
-                self._folder / WEIGHTS, weight_specs(self._tensors.values()), WEIGHTS_METADATA
-            )
+            self._weights = SafetensorsWriter(self._folder / WEIGHTS, self._specs, WEIGHTS_METADATA)
             self._weights.__enter__()
         except OSError as error:
             self._partial.__exit__(None, None, None)
             raise BundleError(write_failure(self.path, error)) from None
         return self
 
-    def write(self, name: str, data: npt.NDArray[np.uint8]) -> None:
+    def write(self, name: str, data: npt.NDArray[Any]) -> None:
         """Append packed bytes to tensor `name`; a tensor may come in several pieces."""
         try:
             self._weights.write(name, data)
@@ -120,16 +126,8 @@ class BundleWriter:
         for name, data in self._small_files.items():
             self._write_small(name, data)
             files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
-        manifest = Manifest(
-            config=self._config,
-            source=self._source,
-            tensors=self._tensors,
-            files=files,
-            operators=required_operators(self._tensors),
-            created_by=created_by(),
-        )
-        self._write_small(MANIFEST, manifest.encode())
-        Bundle.open(self._folder, verify=True, compact=True)  # what was written is what the manifest says
+        self._write_small(MANIFEST, self.manifest(self._tensors, files))
+        self.check(self._folder)
         remove_stamp(self._folder)
         self._partial.keep()
         stamps = Stamps(self.path)
@@ -142,6 +140,43 @@ class BundleWriter:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+
+class BundleWriter(PackedWriter):
+    """Writes a bundle of a model; see `PackedWriter`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: ModelConfig,
+        source: str,
+        tensors: Sequence[BundleTensor],
+        *,
+        tokenizer_files: Mapping[str, bytes] | None = None,
+        chat_template: str | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        if {tensor.name: tensor.shape for tensor in tensors} != expected_tensors(config):
+            raise ValueError("the tensors do not match the config")
+        super().__init__(
+            path, tensors, small_files(tokenizer_files or {}, chat_template, generation_config or {})
+        )
+        self._config, self._source = config, source
+
+    def manifest(self, tensors: Mapping[str, BundleTensor], files: Mapping[str, FileEntry]) -> bytes:
+        """See `edge.formats.bundle.manifest`."""
+        return Manifest(
+            config=self._config,
+            source=self._source,
+            tensors=tensors,
+            files=files,
+            operators=required_operators(tensors),
+            created_by=created_by(),
+        ).encode()
+
+    def check(self, folder: Path) -> None:
+        """Open it, with every checksum."""
+        Bundle.open(folder, verify=True, compact=True)
 
 
 def small_files(
