@@ -1,4 +1,4 @@
-"""`edge eval`: how well a model predicts a text, and how far one is from another."""
+"""`edge eval`: how well a model predicts a text, how far one is from another, and which tokens a text has."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge.apps.cli.loading import RopeOverride, load_model
-from edge.apps.cli.options import MODEL_HELP, Group, Json, Model, Run, Source, expand
-from edge.apps.cli.terminal import error_console, output_console, print_json
+from edge.apps.cli.loading import RopeOverride, keywords, load_model
+from edge.apps.cli.options import MODEL_HELP, Group, Hub, Json, Model, Run, Source, expand
+from edge.apps.cli.terminal import convert_progress, error_console, output_console, print_json
 from edge.config import KVChoice
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
@@ -154,6 +154,86 @@ def compare(
     output.print(f"Top-1 agreement {result.top1_agreement:.2%}", style="bold")
     output.print(f"Perplexity: A {result.perplexity_a:.4f}, B {result.perplexity_b:.4f}")
     output.print(f"Protocol: {result.protocol}", soft_wrap=True)
+
+
+@app.command("frequencies")
+@expand
+def frequencies(
+    model: Model,
+    *,
+    text: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="UTF-8 text to count tokens in; may be given again.")
+    ],
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in the list; by default a quarter of the vocabulary."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The list: a .pt file as torch.save writes it, .npy or .json; by default freq_SIZE.pt.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    hub: Hub,
+) -> None:
+    """The most frequent tokens of a corpus, for a draft that guesses with a part of the head (FR-Spec)."""
+    from edge.checkpoints.frequency_list import check_list_name, write_frequency_list
+    from edge.hub.resolve import open_texts
+    from edge.measure.frequencies import count_tokens
+    from edge.text.tokenizer.load import open_tokenizer
+
+    if out is not None:
+        check_list_name(out)  # before minutes of counting
+    tokenizer = open_tokenizer(open_texts(model, **keywords(hub), progress=error_console().is_terminal))
+    size = tokenizer.vocab_size // 4 if size is None else size
+    if size > tokenizer.vocab_size:
+        raise EdgeError(f"The model has only {tokenizer.vocab_size} tokens: give a size up to that.")
+    with convert_progress(f"{len(text)} files", "Counting") as progress:
+        counts = count_tokens(tokenizer, text, progress=progress)
+    tokenizer.close()
+    ids = counts.ranked(size, tokenizer.end_tokens)
+    path = Path(f"freq_{size}.pt") if out is None else out
+    write_frequency_list(path, ids.tolist())
+    coverage = {
+        each: counts.coverage(counts.ranked(each, tokenizer.end_tokens))
+        for each in sorted({*counts.usual_sizes(), size})
+    }
+    unseen = max(0, size - counts.different)
+    if as_json:
+        print_json(
+            {
+                "schema": 1,
+                "model": model,
+                "texts": [str(each) for each in text],
+                "list": str(path),
+                "size": size,
+                "unseen": unseen,
+                "tokens": counts.tokens,
+                "different": counts.different,
+                "vocabulary": tokenizer.vocab_size,
+                "coverage": {str(each): share for each, share in coverage.items()},
+            }
+        )
+        return
+    output = output_console()
+    output.print(f"Wrote {path}: {size} of {tokenizer.vocab_size} tokens", style="bold", soft_wrap=True)
+    output.print(
+        f"{counts.tokens} tokens counted, {counts.different} different ones in {len(text)} files",
+        soft_wrap=True,
+    )
+    for each, share in coverage.items():
+        output.print(f"The {each} most frequent are {share:.2%} of these texts")
+    if unseen:
+        output.print(
+            f"{unseen} tokens of the list never came up: they follow by their id; a larger corpus would rank "
+            "them.",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def _arithmetic(loaded: LoadedModel) -> dict[str, str]:

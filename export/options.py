@@ -44,6 +44,16 @@ class ExportOptions:
     attention: AttentionMode = same(RunOptions, "attention")
     selection: Selection | None = same(RunOptions, "selection")
     eos: tuple[str, ...] = same(GenerationSettings, "eos")
+    draft: str | None = option(
+        None,
+        "bundle: put the model's draft beside it, for speculation: a folder, a hub id or random:eagle2.",
+        metavar="DRAFT",
+    )
+    draft_vocabulary: str | None = option(
+        None,
+        "The tokens that the draft can guess: a freq_N.pt file, their number, or all.",
+        metavar="FILE|N",
+    )
     portable: bool = option(False, "onnx, executorch: only operators of the unmodified runtime.")
     gguf_type: GGUFType | None = option(
         None,
@@ -74,6 +84,10 @@ class ExportOptions:
             )
         if self.gguf_type is not None and self.target != "gguf":
             raise ExportError(f"A GGUF type belongs to `--to gguf`, not to {self.target}; leave it out.")
+        if self.draft is not None and self.target != "bundle":
+            raise ExportError(f"A draft belongs to `--to bundle`, not to {self.target}; leave it out.")
+        if self.draft_vocabulary is not None and self.draft is None:
+            raise ExportError("`--draft-vocabulary` belongs to `--draft`; name the draft too.")
         if self.portable and self.target not in ("onnx", "executorch"):
             raise ExportError(
                 f"`--portable` chooses a flavour of onnx and executorch; {self.target} has only one, "

@@ -26,6 +26,7 @@ from edge.export.calibration import calibration
 from edge.export.options import DEFAULT_HEAD, ExportOptions, named_scheme
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
+from edge.formats.draft.files import DraftFiles, PlannedDraft
 from edge.formats.guarded_json import parse_object
 from edge.hub.convert import Progress
 from edge.quant.layout import TILE_ROWS
@@ -55,13 +56,20 @@ class Source:
     """A bundle as targets see it. Tensor names and row order are those of `edge.config.tensors`.
 
     report: what a quantizer wrote about the error of every layer, as JSON. eos: end tokens beside the model's
-    own, by text or id.
+    own, by text or id. draft: what goes beside it for speculation.
     """
 
-    def __init__(self, bundle: Bundle, report: bytes | None = None, eos: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        report: bytes | None = None,
+        eos: tuple[str, ...] = (),
+        draft: DraftFiles | PlannedDraft | None = None,
+    ) -> None:
         self.bundle = bundle
         self.report = report
         self.eos = eos
+        self.draft = draft
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -71,7 +79,7 @@ class Source:
     def selecting(self, selection: Selection | None) -> Source:
         """The same with the constants of somebody's choice of blocks, which the artifact will name."""
         config = with_selection(self.bundle.config, selection)
-        return Source(self.bundle.with_config(config), self.report, self.eos)
+        return Source(self.bundle.with_config(config), self.report, self.eos, self.draft)
 
     @property
     def config(self) -> ModelConfig:
@@ -176,12 +184,20 @@ def open_source(
 
     Rounding to nearest needs no torch; calibrated and ternary quantization do.
     """
+    from edge.hub.drafts import open_draft
     from edge.hub.resolve import open_bundle
 
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
     if options.calibrated or _packs_trained(model, options):
-        return _quantized(model, options, progress, hub)
-    return Source(open_bundle(model, **_rounding(options), progress=progress, **hub), eos=options.eos)
+        source = _quantized(model, options, progress, hub)
+    else:
+        source = Source(open_bundle(model, **_rounding(options), progress=progress, **hub), eos=options.eos)
+    if options.draft is not None:
+        wanted = options.draft_vocabulary
+        source.draft = open_draft(
+            options.draft, source.bundle, vocabulary=wanted, offline=offline, progress=progress
+        )
+    return source
 
 
 def plan_source(
@@ -197,14 +213,17 @@ def plan_source(
     Reading a tensor of it can raise UnreadWeightsError. Only reading tells whether weights are ternary, so
     for ternary quantization this is `open_source`.
     """
+    from edge.hub.drafts import plan_draft
     from edge.hub.resolve import plan_model
 
     if _packs_trained(model, options):
         return open_source(model, options, progress, revision=revision, offline=offline)
-    return Source(
-        plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline),
-        eos=options.eos,
-    )
+    bundle = plan_model(model, **_rounding(options), progress=progress, revision=revision, offline=offline)
+    draft = None
+    if options.draft is not None:
+        wanted = options.draft_vocabulary
+        draft = plan_draft(options.draft, bundle, vocabulary=wanted, offline=offline, progress=progress)
+    return Source(bundle, eos=options.eos, draft=draft)
 
 
 def _packs_trained(model: str, options: ExportOptions) -> bool:

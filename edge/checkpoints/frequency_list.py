@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +91,22 @@ def write_frequency_list(path: str | Path, ids: Iterable[int]) -> None:
 
     The file appears whole or not at all. CheckpointError for another name, and where it can't be written.
     """
-    path, numbers = Path(path), [int(each) for each in ids]
-    writers = {".pt": _torch_bytes, ".json": lambda ids: json.dumps(ids).encode(), ".npy": _numpy_bytes}
-    if path.suffix not in writers:
-        raise CheckpointError(
-            f"'{path}' is no name of a list of token ids: let it end in {', '.join(writers)}, best as "
-            f"freq_{len(numbers)}.pt."
-        )
+    path, numbers = check_list_name(path), [int(each) for each in ids]
     try:
-        write_file(path, writers[path.suffix](numbers))
+        write_file(path, _WRITERS[path.suffix](numbers))
     except OSError as error:
         raise CheckpointError(write_failure(path, error)) from None
+
+
+def check_list_name(path: str | Path) -> Path:
+    """The path, if a list can be written there by its name; CheckpointError for another name."""
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise CheckpointError(
+            f"'{path}' is no name of a list of token ids: let it end in {', '.join(_WRITERS)}, best as "
+            "freq_N.pt."
+        )
+    return path
 
 
 def _read(path: Path) -> npt.NDArray[np.int64]:
@@ -147,3 +152,14 @@ def _torch_bytes(ids: list[int]) -> bytes:
         ):
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # no time: the same ids, the same file
     return file.getvalue()
+
+
+def _json_bytes(ids: list[int]) -> bytes:
+    return json.dumps(ids).encode()
+
+
+_WRITERS: Mapping[str, Callable[[list[int]], bytes]] = {
+    ".pt": _torch_bytes,
+    ".npy": _numpy_bytes,
+    ".json": _json_bytes,
+}

@@ -24,7 +24,7 @@ from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import CheckpointError, EdgeError
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
-from edge.formats.draft.files import DraftFiles, DraftWriter, draft_folder, is_draft
+from edge.formats.draft.files import DraftFiles, DraftWriter, PlannedDraft, draft_folder, is_draft
 from edge.formats.draft.manifest import TOKEN_IDS, VERSION, TargetIdentity
 from edge.formats.hashing import json_digest
 from edge.formats.model_files import ModelFiles
@@ -115,15 +115,16 @@ def plan_draft(
     target: Bundle,
     *,
     vocabulary: str | Path | int | None = None,
-    revision: str | None = None,
     offline: bool = False,
-) -> dict[str, BundleTensor]:
-    """The packed tensors that `open_draft` would make, by name; target: may be planned, without weights."""
-    found = _find(spec, revision, offline, False)
+    progress: Progress | None = None,
+) -> PlannedDraft:
+    """What `open_draft` would open, without converting; target: may be planned, without weights."""
+    found = _find(spec, None, offline, progress is not None)
     if found.converted is not None:
-        return dict(DraftFiles.open(found.converted).tensors)
+        draft = DraftFiles.open(found.converted)
+        return PlannedDraft(draft.config, draft.tensors)
     recipe = _recipe(found, target, vocabulary, None, None)
-    return {tensor.name: tensor for tensor in recipe.tensors}
+    return PlannedDraft(recipe.config, {tensor.name: tensor for tensor in recipe.tensors})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.manifest import MANIFEST
 from edge.formats.bundle.reader import Bundle
-from edge.formats.model_files import ModelFiles
+from edge.formats.model_files import ModelFiles, ModelTexts
 from edge.hub.built_in import BUILT_IN, BuiltInModel
 from edge.hub.convert import Progress, convert, plan_bundle
 from edge.hub.gguf_files import split_name
@@ -122,6 +122,26 @@ def plan_model(
     if isinstance(recipe, Bundle):
         return recipe
     return _as_named(found, plan_bundle(recipe.open_checkpoint(), **recipe.options))
+
+
+def open_texts(
+    spec: str | Path, *, revision: str | None = None, offline: bool = False, progress: bool = False
+) -> ModelTexts:
+    """What a model says beside its weights, which are not read and in a folder need not be there.
+
+    Names are those of `open_model`. progress: let a download draw its bars.
+    """
+    found = _find(spec, revision, offline, progress)
+    if found.kind == "folder":
+        from edge.checkpoints.huggingface import HuggingFaceTexts
+
+        assert found.path is not None
+        return HuggingFaceTexts(found.path)
+    if found.kind == "exported":
+        assert found.path is not None
+        return Artifact.open(found.path, verify=False)
+    recipe = _recipe(found, None, None, verify=False)
+    return recipe if isinstance(recipe, Bundle) else recipe.open_checkpoint()
 
 
 def open_checkpoint(

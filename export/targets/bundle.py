@@ -30,6 +30,9 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import RuntimeRange
 from edge.formats.bundle.manifest import MANIFEST, WEIGHTS
 from edge.formats.bundle.reader import Bundle
+from edge.formats.draft.files import DraftFiles
+from edge.formats.draft.manifest import FOLDER
+from edge.hub.drafts import bundled_draft
 
 RUNTIME = RuntimeRange("minicpm-edge", "0.1.0")
 DECODER = "decoder.json"
@@ -49,11 +52,13 @@ class BundleTarget:
         sparse = source.sparse(options, obstacle=sparse_obstacle(source.config))
         memory = memory_plan(source.bundle, source.context(options), sparse=sparse)
         manifest = source.bundle.manifest
+        draft = {} if source.draft is None else {f"{FOLDER}/{WEIGHTS}": source.draft.weights_bytes}
         return Plan(
             files={
                 WEIGHTS: manifest.files[WEIGHTS].bytes,
                 MANIFEST: len(_manifest(source)),
                 DECODER: len(_decoder(source, options)),
+                **draft,
             },
             formula="the bundle's own files: codes and scales of every tensor, padded to 64 bytes, exactly",
             export_memory=64 << 20,
@@ -61,6 +66,7 @@ class BundleTarget:
                 "weights": memory.weights,
                 "KV cache": memory.kv_cache,
                 "workspace": memory.workspace,
+                **({} if source.draft is None else {"draft": source.draft.weights_bytes}),
             },
             operators=dict.fromkeys(manifest.operators, 1),
             runtime=RUNTIME,
@@ -79,16 +85,22 @@ class BundleTarget:
                 progress(done, sum(sizes.values()), name)
             shutil.copyfile(source.bundle.path / name, folder / name)
             done += size
+        if isinstance(source.draft, DraftFiles):
+            (folder / FOLDER).mkdir()
+            for name in (WEIGHTS, MANIFEST):
+                shutil.copyfile(source.draft.path / name, folder / FOLDER / name)
         (folder / MANIFEST).write_bytes(_manifest(source))
         (folder / DECODER).write_bytes(_decoder(source, options))
         return Written(WEIGHTS, {name: str(info.scheme) for name, info in source.tensors.items()})
 
     def check(self, artifact: Artifact, reference: Reference) -> CheckResult:
-        """Run it on the native executor, in exact arithmetic."""
+        """Run it on the native executor, in exact arithmetic; a draft beside it must be its own."""
         version = __version__
         artifact.manifest.runtime.check(version)
         manifest = artifact.manifest
-        executor = exact_executor(Bundle.open(artifact.path), manifest.context, manifest.attention)
+        bundle = Bundle.open(artifact.path)
+        bundled_draft(bundle, verify=True)
+        executor = exact_executor(bundle, manifest.context, manifest.attention)
         logits = run_executor(executor, reference)
         return compare_logits(reference, logits, runtime=RUNTIME.name, version=version, limit=_LIMIT)
 

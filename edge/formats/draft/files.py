@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from edge.formats.bundle.manifest import (
     required_operators,
 )
 from edge.formats.bundle.reader import Bundle, check_files, check_stored
-from edge.formats.bundle.writer import PackedWriter, created_by
+from edge.formats.bundle.writer import WEIGHTS_METADATA, PackedWriter, created_by, weight_specs
 from edge.formats.draft.manifest import FOLDER, FORMAT, TOKEN_IDS, DraftManifest, TargetIdentity
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import read_member
-from edge.formats.safetensors import SafetensorsFile
+from edge.formats.safetensors import SafetensorsFile, safetensors_layout
 
 TokenIds = npt.NDArray[np.int32]
 
@@ -86,6 +87,11 @@ class DraftFiles:
         return self._weights.path
 
     @property
+    def weights_bytes(self) -> int:
+        """Size of that file."""
+        return self.manifest.files[WEIGHTS].bytes
+
+    @property
     def content_hash(self) -> str:
         """Hex digest of what the draft computes."""
         return self.manifest.content_hash
@@ -135,6 +141,22 @@ class DraftFiles:
             )
 
 
+@dataclass(frozen=True)
+class PlannedDraft:
+    """A draft bundle before it is written. tensors: the packed ones, by name."""
+
+    config: DraftConfig
+    tensors: Mapping[str, BundleTensor]
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of its weights file."""
+        specs = [*weight_specs(self.tensors.values()), *_id_specs(self.config)]
+        header, _ = safetensors_layout(specs, WEIGHTS_METADATA)
+        ids = 4 * (self.config.head_rows or 0)
+        return len(header) + sum(tensor.bytes for tensor in self.tensors.values()) + ids
+
+
 class DraftWriter(PackedWriter):
     """Writes a draft bundle; see `PackedWriter`. token_ids: of a draft with a head of its own; write them as
     the last tensor, TOKEN_IDS.
@@ -151,8 +173,7 @@ class DraftWriter(PackedWriter):
         expected = {name: tensor.shape for name, tensor in draft_tensors(config).items()}
         if {tensor.name: tensor.shape for tensor in tensors} != expected:
             raise ValueError("the tensors do not match the config")
-        ids = [] if config.head_rows is None else [(TOKEN_IDS, "I32", (config.head_rows,))]
-        super().__init__(path, tensors, {}, ids)
+        super().__init__(path, tensors, {}, _id_specs(config))
         self._config, self._source, self._target = config, source, target
 
     def manifest(self, tensors: Mapping[str, BundleTensor], files: Mapping[str, FileEntry]) -> bytes:
@@ -170,6 +191,11 @@ class DraftWriter(PackedWriter):
     def check(self, folder: Path) -> None:
         """Open it, with every checksum."""
         DraftFiles.open(folder, verify=True)
+
+
+def _id_specs(config: DraftConfig) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The token ids in the weights file, as `SafetensorsWriter` takes them."""
+    return [] if config.head_rows is None else [(TOKEN_IDS, "I32", (config.head_rows,))]
 
 
 def is_draft(folder: Path) -> bool:
