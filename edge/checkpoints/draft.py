@@ -193,7 +193,8 @@ class DraftCheckpoint:
             if name.endswith("rotary_emb.inv_freq") or (name == "norm.weight" and parts.named_by_vllm):
                 continue  # vLLM's MiniCPM drafts have a final norm that nothing is put through
             if name in wanted or name in _HALVES:
-                self._add(found, name, Plain(name, Stored(file, stored, shape), self._where))
+                ours = FC_BIAS if name == f"{_FIRST}.bias" else name
+                self._add(found, ours, Plain(ours, Stored(file, stored, shape), self._where))
             elif name in fused:
                 start, rows = 0, sum(wanted[each].shape[0] for each in fused[name])
                 if shape[:1] != (rows,):
@@ -232,11 +233,8 @@ class DraftCheckpoint:
         found[name] = matrix
 
     def _join_halves(self, found: dict[str, Matrix]) -> None:
-        """Put fc in its place if it came in two halves, of which the first one has the bias."""
+        """Put fc in its place if it came in two halves."""
         halves = [found.pop(f"{stem}.weight", None) for stem in (_FIRST, _SECOND)]
-        bias = found.pop(f"{_FIRST}.bias", None)
-        if bias is not None:
-            self._add(found, FC_BIAS, bias)
         first, second = halves
         if first is not None and second is not None:
             self._add(found, FC, SideBySide(FC, first, second, self._where))

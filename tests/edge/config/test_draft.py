@@ -1,0 +1,156 @@
+"""The shape of a draft: its tensors, its JSON form, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config import RopeConfig
+from edge.config.draft import DraftConfig, draft_tensors
+from edge.config.draft_huggingface import DraftParts, draft_from_hf
+from edge.config.presets import preset
+from edge.errors import ConfigError
+from tests.drafts import draft_fields, llama_target, minicpm_target
+
+HALF = tuple(float(i) for i in range(1, 17))
+PARTS = DraftParts(input_norms=True, attention_norm=True, fc_bias=False)
+
+
+@pytest.fixture
+def config() -> DraftConfig:
+    return draft_shape(minicpm_target(), num_hidden_layers=2, head_rows=50)
+
+
+def test_tensors_in_the_order_of_use(config: DraftConfig) -> None:
+    tensors = draft_tensors(config)
+    layer = ("input_layernorm", *(f"self_attn.{name}_proj" for name in "qkvo"))
+    layer += ("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    names = [f"layers.{index}.{name}.weight" for index in range(2) for name in layer]
+    ends = ["input_norm1.weight", "input_norm2.weight", "fc.weight"], ["lm_head.weight"]
+    assert list(tensors) == [*ends[0], *names, *ends[1]]
+    shapes = {name: tensors[name].shape for name in ("fc.weight", "lm_head.weight", names[2])}
+    assert shapes == {"fc.weight": (144, 288), "lm_head.weight": (50, 144), names[2]: (64, 144)}
+    assert (tensors[names[1]].layer, tensors[names[1]].role) == (0, "self_attn.q_proj.weight")
+    assert tensors[names[1]].native == 4 and tensors["fc.weight"].native is None  # edge_role of a decoder
+    plain = replace(config, attention_norm=False, input_norms=False, fc_bias=True).with_head(None)
+    assert {*tensors} - {*draft_tensors(plain)} == {
+        *("input_norm1.weight", "input_norm2.weight", "layers.0.input_layernorm.weight", "lm_head.weight")
+    }
+    assert draft_tensors(plain)["fc.bias"].shape == (144,)
+
+
+def test_json_and_back(config: DraftConfig) -> None:
+    assert DraftConfig.from_json(config.to_json()) == config
+    rope = RopeConfig("longrope", short_factor=HALF, long_factor=HALF, original_max_position_embeddings=64)
+    for changed in (replace(config, rope=None, window=None, head_rows=None), replace(config, rope=rope)):
+        assert DraftConfig.from_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"kind": "eagle9"}, "Unknown kind of draft 'eagle9'"),
+        ({"num_hidden_layers": 17}, "at most 16"),
+        ({"hidden_size": 0}, "hidden_size must be a positive whole number"),
+        ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
+        ({"head_dim": 24}, "multiples of 16"),
+        ({"window": 0}, "window must be a positive whole number"),
+        ({"head_rows": 1000}, "head_rows is 1000, more than the 203 tokens"),
+        ({"residual_scale": float("inf")}, "residual_scale must be a positive number"),
+        (
+            {
+                "rope": RopeConfig(
+                    "longrope", short_factor=HALF * 2, long_factor=HALF, original_max_position_embeddings=64
+                )
+            },
+            "'short_factor' has 32 values",
+        ),
+    ],
+)
+def test_shapes_that_cannot_be(config: DraftConfig, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        replace(config, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data.pop("window"), r"'draft\.window' is missing"),
+        (lambda data: data.update(taps=[1, 2]), r"Unknown field 'draft\.taps'"),
+        (lambda data: data.update(fc_bias=1), r"'draft\.fc_bias' must be true or false"),
+        (lambda data: data["rope"].update(x=1), r"Unknown field 'draft\.rope\.x'"),
+    ],
+)
+def test_json_of_others(config: DraftConfig, change: Callable[[Any], Any], says: str) -> None:
+    data = config.to_json()
+    change(data)
+    with pytest.raises(ConfigError, match=says):
+        DraftConfig.from_json(data)
+
+
+def test_public_configs() -> None:
+    target = minicpm_target()
+    found = draft_from_hf(draft_fields(target), PARTS, target, "config.json")
+    assert found == draft_shape(target)  # RoPE and scales of CPM.cu: the target's, with one layer more
+    assert found.residual_scale == pytest.approx(0.8 / 3**0.5)
+    assert found.window == 1024
+
+    vllm = replace(PARTS, named_by_vllm=True)
+    said = draft_fields(target, mup_denominator=32, rope_theta=1e4)
+    named = draft_from_hf(said, vllm, target, "config.json")
+    assert named.residual_scale == pytest.approx(0.8 / 32**0.5)
+    assert named.rope == RopeConfig(theta=1e4)
+    assert draft_from_hf(said, PARTS, target, "c").residual_scale == found.residual_scale
+
+    llama = llama_target(hidden_size=128)
+    data = draft_fields(llama, head_dim=None)
+    eagle = draft_from_hf(
+        {**data, "bias": True, "sliding_window": 4096},
+        DraftParts(input_norms=False, attention_norm=False, fc_bias=True),
+        llama,
+        "config.json",
+    )
+    assert eagle == draft_shape(llama, rope=RopeConfig())  # EAGLE's own default, not the target's theta
+    older = {"model_type": "eagle", "model": {**data, "rope_theta": 5e5}}
+    assert draft_from_hf(older, replace(PARTS, fc_bias=True), llama, "c").rope == llama.rope
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "an EAGLE-3 draft .field 'architectures'"),
+        ({"architectures": ["DFlashDraftModel"]}, "a DFlash draft"),
+        ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'"),
+        ({"target_layer_ids": [1, 10]}, "a DFlash or DSpark draft .field 'target_layer_ids'"),
+        ({"speculators_model_type": "eagle"}, "speculators"),
+        ({"hidden_size": 160}, "whose hidden_size is 160, not 144 as here"),
+        ({"vocab_size": 204}, "whose vocab_size is 204, not 203 as here"),
+        ({"scale_depth": 1.4}, "whose scale_depth is 1.4, not 0.8"),
+        ({"hidden_act": "gelu"}, "'hidden_act' of config.json is 'gelu', which is not supported"),
+        ({"qkv_bias": True}, "'qkv_bias' of config.json is True"),
+        ({"num_experts": 8}, "a draft with experts"),
+        ({"num_attention_heads": "8"}, "'num_attention_heads' of the config must be an integer"),
+        ({"num_hidden_layers": 30}, "at most 16"),
+    ],
+)
+def test_configs_that_are_refused(changes: dict[str, Any], says: str) -> None:
+    target = minicpm_target()
+    with pytest.raises(ConfigError, match=says) as caught:
+        draft_from_hf(draft_fields(target, **changes), PARTS, target, "the config")
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_shape_of_a_preset() -> None:
+    target = preset("minicpm4-8b")
+    config = draft_shape(target)
+    assert (config.input_norms, config.attention_norm, config.fc_bias) == (True, True, False)
+    assert config.residual_scale == pytest.approx(1.4 / 33**0.5)
+    assert config.embedding_scale == 12 and config.logit_scale == 256 / 4096
+    assert config.kv_bytes_per_token() == 2 * 2 * 128 * 2
+    config.check_target(target, "it")
+    with pytest.raises(ConfigError, match="whose logit_scale is"):
+        config.check_target(replace(target, dim_model_base=128.0), "it")
