@@ -55,23 +55,22 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def edge_open(tmp_path: Path) -> Iterator[Open]:
-    """`edge_open(hub_url, spec, options, **environment)`: what a program with this environment finds.
+def hub_program(tmp_path: Path) -> Iterator[Callable[..., Callable[..., dict[str, Any]]]]:
+    """`hub_program(code, hub_url, **environment)(*arguments)`: what a program answers to a line of JSON.
 
-    options: of `edge.hub.resolve.open_model`, or of the function there that `by` names.
-    One process for each environment, since huggingface_hub reads it when it is imported; starting a process
-    takes far longer than opening.
+    One process for each code and environment, since huggingface_hub reads it when it is imported; starting a
+    process takes far longer than opening.
     """
     programs: dict[Any, subprocess.Popen[str]] = {}
 
-    def ask(hub_url: str, spec: str, options: dict[str, Any], **environment: str) -> dict[str, Any]:
+    def make(code: str, hub_url: str, **environment: str) -> Callable[..., dict[str, Any]]:
         settings = {"HF_ENDPOINT": hub_url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         inherited.pop("HF_HUB_OFFLINE", None)
-        key = (hub_url, *environment.items())
+        key = (code, hub_url, *environment.items())
         if key not in programs:
             programs[key] = subprocess.Popen(
-                [sys.executable, "-c", OPENING],
+                [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -80,13 +79,30 @@ def edge_open(tmp_path: Path) -> Iterator[Open]:
                 env={**inherited, **settings, **environment},
             )
         program = programs[key]
-        assert program.stdin and program.stdout
-        program.stdin.write(json.dumps([spec, options]) + "\n")
-        program.stdin.flush()
-        while not (line := program.stdout.readline()).startswith("{"):  # libraries may print as well
-            assert line, "the program ended"
-        return dict(json.loads(line))
 
-    yield ask
+        def ask(*arguments: Any) -> dict[str, Any]:
+            assert program.stdin and program.stdout
+            program.stdin.write(json.dumps(arguments) + "\n")
+            program.stdin.flush()
+            while not (line := program.stdout.readline()).startswith("{"):  # libraries may print as well
+                assert line, "the program ended"
+            return dict(json.loads(line))
+
+        return ask
+
+    yield make
     for program in programs.values():
         program.communicate()
+
+
+@pytest.fixture
+def edge_open(hub_program: Callable[..., Callable[..., dict[str, Any]]]) -> Open:
+    """`edge_open(hub_url, spec, options, **environment)`: what a program with this environment finds.
+
+    options: of `edge.hub.resolve.open_model`, or of the function there that `by` names.
+    """
+
+    def ask(hub_url: str, spec: str, options: dict[str, Any], **environment: str) -> dict[str, Any]:
+        return hub_program(OPENING, hub_url, **environment)(spec, options)
+
+    return ask
