@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.apps.cli.loading import RopeOverride, keywords, load_model
-from edge.apps.cli.options import MODEL_HELP, Group, Hub, Json, Model, Run, Source, expand
+from edge.apps.cli.options import MODEL_HELP, Group, Hub, Json, Model, Out, Run, Source, expand
 from edge.apps.cli.terminal import convert_progress, error_console, output_console, print_json
 from edge.config import KVChoice
 from edge.errors import EdgeError
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure the quality of a model.", no_args_is_help=True, add_completion=False)
 
 
+TEXT_HELP = "The UTF-8 text that is looked at."
+
+
 @dataclass(frozen=True)
 class TextOptions:
     """What is scored."""
 
-    text: Path = option(REQUIRED, "UTF-8 text to score.", metavar="FILE")
+    text: Path = option(REQUIRED, TEXT_HELP, metavar="FILE")
     window: int | None = option(
         None, "Tokens of a window; by default 2048, to compare 512, and not beyond the context.", least=2
     )
@@ -161,26 +164,20 @@ def compare(
 def frequencies(
     model: Model,
     *,
-    text: Annotated[
-        list[Path], typer.Option(metavar="FILE", help="UTF-8 text to count tokens in; may be given again.")
-    ],
+    text: Annotated[list[Path], typer.Option(metavar="FILE", help=TEXT_HELP)],
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens in the list; by default a quarter of the vocabulary."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="The list: a .pt file as torch.save writes it, .npy or .json; by default freq_SIZE.pt.",
-        ),
-    ] = None,
+    out: Out = None,
     as_json: Json = False,
     hub: Hub,
 ) -> None:
-    """The most frequent tokens of a corpus, for a draft that guesses with a part of the head (FR-Spec)."""
+    """List the most frequent tokens of texts, for a draft that guesses with a part of the head (FR-Spec).
+
+    Give `--text` for each file. The list is written to freq_SIZE.pt, as torch.save writes it, or to `--out`
+    (.pt, .npy or .json).
+    """
     from edge.checkpoints.frequency_list import check_list_name, write_frequency_list
     from edge.hub.resolve import open_texts
     from edge.measure.frequencies import count_tokens

@@ -49,8 +49,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on t
 Out = Annotated[
     Path | None,
     typer.Option(
+        "--out",
+        "-o",
         metavar="PATH",
-        help="Write the result here: the folder of an export, which must not exist, or a JSON document.",
+        help="Write the result here: the folder of an export, which must not exist, a JSON document, or a "
+        "list of tokens.",
     ),
 ]
 Hub = Annotated[HubOptions, Group("Model")]

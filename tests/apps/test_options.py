@@ -23,7 +23,13 @@ from edge.system.options import REQUIRED, Option, option, options_of, same, seve
 
 WORDS = [
     *([name] for name in COMMANDS),
-    *(["eval", "perplexity"], ["eval", "compare"], ["cache", "list"], ["cache", "remove"]),
+    *(
+        ["eval", "perplexity"],
+        ["eval", "compare"],
+        ["eval", "frequencies"],
+        ["cache", "list"],
+        ["cache", "remove"],
+    ),
 ]
 
 
