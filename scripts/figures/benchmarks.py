@@ -122,6 +122,12 @@ BENCHMARKS = {
             (f"python -m edge.train.small_model {_SMALL} {_TEXT} TEXT/gsm8k.train.jsonl", "small-model"),
         ),
     ),
+    "token-coverage": Benchmark(
+        f"python scripts/token_coverage.py TEXT/minicpm4-0.5b {_TEXT} TEXT/gsm8k.train.jsonl "
+        "TEXT/spec_bench.dev.jsonl TEXT/alpaca_cleaned.sample.jsonl TEXT/dpo_en.sample.jsonl",
+        1,
+        timed=False,
+    ),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
     ),

@@ -7,7 +7,7 @@ import re
 from textwrap import fill
 from typing import Any
 
-from . import attention, exports, fuzzing, peers, performance, profile, quantization, targets
+from . import attention, drafts, exports, fuzzing, peers, performance, profile, quantization, targets
 from .benchmarks import BENCHMARKS
 from .declaration import Lines
 from .measuring import ROOT, document_of, kinds_of, machine_label, machine_line
@@ -19,6 +19,7 @@ TABLES = {
     **attention.TABLES,
     **quantization.TABLES,
     **exports.TABLES,
+    **drafts.TABLES,
     **fuzzing.TABLES,
     **profile.TABLES,
 }

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edge.checkpoints.draft import EMBEDDING_COPY, DraftCheckpoint
+from edge.checkpoints.frequency_list import read_frequency_list
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint, is_complete
 from edge.checkpoints.torch_pickle import TorchFile
@@ -19,10 +23,12 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import Stamps
+from edge.formats.draft.files import DraftFiles
 from edge.formats.kv_file import read_cache
 from edge.formats.safetensors import SafetensorsFile
 from edge.measure.alignment import align
 from edge.measure.profile.schema import Profile
+from tests.drafts import minicpm_target
 from tests.fuzz.mutate import mutate_bytes, mutate_framed, mutate_json, mutate_pickle
 from tests.fuzz.seeds import (
     TEMPLATE,
@@ -31,15 +37,18 @@ from tests.fuzz.seeds import (
     config,
     contents,
     conversation,
+    draft_bundle,
     gguf_file,
     kv_file,
     made,
     pickle,
     profile,
+    public_draft,
     safetensors_file,
     shards,
     signed,
     stamps,
+    token_list,
     tokenizer_files,
     trace,
     wrapped,
@@ -185,6 +194,23 @@ def read_stamps(folder: Path) -> None:
         module._stamp_file = before
 
 
+def read_draft(folder: Path) -> None:
+    """What a start reads of a draft bundle."""
+    draft = DraftFiles.open(folder)
+    for name in draft.tensors:
+        draft.data(name)
+    _ = draft.token_ids, draft.content_hash
+
+
+def read_public_draft(folder: Path) -> None:
+    """What a conversion reads of a public draft."""
+    checkpoint = DraftCheckpoint(folder, minicpm_target())
+    for info in checkpoint.tensors:
+        checkpoint.read(info.name)
+    checkpoint.copy_of(EMBEDDING_COPY, np.arange(3))
+    _ = checkpoint.token_ids, checkpoint.frequency_lists, checkpoint.tokenizer_files
+
+
 FORMATS, CHECKPOINTS = "edge/formats", "edge/checkpoints"
 READERS = {
     reader.name: reader
@@ -227,6 +253,30 @@ READERS = {
             lambda: made(pickle),
             ("m.bin",),
             (f"{CHECKPOINTS}/torch_pickle.py",),
+            mutate_pickle,
+            wrapped,
+        ),
+        Reader(
+            "draft",
+            read_draft,
+            lambda: made(draft_bundle),
+            ("manifest.json",),
+            (f"{FORMATS}/draft/manifest.py", f"{FORMATS}/draft/files.py", "edge/config/draft.py"),
+            finish=signed,
+        ),
+        Reader(
+            "public draft",
+            read_public_draft,
+            lambda: made(public_draft),
+            ("config.json",),
+            (f"{CHECKPOINTS}/draft.py", "edge/config/draft_huggingface.py"),
+        ),
+        Reader(
+            "token list",
+            lambda folder: read_frequency_list(folder / "list.pt", 500),
+            lambda: made(token_list),
+            ("list.pt",),
+            (f"{CHECKPOINTS}/frequency_list.py", f"{CHECKPOINTS}/torch_pickle.py"),
             mutate_pickle,
             wrapped,
         ),

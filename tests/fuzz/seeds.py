@@ -258,6 +258,55 @@ def pickle(folder: Path) -> None:
         )
 
 
+def token_list(folder: Path) -> None:
+    """The same of a list of token ids."""
+    import torch
+
+    stream = io.BytesIO()
+    torch.save([7, 300, 2, 90], stream)
+    with zipfile.ZipFile(stream) as archive:
+        (folder / "list.pt").write_bytes(
+            archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+        )
+
+
+def public_draft(folder: Path) -> None:
+    """A draft as CPM.cu loads it."""
+    from tests.drafts import cpmcu_state, draft_fields, minicpm_target, write_draft
+
+    write_draft(folder, draft_fields(minicpm_target()), cpmcu_state(minicpm_target()))
+
+
+def draft_bundle(folder: Path) -> None:
+    """A random draft with a small head, for a target of any weights."""
+    import numpy as np
+
+    from edge.checkpoints.synthetic_draft import RandomDraft, draft_shape
+    from edge.config.draft import draft_tensors
+    from edge.formats.bundle.manifest import BundleTensor
+    from edge.formats.draft.files import DraftWriter
+    from edge.formats.draft.manifest import TOKEN_IDS, TargetIdentity
+    from edge.quant.scheme import QuantScheme
+    from tests.drafts import minicpm_target
+
+    random = RandomDraft(draft_shape(minicpm_target()), QuantScheme("int4", 32))
+    draft = random.config.with_head(3)
+    tensors = [
+        BundleTensor(
+            name, each.shape, QuantScheme(*(("int4", 32) if each.shape[1:] else ("f32",))), "r", True
+        )
+        for name, each in draft_tensors(draft).items()
+    ]
+    identity = TargetIdentity("a model", "0" * 64, None)
+    with DraftWriter(folder / "d", draft, random.source, identity, tensors) as writer:
+        for tensor in tensors:
+            writer.write(tensor.name, np.zeros(tensor.bytes, np.uint8))
+        writer.write(TOKEN_IDS, np.array([7, 2, 90], "<i4"))
+    for path in (folder / "d").iterdir():
+        path.rename(folder / path.name)
+    (folder / "d").rmdir()
+
+
 def wrapped(program: bytes) -> bytes:
     """A PyTorch file with this program and two storages of 24 numbers."""
     stream = io.BytesIO()
