@@ -3,8 +3,8 @@
     python scripts/token_coverage.py FOLDER FILE FILE...
 
 FOLDER: with the model's config and tokenizer. Files of JSON lines stand for the texts in them, one below the
-other. The last line is one JSON document: per file, and for an eighth, a quarter and a half of the vocabulary,
-the share of its tokens that a list of all other files (`other`) and one of its own (`own`) have.
+other. The last line is one JSON document: per file, and for an eighth, a quarter and a half of the
+vocabulary, the share of its tokens that a list of all other files (`other`) and one of its own (`own`) have.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from edge.hub.resolve import open_texts
 from edge.measure.frequencies import TokenCounts, count_tokens
@@ -49,7 +51,7 @@ def main(model: str, *names: str) -> None:
     tokenizer.close()
     rows = []
     for name, own in counts.items():
-        others = TokenCounts(sum(each.counts for other, each in counts.items() if other != name), 0)
+        others = TokenCounts(np.sum([each.counts for other, each in counts.items() if other != name], axis=0))
         shares = {
             kind: [
                 round(own.coverage(found.ranked(size, tokenizer.end_tokens)), 4) for size in own.usual_sizes()

@@ -30,10 +30,9 @@ _SHARES = (8, 4, 2)  # parts of the vocabulary of which the coverage is told
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How often every token of a vocabulary came up: int64 [vocab_size]. text_bytes: of all texts."""
+    """How often every token of a vocabulary came up: int64 [vocab_size]."""
 
     counts: Counts
-    text_bytes: int
 
     @property
     def tokens(self) -> int:
@@ -85,7 +84,7 @@ def count_tokens(
         done = started + size
     if progress is not None:
         progress(done, sum(sizes), "")
-    found = TokenCounts(counts, sum(sizes))
+    found = TokenCounts(counts)
     if not found.tokens:
         raise EdgeError("The texts are empty, so there are no tokens to count; name files with text.")
     return found
