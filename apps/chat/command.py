@@ -13,10 +13,11 @@ import typer
 
 from edge import __version__
 from edge.apps.cli.errors import FAILED, say
-from edge.apps.cli.loading import RopeOverride, Speculate, load_model
+from edge.apps.cli.loading import RopeOverride, load_model
 from edge.apps.cli.options import Group, Json, Model, Run, Source, expand
 from edge.apps.cli.terminal import output_console
 from edge.engine.settings import GenerationSettings, SamplingParams
+from edge.engine.speculative.options import SpeculationOptions
 from edge.errors import EdgeError
 from edge.hub.built_in import BUILT_IN
 
@@ -65,7 +66,7 @@ def chat(
     source: Source,
     run: Run,
     rope_override: RopeOverride = None,
-    speculate: Speculate = "auto",
+    speculation: Annotated[SpeculationOptions, Group("Model")],
     settings: Settings,
 ) -> None:
     """Chat with a model. In a pipe every line of stdin is a message."""
@@ -81,7 +82,7 @@ def chat(
     from edge.apps.chat.views import JsonView, PlainView, TerminalView, View
 
     started = perf_counter()
-    with load_model(model, source, run, rope_override, speculate) as loaded:
+    with load_model(model, source, run, rope_override, speculation) as loaded:
         load_seconds = perf_counter() - started
         conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
         if cache is not None:

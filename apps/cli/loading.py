@@ -11,6 +11,7 @@ import typer
 
 from edge.apps.cli.options import given_flags
 from edge.apps.cli.terminal import convert_progress
+from edge.engine.speculative.options import SpeculationOptions
 from edge.errors import ContextError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
@@ -28,23 +29,12 @@ RopeOverride = Annotated[
 ]
 
 
-Speculate = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|off|lookup|DRAFT",
-        help="What guesses how answers go on, which makes them faster and changes none. lookup: what came "
-        "before; DRAFT: a draft network or a smaller model.",
-        rich_help_panel="Model",
-    ),
-]
-
-
 def load_model(
     model: str,
     source: SourceOptions,
     run: RunOptions,
     rope_override: str | None = None,
-    speculate: str = "auto",
+    speculation: SpeculationOptions | None = None,
 ) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
@@ -55,7 +45,7 @@ def load_model(
             **keywords(source),
             **keywords(run),
             rope_override=rope_override,
-            speculate=speculate,
+            **keywords(speculation or SpeculationOptions()),
             progress=progress,
         )
 

@@ -73,7 +73,7 @@ def profile(
         return _plan(model[0], options, planned, as_json, as_markdown)
     for name in sorted(plans & given_flags().keys()):
         raise typer.BadParameter("belongs to --plan", param_hint=f"'{given_flags()[name]}'")
-    if guesses.speculate is not None:
+    if "speculate" in given_flags():
         asked = ("quantize", "head", "threads", "executor", "attention", "kv_type", "activations")
         run = ("model", *asked, "generate", "repeat", "speculate", "prompts", "as_json", "as_markdown", "out")
         refuse_beside("--speculate", *run)
@@ -235,7 +235,7 @@ def _guess(
     console = error_console()
     found = profile_speculation(
         model,
-        guesses.speculate or "auto",
+        guesses.speculate,
         prompts,
         max_new_tokens=options.generate if "generate" in given_flags() else 128,
         repeat=options.repeat if "repeat" in given_flags() else 3,

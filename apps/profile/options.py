@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from edge.engine.speculative.options import SpeculationOptions
 from edge.executors.options import RunOptions
 from edge.system.options import option, same
 
@@ -52,9 +53,7 @@ class PlanOptions:
 class GuessOptions:
     """What guesses are worth, on real prompts."""
 
-    speculate: str | None = option(
-        None, "Compare these guesses with plain decoding.", metavar="auto|lookup|DRAFT"
-    )
+    speculate: str = same(SpeculationOptions, "speculate")
     prompts: str | None = option(
         None, "A prompt on every line, or between lines of ---; by default four of our own.", metavar="FILE"
     )

@@ -17,8 +17,8 @@ from edge.runtime import Model, load
 SCHEMA = 1
 PROMPTS = (
     "Copy this text word by word:\n\nThe harbour opens at six. Boats with fresh fish come first, then the "
-    "ferry to the island, then everybody else. The keeper writes each name into a long blue book, and rings a "
-    "small bell when the tide turns.",
+    "ferry to the island, then everybody else. The keeper writes each name into a long blue book, and rings "
+    "a small bell when the tide turns.",
     'Write this record as JSON with the keys "name", "town", "born" and "trade", and nothing else:\n\n'
     "name: Maria Keller\ntown: Lindenau\nborn: 1968\ntrade: bookbinder",
     "Rename the variable `total` to `price` in this code, and write all of it again:\n\n```python\n"
