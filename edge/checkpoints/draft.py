@@ -37,7 +37,7 @@ from edge.config import ModelConfig
 from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, DraftConfig, draft_tensors
 from edge.config.draft_huggingface import DraftParts, draft_from_hf, plain_fields, refuse_other_kinds
 from edge.config.roles import DECODER
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, EdgeError
 from edge.formats.safetensors import TensorEntry
 from edge.quant.scheme import QuantizedMatrix
 
@@ -63,6 +63,16 @@ _RENAMED = (
     ("hidden_states_layernorm.", "input_norm2."),
 )
 _LISTS = re.compile(r"freq_(\d{1,9})\.pt")
+
+
+def is_draft_checkpoint(folder: Path) -> bool:
+    """Whether a folder's weights are those of a draft, of whatever kind, by the names of their tensors."""
+    try:
+        names = [name.removeprefix("model.") for name in open_weights(folder)]
+    except EdgeError:
+        return False  # whoever opens it will say what is wrong
+    marks = (*(start for start, _ in _OTHERS), "eagle_layers.", f"{FC}", f"{_FIRST}.")
+    return any(name.startswith(marks) for name in names)
 
 
 class DraftCheckpoint:

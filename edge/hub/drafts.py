@@ -7,6 +7,7 @@ of the target's embedding and head that public drafts carry; what was converted 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge.checkpoints.base import TensorSource
-from edge.checkpoints.draft import DraftCheckpoint
+from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
 from edge.checkpoints.synthetic_draft import RandomDraft, draft_shape
@@ -43,6 +44,7 @@ from edge.text.tokenizer.load import open_tokenizer
 WHOLE = "all"
 """The vocabulary of a draft that guesses with its target's whole head."""
 _FLOATS = "int4"
+_SAYS_SO = re.compile(r"eagle|draft|dspark|dflash|medusa|speculator", re.IGNORECASE)
 _USUAL_SHARE = 4  # a quarter of the vocabulary has some 95 % of what is said (FR-Spec)
 
 
@@ -108,6 +110,18 @@ def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | N
     draft = DraftFiles.open(folder, verify)
     draft.check_target(_bundle(target))
     return draft
+
+
+def names_draft(spec: str | Path) -> bool:
+    """Whether it names a draft network rather than a model. A name on the hub does if it says so."""
+    text, path = str(spec), Path(spec).expanduser()
+    if path.is_dir():
+        return is_draft(path) or draft_folder(path) is not None or is_draft_checkpoint(path)
+    if path.exists() or not isinstance(spec, str):
+        return False
+    if text.startswith(RANDOM):
+        return text == f"{RANDOM}eagle2"
+    return split_name(text) is not None and _SAYS_SO.search(text) is not None
 
 
 def plan_draft(
