@@ -50,12 +50,10 @@ void finish(const Kernels &kernels, const CacheShape &shape, const AttentionStat
 struct Attention::Plan {
     const Sequence *sequence;
     int64_t rows, task_rows,
-        tiles;       // query rows of a KV head: all of them, of one task; and the tasks that they are
-    int64_t chunks;  // of positions
+        tiles;  // query rows of a KV head: all of them, of one task; and the tasks that they are
+    int64_t first_chunk, chunks;  // of positions: the first that a token sees, and how many from there on
     int64_t first_task, first_piece;
     float *parts;  // of its pieces, where contexts are split
-
-    int64_t furthest() const { return sequence->past + sequence->n; }
 };
 
 struct Attention::Run {
@@ -84,7 +82,7 @@ struct Attention::Task {
     const float *queries[most_task_rows];
     float *outputs[most_task_rows];
     int64_t tokens[most_task_rows];
-    int64_t limits[most_task_rows];
+    int64_t starts[most_task_rows], limits[most_task_rows];  // a row sees what stands between
 
     Task(const Attention &attention, const Run &run, const Plan &plan_of_task, int64_t task)
         : plan(plan_of_task),
@@ -100,18 +98,21 @@ struct Attention::Task {
             outputs[count] = run.out + at;
             tokens[count] = token;
             limits[count] = plan.sequence->rows_of(token);
+            starts[count] = attention.start_of(limits[count]);
         }
     }
 
     int64_t furthest() const { return *std::max_element(limits, limits + count); }
 };
 
-Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers)
+Attention::Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers,
+                     int64_t window)
     : heads_(heads),
       kv_heads_(shape.kv_heads),
       head_dim_(shape.head_dim),
       group_(heads / shape.kv_heads),
       max_tokens_(max_tokens),
+      window_(window),
       most_rows_(std::min<int64_t>(most_task_rows, round_up(max_tokens * group_, row_tile))),
       worker_count_(workers),
       path_bytes_(PathBlocks::bytes(shape)),
@@ -140,12 +141,13 @@ uint64_t Attention::lay_out(uint8_t *memory) {
 
 void Attention::plan(const Sequence *sequences, int64_t count, int32_t workers, Run *run) {
     const int64_t least_tasks = tasks_per_worker * workers;
-    int64_t tokens = 0, furthest = 0;
+    int64_t tokens = 0, chunks = 0;
     for (int64_t i = 0; i < count; ++i) {
         tokens += sequences[i].n;
-        furthest = std::max(furthest, sequences[i].past + sequences[i].n);
+        const int64_t first = start_of(sequences[i].past + 1) / attention_chunk;
+        chunks = std::max(chunks, chunks_of(sequences[i].furthest()) - first);
     }
-    run->split = tokens <= split_tokens && chunks_of(furthest) > 1 && count * kv_heads_ < least_tasks;
+    run->split = tokens <= split_tokens && chunks > 1 && count * kv_heads_ < least_tasks;
     const int64_t wanted =
         std::max<int64_t>(round_up(tokens * group_ * kv_heads_ / least_tasks, row_tile), row_tile);
     float *parts = split_scratch_;
@@ -155,7 +157,8 @@ void Attention::plan(const Sequence *sequences, int64_t count, int32_t workers, 
         plan.rows = sequences[i].n * group_;
         plan.task_rows = std::min(most_rows_, run->split ? plan.rows : wanted);
         plan.tiles = (plan.rows + plan.task_rows - 1) / plan.task_rows;
-        plan.chunks = chunks_of(plan.furthest());
+        plan.first_chunk = start_of(sequences[i].past + 1) / attention_chunk;
+        plan.chunks = chunks_of(sequences[i].furthest()) - plan.first_chunk;
         plan.first_task = run->tasks;
         plan.first_piece = run->pieces;
         plan.parts = parts;
@@ -179,8 +182,9 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
         while (last < task.count && task.tokens[last] == task.tokens[first]) ++last;
         const AttentionState rows_part{part.maxima + first, part.sums + first,
                                        part.outputs + first * head_dim_};
-        const int64_t end = own_paths ? task.limits[first] : task.plan.furthest();
-        if (end <= begin) {
+        const int64_t start = *std::min_element(task.starts + first, task.starts + last);
+        const int64_t end = own_paths ? task.limits[first] : sequence.furthest();
+        if (end <= begin || start >= begin + attention_chunk) {
             clear(rows_part, last - first, head_dim_);
             continue;
         }
@@ -190,6 +194,7 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
         rows.scale = 1.0f / std::sqrt(float(head_dim_));
         rows.count = last - first;
         rows.queries = task.queries + first;
+        rows.starts = window_ > 0 ? task.starts + first : nullptr;
         rows.limits = task.limits + first;
         rows.scratch = worker->scratch;
         if (own_paths || worker->prepared != task.index) run.kernels.prepare_queries(rows);
@@ -200,7 +205,8 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
         }
         AttentionChunk c;
         c.blocks = 0;
-        for (int64_t at = begin; at < std::min(begin + attention_chunk, end); at += attention_block) {
+        const int64_t first_block = std::max(begin, start / attention_block * attention_block);
+        for (int64_t at = first_block; at < std::min(begin + attention_chunk, end); at += attention_block) {
             const bool on_path = own_paths && at >= path.start();
             c.keys[c.blocks] = on_path ? path.keys(at) : cache.keys(run.layer, task.kv_head, at);
             c.values[c.blocks] = on_path ? path.values(at) : cache.values(run.layer, task.kv_head, at);
@@ -227,7 +233,7 @@ void Attention::run_split(const edge_parallel &parallel, const Run &run) {
             const int64_t index = plan.first_task + (piece - plan.first_piece) / plan.chunks,
                           chunk = (piece - plan.first_piece) % plan.chunks;
             const Task task(*this, run, plan, index);
-            attend(run, task, chunk, &workers_[worker], part_at(task, chunk));
+            attend(run, task, plan.first_chunk + chunk, &workers_[worker], part_at(task, chunk));
         }
     });
     parallel_for(parallel, run.tasks, 1, [&](int64_t first, int64_t last, int32_t worker) {
@@ -249,7 +255,7 @@ void Attention::run_whole(const edge_parallel &parallel, const Run &run) {
         for (int64_t index = first; index < last; ++index) {
             const Task task(*this, run, run.plan_of(index, &Plan::first_task), index);
             clear(mine->state, task.count, head_dim_);
-            for (int64_t chunk = 0; chunk < chunks_of(task.furthest()); ++chunk) {
+            for (int64_t chunk = task.plan.first_chunk; chunk < chunks_of(task.furthest()); ++chunk) {
                 attend(run, task, chunk, mine, mine->part);
                 run.kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }

@@ -29,12 +29,16 @@ void clear(const AttentionState &state, int64_t rows, int64_t head_dim);
 void finish(const Kernels &kernels, const CacheShape &shape, const AttentionState &state, int64_t rows,
             float *const *outputs);
 
-// Tokens of one sequence in a batch; their keys and values are rows past .. past + n of its cache.
+// Tokens of one sequence in a batch; their keys and values are the last n rows of its cache, which come after `past`
+// rows that all of them see and, in a tree that grows from batch to batch, `earlier` rows of its tokens in former ones.
 struct Sequence {
     const CacheView *cache;
     int64_t first;  // of its tokens in the batch
     int64_t n, past;
-    const uint64_t *tree;  // [n] masks over its tokens, or nullptr for causal order
+    const uint64_t *tree;  // [n] masks over the rows after `past`, or nullptr for causal order
+    int64_t earlier = 0;
+
+    int64_t furthest() const { return past + earlier + n; }
 
     // Rows on the path of its token `token`, the token's own included.
     int64_t rows_of(int64_t token) const {
@@ -45,7 +49,9 @@ struct Sequence {
 // Works in memory of the caller: bytes() bytes, aligned to 64, which place() takes before the first run.
 class Attention {
    public:
-    Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers);
+    // window: rows of its path that a token sees, its own included; 0: all.
+    Attention(const CacheShape &shape, int64_t heads, int64_t max_tokens, int32_t workers,
+              int64_t window = 0);
 
     // out[tokens][heads * head_dim] for queries of the same shape. stride: floats between tokens of both. `count`
     // sequences have at most max_tokens tokens together.
@@ -73,8 +79,11 @@ class Attention {
     void run_split(const edge_parallel &parallel, const Run &run);
     void run_whole(const edge_parallel &parallel, const Run &run);
     uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes
+    // The first row that the last of `rows` sees.
+    int64_t start_of(int64_t rows) const { return window_ > 0 && rows > window_ ? rows - window_ : 0; }
 
-    const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, most_rows_, worker_count_, path_bytes_;
+    const int64_t heads_, kv_heads_, head_dim_, group_, max_tokens_, window_, most_rows_, worker_count_;
+    const int64_t path_bytes_;
     const int64_t split_floats_;
     const uint64_t bytes_;
     Plan *plans_ = nullptr;  // [max_tokens]

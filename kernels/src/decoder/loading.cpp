@@ -1,121 +1,62 @@
 // Loads weights by their roles, replaces some, and makes the workspace of a pass.
-#include "decoder/decoder.h"
-
-#include <algorithm>
 #include <cstdio>
-#include <cstring>
 
-#include "abi/checks.h"
 #include "abi/error.h"
+#include "decoder/decoder.h"
+#include "decoder/weights.h"
 
 using edge::fail;
 using edge::Matrix;
+using edge::role_count;
+using edge::role_name;
 
-namespace {
-
-const char *const role_names[] = {"embedding", "head",      "final norm", "attention norm",
-                                  "q_proj",    "k_proj",    "v_proj",     "o_proj",
-                                  "MLP norm",  "gate_proj", "up_proj",    "down_proj"};
-constexpr int role_count = 12;
-
-}  // namespace
-
-edge_model::edge_model(const edge_config &model_config, const edge_parallel &parallel,
+edge_model::edge_model(const edge_config &model_config, const edge_parallel &threads,
                        const edge::Kernels &tier)
     : config(model_config),
+      parallel(threads),
       kernels(tier),
       pools(cache_shape(), config.sparse),
-      parallel_(parallel),
-      shape_{config.hidden_size,
-             int64_t(config.heads) * config.head_dim,
-             int64_t(config.kv_heads) * config.head_dim,
-             config.intermediate_size,
-             edge::row_stride(config.hidden_size),
-             edge::row_stride(int64_t(config.heads) * config.head_dim),
-             edge::row_stride(int64_t(config.kv_heads) * config.head_dim),
-             edge::row_stride(config.intermediate_size)},
-      inverse_frequency_(config.inverse_frequency, config.inverse_frequency + config.head_dim / 2),
       layers_(size_t(config.layers)),
-      input_(edge_activations(config.activations)),
-      down_input_(edge_activations(config.activations)),
-      attention_(cache_shape(), config.heads, config.max_batch, parallel_.workers) {
-    if (config.sparse.enabled) {
-        sparse_attention_ = std::make_unique<edge::SparseAttention>(
-            cache_shape(), config.sparse, config.heads, config.max_batch, parallel_.workers);
-    }
-}
+      runner_(parallel, kernels, observer,
+              {{config.hidden_size, int64_t(config.heads) * config.head_dim,
+                int64_t(config.kv_heads) * config.head_dim, config.intermediate_size},
+               cache_shape(),
+               config.heads,
+               config.max_batch,
+               0,
+               config.sparse,
+               edge_activations(config.activations),
+               config.rms_norm_eps,
+               config.residual_scale,
+               config.rope_scale,
+               {config.inverse_frequency, config.inverse_frequency + config.head_dim / 2}}) {}
 
 edge::CacheShape edge_model::cache_shape() const {
     return {config.layers, config.kv_heads, config.head_dim, config.context, edge_kv_type(config.kv_type)};
 }
 
-edge_status edge_model::set_norm(const edge_matrix &matrix, const char *what, edge::Norm *norm) {
-    Matrix checked;
-    if (const edge_status status = edge::check_matrix(matrix, what, &checked)) return status;
-    if (checked.kind != EDGE_F32 || checked.rows != 1 || checked.columns != shape_.hidden) {
-        return fail(EDGE_INVALID, "%s: expected 1 x %lld float32, got %lld x %lld of kind %d.", what,
-                    (long long)shape_.hidden, (long long)checked.rows, (long long)checked.columns,
-                    checked.kind);
-    }
-    norm->assign(size_t(shape_.hidden_stride), 0.0f);
-    std::memcpy(norm->data(), matrix.data, size_t(shape_.hidden) * sizeof(float));
-    return EDGE_OK;
-}
-
 edge_status edge_model::set_weight(const edge_weight &weight, std::vector<bool> *seen) {
     const int role = weight.role;
     if (role < 0 || role >= role_count) return fail(EDGE_INVALID, "Unknown weight role %d.", role);
-    const bool in_layer = role >= EDGE_ATTENTION_NORM;
+    const bool in_layer = edge::is_in_layer(role);
     if (weight.layer < 0 || weight.layer >= (in_layer ? config.layers : 1)) {
-        return fail(EDGE_INVALID, "%s: layer %d does not exist.", role_names[role], weight.layer);
+        return fail(EDGE_INVALID, "%s: layer %d does not exist.", role_name(role), weight.layer);
     }
     char what[64];
-    std::snprintf(what, sizeof what, in_layer ? "%s of layer %d" : "%s", role_names[role], weight.layer);
+    std::snprintf(what, sizeof what, in_layer ? "%s of layer %d" : "%s", role_name(role), weight.layer);
     const size_t place = size_t(weight.layer * role_count + role);
     if ((*seen)[place]) return fail(EDGE_INVALID, "%s is given twice.", what);
     (*seen)[place] = true;
 
-    edge::Layer &layer = layers_[size_t(weight.layer)];
-    if (role == EDGE_FINAL_NORM) return set_norm(weight.matrix, what, &final_norm_);
-    if (role == EDGE_ATTENTION_NORM) return set_norm(weight.matrix, what, &layer.attention_norm);
-    if (role == EDGE_MLP_NORM) return set_norm(weight.matrix, what, &layer.mlp_norm);
-
-    struct Slot {
-        Matrix *matrix;
-        int64_t rows, columns;
-    };
-    const int64_t vocab = config.vocab_size;
-    const auto slot = [&]() -> Slot {
-        switch (role) {
-            case EDGE_EMBEDDING:
-                return {&embedding_, vocab, shape_.hidden};
-            case EDGE_HEAD:
-                return {&untied_head_, vocab, shape_.hidden};
-            case EDGE_Q:
-                return {&layer.q, shape_.query, shape_.hidden};
-            case EDGE_K:
-                return {&layer.k, shape_.kv, shape_.hidden};
-            case EDGE_V:
-                return {&layer.v, shape_.kv, shape_.hidden};
-            case EDGE_O:
-                return {&layer.o, shape_.hidden, shape_.query};
-            case EDGE_GATE:
-                return {&layer.gate, shape_.intermediate, shape_.hidden};
-            case EDGE_UP:
-                return {&layer.up, shape_.intermediate, shape_.hidden};
-            default:
-                return {&layer.down, shape_.hidden, shape_.intermediate};
-        }
-    }();
-    if (const edge_status status = edge::check_matrix(weight.matrix, what, slot.matrix)) return status;
-    if (slot.matrix->kind == EDGE_F32) {
-        return fail(EDGE_INVALID, "%s: matrices can't be float32; use float16.", what);
+    const edge::LayerColumns &columns = runner_.shape.columns;
+    if (in_layer) {
+        return edge::set_in_layer(role, weight.matrix, what, columns, &layers_[size_t(weight.layer)]);
     }
-    if (slot.matrix->rows != slot.rows || slot.matrix->columns != slot.columns) {
-        return fail(EDGE_INVALID, "%s: expected %lld x %lld, got %lld x %lld.", what, (long long)slot.rows,
-                    (long long)slot.columns, (long long)slot.matrix->rows, (long long)slot.matrix->columns);
+    if (role == EDGE_FINAL_NORM) {
+        return edge::set_vector(weight.matrix, what, columns.hidden, columns.hidden_stride, &final_norm_);
     }
-    return EDGE_OK;
+    return edge::set_matrix(weight.matrix, what, config.vocab_size, columns.hidden,
+                            role == EDGE_HEAD ? &untied_head_ : &embedding_);
 }
 
 edge_status edge_model::load(const edge_weight *weights, int64_t count) {
@@ -125,9 +66,9 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
     }
     for (int32_t layer = 0; layer < config.layers; ++layer) {
         for (int role = 0; role < role_count; ++role) {
-            const bool wanted = role >= EDGE_ATTENTION_NORM || (layer == 0 && role != EDGE_HEAD);
+            const bool wanted = edge::is_in_layer(role) || (layer == 0 && role != EDGE_HEAD);
             if (wanted && !seen[size_t(layer * role_count + role)]) {
-                return fail(EDGE_INVALID, "The %s of layer %d is missing.", role_names[role], layer);
+                return fail(EDGE_INVALID, "The %s of layer %d is missing.", role_name(role), layer);
             }
         }
     }
@@ -157,44 +98,9 @@ edge_status edge_model::replace(const edge_weight *weights, int64_t count) {
 }
 
 void edge_model::allocate() {
-    const int64_t n = config.max_batch;
-    for (const edge::Layer &layer : layers_) {
-        for (const Matrix *m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up}) {
-            input_.plan(kernels, *m, n);
-        }
-        down_input_.plan(kernels, layer.down, n);
-    }
-    input_.plan(kernels, head(), n);
-    input_memory_.reset(input_.bytes());
-    input_.place(input_memory_.data());
-    down_input_memory_.reset(down_input_.bytes());
-    down_input_.place(down_input_memory_.data());
-    attention_memory_.reset(attention_.bytes());
-    attention_.place(attention_memory_.data());
-    if (sparse_attention_) {
-        sparse_memory_.reset(sparse_attention_->bytes());
-        sparse_attention_->place(sparse_memory_.data());
-    }
-    hidden_.resize(size_t(n * shape_.hidden_stride));
-    normed_.resize(size_t(n * shape_.hidden_stride));
-    queries_.resize(size_t(n * shape_.query_stride));
-    attended_.resize(size_t(n * shape_.query_stride));
-    keys_.resize(size_t(n * shape_.kv_stride));
-    values_.resize(size_t(n * shape_.kv_stride));
-    activated_.resize(size_t(n * shape_.intermediate_stride));
-    rope_.resize(size_t(n * config.head_dim));
-    tokens_.reserve(size_t(n));
-    pieces_.reserve(size_t(n));
-    running_.reserve(size_t(n));
-    sequences_.reserve(size_t(n));
-}
-
-uint64_t edge_model::workspace_bytes() const {
-    uint64_t floats = 0;
-    for (const auto *buffer :
-         {&hidden_, &normed_, &queries_, &keys_, &values_, &attended_, &activated_, &rope_}) {
-        floats += buffer->size();
-    }
-    return floats * sizeof(float) + input_.bytes() + down_input_.bytes() + attention_.bytes() +
-           (sparse_attention_ ? sparse_attention_->bytes() : 0);
+    for (const edge::Layer &layer : layers_) runner_.plan(layer);
+    runner_.plan(head());
+    runner_.allocate();
+    ids_.reserve(size_t(config.max_batch));
+    running_.reserve(size_t(config.max_batch));
 }

@@ -295,14 +295,19 @@ class SelfTest {
         }
         const std::vector<float> queries = make(rows * head_dim, values);
         const float *query_rows[rows];
-        int64_t limits[rows];
+        int64_t starts[rows], limits[rows];
         for (int r = 0; r < rows; ++r) query_rows[r] = &queries[size_t(r * head_dim)];
-        for (const bool all : {false, true}) {
-            for (int r = 0; r < rows; ++r) limits[r] = all ? positions : 3 + 31 * r;
+        enum Seen { some, all, window };
+        for (const Seen seen : {some, all, window}) {
+            for (int r = 0; r < rows; ++r) {
+                limits[r] = seen == some ? 3 + 31 * r : positions;
+                starts[r] = 31 * r;
+            }
+            const int64_t *first = seen == window ? starts : nullptr;
             std::vector<float> results[2];
             for (int which = 0; which < 2; ++which) {
                 const Kernels &kernels = which ? reference_ : tested_;
-                AttentionRows task{type, head_dim, 0.125f, rows, query_rows, limits, {}};
+                AttentionRows task{type, head_dim, 0.125f, rows, query_rows, limits, first, {}};
                 AlignedMemory memory;
                 place_scratch(head_dim, rows, &memory, &task.scratch);
                 kernels.prepare_queries(task);
@@ -352,7 +357,7 @@ class SelfTest {
                 kernels.add_keys(type, head_dim, block, group, sums[which].data());
             }
             if (has_scales(type)) continue;  // summaries are floats
-            AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, 0, {}};
+            AttentionRows task{type, head_dim, 0.125f, rows, query_rows, nullptr, nullptr, {}};
             AlignedMemory memory;
             place_scratch(head_dim, rows, &memory, &task.scratch);
             kernels.prepare_queries(task);

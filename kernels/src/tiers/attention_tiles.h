@@ -63,9 +63,11 @@ inline void for_column_tiles(int64_t columns, const Tile &tile) {
 // Sets what the row does not see of the 64 positions from `start` on.
 inline void hide(const AttentionRows &rows, int row, int64_t start, float value, float *scores) {
     const int64_t limit = rows.limits[row] - start;
+    const int64_t first = rows.starts != nullptr ? rows.starts[row] - start : 0;
     const Floats hidden = set(value);
     for (int64_t p = 0; p < attention_block; p += 16) {
-        store(scores + p, select_below(p, limit, load(scores + p), hidden));
+        const Floats before_limit = select_below(p, limit, load(scores + p), hidden);
+        store(scores + p, select_below(p, first, hidden, before_limit));
     }
 }
 
@@ -83,7 +85,7 @@ inline float hide_unseen(const AttentionRows &rows, const AttentionChunk &c, int
     for (int b = 0; b < c.blocks; ++b) {
         const int64_t end = c.starts[b] + attention_block;
         float *part = scores + b * attention_block;
-        all_seen[b] = end <= rows.limits[row];
+        all_seen[b] = end <= rows.limits[row] && (!rows.starts || rows.starts[row] <= c.starts[b]);
         if (!all_seen[b]) hide(rows, row, c.starts[b], -INFINITY, part);
         for (int k = 0; k < chains; ++k) largest[k] = max(largest[k], load(part + 16 * k));
     }

@@ -78,6 +78,7 @@ struct AttentionRows {
     int count;
     const float *const *queries;  // [count] -> [head_dim]
     const int64_t *limits;        // [count]: row r sees positions below limits[r]
+    const int64_t *starts;        // [count]: from starts[r] on, nullptr: from the first one
     AttentionScratch scratch;
 };
 
