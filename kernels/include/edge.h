@@ -274,6 +274,76 @@ typedef struct {
  * too many tokens, or two steps of one cache. */
 EDGE_API edge_status edge_forward(edge_model *model, edge_step *steps, int32_t count, float *logits);
 
+/* ---- Drafts --------------------------------------------------------------------------------------- */
+
+/* A small network beside a model, its target, that guesses how a sequence goes on: EAGLE-2 (arXiv 2406.16858), where
+ * wanted with a head over some tokens only (FR-Spec, arXiv 2502.14856). Row i of its cache is made of the target's
+ * embedding of token i + 1 and hidden state of token i. */
+typedef struct {
+    uint32_t size; /* sizeof(edge_draft_config) */
+    int32_t intermediate_size, layers, heads, kv_heads, head_dim;
+    int32_t window;    /* rows that attention sees, its own included; 0: all */
+    int32_t kv_type;   /* edge_kv_type */
+    int32_t head_rows; /* of a head of its own; 0: the target's head */
+    float rms_norm_eps, residual_scale;
+    float rope_scale;               /* factor on cos and sin */
+    const float *inverse_frequency; /* [head_dim / 2], copied; NULL: queries and keys are not rotated */
+    const int32_t *head_tokens;     /* [head_rows] the tokens of its head's rows, ascending, copied */
+} edge_draft_config;
+
+/* A draft's weights have these roles, those of edge_role that are in a layer, of which the first layer may lack the
+ * attention norm, and EDGE_HEAD, [head_rows][hidden_size], for a head of its own. */
+typedef enum {
+    EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size]: embedding, then hidden state */
+    EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; these three may be absent, the norms together */
+    EDGE_DRAFT_EMBEDDING_NORM = 14,
+    EDGE_DRAFT_HIDDEN_NORM = 15
+} edge_draft_role;
+
+typedef struct edge_draft edge_draft; /* a call of it is one of its target: one at a time */
+
+/* The target must outlive the draft: its embedding, head, tier and threads are used. So must the weights' memory. */
+EDGE_API edge_status edge_draft_create(const edge_model *target, const edge_draft_config *config,
+                                       const edge_weight *weights, int64_t count, edge_draft **draft);
+EDGE_API void edge_draft_destroy(edge_draft *draft);
+EDGE_API uint64_t edge_draft_workspace_bytes(const edge_draft *draft);
+/* Bytes of all pages that its caches use. */
+EDGE_API uint64_t edge_draft_cache_bytes(const edge_draft *draft);
+/* A cache for edge_draft_run, with the functions of edge_cache. */
+EDGE_API edge_status edge_draft_cache_create(const edge_draft *draft, edge_cache **cache);
+
+#define EDGE_MAX_DRAFT_BRANCHES 16
+
+/* Rows to append, and what to try behind them. */
+typedef struct {
+    uint32_t size;     /* sizeof(edge_draft_step) */
+    int32_t n;         /* rows */
+    edge_cache *cache; /* of the sequence */
+    int64_t
+        position; /* of the first row; a cache may begin anywhere in the sequence, and goes on without a gap */
+    const int32_t *tokens; /* [n] the token after the one of each row; the last is the root of the tree */
+    const float *hidden;   /* [n][hidden_size] the target's hidden states of the rows, as edge_step.hidden */
+    int32_t steps;         /* 0 .. EDGE_MAX_TREE; 0: only append */
+    int32_t
+        branches; /* 1 .. EDGE_MAX_DRAFT_BRANCHES: leaves that a step goes on from, and children of each */
+    int32_t rows; /* most tokens of any use: no step goes on behind one that is not among the best; 0: all */
+    float least_logprob; /* nor behind one that is less likely */
+    const float
+        *least_gains;   /* [steps], or NULL: step i > 0 is made if its leaves' probabilities sum up to that */
+    int32_t node_room;  /* at least branches + (steps - 1) branches^2 */
+    int32_t node_count; /* written: the tokens tried, parents before children, best first ... */
+    int32_t *node_tokens;  /* [node_room] */
+    int32_t *node_parents; /* [node_room] index of each one's parent, -1: the root */
+    float *node_logprobs; /* [node_room] the sum of log-probabilities along the path, over the draft's head */
+    int32_t steps_run;    /* written */
+    float *seconds;       /* [steps] written: what each step took, the first with the rows; or NULL */
+} edge_draft_step;
+
+/* Appends the rows, then tries tokens behind the last one: the first step gives `branches` children of the root, a
+ * further one as many behind each of the `branches` best tokens of the step before. Rows of tokens that were tried are
+ * dropped. If it fails the cache is as it was. */
+EDGE_API edge_status edge_draft_run(edge_draft *draft, edge_draft_step *step);
+
 /* ---- Sampling ------------------------------------------------------------------------------------- */
 
 /* In the order applied: allowed tokens, bias, penalties, temperature, top-k, typical, top-p, min-p, draw. */

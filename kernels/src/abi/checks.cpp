@@ -70,54 +70,118 @@ edge_status check_activations(int32_t activations) {
     return fail(EDGE_INVALID, "Unknown kind of activations %d.", activations);
 }
 
-edge_status check_config(const edge_config &c) {
-    struct Field {
-        const char *name;
-        int64_t value;
-    };
-    const Field positive[] = {{"vocab_size", c.vocab_size},
-                              {"hidden_size", c.hidden_size},
-                              {"intermediate_size", c.intermediate_size},
-                              {"layers", c.layers},
-                              {"heads", c.heads},
-                              {"kv_heads", c.kv_heads},
-                              {"head_dim", c.head_dim},
-                              {"context", c.context},
-                              {"max_batch", c.max_batch}};
-    constexpr int64_t limit = 1 << 24;
-    for (const Field &field : positive) {
-        if (field.value <= 0 || field.value > limit) {
-            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", field.name,
-                        (long long)field.value, (long long)limit);
+namespace {
+
+constexpr int64_t largest_size = 1 << 24;
+
+struct Size {
+    const char *name;
+    int64_t value;
+};
+
+edge_status check_sizes(std::initializer_list<Size> sizes) {
+    for (const Size &size : sizes) {
+        if (size.value <= 0 || size.value > largest_size) {
+            return fail(EDGE_INVALID, "%s is %lld; it must be between 1 and %lld.", size.name,
+                        (long long)size.value, (long long)largest_size);
         }
     }
-    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    return EDGE_OK;
+}
+
+edge_status check_cache_size(const CacheShape &cache) {
     constexpr int64_t most_layers = 4096;
-    if (c.layers > most_layers) return fail(EDGE_INVALID, "%d layers are beyond what is possible.", c.layers);
-    const CacheShape cache{c.layers, c.kv_heads, c.head_dim, c.context, edge_kv_type(c.kv_type)};
+    if (cache.layers > most_layers) {
+        return fail(EDGE_INVALID, "%lld layers are beyond what is possible.", (long long)cache.layers);
+    }
     constexpr int64_t most_cache_bytes = int64_t(1) << 46;
     if (cache.position_bytes() > most_cache_bytes / cache.pages() / attention_chunk) {
         return fail(EDGE_INVALID,
                     "A KV cache of %lld tokens with %lld bytes each is beyond what is possible.",
-                    (long long)c.context, (long long)cache.position_bytes());
+                    (long long)cache.capacity, (long long)cache.position_bytes());
     }
-    if (const edge_status status = check_activations(c.activations)) return status;
-    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
-    for (int32_t i = 0; i < c.head_dim / 2; ++i) {
-        if (!std::isfinite(c.inverse_frequency[i])) {
-            return fail(EDGE_INVALID, "A rotary frequency is not finite.");
-        }
+    return EDGE_OK;
+}
+
+edge_status check_frequencies(const float *frequencies, int32_t head_dim) {
+    for (int32_t i = 0; i < head_dim / 2; ++i) {
+        if (!std::isfinite(frequencies[i])) return fail(EDGE_INVALID, "A rotary frequency is not finite.");
     }
-    for (const float value :
-         {c.rms_norm_eps, c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}) {
+    return EDGE_OK;
+}
+
+edge_status check_scales(std::initializer_list<float> scales, float eps) {
+    for (const float value : scales) {
         if (!std::isfinite(value)) {
             return fail(EDGE_INVALID, "A scale or epsilon of the model is not finite.");
         }
     }
-    if (c.rms_norm_eps <= 0.0f) {
-        return fail(EDGE_INVALID, "rms_norm_eps must be positive, got %g.", double(c.rms_norm_eps));
+    if (!(eps > 0.0f) || !std::isfinite(eps)) {
+        return fail(EDGE_INVALID, "rms_norm_eps must be positive and finite, got %g.", double(eps));
+    }
+    return EDGE_OK;
+}
+
+}  // namespace
+
+edge_status check_config(const edge_config &c) {
+    if (const edge_status status = check_sizes({{"vocab_size", c.vocab_size},
+                                                {"hidden_size", c.hidden_size},
+                                                {"intermediate_size", c.intermediate_size},
+                                                {"layers", c.layers},
+                                                {"heads", c.heads},
+                                                {"kv_heads", c.kv_heads},
+                                                {"head_dim", c.head_dim},
+                                                {"context", c.context},
+                                                {"max_batch", c.max_batch}})) {
+        return status;
+    }
+    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    const CacheShape cache{c.layers, c.kv_heads, c.head_dim, c.context, edge_kv_type(c.kv_type)};
+    if (const edge_status status = check_cache_size(cache)) return status;
+    if (const edge_status status = check_activations(c.activations)) return status;
+    if (c.inverse_frequency == nullptr) return fail(EDGE_INVALID, "inverse_frequency is NULL.");
+    if (const edge_status status = check_frequencies(c.inverse_frequency, c.head_dim)) return status;
+    if (const edge_status status = check_scales(
+            {c.embedding_scale, c.residual_scale, c.logit_scale, c.rope_scale}, c.rms_norm_eps)) {
+        return status;
     }
     return c.sparse.enabled ? check_sparse(c.sparse, c.heads / c.kv_heads) : EDGE_OK;
+}
+
+edge_status check_draft_config(const edge_draft_config &c, const edge_config &target) {
+    if (const edge_status status = check_sizes({{"intermediate_size", c.intermediate_size},
+                                                {"layers", c.layers},
+                                                {"heads", c.heads},
+                                                {"kv_heads", c.kv_heads},
+                                                {"head_dim", c.head_dim}})) {
+        return status;
+    }
+    if (const edge_status status = check_heads(c.heads, c.kv_heads, c.head_dim, c.kv_type)) return status;
+    const CacheShape cache{c.layers, c.kv_heads, c.head_dim, target.context, edge_kv_type(c.kv_type)};
+    if (const edge_status status = check_cache_size(cache)) return status;
+    if (c.window < 0) return fail(EDGE_INVALID, "window is %d; it must be 0 or positive.", c.window);
+    if (c.inverse_frequency != nullptr) {
+        if (const edge_status status = check_frequencies(c.inverse_frequency, c.head_dim)) return status;
+    }
+    if (const edge_status status = check_scales({c.residual_scale, c.rope_scale}, c.rms_norm_eps)) {
+        return status;
+    }
+    if (c.head_rows < 0 || c.head_rows > target.vocab_size ||
+        (c.head_rows > 0) != (c.head_tokens != nullptr)) {
+        return fail(EDGE_INVALID, "A draft's own head has 1 to %d rows, and a token for each.",
+                    target.vocab_size);
+    }
+    for (int32_t row = 0; row < c.head_rows; ++row) {
+        const int32_t token = c.head_tokens[row];
+        if (token >= target.vocab_size || token <= (row > 0 ? c.head_tokens[row - 1] : -1)) {
+            return fail(
+                EDGE_INVALID,
+                "The tokens of a draft's head must ascend within the vocabulary of %d; row %d has %d.",
+                target.vocab_size, row, token);
+        }
+    }
+    return EDGE_OK;
 }
 
 edge_status check_tree(const uint64_t *tree, int64_t n) {

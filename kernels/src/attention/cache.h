@@ -92,6 +92,7 @@ struct edge_cache : edge::CacheView {
     void cut(int64_t rows);
     // Whether the other takes its pages from the same pools.
     bool is_akin(const edge_cache &other) const { return row_pages_.pool() == other.row_pages_.pool(); }
+    bool takes_from(const edge::CachePools &pools) const { return row_pages_.pool() == pools.rows.get(); }
     // The first `rows` rows of one that is akin become the content.
     void share(const edge_cache &other, int64_t rows);
 

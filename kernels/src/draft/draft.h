@@ -1,0 +1,64 @@
+// A draft: a small network beside a model, its target, that guesses how a sequence goes on (EAGLE-2, arXiv 2406.16858).
+//
+// Row i joins the target's embedding of token i + 1 with its hidden state of token i; what the layers make of it stands
+// for the hidden state of token i + 1, from which a head tells token i + 2. Where a true hidden state is missing, such a
+// guess takes its place; rows that came about so are dropped after the call.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "attention/cache.h"
+#include "decoder/decoder.h"
+#include "decoder/layer_runner.h"
+#include "draft/candidates.h"
+#include "memory/aligned.h"
+
+struct edge_draft {
+    edge_draft(const edge_model &target_model, const edge_draft_config &draft_config);
+
+    edge_status load(const edge_weight *weights, int64_t count);
+    edge_status run(edge_draft_step *step);
+    edge::CacheShape cache_shape() const { return runner_.shape.cache; }
+    uint64_t workspace_bytes() const;
+
+    const edge_model &target;
+    const edge::CachePools pools;
+
+   private:
+    // A token that was tried: its path, and the row of the workspace whose head told it.
+    struct Node {
+        int32_t token, parent;
+        float logprob;
+        int64_t row;
+        uint64_t mask;  // of the rows of its path, without one of its own
+    };
+
+    edge_status set_weight(const edge_weight &weight, std::vector<bool> *seen);
+    edge_status check(const edge_draft_step &step) const;
+    edge_status append(const edge_draft_step &step, int64_t first, int64_t n, bool onward);
+    bool choose_leaves(const edge_draft_step &step, int64_t earlier);
+    edge_status next_step(edge_draft_step *step, int64_t position, int64_t earlier);
+    edge_status add_nodes(edge_draft_step *step, int64_t rows);
+    void join(int64_t row, int32_t token, const float *state);
+    void run_fc(int64_t rows);
+    const edge::Matrix &head() const { return own_head_.data ? own_head_ : target.head(); }
+
+    const int32_t layer_count_, head_rows_;
+    const std::vector<int32_t> head_tokens_;
+    edge::Observer observer_;  // nobody listens
+    edge::LayerRunner runner_;
+    edge::Matrix fc_, own_head_, planned_head_;
+    edge::Norm fc_bias_, embedding_norm_, hidden_norm_;
+    std::vector<edge::Layer> layers_;
+
+    std::vector<float> joined_,
+        unnormed_;  // inputs of fc, and their halves before the norms, one row per token
+    edge::AlignedMemory logits_;
+    edge::Candidates candidates_;
+    std::vector<Node> nodes_;
+    int64_t first_node_ = 0;       // of those that the last step tried
+    std::vector<int64_t> leaves_;  // nodes that the next step goes on from
+    std::vector<uint64_t> masks_;  // of the leaves' rows
+    std::vector<float> scores_;
+};
