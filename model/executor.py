@@ -35,8 +35,10 @@ from edge.executors.protocol import (
     SequenceStep,
     StepResult,
 )
+from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
 from edge.model.attention.mode import attend_function
+from edge.model.draft import TorchDraft
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
 from edge.model.stages import reported
@@ -153,6 +155,11 @@ class TorchExecutor(ExecutorFacts, OneByOne):
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
         self.keep(cache, n, ())
+
+    def open_draft(self, files: DraftFiles) -> TorchDraft:
+        """See `edge.executors.drafts.Drafts`."""
+        with self._lock():
+            return TorchDraft(files, self._opened(), self._lock)
 
     def report_stages(self, report: Callable[[str, int, npt.NDArray[np.float32]], None] | None) -> None:
         """See `edge.executors.protocol.Staged`."""

@@ -288,7 +288,7 @@ typedef struct {
     float rms_norm_eps, residual_scale;
     float rope_scale;               /* factor on cos and sin */
     const float *inverse_frequency; /* [head_dim / 2], copied; NULL: queries and keys are not rotated */
-    const int32_t *head_tokens;     /* [head_rows] the tokens of its head's rows, ascending, copied */
+    const int32_t *head_tokens;     /* [head_rows] the tokens of its head's rows, each once, copied */
 } edge_draft_config;
 
 /* A draft's weights have these roles, those of edge_role that are in a layer, of which the first layer may lack the

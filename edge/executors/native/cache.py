@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 from edge.errors import NativeError
 from edge.executors.native import library as native
@@ -12,10 +13,14 @@ from edge.executors.protocol import KVCache
 class NativeCache:
     """A KV cache of the native decoder; memory is committed as it fills."""
 
-    def __init__(self, model: ctypes.c_void_p, capacity: int) -> None:
-        """model: the handle of an `edge_model`. capacity: rows it can grow to."""
+    def __init__(
+        self, model: ctypes.c_void_p, capacity: int, create: Callable[..., int] | None = None
+    ) -> None:
+        """model: the handle of an `edge_model`, or of what `create` makes caches for. capacity: rows it can
+        grow to.
+        """
         lib, handle = native.library(), ctypes.c_void_p()
-        native.check(lib.edge_cache_create(model, ctypes.byref(handle)))
+        native.check((create or lib.edge_cache_create)(model, ctypes.byref(handle)))
         self.handle = handle
         self._capacity = capacity
         self._finalizer = native.finalize(self, lib.edge_cache_destroy, handle)

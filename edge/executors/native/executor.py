@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from edge.errors import EdgeError, NativeError
 from edge.executors.checks import integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
+from edge.executors.native.draft import NativeDraft
 from edge.executors.native.operators import EXPORTED_KV, LayerCache
 from edge.executors.native.pool import ThreadPool
 from edge.executors.options import RunOptions
@@ -33,6 +35,7 @@ from edge.executors.protocol import (
 )
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
+from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
 from edge.quant.layout import LAYOUT_ALIGNMENT
 from edge.quant.packing import pack
@@ -137,6 +140,7 @@ class NativeExecutor(ExecutorFacts):
             mapped_weights=weight_memory.mapped,
         )
         self._observer_error: BaseException | None = None
+        self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
         self._finalizer = native.finalize(self, lib.edge_model_destroy, handle)
 
     @property
@@ -316,11 +320,23 @@ class NativeExecutor(ExecutorFacts):
             native.check(native.library().edge_model_observe(self.handle, hook, None))
             self._observer = hook  # the library holds its address
 
+    def open_draft(self, files: DraftFiles) -> NativeDraft:
+        """See `edge.executors.drafts.Drafts`."""
+        with self._lock():
+            self._check_open()
+            draft = NativeDraft(files, self, lock=self._lock)
+            self._drafts.add(draft)
+            return draft
+
     def close(self) -> None:
-        """Free the native model; later calls raise NativeError. Does nothing in a forked process."""
+        """Free the native model and its drafts; later calls raise NativeError. Does nothing in a forked
+        process.
+        """
         if self._lock.is_inherited:
             return
         with self._lock():
+            for draft in self._drafts:
+                draft.close()
             self._finalizer()
             self._weights = None
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <initializer_list>
+#include <vector>
 
 #include "abi/error.h"
 #include "attention/cache.h"
@@ -172,14 +173,15 @@ edge_status check_draft_config(const edge_draft_config &c, const edge_config &ta
         return fail(EDGE_INVALID, "A draft's own head has 1 to %d rows, and a token for each.",
                     target.vocab_size);
     }
+    std::vector<bool> seen(c.head_rows > 0 ? size_t(target.vocab_size) : 0);
     for (int32_t row = 0; row < c.head_rows; ++row) {
         const int32_t token = c.head_tokens[row];
-        if (token >= target.vocab_size || token <= (row > 0 ? c.head_tokens[row - 1] : -1)) {
-            return fail(
-                EDGE_INVALID,
-                "The tokens of a draft's head must ascend within the vocabulary of %d; row %d has %d.",
-                target.vocab_size, row, token);
+        if (token < 0 || token >= target.vocab_size || seen[size_t(token)]) {
+            return fail(EDGE_INVALID,
+                        "The rows of a draft's head are different tokens of the vocabulary of %d; row %d has %d.",
+                        target.vocab_size, row, token);
         }
+        seen[size_t(token)] = true;
     }
     return EDGE_OK;
 }

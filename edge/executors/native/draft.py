@@ -1,0 +1,246 @@
+"""Draft networks on the native executor: all steps of a tree in one call of libedge."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge.config import ModelConfig
+from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM, DraftConfig, draft_tensors
+from edge.config.rope import rope_parameters
+from edge.errors import NativeError
+from edge.executors.checks import whole_number
+from edge.executors.drafts import DraftPlan, DraftRows, Tried
+from edge.executors.native import library as native
+from edge.executors.native.cache import NativeCache, handle_of
+from edge.executors.protocol import KVCache
+from edge.executors.weights import open_weights
+from edge.formats.draft.files import DraftFiles
+
+ROLES = {FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15}
+"""edge_draft_role"""
+
+
+class DraftShape(native.Record):
+    """edge_draft_config"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        *((name, c_int32) for name in ("intermediate_size", "layers", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("window", "kv_type", "head_rows")),
+        *((name, c_float) for name in ("rms_norm_eps", "residual_scale", "rope_scale")),
+        ("inverse_frequency", c_void_p),
+        ("head_tokens", c_void_p),
+    )
+
+
+class DraftStep(native.Record):
+    """edge_draft_step"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("n", c_int32),
+        ("cache", c_void_p),
+        ("position", c_int64),
+        ("tokens", c_void_p),
+        ("hidden", c_void_p),
+        *((name, c_int32) for name in ("steps", "branches", "rows")),
+        ("least_logprob", c_float),
+        ("least_gains", c_void_p),
+        *((name, c_int32) for name in ("node_room", "node_count")),
+        *((name, c_void_p) for name in ("node_tokens", "node_parents", "node_logprobs")),
+        ("steps_run", c_int32),
+        ("seconds", c_void_p),
+    )
+
+
+_STATUS = c_int32
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "edge_draft_create": (
+        _STATUS,
+        (c_void_p, POINTER(DraftShape), POINTER(native.Weight), c_int64, POINTER(c_void_p)),
+    ),
+    "edge_draft_destroy": (None, (c_void_p,)),
+    "edge_draft_workspace_bytes": (c_uint64, (c_void_p,)),
+    "edge_draft_cache_bytes": (c_uint64, (c_void_p,)),
+    "edge_draft_cache_create": (_STATUS, (c_void_p, POINTER(c_void_p))),
+    "edge_draft_run": (_STATUS, (c_void_p, POINTER(DraftStep))),
+}
+
+
+@cache
+def draft_library() -> ctypes.CDLL:
+    """libedge with the types of these functions set."""
+    lib = native.library()
+    for name, (result, arguments) in _FUNCTIONS.items():
+        setattr(lib, name, native.checked(getattr(lib, name), result, arguments))
+    return lib
+
+
+class Target(Protocol):
+    """What is used of the native executor. handle: an `edge_model`."""
+
+    handle: ctypes.c_void_p
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its network."""
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+
+
+class NativeDraft:
+    """A `DraftNetwork`; its keys and values are float16."""
+
+    def __init__(
+        self, files: DraftFiles, target: Target, *, lock: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """files: of the draft. target: lives as long as the draft. lock: entered for every call, as calls of
+        the target are. Raises ConfigError for a draft of another shape than the target's.
+        """
+        config, context = files.config, target.context
+        config.check_target(target.config, f"'{files.path}'")
+        self._config, self._target, self._lock = config, target, lock
+        self._weights = open_weights(files)
+        frequency, rope_scale = None, 1.0
+        if config.rope is not None:
+            frequency, rope_scale = rope_parameters(
+                config.rope, config.head_dim, context, config.max_position_embeddings
+            )
+            frequency = np.ascontiguousarray(frequency, np.float32)
+        ids = None if files.token_ids is None else np.ascontiguousarray(files.token_ids, np.int32)
+        shape = DraftShape(
+            size=ctypes.sizeof(DraftShape),
+            intermediate_size=config.intermediate_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            window=config.window or 0,
+            kv_type=native.KV_TYPE["float16"],
+            head_rows=config.head_rows or 0,
+            rms_norm_eps=config.rms_norm_eps,
+            residual_scale=config.residual_scale,
+            rope_scale=rope_scale,
+            inverse_frequency=None if frequency is None else frequency.ctypes.data,
+            head_tokens=None if ids is None else ids.ctypes.data,
+        )
+        weights = [
+            native.Weight(
+                role=ROLES[name] if tensor.native is None else tensor.native,
+                layer=tensor.layer or 0,
+                matrix=native.matrix(
+                    files.tensors[name].scheme.packing,
+                    files.tensors[name].rows,
+                    files.tensors[name].columns,
+                    self._weights.address(name),
+                ),
+            )
+            for name, tensor in draft_tensors(config).items()
+        ]
+        lib, handle = draft_library(), ctypes.c_void_p()
+        native.check(
+            lib.edge_draft_create(
+                target.handle,
+                ctypes.byref(shape),
+                (native.Weight * len(weights))(*weights),
+                len(weights),
+                ctypes.byref(handle),
+            )
+        )
+        self.handle = handle
+        self._finalizer = native.finalize(self, lib.edge_draft_destroy, handle)
+
+    @property
+    def config(self) -> DraftConfig:
+        """The network."""
+        return self._config
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory beside weights and caches."""
+        with self._lock():
+            self._check_open()
+            return int(draft_library().edge_draft_workspace_bytes(self.handle))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all its caches."""
+        with self._lock():
+            self._check_open()
+            return int(draft_library().edge_draft_cache_bytes(self.handle))
+
+    def new_cache(self) -> NativeCache:
+        """An empty cache; memory is committed as it fills."""
+        with self._lock():
+            self._check_open()
+            return NativeCache(self.handle, self._target.context, draft_library().edge_draft_cache_create)
+
+    def append(self, cache: KVCache, rows: DraftRows) -> None:
+        """See `DraftNetwork.append`."""
+        rows = rows.checked(self._target.config)  # which live as long as the call
+        self._run(self._step(cache, rows))
+
+    def run(self, cache: KVCache, rows: DraftRows, plan: DraftPlan) -> Tried:
+        """See `DraftNetwork.run`."""
+        rows = rows.checked(self._target.config)
+        tokens, parents = np.empty(plan.room, np.int32), np.empty(plan.room, np.int32)
+        logprobs, seconds = np.empty(plan.room, np.float32), np.empty(plan.steps, np.float32)
+        gains = plan.all_gains
+        with np.errstate(divide="ignore"):
+            least = float(np.log(np.float32(plan.least_chance)))
+        step = self._step(
+            cache,
+            rows,
+            steps=plan.steps,
+            branches=plan.branches,
+            rows=plan.rows,
+            least_logprob=least,
+            least_gains=gains.ctypes.data,
+            node_room=plan.room,
+            node_tokens=tokens.ctypes.data,
+            node_parents=parents.ctypes.data,
+            node_logprobs=logprobs.ctypes.data,
+            seconds=seconds.ctypes.data,
+        )
+        self._run(step)
+        n = step.node_count
+        return Tried(tokens[:n], parents[:n], logprobs[:n], tuple(seconds[: step.steps_run].tolist()))
+
+    def truncate(self, cache: KVCache, n: int) -> None:
+        """Drop all rows of the cache after the first n."""
+        rows = whole_number(n, "the number of rows to keep")
+        with self._lock():
+            native.check(native.library().edge_cache_truncate(handle_of(cache), rows))
+
+    def close(self) -> None:
+        """Free it; later calls raise NativeError."""
+        self._finalizer()
+
+    def _step(self, cache: KVCache, given: DraftRows, **wanted: Any) -> DraftStep:
+        return DraftStep(
+            size=ctypes.sizeof(DraftStep),
+            n=given.tokens.size,
+            cache=handle_of(cache),
+            position=whole_number(given.position, "the position of the first row"),
+            tokens=given.tokens.ctypes.data,
+            hidden=given.hidden.ctypes.data,
+            **wanted,
+        )
+
+    def _run(self, step: DraftStep) -> None:
+        with self._lock():
+            self._check_open()
+            native.check(draft_library().edge_draft_run(self.handle, ctypes.byref(step)))
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise NativeError("The draft or its model is closed; load them again.")

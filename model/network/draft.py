@@ -1,0 +1,124 @@
+"""The draft network of EAGLE-2 (arXiv 2406.16858), as plainly as it can be written.
+
+Submodules carry the names of public checkpoints, so the state dict is the checkpoint. Variants are those of
+`edge.config.draft.DraftConfig`; embedding and head are a decoder's, whose hidden states the network goes on
+from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge.config import ModelConfig, RopeConfig
+from edge.config.draft import DraftConfig
+from edge.errors import CheckpointError
+from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
+from edge.model.network.kv_cache import GrowingCache
+from edge.model.network.rope import RotaryEmbedding
+
+
+class Draft(nn.Module):
+    """One row per place i of a sequence, from the embedding of token i + 1 and the hidden state of token i;
+    its output stands for the hidden state of token i + 1.
+
+    decoder: the target. context: as its own.
+    """
+
+    def __init__(self, config: DraftConfig, decoder: Decoder) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        shape = layer_shape(config)
+        self.config, self.shape = config, shape
+        self._target = (decoder,)  # in a tuple: no submodule
+        self.input_norm1, self.input_norm2 = (
+            RMSNorm(size, eps) if config.input_norms else nn.Identity() for _ in range(2)
+        )
+        self.fc = nn.Linear(2 * size, size, bias=config.fc_bias)
+        self.layers = nn.ModuleList(Layer(shape, index) for index in range(config.num_hidden_layers))
+        if not config.attention_norm:
+            self.layers[0].input_layernorm = nn.Identity()
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.scale = config.residual_scale
+            layer.self_attn.rotates = config.rope is not None
+        self.rotary = RotaryEmbedding(shape, decoder.context)
+        self.lm_head = None if config.head_rows is None else nn.Linear(size, config.head_rows, bias=False)
+
+    @classmethod
+    def from_tensors(cls, config: DraftConfig, decoder: Decoder, tensors: Mapping[str, Tensor]) -> Draft:
+        """A draft over these float tensors; CheckpointError for a missing, surplus or misshapen one."""
+        with torch.device("meta"):
+            draft = cls(config, decoder)
+        draft.rotary = RotaryEmbedding(draft.shape, decoder.context)
+        expected = {name: tuple(tensor.shape) for name, tensor in draft.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                raise CheckpointError(
+                    f"Tensor '{name}' of a draft has shape {found.get(name)}, but its configuration asks for "
+                    f"{expected.get(name)}."
+                )
+        draft.load_state_dict(dict(tensors), assign=True)
+        return draft.requires_grad_(False).eval()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        hidden: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: GrowingCache | None = None,
+    ) -> Tensor:
+        """States [n, hidden] of n rows, appended to the cache if there is one.
+
+        tokens: int [n], the token after each row's. hidden: [n, hidden]. positions: int [n], of the rows in
+        the sequence, by default from 0. mask: bool [n, m] over all rows of the cache, these at the end, by
+        default causal. A row sees no further back than `config.window` rows of what the mask shows.
+        """
+        n = tokens.shape[-1]
+        past = 0 if cache is None else cache.length
+        if positions is None:
+            positions = torch.arange(past, past + n)
+        if mask is None:
+            mask = torch.ones(n, past + n, dtype=torch.bool).tril(past)
+        if self.config.window is not None:
+            later = mask.flip(-1).cumsum(-1).flip(-1)  # rows that a query sees from each one on
+            mask = mask & (later <= self.config.window)
+        embeddings = self._target[0].model.embed(tokens)
+        x = self.fc(torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1))
+        view = View(*self.rotary(positions), mask, positions)
+        for layer in self.layers:
+            x, _ = layer(x, view, cache)
+        if cache is not None:
+            cache.advance(n)
+        return x
+
+    def logits(self, states: Tensor) -> Tensor:
+        """States [..., hidden] -> logits [..., rows of the head]."""
+        if self.lm_head is None:
+            return self._target[0].logits(states)
+        return functional.linear(states * self.config.logit_scale, self.lm_head.weight)
+
+
+def layer_shape(config: DraftConfig) -> ModelConfig:
+    """A Llama with the draft's layers."""
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        max_position_embeddings=config.max_position_embeddings,
+        rope=config.rope or RopeConfig(),
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_ids=(),
+    )

@@ -1,0 +1,367 @@
+"""Draft networks: the native executor against PyTorch, and both against what a draft is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config.draft import DraftConfig
+from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError, WrongTypeError
+from edge.executors.drafts import DraftPlan, DraftRows, Tried, drafts_of
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.formats.bundle.reader import Bundle
+from edge.formats.draft.files import DraftFiles
+from edge.model.draft import draft_from_files
+from edge.model.executor import TorchExecutor
+from edge.quant.scheme import QuantScheme
+from tests.random_draft import write_draft
+from tests.steps import forward
+
+PLAN = DraftPlan(steps=4, branches=3)
+INT4 = QuantScheme("int4", 32)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "minicpm": {},
+    "no input norms": {"input_norms": False},
+    "no attention norm": {"attention_norm": False},
+    "no norms, a bias": {"input_norms": False, "attention_norm": False, "fc_bias": True},
+    "no rope": {"rope": None},
+    "another residual": {"residual_scale": 1.0},
+    "two layers": {"num_hidden_layers": 2, "attention_norm": False},
+    "three layers in a window": {"num_hidden_layers": 3, "window": 10},
+    "other heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32, "intermediate_size": 96},
+    "no window": {"window": None},
+    "a window of 16": {"window": 16},
+    "a window of 1": {"window": 1},
+    "a window within a block": {"window": 75},
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(minicpm, make_bundle) -> Bundle:
+    return make_bundle(minicpm())
+
+
+@pytest.fixture(scope="module")
+def draft_of(tmp_path_factory) -> Callable[..., DraftFiles]:
+    """`draft_of(bundle, scheme=float16, token_ids=None, **fields)`: a random draft of the target's shape."""
+
+    def make(target: Bundle, scheme: QuantScheme = QuantScheme("f16"), token_ids=None, **fields: Any) -> DraftFiles:
+        config = draft_shape(target.config, **fields)
+        config = config.with_head(None if token_ids is None else len(token_ids))
+        return write_draft(tmp_path_factory.mktemp("draft") / "draft", target, config, scheme, token_ids)
+
+    return make
+
+
+@pytest.fixture
+def native(open_native) -> Callable[..., Any]:
+    """`native(bundle, files, **options)`: the draft on a native executor."""
+
+    def open_one(target: Bundle, files: DraftFiles, **options: Any) -> Any:
+        return open_native(target, **options).open_draft(files)
+
+    return open_one
+
+
+@pytest.fixture
+def reference(open_reference) -> Callable[..., Any]:
+    return lambda target, files: open_reference(target).open_draft(files)
+
+
+def rows_of(config: DraftConfig, n: int, position: int = 0, seed: int = 3) -> DraftRows:
+    """Random tokens, and hidden states as they are behind a norm."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, config.vocab_size, n, dtype=np.int32)
+    return DraftRows(position, tokens, rng.standard_normal((n, config.hidden_size), np.float32))
+
+
+def part(rows: DraftRows, first: int, last: int) -> DraftRows:
+    return DraftRows(rows.position + first, rows.tokens[first:last], rows.hidden[first:last])
+
+
+def assert_alike(found: Tried, wanted: Tried, tolerance: float = 1e-4) -> None:
+    """The same tokens in the same tree; chances may differ by rounding."""
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.parents, wanted.parents)
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=tolerance)
+    assert len(found.seconds) == len(wanted.seconds)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_as_in_pytorch(bundle, draft_of, native, reference, variant: str):
+    """Prompts that fill less and more than a block, then rows that come one after the other."""
+    files = draft_of(bundle, **VARIANTS[variant])
+    ours, theirs = native(bundle, files), reference(bundle, files)
+    rows = rows_of(files.config, 330)
+    caches = ours.new_cache(), theirs.new_cache()
+    for first, last in ((0, 5), (5, 6), (6, 100), (100, 329), (329, 330)):
+        found = ours.run(caches[0], part(rows, first, last), PLAN)
+        assert_alike(found, theirs.run(caches[1], part(rows, first, last), PLAN), 2e-3)
+        assert len(found.tokens) == PLAN.room
+        assert caches[0].length == caches[1].length == last
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8", "ternary"])
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_quantized_weights(bundle, draft_of, native, reference, kind: str, activations: str):
+    """Rounded activations may exchange tokens that are nearly as likely: the first step is compared by its
+    chances."""
+    files = draft_of(bundle, QuantScheme(kind, 32))
+    plan = DraftPlan(steps=1, branches=8)
+    ours, theirs = native(bundle, files, activations=activations), reference(bundle, files)
+    rows = rows_of(files.config, 40)
+    found = ours.run(ours.new_cache(), rows, plan)
+    wanted = theirs.run(theirs.new_cache(), rows, plan)
+    tolerance = 2e-3 if activations == "float32" else 0.2
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=tolerance)
+    if activations == "float32":
+        assert_alike(found, wanted, tolerance)
+    else:
+        assert len(set(found.tokens) & set(wanted.tokens)) >= 6
+
+
+@pytest.mark.parametrize("opened", ["native", "reference"])
+@pytest.mark.parametrize("window", [None, 20])
+def test_a_tree_is_what_its_paths_are(bundle, draft_of, request, opened: str, window: int | None):
+    """Every tried token's chance is the one that the network gives without a cache, along the path alone."""
+    files = draft_of(bundle, window=window)
+    network = request.getfixturevalue(opened)(bundle, files)
+    rows = rows_of(files.config, 70, position=5)
+    tried = network.run(network.new_cache(), rows, PLAN)
+    draft = draft_from_files(files, TorchExecutor_decoder(bundle))
+    for node in range(len(tried.tokens)):
+        path = [node]
+        while tried.parents[path[0]] >= 0:
+            path.insert(0, int(tried.parents[path[0]]))
+        tokens, hidden, logprob = torch.from_numpy(rows.tokens), torch.from_numpy(rows.hidden), 0.0
+        for step in path:
+            states = draft(tokens, hidden, torch.arange(5, 5 + len(tokens)))
+            token = int(tried.tokens[step])
+            logprob += float(draft.logits(states[-1]).log_softmax(-1)[token])
+            tokens = torch.cat([tokens, torch.tensor([token], dtype=torch.int32)])
+            hidden = torch.cat([hidden, states[-1:]])
+        assert tried.logprobs[node] == pytest.approx(logprob, abs=2e-3)
+
+
+def TorchExecutor_decoder(bundle: Bundle) -> Any:
+    from edge.model.weights.checkpoint import reference_from_bundle
+
+    return reference_from_bundle(bundle)
+
+
+def test_the_draft_of_a_perfect_copy_guesses_the_target(bundle, draft_of, open_native):
+    """Hidden states are the target's own: what its executor gives goes in as it is."""
+    executor = open_native(bundle)
+    files = draft_of(bundle)
+    network = executor.open_draft(files)
+    tokens = np.arange(3, 23, dtype=np.int32)
+    result = forward(executor, executor.new_cache(), tokens[:-1], hidden=True)
+    tried = network.run(network.new_cache(), DraftRows(0, tokens[1:], result.hidden), PLAN)
+    draft = draft_from_files(files, TorchExecutor_decoder(bundle))
+    states = draft(torch.from_numpy(tokens[1:]), torch.from_numpy(result.hidden))
+    best = draft.logits(states[-1]).log_softmax(-1).sort(descending=True)
+    assert tried.tokens[:3].tolist() == best.indices[:3].tolist()
+
+
+@pytest.mark.parametrize("opened", ["native", "reference"])
+def test_a_head_over_some_tokens(bundle, draft_of, request, opened: str):
+    """In the order of a list by frequency: tokens are those of the list, chances sum to 1 over it."""
+    ids = np.random.default_rng(5).permutation(bundle.config.vocab_size)[:50].astype(np.int32)
+    files, whole = draft_of(bundle, token_ids=ids), draft_of(bundle)
+    network, full = (request.getfixturevalue(opened)(bundle, each) for each in (files, whole))
+    rows = rows_of(files.config, 30)
+    plan = DraftPlan(steps=1, branches=16)
+    some = network.run(network.new_cache(), rows, plan)
+    assert set(some.tokens) <= set(ids.tolist())
+    draft = draft_from_files(whole, TorchExecutor_decoder(bundle))
+    states = draft(torch.from_numpy(rows.tokens), torch.from_numpy(rows.hidden))
+    logits = draft.logits(states[-1])[torch.from_numpy(ids).long()]
+    best = logits.log_softmax(-1).sort(descending=True)
+    np.testing.assert_array_equal(some.tokens, ids[best.indices[:16].numpy()])
+    np.testing.assert_allclose(some.logprobs, best.values[:16].numpy(), atol=2e-3)
+    assert (some.logprobs[0] > full.run(full.new_cache(), rows, plan).logprobs).any()
+
+
+@pytest.mark.parametrize("activations", ["float32", "int8"])
+def test_rows_come_in_any_pieces(bundle, draft_of, native, activations: str):
+    """To the bit: appended alone, with others, with a tree behind them, or again after they were dropped."""
+    files = draft_of(bundle, window=100)
+    network = native(bundle, files, activations=activations)
+    rows = rows_of(files.config, 200)
+    wanted = network.run(network.new_cache(), rows, PLAN)
+    cache = network.new_cache()
+    network.append(cache, part(rows, 0, 70))
+    network.run(cache, part(rows, 70, 73), PLAN)
+    network.append(cache, part(rows, 73, 190))
+    network.truncate(cache, 150)
+    network.append(cache, part(rows, 150, 151))
+    found = network.run(cache, part(rows, 151, 200), PLAN)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.logprobs, wanted.logprobs)
+
+
+def test_a_cache_may_begin_where_its_window_does(bundle, draft_of, native):
+    files = draft_of(bundle, window=64)
+    network = native(bundle, files)
+    rows = rows_of(files.config, 500)
+    whole = network.run(network.new_cache(), rows, PLAN)
+    late = network.run(network.new_cache(), part(rows, 436, 500), PLAN)
+    assert_alike(late, whole)
+    missing = network.run(network.new_cache(), part(rows, 437, 500), PLAN)
+    assert (missing.logprobs != whole.logprobs).any()
+
+
+def test_steps_that_promise_too_little_are_not_made(bundle, draft_of, native, reference):
+    files = draft_of(bundle)
+    rows = rows_of(files.config, 20)
+    ours, theirs = native(bundle, files), reference(bundle, files)
+
+    def both(plan: DraftPlan) -> Tried:
+        found = ours.run(ours.new_cache(), rows, plan)
+        assert_alike(found, theirs.run(theirs.new_cache(), rows, plan), 2e-3)
+        return found
+
+    everything = both(DraftPlan(steps=5, branches=4))
+    chances = np.exp(everything.logprobs)
+    assert len(everything.seconds) == 5 and min(everything.seconds) > 0
+    first = np.sort(chances[:4])[::-1]
+    second = float((first[0] + first[1]) / 2)
+    pruned = both(DraftPlan(steps=5, branches=4, least_chance=second))
+    assert set(pruned.parents) <= {-1, 0} | set(np.flatnonzero(np.exp(pruned.logprobs) >= second))
+    assert len(pruned.tokens) < len(everything.tokens)
+    enough = float(first.sum())
+    assert len(both(DraftPlan(5, 4, least_gains=[0, enough * 1.01])).seconds) == 1
+    assert len(both(DraftPlan(5, 4, least_gains=[9, enough * 0.99, 9])).seconds) == 2
+    assert len(both(DraftPlan(5, 4, rows=1)).seconds) == 1
+    few = both(DraftPlan(5, 4, rows=3))
+    best = np.sort(chances)[-3:]
+    np.testing.assert_allclose(np.sort(np.exp(few.logprobs))[-3:], best, rtol=1e-5)
+    assert len(few.tokens) < len(everything.tokens)
+
+
+def test_a_step_has_room_for_64_rows(bundle, draft_of, native, reference):
+    """Of all steps together, as masks have bits."""
+    files = draft_of(bundle)
+    plan, rows = DraftPlan(steps=7, branches=16), rows_of(files.config, 3)
+    ours, theirs = native(bundle, files), reference(bundle, files)
+    found = ours.run(ours.new_cache(), rows, plan)
+    assert len(found.seconds) == 5 and len(found.tokens) == 16 + 4 * 256
+    wanted = theirs.run(theirs.new_cache(), rows, plan)
+    assert np.mean(np.sort(found.logprobs) - np.sort(wanted.logprobs)) == pytest.approx(0, abs=1e-3)
+
+
+def test_what_fails_leaves_the_cache_as_it_was(bundle, draft_of, native, reference):
+    files = draft_of(bundle)
+    rows = rows_of(files.config, 100)
+    broken = rows.hidden.copy()
+    broken[90, 7] = np.nan
+    for network in (native(bundle, files), reference(bundle, files)):
+        cache = network.new_cache()
+        network.append(cache, part(rows, 0, 10))
+        before = network.run(cache, part(rows, 10, 12), PLAN)
+        for position, tokens, hidden, error in (
+            (12, rows.tokens, broken, NativeError),
+            (12, np.full(100, files.config.vocab_size, np.int32), rows.hidden, TokenizerError),
+            (11, rows.tokens, rows.hidden, ContextError),
+            (-1, rows.tokens, rows.hidden, ContextError),
+            (network_context(bundle) - 99, rows.tokens, rows.hidden, ContextError),
+            (12, rows.tokens[:99], rows.hidden, EdgeError),
+            (12, rows.tokens[:0], rows.hidden[:0], EdgeError),
+            (12, rows.tokens, rows.hidden[:, :-1], EdgeError),
+            (12, rows.tokens.astype(np.float32), rows.hidden, WrongTypeError),
+        ):
+            with pytest.raises(error):
+                network.run(cache, DraftRows(position, tokens, hidden), PLAN)
+            assert cache.length == 12
+        network.truncate(cache, 10)
+        after = network.run(cache, part(rows, 10, 12), PLAN)
+        np.testing.assert_array_equal(after.logprobs, before.logprobs)
+
+
+def network_context(bundle: Bundle) -> int:
+    return bundle.config.max_position_embeddings
+
+
+def test_damaged_weights_are_an_error(bundle, draft_of, native, tmp_path, monkeypatch):
+    files = draft_of(bundle)
+    weights = {name: files.data(name).copy() for name in files.tensors}
+    weights["layers.0.post_attention_layernorm.weight"].view(np.float32)[:] = np.inf
+    monkeypatch.setattr("edge.executors.native.draft.open_weights", lambda _: Addresses(weights))
+    network = native(bundle, files)
+    cache = network.new_cache()
+    with pytest.raises(NativeError, match="logits of the draft are not finite"):
+        network.run(cache, rows_of(files.config, 80), PLAN)
+    assert cache.length == 0
+
+
+class Addresses:
+    """Weights in arrays."""
+
+    def __init__(self, arrays: dict[str, Any]) -> None:
+        self._arrays = arrays
+
+    def address(self, name: str) -> int:
+        return int(self._arrays[name].ctypes.data)
+
+
+def test_caches_of_others_are_refused(bundle, draft_of, native, reference):
+    files = draft_of(bundle)
+    first, second, torch_draft = native(bundle, files), native(bundle, files), reference(bundle, files)
+    rows = rows_of(files.config, 2)
+    for network, cache in (
+        (first, second.new_cache()),
+        (first, torch_draft.new_cache()),
+        (torch_draft, first.new_cache()),
+        (torch_draft, reference(bundle, files).new_cache()),
+    ):
+        with pytest.raises(NativeError, match="belongs to another"):
+            network.run(cache, rows, PLAN)
+
+
+def test_several_drafts_beside_one_model(bundle, draft_of, open_native):
+    executor = open_native(bundle)
+    plain, windowed = draft_of(bundle), draft_of(bundle, window=4, num_hidden_layers=2)
+    rows = rows_of(plain.config, 30)
+    alone = [open_native(bundle).open_draft(each) for each in (plain, windowed)]
+    wanted = [network.run(network.new_cache(), rows, PLAN) for network in alone]
+    together = [executor.open_draft(each) for each in (plain, windowed)]
+    caches = [network.new_cache() for network in together]
+    for network, cache, result in zip(together, caches, wanted, strict=True):
+        found = network.run(cache, rows, PLAN)
+        np.testing.assert_array_equal(found.logprobs, result.logprobs)
+        assert network.cache_bytes > 0
+
+
+def test_a_closed_model_closes_its_drafts(bundle, draft_of, open_native):
+    executor = open_native(bundle)
+    network = executor.open_draft(draft_of(bundle))
+    cache = network.new_cache()
+    executor.close()
+    for call in (lambda: network.new_cache(), lambda: network.run(cache, rows_of(network.config, 1), PLAN)):
+        with pytest.raises(NativeError, match="closed"):
+            call()
+
+
+def test_drafts_of_another_shape_are_refused(bundle, draft_of, minicpm, make_bundle, open_native, open_reference):
+    files = draft_of(make_bundle(minicpm(hidden_size=160)))
+    for executor in (open_native(bundle), open_reference(bundle)):
+        with pytest.raises(ConfigError, match="a draft for a model whose hidden_size is 160, not 144"):
+            executor.open_draft(files)
+
+
+@pytest.mark.parametrize(("steps", "branches"), [(0, 1), (65, 1), (1, 0), (1, 17)])
+def test_plans_are_checked(steps: int, branches: int):
+    with pytest.raises(EdgeError, match="1 to 64 steps with 1 to 16 branches"):
+        DraftPlan(steps, branches)
+
+
+def test_who_runs_drafts(bundle, open_native, open_reference):
+    assert drafts_of(open_native(bundle)) is not None
+    assert drafts_of(open_reference(bundle)) is not None
+    assert drafts_of(object()) is None
