@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM
 from edge.config.roles import DECODER
 from edge.executors.executorch import library as executorch
+from edge.executors.drafts import MAX_BRANCHES
+from edge.executors.native import draft, operators
 from edge.executors.native import library as native
-from edge.executors.native import operators
 from edge.quant.kinds import KINDS
 
 KERNELS = Path(__file__).resolve().parent.parent.parent / "kernels"
@@ -29,7 +31,7 @@ CODE = re.sub(r"/\*.*?\*/", " ", TEXT, flags=re.DOTALL)
 FOR_HOSTS = {"edge_tasks", "edge_tasks_parallel"}
 """What the runtimes that call the operators need, and Python does not."""
 
-MODULES = (native, operators, executorch)
+MODULES = (native, operators, draft, executorch)
 STRUCTURES = [
     value
     for module in MODULES
@@ -43,6 +45,7 @@ BUILT_IN = [KINDS.get(name) for name in ("f32", "f16", "int8", "int4", "ternary"
 ROLES = {role.name.removesuffix(".weight"): role.native for role in DECODER if role.native is not None}
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **native._FUNCTIONS,
+    **draft._FUNCTIONS,
     **{name: (ctypes.c_int32, arguments) for name, arguments in operators._FUNCTIONS.items()},
     **executorch._SIGNATURES,
 }
@@ -253,6 +256,11 @@ def test_constants(headers):
         "EDGE_CACHE_PAGE": native.CACHE_PAGE,
         "EDGE_MAX_TREE": native.MAX_TREE,
         "EDGE_MAX_LOGPROBS": native.MAX_LOGPROBS,
+        "EDGE_MAX_DRAFT_BRANCHES": MAX_BRANCHES,
+        "EDGE_DRAFT_FC": draft.ROLES[FC],
+        "EDGE_DRAFT_FC_BIAS": draft.ROLES[FC_BIAS],
+        "EDGE_DRAFT_EMBEDDING_NORM": draft.ROLES[EMBEDDING_NORM],
+        "EDGE_DRAFT_HIDDEN_NORM": draft.ROLES[HIDDEN_NORM],
         "EDGE_ET_DIMENSIONS": executorch._DIMENSIONS,
         "EDGE_OK": 0,  # what `check` lets pass
         "EDGE_CONTEXT": native._CONTEXT,
@@ -268,6 +276,7 @@ def test_constants(headers):
         "edge_activations": native.ACTIVATIONS,
         "edge_kv_type": native.KV_TYPE,
         "edge_role": ROLES,
+        "edge_draft_role": draft.ROLES,
     }
     enumerations = c_enumerations()
     assert {name: len(mirror) for name, mirror in complete.items()} == {

@@ -19,7 +19,7 @@ from edge.executors.checks import whole_number
 from edge.executors.drafts import DraftPlan, DraftRows, Tried
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
-from edge.executors.protocol import KVCache
+from edge.executors.protocol import ExecutorInfo, KVCache
 from edge.executors.weights import open_weights
 from edge.formats.draft.files import DraftFiles
 
@@ -96,9 +96,13 @@ class Target(Protocol):
     def context(self) -> int:
         """Longest sequence in tokens."""
 
+    @property
+    def info(self) -> ExecutorInfo:
+        """How it was opened."""
+
 
 class NativeDraft:
-    """A `DraftNetwork`; its keys and values are float16."""
+    """A `DraftNetwork`; its keys and values are float16, or float32 if the target's are."""
 
     def __init__(
         self, files: DraftFiles, target: Target, *, lock: Callable[[], AbstractContextManager[Any]]
@@ -125,7 +129,7 @@ class NativeDraft:
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             window=config.window or 0,
-            kv_type=native.KV_TYPE["float16"],
+            kv_type=native.KV_TYPE["float32" if target.info.kv_type == "float32" else "float16"],
             head_rows=config.head_rows or 0,
             rms_norm_eps=config.rms_norm_eps,
             residual_scale=config.residual_scale,
