@@ -32,9 +32,10 @@ Floats = npt.NDArray[np.float32]
 class DraftRows:
     """Rows for the end of a cache.
 
-    position: of the first one in the sequence. A cache may begin anywhere in it, and goes on without a gap.
-    tokens: int32 [n], the token after the one of each row; the last one is the root of a tree. hidden: float32
-    [n, hidden_size], the target's hidden states of the rows, as `StepResult.hidden`.
+    position: of the first one in the sequence, behind all rows of the cache; there may be a gap between, or
+    before the first row of a cache. tokens: int32 [n], the token after the one of each row; the last one is
+    the root of a tree. hidden: float32 [n, hidden_size], the target's hidden states of the rows, as
+    `StepResult.hidden`.
     """
 
     position: int
@@ -73,8 +74,8 @@ class DraftPlan:
     def __post_init__(self) -> None:
         if not (1 <= self.steps <= MAX_TREE and 1 <= self.branches <= MAX_BRANCHES):
             raise EdgeError(
-                f"A draft tries 1 to {MAX_TREE} steps with 1 to {MAX_BRANCHES} branches, got {self.steps} with "
-                f"{self.branches}."
+                f"A draft tries 1 to {MAX_TREE} steps with 1 to {MAX_BRANCHES} branches, got {self.steps} "
+                f"with {self.branches}."
             )
 
     @property

@@ -90,7 +90,8 @@ class Draft(nn.Module):
             mask = mask & (later <= self.config.window)
         embeddings = self._target[0].model.embed(tokens)
         x = self.fc(torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1))
-        view = View(*self.rotary(positions), mask, positions)
+        cos, sin = self.rotary(positions)
+        view = View(cos, sin, mask, positions)
         for layer in self.layers:
             x, _ = layer(x, view, cache)
         if cache is not None:

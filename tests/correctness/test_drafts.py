@@ -32,7 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "another residual": {"residual_scale": 1.0},
     "two layers": {"num_hidden_layers": 2, "attention_norm": False},
     "three layers in a window": {"num_hidden_layers": 3, "window": 10},
-    "other heads": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 32, "intermediate_size": 96},
+    "other heads": {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "head_dim": 32,
+        "intermediate_size": 96,
+    },
     "no window": {"window": None},
     "a window of 16": {"window": 16},
     "a window of 1": {"window": 1},
@@ -49,7 +54,9 @@ def bundle(minicpm, make_bundle) -> Bundle:
 def draft_of(tmp_path_factory) -> Callable[..., DraftFiles]:
     """`draft_of(bundle, scheme=float16, token_ids=None, **fields)`: a random draft of the target's shape."""
 
-    def make(target: Bundle, scheme: QuantScheme = QuantScheme("f16"), token_ids=None, **fields: Any) -> DraftFiles:
+    def make(
+        target: Bundle, scheme: QuantScheme = QuantScheme("f16"), token_ids=None, **fields: Any
+    ) -> DraftFiles:
         config = draft_shape(target.config, **fields)
         config = config.with_head(None if token_ids is None else len(token_ids))
         return write_draft(tmp_path_factory.mktemp("draft") / "draft", target, config, scheme, token_ids)
@@ -336,7 +343,9 @@ def test_a_closed_model_closes_its_drafts(bundle, draft_of, open_native):
             call()
 
 
-def test_drafts_of_another_shape_are_refused(bundle, draft_of, minicpm, make_bundle, open_native, open_reference):
+def test_drafts_of_another_shape_are_refused(
+    bundle, draft_of, minicpm, make_bundle, open_native, open_reference
+):
     files = draft_of(make_bundle(minicpm(hidden_size=160)))
     for executor in (open_native(bundle), open_reference(bundle)):
         with pytest.raises(ConfigError, match="a draft for a model whose hidden_size is 160, not 144"):

@@ -1,0 +1,137 @@
+"""Guesses of a draft network beside the model (EAGLE-2, arXiv 2406.16858), on any executor that runs it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge.engine.speculative.calibration import Calibration, Guesses
+from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.known_rows import KnownRows
+from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.drafts import MAX_BRANCHES, DraftNetwork, DraftPlan, Tried
+
+_MOST_STEPS = 12
+_SLACK = 0.5  # a guess may be right this much more often than the network says
+_SAMPLES = 9  # of the latest steps of one number; their median is what one costs
+_YIELD, _LEAST_YIELD = 0.6, 0.1  # of a step, before any was made, and however little the last ones gave
+_LEARNED = 0.1  # share of the newest step in what steps are expected to give
+_FEW_ROWS = 8  # what the first step costs is told by those that come after a pass, not by prompts
+
+
+class Eagle:
+    """The network, and what its drafters have learned together."""
+
+    def __init__(self, network: DraftNetwork) -> None:
+        self.network = network
+        self.calibration = Calibration()
+        self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
+        self._yields = [_YIELD] * _MOST_STEPS
+
+    def plan(self, budget: Budget) -> DraftPlan | None:
+        """What to try; None if even the first step costs more than the token that it may save.
+
+        Of the children of one token the n-th has at most the chance 1 / n: more than 1 / least_chance of them
+        can't pay. Step i is made if what it gives at its leaves' chances, in tokens, is worth its time.
+        """
+        if budget.token_seconds <= 0 or self._cost(0) > budget.token_seconds:
+            return None
+        config = self.network.config
+        branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
+        costs = [self._cost(step) / budget.token_seconds for step in range(_MOST_STEPS)]
+        return DraftPlan(
+            steps=max(1, min(budget.depth, budget.rows, _MOST_STEPS)),
+            branches=max(1, min(branches, budget.rows, config.head_rows or config.vocab_size)),
+            rows=budget.rows,
+            least_chance=budget.least_chance * _SLACK,
+            least_gains=[cost / given for cost, given in zip(costs, self._yields, strict=True)],
+        )
+
+    def record(self, tried: Tried, rows: int, tree: DraftTree, least_chance: float) -> None:
+        """What the steps took, after so many rows were appended, and what they gave: the tree's nodes are
+        worth their chances, less what their rows in the pass cost.
+        """
+        gains = np.maximum(0, tree.chances - least_chance)
+        depths = tree.depths
+        first, last = -1, 0
+        for step, seconds in enumerate(tried.seconds):
+            inside = (tried.parents >= first) & (tried.parents < last)
+            leaves = np.unique(tried.parents[inside])
+            promised = 1.0 if step == 0 else float(np.exp(tried.logprobs[leaves]).sum())
+            if promised > 0:
+                found = max(_LEAST_YIELD, float(gains[depths == step + 1].sum()) / promised)
+                self._yields[step] += _LEARNED * (found - self._yields[step])
+            if step > 0 or rows <= _FEW_ROWS:
+                self._seconds[step] = [*self._seconds[step][1 - _SAMPLES :], seconds]
+            first, last = last, last + int(np.count_nonzero(inside))
+
+    def _cost(self, step: int) -> float:
+        """Seconds; of a step that was never made, those of the one before it."""
+        while step > 0 and not self._seconds[step]:
+            step -= 1
+        return float(np.median(self._seconds[step])) if self._seconds[step] else 0.0
+
+
+class EagleDrafter(Drafter):
+    """Keeps the rows of the draft's cache true: they are made of hidden states of the target alone."""
+
+    wants_hidden = True
+
+    def __init__(self, eagle: Eagle) -> None:
+        config = eagle.network.config
+        self._eagle = eagle
+        self._cache = eagle.network.new_cache()
+        seen = None if config.window is None else config.window * config.num_hidden_layers
+        self._known = KnownRows(seen)
+        self._guesses: Guesses | None = None
+        self._before = 0  # tokens that the guesses stand behind
+
+    def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
+        """See `Drafter`: nothing where the hidden state of the token before the last is not known."""
+        self._learn(tokens)
+        self._before, self._guesses = len(tokens), None
+        plan = self._eagle.plan(budget)
+        if plan is None:
+            return NOTHING
+        kept, parts = self._known.missing(tokens)
+        if not parts:
+            return NOTHING
+        network = self._eagle.network
+        if kept < self._cache.length:
+            network.truncate(self._cache, kept)
+        for rows in parts[:-1]:
+            network.append(self._cache, rows)
+        tried = network.run(self._cache, parts[-1], plan)
+        self._known.appended(kept, parts)
+        tree = self._calibrated(tried, budget)
+        appended = sum(len(rows.tokens) for rows in parts)
+        self._eagle.record(tried, appended, tree, budget.least_chance)
+        return tree
+
+    def accepted(self, accepted: Accepted) -> None:
+        """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""
+        self._known.tell(accepted.start, len(accepted.tokens), accepted.hidden)
+
+    def _learn(self, tokens: Tokens) -> None:
+        for token in tokens[self._before :].tolist():
+            if self._guesses is None:
+                return
+            self._guesses = self._guesses.follow(token, self._eagle.calibration)
+
+    def _calibrated(self, tried: Tried, budget: Budget) -> DraftTree:
+        """The likeliest of what was tried, with chances as guesses of such probabilities have them."""
+        ends = np.minimum(0, tried.logprobs)
+        best = DraftTree(tried.tokens, tried.parents, np.exp(ends)).best(budget.rows)
+        here: list[Guesses] = []
+        chances: list[float] = []
+        self._guesses = root = Guesses()
+        reached = best.chances.tolist()
+        nodes = zip(best.tokens.tolist(), best.parents.tolist(), reached, strict=True)
+        for token, parent, along in nodes:
+            before = reached[parent] if parent >= 0 else 1.0
+            probability = min(1.0, along / before) if before > 0 else 0.0
+            around = here[parent] if parent >= 0 else root
+            around.probabilities[token] = probability
+            here.append(around.behind.setdefault(token, Guesses()))
+            chance = self._eagle.calibration.chance(probability)
+            chances.append(chance * (chances[parent] if parent >= 0 else 1.0))
+        return DraftTree(best.tokens, best.parents, np.array(chances, np.float32))
