@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +29,14 @@ def write_draft(
     scheme: QuantScheme = F16,
     token_ids: npt.NDArray[np.int32] | None = None,
     seed: int = 0,
+    change: Callable[[str, npt.NDArray[np.float32]], None] | None = None,
 ) -> DraftFiles:
     """A draft whose outputs are as large as its inputs, with norms and a bias that are not trivial.
 
-    token_ids: of a head of its own, whose rows are the target's.
+    token_ids: of a head of its own, whose rows are the target's. change: called with (name, floats), may
+    alter a tensor's values before they are stored.
     """
+    alter = change or (lambda name, values: None)
     rng = np.random.default_rng(seed)
     head = HEAD if HEAD in target.tensors else EMBEDDING
     tensors = [
@@ -60,10 +64,12 @@ def write_draft(
                 low = -0.2 if info.name == FC_BIAS else 0.5
                 high = 0.2 if info.name == FC_BIAS else 1.5
                 values = rng.uniform(low, high, info.shape).astype(np.float32)
+                alter(info.name, values)
                 writer.write(info.name, pack(values.reshape(1, -1), info.scheme))
             else:
                 spread = info.shape[1] ** -0.5 * (1.5 if ".q_proj." in info.name else 1.0)
                 weights = (rng.standard_normal(info.shape) * spread).astype(np.float32)
+                alter(info.name, weights)
                 stored = weights if scheme.is_float else quantize(weights, scheme)
                 writer.write(info.name, pack(stored, scheme))
         if token_ids is not None:

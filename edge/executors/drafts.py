@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -146,4 +146,4 @@ class Drafts(Protocol):
 
 def drafts_of(executor: Executor) -> Drafts | None:
     """The executor as `Drafts`, also behind a trace (whose attributes `isinstance` does not see)."""
-    return executor if hasattr(executor, "open_draft") else None
+    return cast(Drafts, executor) if hasattr(executor, "open_draft") else None

@@ -18,7 +18,7 @@ from edge.formats.draft.files import DraftFiles
 from edge.model.draft import draft_from_files
 from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.scheme import QuantScheme
-from tests.random_draft import write_draft
+from tests.random_draft import F16, write_draft
 from tests.steps import forward
 
 PLAN = DraftPlan(steps=4, branches=3)
@@ -55,7 +55,7 @@ def draft_of(tmp_path_factory) -> Callable[..., DraftFiles]:
     """`draft_of(bundle, scheme=float16, token_ids=None, **fields)`: a random draft of the target's shape."""
 
     def make(
-        target: Bundle, scheme: QuantScheme = QuantScheme("f16"), token_ids=None, **fields: Any
+        target: Bundle, scheme: QuantScheme = F16, token_ids=None, **fields: Any
     ) -> DraftFiles:
         config = draft_shape(target.config, **fields)
         config = config.with_head(None if token_ids is None else len(token_ids))

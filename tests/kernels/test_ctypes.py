@@ -18,8 +18,8 @@ import pytest
 
 from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM
 from edge.config.roles import DECODER
-from edge.executors.executorch import library as executorch
 from edge.executors.drafts import MAX_BRANCHES
+from edge.executors.executorch import library as executorch
 from edge.executors.native import draft, operators
 from edge.executors.native import library as native
 from edge.quant.kinds import KINDS

@@ -14,6 +14,11 @@ _LARGEST_GAP = 16
 instance, the rows before it tell little, and the cache begins anew."""
 
 
+_RETAINED = 64
+"""Hidden states that stay after their rows were made: the last row is made again where another token follows
+it than was thought, after a cut for instance. Deeper cuts leave a gap of one row."""
+
+
 class KnownRows:
     """Row i belongs to place i of the sequence: it is made of the hidden state there and the token after it.
 
@@ -34,11 +39,11 @@ class KnownRows:
         self._cut(int(np.searchsorted(self._places, start)))
         kept = [(place, states[: start - place]) for place, states in self._states if place < start]
         if hidden is not None and count:
-            first = 0 if self._seen is None else max(0, count - self._seen)
+            first = 0 if self._seen is None else max(0, count - max(self._seen, _RETAINED))
             kept.append((start + first, np.array(hidden[first:count], np.float32)))
         self._states = kept
         if self._seen is not None:
-            self._forget_before(start + count - self._seen)
+            self._forget_before(start + count - max(self._seen, _RETAINED))
 
     def missing(self, tokens: Tokens) -> tuple[int, list[DraftRows]]:
         """(rows of the cache that hold, rows to append) for a draft behind the last of `tokens`, the whole
@@ -74,8 +79,7 @@ class KnownRows:
         places = [np.arange(rows.position, rows.position + len(rows.tokens)) for rows in parts]
         self._places = np.concatenate([self._places, *places])
         self._tokens = np.concatenate([self._tokens, *(rows.tokens for rows in parts)])
-        # The last one stays: its row is made again for another token, or if the same is asked twice.
-        self._states = [(parts[-1].position + len(parts[-1].tokens) - 1, parts[-1].hidden[-1:])]
+        self._forget_before(int(self._places[-1]) + 1 - _RETAINED)
 
     def _cut(self, rows: int) -> None:
         self._places, self._tokens = self._places[:rows], self._tokens[:rows]

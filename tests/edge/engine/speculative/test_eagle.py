@@ -1,0 +1,281 @@
+"""The drafter over a draft network: rows that are true whatever happens, steps that pay, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config.draft import EMBEDDING_NORM, FC, DraftConfig
+from edge.config.tensors import FINAL_NORM, HEAD
+from edge.engine.speculative.drafter import Accepted, Budget
+from edge.engine.speculative.eagle import Eagle, EagleDrafter
+from edge.engine.speculative.speculation import Speculation
+from edge.engine.speculative.tree import DraftTree
+from edge.executors.drafts import Tried
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.executors.protocol import SequenceStep, run_step
+from edge.formats.bundle.reader import Bundle
+from edge.quant.packing import dequantize
+from edge.quant.scheme import QuantScheme
+from edge.runtime import Model
+from tests.planted import FreeRows
+from tests.random_draft import write_draft
+
+RICH = Budget(rows=20, depth=20, token_seconds=1e6, least_chance=0.1)
+"""Everything pays."""
+
+
+@pytest.fixture
+def open_one() -> Any:
+    """`open_one(bundle, name="native")`: an executor, closed at the end."""
+    opened = []
+
+    def make(bundle: Bundle, name: str = "native") -> Any:
+        opened.append(open_executor(bundle, RunOptions(executor=name, **exact(name))))
+        return opened[-1]
+
+    yield make
+    for executor in opened:
+        executor.close()
+
+
+def exact(name: str) -> dict[str, Any]:
+    if name != "native":
+        return {"max_batch": 128}
+    return {"activations": "float32", "kv_type": "float32", "threads": 2, "max_batch": 128}
+
+
+@pytest.fixture
+def shaped(tiny_config) -> Callable[..., Any]:
+    """`shaped(field=value, ...)`: the shape of a tiny MiniCPM4."""
+    return lambda **changes: replace(
+        tiny_config, **{"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 64, **changes}
+    )
+
+
+class Story:
+    """A sequence on an executor, and a drafter that is told of it."""
+
+    def __init__(self, executor: Any, eagle: Eagle) -> None:
+        self.executor, self.eagle = executor, eagle
+        self.cache = executor.new_cache()
+        self.tokens: list[int] = []
+        self.drafter = EagleDrafter(eagle)
+
+    def go_on(self, tokens: list[int], tell_hidden: bool = True) -> None:
+        start = self.cache.length
+        step = SequenceStep(self.cache, tokens, logits="none", hidden=True)
+        hidden = run_step(self.executor, step).hidden
+        self.tokens[start:] = tokens
+        told = np.array(tokens, np.int32)
+        self.drafter.accepted(Accepted(start, told, hidden if tell_hidden else None))
+
+    def cut(self, length: int) -> None:
+        """The drafter hears of it by what comes next."""
+        self.executor.truncate(self.cache, length)
+        del self.tokens[length:]
+
+    def propose(self, root: int, budget: Budget = RICH) -> DraftTree:
+        return self.drafter.propose(np.array([*self.tokens, root], np.int32), budget)
+
+
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one, window, layers):
+    """Prompts, accepted tokens, cuts, guesses that nobody verified: the tree is that of a drafter which sees
+    the sequence for the first time."""
+    bundle = make_bundle(shaped(max_position_embeddings=256))
+    config = draft_shape(bundle.config, window=window, num_hidden_layers=layers)
+    executor = open_one(bundle)
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, config)))
+    rng = np.random.default_rng(layers)
+
+    def some(n: int) -> list[int]:
+        return rng.integers(0, bundle.config.vocab_size, n).tolist()
+
+    story = Story(executor, eagle)
+    for _ in range(40):
+        if len(story.tokens) > 150 or rng.random() < 0.25:
+            story.cut(max(0, len(story.tokens) - int(rng.integers(1, 40))))
+        story.go_on(some(rng.integers(1, 30 if rng.random() < 0.3 else 5)))
+        for root in some(rng.integers(0, 3)):
+            tree = story.propose(root)
+            fresh = Story(executor, eagle)
+            for first in range(0, len(story.tokens), 128):
+                fresh.go_on(story.tokens[first : first + 128])
+            wanted = fresh.propose(root)
+            assert len(tree) == RICH.rows
+            np.testing.assert_array_equal(tree.tokens, wanted.tokens)
+            np.testing.assert_array_equal(tree.parents, wanted.parents)
+
+
+def test_what_is_not_known_is_left_out(shaped, make_bundle, tmp_path, open_one):
+    """Without the last hidden state there is no guess; behind a gap the cache begins anew."""
+    bundle = make_bundle(shaped(max_position_embeddings=256))
+    executor = open_one(bundle)
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config))))
+    tokens = np.random.default_rng(1).integers(0, 77, 200).tolist()
+    story = Story(executor, eagle)
+    assert not len(story.propose(5))
+    story.go_on(tokens[:40])
+    assert len(story.propose(tokens[40]))
+    story.go_on(tokens[40:60], tell_hidden=False)
+    assert not len(story.propose(tokens[60]))
+    story.go_on(tokens[60:63])
+    assert len(story.propose(tokens[63]))
+    assert story.drafter._cache.length == 3  # the rows before the gap are gone
+    story.go_on(tokens[63:65], tell_hidden=False)
+    story.go_on(tokens[65:66])
+    assert len(story.propose(9))
+    assert story.drafter._cache.length == 4  # a small one is nothing to begin anew for
+    story.cut(10)
+    story.go_on(tokens[66:67])
+    assert len(story.propose(9))
+    assert story.drafter._cache.length == 9  # some old hidden states were still there
+
+
+def test_chances_do_not_grow_along_paths(shaped, make_bundle, tmp_path, open_one):
+    bundle = make_bundle(shaped())
+    executor = open_one(bundle)
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config))))
+    for probability in (0.05, 0.3, 0.97):  # as if some guesses were better than their word, others worse
+        for right in range(100):
+            eagle.calibration.learn(probability, right < 60)
+    story = Story(executor, eagle)
+    story.go_on([1, 2, 3])
+    tree = story.propose(4)
+    assert (tree.depths > 1).any()
+    for node, parent in enumerate(tree.parents):
+        assert 0 < tree.chances[node] <= (tree.chances[parent] if parent >= 0 else 1)
+        assert parent < node
+        children = tree.tokens[tree.children(node)]
+        assert len(set(children.tolist())) == len(children)
+
+
+def tried(chances: list[float], parents: list[int], seconds: list[float]) -> Tried:
+    logprobs = np.log(np.array(chances, np.float32))
+    return Tried(
+        np.arange(len(chances), dtype=np.int32), np.array(parents, np.int32), logprobs, tuple(seconds)
+    )
+
+
+@dataclass
+class NoNetwork:
+    """What `Eagle.plan` asks of one."""
+
+    config: DraftConfig
+
+
+def test_steps_are_planned_by_what_they_gave_and_cost(shaped):
+    eagle = Eagle(NoNetwork(draft_shape(shaped())))
+    plan = eagle.plan(Budget(rows=6, depth=4, token_seconds=0.02, least_chance=0.2))
+    assert plan is not None
+    assert (plan.steps, plan.branches, plan.rows) == (4, 5, 6)
+    assert not any(plan.least_gains)  # costs are not known yet
+    chances, parents = [0.8, 0.1, 0.6, 0.1], [-1, -1, 0, 0]
+    for _ in range(60):
+        one = tried(chances, parents, [0.005, 0.003])
+        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array(chances, np.float32)), 0.2)
+    plan = eagle.plan(Budget(rows=6, depth=4, token_seconds=0.02, least_chance=0.2))
+    assert plan is not None
+    # A row costs 0.2 of a token: step 1 gives 0.6 - 0.2 for leaves of 0.8, and must give 0.003 / 0.02.
+    assert plan.least_gains[1] == pytest.approx(0.003 / 0.02 / (0.4 / 0.8), rel=0.02)
+    assert plan.least_gains[2] > plan.least_gains[1] * 0.8
+    assert eagle.plan(Budget(rows=6, depth=4, token_seconds=0.004, least_chance=0.2)) is None
+    slow = tried(chances, parents, [5.0, 0.003])
+    for _ in range(9):  # many rows: a prompt
+        eagle.record(slow, 100, DraftTree(slow.tokens, slow.parents, np.array(chances, np.float32)), 0.2)
+    assert eagle.plan(Budget(rows=1, depth=9, token_seconds=0.02, least_chance=1.0)) is not None
+
+
+@pytest.fixture
+def parrot(shaped, make_bundle, tmp_path) -> tuple[Bundle, Any]:
+    """A model whose next token follows from its last one, and a draft that knows how."""
+
+    def silent(name: str, weights: Any) -> None:
+        if ".o_proj." in name or ".down_proj." in name:
+            weights[:] = 0
+        if name == HEAD:
+            weights *= 6  # sure of what comes
+
+    bundle = make_bundle(
+        shaped(vocab_size=120, max_position_embeddings=512), QuantScheme("f16"), change=silent, tokenizer=True
+    )
+    info = bundle.tensors[FINAL_NORM]
+    final_norm = dequantize(bundle.data(FINAL_NORM), info.scheme, 1, bundle.config.hidden_size)[0]
+
+    def copying(name: str, weights: Any) -> None:
+        silent(name, weights)
+        if name == EMBEDDING_NORM:
+            weights[:] = final_norm
+        if name == FC:
+            weights[:] = np.eye(*weights.shape)
+
+    config = draft_shape(bundle.config, input_norms=True)
+    return bundle, write_draft(tmp_path / "parrot", bundle, config, change=copying)
+
+
+@pytest.mark.parametrize("name", ["native", "torch"])
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.9, "seed": 3}], ids=str)
+def test_a_good_draft_makes_answers_of_few_passes(parrot, open_one, name, settings):
+    """The answer is that of plain decoding, and so is one to the next question in the same session."""
+    bundle, files = parrot
+    executor = open_one(bundle, name)
+    eagle = Eagle(executor.open_draft(files))
+    with Model(bundle, executor, name="parrot") as model:
+        model.scheduler.costs = FreeRows()
+        plain_session = model.session(speculate=False)
+        model.scheduler.speculation = Speculation("eagle", lambda: EagleDrafter(eagle))
+        session = model.session()
+        eagle._seconds = Never()
+        prompt = list(range(5, 30))
+        for _ in range(2):
+            wanted = {**settings, "max_new_tokens": 50 if name == "native" else 12, "ignore_eos": True}
+            plain = model.complete(prompt, session=plain_session, **wanted)
+            guessed = model.complete(prompt, session=session, **wanted)
+            assert guessed.tokens == plain.tokens
+            counted = session.speculation.statistics
+            assert counted.drafter == "eagle"
+            if settings["temperature"] == 0:
+                assert counted.mean_accepted_length > 3
+            else:
+                assert counted.accepted > 0
+            prompt = [*prompt, *plain.tokens, 7, 8, 9]
+
+
+class Never(list[Any]):
+    """Costs that nobody measures."""
+
+    def __getitem__(self, step: Any) -> Any:
+        return []
+
+    def __setitem__(self, step: Any, value: Any) -> None:
+        pass
+
+
+def test_what_is_expected_is_what_comes(shaped, make_bundle, tmp_path, open_one):
+    """A draft that has no idea learns to say so: the sum of its chances is what is accepted."""
+    bundle = make_bundle(shaped())
+    executor = open_one(bundle)
+    files = write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config), seed=4)
+    eagle = Eagle(executor.open_draft(files))
+    rng = np.random.default_rng(2)
+    expected, accepted = [], []
+    story = Story(executor, eagle)
+    story.go_on([1])
+    tokens = rng.integers(0, 77, 400).tolist()
+    for root, after in pairwise(tokens):
+        tree = story.propose(root)
+        first = tree.parents == -1
+        expected.append(float(tree.chances[first].sum()))
+        accepted.append(after in tree.tokens[first])
+        story.go_on([root])
+    assert np.mean(expected[:3]) > 0.3
+    assert np.mean(expected[200:]) == pytest.approx(np.mean(accepted[200:]), abs=0.08)
