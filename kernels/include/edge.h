@@ -316,11 +316,10 @@ EDGE_API edge_status edge_draft_cache_create(const edge_draft *draft, edge_cache
 
 /* Rows to append, and what to try behind them. */
 typedef struct {
-    uint32_t size;     /* sizeof(edge_draft_step) */
-    int32_t n;         /* rows */
-    edge_cache *cache; /* of the sequence */
-    int64_t
-        position; /* of the first row in the sequence, behind all that the cache has; there may be gaps */
+    uint32_t size;         /* sizeof(edge_draft_step) */
+    int32_t n;             /* rows */
+    edge_cache *cache;     /* of the sequence */
+    int64_t position;      /* of the first row in the sequence, behind all of the cache; there may be gaps */
     const int32_t *tokens; /* [n] the token after the one of each row; the last is the root of the tree */
     const float *hidden;   /* [n][hidden_size] the target's hidden states of the rows, as edge_step.hidden */
     int32_t steps;         /* 0 .. EDGE_MAX_TREE; 0: only append */

@@ -54,9 +54,7 @@ def bundle(minicpm, make_bundle) -> Bundle:
 def draft_of(tmp_path_factory) -> Callable[..., DraftFiles]:
     """`draft_of(bundle, scheme=float16, token_ids=None, **fields)`: a random draft of the target's shape."""
 
-    def make(
-        target: Bundle, scheme: QuantScheme = F16, token_ids=None, **fields: Any
-    ) -> DraftFiles:
+    def make(target: Bundle, scheme: QuantScheme = F16, token_ids=None, **fields: Any) -> DraftFiles:
         config = draft_shape(target.config, **fields)
         config = config.with_head(None if token_ids is None else len(token_ids))
         return write_draft(tmp_path_factory.mktemp("draft") / "draft", target, config, scheme, token_ids)

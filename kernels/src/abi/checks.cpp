@@ -177,9 +177,10 @@ edge_status check_draft_config(const edge_draft_config &c, const edge_config &ta
     for (int32_t row = 0; row < c.head_rows; ++row) {
         const int32_t token = c.head_tokens[row];
         if (token < 0 || token >= target.vocab_size || seen[size_t(token)]) {
-            return fail(EDGE_INVALID,
-                        "The rows of a draft's head are different tokens of the vocabulary of %d; row %d has %d.",
-                        target.vocab_size, row, token);
+            return fail(
+                EDGE_INVALID,
+                "The rows of a draft's head are different tokens of the vocabulary of %d; row %d has %d.",
+                target.vocab_size, row, token);
         }
         seen[size_t(token)] = true;
     }

@@ -197,8 +197,8 @@ bool edge_draft::choose_leaves(const edge_draft_step &step, int64_t earlier) {
 // A row for every leaf, behind `earlier` rows of former steps; `position` is theirs.
 edge_status edge_draft::next_step(edge_draft_step *step, int64_t position, int64_t earlier) {
     const int64_t length = step->cache->length, n = int64_t(leaves_.size());
-    if (const edge_status status = step->cache->make_room(length + earlier, length + earlier + n))
-        return status;
+    const int64_t first = length + earlier;
+    if (const edge_status status = step->cache->make_room(first, first + n)) return status;
     masks_.clear();
     for (int64_t row = 0; row < n; ++row) {
         Node &leaf = nodes_[size_t(leaves_[size_t(row)])];
