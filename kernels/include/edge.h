@@ -323,17 +323,15 @@ typedef struct {
     const int32_t *tokens; /* [n] the token after the one of each row; the last is the root of the tree */
     const float *hidden;   /* [n][hidden_size] the target's hidden states of the rows, as edge_step.hidden */
     int32_t steps;         /* 0 .. EDGE_MAX_TREE; 0: only append */
-    int32_t
-        branches; /* 1 .. EDGE_MAX_DRAFT_BRANCHES: leaves that a step goes on from, and children of each */
-    int32_t rows; /* most tokens of any use: no step goes on behind one that is not among the best; 0: all */
-    float least_logprob; /* nor behind one that is less likely */
-    const float
-        *least_gains;   /* [steps], or NULL: step i > 0 is made if its leaves' probabilities sum up to that */
-    int32_t node_room;  /* at least branches + (steps - 1) branches^2 */
-    int32_t node_count; /* written: the tokens tried, parents before children, best first ... */
-    int32_t *node_tokens;  /* [node_room] */
-    int32_t *node_parents; /* [node_room] index of each one's parent, -1: the root */
-    float *node_logprobs; /* [node_room] the sum of log-probabilities along the path, over the draft's head */
+    int32_t branches;      /* 1 .. EDGE_MAX_DRAFT_BRANCHES: leaves of a step, and children of each */
+    int32_t rows;          /* most tokens of any use: no step goes on behind any but the best; 0: all are */
+    float least_logprob;   /* nor behind one that is less likely */
+    const float *least_gains; /* [steps], or NULL: what the leaves of step i > 0 must promise together */
+    int32_t node_room;        /* at least branches + (steps - 1) branches^2 */
+    int32_t node_count;       /* written: the tokens tried, parents before children, best first ... */
+    int32_t *node_tokens;     /* [node_room] */
+    int32_t *node_parents;    /* [node_room] index of each one's parent, -1: the root */
+    float *node_logprobs; /* [node_room] sums of log-probabilities along the paths, over the draft's head */
     int32_t steps_run;    /* written */
     float *seconds;       /* [steps] written: what each step took, the first with the rows; or NULL */
 } edge_draft_step;

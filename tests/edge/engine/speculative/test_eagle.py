@@ -232,7 +232,7 @@ def test_a_good_draft_makes_answers_of_few_passes(parrot, open_one, name, settin
     with Model(bundle, executor, name="parrot") as model:
         model.scheduler.costs = FreeRows()
         plain_session = model.session(speculate=False)
-        model.scheduler.speculation = Speculation("eagle", lambda: EagleDrafter(eagle))
+        model.scheduler.speculation = Speculation("eagle", lambda: lambda: EagleDrafter(eagle))
         session = model.session()
         eagle._seconds = Never()
         prompt = list(range(5, 30))
