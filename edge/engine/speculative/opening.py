@@ -1,4 +1,6 @@
-"""What `speculate` names, as what guesses for a model: nothing, suffix lookup, or a model."""
+"""What `speculate` names, as what guesses for a model: nothing, lookup, a draft network, or a smaller
+model.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ import numpy.typing as npt
 from edge.engine.speculative.lookup import LookupDrafter, LookupMemory
 from edge.engine.speculative.speculation import Speculation
 from edge.errors import EdgeError, WrongTypeError
+from edge.executors.drafts import drafts_of
 from edge.executors.protocol import Executor
+from edge.formats.draft.files import DraftFiles, draft_folder
 from edge.formats.model_files import ModelFiles
 
 if TYPE_CHECKING:
@@ -31,9 +35,10 @@ def open_speculation(
 ) -> Speculation | None:
     """What guesses for a model; None for nothing.
 
-    speculate: `off`; `lookup`, see `LookupDrafter`; `auto`, which is lookup where no answer can change by it;
-    or a smaller model with the same tokenizer, by its name. files, executor, tokenizer: of the model.
-    earlier: tokens of earlier sequences, to look up in. Raises EdgeError for a draft that does not fit.
+    speculate: `off`; `lookup`, see `LookupDrafter`; the name of a draft network (`edge.hub.drafts`) or of a
+    smaller model with the same tokenizer; `auto`, which is the draft in the model's own folder, else lookup,
+    and nothing where an answer could change by it. files, executor, tokenizer: of the model. earlier: tokens
+    of earlier sequences, to look up in. Raises EdgeError for a draft that does not fit.
     """
     if not isinstance(speculate, (str, Path)) or speculate == "":
         raise WrongTypeError(
@@ -41,6 +46,8 @@ def open_speculation(
         )
     if speculate == OFF or (speculate == AUTO and not executor.capabilities.batch_invariant):
         return None
+    if speculate == AUTO and (draft := _own_draft(files, executor)) is not None:
+        return draft
     if speculate in (AUTO, LOOKUP):
         saved = list(earlier)
 
@@ -51,7 +58,36 @@ def open_speculation(
             return partial(LookupDrafter, memory)
 
         return Speculation(LOOKUP, start)
+    from edge.hub.drafts import names_draft, open_draft
+
+    if names_draft(speculate):
+        return _network(str(speculate), open_draft(speculate, files), executor)
     return _small_model(speculate, files, executor, tokenizer())
+
+
+def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
+    if not draft_folder(files.path) or drafts_of(executor) is None:
+        return None
+    from edge.hub.drafts import bundled_draft
+
+    draft = bundled_draft(files)
+    return None if draft is None else _network("draft", draft, executor)
+
+
+def _network(name: str, files: DraftFiles, executor: Executor) -> Speculation:
+    from edge.engine.speculative.eagle import Eagle, EagleDrafter
+
+    able = drafts_of(executor)
+    if able is None:
+        raise EdgeError(
+            f"The {executor.info.name} executor runs no draft networks: use native, or guess by lookup."
+        )
+    network = able.open_draft(files)
+
+    def start() -> Callable[[], EagleDrafter]:
+        return partial(EagleDrafter, Eagle(network))
+
+    return Speculation(name, start, network.close)
 
 
 def _small_model(
