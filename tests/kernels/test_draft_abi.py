@@ -323,9 +323,9 @@ def test_hidden_states_are_checked(call, value: float):
 
 def test_caches_stay_with_their_owner(call, create, executor):
     """The target's caches are none of a draft's, nor the other way round, nor those of another draft."""
-    other = Call(create())
+    other, targets = Call(create()), executor.new_cache()
     own = call.step.cache
-    for cache in (executor.new_cache().handle, other.cache):
+    for cache in (targets.handle, other.cache):
         call.step.cache = cache
         with pytest.raises(NativeError, match="belongs to another draft or model"):
             call.run()
