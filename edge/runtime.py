@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -199,8 +199,8 @@ class Model:
     @property
     def memory_plan(self) -> MemoryPlan:
         """What one conversation that fills the context takes."""
-        info = self.executor.info
-        return memory_plan(
+        info, speculation = self.executor.info, self.scheduler.speculation
+        plan = memory_plan(
             self.files,
             self.context,
             info.kv_type,
@@ -208,6 +208,7 @@ class Model:
             mapped_weights=info.mapped_weights,
             sparse=info.sparse,
         )
+        return plan if speculation is None else replace(plan, draft=speculation.memory_bytes)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -222,9 +222,11 @@ def speculation_line(found: SpeculationStatistics) -> str:
 def memory_line(model: Model) -> str:
     """The memory plan of a model in one line."""
     plan = model.memory_plan
+    draft = f" + draft {format_bytes(plan.draft)}" if plan.draft else ""
     return (
         f"{format_bytes(plan.total)} = weights {format_bytes(plan.weights)} + KV cache "
         f"{format_bytes(plan.kv_cache)} at {plan.context} tokens + workspace {format_bytes(plan.workspace)}"
+        f"{draft}"
     )
 
 

@@ -18,7 +18,7 @@ class MemoryPlan:
     weights: read from the bundle into memory of the process; with mapped_weights they stay in the file, whose
     pages the system reads and drops as it likes. kv_cache: at the full context, with the key summaries of
     sparse attention; it is committed as a conversation grows. workspace: buffers of a forward pass of
-    `max_batch` tokens (an estimate from the shapes).
+    `max_batch` tokens (an estimate from the shapes). draft: weights and buffers of what guesses.
     """
 
     weights: int
@@ -26,11 +26,12 @@ class MemoryPlan:
     workspace: int
     context: int
     mapped_weights: bool = False
+    draft: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.kv_cache + self.workspace
+        return self.weights + self.kv_cache + self.workspace + self.draft
 
     @property
     def committed(self) -> int:
@@ -43,6 +44,7 @@ class MemoryPlan:
             f"{format_bytes(self.total)} = weights {format_bytes(self.weights)}{mapped} "
             f"+ KV cache {format_bytes(self.kv_cache)} (at {self.context} tokens) "
             f"+ workspace {format_bytes(self.workspace)}"
+            + (f" + draft {format_bytes(self.draft)}" if self.draft else "")
         )
 
 

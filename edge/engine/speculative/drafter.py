@@ -67,5 +67,5 @@ class Drafter(ABC):
     def accepted(self, accepted: Accepted) -> None:
         """Called after every pass in which the sequence had tokens."""
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to free
-        """The sequence is given up."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """An answer has ended; another one may follow in the same sequence."""

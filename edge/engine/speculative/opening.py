@@ -87,13 +87,15 @@ def _network(name: str, files: DraftFiles, executor: Executor) -> Speculation:
     def start() -> Callable[[], EagleDrafter]:
         return partial(EagleDrafter, Eagle(network))
 
-    return Speculation(name, start, network.close)
+    workspace = getattr(network, "workspace_bytes", 0)  # of the native one
+    return Speculation(name, start, network.close, files.weights_bytes + workspace)
 
 
 def _small_model(
     name: str | Path, files: ModelFiles, executor: Executor, tokenizer: Tokenizer
 ) -> Speculation:
     from edge.engine.speculative.small_model import SmallModel, SmallModelDrafter
+    from edge.executors.memory import memory_plan
     from edge.executors.opening import open_executor
     from edge.executors.options import RunOptions
     from edge.hub.resolve import open_model
@@ -108,7 +110,8 @@ def _small_model(
     def start() -> Callable[[], SmallModelDrafter]:
         return partial(SmallModelDrafter, SmallModel(opened, vocab_size=size, share=share))
 
-    return Speculation(str(name), start, opened.close)
+    memory = memory_plan(draft, context, opened.info.kv_type, opened.max_batch).total
+    return Speculation(str(name), start, opened.close, memory)
 
 
 def _weights(files: ModelFiles) -> int:

@@ -14,10 +14,15 @@ Start = Callable[[], Callable[[], Drafter]]
 class Speculation:
     """Makes a drafter for every sequence."""
 
-    def __init__(self, name: str, start: Start, close: Callable[[], None] = lambda: None) -> None:
-        """name: of the kind of drafter. close: frees what all of them use."""
+    def __init__(
+        self, name: str, start: Start, close: Callable[[], None] = lambda: None, memory_bytes: int = 0
+    ) -> None:
+        """name: of the kind of drafter. close: frees what all of them use. memory_bytes: weights and buffers
+        of that.
+        """
         self.name = name
         self.close = close
+        self.memory_bytes = memory_bytes
         self._start, self._new_drafter = start, start()
 
     def sequence(self) -> SequenceSpeculation:
@@ -26,4 +31,4 @@ class Speculation:
 
     def forgetful(self) -> Speculation:
         """The same, having learned nothing yet; it can't be used after this one is closed."""
-        return Speculation(self.name, self._start)
+        return Speculation(self.name, self._start, memory_bytes=self.memory_bytes)
