@@ -1,0 +1,172 @@
+"""Times guesses against plain decoding, of this project and of llama.cpp, on the same file and prompts.
+
+    python scripts/bench_speculation.py [--parts jobs,chat,planted] [--rounds 3] [--keep FOLDER]
+        [--model FILE] [--llama-server PROGRAM] [--every N] [--per-category 4] [--shapes minicpm4-0.5b]
+
+jobs     60 prompts that ask for a copy, an edit or JSON: ours plain and with lookup, llama.cpp's server plain
+         and with its ways to look up
+chat     first turns of Spec-Bench (--questions), by category: ours plain and with lookup
+draft    the same jobs with a smaller model as draft (--draft), for both
+planted  the cost model: guesses that are right with a known probability, on random weights of --shapes
+
+All answers are greedy. Rounds go through all programs in turn, every second one backwards, each in a fresh
+process, so that nobody has seen a prompt before. The figures are medians. Answers in which 8 tokens come
+three times that do not stand in the prompt are left out and counted. llama-server is built as
+CONTRIBUTING.md says (Peers); --llama-server or $EDGE_PEER_LLAMA_SERVER names it, and without it ours is
+measured alone. What a process has answered is kept in the folder, if one is named, and not measured again.
+Let the machine be idle. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peers.options import at_least_one
+from speculation.comparison import LOOKUPS, Comparison, Way, compare, llama, ours
+from speculation.planted import shape_document
+from speculation.prompts import chat, jobs
+
+from edge.hub.built_in import BUILT_IN
+
+RIGHTS = (0.5, 0.6, 0.7, 0.8, 0.9)
+CONTEXT = 2048
+LONGEST = 300  # tokens of an answer
+_VARIABLE = "EDGE_PEER_LLAMA_SERVER"
+_QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
+
+Rows = list[dict[str, Any]]
+
+
+def _compare(options: argparse.Namespace, prompts: list[Any], ways: list[Way]) -> Rows:
+    job = {"threads": options.threads, "context": CONTEXT, "max_new_tokens": LONGEST}
+    comparison = Comparison(options.model, prompts[:: options.every], job, options.keep)
+    return compare(comparison, ways, options.rounds, lambda row: print(line_of(row), flush=True))
+
+
+def _theirs(options: argparse.Namespace, settings: dict[str, list[str]]) -> list[Way]:
+    if options.llama_server is None:
+        print(f"llama.cpp is left out: name its server with --llama-server or ${_VARIABLE}.", flush=True)
+        return []
+    return llama(options.llama_server, settings)
+
+
+def measure_jobs(options: argparse.Namespace) -> Rows:
+    """Lookup on copies, edits and JSON."""
+    return _compare(options, jobs(), [*ours(["off", "lookup"]), *_theirs(options, LOOKUPS)])
+
+
+def measure_chat(options: argparse.Namespace) -> Rows:
+    """Lookup on questions, where it has little to find."""
+    return _compare(options, chat(options.questions, options.per_category), ours(["off", "lookup"]))
+
+
+def measure_draft(options: argparse.Namespace) -> Rows:
+    """A smaller model."""
+    if options.draft is None:
+        raise SystemExit("The part 'draft' needs a smaller model with the same tokenizer: give --draft FILE.")
+    settings = {
+        f"draft of {most}": ["--spec-type", "draft-simple", "-md", options.draft, "--spec-draft-n-max", most]
+        for most in ("2", "4", "8")
+    }
+    return _compare(options, jobs(), [*ours(["off", options.draft]), *_theirs(options, settings)])
+
+
+def measure_planted(options: argparse.Namespace) -> Rows:
+    """The cost model."""
+    quantize = {"threads": options.threads, "quantize": "int4"}
+    documents = []
+    for shape in options.shapes.split(","):
+        documents.append(shape_document(shape, RIGHTS, options.tokens, options.rounds, quantize))
+        for row in documents[-1]["rows"]:
+            print(f"{shape}, right {row['right']}: {row['measured']:.2f} x, predicted {row['predicted']:.2f}")
+    return documents
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "jobs": measure_jobs,
+    "chat": measure_chat,
+    "draft": measure_draft,
+    "planted": measure_planted,
+}
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    text = f"{row['program']:10} {row['setting']:24} {row['kind']:15} {row['prompts']:3} prompts"
+    if "ratio" not in row:
+        return f"{text}: none without loops"
+    text += (
+        f" {row['tokens_per_second']:7.1f} tokens/s {row['ratio']:5.2f} x (in sum {row['total_ratio']:.2f} x)"
+    )
+    return f"{text}  same {row['same']}, right {row['right']}, left out {row['loops']}"
+
+
+def summary(rows: Rows) -> dict[str, float]:
+    """Of all jobs: the speed-ups of our lookup and of llama.cpp's best, and ours over that."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] == "all" and row["setting"] not in ("off", "plain") and "ratio" in row:
+            others = best.get(row["program"])
+            if others is None or row["tokens_per_second"] > others["tokens_per_second"]:
+                best[row["program"]] = row
+    found = {f"{program}, {row['setting']}": row["total_ratio"] for program, row in best.items()}
+    if len(best) == 2:
+        mine, theirs = best["edge"], best["llama.cpp"]
+        found["tokens/s of ours over theirs"] = round(
+            mine["tokens_per_second"] / theirs["tokens_per_second"], 3
+        )
+    return found
+
+
+def part_names(text: str) -> tuple[str, ...]:
+    """Parts, each once."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"there is no part '{unknown[0]}'; choose of {', '.join(PARTS)}")
+    return names
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", type=part_names, default=("jobs", "chat", "planted"))
+    parser.add_argument("--model", help="a GGUF file; by default that of the built-in model")
+    parser.add_argument("--draft", help="a GGUF file")
+    parser.add_argument("--llama-server", default=os.environ.get(_VARIABLE), metavar="PROGRAM")
+    parser.add_argument("--threads", type=at_least_one, default=2)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
+    parser.add_argument("--every", type=at_least_one, default=1, help="take only each Nth prompt")
+    parser.add_argument("--questions", type=Path, default=_QUESTIONS)
+    parser.add_argument("--per-category", type=at_least_one, default=4)
+    parser.add_argument("--shapes", default="minicpm4-0.5b,minicpm4-8b")
+    parser.add_argument("--tokens", type=at_least_one, default=128, help="of an answer of the part planted")
+    options = parser.parse_args(arguments)
+    options.model = options.model or str(BUILT_IN.file())
+    return options
+
+
+def main() -> None:
+    options = options_of()
+    load = os.getloadavg()[0]
+    parts = {part: PARTS[part](options) for part in options.parts}
+    document = {
+        "load": load,
+        "model": Path(options.model).name,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "parts": parts,
+        "summary": summary(parts.get("jobs", [])),
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
