@@ -7,14 +7,15 @@ jobs     60 prompts that ask for a copy, an edit or JSON: ours plain and with lo
          and with its ways to look up
 chat     first turns of Spec-Bench (--questions), by category: ours plain and with lookup
 draft    the same jobs with a smaller model as draft (--draft), for both
-planted  the cost model: guesses that are right with a known probability, on random weights of --shapes
+planted  the cost model: guesses that are right with a known probability, on random weights of --shapes, free
+         and with EAGLE-2 networks whose heads have all tokens or a part of them
 
-All answers are greedy. Rounds go through all programs in turn, every second one backwards, each in a fresh
-process, so that nobody has seen a prompt before. The figures are medians. Answers in which 8 tokens come
-three times that do not stand in the prompt are left out and counted. llama-server is built as
-CONTRIBUTING.md says (Peers); --llama-server or $EDGE_PEER_LLAMA_SERVER names it, and without it ours is
-measured alone. What a process has answered is kept in the folder, if one is named, and not measured again.
-Let the machine be idle. The last line is one JSON document.
+Answers are greedy, those of the part chat sampled with a seed. Rounds go through all programs in turn, every
+second one backwards, each in a fresh process, so that nobody has seen a prompt before. The figures are
+medians. Answers in which 8 tokens come three times that do not stand in the prompt are left out and counted.
+llama-server is built as CONTRIBUTING.md says (Peers); --llama-server or $EDGE_PEER_LLAMA_SERVER names it, and
+without it ours is measured alone. What a process has answered is kept in the folder, if one is named, and not
+measured again. Let the machine be idle. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 from peers.options import at_least_one
 from speculation.comparison import LOOKUPS, Comparison, Way, compare, llama, ours
-from speculation.planted import shape_document
+from speculation.planted import HEADS, shape_document
 from speculation.prompts import chat, jobs
 
 from edge.hub.built_in import BUILT_IN
@@ -36,14 +37,17 @@ from edge.hub.built_in import BUILT_IN
 RIGHTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 CONTEXT = 2048
 LONGEST = 300  # tokens of an answer
+TALK = {"temperature": 0.8, "top_p": 0.9, "seed": 1}
+"""As people chat; greedy answers of a small model to open questions end in loops."""
 _VARIABLE = "EDGE_PEER_LLAMA_SERVER"
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 
 Rows = list[dict[str, Any]]
 
 
-def _compare(options: argparse.Namespace, prompts: list[Any], ways: list[Way]) -> Rows:
+def _compare(options: argparse.Namespace, prompts: list[Any], ways: list[Way], **sampling: Any) -> Rows:
     job = {"threads": options.threads, "context": CONTEXT, "max_new_tokens": LONGEST}
+    job["sampling"] = sampling or {"temperature": 0}
     comparison = Comparison(options.model, prompts[:: options.every], job, options.keep)
     return compare(comparison, ways, options.rounds, lambda row: print(line_of(row), flush=True))
 
@@ -62,7 +66,8 @@ def measure_jobs(options: argparse.Namespace) -> Rows:
 
 def measure_chat(options: argparse.Namespace) -> Rows:
     """Lookup on questions, where it has little to find."""
-    return _compare(options, chat(options.questions, options.per_category), ours(["off", "lookup"]))
+    prompts = chat(options.questions, options.per_category)
+    return _compare(options, prompts, ours(["off", "lookup"]), **TALK)
 
 
 def measure_draft(options: argparse.Namespace) -> Rows:
@@ -81,9 +86,11 @@ def measure_planted(options: argparse.Namespace) -> Rows:
     quantize = {"threads": options.threads, "quantize": "int4"}
     documents = []
     for shape in options.shapes.split(","):
-        documents.append(shape_document(shape, RIGHTS, options.tokens, options.rounds, quantize))
+        heads = options.heads.split(",")
+        documents.append(shape_document(shape, RIGHTS, heads, options.tokens, options.rounds, quantize))
         for row in documents[-1]["rows"]:
-            print(f"{shape}, right {row['right']}: {row['measured']:.2f} x, predicted {row['predicted']:.2f}")
+            text = f"{shape}, {row['head']}, right {row['right']}: {row['measured']:.2f} x"
+            print(f"{text}, predicted {row['predicted']:.2f} x", flush=True)
     return documents
 
 
@@ -147,6 +154,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--questions", type=Path, default=_QUESTIONS)
     parser.add_argument("--per-category", type=at_least_one, default=4)
     parser.add_argument("--shapes", default="minicpm4-0.5b,minicpm4-8b")
+    parser.add_argument("--heads", default=",".join(HEADS), help="of the part planted")
     parser.add_argument("--tokens", type=at_least_one, default=128, help="of an answer of the part planted")
     options = parser.parse_args(arguments)
     options.model = options.model or str(BUILT_IN.file())

@@ -1,7 +1,8 @@
 """Who answers which prompts, in turn, and the rows of what came of it.
 
-A worker gets a job on its input: model, threads, context, max_new_tokens, prompts (token ids), and fields of
-its own. It prints a list with an answer each: text, tokens, steps (after the first token) and their seconds.
+A worker gets a job on its input: model, threads, context, max_new_tokens, sampling (settings of ours;
+llama.cpp's is greedy), prompts (token ids), and fields of its own. It prints a list with an answer each:
+text, tokens, steps (after the first token) and their seconds.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def answers(job: dict[str, Any]) -> list[dict[str, Any]]:
     with edge.load(job["model"], prefix_memory=0, **options) as model:
         model.complete(list(range(3, 3 + WARM_UP)), temperature=0, max_new_tokens=WARM_UP)
         for prompt in job["prompts"]:
-            done = model.complete(prompt, temperature=0, max_new_tokens=job["max_new_tokens"])
+            done = model.complete(prompt, max_new_tokens=job["max_new_tokens"], **job["sampling"])
             steps = len(done.tokens) - (done.stop_reason != "eos")  # the end token is a step as well
             found.append(
                 {

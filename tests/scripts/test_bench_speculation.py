@@ -14,7 +14,7 @@ import pytest
 from edge.engine.speculative.drafter import Budget
 from edge.text.prompts import Message
 from scripts.speculation.comparison import Comparison, ours, rows_of
-from scripts.speculation.planted import PlantedDrafter, predicted
+from scripts.speculation.planted import Planted, PlantedDrafter, predicted
 from scripts.speculation.prompts import KINDS, Prompt, chat, jobs, loops
 from tests.tiny_checkpoint import write_checkpoint
 
@@ -112,7 +112,7 @@ def test_answers_are_kept(tmp_path: Path):
     """Nothing is run again, and nothing is taken for another job's."""
     write_checkpoint(tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    job = {"threads": 1, "context": 256, "max_new_tokens": 6}
+    job = {"threads": 1, "context": 256, "max_new_tokens": 6, "sampling": {"temperature": 0}}
     way = ours(["lookup"])[0]
     prompts = [Prompt("a", "copy", (Message("user", "abc abc abc"),))]
 
@@ -129,7 +129,7 @@ def test_answers_are_kept(tmp_path: Path):
 def test_planted_guesses_are_as_often_right_as_they_shall_be():
     sequence = np.arange(3000)
     for right in (0.5, 0.9):
-        drafter, lengths = PlantedDrafter(sequence, right, 5000), []
+        drafter, lengths = PlantedDrafter(Planted(sequence, right, 5000)), []
         for n in range(500):
             tree = drafter.propose(sequence[: n + 1].astype(np.int32), Budget(8, 8, 1e-2, 0.01))
             hits = tree.tokens == sequence[n + 1 : n + 1 + len(tree)]
@@ -145,6 +145,7 @@ def test_predictions_are_of_the_best_chain():
     assert ratio == pytest.approx(2, abs=0.01) and guesses >= 10
     assert predicted(0.9, {1: 1.0, 2: 3.0, 16: 40.0}) == (1.0, 0)
     ratio, guesses = predicted(0.8, {1: 1.0, 2: 1.18, 4: 1.35, 8: 3.0, 16: 6.0})
+    assert predicted(0.8, {1: 1.0, 16: 1.0}, [0.5, 0.5, 9.0, 9.0]) == (pytest.approx(2.44 / 2), 2)
     assert guesses == 3 and ratio == pytest.approx((1 + 0.8 + 0.64 + 0.512) / 1.35)
 
 
