@@ -7,7 +7,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from edge.engine.costs import PassCosts
+import numpy as np
+
+from edge.engine.costs import Curve, PassCosts
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
@@ -18,6 +20,9 @@ class FreeRows(PassCosts):
 
     def seconds(self, rows: int, depth: int) -> float | None:
         return 1.0 + 0.001 * rows
+
+    def curve(self, depth: int) -> Curve:
+        return Curve(1.0 + 0.001 * np.arange(1, 513))
 
     def is_fresh(self, rows: int, depth: int) -> bool:
         return True

@@ -9,7 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median_low
+
+import numpy as np
+import numpy.typing as npt
 
 DEPTHS = (1024, 4096, 16384, 65536)
 """Depths up to which passes are kept apart, in rows of the longest cache."""
@@ -17,12 +21,14 @@ DEPTHS = (1024, 4096, 16384, 65536)
 Shape = Mapping[int, float]
 """What numbers of rows cost beside one row."""
 
-USUAL: Shape = {1: 1.0, 2: 1.15, 4: 1.3, 8: 1.65, 16: 3.1}
-"""As far as nothing was measured: int4 on CPUs (docs/performance.md). More rows cost in proportion to the
-last.
+USUAL: Shape = {1: 1.0, 2: 1.2, 4: 1.55, 8: 2.3, 16: 4.2}
+"""As far as nothing was measured: between int8 and int16 activations on CPUs. More rows cost in proportion to
+the last.
 """
 
 _LARGEST_SHAPE = 64
+_CURVE_ROWS = 512
+_CURVE_LIFE = 32  # passes
 _MOST_ROWS = 4096
 _SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add
 _LIFE = 100  # passes after which a size that was not run again is forgotten: it may have had bad luck
@@ -36,14 +42,37 @@ class _Size:
     turn: int = 0
 
 
+class Curve:
+    """V(n) at one depth: seconds of passes of 1 to 512 rows, never less for more rows."""
+
+    def __init__(self, seconds: npt.NDArray[np.float64]) -> None:
+        self._seconds = seconds
+        self._least: dict[int, float] = {}
+
+    def extra(self, rows: int, most: int) -> npt.NDArray[np.float64]:
+        """Seconds of a pass of `rows` rows, and those of 1, 2, ... up to `most` more."""
+        rows = min(rows, len(self._seconds) - most)
+        return self._seconds[rows - 1 : rows + most]
+
+    def least_share(self, rows: int, most: int) -> float:
+        """Of the cost of a pass of `rows` rows, what one of up to `most` further ones adds at least."""
+        found = self._least.get(rows)
+        if found is None:
+            seconds = self.extra(rows, most)
+            added = (seconds[1:] - seconds[0]) / np.arange(1, most + 1)
+            found = self._least[rows] = float(added.min() / seconds[0])
+        return found
+
+
 class PassCosts:
     """Seconds of a pass by its rows and the depth of the caches that it reads; for one thread at a time."""
 
     def __init__(self, shapes: Sequence[Shape] = ()) -> None:
         """shapes: what `shapes` has told of an earlier run on this machine."""
         self._sizes: list[dict[int, _Size]] = [{} for _ in (*DEPTHS, None)]
-        self._usual = [shape or USUAL for shape in shapes] or [USUAL for _ in self._sizes]
+        self._usual = list(shapes) or [{} for _ in self._sizes]
         self._turn = 0
+        self._curves: dict[int, tuple[int, int, Curve]] = {}
 
     @property
     def has_passes(self) -> bool:
@@ -52,16 +81,13 @@ class PassCosts:
 
     @property
     def shapes(self) -> list[Shape]:
-        """What was seen of up to 64 rows, by depth; of a depth without it, what was known before."""
+        """What was seen of up to 64 rows, by depth, and what was known before of others."""
         found: list[Shape] = []
         for sizes, usual in zip(self._sizes, self._usual, strict=True):
             seconds = {rows: median_low(size.seconds) for rows, size in sorted(sizes.items())}
             one = seconds.get(1)
-            if one is None:
-                found.append(usual)
-            else:
-                few = {rows: each / one for rows, each in seconds.items() if rows <= _LARGEST_SHAPE}
-                found.append({**usual, **few})
+            few = {} if one is None else {rows: each / one for rows, each in seconds.items()}
+            found.append({**usual, **{rows: cost for rows, cost in few.items() if rows <= _LARGEST_SHAPE}})
         return found
 
     def record(self, rows: int, depth: int, seconds: float) -> None:
@@ -94,6 +120,28 @@ class PassCosts:
         nearest = counts[min(at, len(counts) - 1)]
         return median_low(sizes[nearest].seconds) * _beside_one(rows, usual) / _beside_one(nearest, usual)
 
+    def curve(self, depth: int) -> Curve | None:
+        """All numbers of rows at this depth; None before the first pass. Made anew after some passes only."""
+        place = self._nearest(depth)
+        if place is None:
+            return None
+        sizes = self._sizes[place]
+        kept = self._curves.get(place)
+        if kept is None or kept[1] != len(sizes) or self._turn >= kept[0] + _CURVE_LIFE:
+            kept = (self._turn, len(sizes), self._drawn(sizes, self._usual[place]))
+            self._curves[place] = kept
+        return kept[2]
+
+    def _drawn(self, sizes: Mapping[int, _Size], usual: Shape) -> Curve:
+        counts = sorted(sizes)
+        seen = [median_low(sizes[rows].seconds) for rows in counts]
+        shape = _drawn_shape(tuple(sorted(usual.items())))
+        inside = np.interp(np.arange(1, len(shape) + 1), counts, seen)
+        low, high = min(counts[0], len(shape)), min(counts[-1], len(shape))
+        inside[: low - 1] = seen[0] * shape[: low - 1] / shape[low - 1]
+        inside[high:] = seen[-1] * shape[high:] / shape[high - 1]
+        return Curve(np.maximum.accumulate(inside))
+
     def is_fresh(self, rows: int, depth: int) -> bool:
         """Whether a pass of just so many rows was seen at this depth not long ago."""
         size = self._sizes[bisect_left(DEPTHS, depth)].get(rows)
@@ -115,11 +163,21 @@ class PassCosts:
         return max(1, bisect_left(range(1, _MOST_ROWS + 1), True, key=too_long))
 
 
+@cache
+def _drawn_shape(shape: tuple[tuple[int, float], ...]) -> npt.NDArray[np.float64]:
+    """What 1 to 512 rows cost beside one."""
+    return np.array([_beside_one(rows, dict(shape)) for rows in range(1, _CURVE_ROWS + 1)])
+
+
 def _beside_one(rows: int, shape: Shape) -> float:
+    """What so many rows cost beside one; where the shape does not reach, as it usually goes on."""
     counts = sorted({1, *shape})
     at = bisect_left(counts, rows)
     if at == len(counts):
-        return shape.get(counts[-1], 1.0) * rows / counts[-1]
+        last = counts[-1]
+        if shape is USUAL:
+            return USUAL[last] * rows / last
+        return shape.get(last, 1.0) * _beside_one(rows, USUAL) / _beside_one(last, USUAL)
     if counts[at] == rows:
         return shape.get(rows, 1.0)
     low, high = counts[at - 1], counts[at]

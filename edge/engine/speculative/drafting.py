@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Protocol
 
-from edge.engine.costs import PassCosts
+from edge.engine.costs import Curve, PassCosts
 from edge.engine.speculative.choice import choose, least_chance
 from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.sequence import PassCost
@@ -59,10 +59,9 @@ class Drafting:
         for job in self._jobs:
             job.tree = NOTHING
         guessing = [job for job in self._decoding if job.speculates]
-        if guessing and self._is_known(costs):
-            self._plain = costs.seconds(self._rows, self._depth)
-            room = min(most_rows - self._rows, most_in_tree - 1)
-            self._propose(guessing, costs, room, branches)
+        if guessing and self._is_known(costs) and (curve := costs.curve(self._depth)) is not None:
+            self._plain = float(curve.extra(self._rows, 0)[0])
+            self._propose(guessing, curve, min(most_rows - self._rows, most_in_tree - 1), branches)
         self.seconds = perf_counter() - started if guessing else 0.0
 
     @property
@@ -84,17 +83,17 @@ class Drafting:
         """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
         return not self.is_uniform or costs.is_fresh(self._rows, self._depth)
 
-    def _propose(self, jobs: list[Speculating], costs: PassCosts, room: int, branches: bool) -> None:
+    def _propose(self, jobs: list[Speculating], curve: Curve, room: int, branches: bool) -> None:
         sequences = len(self._decoding)
         budget = Budget(
             rows=room,
             depth=room,
             token_seconds=(self._plain or 0.0) / sequences,
-            least_chance=least_chance(self._rows, sequences, self._depth, costs),
+            least_chance=least_chance(self._rows, sequences, curve),
         )
         trees = [job.propose(budget) for job in jobs]
         if not branches:
             trees = [tree.likeliest_path() for tree in trees]
-        chosen = choose(trees, self._rows, sequences, self._depth, costs, room)
+        chosen = choose(trees, self._rows, sequences, curve, room)
         for job, tree in zip(jobs, chosen, strict=True):
             job.tree = tree

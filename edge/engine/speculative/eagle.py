@@ -21,8 +21,12 @@ _FEW_ROWS = 8  # what the first step costs is told by those that come after a pa
 class Eagle:
     """The network, and what its drafters have learned together."""
 
-    def __init__(self, network: DraftNetwork) -> None:
+    def __init__(self, network: DraftNetwork, share: float = 0.0) -> None:
+        """share: bytes that a step reads over those that a token of the target does, which is its cost until
+        some were timed.
+        """
         self.network = network
+        self._share = share
         self.calibration = Calibration()
         self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
         self._yields = [_YIELD] * _MOST_STEPS
@@ -33,11 +37,13 @@ class Eagle:
         Of the children of one token the n-th has at most the chance 1 / n: more than 1 / least_chance of them
         can't pay. Step i is made if what it gives at its leaves' chances, in tokens, is worth its time.
         """
-        if budget.token_seconds <= 0 or self._cost(0) > budget.token_seconds:
+        if budget.token_seconds <= 0:
+            return None
+        costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
+        if costs[0] > 1:
             return None
         config = self.network.config
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
-        costs = [self._cost(step) / budget.token_seconds for step in range(_MOST_STEPS)]
         return DraftPlan(
             steps=max(1, min(budget.depth, budget.rows, _MOST_STEPS)),
             branches=max(1, min(branches, budget.rows, config.head_rows or config.vocab_size)),
@@ -64,11 +70,11 @@ class Eagle:
                 self._seconds[step] = [*self._seconds[step][1 - _SAMPLES :], seconds]
             first, last = last, last + int(np.count_nonzero(inside))
 
-    def _cost(self, step: int) -> float:
-        """Seconds; of a step that was never made, those of the one before it."""
+    def _cost(self, step: int, token_seconds: float) -> float:
+        """In tokens of the target; of a step that was never made, that of the one before it."""
         while step > 0 and not self._seconds[step]:
             step -= 1
-        return float(np.median(self._seconds[step])) if self._seconds[step] else 0.0
+        return float(np.median(self._seconds[step])) / token_seconds if self._seconds[step] else self._share
 
 
 class EagleDrafter(Drafter):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.engine.speculative.lookup import LookupDrafter, LookupMemory
 from edge.engine.speculative.speculation import Speculation
 from edge.errors import EdgeError, WrongTypeError
@@ -61,7 +62,7 @@ def open_speculation(
     from edge.hub.drafts import names_draft, open_draft
 
     if names_draft(speculate):
-        return _network(str(speculate), open_draft(speculate, files), executor)
+        return _network(str(speculate), open_draft(speculate, files), files, executor)
     return _small_model(speculate, files, executor, tokenizer())
 
 
@@ -71,10 +72,10 @@ def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
     from edge.hub.drafts import bundled_draft
 
     draft = bundled_draft(files)
-    return None if draft is None else _network("draft", draft, executor)
+    return None if draft is None else _network("draft", draft, files, executor)
 
 
-def _network(name: str, files: DraftFiles, executor: Executor) -> Speculation:
+def _network(name: str, files: DraftFiles, target: ModelFiles, executor: Executor) -> Speculation:
     from edge.engine.speculative.eagle import Eagle, EagleDrafter
 
     able = drafts_of(executor)
@@ -83,9 +84,11 @@ def _network(name: str, files: DraftFiles, executor: Executor) -> Speculation:
             f"The {executor.info.name} executor runs no draft networks: use native, or guess by lookup."
         )
     network = able.open_draft(files)
+    read = files.weights_bytes + (0 if files.config.head_rows else _head(target))
+    share = read / _weights(target)
 
     def start() -> Callable[[], EagleDrafter]:
-        return partial(EagleDrafter, Eagle(network))
+        return partial(EagleDrafter, Eagle(network, share))
 
     workspace = getattr(network, "workspace_bytes", 0)  # of the native one
     return Speculation(name, start, network.close, files.weights_bytes + workspace)
@@ -116,6 +119,11 @@ def _small_model(
 
 def _weights(files: ModelFiles) -> int:
     return sum(info.bytes for info in files.tensors.values())
+
+
+def _head(files: ModelFiles) -> int:
+    """Bytes of the matrix that gives the logits."""
+    return files.tensors[HEAD if HEAD in files.tensors else EMBEDDING].bytes
 
 
 def _check_tokenizer(name: str | Path, draft: ModelFiles, tokenizer: Tokenizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -13,8 +13,10 @@ from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.tree import NOTHING, DraftTree
 
 _WINDOW = 8  # passes with guesses that are looked at together
-_MOST_LOST = 1.0  # tokens' time that they may lose together before the drafter rests
-_FIRST_REST, _LONGEST_REST = 16, 256  # plain passes after guesses that did not pay, twice as many each time
+_MOST_LOST = 0.75  # tokens' time that they may lose together before the drafter rests ...
+_LOST_AT_FIRST = 0.4  # ... and while none of its guesses has paid since it began, or rested
+_AT_FIRST = 2  # guesses in a tree, of one level, until then
+_FIRST_REST, _LONGEST_REST = 24, 384  # plain passes after guesses that did not pay, twice as many each time
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class SequenceSpeculation:
         self._next_rest = _FIRST_REST
         self._trial: list[float] = []  # seconds won by the latest passes with guesses
         self._draft_seconds = 0.0  # of this pass
+        self._has_paid = False  # since it began, or rested
 
     @property
     def wants_hidden(self) -> bool:
@@ -135,6 +138,8 @@ class SequenceSpeculation:
             self._rest = max(0, self._rest - 1)
             return NOTHING
         started = perf_counter()
+        if not self._has_paid:
+            budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
         tree = self._drafter.propose(tokens, budget)
         if budget.depth < len(tree):
             tree = tree.within(budget.depth)
@@ -177,7 +182,9 @@ class SequenceSpeculation:
         if not cost.is_certain or spent <= 0:
             return
         self._trial = [*self._trial[1 - _WINDOW :], (tokens - 1) * token_seconds - spent]
-        if sum(self._trial) < -_MOST_LOST * token_seconds:
+        self._has_paid = self._has_paid or self._trial[-1] > 0
+        if sum(self._trial) < -(_MOST_LOST if self._has_paid else _LOST_AT_FIRST) * token_seconds:
+            self._has_paid = False
             self._rest, self._next_rest = self._next_rest, min(_LONGEST_REST, 2 * self._next_rest)
             self._trial = []
         elif len(self._trial) == _WINDOW and sum(self._trial) > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import edge
@@ -14,14 +15,29 @@ from edge.engine.costs_file import costs_path, read_shapes, write_shapes
 
 def test_rows_that_were_not_seen_cost_what_such_rows_usually_do():
     costs = PassCosts()
-    costs.record(4, 100, 0.013)
+    costs.record(4, 100, 0.0155)
     assert costs.seconds(1, 100) == pytest.approx(0.010)
-    assert costs.seconds(8, 100) == pytest.approx(0.0165)
-    assert costs.seconds(32, 100) == pytest.approx(0.062)
+    assert costs.seconds(8, 100) == pytest.approx(0.023)
+    assert costs.seconds(32, 100) == pytest.approx(0.084)
     assert costs.is_fresh(4, 100) and not costs.is_fresh(1, 100) and not costs.is_fresh(4, 5000)
     for _ in range(101):
         costs.record(1, 100, 0.011)
     assert not costs.is_fresh(4, 100) and costs.is_fresh(1, 100)
+
+
+def test_the_curve_is_what_the_single_numbers_are():
+    costs = PassCosts([{2: 1.1, 8: 2.0}] + [{} for _ in DEPTHS])
+    assert costs.curve(100) is None
+    for rows, seconds in ((2, 0.012), (6, 0.020), (40, 0.1)):
+        costs.record(rows, 100, seconds)
+    curve = costs.curve(100)
+    assert curve is not None and costs.curve(300) is curve
+    wanted = [costs.seconds(rows, 100) for rows in range(1, 65)]
+    assert curve.extra(1, 63).tolist() == pytest.approx(wanted)
+    assert curve.extra(500, 12).tolist() == pytest.approx([costs.seconds(500 + n, 100) for n in range(13)])
+    assert len(curve.extra(700, 63)) == 64
+    costs.record(4, 100, 0.050)  # a hiccup: more rows never cost less
+    assert (np.diff(costs.curve(100).extra(1, 63)) >= 0).all()
 
 
 def test_another_run_knows_what_one_has_learned(tmp_path):
@@ -35,7 +51,7 @@ def test_another_run_knows_what_one_has_learned(tmp_path):
     assert later.seconds(4, 2000) is None and not later.has_passes
     later.record(1, 2000, 0.020)
     assert later.seconds(4, 2000) == pytest.approx(0.032)
-    assert later.seconds(8, 2000) == pytest.approx(0.033)  # not seen: as usual
+    assert later.seconds(8, 2000) == pytest.approx(0.032 * 2.3 / 1.55)  # not seen: as it usually goes on
     assert later.seconds(4, 100) == pytest.approx(0.032)  # the only depth that was seen in this run
     write_shapes(path, later.shapes)
     assert PassCosts(read_shapes(path)).shapes[1][4] == pytest.approx(1.6)

@@ -79,6 +79,7 @@ def measured(*seconds: float) -> PassCosts:
 
 
 COSTS = measured(1.0, 1.2, 1.25, 1.35, 1.9, 2.0, 2.05, 2.1, 3.0, 3.5)
+CURVE = COSTS.curve(100)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -101,18 +102,17 @@ def test_the_choice_is_the_best_of_all(seed):
         for tree in trees
     ]
     best = max(speed([a, b]) for a in everything[0] for b in everything[1])
-    chosen = choose(trees, 2, 2, 100, COSTS, most=8)
+    chosen = choose(trees, 2, 2, CURVE, most=8)
     assert speed(chosen) == pytest.approx(best) or best < speed([NOTHING, NOTHING]) * 1.02
-    few = choose(trees, 2, 2, 100, COSTS, most=3)
+    few = choose(trees, 2, 2, CURVE, most=3)
     assert sum(map(len, few)) <= 3
 
 
 def test_what_cannot_pay_is_not_chosen():
     unlikely = DraftTree.of([(5, -1, 0.1), (6, 0, 0.05)])
-    assert [len(tree) for tree in choose([unlikely], 1, 1, 100, COSTS, most=8)] == [0]
-    assert [len(tree) for tree in choose([unlikely], 1, 1, 100, PassCosts(), most=8)] == [0]
-    assert choose([], 1, 1, 100, COSTS, most=8) == []
+    assert [len(tree) for tree in choose([unlikely], 1, 1, CURVE, most=8)] == [0]
+    assert [len(tree) for tree in choose([unlikely], 1, 1, CURVE, most=0)] == [0]
+    assert choose([], 1, 1, CURVE, most=8) == []
     sure = DraftTree.of([(n, n - 1, 0.999**n) for n in range(8)])
-    assert len(choose([sure], 1, 1, 100, COSTS, most=8)[0]) == 7
-    assert least_chance(1, 1, 100, PassCosts()) == 1.0
-    assert least_chance(1, 1, 100, COSTS) == pytest.approx(0.35 / 3)
+    assert len(choose([sure], 1, 1, CURVE, most=8)[0]) == 7
+    assert least_chance(1, 1, CURVE) == pytest.approx(0.35 / 3) == least_chance(1, 2, CURVE) / 2
