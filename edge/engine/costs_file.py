@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,8 @@ from edge.executors.protocol import Executor, StoresCaches
 from edge.formats.atomic import write_file
 from edge.formats.guarded_json import parse_object
 from edge.system.paths import cache_folder
+
+_MOST_ROWS, _MOST = 4096, 1e4  # rows, and times of one row, beyond which a file makes no sense
 
 
 def costs_path(executor: Executor) -> Path | None:
@@ -37,7 +38,9 @@ def read_shapes(path: Path) -> list[Shape]:
         shapes = parse_object(path.read_bytes(), path, EdgeError, "remove it")["shapes"]
         found = [{int(rows): float(cost) for rows, cost in shape.items()} for shape in shapes]
         costs = [(rows, cost) for shape in found for rows, cost in shape.items()]
-        if len(found) == len(DEPTHS) + 1 and all(n > 0 and 0 < c < math.inf for n, c in costs):
+        if len(found) == len(DEPTHS) + 1 and all(
+            0 < rows <= _MOST_ROWS and 1 / _MOST < cost < _MOST for rows, cost in costs
+        ):
             return list(found)
     return []
 

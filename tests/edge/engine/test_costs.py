@@ -65,7 +65,7 @@ def test_a_file_that_makes_no_sense_is_as_good_as_none(tmp_path, text):
     assert read_shapes(path) == []
     path.write_text(text)
     assert read_shapes(path) == []
-    for wrong in ({"1": 0.0}, {"0": 1.0}, {"1": None}):
+    for wrong in ({"1": 0.0}, {"0": 1.0}, {"1": None}, {"9" * 400: 1.0}, {"2": 1e-300}):
         path.write_text(json.dumps({"shapes": [wrong] + [{}] * len(DEPTHS)}))
         assert read_shapes(path) == []
 
