@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 import time
 from collections import Counter
 from itertools import pairwise
@@ -13,7 +15,7 @@ import pytest
 from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.lookup import LookupDrafter, LookupMemory, TokenIndex
 from edge.engine.speculative.match_chances import MatchChances
-from edge.engine.speculative.suffix_automaton import MATCHED
+from edge.engine.speculative.suffix_automaton import MATCHED, SuffixAutomaton
 from edge.engine.speculative.tree import DraftTree
 from edge.errors import EdgeError
 
@@ -265,3 +267,58 @@ def test_no_text_makes_it_slow(text: list[int]) -> None:
     for n in range(2501, 3000):
         drafter.propose(ids(text[:n]), budget)
     assert (time.process_time() - started) / 499 < 1e-3
+
+
+def test_threads_share_what_they_remember() -> None:
+    """One thread looks up while others end their answers."""
+    memory, errors = LookupMemory(limit=2000), list[BaseException]()
+
+    def ends(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(150):
+            memory.remember([draw.randrange(12) for _ in range(100)])
+
+    def looks_up() -> None:
+        drafter, draw, text = LookupDrafter(memory), random.Random(0), [1]
+        try:
+            for _ in range(1500):
+                drafter.propose(ids(text), WIDE)
+                text.append(draw.randrange(12))
+                drafter.accepted(Accepted(len(text) - 2, ids(text[-2:-1])))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ends, args=[seed]) for seed in range(3)]
+    threads.append(threading.Thread(target=looks_up))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not errors
+    automata = memory.index.automata
+    assert len(automata) == 2 and all(len(each._link) == len(each._token) == len(each) for each in automata)
+
+
+def test_an_interrupt_leaves_no_half_made_state(monkeypatch) -> None:
+    memory, made = LookupMemory(), SuffixAutomaton._state
+    drafter = LookupDrafter(memory)
+    passage = list(range(40))
+    drafter.accepted(Accepted(0, ids(passage)))
+
+    def interrupted(automaton: SuffixAutomaton, length: int, *rest: int) -> int:
+        automaton._length.append(length)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SuffixAutomaton, "_state", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        drafter.accepted(Accepted(40, ids([1, 2])))
+    monkeypatch.setattr(SuffixAutomaton, "_state", made)
+    text = [*passage, 1, 2, 3, 4, *passage[:20]]
+    drafter.propose(ids(text), WIDE)
+    text += passage[20:30]
+    assert path_of(drafter.propose(ids([*text, *passage, 1, 2]), WIDE))[:2] == [3, 4]
