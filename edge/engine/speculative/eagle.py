@@ -15,6 +15,7 @@ _SLACK = 0.5  # a guess may be right this much more often than the network says
 _SAMPLES = 9  # of the latest steps of one number; their median is what one costs
 _YIELD, _LEAST_YIELD = 0.6, 0.1  # of a step, before any was made, and however little the last ones gave
 _LEARNED = 0.1  # share of the newest step in what steps are expected to give
+_PATIENCE = 256  # plans after which a first step that was too slow is made again: it may have had bad luck
 _FEW_ROWS = 8  # what the first step costs is told by those that come after a pass, not by prompts
 
 
@@ -30,6 +31,7 @@ class Eagle:
         self.calibration = Calibration()
         self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
         self._yields = [_YIELD] * _MOST_STEPS
+        self._refused = 0  # plans in a row
 
     def plan(self, budget: Budget) -> DraftPlan | None:
         """What to try; None if even the first step costs more than the token that it may save.
@@ -41,7 +43,11 @@ class Eagle:
             return None
         costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
         if costs[0] > 1:
+            self._refused += 1
+            if self._refused >= _PATIENCE:
+                self._refused, self._seconds[0] = 0, []
             return None
+        self._refused = 0
         config = self.network.config
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
@@ -102,12 +108,13 @@ class EagleDrafter(Drafter):
         if not parts:
             return NOTHING
         network = self._eagle.network
+        self._known.cut(kept)  # first: after an error or an interrupt it never knows of rows that are gone
         if kept < self._cache.length:
             network.truncate(self._cache, kept)
         for rows in parts[:-1]:
             network.append(self._cache, rows)
         tried = network.run(self._cache, parts[-1], plan)
-        self._known.appended(kept, parts)
+        self._known.appended(parts)
         tree = self._calibrated(tried, budget)
         appended = sum(len(rows.tokens) for rows in parts)
         self._eagle.record(tried, appended, tree, budget.least_chance)

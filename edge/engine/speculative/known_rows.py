@@ -36,7 +36,7 @@ class KnownRows:
         """Tokens stand at places `start` to `start + count` for good, with these hidden states; what was
         known from there on does not hold any more.
         """
-        self._cut(int(np.searchsorted(self._places, start)))
+        self.cut(int(np.searchsorted(self._places, start)))
         kept = [(place, states[: start - place]) for place, states in self._states if place < start]
         if hidden is not None and count:
             first = 0 if self._seen is None else max(0, count - max(self._seen, _RETAINED))
@@ -73,15 +73,15 @@ class KnownRows:
             DraftRows(place, tokens[place + 1 : place + 1 + len(part)], part) for place, part in joined
         ]
 
-    def appended(self, kept: int, parts: Sequence[DraftRows]) -> None:
-        """What `missing` gave is in the cache now."""
-        self._cut(kept)
+    def appended(self, parts: Sequence[DraftRows]) -> None:
+        """What `missing` gave is in the cache now, behind the rows that hold."""
         places = [np.arange(rows.position, rows.position + len(rows.tokens)) for rows in parts]
         self._places = np.concatenate([self._places, *places])
         self._tokens = np.concatenate([self._tokens, *(rows.tokens for rows in parts)])
         self._forget_before(int(self._places[-1]) + 1 - _RETAINED)
 
-    def _cut(self, rows: int) -> None:
+    def cut(self, rows: int) -> None:
+        """The cache has no more than its first rows."""
         self._places, self._tokens = self._places[:rows], self._tokens[:rows]
 
     def _forget_before(self, first: int) -> None:

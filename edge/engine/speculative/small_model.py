@@ -21,6 +21,7 @@ _RIGHT = (
     0.8  # of its likeliest tokens, where it is good; what is learned of each guess counts once it is made
 )
 _SAMPLES = 9  # of the latest steps of the model; their median is what one costs
+_PATIENCE = 256  # guesses after which steps that were too slow are timed again: they may have had bad luck
 
 
 class SmallModel:
@@ -36,11 +37,19 @@ class SmallModel:
         self.calibration = Calibration()
         self._share = share
         self._seconds: list[float] = []
+        self._refused = 0  # first steps in a row
 
     def pays(self, chance: float, token_seconds: float) -> bool:
         """Whether another step can save more than it costs, behind a guess that is right with this chance."""
         step = float(np.median(self._seconds)) if self._seconds else self._share * token_seconds
         return chance * _RIGHT * token_seconds > step
+
+    def begins(self, token_seconds: float) -> bool:
+        """Whether the first step of a guess pays; now and then one is made to find out."""
+        self._refused = 0 if self.pays(1.0, token_seconds) else self._refused + 1
+        if self._refused == _PATIENCE:
+            self._refused, self._seconds = 0, []
+        return self._refused == 0
 
     def record(self, seconds: float) -> None:
         """A step took so long."""
@@ -64,7 +73,7 @@ class SmallModelDrafter(Drafter):
         """
         self._learn(tokens)
         self._before, self._guesses = len(tokens), None
-        if not self._model.pays(1.0, budget.token_seconds):
+        if not self._model.begins(budget.token_seconds):
             return NOTHING
         self._guesses = here = Guesses()
         nodes: list[tuple[int, int, float]] = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
 from typing import Any, Protocol
@@ -22,6 +20,7 @@ from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.protocol import ExecutorInfo, KVCache
 from edge.executors.weights import open_weights
 from edge.formats.draft.files import DraftFiles
+from edge.system.guards import OneCall
 
 ROLES = {FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15}
 """edge_draft_role"""
@@ -104,9 +103,7 @@ class Target(Protocol):
 class NativeDraft:
     """A `DraftNetwork`; its keys and values are float16, or float32 if the target's are."""
 
-    def __init__(
-        self, files: DraftFiles, target: Target, *, lock: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
+    def __init__(self, files: DraftFiles, target: Target, *, lock: OneCall) -> None:
         """files: of the draft. target: lives as long as the draft. lock: entered for every call, as calls of
         the target are. Raises ConfigError for a draft of another shape than the target's.
         """
@@ -226,7 +223,15 @@ class NativeDraft:
             native.check(native.library().edge_cache_truncate(handle_of(cache), rows))
 
     def close(self) -> None:
-        """Free it; later calls raise NativeError."""
+        """Free it, after the call that is under way; later calls raise NativeError. Does nothing in a forked
+        process.
+        """
+        if not self._lock.is_inherited:
+            with self._lock():
+                self.free()
+
+    def free(self) -> None:
+        """The same for who holds the lock."""
         self._finalizer()
 
     def _step(self, cache: KVCache, given: DraftRows, **wanted: Any) -> DraftStep:

@@ -336,7 +336,7 @@ class NativeExecutor(ExecutorFacts):
             return
         with self._lock():
             for draft in self._drafts:
-                draft.close()
+                draft.free()
             self._finalizer()
             self._weights = None
 

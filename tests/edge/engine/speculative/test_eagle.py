@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,8 +16,10 @@ from edge.config.draft import EMBEDDING_NORM, FC, DraftConfig
 from edge.config.tensors import FINAL_NORM, HEAD
 from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.eagle import Eagle, EagleDrafter
+from edge.engine.speculative.small_model import SmallModel
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import DraftTree
+from edge.errors import NativeError
 from edge.executors.drafts import Tried
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
@@ -279,3 +282,59 @@ def test_what_is_expected_is_what_comes(shaped, make_bundle, tmp_path, open_one)
         story.go_on([root])
     assert np.mean(expected[:3]) > 0.3
     assert np.mean(expected[200:]) == pytest.approx(np.mean(accepted[200:]), abs=0.08)
+
+
+def test_a_first_step_that_was_too_slow_is_tried_again(shaped):
+    """It may have been the machine's fault."""
+    eagle, budget = Eagle(NoNetwork(draft_shape(shaped()))), Budget(6, 4, 0.02, 0.2)
+    slow = tried([0.8], [-1], [0.5])
+    eagle.record(slow, 2, DraftTree(slow.tokens, slow.parents, np.array([0.8], np.float32)), 0.2)
+    plans = [eagle.plan(budget) is not None for _ in range(300)]
+    assert plans.count(False) == 255 and all(plans[255:])
+    model = SmallModel(None, vocab_size=9, share=0.1)
+    model.record(0.5)
+    begun = [model.begins(0.02) for _ in range(300)]
+    assert begun.count(False) == 255 and all(begun[255:])
+
+
+def failing(*_: Any) -> Any:
+    raise NativeError("no")
+
+
+def test_rows_are_true_after_a_failure(shaped, make_bundle, tmp_path, open_one, monkeypatch):
+    """Of the network, in the middle of a change of the cache."""
+    bundle = make_bundle(shaped(max_position_embeddings=256))
+    executor = open_one(bundle)
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config))))
+    story, fresh = Story(executor, eagle), Story(executor, eagle)
+    story.go_on(list(range(20, 60)))
+    assert len(story.propose(7))
+    story.cut(30)
+    story.go_on([3, 4])
+    run = eagle.network.run
+    monkeypatch.setattr(eagle.network, "run", failing)
+    with pytest.raises(NativeError):
+        story.propose(8)
+    monkeypatch.setattr(eagle.network, "run", run)
+    story.cut(30)  # and what stood there before the cut comes again
+    story.go_on([50, 51])
+    fresh.go_on(story.tokens)
+    found, wanted = story.propose(8), fresh.propose(8)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    assert story.drafter._cache.length == fresh.drafter._cache.length == 32
+
+
+def test_closing_waits_for_the_call_that_is_under_way(shaped, make_bundle, tmp_path, open_one):
+    """Another thread's, which uses the weights."""
+    bundle = make_bundle(shaped())
+    executor = open_one(bundle)
+    network = executor.open_draft(write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config)))
+    closing = threading.Thread(target=network.close)
+    with executor._lock():
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive() and network._finalizer.alive
+    closing.join()
+    with pytest.raises(NativeError, match="closed"):
+        network.new_cache()
+    network.close()
