@@ -208,6 +208,8 @@ class Session:
             store.restore(self._cache, count, stored.memory)
             self._tokens = np.array(stored.tokens, np.int32)
             self._generation = None  # other kernels may have computed them: they are for this session alone
+            if self.speculation is not None:
+                self.speculation.accepted(0, self._tokens)
 
     def _truncate(self, length: int) -> None:
         if length < self.length:

@@ -18,6 +18,7 @@ class Speculating(Protocol):
 
     decodes: bool
     tree: DraftTree
+    error: BaseException | None
 
     @property
     def speculates(self) -> bool:
@@ -91,9 +92,17 @@ class Drafting:
             token_seconds=(self._plain or 0.0) / sequences,
             least_chance=least_chance(self._rows, sequences, curve),
         )
-        trees = [job.propose(budget) for job in jobs]
+        trees = [_proposed(job, budget) for job in jobs]
         if not branches:
             trees = [tree.likeliest_path() for tree in trees]
         chosen = choose(trees, self._rows, sequences, curve, room)
         for job, tree in zip(jobs, chosen, strict=True):
             job.tree = tree
+
+
+def _proposed(job: Speculating, budget: Budget) -> DraftTree:
+    try:
+        return job.propose(budget)
+    except Exception as error:  # of this job, as in the rest of a pass
+        job.error = error
+        return NOTHING

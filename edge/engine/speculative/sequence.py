@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.system.notices import notice
 
 _WINDOW = 8  # passes with guesses that are looked at together
 _MOST_LOST = 0.75  # tokens' time that they may lose together before the drafter rests ...
@@ -98,7 +100,7 @@ class SequenceSpeculation:
 
     def __init__(self, drafter: Drafter, name: str) -> None:
         self.name = name
-        self._drafter = drafter
+        self._drafter: Drafter | None = drafter  # None once it has failed
         self._counts = _Counts()
         self._rest = 0  # plain passes before guesses are tried again
         self._next_rest = _FIRST_REST
@@ -109,7 +111,7 @@ class SequenceSpeculation:
     @property
     def wants_hidden(self) -> bool:
         """Whether the drafter needs the target's hidden states."""
-        return self._drafter.wants_hidden
+        return self._drafter is not None and self._drafter.wants_hidden
 
     @property
     def statistics(self) -> SpeculationStatistics:
@@ -124,7 +126,9 @@ class SequenceSpeculation:
 
     def end(self) -> None:
         """The answer has ended."""
-        self._drafter.close()
+        with self._asking() as drafter:
+            if drafter is not None:
+                drafter.close()
 
     @property
     def rests(self) -> bool:
@@ -137,10 +141,12 @@ class SequenceSpeculation:
         if budget.rows < 1 or budget.depth < 1 or self._rest > 0:
             self._rest = max(0, self._rest - 1)
             return NOTHING
-        started = perf_counter()
         if not self._has_paid:
             budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
-        tree = self._drafter.propose(tokens, budget)
+        started, tree = perf_counter(), NOTHING
+        with self._asking() as drafter:
+            if drafter is not None:
+                tree = drafter.propose(tokens, budget)
         if budget.depth < len(tree):
             tree = tree.within(budget.depth)
         tree = tree.best(budget.rows)
@@ -156,7 +162,9 @@ class SequenceSpeculation:
         path: Sequence[int] = (),
     ) -> None:
         """See `Accepted`."""
-        self._drafter.accepted(Accepted(start, tokens, hidden, tree, tuple(path)))
+        with self._asking() as drafter:
+            if drafter is not None:
+                drafter.accepted(Accepted(start, tokens, hidden, tree, tuple(path)))
 
     def count(self, tree: DraftTree, accepted: int, tokens: int) -> None:
         """A pass verified `tree`, accepted so many of its nodes, and brought so many tokens."""
@@ -179,6 +187,7 @@ class SequenceSpeculation:
         counts.seconds += cost.seconds + self._draft_seconds
         counts.plain_seconds += tokens * cost.plain_seconds
         spent = cost.extra_seconds + self._draft_seconds
+        self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
         if not cost.is_certain or spent <= 0:
             return
         self._trial = [*self._trial[1 - _WINDOW :], (tokens - 1) * token_seconds - spent]
@@ -189,3 +198,12 @@ class SequenceSpeculation:
             self._trial = []
         elif len(self._trial) == _WINDOW and sum(self._trial) > 0:
             self._next_rest = _FIRST_REST
+
+    @contextmanager
+    def _asking(self) -> Iterator[Drafter | None]:
+        """The drafter. An answer is worth more than guesses at it: what fails is not asked again."""
+        try:
+            yield self._drafter
+        except Exception as error:
+            self._drafter = None
+            notice(f"Guesses by '{self.name}' have ended, and the answer goes on without: {error}")

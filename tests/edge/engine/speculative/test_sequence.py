@@ -97,3 +97,12 @@ def test_a_tree_keeps_to_the_budget():
     assert tree.tokens.tolist() == [5, 6, 7]
     assert not len(speculation.propose(np.arange(3, dtype=np.int32), Budget(0, 2, 1.0, 0.1)))
     speculation.end()
+
+
+def test_time_of_drafting_counts_once():
+    """A pass may come without being asked for guesses: at the end of an answer, or where costs are stale."""
+    speculation = SequenceSpeculation(Sleeper(0.01), "sleeper")
+    speculation.propose(np.arange(3, dtype=np.int32), BUDGET)
+    for _ in range(3):
+        speculation.settle(1, PassCost(1.0, 1.0, 0.0, 1, True))
+    assert 0.01 <= speculation.statistics.draft_seconds < 0.02
