@@ -238,8 +238,12 @@ class Answer(Job):
 
     @property
     def speculates(self) -> bool:
-        """While it decodes, unless it shall not."""
+        """While it decodes, if its session does."""
         return self._speculation is not None and self.decodes
+
+    def wants_to_guess(self) -> bool:
+        """Unless that has not paid lately."""
+        return self._speculation is not None and self._speculation.is_awake()
 
     def propose(self, budget: Budget) -> DraftTree:
         """Guesses that the answer and the context have room for."""

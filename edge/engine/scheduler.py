@@ -117,7 +117,11 @@ class Job(ABC):
 
     @property
     def speculates(self) -> bool:
-        """Whether it may guess how it goes on."""
+        """Whether it has something that guesses how it goes on."""
+        return False
+
+    def wants_to_guess(self) -> bool:
+        """Whether it does in the pass that comes; asked once for each."""
         return False
 
     def propose(self, budget: Budget) -> DraftTree:

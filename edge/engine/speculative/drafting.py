@@ -22,7 +22,10 @@ class Speculating(Protocol):
 
     @property
     def speculates(self) -> bool:
-        """Whether it may guess in this pass."""
+        """Whether it has a drafter."""
+
+    def wants_to_guess(self) -> bool:
+        """Whether it guesses in the pass that comes; asked once for each."""
 
     @property
     def depth(self) -> int:
@@ -59,10 +62,12 @@ class Drafting:
         self._plain: float | None = None  # seconds of the same pass without guesses
         for job in self._jobs:
             job.tree = NOTHING
-        guessing = [job for job in self._decoding if job.speculates]
+        guessing = [job for job in self._decoding if job.wants_to_guess()]
         if guessing and self._is_known(costs) and (curve := costs.curve(self._depth)) is not None:
             self._plain = float(curve.extra(self._rows, 0)[0])
-            self._propose(guessing, curve, min(most_rows - self._rows, most_in_tree - 1), branches)
+            room = min(most_rows - self._rows, most_in_tree - 1)
+            if room > 0:
+                self._propose(guessing, curve, room, branches)
         self.seconds = perf_counter() - started if guessing else 0.0
 
     @property

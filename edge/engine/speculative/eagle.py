@@ -44,9 +44,9 @@ class Eagle:
         costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
         if costs[0] > 1:
             self._refused += 1
-            if self._refused >= _PATIENCE:
-                self._refused, self._seconds[0] = 0, []
-            return None
+            if self._refused < _PATIENCE:
+                return None
+            self._seconds[0] = []
         self._refused = 0
         config = self.network.config
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))

@@ -17,6 +17,7 @@ from edge.system.notices import notice
 _WINDOW = 8  # passes with guesses that are looked at together
 _MOST_LOST = 0.75  # tokens' time that they may lose together before the drafter rests ...
 _LOST_AT_FIRST = 0.4  # ... and while none of its guesses has paid since it began, or rested
+_MOST_UNTOLD = 512  # rows, whose hidden states take memory
 _AT_FIRST = 2  # guesses in a tree, of one level, until then
 _FIRST_REST, _LONGEST_REST = 24, 384  # plain passes after guesses that did not pay, twice as many each time
 
@@ -107,6 +108,8 @@ class SequenceSpeculation:
         self._trial: list[float] = []  # seconds won by the latest passes with guesses
         self._draft_seconds = 0.0  # of this pass
         self._has_paid = False  # since it began, or rested
+        self._untold: list[Accepted] = []
+        self._untold_rows = 0
 
     @property
     def wants_hidden(self) -> bool:
@@ -128,24 +131,24 @@ class SequenceSpeculation:
         """The answer has ended."""
         with self._asking() as drafter:
             if drafter is not None:
+                self._tell(drafter)
                 drafter.close()
 
-    @property
-    def rests(self) -> bool:
-        """Whether guesses have not paid lately."""
-        return self._rest > 0
+    def is_awake(self) -> bool:
+        """Whether it guesses in the pass that comes: not while its guesses have not paid lately."""
+        if self._drafter is None or self._rest > 0:
+            self._rest = max(0, self._rest - 1)
+            return False
+        return True
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
-        """The drafter's guesses, or none while it rests."""
-        self._draft_seconds = 0.0
-        if budget.rows < 1 or budget.depth < 1 or self._rest > 0:
-            self._rest = max(0, self._rest - 1)
-            return NOTHING
+        """The drafter's guesses."""
         if not self._has_paid:
             budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
         started, tree = perf_counter(), NOTHING
         with self._asking() as drafter:
             if drafter is not None:
+                self._tell(drafter)
                 tree = drafter.propose(tokens, budget)
         if budget.depth < len(tree):
             tree = tree.within(budget.depth)
@@ -161,10 +164,15 @@ class SequenceSpeculation:
         tree: DraftTree = NOTHING,
         path: Sequence[int] = (),
     ) -> None:
-        """See `Accepted`."""
-        with self._asking() as drafter:
-            if drafter is not None:
-                drafter.accepted(Accepted(start, tokens, hidden, tree, tuple(path)))
+        """See `Accepted`. The drafter is told of it when it is asked next."""
+        if self._drafter is None:
+            return
+        self._untold.append(Accepted(start, tokens, hidden, tree, tuple(path)))
+        self._untold_rows += len(tokens)
+        if self._untold_rows > _MOST_UNTOLD:
+            with self._asking() as drafter:
+                if drafter is not None:
+                    self._tell(drafter)
 
     def count(self, tree: DraftTree, accepted: int, tokens: int) -> None:
         """A pass verified `tree`, accepted so many of its nodes, and brought so many tokens."""
@@ -188,7 +196,7 @@ class SequenceSpeculation:
         counts.plain_seconds += tokens * cost.plain_seconds
         spent = cost.extra_seconds + self._draft_seconds
         self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
-        if not cost.is_certain or spent <= 0:
+        if not cost.is_certain or spent == 0:
             return
         self._trial = [*self._trial[1 - _WINDOW :], (tokens - 1) * token_seconds - spent]
         self._has_paid = self._has_paid or self._trial[-1] > 0
@@ -199,6 +207,12 @@ class SequenceSpeculation:
         elif len(self._trial) == _WINDOW and sum(self._trial) > 0:
             self._next_rest = _FIRST_REST
 
+    def _tell(self, drafter: Drafter) -> None:
+        for each in self._untold:
+            drafter.accepted(each)
+        self._untold.clear()
+        self._untold_rows = 0
+
     @contextmanager
     def _asking(self) -> Iterator[Drafter | None]:
         """The drafter. An answer is worth more than guesses at it: what fails is not asked again."""
@@ -206,4 +220,5 @@ class SequenceSpeculation:
             yield self._drafter
         except Exception as error:
             self._drafter = None
+            self._untold.clear()
             notice(f"Guesses by '{self.name}' have ended, and the answer goes on without: {error}")
