@@ -61,7 +61,9 @@ def _theirs(options: argparse.Namespace, settings: dict[str, list[str]]) -> list
 
 def measure_jobs(options: argparse.Namespace) -> Rows:
     """Lookup on copies, edits and JSON."""
-    return _compare(options, jobs(), [*ours(["off", "lookup"]), *_theirs(options, LOOKUPS)])
+    asked = [name.strip() for name in options.lookups.split(";")] if options.lookups else list(LOOKUPS)
+    theirs = {name: LOOKUPS[name] for name in asked}
+    return _compare(options, jobs(), [*ours(["off", "lookup"]), *_theirs(options, theirs)])
 
 
 def measure_chat(options: argparse.Namespace) -> Rows:
@@ -147,6 +149,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a GGUF file; by default that of the built-in model")
     parser.add_argument("--draft", help="a GGUF file")
     parser.add_argument("--llama-server", default=os.environ.get(_VARIABLE), metavar="PROGRAM")
+    parser.add_argument("--lookups", help=f"llama.cpp's, by ;: {'; '.join(LOOKUPS)}")
     parser.add_argument("--threads", type=at_least_one, default=2)
     parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--keep", type=Path, metavar="FOLDER")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 from .declaration import Benchmark, needs_module, short_profile
@@ -9,6 +10,7 @@ from .declaration import Benchmark, needs_module, short_profile
 _PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
+_GUESSES = "python scripts/bench_speculation.py --parts"
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
 _HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
@@ -20,6 +22,11 @@ _WRITES = " ".join(
         *("export to bundle", "export to gguf", "export to onnx"),
     )
 )
+
+
+def _server() -> str | None:
+    named = os.environ.get("EDGE_PEER_LLAMA_SERVER")
+    return None if named else "EDGE_PEER_LLAMA_SERVER does not name llama.cpp's server (CONTRIBUTING.md, Peers)."
 
 
 def _clang() -> str | None:
@@ -127,6 +134,12 @@ BENCHMARKS = {
         "TEXT/spec_bench.dev.jsonl TEXT/alpaca_cleaned.sample.jsonl TEXT/dpo_en.sample.jsonl",
         1,
         timed=False,
+    ),
+    "speculation-jobs": Benchmark(f"{_GUESSES} jobs --lookups 'ngram-simple, 3 and 8'", 15, needs=(_server,)),
+    "speculation-chat": Benchmark(f"{_GUESSES} chat --questions TEXT/spec_bench.dev.jsonl", 6),
+    "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b", 5),
+    "speculation-planted-8b": Benchmark(
+        f"{_GUESSES} planted --shapes minicpm4-8b --tokens 48 --rounds 1", 8
     ),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"

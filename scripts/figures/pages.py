@@ -7,7 +7,18 @@ import re
 from textwrap import fill
 from typing import Any
 
-from . import attention, drafts, exports, fuzzing, peers, performance, profile, quantization, targets
+from . import (
+    attention,
+    drafts,
+    exports,
+    fuzzing,
+    peers,
+    performance,
+    profile,
+    quantization,
+    speculation,
+    targets,
+)
 from .benchmarks import BENCHMARKS
 from .declaration import Lines
 from .measuring import ROOT, document_of, kinds_of, machine_label, machine_line
@@ -20,6 +31,7 @@ TABLES = {
     **quantization.TABLES,
     **exports.TABLES,
     **drafts.TABLES,
+    **speculation.TABLES,
     **fuzzing.TABLES,
     **profile.TABLES,
 }
