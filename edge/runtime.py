@@ -112,6 +112,7 @@ def load(
         prefixes=_prefix_cache(executor, prefix_memory, prefix_folder),
         speculate=speculate,
         costs=costs_path(executor),
+        offline=source.offline,
     )
 
 
@@ -158,15 +159,18 @@ class Model:
         prefixes: PrefixCache | None = None,
         speculate: str | Path = OFF,
         costs: Path | None = None,
+        offline: bool = False,
     ) -> None:
         """files: what the executor runs. worker: what will render the chat template. prefixes: where sessions
-        find what others have computed, None if each keeps to itself. speculate: see `load`. costs: a file
-        for what rows cost, see `edge.engine.costs_file`.
+        find what others have computed, None if each keeps to itself. speculate: see `load`; with offline
+        nothing is downloaded for it. costs: a file for what rows cost, see `edge.engine.costs_file`.
         """
         self.files = files
         self.executor = executor
         earlier = () if prefixes is None else prefixes.token_lists()
-        speculation = open_speculation(speculate, files, executor, lambda: self.tokenizer, earlier)
+        speculation = open_speculation(
+            speculate, files, executor, lambda: self.tokenizer, earlier, offline=offline
+        )
         self.scheduler = Scheduler(executor, prefixes, speculation)
         self._costs = costs
         if costs is not None:

@@ -32,7 +32,7 @@ from edge.formats.model_files import ModelFiles
 from edge.hub.convert import Progress, chosen_scheme, convert_tensor, plan_tensor
 from edge.hub.draft_target import check_copies, check_tokenizer
 from edge.hub.gguf_files import split_name
-from edge.hub.resolve import RANDOM
+from edge.hub.resolve import RANDOM, is_there, local_path
 from edge.hub.store import CacheKey, cached, source_key
 from edge.quant.gather import gather_rows
 from edge.quant.packing import dequantize, pack
@@ -113,15 +113,18 @@ def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | N
 
 
 def names_draft(spec: str | Path) -> bool:
-    """Whether it names a draft network rather than a model. A name on the hub does if it says so."""
-    text, path = str(spec), Path(spec).expanduser()
-    if path.is_dir():
+    """Whether it names a draft network rather than a model. A repository on the hub does if its own name says
+    so; a GGUF file is a model.
+    """
+    text, path = str(spec), local_path(spec)
+    if is_there(path) and path.is_dir():
         return is_draft(path) or draft_folder(path) is not None or is_draft_checkpoint(path)
-    if path.exists() or not isinstance(spec, str):
+    if is_there(path) or not isinstance(spec, str):
         return False
     if text.startswith(RANDOM):
         return text == f"{RANDOM}eagle2"
-    return split_name(text) is not None and _SAYS_SO.search(text) is not None
+    repo, file = split_name(text) or ("", None)
+    return file is None and _SAYS_SO.search(repo.rpartition("/")[2]) is not None
 
 
 def plan_draft(
@@ -153,8 +156,8 @@ class _Found:
 
 
 def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
-    text, path = str(spec), Path(spec).expanduser()
-    is_name = isinstance(spec, str) and not path.exists()
+    text, path = str(spec), local_path(spec)
+    is_name = not is_there(path) and isinstance(spec, str)
     if is_name and text.startswith(RANDOM):
         if text != f"{RANDOM}eagle2":
             raise CheckpointError(f"There is no random draft '{text}'; there is {RANDOM}eagle2.")

@@ -189,8 +189,8 @@ class _Found:
 def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
     """Decide what `spec` is, and download it if it is a hub id; bars: let the download draw them."""
     text = str(spec)
-    path = Path(spec).expanduser()
-    is_name = isinstance(spec, str) and not _exists(path)
+    path = local_path(spec)
+    is_name = isinstance(spec, str) and not is_there(path)
     if is_name and text.startswith(RANDOM):
         return _Found("random", name=text.removeprefix(RANDOM))
     if is_name and text == BUILT_IN.name:
@@ -204,7 +204,7 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
                     f"There is no file or folder '{text}', and as a hub id: {error}"
                 ) from error
             raise
-    if not text or not _exists(path):  # an empty path would be the current folder
+    if not text or not is_there(path):  # an empty path would be the current folder
         raise CheckpointError(_unknown(text, isinstance(spec, str)))
     if revision is not None:
         raise EdgeError(
@@ -316,7 +316,16 @@ def _random_recipe(name: str, options: dict[str, Any]) -> _Recipe:
     return _Recipe(key, lambda: checkpoint, {})
 
 
-def _exists(path: Path) -> bool:
+def local_path(spec: str | Path) -> Path:
+    """Where a name would lie on this machine."""
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:  # ~ and somebody whom the system does not know
+        return Path(spec)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; CheckpointError where the system can't tell."""
     try:
         return path.exists()
     except OSError as error:

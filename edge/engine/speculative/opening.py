@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.engine.speculative.lookup import LookupDrafter, LookupMemory
 from edge.engine.speculative.speculation import Speculation
-from edge.errors import EdgeError, WrongTypeError
+from edge.errors import CheckpointError, EdgeError, WrongTypeError
 from edge.executors.drafts import drafts_of
 from edge.executors.protocol import Executor
 from edge.formats.draft.files import DraftFiles, draft_folder
@@ -33,13 +33,16 @@ def open_speculation(
     executor: Executor,
     tokenizer: Callable[[], Tokenizer],
     earlier: Iterable[npt.NDArray[np.int32]] = (),
+    *,
+    offline: bool = False,
 ) -> Speculation | None:
     """What guesses for a model; None for nothing.
 
     speculate: `off`; `lookup`, see `LookupDrafter`; the name of a draft network (`edge.hub.drafts`) or of a
     smaller model with the same tokenizer; `auto`, which is the draft in the model's own folder, else lookup,
     and nothing where an answer could change by it. files, executor, tokenizer: of the model. earlier: tokens
-    of earlier sequences, to look up in. Raises EdgeError for a draft that does not fit.
+    of earlier sequences, to look up in. offline: download no draft. Raises EdgeError for a draft that does
+    not fit.
     """
     if not isinstance(speculate, (str, Path)) or speculate == "":
         raise WrongTypeError(
@@ -62,8 +65,8 @@ def open_speculation(
     from edge.hub.drafts import names_draft, open_draft
 
     if names_draft(speculate):
-        return _network(str(speculate), open_draft(speculate, files), files, executor)
-    return _small_model(speculate, files, executor, tokenizer())
+        return _network(str(speculate), open_draft(speculate, files, offline=offline), files, executor)
+    return _small_model(speculate, files, executor, tokenizer(), offline)
 
 
 def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
@@ -95,7 +98,7 @@ def _network(name: str, files: DraftFiles, target: ModelFiles, executor: Executo
 
 
 def _small_model(
-    name: str | Path, files: ModelFiles, executor: Executor, tokenizer: Tokenizer
+    name: str | Path, files: ModelFiles, executor: Executor, tokenizer: Tokenizer, offline: bool
 ) -> Speculation:
     from edge.engine.speculative.small_model import SmallModel, SmallModelDrafter
     from edge.executors.memory import memory_plan
@@ -103,7 +106,12 @@ def _small_model(
     from edge.executors.options import RunOptions
     from edge.hub.resolve import open_model
 
-    draft = open_model(name)
+    try:
+        draft = open_model(name, offline=offline)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"What guesses, if not auto, off or lookup, can't be opened: {error}"
+        ) from error
     _check_tokenizer(name, draft, tokenizer)
     context = min(executor.context, draft.context or draft.config.max_position_embeddings)
     options = RunOptions(context=context, threads=executor.info.threads)

@@ -15,7 +15,7 @@ from edge.checkpoints.frequency_list import write_frequency_list
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
-from edge.hub.drafts import bundled_draft, open_draft, plan_draft
+from edge.hub.drafts import bundled_draft, names_draft, open_draft, plan_draft
 from edge.hub.store import cached_models
 from edge.quant.packing import dequantize, unpack
 from edge.quant.rounding import quantize
@@ -250,3 +250,25 @@ def test_drafts_from_the_hub(
     refused = ask(str(target.path), "org/eagle3", {})
     assert "EAGLE-3 draft (field 'draft_vocab_size')" in refused["message"]
     assert not any("GET" in each and "safetensors" in each for each in hub.requests)  # told before they come
+
+
+def test_what_names_a_draft_network(folder: Path, target: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "draft.gguf").write_bytes(b"")
+    networks = ["openbmb/MiniCPM4-8B-Eagle-FRSpec", "random:eagle2", folder, str(folder)]
+    models = [
+        "eagle-lab/tiny-llama",  # an owner says nothing of a repository
+        "owner/small-draft-GGUF:small.gguf",
+        "owner/small:eagle.gguf",
+        "random:minicpm4-0.5b",
+        "nothing",
+        "~nobody-of-that-name/eagle",
+        tmp_path / "eagle",
+        str(tmp_path / "draft.gguf"),
+        target.path,
+    ]
+    assert [names_draft(each) for each in networks] == [True] * len(networks)
+    assert [names_draft(each) for each in models] == [False] * len(models)
+    for name in ("x" * 5000, tmp_path / ("eagle" * 1000)):
+        with pytest.raises(EdgeError, match="Cannot read"):
+            names_draft(name)
+        fails("Cannot read", name, target)
