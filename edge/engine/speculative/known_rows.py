@@ -37,11 +37,15 @@ class KnownRows:
         known from there on does not hold any more.
         """
         self.cut(int(np.searchsorted(self._places, start)))
-        kept = [(place, states[: start - place]) for place, states in self._states if place < start]
+        states = self._states
+        while states and states[-1][0] >= start:
+            states.pop()
+        if states:
+            place, part = states[-1]
+            states[-1] = place, part[: start - place]
         if hidden is not None and count:
             first = 0 if self._seen is None else max(0, count - max(self._seen, _RETAINED))
-            kept.append((start + first, np.array(hidden[first:count], np.float32)))
-        self._states = kept
+            states.append((start + first, np.array(hidden[first:count], np.float32)))
         if self._seen is not None:
             self._forget_before(start + count - max(self._seen, _RETAINED))
 
@@ -85,11 +89,13 @@ class KnownRows:
         self._places, self._tokens = self._places[:rows], self._tokens[:rows]
 
     def _forget_before(self, first: int) -> None:
-        self._states = [
-            (max(place, first), part[max(0, first - place) :])
-            for place, part in self._states
-            if place + len(part) > first
-        ]
+        states, gone = self._states, 0
+        while gone < len(states) and states[gone][0] + len(states[gone][1]) <= first:
+            gone += 1
+        del states[:gone]
+        if states and states[0][0] < first:
+            place, part = states[0]
+            states[0] = first, part[first - place :]
 
 
 def _joined(parts: Sequence[tuple[int, Floats]]) -> list[tuple[int, Floats]]:
