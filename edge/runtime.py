@@ -339,9 +339,9 @@ class Model:
         if self.scheduler.prefixes is not None:
             with suppress(EdgeError):  # a second time, or in a forked process
                 self.scheduler.prefixes.close()
+        self.executor.close()  # first: an answer that goes on ends by it, not what guesses for it
         if self.scheduler.speculation is not None:
             self.scheduler.speculation.close()
-        self.executor.close()
         self._worker.close()
         if "tokenizer" in self.__dict__:
             self.tokenizer.close()

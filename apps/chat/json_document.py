@@ -40,6 +40,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
             "weights_bytes": plan.weights,
             "kv_cache_bytes": plan.kv_cache,
             "workspace_bytes": plan.workspace,
+            "draft_bytes": plan.draft,
         },
         "logprobs": None if done.logprobs is None else [_token(model, token) for token in done.logprobs],
     }

@@ -138,7 +138,7 @@ def test_json_schema(ask):
     assert answer["settings"]["temperature"] == 0
     assert answer["settings"]["max_new_tokens"] == 24
     assert (answer["activations"], answer["kv_type"]) == ("int16", "int16")
-    assert set(answer["memory"]) == {"weights_bytes", "kv_cache_bytes", "workspace_bytes"}
+    assert set(answer["memory"]) == {"weights_bytes", "kv_cache_bytes", "workspace_bytes", "draft_bytes"}
 
 
 def test_json_document_is_the_last_line_and_the_only_one(run_edge: Callable[..., Any], smollm2: str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 
 import numpy as np
@@ -75,6 +75,17 @@ class LookupMemory:
         with self.lock:
             self.index.begin()
             self.index.extend(ids.tolist())
+
+
+def newest(sequences: Iterable[Tokens], most: int) -> list[Tokens]:
+    """Of sequences, oldest first, the last ones that have `most` tokens together, the first of them cut."""
+    found: list[Tokens] = []
+    for tokens in reversed(list(sequences)):
+        if most <= 0:
+            break
+        found.append(tokens[-most:])
+        most -= len(tokens)
+    return found[::-1]
 
 
 class LookupDrafter(Drafter):

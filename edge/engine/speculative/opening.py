@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config.tensors import EMBEDDING, HEAD
-from edge.engine.speculative.lookup import LookupDrafter, LookupMemory
+from edge.engine.speculative.lookup import GENERATION, LookupDrafter, LookupMemory, newest
 from edge.engine.speculative.speculation import Speculation
 from edge.errors import CheckpointError, EdgeError, WrongTypeError
 from edge.executors.drafts import drafts_of
@@ -53,7 +53,7 @@ def open_speculation(
     if speculate == AUTO and (draft := _own_draft(files, executor)) is not None:
         return draft
     if speculate in (AUTO, LOOKUP):
-        saved = list(earlier)
+        saved = newest(earlier, 2 * GENERATION)
 
         def start() -> Callable[[], LookupDrafter]:
             memory = LookupMemory()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.engine.speculative.drafter import Accepted, Budget
-from edge.engine.speculative.lookup import LookupDrafter, LookupMemory, TokenIndex
+from edge.engine.speculative.lookup import LookupDrafter, LookupMemory, TokenIndex, newest
 from edge.engine.speculative.match_chances import MatchChances
 from edge.engine.speculative.suffix_automaton import MATCHED, SuffixAutomaton
 from edge.engine.speculative.tree import DraftTree
@@ -322,3 +322,10 @@ def test_an_interrupt_leaves_no_half_made_state(monkeypatch) -> None:
     drafter.propose(ids(text), WIDE)
     text += passage[20:30]
     assert path_of(drafter.propose(ids([*text, *passage, 1, 2]), WIDE))[:2] == [3, 4]
+
+
+def test_of_many_saved_sequences_the_newest_are_read() -> None:
+    sequences = [np.arange(start, start + 10) for start in (0, 100, 200)]
+    for most, wanted in ((0, []), (4, [[206, 4]]), (10, [[200, 10]]), (13, [[107, 3], [200, 10]])):
+        assert [[each[0], len(each)] for each in newest(sequences, most)] == wanted
+    assert len(newest(sequences, 99)) == 3
