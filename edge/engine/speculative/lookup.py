@@ -266,7 +266,7 @@ class _Growth:
             if 2 * count * chance < least * total:  # nothing that was learned makes it twice as likely
                 continue
             bucket = self._chances.bucket(source, length, count, total)
-            likely = chance * self._chances.chance(bucket, length, count, total)
+            likely = chance * self._chances.chance(bucket, source, length, count, total)
             if likely > best:
                 best = likely
             if likely >= least:

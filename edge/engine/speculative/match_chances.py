@@ -19,16 +19,21 @@ def _bucket(bounds: tuple[int, ...], value: int) -> int:
 
 _LENGTH = [max(0, _bucket(_LENGTHS, n)) for n in range(COUNTED + 1)]
 _COUNT = [max(0, _bucket(_COUNTS, n)) for n in range(_COUNTS[-1] + 1)]
-# Occurrences that something else would have had: a match of one token is weak evidence, one of 20 is not.
-_UNSEEN = [3.0 * max(1, n) ** -1.5 for n in range(COUNTED + 1)]
+# Occurrences that something else would have had, by source and length: a match of one token is weak evidence,
+# one of 20 is not, and what others have said is weaker than what stands in the same sequence.
+_UNSEEN = (
+    [4.0 * max(1, n) ** -1.5 for n in range(COUNTED + 1)],
+    [12.0 / max(1, n) for n in range(COUNTED + 1)],
+)
 
 
 class MatchChances:
     """Learns from what came of guesses; one for all sequences of a model.
 
     A guess is that a token follows a match of some length, behind which it came `count` of `total` times.
-    Guesses that are alike in these share a bucket, whose estimate begins at count / (total + u), u = 3 /
-    length^1.5, and goes to the share of its guesses that were right.
+    Guesses that are alike in these share a bucket, whose estimate begins at count / (total + u), where u is
+    4 / length^1.5 for the sequence itself and 12 / length for others, and goes to the share of its guesses
+    that were right.
     """
 
     def __init__(self) -> None:
@@ -41,9 +46,9 @@ class MatchChances:
         at = source * len(_LENGTHS) + _LENGTH[length]
         return (at * len(_COUNTS) + _COUNT[min(count, _COUNTS[-1])]) * _RATIOS + fifths
 
-    def chance(self, bucket: int, length: int, count: int, total: int) -> float:
+    def chance(self, bucket: int, source: int, length: int, count: int, total: int) -> float:
         """That the guess is right."""
-        formula = count / (total + _UNSEEN[length])
+        formula = count / (total + _UNSEEN[source][length])
         found = (self._right[bucket] + _PRIOR * formula) / (self._tried[bucket] + _PRIOR)
         return found if found < _HIGHEST else _HIGHEST
 
