@@ -26,7 +26,9 @@ _WRITES = " ".join(
 
 def _server() -> str | None:
     named = os.environ.get("EDGE_PEER_LLAMA_SERVER")
-    return None if named else "EDGE_PEER_LLAMA_SERVER does not name llama.cpp's server (CONTRIBUTING.md, Peers)."
+    return (
+        None if named else "EDGE_PEER_LLAMA_SERVER does not name llama.cpp's server (CONTRIBUTING.md, Peers)."
+    )
 
 
 def _clang() -> str | None:
@@ -138,9 +140,7 @@ BENCHMARKS = {
     "speculation-jobs": Benchmark(f"{_GUESSES} jobs --lookups 'ngram-simple, 3 and 8'", 15, needs=(_server,)),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --questions TEXT/spec_bench.dev.jsonl", 6),
     "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b", 5),
-    "speculation-planted-8b": Benchmark(
-        f"{_GUESSES} planted --shapes minicpm4-8b --tokens 48 --rounds 1", 8
-    ),
+    "speculation-planted-8b": Benchmark(f"{_GUESSES} planted --shapes minicpm4-8b --tokens 48 --rounds 1", 8),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
     ),
