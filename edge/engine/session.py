@@ -228,6 +228,7 @@ class Session:
         return cast(StoresCaches, self.executor)
 
     def _run(self, forward: Forward) -> npt.NDArray[np.float32] | None:
+        before = self.length
         try:
             self.scheduler.submit(forward)
             self.scheduler.collect(forward)
@@ -235,6 +236,8 @@ class Session:
             self.scheduler.withdraw(forward)
         if forward.error is not None:
             raise forward.error
+        if self.speculation is not None:
+            self.speculation.accepted(before, self.tokens[before:].copy())
         return forward.logits
 
     def open_step(

@@ -86,8 +86,9 @@ def test_where_notices_are_errors_it_is_the_error_of_that_answer_alone(model):
         _ = failing.result
 
 
-def test_a_session_from_a_file_is_told_to_the_drafter(model, tmp_path):
-    """What it was told of the sequence before does not hold any more."""
+@pytest.mark.parametrize("how", ["load", "prefill"])
+def test_what_a_session_holds_is_told_to_the_drafter(model, tmp_path, how):
+    """However it came there; what it was told of the sequence before does not hold any more."""
     first = model.session(speculate=False)
     done = model.complete(PROMPT, session=first, **SETTINGS)
     first.save(tmp_path / "one.cache")
@@ -96,7 +97,11 @@ def test_a_session_from_a_file_is_told_to_the_drafter(model, tmp_path):
     session = model.session()
     model.complete([8, 8, 8], session=session, **SETTINGS)
     drafter.told.clear()
-    session.load(tmp_path / "one.cache")
+    if how == "load":
+        session.load(tmp_path / "one.cache")
+    else:
+        session.prefill(first.tokens[:-1].copy())
+        session.step(first.tokens[-1])
     longer = [*PROMPT, *done.tokens, 4, 5]
     assert model.complete(longer, session=session, **SETTINGS).reused_tokens > 40
     told: list[int] = []
