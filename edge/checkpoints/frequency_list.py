@@ -117,7 +117,7 @@ def _read(path: Path) -> npt.NDArray[np.int64]:
     elif path.suffix == ".npy":
         try:
             array = np.load(io.BytesIO(_small(path)), allow_pickle=False)
-        except (ValueError, EOFError, OSError):
+        except (ValueError, EOFError, OSError, OverflowError, MemoryError, zipfile.BadZipFile):
             raise CheckpointError(
                 f"'{path}' is truncated or not a NumPy file; copy or make it again."
             ) from None

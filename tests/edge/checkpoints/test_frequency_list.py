@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections import OrderedDict
@@ -138,6 +139,17 @@ def test_damaged_files(tmp_path: Path) -> None:
             read_frequency_list(tmp_path / name, VOCABULARY)
     with pytest.raises(CheckpointError, match=r"Cannot read"):
         read_frequency_list(tmp_path / "none.pt", VOCABULARY)
+
+
+@pytest.mark.parametrize("length", [1 << 50, 1 << 70])
+def test_a_numpy_header_that_promises_too_much(tmp_path: Path, length: int) -> None:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (length,)})
+    (tmp_path / "long.npy").write_bytes(file.getvalue())
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and nothing more")
+    for name in ("long.npy", "zip.npy"):
+        with pytest.raises(CheckpointError, match="truncated or not a NumPy file"):
+            read_frequency_list(tmp_path / name, 100)
 
 
 def test_end_tokens_are_always_in() -> None:
