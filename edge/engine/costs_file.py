@@ -20,6 +20,8 @@ from edge.system.paths import cache_folder
 
 _MOST_ROWS, _MOST = 4096, 1e4  # rows, and times of one row, beyond which a file makes no sense
 
+_MOST_FILES = 64
+
 
 def costs_path(executor: Executor) -> Path | None:
     """Where they are for this executor's weights, kernels and threads; None for one that does not name
@@ -50,3 +52,6 @@ def write_shapes(path: Path, shapes: Sequence[Shape]) -> None:
     with suppress(OSError, EdgeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps({"shapes": [dict(shape) for shape in shapes]}).encode())
+        files = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        for old in files[:-_MOST_FILES]:  # of models and builds that are long gone
+            old.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ from edge.text.tokenizer.load import open_tokenizer
 WHOLE = "all"
 """The vocabulary of a draft that guesses with its target's whole head."""
 _FLOATS = "int4"
-_SAYS_SO = re.compile(r"eagle|draft|dspark|dflash|medusa|speculator", re.IGNORECASE)
+_SAYS_SO = re.compile(r"eagle|dspark|dflash|medusa|speculator", re.IGNORECASE)
 _USUAL_SHARE = 4  # a quarter of the vocabulary has some 95 % of what is said (FR-Spec)
 
 

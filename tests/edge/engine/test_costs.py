@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -80,3 +81,12 @@ def test_a_model_keeps_them(tmp_path, monkeypatch, make_bundle, tiny_config):
             model.complete([5, 6, 7], max_new_tokens=5, ignore_eos=True)
         assert path.exists() and 1 in read_shapes(path)[0]
     assert len(list((tmp_path / "costs").iterdir())) == 2
+
+
+def test_old_files_go(tmp_path):
+    for number in range(70):
+        write_shapes(tmp_path / f"{number}.json", [{} for _ in (*DEPTHS, None)])
+        os.utime(tmp_path / f"{number}.json", (number, number))
+    write_shapes(tmp_path / "new.json", [{} for _ in (*DEPTHS, None)])
+    left = {file.stem for file in tmp_path.iterdir()}
+    assert len(left) == 64 and {"new", "69"} <= left and "0" not in left
