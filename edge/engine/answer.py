@@ -226,7 +226,7 @@ class Answer(Job):
         if result.error is None and self._speculation is not None:
             rows = [*range(self._opened), *(self._opened + node for node in path)]
             hidden = None if result.hidden is None else result.hidden[rows]
-            self._speculation.accepted(start, session.tokens[start:].copy(), hidden, tree, path)
+            self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
             if decoded:
                 self._speculation.count(tree, len(path), self._drawn)
 

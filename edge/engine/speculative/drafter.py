@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.engine.speculative.tree import DraftTree
 
 Tokens = npt.NDArray[np.int32]
 
@@ -39,15 +39,12 @@ class Accepted:
     start: their first place in the sequence. What was told of this place and later ones before does not hold
     any more. tokens: int32 [n], of prompts and of answers alike. hidden: float32 [n, hidden_size], their
     hidden states after the final norm and before the logit scale, if the drafter `wants_hidden` (None for
-    rows that come from elsewhere, such as a file). tree: what was verified in this pass, empty for a prompt.
-    path: the nodes of it that were accepted, from the root on; its tokens are the last ones of `tokens`.
+    rows that come from elsewhere, such as a file).
     """
 
     start: int
     tokens: Tokens
     hidden: npt.NDArray[np.float32] | None = None
-    tree: DraftTree = NOTHING
-    path: tuple[int, ...] = ()
 
 
 class Drafter(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -156,18 +156,11 @@ class SequenceSpeculation:
         self._draft_seconds = perf_counter() - started
         return tree
 
-    def accepted(
-        self,
-        start: int,
-        tokens: Tokens,
-        hidden: npt.NDArray[np.float32] | None = None,
-        tree: DraftTree = NOTHING,
-        path: Sequence[int] = (),
-    ) -> None:
+    def accepted(self, start: int, tokens: Tokens, hidden: npt.NDArray[np.float32] | None = None) -> None:
         """See `Accepted`. The drafter is told of it when it is asked next."""
         if self._drafter is None:
             return
-        self._untold.append(Accepted(start, tokens, hidden, tree, tuple(path)))
+        self._untold.append(Accepted(start, tokens, hidden))
         self._untold_rows += len(tokens)
         if self._untold_rows > _MOST_UNTOLD:
             with self._asking() as drafter:

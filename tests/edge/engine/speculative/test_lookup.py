@@ -39,7 +39,7 @@ def generate(
     text = list(text)
     for token in more:
         trees.append(drafter.propose(ids(text), budget))
-        drafter.accepted(Accepted(len(text) - 1, ids(text[-1:]), tree=trees[-1]))
+        drafter.accepted(Accepted(len(text) - 1, ids(text[-1:])))
         text.append(token)
     return trees
 

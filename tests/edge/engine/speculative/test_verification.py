@@ -281,9 +281,6 @@ def test_drafters_are_told_what_stands_in_the_cache(model):
         places = [place for each in told for place in range(each.start, each.start + len(each.tokens))]
         assert places == list(range(len(whole) - 1))
         assert [token for each in told for token in each.tokens.tolist()] == whole[:-1]
-        for each in told:
-            path = each.tree.tokens[list(each.path)].tolist()
-            assert path == each.tokens.tolist()[len(each.tokens) - len(path) :]
     rows = [np.concatenate([each.hidden for each in told]) for told in (idle.told, drafter.told)]
     assert np.array_equal(rows[0], rows[1]) and rows[0].shape == (len(whole) - 1, model.config.hidden_size)
 
