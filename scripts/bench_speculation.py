@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers.options import at_least_one
+from peers.options import at_least_one, names_of
 from speculation.comparison import LOOKUPS, Comparison, Way, compare, llama, ours
 from speculation.planted import HEADS, shape_document
 from speculation.prompts import chat, jobs
@@ -132,20 +132,12 @@ def summary(rows: Rows) -> dict[str, float]:
     return found
 
 
-def part_names(text: str) -> tuple[str, ...]:
-    """Parts, each once."""
-    names = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"there is no part '{unknown[0]}'; choose of {', '.join(PARTS)}")
-    return names
-
-
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", type=part_names, default=("jobs", "chat", "planted"))
+    parser.add_argument("--parts", type=names_of(PARTS), default=("jobs", "chat", "planted"))
     parser.add_argument("--model", help="a GGUF file; by default that of the built-in model")
     parser.add_argument("--draft", help="a GGUF file")
     parser.add_argument("--llama-server", default=os.environ.get(_VARIABLE), metavar="PROGRAM")

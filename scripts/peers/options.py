@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from .parts import PARTS
@@ -21,12 +22,16 @@ def counts(text: str) -> tuple[int, ...]:
     return found
 
 
-def part_names(text: str) -> tuple[str, ...]:
-    """Parts, each once."""
-    names = tuple(dict.fromkeys(text.split(",")))
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"there is no part '{unknown[0]}'; choose of {', '.join(PARTS)}")
-    return names
+def names_of(parts: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """Takes names of parts, by commas, each once."""
+
+    def part_names(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        if unknown := [name for name in names if name not in parts]:
+            raise argparse.ArgumentTypeError(f"there is no part '{unknown[0]}'; choose of {', '.join(parts)}")
+        return names
+
+    return part_names
 
 
 def at_least_one(text: str) -> int:
@@ -48,7 +53,7 @@ def options_of(arguments: list[str] | None = None, description: str | None = Non
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", type=part_names, default=tuple(PARTS), help="by default all")
+    parser.add_argument("--parts", type=names_of(PARTS), default=tuple(PARTS), help="by default all")
     parser.add_argument("--model", default="random:minicpm4-0.5b")
     parser.add_argument("--models", type=Path, help="where the peers' models are kept")
     parser.add_argument("--threads", type=at_least_one, default=2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,15 +161,7 @@ class Manifest:
             )
         except WRONG_FIELDS as error:
             raise wrong_field(error, where) from None
-        known = OPERATORS | set(required_operators(manifest.tensors))
-        for operator in manifest.operators:
-            if operator not in known:
-                raise BundleError(
-                    f"'{where}' needs the operator '{operator}', which this version does not have; "
-                    "update minicpm-edge or convert the model again."
-                )
-        if MANIFEST in manifest.files:
-            raise damaged(where, "names itself among its files")
+        check_contents(where, manifest.tensors, manifest.operators, manifest.files)
         return manifest
 
 
@@ -238,6 +230,24 @@ def tensors_from_json(entries: Mapping[str, Any]) -> dict[str, BundleTensor]:
 def files_to_json(files: Mapping[str, FileEntry]) -> dict[str, Any]:
     """Their entry in a manifest."""
     return {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
+
+
+def check_contents(
+    where: str,
+    tensors: Mapping[str, BundleTensor],
+    operators: Sequence[str],
+    files: Mapping[str, FileEntry],
+) -> None:
+    """Raise BundleError for an operator that is unknown, and for a manifest that lists itself."""
+    known = OPERATORS | set(required_operators(tensors))
+    for operator in operators:
+        if operator not in known:
+            raise BundleError(
+                f"'{where}' needs the operator '{operator}', which this version does not have; "
+                "update minicpm-edge or convert it again."
+            )
+    if MANIFEST in files:
+        raise damaged(where, "names itself among its files")
 
 
 def files_from_json(entries: Mapping[str, Any], where: str) -> dict[str, FileEntry]:

@@ -21,19 +21,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge.config.draft import DraftConfig
-from edge.errors import BundleError
 from edge.formats.bundle.manifest import (
-    MANIFEST,
-    OPERATORS,
     WEIGHTS,
     WRONG_FIELDS,
     BundleTensor,
     FileEntry,
-    damaged,
+    check_contents,
     files_from_json,
     files_to_json,
     read_body,
-    required_operators,
     tensors_from_json,
     tensors_to_json,
     wrong_field,
@@ -129,13 +125,5 @@ class DraftManifest:
             )
         except WRONG_FIELDS as error:
             raise wrong_field(error, where) from None
-        known = OPERATORS | set(required_operators(manifest.tensors))
-        for operator in manifest.operators:
-            if operator not in known:
-                raise BundleError(
-                    f"'{where}' needs the operator '{operator}', which this version does not have; "
-                    "update minicpm-edge or convert the draft again."
-                )
-        if MANIFEST in manifest.files:
-            raise damaged(where, "names itself among its files")
+        check_contents(where, manifest.tensors, manifest.operators, manifest.files)
         return manifest
