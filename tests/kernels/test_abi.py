@@ -87,7 +87,7 @@ def test_the_model_as_it_is(create):
         ("activations", 3, "Unknown kind of activations 3"),
         ("kv_type", 5, "Unknown KV type 5"),
         ("rms_norm_eps", 0.0, "rms_norm_eps must be positive"),
-        ("rms_norm_eps", NAN, "not finite"),
+        ("rms_norm_eps", NAN, "positive and finite"),
         ("rope_scale", float("inf"), "not finite"),
         ("inverse_frequency", None, "inverse_frequency is NULL"),
     ],
