@@ -27,6 +27,7 @@ the last.
 """
 
 _LARGEST_SHAPE = 64
+_MOST_UNUSUAL = 1.5  # times what is usual
 _CURVE_ROWS = 512
 _CURVE_LIFE = 32  # passes
 _MOST_ROWS = 4096
@@ -70,7 +71,7 @@ class PassCosts:
     def __init__(self, shapes: Sequence[Shape] = ()) -> None:
         """shapes: what `shapes` has told of an earlier run on this machine."""
         self._sizes: list[dict[int, _Size]] = [{} for _ in (*DEPTHS, None)]
-        self._usual = list(shapes) or [{} for _ in self._sizes]
+        self._usual = [_believed(shape) for shape in shapes] or [{} for _ in self._sizes]
         self._turn = 0
         self._curves: dict[int, tuple[int, int, Curve]] = {}
 
@@ -98,7 +99,7 @@ class PassCosts:
         size.seconds = [*size.seconds, seconds][-_SAMPLES:]
         size.turn = self._turn
         for old in [rows for rows, each in sizes.items() if each.turn < self._turn - _LIFE]:
-            if len(sizes) > 2:
+            if len(sizes) > 2 or (old <= _LARGEST_SHAPE and len(sizes) > 1):
                 del sizes[old]
 
     def seconds(self, rows: int, depth: int) -> float | None:
@@ -161,6 +162,13 @@ class PassCosts:
             return cost is not None and cost > seconds
 
         return max(1, bisect_left(range(1, _MOST_ROWS + 1), True, key=too_long))
+
+
+def _believed(shape: Shape) -> Shape:
+    """What an earlier run has told: where other programs had disturbed it, guesses would never pay again, and
+    so never be measured anew.
+    """
+    return {rows: min(cost, _MOST_UNUSUAL * _beside_one(rows, USUAL)) for rows, cost in shape.items()}
 
 
 @cache

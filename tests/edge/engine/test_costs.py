@@ -83,6 +83,16 @@ def test_a_model_keeps_them(tmp_path, monkeypatch, make_bundle, tiny_config):
     assert len(list((tmp_path / "costs").iterdir())) == 2
 
 
+def test_a_disturbed_run_is_not_believed_for_ever():
+    costs = PassCosts([{1: 1.0, 2: 9.0, 8: 2.0}] + [{} for _ in DEPTHS])
+    costs.record(1, 100, 0.010)
+    assert costs.seconds(2, 100) == pytest.approx(0.018) and costs.seconds(8, 100) == pytest.approx(0.020)
+    costs.record(2, 100, 0.090)
+    for _ in range(101):
+        costs.record(1, 100, 0.010)
+    assert costs.seconds(2, 100) == pytest.approx(0.018)  # what was seen has become old
+
+
 def test_old_files_go(tmp_path):
     for number in range(70):
         write_shapes(tmp_path / f"{number}.json", [{} for _ in (*DEPTHS, None)])
