@@ -17,9 +17,7 @@ from edge.errors import ContextError
 from edge.executors.protocol import Executor
 
 _BRANCHES = 3  # likeliest tokens at every place
-_RIGHT = (
-    0.8  # of its likeliest tokens, where it is good; what is learned of each guess counts once it is made
-)
+_RIGHT = 0.8  # of its likeliest tokens, where it is good
 _SAMPLES = 9  # of the latest steps of the model; their median is what one costs
 _PATIENCE = 256  # guesses after which steps that were too slow are timed again: they may have had bad luck
 
