@@ -1,0 +1,1 @@
+"""What the kernels are asked for: shapes, arguments and grids, in the order in which a layer needs them."""
