@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig
-from edge.errors import ContextError, EdgeError, TokenizerError, WrongTypeError
+from edge.config.fields import listed
+from edge.config.tensors import beyond_llama
+from edge.errors import ContextError, EdgeError, NativeError, TokenizerError, WrongTypeError
 
 MAX_TREE = 64
 """Most tokens of a tree: the mask of each is 64 bits."""
@@ -127,6 +129,16 @@ def check_layers(layers: Sequence[int], config: ModelConfig) -> None:
     for layer in integers(layers, "layers"):
         if not 0 <= layer < config.num_hidden_layers:
             raise EdgeError(f"The model has {config.num_hidden_layers} layers: there is no layer {layer}.")
+
+
+def check_parts(config: ModelConfig, executor: str) -> None:
+    """Raise NativeError for a network with parts that an executor's kernels do not compute."""
+    parts = beyond_llama(config)
+    if parts:
+        raise NativeError(
+            f"The {executor} executor does not compute {listed(parts)}, which this {config.model_type} network "
+            "has; run it with --executor torch."
+        )
 
 
 def check_kept_rows(rows: Sequence[int], n: int, length: int) -> list[int]:

@@ -61,9 +61,16 @@ def refuse_ignored(
     """
     fixed: dict[str, object] = dict.fromkeys(spec.ignores)
     if (arithmetic := spec.fixed(files)) is not None:
-        fixed |= {"activations": arithmetic.activations, "kv_type": arithmetic.kv_type}
+        fixed["activations"] = arithmetic.activations
+        if options.kv_type not in arithmetic.other_kv_types:
+            fixed["kv_type"] = arithmetic.kv_type
     if files.attention is not None:
         fixed["attention"] = files.attention
+    if options.activations == "float16" and not spec.arithmetic:
+        raise EdgeError(
+            f"activations (--activations) can't be float16: the executor '{spec.name}' computes with int8, int16 "
+            "or float32; choose one of them, or --executor cuda."
+        )
     default = RunOptions()
     for name, only in fixed.items():
         value = getattr(options, name)
@@ -94,7 +101,7 @@ def kv_type_of(spec: ExecutorSpec, files: ModelFiles, activations: str, chosen: 
     """
     fixed = spec.fixed(files)
     if fixed is not None:
-        return fixed.kv_type
+        return chosen if chosen in fixed.other_kv_types else fixed.kv_type
     return kv_beside(activations) if chosen == "auto" else chosen
 
 
@@ -129,7 +136,8 @@ def open_executor(
         sparse=sparse,
         weights=None if fixed is None else fixed.scheme,
     )
-    check_memory(plan, available_memory())
+    if not spec.own_memory:
+        check_memory(plan, available_memory())
     return make(files, options, context=context, sparse=sparse)
 
 

@@ -78,8 +78,8 @@ class RunOptions:
     activations: str = option(
         "auto",
         "What the inputs of matrices are rounded to: int8; int16, near exact and a little slower; float32, "
-        "exact and slowest; auto: int8, and int16 for the built-in model.",
-        choices=("auto", "int8", "int16", "float32"),
+        "exact and slowest; auto: int8, and int16 for the built-in model. GPUs compute with float16.",
+        choices=("auto", "int8", "int16", "float16", "float32"),
     )
     kv_type: KVChoice = option(
         "auto",

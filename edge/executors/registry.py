@@ -1,7 +1,7 @@
 """Every executor is one declaration; `edge.executors.opening` opens what is declared here.
 
-Built in are `native`, over bundles, and `onnx` and `executorch`, over the folders that `edge export` made for
-them. Plugins register others (`edge.system.registry`), as `edge.model.plugin` does for `torch`.
+Built in are `native` and `cuda`, over bundles, and `onnx` and `executorch`, over the folders that `edge export`
+made for them. Plugins register others (`edge.system.registry`), as `edge.model.plugin` does for `torch`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Arithmetic:
     """What an executor computes with, whatever RunOptions say.
 
     weights: the scheme's name that it turns every tensor into; None if it reads them as they are stored.
+    other_kv_types: what can be asked for beside kv_type.
     """
 
     activations: str
     kv_type: KVType
     weights: str | None = None
+    other_kv_types: tuple[KVType, ...] = ()
 
     @property
     def scheme(self) -> QuantScheme | None:
@@ -58,6 +60,7 @@ class ExecutorSpec:
     arithmetic: what it fixes, by flavour of the folder ("": bundles).
     ignores: the names of RunOptions that mean nothing to it; who asks for one is told so.
     obstacle: `module:function` of (config) that says why it can't run a network's sparse attention, or None.
+    own_memory: whether it has memory of its own, and sees for itself that it suffices.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ExecutorSpec:
     arithmetic: Mapping[str, Arithmetic] = field(default_factory=dict)
     ignores: tuple[str, ...] = ()
     obstacle: str = ""
+    own_memory: bool = False
 
     def load(self) -> Callable[..., Executor]:
         """The function; EdgeError, with what to install, if it can't be imported."""
@@ -129,6 +133,14 @@ EXECUTORS = _built_in(
         install="pip install 'minicpm-edge[export]'",
         arithmetic=_EXPORTED,
         ignores=("mmap", "tier"),
+    ),
+    ExecutorSpec(
+        name="cuda",
+        function="edge.executors.cuda.executor:open_cuda",
+        arithmetic={"": Arithmetic("float16", "float16", other_kv_types=("int8",))},
+        ignores=("mmap", "tier", "threads"),
+        obstacle="edge.executors.cuda.network:sparse_obstacle",
+        own_memory=True,
     ),
 )
 """All executors by name."""

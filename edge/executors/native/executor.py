@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import KVType, ModelConfig, SparseConfig
-from edge.config.fields import listed
 from edge.config.rope import rope_parameters
-from edge.config.tensors import NetworkTensor, beyond_llama, network_tensors
+from edge.config.tensors import NetworkTensor, network_tensors
 from edge.errors import EdgeError, NativeError
-from edge.executors.checks import integers, token_ids, whole_number
+from edge.executors.checks import check_parts, integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
@@ -64,7 +63,7 @@ class NativeExecutor(ExecutorFacts):
         fast (`edge.executors.weights`).
         """
         config = files.config
-        check_parts(config)
+        check_parts(config, "native")
         self._config = config
         self._context = context
         self._max_batch = min(options.max_batch, context)
@@ -382,16 +381,6 @@ class _StepMemory:
         """What the step asked for, after the pass."""
         layers = () if self._layers is None else tuple(self._layers)
         return StepResult(logits if self.logits_count else None, self._hidden, layers)
-
-
-def check_parts(config: ModelConfig) -> None:
-    """Raise NativeError for a network with parts that libedge does not compute."""
-    parts = beyond_llama(config)
-    if parts:
-        raise NativeError(
-            f"The native executor does not compute {listed(parts)}, which this {config.model_type} network "
-            "has; run it with --executor torch."
-        )
 
 
 def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:

@@ -1,0 +1,227 @@
+"""The launches of a pass, in order: what a decoder layer is on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edge.config import ModelConfig, SparseConfig
+from edge.errors import ConfigError
+from edge.executors.cuda.device import Address, Device
+from edge.executors.cuda.operators import attention
+from edge.executors.cuda.operators.embedding import embed
+from edge.executors.cuda.operators.head import logits
+from edge.executors.cuda.operators.linear import linear, slices
+from edge.executors.cuda.operators.norm import add_norm, final_norm
+from edge.executors.cuda.operators.pages import CachePools
+from edge.executors.cuda.operators.rope import angles, rope
+from edge.executors.cuda.operators.scores import scores
+from edge.executors.cuda.operators.selection import Selection, select
+from edge.executors.cuda.operators.summaries import check_sparse, summaries
+from edge.executors.cuda.operators.swiglu import swiglu
+from edge.executors.cuda.operators.tables import StepTables
+from edge.executors.cuda.weights import DeviceWeights, LayerWeights
+from edge.executors.cuda.workspace import DECODE_ROWS, Workspace
+
+
+def sparse_obstacle(config: ModelConfig) -> str | None:
+    """Why the kernels can't run this network's sparse attention; None if they can."""
+    try:
+        check_sparse(config.sparse or SparseConfig(), config.num_attention_heads // config.num_key_value_heads)
+    except ConfigError as error:
+        return str(error).removesuffix(".")
+    return None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass as kernels are launched for it: nothing here changes when a graph is launched again.
+
+    tables: of all rows, those of trees first. trees: how many these are; where `tiles` is 0 every row is taken
+    as one of a tree, which is right for causal ones too. tiles: how many, see `attention.prefill`. wanted:
+    rows of `tables` that are normed for the head, and of them the first `logits` go through it. taps: layers
+    whose output is copied to the workspace.
+    """
+
+    tables: StepTables
+    tokens: Address
+    tile_table: Address
+    wanted_table: Address
+    trees: int
+    tiles: int
+    wanted: int
+    logits: int
+    taps: tuple[int, ...] = ()
+
+
+class Network:
+    """A model on a device."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        pools: CachePools,
+        workspace: Workspace,
+        *,
+        rope_scale: float,
+        sparse: SparseConfig | None,
+    ) -> None:
+        """rope_scale: of `edge.config.rope.rope_parameters`, whose frequencies are in `weights`."""
+        self._device, self._config, self._weights = device, config, weights
+        self._pools, self._space = pools, workspace
+        self._rope_scale, self._sparse = rope_scale, sparse
+
+    def run(self, work: Pass) -> None:
+        """Queue everything but the copies of logits beyond `DECODE_ROWS` rows."""
+        device, config, space, tables = self._device, self._config, self._space, work.tables
+        rows = tables.rows
+        embed(
+            device, self._weights.embedding, work.tokens, space.stream, rows=rows, scale=config.embedding_scale
+        )
+        angles(
+            device,
+            tables,
+            self._weights.inverse_frequency,
+            space.angles,
+            head_dim=config.head_dim,
+            scale=self._rope_scale,
+        )
+        joined = 0  # slices of the last sub-layer's output, still to be added to the stream
+        for index, layer in enumerate(self._weights.layers):
+            self._add(layer.input_norm, rows, joined)
+            if index - 1 in work.taps:
+                self._tap(work, index - 1)
+            joined = self._attention(layer, self._pools.layer(index), work)
+            self._add(layer.post_norm, rows, joined)
+            joined = self._mlp(layer, rows)
+        last = config.num_hidden_layers - 1
+        if last in work.taps:
+            self._add(self._weights.final_norm, rows, joined)
+            self._tap(work, last)
+            joined = 0
+        if work.wanted:
+            final_norm(
+                device,
+                stream=space.stream,
+                partial=space.partial if joined else 0,
+                weight=self._weights.final_norm,
+                wanted=work.wanted_table,
+                x=space.x,
+                hidden=space.hidden,
+                slices=joined,
+                rows=rows,
+                count=work.wanted,
+                columns=config.hidden_size,
+                scale=config.residual_scale,
+                eps=config.rms_norm_eps,
+                logit_scale=config.logit_scale,
+            )
+        self.head(0, min(work.logits, DECODE_ROWS))
+
+    def head(self, first: int, rows: int) -> None:
+        """Logits of the wanted rows `first`, first + 1 ..., up to DECODE_ROWS, to the workspace."""
+        if not rows:
+            return
+        head, space = self._weights.head, self._space
+        x = space.x + 2 * first * self._config.hidden_size
+        made = linear(self._device, head, x, space.partial, rows=rows, workspace=space.dequantized)
+        logits(self._device, space.partial, space.logits, slices=made, rows=rows, columns=head.rows)
+
+    def complete(self, tables: StepTables) -> None:
+        """Key summaries of rows that are in the cache, but were of a tree until now."""
+        summaries(self._device, tables, self._pools, 0)
+
+    def _add(self, weight: Address, rows: int, joined: int) -> None:
+        """Join the last output to the stream, and norm it into x."""
+        config, space = self._config, self._space
+        add_norm(
+            self._device,
+            stream=space.stream,
+            partial=space.partial if joined else 0,
+            weight=weight,
+            x=space.x,
+            slices=joined,
+            rows=rows,
+            columns=config.hidden_size,
+            scale=config.residual_scale,
+            eps=config.rms_norm_eps,
+        )
+
+    def _tap(self, work: Pass, layer: int) -> None:
+        size = 4 * work.tables.rows * self._config.hidden_size
+        self._device.copy(self._space.taps + work.taps.index(layer) * size, self._space.stream, size)
+
+    def _attention(self, layer: LayerWeights, pools: CachePools, work: Pass) -> int:
+        device, config, space, tables = self._device, self._config, self._space, work.tables
+        heads = config.num_attention_heads
+        made = linear(device, layer.qkv, space.x, space.partial, rows=tables.rows, workspace=space.dequantized)
+        rope(device, tables, pools, space.partial, space.angles, space.q, slices=made, heads=heads)
+        chosen = None if self._sparse is None else self._select(self._sparse, pools, work)
+        blocks = tables.blocks if chosen is None else max(tables.blocks, chosen.capacity)
+        trees = tables.rows if not work.tiles else work.trees
+        for start in range(0, trees, DECODE_ROWS):
+            count = min(DECODE_ROWS, trees - start)
+            part = tables.part(start, count)
+            attention.decode(
+                device,
+                part,
+                pools,
+                space.q + 2 * start * heads * config.head_dim,
+                space.parts,
+                space.tops,
+                space.x + 2 * start * heads * config.head_dim,
+                heads=heads,
+                blocks=blocks,
+                selection=None if chosen is None else chosen.part(start, config.num_key_value_heads),
+            )
+        if work.tiles:
+            attention.prefill(
+                device,
+                tables,
+                pools,
+                space.q,
+                work.tile_table,
+                space.x,
+                count=work.tiles,
+                heads=heads,
+                selection=chosen,
+            )
+        return linear(device, layer.out, space.x, space.partial, rows=tables.rows, workspace=space.dequantized)
+
+    def _select(self, sparse: SparseConfig, pools: CachePools, work: Pass) -> Selection:
+        device, config, space = self._device, self._config, self._space
+        summaries(device, work.tables, pools, space.path_windows)
+        scores(
+            device,
+            work.tables,
+            pools,
+            sparse,
+            space.q,
+            space.path_windows,
+            space.score_parts,
+            space.block_scores,
+            heads=config.num_attention_heads,
+        )
+        select(
+            device,
+            work.tables,
+            sparse,
+            space.block_scores,
+            space.selection,
+            kv_heads=config.num_key_value_heads,
+        )
+        return space.selection
+
+    def _mlp(self, layer: LayerWeights, rows: int) -> int:
+        device, space = self._device, self._space
+        made = linear(device, layer.gate_up, space.x, space.partial, rows=rows, workspace=space.dequantized)
+        swiglu(
+            device,
+            space.partial,
+            space.x,
+            slices=made,
+            rows=rows,
+            columns=self._config.intermediate_size,
+        )
+        return linear(device, layer.down, space.x, space.partial, rows=rows, workspace=space.dequantized)

@@ -1,0 +1,108 @@
+"""What a model takes of a device's memory, decided before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge.config import KVType, SparseConfig
+from edge.errors import ContextError
+from edge.executors.cuda.device import Device
+from edge.executors.cuda.operators.pages import CacheShape
+from edge.executors.cuda.operators.tables import PAGE
+from edge.executors.cuda.uploads import PassTables
+from edge.executors.cuda.weights import WeightPlan
+from edge.executors.cuda.workspace import Sizes
+from edge.formats.model_files import ModelFiles
+from edge.system.units import format_bytes
+
+_LEFT = 0.05  # of what is free, for the driver and for whatever else is running
+_LEFT_SHARED = 0.2  # where the memory is the system's own
+_MOST_CACHES = 16  # of the whole context
+_MOST_CACHES_SHARED = 2
+_FEWER = 4  # times fewer rows of a pass, where memory is short
+_LEAST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`.
+
+    loading: what is needed beside the weights while they are read, and free afterwards.
+    """
+
+    weights: int
+    loading: int
+    sizes: Sizes
+    tables: int
+    shape: CacheShape
+    pages: int
+    rows: int
+    context: int
+
+    @classmethod
+    def of(
+        cls,
+        device: Device,
+        files: ModelFiles,
+        kv_type: KVType,
+        sparse: SparseConfig | None,
+        *,
+        context: int,
+        rows: int,
+    ) -> DevicePlan:
+        """For passes of `rows` rows, or fewer if only then it fits; as many pages as there is room for, up to
+        some whole contexts. Raises ContextError if not even one context fits.
+        """
+        config, free = files.config, device.free_memory
+        shared = device.facts.integrated
+        room = int(free * (1 - (_LEFT_SHARED if shared else _LEFT)))
+        weights = WeightPlan.of(files)
+        shape = CacheShape(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            int8=kv_type == "int8",
+            summaries=sparse is not None,
+        )
+        least = -(-context // PAGE)
+        most = least * (_MOST_CACHES_SHARED if shared else _MOST_CACHES)
+        while True:
+            sizes = Sizes.of(config, weights.matrices, sparse, rows, context)
+            tables = PassTables.size(rows, context) + PassTables.size(min(rows, _LEAST_ROWS), context)
+            beside = weights.total + max(weights.loading, sizes.total + tables)
+            pages = min(most, (room - beside) // shape.page_bytes)
+            found = cls(weights.total, weights.loading, sizes, tables, shape, pages, rows, context)
+            if pages >= least:
+                return found
+            if rows <= _LEAST_ROWS:
+                raise ContextError(
+                    f"The model needs {found.least} of the device's memory, but {format_bytes(room)} can be had: "
+                    "choose a shorter context, --kv int8, a smaller model or a smaller quantization."
+                )
+            rows = max(_LEAST_ROWS, rows // _FEWER)
+
+    @property
+    def workspace(self) -> int:
+        """Buffers of a pass."""
+        return self.sizes.total + self.tables
+
+    @property
+    def least(self) -> str:
+        """What it takes with one cache of the whole context, in words."""
+        cache = -(-self.context // PAGE) * self.shape.page_bytes
+        return self._words(cache)
+
+    @property
+    def total(self) -> int:
+        """Everything."""
+        return self.weights + self.workspace + self.pages * self.shape.page_bytes
+
+    def __str__(self) -> str:
+        return self._words(self.pages * self.shape.page_bytes)
+
+    def _words(self, cache: int) -> str:
+        tokens = cache // self.shape.page_bytes * PAGE
+        return (
+            f"{format_bytes(self.weights + self.workspace + cache)} = weights {format_bytes(self.weights)} "
+            f"+ KV cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
+        )
