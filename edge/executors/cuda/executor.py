@@ -154,7 +154,9 @@ class CudaExecutor(ExecutorFacts):
                     results[index] = StepResult(error=error)
             tokens = sum(step.rows for _, step in taken)
             if tokens > self._max_batch:
-                raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {tokens}: give some later.")
+                raise EdgeError(
+                    f"A pass takes up to {self._max_batch} tokens, got {tokens}: give some later."
+                )
             taken = [(index, step) for index, step in taken if self._has_room(device, index, step, results)]
             if taken:
                 done = self._run(device, [step for _, step in taken])
@@ -205,9 +207,7 @@ class CudaExecutor(ExecutorFacts):
                 self._device.close()
                 self._device = None
 
-    def _has_room(
-        self, device: Device, index: int, step: CheckedStep, results: list[StepResult]
-    ) -> bool:
+    def _has_room(self, device: Device, index: int, step: CheckedStep, results: list[StepResult]) -> bool:
         """Whether the cache has pages of its own for the step; if not, the step has failed."""
         cache = step.cache
         try:
@@ -265,9 +265,7 @@ class CudaExecutor(ExecutorFacts):
             logits=count,
         )
 
-    def _listed(
-        self, device: Device, rows: PassRows, wanted: _Wanted, taps: tuple[int, ...]
-    ) -> Pass:
+    def _listed(self, device: Device, rows: PassRows, wanted: _Wanted, taps: tuple[int, ...]) -> Pass:
         """A pass of many rows, or one whose layers are looked at."""
         width = 1
         if self._sparse is None:

@@ -26,7 +26,9 @@ from edge.executors.cuda.workspace import DECODE_ROWS, Workspace
 def sparse_obstacle(config: ModelConfig) -> str | None:
     """Why the kernels can't run this network's sparse attention; None if they can."""
     try:
-        check_sparse(config.sparse or SparseConfig(), config.num_attention_heads // config.num_key_value_heads)
+        check_sparse(
+            config.sparse or SparseConfig(), config.num_attention_heads // config.num_key_value_heads
+        )
     except ConfigError as error:
         return str(error).removesuffix(".")
     return None
@@ -77,7 +79,12 @@ class Network:
         device, config, space, tables = self._device, self._config, self._space, work.tables
         rows = tables.rows
         embed(
-            device, self._weights.embedding, work.tokens, space.stream, rows=rows, scale=config.embedding_scale
+            device,
+            self._weights.embedding,
+            work.tokens,
+            space.stream,
+            rows=rows,
+            scale=config.embedding_scale,
         )
         angles(
             device,
@@ -155,7 +162,9 @@ class Network:
     def _attention(self, layer: LayerWeights, pools: CachePools, work: Pass) -> int:
         device, config, space, tables = self._device, self._config, self._space, work.tables
         heads = config.num_attention_heads
-        made = linear(device, layer.qkv, space.x, space.partial, rows=tables.rows, workspace=space.dequantized)
+        made = linear(
+            device, layer.qkv, space.x, space.partial, rows=tables.rows, workspace=space.dequantized
+        )
         rope(device, tables, pools, space.partial, space.angles, space.q, slices=made, heads=heads)
         chosen = None if self._sparse is None else self._select(self._sparse, pools, work)
         blocks = tables.blocks if chosen is None else max(tables.blocks, chosen.capacity)
@@ -187,7 +196,9 @@ class Network:
                 heads=heads,
                 selection=chosen,
             )
-        return linear(device, layer.out, space.x, space.partial, rows=tables.rows, workspace=space.dequantized)
+        return linear(
+            device, layer.out, space.x, space.partial, rows=tables.rows, workspace=space.dequantized
+        )
 
     def _select(self, sparse: SparseConfig, pools: CachePools, work: Pass) -> Selection:
         device, config, space = self._device, self._config, self._space

@@ -58,4 +58,3 @@ class StepTables:
             self.page_table,
             self.max_pages,
         )
-

@@ -12,7 +12,7 @@ from edge.executors.protocol import SequenceStep
 from tests.configs import one_layer
 from tests.steps import TREE, paths, tree_masks
 
-POOL, CONFIG = PagePool(8), one_layer(50)
+POOL, CONFIG = PagePool(8), one_layer(70)
 
 
 def step(length: int, tokens: int | list[int], **fields: object) -> CheckedStep:
@@ -51,7 +51,7 @@ def test_a_tree_of_one_path_is_causal():
 @pytest.mark.parametrize(
     ("tokens", "fields", "error", "sentence"),
     [
-        ([50], {}, EdgeError, "Token id 50 is outside the vocabulary of 50"),
+        ([70], {}, EdgeError, "Token id 70 is outside the vocabulary of 70"),
         (65, {}, EdgeError, "A batch has 1 to 64 tokens, got 65"),
         (2, {"layers": [1]}, EdgeError, "there is no layer 1"),
         (2, {"tree": np.array([1, 1], np.uint64)}, EdgeError, "Token 1 of the tree must see itself"),
@@ -60,14 +60,10 @@ def test_a_tree_of_one_path_is_causal():
     ],
 )
 def test_a_step_that_can_not_run_is_a_sentence(tokens, fields, error, sentence):
-    if isinstance(tokens, int) and tokens > 50:
-        tokens = [1] * tokens
     with pytest.raises(error, match=sentence):
         step(4, tokens, **fields)
 
 
 def test_a_cache_of_another_executor_is_refused():
     with pytest.raises(NativeError, match="This cache belongs to another executor"):
-        checked(
-            SequenceStep(CudaCache(PagePool(1), 9), [1]), POOL, CONFIG, context=64, max_batch=4
-        )
+        checked(SequenceStep(CudaCache(PagePool(1), 9), [1]), POOL, CONFIG, context=64, max_batch=4)
