@@ -1,7 +1,8 @@
 """Every executor is one declaration; `edge.executors.opening` opens what is declared here.
 
-Built in are `native` and `cuda`, over bundles, and `onnx` and `executorch`, over the folders that `edge export`
-made for them. Plugins register others (`edge.system.registry`), as `edge.model.plugin` does for `torch`.
+Built in are `native` and `cuda`, over bundles, and `onnx` and `executorch`, over the folders that `edge
+export` made for them. Plugins register others (`edge.system.registry`), as `edge.model.plugin` does for
+`torch`.
 """
 
 from __future__ import annotations

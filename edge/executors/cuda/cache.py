@@ -87,8 +87,8 @@ class CudaCache:
     def writable(self, first: int, end: int) -> list[tuple[int, int]]:
         """Have pages of its own for rows `first` to `end`, the rows before it being in use.
 
-        Returns what must be copied before one of them is written: (page, into page) of those that were shared.
-        Raises ContextError, having changed nothing, if the pool has no more.
+        Returns what must be copied before one of them is written: (page, into page) of those that were
+        shared. Raises ContextError, having changed nothing, if the pool has no more.
         """
         wanted = range(first // PAGE, -(-end // PAGE))
         shared = [at for at in wanted if at < len(self.pages) and self._pool.is_shared(self.pages[at])]

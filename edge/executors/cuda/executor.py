@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -78,8 +78,8 @@ class CudaExecutor(ExecutorFacts):
         sparse: SparseConfig | None,
         max_batch: int = PREFILL_ROWS,
     ) -> None:
-        """max_batch: most rows of a pass, less where memory is short. Raises ContextError, with numbers, for a
-        model that does not fit.
+        """max_batch: most rows of a pass, less where memory is short. Raises ContextError, with numbers, for
+        a model that does not fit.
         """
         config = files.config
         check_parts(config, "cuda")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import ConfigError
@@ -10,7 +10,7 @@ from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.operators import attention
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.head import logits
-from edge.executors.cuda.operators.linear import linear, slices
+from edge.executors.cuda.operators.linear import linear
 from edge.executors.cuda.operators.norm import add_norm, final_norm
 from edge.executors.cuda.operators.pages import CachePools
 from edge.executors.cuda.operators.rope import angles, rope
@@ -38,10 +38,10 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
 class Pass:
     """A pass as kernels are launched for it: nothing here changes when a graph is launched again.
 
-    tables: of all rows, those of trees first. trees: how many these are; where `tiles` is 0 every row is taken
-    as one of a tree, which is right for causal ones too. tiles: how many, see `attention.prefill`. wanted:
-    rows of `tables` that are normed for the head, and of them the first `logits` go through it. taps: layers
-    whose output is copied to the workspace.
+    tables: of all rows, those of trees first. trees: how many these are; where `tiles` is 0 every row is
+    taken as one of a tree, which is right for causal ones too. tiles: how many, see `attention.prefill`.
+    wanted: rows of `tables` that are normed for the head, and of them the first `logits` go through it. taps:
+    layers whose output is copied to the workspace.
     """
 
     tables: StepTables

@@ -14,7 +14,6 @@ from edge.executors.cuda.operators.selection import Selection, selected_blocks
 from edge.executors.cuda.operators.summaries import path_windows_bytes
 from edge.executors.cuda.operators.tables import BLOCK
 
-
 DECODE_ROWS = 64
 """Rows of a pass up to which kernels for few rows are used, and rows of logits at a time."""
 
