@@ -136,8 +136,8 @@ def check_parts(config: ModelConfig, executor: str) -> None:
     parts = beyond_llama(config)
     if parts:
         raise NativeError(
-            f"The {executor} executor does not compute {listed(parts)}, which this {config.model_type} network "
-            "has; run it with --executor torch."
+            f"The {executor} executor does not compute {listed(parts)}, which this {config.model_type} "
+            "network has; run it with --executor torch."
         )
 
 

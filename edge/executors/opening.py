@@ -68,8 +68,8 @@ def refuse_ignored(
         fixed["attention"] = files.attention
     if options.activations == "float16" and not spec.arithmetic:
         raise EdgeError(
-            f"activations (--activations) can't be float16: the executor '{spec.name}' computes with int8, int16 "
-            "or float32; choose one of them, or --executor cuda."
+            f"activations (--activations) can't be float16: the executor '{spec.name}' computes with int8, "
+            "int16 or float32; choose one of them, or --executor cuda."
         )
     default = RunOptions()
     for name, only in fixed.items():

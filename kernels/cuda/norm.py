@@ -21,9 +21,7 @@ def joined(stream, partial, row, at, inside, rows, columns, slices, scale):
 
 
 @triton.jit
-def add_norm(
-    stream, partial, weight, x, rows, columns, slices, scale, eps, BLOCK: tl.constexpr
-):
+def add_norm(stream, partial, weight, x, rows, columns, slices, scale, eps, BLOCK: tl.constexpr):
     """stream += scale * sum of partial; x = stream / rms(stream) * weight, float16. A program a row."""
     row = tl.program_id(0)
     squares = tl.zeros((BLOCK,), tl.float32)

@@ -11,7 +11,7 @@ from edge.executors.cuda.operators import attention
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.head import logits
 from edge.executors.cuda.operators.linear import linear
-from edge.executors.cuda.operators.norm import add_norm, final_norm
+from edge.executors.cuda.operators.norm import Joined, add_norm, final_norm
 from edge.executors.cuda.operators.pages import CachePools
 from edge.executors.cuda.operators.rope import angles, rope
 from edge.executors.cuda.operators.scores import scores
@@ -110,17 +110,12 @@ class Network:
         if work.wanted:
             final_norm(
                 device,
-                stream=space.stream,
-                partial=space.partial if joined else 0,
-                weight=self._weights.final_norm,
-                wanted=work.wanted_table,
-                x=space.x,
-                hidden=space.hidden,
-                slices=joined,
-                rows=rows,
+                self._joined(rows, joined),
+                self._weights.final_norm,
+                work.wanted_table,
+                space.x,
+                space.hidden,
                 count=work.wanted,
-                columns=config.hidden_size,
-                scale=config.residual_scale,
                 eps=config.rms_norm_eps,
                 logit_scale=config.logit_scale,
             )
@@ -141,19 +136,12 @@ class Network:
 
     def _add(self, weight: Address, rows: int, joined: int) -> None:
         """Join the last output to the stream, and norm it into x."""
+        stream = self._joined(rows, joined)
+        add_norm(self._device, stream, weight, self._space.x, eps=self._config.rms_norm_eps)
+
+    def _joined(self, rows: int, slices: int) -> Joined:
         config, space = self._config, self._space
-        add_norm(
-            self._device,
-            stream=space.stream,
-            partial=space.partial if joined else 0,
-            weight=weight,
-            x=space.x,
-            slices=joined,
-            rows=rows,
-            columns=config.hidden_size,
-            scale=config.residual_scale,
-            eps=config.rms_norm_eps,
-        )
+        return Joined(space.stream, space.partial, rows, config.hidden_size, slices, config.residual_scale)
 
     def _tap(self, work: Pass, layer: int) -> None:
         size = 4 * work.tables.rows * self._config.hidden_size

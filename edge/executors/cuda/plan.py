@@ -76,8 +76,8 @@ class DevicePlan:
                 return found
             if rows <= _LEAST_ROWS:
                 raise ContextError(
-                    f"The model needs {found.least} of the device's memory, but {format_bytes(room)} can be had: "
-                    "choose a shorter context, --kv int8, a smaller model or a smaller quantization."
+                    f"The model needs {found.least} of the device's memory, but {format_bytes(room)} can be "
+                    "had: choose a shorter context, --kv int8, a smaller model or a smaller quantization."
                 )
             rows = max(_LEAST_ROWS, rows // _FEWER)
 
@@ -103,6 +103,6 @@ class DevicePlan:
     def _words(self, cache: int) -> str:
         tokens = cache // self.shape.page_bytes * PAGE
         return (
-            f"{format_bytes(self.weights + self.workspace + cache)} = weights {format_bytes(self.weights)} "
-            f"+ KV cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
+            f"{format_bytes(self.weights + self.workspace + cache)} = weights {format_bytes(self.weights)} + KV "
+            f"cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
         )

@@ -1,5 +1,4 @@
-"""What a pass says of its rows, as it stands in device memory; uploaded before the pass, read by every layer.
-"""
+"""What a pass says of its rows, as it stands in device memory; uploaded before the pass, read by every layer."""
 
 from __future__ import annotations
 
