@@ -1,4 +1,4 @@
-"""What a pass says of its rows, as it stands in device memory; uploaded before the pass, read by every layer."""
+"""What a pass says of its rows, as it stands in device memory: uploaded before it, read by every layer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class StepTables:
-    """Addresses of int32 arrays; each has `rows` entries, one for a row of the pass, unless it says
-    otherwise.
+    """Addresses of int32 arrays, each of [rows] unless it says otherwise: one entry for a row of the pass.
 
     positions: for RoPE. sequences: row of the page table; -1: a dead row, which nothing is written for.
     slots: cache row that its key and value get. before: rows of its cache before this step. path: its place

@@ -1,0 +1,176 @@
+"""Attention over pages on a simulated device, against plain attention over the rows of each path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from edge.executors.cuda.device import Device
+from edge.executors.cuda.operators import attention
+from edge.executors.cuda.operators.selection import Selection
+from edge.model.attention.sparse import attend
+from tests.kernels.cuda.caches import DEAD, Array, Cache, Step
+from tests.kernels.cuda.memory import fetched, sent
+
+TREE = (-1, 0, 0, 1, 1, 4)
+Lists = Sequence[Sequence[int]]  # of each row and KV head; [-1] for all blocks
+
+
+def chosen(device: Device, lists: Lists, kv_heads: int) -> Selection:
+    capacity = max(map(len, lists))
+    ids = np.full((len(lists), capacity), 10**6, np.int32)
+    for index, blocks in enumerate(lists):
+        ids[index, : len(blocks)] = blocks
+    counts = [-1 if list(blocks) == [-1] else len(blocks) for blocks in lists]
+    return Selection(sent(device, ids), sent(device, np.array(counts, np.int32)), capacity)
+
+
+def decoded(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) -> Array:
+    """float16 [rows, heads, d] of `decode`."""
+    device, tables, heads = cache.device, cache.tables(steps), q.shape[1]
+    selection = chosen(device, lists, cache.pools.shape.kv_heads) if lists else None
+    blocks = max(tables.blocks, selection.capacity if selection else 0)
+    splits = attention.splits(blocks)
+    parts = sent(device, np.full((*q.shape[:2], splits, q.shape[2]), np.nan, np.float32))
+    tops = sent(device, np.full((*q.shape[:2], splits, 2), np.nan, np.float32))
+    x = sent(device, np.full(q.shape, np.nan, np.float16))
+    attention.decode(
+        *(device, tables, cache.pools, sent(device, q), parts, tops, x),
+        heads=heads,
+        blocks=blocks,
+        selection=selection,
+    )
+    return fetched(device, x, q.shape, np.float16)
+
+
+def prefilled(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) -> Array:
+    """The same of `prefill`."""
+    device, tables, heads = cache.device, cache.tables(steps), q.shape[1]
+    selection = chosen(device, lists, cache.pools.shape.kv_heads) if lists else None
+    runs, first = [], 0
+    for step in steps:
+        runs.append((first, step.before, step.n))
+        first += step.n
+    width = attention.tile_heads(heads, cache.pools.shape.kv_heads)
+    tiles = attention.tiles(runs, 1 if lists else attention.PREFILL_TILE // width)
+    x = sent(device, np.full(q.shape, np.nan, np.float16))
+    attention.prefill(
+        *(device, tables, cache.pools, sent(device, q), sent(device, tiles), x),
+        count=len(tiles),
+        heads=heads,
+        selection=selection,
+    )
+    return fetched(device, x, q.shape, np.float16)
+
+
+def check(cache: Cache, steps: Sequence[Step], q: Array, found: Array, lists: Lists = ()) -> None:
+    """Against exact attention; probabilities and values are of 11 bits."""
+    kv_heads = cache.pools.shape.kv_heads
+    row = 0
+    for step in steps:
+        for i in range(step.n):
+            if step.sequence < 0:
+                assert (found[row] == 0).all()
+            for head, queries in enumerate(np.split(q[row], kv_heads)):
+                if step.sequence < 0:
+                    break
+                rows = step.rows_seen(i)
+                keys, values = (
+                    torch.from_numpy(cache.rows(name, step.sequence, rows)[head]).double()
+                    for name in ("keys", "values")
+                )
+                blocks = list(lists[row * kv_heads + head]) if lists else [-1]
+                blocks = list(range(-(-len(rows) // 64))) if blocks == [-1] else blocks
+                exact = attend(torch.from_numpy(queries).double(), keys, values, blocks, 64).numpy()
+                got = found[row].reshape(kv_heads, -1, q.shape[2])[head]
+                assert np.abs(got - exact).max() < 2e-3, (step, i, head)
+            row += 1
+
+
+def queries(rows: int, heads: int, head_dim: int) -> Array:
+    return np.random.default_rng(rows).standard_normal((rows, heads, head_dim)).astype(np.float16)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f16", "int8"])
+@pytest.mark.parametrize(
+    ("head_dim", "group", "kv_heads"),
+    [(64, 1, 3), (128, 2, 2), (64, 8, 1), (128, 16, 2), (64, 3, 1), (64, 20, 1)],
+)
+def test_decode_is_attention_over_the_path(
+    device: Device, head_dim: int, group: int, kv_heads: int, int8: bool
+) -> None:
+    cache = Cache.of(device, [321, 262, 64, 1], kv_heads=kv_heads, head_dim=head_dim, int8=int8)
+    # Within a block and a page, over the border of a page, at the end of a block, alone.
+    steps = [Step(0, 320, 1), DEAD, Step(1, 254, 6, TREE), Step(2, 62, 2), Step(3, 0, 1)]
+    q = queries(11, group * kv_heads, head_dim)
+    check(cache, steps, q, decoded(cache, steps, q))
+
+
+def test_a_tree_of_64_rows(device: Device) -> None:
+    chain = tuple(range(-1, 63))
+    cache = Cache.of(device, [157])
+    q = queries(64, 2, 64)
+    check(cache, [Step(0, 93, 64, chain)], q, decoded(cache, [Step(0, 93, 64, chain)], q))
+    causal = decoded(cache, [Step(0, 93, 64)], q)
+    assert np.array_equal(decoded(cache, [Step(0, 93, 64, chain)], q), causal)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f16", "int8"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_sparse_rows_read_their_blocks_only(device: Device, head_dim: int, int8: bool) -> None:
+    cache = Cache.of(device, [700, 325], kv_heads=2, head_dim=head_dim, int8=int8)
+    steps = [Step(0, 698, 2), DEAD, Step(1, 319, 6, TREE)]
+    lists = [[0, 3, 7, 9, 10], [10], [-1], [0, 1, 2, 3, 8, 9, 10], [], []]  # of causal rows and the dead one
+    lists += [[0, 2, 4], [4], *([[0, 4, 5], [5], [1, 2, 3, 4, 5], [-1], [0, 5]] * 2)]
+    q = queries(9, 4, head_dim)
+    check(cache, steps, q, decoded(cache, steps, q, lists), lists)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["f16", "int8"])
+@pytest.mark.parametrize(("head_dim", "group"), [(64, 1), (128, 2), (64, 12), (128, 16)])
+def test_prefill_is_decode(device: Device, head_dim: int, group: int, int8: bool) -> None:
+    cache = Cache.of(device, [140, 700], kv_heads=2, head_dim=head_dim, int8=int8)
+    steps = [Step(0, 60, 10), DEAD, Step(1, 510, 3), Step(0, 126, 3)]
+    q = queries(17, 2 * group, head_dim)
+    dense = decoded(cache, steps, q)
+    check(cache, steps, q, dense)
+    assert np.array_equal(prefilled(cache, steps, q), dense)
+    lists = [*([[0], [-1]] * 4), *([[1], [0, 1]] * 6), [], []]  # of rows 60 to 69 and the dead one
+    lists += [*([[0, 1, 3, 7], [-1]] * 2), [0, 1, 3, 8], [8], [0], [1], [0, 1], [1], [0, 2], [-1]]
+    sparse = decoded(cache, steps, q, lists)
+    assert np.array_equal(prefilled(cache, steps, q, lists), sparse)
+
+
+def test_rows_are_the_same_alone_and_beside_others(device: Device) -> None:
+    cache = Cache.of(device, [400, 300, 200])
+    steps = [Step(0, 396, 4), Step(1, 250, 6, TREE), Step(2, 191, 1)]
+    q = queries(11, 4, 64)
+    together, first = decoded(cache, steps, q), 0
+    for step in steps:
+        rows = slice(first, first + step.n)
+        alone = decoded(cache, [DEAD, step], np.concatenate([q[:1], q[rows]]))[1:]
+        assert np.array_equal(alone, together[rows])
+        first += step.n
+    by_one = [decoded(cache, [Step(0, 396 + i, 1)], q[i : i + 1])[0] for i in range(4)]
+    assert np.array_equal(np.stack(by_one), together[:4])
+
+
+def test_long_contexts_have_longer_splits(device: Device) -> None:
+    assert [attention.splits(blocks) for blocks in (1, 4, 5, 256, 257)] == [1, 1, 2, 64, 64]
+    cache = Cache.of(device, [16500])  # 258 blocks: 33 splits of 8
+    step = Step(0, 16498, 2)
+    q = queries(2, 2, 64)
+    found = decoded(cache, [step], q)
+    check(cache, [step], q, found)
+    assert np.array_equal(prefilled(cache, [step], q), found)
+
+
+def test_tiles_are_within_a_block_of_positions() -> None:
+    runs = [(0, 5, 20), (20, 0, 1), (21, 64, 8)]
+    assert attention.tiles(runs, 8).tolist() == [[0, 3], [3, 8], [11, 8], [19, 1], [20, 1], [21, 8]]
+    assert attention.tiles([(2, 7, 3)], 1).tolist() == [[2, 1], [3, 1], [4, 1]]
+    assert attention.tiles([], 64).shape == (0, 2)
+    assert [attention.tile_heads(4 * group, 4) for group in (1, 2, 3, 16, 65)] == [1, 2, 4, 16, 64]
