@@ -92,7 +92,7 @@ class CudaExecutor(ExecutorFacts):
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, context, config.max_position_embeddings
         )
-        weights = DeviceWeights.load(device, files, np.asarray(frequency, np.float32))
+        weights = DeviceWeights.load(device, plan.weights, files, np.asarray(frequency, np.float32))
         self._pool = PagePool(plan.pages)
         self._pools = CachePools.allocate(device, plan.shape, plan.pages)
         self._space = Workspace.allocate(device, plan.sizes, plan.rows, sparse)
@@ -267,15 +267,13 @@ class CudaExecutor(ExecutorFacts):
 
     def _listed(self, device: Device, rows: PassRows, wanted: _Wanted, taps: tuple[int, ...]) -> Pass:
         """A pass of many rows, or one whose layers are looked at."""
-        width = 1
+        config, width = self._config, 1
         if self._sparse is None:
-            config = self._config
-            width = attention.PREFILL_TILE // attention.tile_heads(
-                config.num_attention_heads, config.num_key_value_heads
-            )
+            heads = attention.tile_heads(config.num_attention_heads, config.num_key_value_heads)
+            width = attention.PREFILL_TILE // heads
         tiles = attention.tiles(rows.runs(rows.trees), width)
         if taps:
-            self._space.tapped(4 * len(taps) * rows.rows * self._config.hidden_size)
+            self._space.tapped(4 * len(taps) * rows.rows * config.hidden_size)
         self._many.fill(rows, rows.rows, wanted.rows, tiles)
         return Pass(
             self._many.tables(rows.rows),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import ConfigError
 from edge.executors.cuda.device import Address, Device
+from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators import attention
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.head import logits
@@ -127,12 +128,21 @@ class Network:
             return
         head, space = self._weights.head, self._space
         x = space.x + 2 * first * self._config.hidden_size
-        made = linear(self._device, head, x, space.partial, rows=rows, workspace=space.dequantized)
+        made = self._product(head, x, rows)
         logits(self._device, space.partial, space.logits, slices=made, rows=rows, columns=head.rows)
 
     def complete(self, tables: StepTables) -> None:
         """Key summaries of rows that are in the cache, but were of a tree until now."""
         summaries(self._device, tables, self._pools, 0)
+
+    def _product(self, matrix: Matrix, x: Address, rows: int) -> int:
+        """Sums of products, to `partial`; returns how many slices they are of."""
+        device, space = self._device, self._space
+        if rows >= FROM_ROWS:
+            dense(device, matrix, x, space.partial, space.dequantized, rows=rows)
+            return 1
+        linear(device, matrix, x, space.partial, rows=rows)
+        return matrix.slices
 
     def _add(self, weight: Address, rows: int, joined: int) -> None:
         """Join the last output to the stream, and norm it into x."""
@@ -214,7 +224,7 @@ class Network:
 
     def _mlp(self, layer: LayerWeights, rows: int) -> int:
         device, space = self._device, self._space
-        made = linear(device, layer.gate_up, space.x, space.partial, rows=rows, workspace=space.dequantized)
+        made = self._product(layer.gate_up, space.x, rows)
         swiglu(
             device,
             space.partial,
@@ -223,4 +233,4 @@ class Network:
             rows=rows,
             columns=self._config.intermediate_size,
         )
-        return linear(device, layer.down, space.x, space.partial, rows=rows, workspace=space.dequantized)
+        return self._product(layer.down, space.x, rows)

@@ -26,12 +26,9 @@ _LEAST_ROWS = 64
 @dataclass(frozen=True)
 class DevicePlan:
     """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`.
-
-    loading: what is needed beside the weights while they are read, and free afterwards.
     """
 
-    weights: int
-    loading: int
+    weights: WeightPlan
     sizes: Sizes
     tables: int
     shape: CacheShape
@@ -56,7 +53,7 @@ class DevicePlan:
         config, free = files.config, device.free_memory
         shared = device.facts.integrated
         room = int(free * (1 - (_LEFT_SHARED if shared else _LEFT)))
-        weights = WeightPlan.of(files)
+        weights = WeightPlan.of(config, files.tensors)
         shape = CacheShape(
             config.num_hidden_layers,
             config.num_key_value_heads,
@@ -69,9 +66,9 @@ class DevicePlan:
         while True:
             sizes = Sizes.of(config, weights.matrices, sparse, rows, context)
             tables = PassTables.size(rows, context) + PassTables.size(min(rows, _LEAST_ROWS), context)
-            beside = weights.total + max(weights.loading, sizes.total + tables)
+            beside = weights.total + max(weights.uploaded, sizes.total + tables)
             pages = min(most, (room - beside) // shape.page_bytes)
-            found = cls(weights.total, weights.loading, sizes, tables, shape, pages, rows, context)
+            found = cls(weights, sizes, tables, shape, pages, rows, context)
             if pages >= least:
                 return found
             if rows <= _LEAST_ROWS:
@@ -95,7 +92,7 @@ class DevicePlan:
     @property
     def total(self) -> int:
         """Everything."""
-        return self.weights + self.workspace + self.pages * self.shape.page_bytes
+        return self.weights.total + self.workspace + self.pages * self.shape.page_bytes
 
     def __str__(self) -> str:
         return self._words(self.pages * self.shape.page_bytes)
@@ -103,6 +100,6 @@ class DevicePlan:
     def _words(self, cache: int) -> str:
         tokens = cache // self.shape.page_bytes * PAGE
         return (
-            f"{format_bytes(self.weights + self.workspace + cache)} = weights {format_bytes(self.weights)} + KV "
+            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights {format_bytes(self.weights.total)} + KV "
             f"cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge.config import ModelConfig, SparseConfig
+from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.cuda.device import Address, Device
+from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators import attention
-from edge.executors.cuda.operators.linear import DEQUANTIZE_ROWS, Matrix, partial_bytes
+from edge.executors.cuda.operators.dense import FROM_ROWS
 from edge.executors.cuda.operators.scores import chunks
 from edge.executors.cuda.operators.selection import Selection, selected_blocks
 from edge.executors.cuda.operators.summaries import path_windows_bytes
-from edge.executors.cuda.operators.tables import BLOCK
+from edge.executors.cuda.operators.tables import BLOCK, PAGE
 
 DECODE_ROWS = 64
 """Rows of a pass up to which kernels for few rows are used, and rows of logits at a time."""
@@ -48,38 +50,40 @@ class Sizes:
     def of(
         cls,
         config: ModelConfig,
-        matrices: Sequence[Matrix],
+        matrices: Mapping[str, Matrix],
         sparse: SparseConfig | None,
         rows: int,
         context: int,
     ) -> Sizes:
-        """For a network of these matrices."""
+        """For a network of these matrices, see `WeightPlan`."""
         queries, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads
         widest = max(config.hidden_size, config.intermediate_size, queries)
-        blocks = -(-context // BLOCK)
+        blocks = -(-context // PAGE) * (PAGE // BLOCK)
         few, capacity = min(rows, DECODE_ROWS), 0
         if sparse is not None:
             capacity = selected_blocks(sparse)
         heads = few * config.num_attention_heads * attention.splits(max(blocks, capacity))
         per_group = rows * kv_heads if sparse is not None else 0
-        score_chunks = chunks(blocks + 4, sparse) if sparse is not None else 0
-        largest = max(matrix.rows * matrix.columns for matrix in matrices)
+        score_chunks = chunks(blocks, sparse) if sparse is not None else 0
         return cls(
             stream=4 * rows * config.hidden_size,
             x=2 * rows * widest,
             q=2 * rows * queries,
             hidden=4 * rows * config.hidden_size,
             angles=4 * rows * config.head_dim,
-            partial=max(partial_bytes(matrix, rows) for matrix in matrices),
+            partial=max(
+                _partial(matrix, few if name in (EMBEDDING, HEAD) else rows)
+                for name, matrix in matrices.items()
+            ),
             logits=4 * few * config.vocab_size,
             parts=4 * heads * config.head_dim,
             tops=8 * heads,
             path_windows=path_windows_bytes(rows, kv_heads, config.head_dim) if per_group else 0,
             score_parts=8 * rows * config.num_attention_heads * score_chunks,
-            block_scores=4 * per_group * (blocks + 4),
+            block_scores=4 * per_group * blocks,
             blocks=4 * per_group * capacity,
             counts=4 * per_group,
-            dequantized=2 * largest if rows >= DEQUANTIZE_ROWS else 0,
+            dequantized=_dequantized(matrices, rows),
         )
 
     @property
@@ -135,3 +139,15 @@ class Workspace:
         for address in (*self.addresses.values(), self.taps):
             self.device.free(address)
         self.addresses.clear()
+
+
+def _partial(matrix: Matrix, rows: int) -> int:
+    """Bytes of the sums of one product: of all slices, or of one where the passes are long."""
+    return 4 * matrix.rows * max(rows, matrix.slices * min(rows, FROM_ROWS - 1))
+
+
+def _dequantized(matrices: Mapping[str, Matrix], rows: int) -> int:
+    """Bytes of the largest matrix of a layer as float16, where passes are long enough for that."""
+    if rows < FROM_ROWS:
+        return 0
+    return max(matrix.dense_bytes for name, matrix in matrices.items() if name not in (EMBEDDING, HEAD))

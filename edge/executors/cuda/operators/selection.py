@@ -23,6 +23,11 @@ class Selection:
     counts: Address
     capacity: int
 
+    def part(self, first: int, kv_heads: int) -> Selection:
+        """Of rows from `first`, a multiple of 4, on."""
+        at = 4 * first * kv_heads
+        return Selection(self.blocks + at * self.capacity, self.counts + at, self.capacity)
+
 
 def selected_blocks(sparse: SparseConfig) -> int:
     """Most blocks that a sparse row reads."""

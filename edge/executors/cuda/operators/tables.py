@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge.executors.cuda.device import Address
 
@@ -40,6 +40,14 @@ class StepTables:
     ancestors: Address
     page_table: Address
     max_pages: int
+
+    def part(self, first: int, rows: int) -> StepTables:
+        """Rows from `first`, a multiple of 4, on."""
+        moved = {
+            name: getattr(self, name) + 4 * first
+            for name in ("positions", "sequences", "slots", "before", "path", "is_tree")
+        }
+        return replace(self, rows=rows, ancestors=self.ancestors + 4 * TREE * first, **moved)
 
     @property
     def blocks(self) -> int:
