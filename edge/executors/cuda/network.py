@@ -9,6 +9,7 @@ from edge.errors import ConfigError
 from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators import attention
+from edge.executors.cuda.operators.dense import FROM_ROWS, dense
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.head import logits
 from edge.executors.cuda.operators.linear import linear
@@ -160,9 +161,7 @@ class Network:
     def _attention(self, layer: LayerWeights, pools: CachePools, work: Pass) -> int:
         device, config, space, tables = self._device, self._config, self._space, work.tables
         heads = config.num_attention_heads
-        made = linear(
-            device, layer.qkv, space.x, space.partial, rows=tables.rows, workspace=space.dequantized
-        )
+        made = self._product(layer.qkv, space.x, tables.rows)
         rope(device, tables, pools, space.partial, space.angles, space.q, slices=made, heads=heads)
         chosen = None if self._sparse is None else self._select(self._sparse, pools, work)
         blocks = tables.blocks if chosen is None else max(tables.blocks, chosen.capacity)
@@ -194,9 +193,7 @@ class Network:
                 heads=heads,
                 selection=chosen,
             )
-        return linear(
-            device, layer.out, space.x, space.partial, rows=tables.rows, workspace=space.dequantized
-        )
+        return self._product(layer.out, space.x, tables.rows)
 
     def _select(self, sparse: SparseConfig, pools: CachePools, work: Pass) -> Selection:
         device, config, space = self._device, self._config, self._space

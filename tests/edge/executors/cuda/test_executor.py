@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge.config import ModelConfig, RopeConfig, SparseConfig
+from edge.config import ModelConfig, SparseConfig
 from edge.errors import ContextError, EdgeError, NativeError
 from edge.executors.cuda.executor import CudaExecutor
 from edge.executors.opening import open_executor
@@ -35,10 +35,10 @@ NETWORK = one_layer(
     num_key_value_heads=2,
     head_dim=64,
     max_position_embeddings=CONTEXT,
-    rope=RopeConfig(),
-    embedding_scale=3.0,
-    residual_scale=0.7,
-    logit_scale=0.5,
+
+    scale_emb=3.0,
+    scale_depth=1.0,
+    dim_model_base=48.0,
 )
 CLOSE = 3e-2
 """Of logits, as a share of their spread: inputs of matrices, keys and values are rounded to float16."""
