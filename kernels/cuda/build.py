@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from edge.errors import EdgeError
 from edge.executors.cuda.cubins import Cubins
 from edge.executors.cuda.manifest import Kernel
-from edge.kernels.targets import TARGETS
+from edge.kernels.targets import TARGETS, Target
 
 if TYPE_CHECKING:  # Triton, which `main` looks for first
     from edge.kernels.entry import Entry
@@ -33,35 +33,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit status is 1 if a kernel can't be compiled or breaks a rule."""
     asked = _parser().parse_args(arguments)
     if importlib.util.find_spec("triton") is None:
-        print("Error: Triton is not installed: pip install 'minicpm-edge[cubins]'", file=sys.stderr)
-        return 1
+        return _refuse("Triton is not installed: pip install 'minicpm-edge[cubins]' brings it.")
     if os.environ.get("TRITON_INTERPRET"):
-        print("Error: with TRITON_INTERPRET set nothing can be compiled; unset it.", file=sys.stderr)
-        return 1
+        return _refuse("With TRITON_INTERPRET set nothing is compiled; unset it.")
     from edge.kernels.catalogue import ENTRIES
     from edge.kernels.package import pack
     from edge.kernels.store import Store, sources_of
 
     architectures = sorted(set(asked.architectures))
+    targets = [TARGETS[each] for each in architectures]
     chosen = [entry for id, entry in ENTRIES.items() if any(fnmatchcase(id, each) for each in asked.kernels)]
     if not chosen:
-        print(f"Error: no kernel has such a name; there are: {', '.join(ENTRIES)}", file=sys.stderr)
-        return 1
+        return _refuse(f"No kernel has such a name; there are {', '.join(ENTRIES)}.")
     if asked.changed:
         packed = _packed(asked.out)
-        variants = {TARGETS[each].variant.name for each in architectures}
+        variants = {target.variant.name for target in targets}
         chosen = [
             entry for entry in chosen if not _is_packed(packed.get(entry.id), sources_of(entry), variants)
         ]
-    failures = _compile(chosen, architectures, asked.store, asked.jobs)
     store = Store(asked.store)
-    rows, broken = _rows([entry for entry in chosen if entry.id not in failures], architectures, store)
+    missing = [entry for entry in chosen if not store.has(sources_of(entry), targets)]
+    failures = _compile(missing, architectures, asked.store, asked.jobs) if missing else {}
+    rows, broken = _rows([entry for entry in chosen if entry.id not in failures], targets, store)
     _print_table(rows)
     for id, failure in failures.items():
-        print(f"Error: {id}: {failure}", file=sys.stderr)
+        _refuse(f"{id}: {failure}")
     if failures or broken:
-        print(f"Error: {len(failures) + broken} kernels can't be used; nothing was packed.", file=sys.stderr)
-        return 1
+        return _refuse(f"{len(failures) + broken} of these kernels can't be used; nothing was packed.")
     manifest = pack(asked.out, ENTRIES.values(), store)
     store.forget_others({sources_of(entry) for entry in ENTRIES.values()})
     print(f"{asked.out}: {len(manifest.kernels)} kernels for {', '.join(manifest.variants)}")
@@ -82,6 +80,11 @@ def compile_one(id: str, architectures: Sequence[int], folder: Path) -> None:
     for target in (TARGETS[each] for each in architectures):
         if store.usage(sources, target) is None:
             store.keep_cubin(sources, target, *assemble(lowered.ptx, target))
+
+
+def _refuse(sentence: str) -> int:
+    print(f"Error: {sentence}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,10 +131,10 @@ def _is_packed(kernel: Kernel | None, sources: str, variants: set[str]) -> bool:
 def _compile(
     entries: Sequence[Entry], architectures: Sequence[int], folder: Path, jobs: int
 ) -> dict[str, str]:
-    """Everything that is missing, in several processes; the reasons of failures, by kernel."""
+    """Fill the store in several processes; the reasons of failures, by kernel."""
     failures = {}
     started = time.monotonic()
-    # Not forked: this process has started Triton's compiler, which has threads.
+    # Not forked: the compiler, which this process has loaded, has threads.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(compile_one, entry.id, architectures, folder): entry.id for entry in entries}
         for done, future in enumerate(as_completed(running), start=1):
@@ -149,7 +152,7 @@ def _compile(
 
 
 def _rows(
-    entries: Sequence[Entry], architectures: Sequence[int], store: Store
+    entries: Sequence[Entry], targets: Sequence[Target], store: Store
 ) -> tuple[list[tuple[str, ...]], int]:
     """Of the table; and how many kernels break a rule."""
     from edge.kernels.store import sources_of
@@ -159,14 +162,14 @@ def _rows(
         sources = sources_of(entry)
         lowered = store.lowered(sources)
         assert lowered is not None
-        for target in (TARGETS[each] for each in architectures):
+        for target in targets:
             usage = store.usage(sources, target)
             assert usage is not None
-            faults = usage.faults(lowered, target)
+            faults = usage.faults(target, warps=lowered.warps, dynamic_shared=lowered.shared)
             broken |= {entry.id} if faults else set()
-            counts = (usage.registers, usage.stack, usage.spills, lowered.shared + usage.shared)
-            counts += (usage.tensor_cores, usage.wide_loads)
-            rows.append((entry.id, target.variant.name, *map(str, counts), ", ".join(faults)))
+            needs = (usage.registers, usage.stack, usage.spills, lowered.shared + usage.shared)
+            counts = map(str, (*needs, usage.tensor_cores, usage.wide_loads))
+            rows.append((entry.id, target.variant.name, *counts, ", ".join(faults)))
     return rows, len(broken)
 
 

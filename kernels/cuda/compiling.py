@@ -16,6 +16,7 @@ from edge.errors import EdgeError
 from edge.executors.cuda.launching import THREADS
 from edge.kernels.entry import Entry
 from edge.kernels.targets import LOWERED_FOR, PTX, PTX_ISA, Target
+from edge.kernels.usage import Usage
 
 OPTIONS = {
     # Never a * b + c in one rounding unless a kernel says so: else the compiler decides kernel by kernel,
@@ -26,12 +27,10 @@ OPTIONS = {
 # The second as Triton gives it, for a bug of CUDA 13's.
 ASSEMBLER_OPTIONS = ("--fmad=false", "--regAllocOptLevel=2")
 _TYPES = {"i32": "u32", "i64": "u64", "fp32": "f32"}
-_TENSOR_CORES = re.compile(r"\b[HI]MMA\b")
-_WIDE_LOADS = re.compile(r"\bLDG(?:STS)?\b\S*\.128\b")
 
 
 class CompileError(EdgeError):
-    """A kernel can't be compiled, or its machine code breaks a rule."""
+    """A kernel can't be compiled, or could not be launched."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +44,6 @@ class Lowered:
     shared: int
     scratch: int
     warps: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a cubin needs: registers of a thread, bytes of its stack, bytes that it spills, bytes of static
-    shared memory; and what is in its code: tensor core instructions, loads of 128 bits.
-    """
-
-    registers: int
-    stack: int
-    spills: int
-    shared: int
-    tensor_cores: int
-    wide_loads: int
-
-    def faults(self, lowered: Lowered, target: Target) -> list[str]:
-        """The rules that it breaks."""
-        found = [f"{self.stack} bytes of stack"] if self.stack else []
-        found += [f"{self.spills} bytes of spills"] if self.spills else []
-        threads = THREADS * lowered.warps
-        shared = lowered.shared + self.shared
-        return found + target.faults(registers=self.registers, threads=threads, shared=shared)
 
 
 def lower(entry: Entry) -> Lowered:
@@ -118,27 +95,10 @@ def assemble(ptx: str, target: Target) -> tuple[bytes, Usage]:
             text=True,
             check=True,
         ).stdout
-        return cubin.read_bytes(), _usage(done.stderr, listing)
+        return cubin.read_bytes(), Usage.read(done.stderr, listing)
 
 
 def assembler(target: Target) -> str:
     """The path of its ptxas."""
     found = triton.knobs.nvidia.ptxas if target.assembler == "ptxas" else triton.knobs.nvidia.ptxas_blackwell
     return str(found.path)
-
-
-def _usage(said: str, listing: str) -> Usage:
-    """From the words of `ptxas -v` and the machine code."""
-
-    def number(pattern: str) -> int:
-        return sum(int(each) for each in re.findall(pattern, said))
-
-    assert re.search(r"Used \d+ registers", said), said
-    return Usage(
-        registers=number(r"Used (\d+) registers"),
-        stack=number(r"(\d+) bytes stack frame"),
-        spills=number(r"(\d+) bytes spill"),
-        shared=number(r"(\d+) bytes smem"),
-        tensor_cores=len(_TENSOR_CORES.findall(listing)),
-        wide_loads=len(_WIDE_LOADS.findall(listing)),
-    )

@@ -53,7 +53,7 @@ def _images(entry: Entry, store: Store) -> dict[Variant, bytes]:
     for target in TARGETS.values():
         usage = store.usage(sources, target)
         if usage is not None:
-            if usage.faults(lowered, target):
+            if usage.faults(target, warps=lowered.warps, dynamic_shared=lowered.shared):
                 return {}
             found[target.variant] = store.cubin(sources, target)
     return found

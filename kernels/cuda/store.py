@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import triton
 
@@ -16,9 +17,10 @@ from edge.errors import EdgeError
 from edge.formats.atomic import write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.hashing import json_digest
-from edge.kernels.compiling import ASSEMBLER_OPTIONS, OPTIONS, Lowered, Usage, assembler
+from edge.kernels.compiling import ASSEMBLER_OPTIONS, OPTIONS, Lowered, assembler
 from edge.kernels.entry import Entry
 from edge.kernels.targets import LOWERED_FOR, TARGETS, Target
+from edge.kernels.usage import Usage
 
 _LOWERED = "lowered.json"
 
@@ -54,19 +56,18 @@ class Store:
 
     def lowered(self, sources: str) -> Lowered | None:
         """The PTX, if it is there."""
-        path = self._folder / sources / _LOWERED
-        return (
-            Lowered(**parse_object(path.read_bytes(), path, EdgeError, "remove it"))
-            if path.exists()
-            else None
-        )
+        found = self._read(sources, _LOWERED)
+        return None if found is None else Lowered(**found)
 
     def usage(self, sources: str, target: Target) -> Usage | None:
         """What a cubin needs, if it is there."""
-        path = self._folder / sources / f"{target.variant.name}.json"
-        return (
-            Usage(**parse_object(path.read_bytes(), path, EdgeError, "remove it")) if path.exists() else None
-        )
+        found = self._read(sources, f"{target.variant.name}.json")
+        return None if found is None else Usage(**found)
+
+    def has(self, sources: str, targets: Iterable[Target]) -> bool:
+        """Whether there is nothing left to compile."""
+        missing = [target for target in targets if self.usage(sources, target) is None]
+        return self.lowered(sources) is not None and not missing
 
     def cubin(self, sources: str, target: Target) -> bytes:
         """One that `usage` finds."""
@@ -77,6 +78,10 @@ class Store:
         for path in self._folder.iterdir():
             if path.name not in sources:
                 shutil.rmtree(path)
+
+    def _read(self, sources: str, name: str) -> dict[str, Any] | None:
+        path = self._folder / sources / name
+        return parse_object(path.read_bytes(), path, EdgeError, "remove it") if path.exists() else None
 
     def _write(self, sources: str, name: str, data: bytes) -> None:
         (self._folder / sources).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ PTX = Variant("compute_80", driver=12000)
 """What the text says that it needs, which ptxas checks. The driver's number goes with PTX_ISA."""
 PTX_ISA = 80  # 8.0, which drivers of CUDA 12.0 and newer know
 
-_REGISTERS = 1 << 16  # of a block, on all of them
 _BLACKWELL = "ptxas-blackwell"  # of CUDA 13, which drivers before 13.0 do not read
 
 
@@ -23,24 +22,19 @@ _BLACKWELL = "ptxas-blackwell"  # of CUDA 13, which drivers before 13.0 do not r
 class Target:
     """One architecture. shared: bytes of shared memory that a block can have. assembler: which of the two
     that Triton brings; the older one, whose files older drivers read, wherever it knows the architecture.
-    driver: see `Variant`.
+    driver: see `Variant`. registers: that the threads of a block can have together.
     """
 
     architecture: int
     shared: int
     driver: int = 12000
     assembler: str = "ptxas"
+    registers: int = 1 << 16
 
     @property
     def variant(self) -> Variant:
         """What is built for it."""
         return Variant(f"sm_{self.architecture}", self.driver)
-
-    def faults(self, *, registers: int, threads: int, shared: int) -> list[str]:
-        """What a block needs and this target does not have."""
-        needed = -(-registers // 8) * 8 * threads
-        found = [f"{needed} registers of {_REGISTERS}"] if needed > _REGISTERS else []
-        return found + ([f"{shared} bytes of shared memory of {self.shared}"] if shared > self.shared else [])
 
 
 TARGETS = {

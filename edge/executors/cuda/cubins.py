@@ -30,7 +30,7 @@ def cubins_folder() -> Path:
     if override:
         return Path(override)
     packages = [Path(folder) for folder in edge.__path__]
-    checkouts = [path.parent for path in packages if (path.parent / "kernels" / "cuda").is_dir()]
+    checkouts = [path.parent for path in packages if (path / "kernels" / "build.py").is_file()]
     places = [path / "executors" / "cuda" / "built" for path in packages]
     places += [path / "build" / "cubins" for path in checkouts]
     for place in places:

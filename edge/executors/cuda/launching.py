@@ -88,7 +88,7 @@ class LoadedKernel:
         """Free it; a failure is left to the driver."""
         self._cuda.functions["cuModuleUnload"](self._module)
 
-    def _set(self, arguments: Sequence[int | float]) -> None:
+    def _set(self, arguments: Sequence[Any]) -> None:
         if len(arguments) != len(self._rules):
             raise NativeError(
                 f"{self._kernel.id} takes {len(self._rules)} arguments "

@@ -149,7 +149,8 @@ def test_where_kernels_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     (root / "build" / "cubins").symlink_to(made)
     with pytest.raises(NativeError, match="not built"):  # somebody else's folder
         Cubins.open()
-    (root / "kernels" / "cuda").mkdir(parents=True)
+    (root / "edge" / "kernels").mkdir(parents=True)
+    (root / "edge" / "kernels" / "build.py").touch()
     assert Cubins.open().folder == root / "build" / "cubins"
     installed = root / "edge" / "executors" / "cuda" / "built"
     installed.parent.mkdir(parents=True)
