@@ -20,7 +20,7 @@ from edge.executors.cuda.libcuda import (
 from edge.executors.cuda.manifest import Kernel, Variant
 
 THREADS = 32  # of a warp
-_MOST_PROGRAMS = (2**31 - 1, 2**16 - 1, 2**16 - 1)
+_MOST_X, _MOST_YZ = 2**31 - 1, 2**16 - 1
 _ALIGNMENT = 16
 _UNASKED_SHARED = 48 << 10
 _LOG = 2000  # bytes
@@ -47,6 +47,8 @@ class LoadedKernel:
         self._cuda = cuda
         self._kernel = kernel
         self._stream = stream
+        self._threads, self._shared = THREADS * kernel.warps, kernel.shared
+        self._start = cuda.functions["cuLaunchKernel"]
         self._module = self._load(variant, image)
         self._function = c_void_p()
         try:
@@ -74,12 +76,11 @@ class LoadedKernel:
     def launch(self, grid: Grid, arguments: Sequence[int | float]) -> None:
         """Queue it; NativeError, which names it, for arguments that it does not take and if that fails."""
         self._set(arguments)
-        programs = [operator.index(count) for count in grid]
-        if any(not 1 <= count <= most for count, most in zip(programs, _MOST_PROGRAMS, strict=True)):
+        x, y, z = map(operator.index, grid)
+        if not (0 < x <= _MOST_X and 0 < y <= _MOST_YZ and 0 < z <= _MOST_YZ):
             raise NativeError(f"{self._kernel.id} can't be launched as {grid} programs.")
-        block = (THREADS * self._kernel.warps, 1, 1, self._kernel.shared)
-        code = self._cuda.functions["cuLaunchKernel"](
-            self._function, *programs, *block, self._stream, self._pointers, None
+        code = self._start(
+            self._function, x, y, z, self._threads, 1, 1, self._shared, self._stream, self._pointers, None
         )
         if code:
             raise self._cuda.error(code, f"Launching the kernel {self._kernel.id}")

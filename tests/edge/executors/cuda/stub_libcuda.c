@@ -167,14 +167,12 @@ int cuDeviceGetName(char *name, int size, int device) {
 }
 
 int cuDeviceTotalMem_v2(size_t *size, int device) {
-    (void)device;
     FAIL_AS_ASKED();
     *size = (size_t)setting("STUB_MEMORY", 1 << 30);
     return 0;
 }
 
 int cuDeviceGetAttribute(int *value, int which, int device) {
-    (void)device;
     FAIL_AS_ASKED();
     int architecture = (int)setting("STUB_ARCHITECTURE", 87);
     switch (which) {
@@ -207,7 +205,6 @@ int cuDevicePrimaryCtxRetain(void **made, int device) {
 }
 
 int cuDevicePrimaryCtxRelease_v2(int device) {
-    (void)device;
     live--;
     return failure(__func__);
 }
@@ -270,25 +267,21 @@ int cuMemFreeHost(void *address) {
 }
 
 int cuMemsetD8Async(uint64_t address, unsigned char value, size_t size, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     return value ? INVALID_VALUE : add((Op){.kind = CLEAR, .to = (void *)(uintptr_t)address, .size = size});
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     return copy((void *)(uintptr_t)to, from, size);
 }
 
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     return copy(to, (void *)(uintptr_t)from, size);
 }
 
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     return copy((void *)(uintptr_t)to, (void *)(uintptr_t)from, size);
 }
@@ -307,7 +300,6 @@ int cuStreamDestroy_v2(void *stream) {
 }
 
 int cuStreamSynchronize(void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     if (capturing) return CAPTURING;
     flush();
@@ -315,7 +307,6 @@ int cuStreamSynchronize(void *stream) {
 }
 
 int cuStreamBeginCapture_v2(void *stream, int mode) {
-    (void)stream;
     NEED_CONTEXT();
     if (mode != 2) return INVALID_VALUE;
     capturing = 1;
@@ -324,7 +315,6 @@ int cuStreamBeginCapture_v2(void *stream, int mode) {
 }
 
 int cuStreamEndCapture(void *stream, void **graph) {
-    (void)stream;
     NEED_CONTEXT();
     capturing = 0;
     *graph = malloc(sizeof captured);
@@ -343,7 +333,6 @@ int cuGraphInstantiateWithFlags(void **made, void *graph, unsigned long long fla
 }
 
 int cuGraphLaunch(void *made, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     const Ops *ops = made;
     note("graph of %d\n", ops->count);
@@ -372,14 +361,12 @@ int cuEventCreate(void **event, unsigned flags) {
 }
 
 int cuEventRecord(void *event, void *stream) {
-    (void)stream;
     NEED_CONTEXT();
     ((Event *)event)->recorded = 0;
     return add((Op){.kind = RECORD, .to = event});
 }
 
 int cuEventSynchronize(void *event) {
-    (void)event;
     NEED_CONTEXT();
     flush();
     return sticky;
