@@ -1,4 +1,4 @@
-"""What is called of the driver has the names, arguments and numbers of `cuda.h`, which is in Triton's wheel."""
+"""What is called of the driver has the names, arguments and numbers of `cuda.h`, as Triton brings it."""
 
 from __future__ import annotations
 
