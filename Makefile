@@ -29,7 +29,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 # The machines that `make wheels` makes wheels for.
 MACHINES ?= x86_64 aarch64
 
-.PHONY: chat setup wheels packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
+.PHONY: chat setup cubins wheels packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
 
 chat:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "Error: Python 3.10 or newer \
@@ -60,9 +60,16 @@ $(VENV)/.development: pyproject.toml $(LOCK) $(NATIVE) | $(BIN)/pip
 	@touch $@
 	@: > $(VENV)/.runtime; rm -f $(VENV)/.installing
 
-# Wheels for Linux that need no compiler, in dist/ (CONTRIBUTING.md says how a release is made).
-wheels: setup
-	@scripts/build-wheels $(BIN) dist $(MACHINES)
+# CUDA kernels for all devices, in build/cubins; no GPU is needed. ARCHITECTURES=87,90 and KERNELS="linear*" make a
+# part of them, CHANGED=1 shows only what is not packed yet.
+cubins: setup
+	$(BIN)/python -m edge.kernels.build $(if $(ARCHITECTURES),--architectures $(ARCHITECTURES)) \
+	    $(if $(KERNELS),--kernels $(foreach name,$(KERNELS),'$(name)')) $(if $(CHANGED),--changed)
+
+# Wheels for Linux that need no compiler, in dist/ (CONTRIBUTING.md says how a release is made). CUBINS=1 makes the CUDA
+# kernels first and puts them in.
+wheels: setup $(if $(CUBINS),cubins)
+	@$(if $(CUBINS),CUBINS=build/cubins) scripts/build-wheels $(BIN) dist $(MACHINES)
 
 $(VENV)/.llama: | $(VENV)/.development
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(PIP) $(LLAMA)

@@ -88,9 +88,10 @@ def native_digest() -> str:
 
 
 def package_sources() -> Iterator[Path]:
-    """The Python files of the package; the rooms above are links in edge/."""
-    for folder in ("edge", *(str(path) for path in Path("edge").iterdir() if path.is_symlink())):
-        yield from Path(folder).rglob("*.py")
+    """The Python files of the package; the rooms above are links in edge/. No wheel has edge/kernels."""
+    links = (path for path in Path("edge").iterdir() if path.is_symlink() and path.name != "kernels")
+    for folder in (Path("edge"), *links):
+        yield from folder.rglob("*.py")
 
 
 def newest(paths: Iterator[Path]) -> float:

@@ -16,7 +16,14 @@ FLOORS = (  # of edge; each may import those before it
     *("errors", "system", "config", "quant", "formats", "text", "checkpoints", "hub", "executors", "engine"),
     *("chat", "runtime", "measure"),
 )
-HEAVY = ("torch", "transformers", "torchao", "executorch", "coremltools")  # never in edge, not even lazily
+HEAVY = (
+    "torch",
+    "transformers",
+    "torchao",
+    "executorch",
+    "coremltools",
+    "triton",
+)  # never in edge, not even lazily
 LONG = 450  # lines
 PAGES = (
     ROOT / "README.md",
@@ -60,7 +67,9 @@ def offences(room: str, source: str) -> list[tuple[int, str]]:
         heavy = room == "edge" and top in HEAVY
         # Imported without `edge.`, a room would be a second copy of its modules, or a user's own file.
         bare = top in (*ROOMS[1:], "tests")
-        if heavy or bare or room_of(module) in above:
+        # What is compiled ahead of time: no wheel has it.
+        sources = f"{module}.".startswith("edge.kernels.")
+        if heavy or bare or sources or room_of(module) in above:
             found.append((line, module))
     return found
 
@@ -125,6 +134,7 @@ def test_the_rules_see_offences():
     assert offences("model", "import torch\nimport edge.config\n") == []
     assert offences("model", "from model.rope import rotate") == [(1, "model.rope")]
     assert offences("export", "import edge.apps.cli") == [(1, "edge.apps.cli")]
+    assert offences("apps", "from edge import kernels") == [(1, "edge.kernels")]
     assert climbs("quant", "from edge.engine.session import Session") == [(1, "edge.engine.session")]
     assert climbs("engine", "from edge.quant.scheme import QuantScheme\nimport edge") == []
 
@@ -141,6 +151,11 @@ def test_every_room_is_a_part_of_edge(room: str):
     assert link.is_symlink() and link.resolve() == ROOT / room
 
 
+def test_cuda_kernels_are_a_part_of_edge():
+    link = ROOT / "edge" / "kernels"
+    assert link.is_symlink() and link.resolve() == ROOT / "kernels" / "cuda"
+
+
 @pytest.mark.parametrize("folder", [*ROOMS, "kernels", "scripts", "examples", "tests"])
 def test_long_files_are_named(folder: str):
     """Not a failure: a long file is a reason to look for the second thing in it."""
@@ -150,7 +165,7 @@ def test_long_files_are_named(folder: str):
             warnings.warn(f"{path.relative_to(ROOT)} has {lines} lines", stacklevel=1)
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", [*ROOMS, "kernels"])
 def test_files_say_what_they_own(room: str):
     """Every Python file begins with a docstring."""
     silent = [
@@ -217,7 +232,7 @@ def json_reads(source: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", [*ROOMS, "kernels"])
 def test_json_from_outside_is_read_with_guards(room: str):
     """Only `edge.formats.guarded_json` parses; `alone` has what can't reach it, with the reason."""
     alone = {

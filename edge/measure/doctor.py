@@ -9,12 +9,12 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edge.errors import BundleError, EdgeError
 from edge.executors.registry import EXECUTORS, NATIVE
@@ -25,6 +25,9 @@ from edge.measure.profile import machine
 from edge.system.memory import available_memory
 from edge.system.paths import cache_folder
 from edge.system.units import format_bytes
+
+if TYPE_CHECKING:
+    from edge.executors.cuda.driver import CudaDevice
 
 State = Literal["ok", "note", "warning", "problem"]
 
@@ -99,6 +102,7 @@ def diagnose(
         "huge pages": _huge_pages,
         "cache folder": _cache,
         "executors": lambda: _executors(executors),
+        "CUDA": _cuda,
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -253,10 +257,57 @@ def _executors(asked: tuple[str, ...]) -> Iterator[Finding]:
             continue
         runs = "bundles" if spec.target is None else f"folders of edge export --to {spec.target}"
         yield Finding("executor", "ok", f"{name} is there, and runs {runs}")
-    driver = Path("/proc/driver/nvidia/version")
-    with suppress(OSError):
-        version = driver.read_text().splitlines()[0].partition(":")[2].strip()
-        yield Finding("GPU", "note", f"{version}: present, but this version runs on the CPU only")
+
+
+def _cuda() -> Iterator[Finding]:
+    """The GPU, the kernels that it would get, and one launch of every operator."""
+    from edge.executors.cuda.driver import CudaDevice
+    from edge.executors.cuda.libcuda import MissingDriverError
+    from edge.executors.cuda.manifest import cuda_version
+
+    try:
+        device = CudaDevice()
+    except MissingDriverError as error:
+        yield Finding("CUDA", "note", str(error))
+        return
+    except EdgeError as error:
+        yield Finding("CUDA", "warning", str(error))
+        return
+    with closing(device):
+        facts = device.facts
+        memory, free = format_bytes(facts.memory), format_bytes(device.free_memory)
+        detail = (
+            f"{facts.name}, {memory} of memory ({free} free), "
+            f"compute capability {facts.architecture // 10}.{facts.architecture % 10}, "
+            f"driver for CUDA {cuda_version(device.driver_version)}"
+        )
+        yield Finding("CUDA", "ok", detail)
+        yield from _cuda_kernels(device)
+
+
+def _cuda_kernels(device: CudaDevice) -> Iterator[Finding]:
+    from edge.executors.cuda.self_checks import self_check
+
+    try:
+        cubins = device.cubins
+        taken = Counter(
+            cubins.choose(kernel, device.facts, device.driver_version).name
+            for kernel in cubins.manifest.kernels.values()
+        )
+    except EdgeError as error:
+        yield Finding("CUDA kernels", "warning", str(error))
+        return
+    listed = ", ".join(
+        f"{count} as {name}" + (" (the driver compiles them at their first use)" if "compute" in name else "")
+        for name, count in taken.items()
+    )
+    yield Finding("CUDA kernels", "ok", f"{listed or 'none'}, from '{cubins.folder}'")
+    for operator, fault in self_check(device):
+        if fault is None:
+            yield Finding("CUDA self-test", "ok", f"{operator} gives the right values")
+        else:
+            mend = "build the kernels of this version (make cubins); if that does not help, report this"
+            yield Finding("CUDA self-test", "problem", f"{operator}: {fault}", mend)
 
 
 def _version(package: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Rows of the embedding as the residual stream of a pass. Reference: `edge.model.network.decoder.Backbone`."""
+"""Rows of the embedding as the residual stream of a pass, as `edge.model.network.decoder.Backbone` has it."""
 
 import triton
 import triton.language as tl

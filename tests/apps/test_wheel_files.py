@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -19,12 +21,17 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 
+from edge.executors.cuda.cubins import Cubins
+from tests.conftest import ROOT, alone
+from tests.edge.executors.cuda.conftest import write_package
+
 MACHINES = ("x86_64", "aarch64")
 GLIBC = (2, 34)
 LIBRARIES = {"libedge.so", "libedge_onnxruntime.so"}
 SYSTEM = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0"}
 LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 LARGEST = 2_000_000
+BUILT = "edge/executors/cuda/built"
 
 
 @pytest.fixture(params=MACHINES)
@@ -47,6 +54,40 @@ def libraries(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def section(content: bytes, kind: type) -> Iterator[object]:
     return (each for each in ELFFile(io.BytesIO(content)).iter_sections() if isinstance(each, kind))
+
+
+def test_no_kernels_that_are_compiled_elsewhere_are_in_it(path: Path):
+    """Neither their sources nor, unless they were asked for, what `make cubins` made of them."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    assert "edge/executors/cuda/driver.py" in names
+    assert not [name for name in names if name.startswith(("edge/kernels", BUILT))]
+
+
+def test_cuda_kernels_are_in_a_wheel_that_was_asked_for_them(
+    wheel: Callable[[str], Path], run_folder: Path, tmp_path: Path
+):
+    machine = platform.machine()
+    plain = wheel(machine)  # what it compiles is used again
+    cubins = write_package(tmp_path / "cubins", variants={"sm_87": 12000})
+    (cubins / "else.txt").touch()
+    command = [ROOT / "scripts/build-wheels", Path(sys.executable).parent, tmp_path / "dist", machine]
+    with alone(run_folder / f"wheel-{machine}"):
+        subprocess.run(command, env={**os.environ, "CUBINS": str(cubins)}, check=True, capture_output=True)
+    (made,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(plain) as before, zipfile.ZipFile(made) as after:
+        added = set(after.namelist()) - set(before.namelist())
+        assert added == {f"{BUILT}/manifest.json", f"{BUILT}/sm_87.zip"}
+        after.extractall(tmp_path / "installed", sorted(added))
+    found = Cubins.open(tmp_path / "installed" / BUILT)
+    assert found.image(found.kernel("scale.f16"), found.manifest.variants["sm_87"])
+
+
+def test_kernels_that_are_not_there_are_not_packed(tmp_path: Path):
+    command = [ROOT / "scripts/build-wheels", Path(sys.executable).parent, tmp_path, platform.machine()]
+    environment = {**os.environ, "CUBINS": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "'make cubins' makes them" in done.stderr
 
 
 def test_the_name_says_where_it_runs(path: Path, machine: str):

@@ -19,6 +19,8 @@ from edge.config.huggingface import config_from_hf
 from edge.config.tensors import expected_tensors
 from edge.engine.conversation_file import read_conversation
 from edge.engine.settings import merge_settings
+from edge.executors.cuda.cubins import Cubins
+from edge.executors.cuda.manifest import MANIFEST as CUBINS
 from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.reader import Bundle
@@ -37,6 +39,7 @@ from tests.fuzz.seeds import (
     config,
     contents,
     conversation,
+    cubins,
     draft_bundle,
     gguf_file,
     kv_file,
@@ -211,6 +214,14 @@ def read_public_draft(folder: Path) -> None:
     _ = checkpoint.token_ids, checkpoint.frequency_lists, checkpoint.tokenizer_files
 
 
+def read_cubins(folder: Path) -> None:
+    """What a launch reads of a kernel."""
+    found = Cubins.open(folder)
+    for kernel in found.manifest.kernels.values():
+        for name in kernel.images:
+            found.image(kernel, found.manifest.variants[name])
+
+
 FORMATS, CHECKPOINTS = "edge/formats", "edge/checkpoints"
 READERS = {
     reader.name: reader
@@ -246,6 +257,21 @@ READERS = {
             (ARTIFACT,),
             (f"{FORMATS}/artifact/manifest.py", f"{FORMATS}/artifact/folder.py"),
             finish=signed,
+        ),
+        Reader(
+            "cubins",
+            read_cubins,
+            lambda: made(cubins),
+            (CUBINS,),
+            ("edge/executors/cuda/manifest.py", "edge/executors/cuda/cubins.py"),
+        ),
+        Reader(
+            "cubin archive",
+            read_cubins,
+            lambda: made(cubins),
+            ("sm_87.zip",),
+            ("edge/executors/cuda/cubins.py",),
+            mutate_bytes,
         ),
         Reader(
             "pickle",

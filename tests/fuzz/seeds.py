@@ -21,6 +21,7 @@ from edge.formats.hashing import json_digest
 from edge.formats.kv_file import write_cache
 from edge.formats.safetensors import SafetensorsWriter
 from edge.hub.convert import convert
+from tests.edge.executors.cuda.conftest import write_package
 
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["MiniCPMForCausalLM"],
@@ -398,6 +399,11 @@ def trace(folder: Path) -> None:
         "args": {"call": 0, "layer": 1, "checksum": checksum},
     }
     (folder / "t.json").write_text(json.dumps({"traceEvents": [event, {**event, "ts": 9}]}))
+
+
+def cubins(folder: Path) -> None:
+    """A kernel that `make cubins` built, as a cubin and as PTX."""
+    write_package(folder, variants={"sm_87": 12000, "compute_80": 12000}, aligned=("columns",))
 
 
 def stamps(folder: Path) -> None:
