@@ -47,9 +47,9 @@ def open_cuda(
     files: ModelFiles, options: RunOptions, *, context: int, sparse: SparseConfig | None
 ) -> CudaExecutor:
     """See `edge.executors.registry.ExecutorSpec`; on the first GPU that the driver names."""
-    from edge.executors.cuda.driver import open_device
+    from edge.executors.cuda.driver import CudaDevice
 
-    device = open_device()
+    device = CudaDevice()
     try:
         return CudaExecutor(device, files, options.kv_stored, context=context, sparse=sparse)
     except BaseException:
