@@ -29,7 +29,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 # The machines that `make wheels` makes wheels for.
 MACHINES ?= x86_64 aarch64
 
-.PHONY: chat setup cubins wheels packages check test test-all sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
+.PHONY: chat setup cubins wheels packages check test test-all test-cuda sanitize fuzz fuzz-native torture lint lock bench-kernels figures clean
 
 chat:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { echo "Error: Python 3.10 or newer \
@@ -91,6 +91,11 @@ test: setup packages lint sanitize
 test-all: setup packages lint $(VENV)/.llama
 	@scripts/sanitize $(BIN) $(SANITIZED) 1
 	$(BIN)/pytest
+
+# Checks and times everything on the GPU of this machine, in at most 6 minutes (scripts/test_cuda.py says what, and how
+# it goes without internet). REHEARSE=1 goes through it in Triton's interpreter, where there is no GPU.
+test-cuda: setup $(if $(REHEARSE),,cubins)
+	$(BIN)/python -m scripts.test_cuda $(if $(REHEARSE),--rehearse)
 
 # The native tests once more, on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup

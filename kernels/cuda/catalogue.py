@@ -10,6 +10,7 @@ from edge.kernels import (
     linear,
     norm,
     pages,
+    probe,
     repack,
     rope,
     scores,
@@ -34,5 +35,6 @@ ENTRIES: dict[str, Entry] = by_id(
         *attention.ENTRIES,
         *swiglu.ENTRIES,
         *head.ENTRIES,
+        *probe.ENTRIES,
     ]
 )

@@ -63,6 +63,12 @@ def select_blocks(q: Tensor, k: Tensor, sparse: SparseConfig) -> list[int]:
     if rows <= sparse.dense_len:  # the query's position is rows - 1
         return list(range(blocks))
     scores = block_scores(kernel_scores(q, KeySummaries.of(k, sparse), sparse.exact_lse), rows, sparse)
+    return chosen_blocks(scores, rows, sparse)
+
+
+def chosen_blocks(scores: Tensor, rows: int, sparse: SparseConfig) -> list[int]:
+    """What these scores [blocks] choose on a path of `rows` rows that is not dense: ascending ids."""
+    blocks = -(-rows // sparse.block_size)
     local = max(blocks - sparse.local_blocks, 0)
     forced = {*range(min(sparse.init_blocks, blocks)), *range(local, blocks)}
     others = [block for block in range(blocks) if block not in forced]

@@ -6,92 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
 from edge.executors.cuda.device import Device
 from edge.executors.cuda.operators import attention
-from edge.executors.cuda.operators.selection import Selection
-from edge.model.attention.sparse import attend
 from tests.kernels.cuda.caches import DEAD, Array, Cache, Step
-from tests.kernels.cuda.memory import fetched, sent
+from tests.kernels.cuda.runs import Lists, decoded, exact, prefilled, queries
 
 TREE = (-1, 0, 0, 1, 1, 4)
-Lists = Sequence[Sequence[int]]  # of each row and KV head; [-1] for all blocks
-
-
-def chosen(device: Device, lists: Lists, kv_heads: int) -> Selection:
-    capacity = max(map(len, lists))
-    ids = np.full((len(lists), capacity), 10**6, np.int32)
-    for index, blocks in enumerate(lists):
-        ids[index, : len(blocks)] = blocks
-    counts = [-1 if list(blocks) == [-1] else len(blocks) for blocks in lists]
-    return Selection(sent(device, ids), sent(device, np.array(counts, np.int32)), capacity)
-
-
-def decoded(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) -> Array:
-    """float16 [rows, heads, d] of `decode`."""
-    device, tables, heads = cache.device, cache.tables(steps), q.shape[1]
-    selection = chosen(device, lists, cache.pools.shape.kv_heads) if lists else None
-    blocks = max(tables.blocks, selection.capacity if selection else 0)
-    splits = attention.splits(blocks)
-    parts = sent(device, np.full((*q.shape[:2], splits, q.shape[2]), np.nan, np.float32))
-    tops = sent(device, np.full((*q.shape[:2], splits, 2), np.nan, np.float32))
-    x = sent(device, np.full(q.shape, np.nan, np.float16))
-    attention.decode(
-        *(device, tables, cache.pools, sent(device, q), parts, tops, x),
-        heads=heads,
-        blocks=blocks,
-        selection=selection,
-    )
-    return fetched(device, x, q.shape, np.float16)
-
-
-def prefilled(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) -> Array:
-    """The same of `prefill`."""
-    device, tables, heads = cache.device, cache.tables(steps), q.shape[1]
-    selection = chosen(device, lists, cache.pools.shape.kv_heads) if lists else None
-    runs, first = [], 0
-    for step in steps:
-        runs.append((first, step.before, step.n))
-        first += step.n
-    width = attention.tile_heads(heads, cache.pools.shape.kv_heads)
-    tiles = attention.tiles(runs, 1 if lists else attention.PREFILL_TILE // width)
-    x = sent(device, np.full(q.shape, np.nan, np.float16))
-    attention.prefill(
-        *(device, tables, cache.pools, sent(device, q), sent(device, tiles), x),
-        count=len(tiles),
-        heads=heads,
-        selection=selection,
-    )
-    return fetched(device, x, q.shape, np.float16)
 
 
 def check(cache: Cache, steps: Sequence[Step], q: Array, found: Array, lists: Lists = ()) -> None:
     """Against exact attention; probabilities and values are of 11 bits."""
-    kv_heads = cache.pools.shape.kv_heads
-    row = 0
-    for step in steps:
-        for i in range(step.n):
-            if step.sequence < 0:
-                assert (found[row] == 0).all()
-            for head, queries in enumerate(np.split(q[row], kv_heads)):
-                if step.sequence < 0:
-                    break
-                rows = step.rows_seen(i)
-                keys, values = (
-                    torch.from_numpy(cache.rows(name, step.sequence, rows)[head]).double()
-                    for name in ("keys", "values")
-                )
-                blocks = list(lists[row * kv_heads + head]) if lists else [-1]
-                blocks = list(range(-(-len(rows) // 64))) if blocks == [-1] else blocks
-                exact = attend(torch.from_numpy(queries).double(), keys, values, blocks, 64).numpy()
-                got = found[row].reshape(kv_heads, -1, q.shape[2])[head]
-                assert np.abs(got - exact).max() < 2e-3, (step, i, head)
-            row += 1
-
-
-def queries(rows: int, heads: int, head_dim: int) -> Array:
-    return np.random.default_rng(rows).standard_normal((rows, heads, head_dim)).astype(np.float16)
+    wanted = exact(cache, steps, q, lists)
+    assert np.abs(found - wanted).max() < 2e-3
+    dead = np.repeat([step.sequence < 0 for step in steps], [step.n for step in steps])
+    assert (found[dead] == 0).all()
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["f16", "int8"])

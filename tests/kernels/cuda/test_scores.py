@@ -2,67 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from edge.config import SparseConfig
 from edge.executors.cuda.device import Device
-from edge.executors.cuda.operators.scores import chunks, scores
-from edge.executors.cuda.operators.selection import Selection, select, selected_blocks
-from edge.executors.cuda.operators.summaries import path_windows_bytes, summaries
-from edge.model.attention import sparse as written
-from edge.model.attention.key_summaries import KeySummaries
-from tests.kernels.cuda.caches import DEAD, Array, Cache, Step
-from tests.kernels.cuda.memory import fetched, sent
+from edge.executors.cuda.operators.scores import chunks
+from edge.model.attention.sparse import chosen_blocks
+from tests.kernels.cuda.caches import DEAD, Cache, Step
+from tests.kernels.cuda.runs import exact_scores, scored
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=192)
 CHAIN = tuple(range(-1, 62))
 
 
-def scored(
-    cache: Cache, steps: Sequence[Step], q: Array, sparse: SparseConfig
-) -> tuple[Array, list[list[int]]]:
-    """(block scores [rows, kv_heads, blocks], NaN where none was written; blocks by row and head)."""
-    device, shape, tables = cache.device, cache.pools.shape, cache.tables(steps)
-    rows, heads = q.shape[:2]
-    assert rows == tables.rows
-    of_paths = device.allocate(path_windows_bytes(rows, shape.kv_heads, shape.head_dim))
-    size = (rows, shape.kv_heads, tables.blocks)
-    into = sent(device, np.full(size, np.nan, np.float32))
-    parts = sent(device, np.full((rows, heads, chunks(tables.blocks, sparse), 2), np.nan, np.float32))
-    summaries(device, tables, cache.pools, of_paths)
-    scores(device, tables, cache.pools, sparse, sent(device, q), of_paths, parts, into, heads=heads)
-    capacity = selected_blocks(sparse)
-    ids, counts = (device.allocate(rows * shape.kv_heads * n * 4) for n in (capacity, 1))
-    select(device, tables, sparse, into, Selection(ids, counts, capacity), kv_heads=shape.kv_heads)
-    blocks = fetched(device, ids, (rows, shape.kv_heads, capacity), np.int32)
-    numbers = fetched(device, counts, (rows, shape.kv_heads), np.int32)
-    lists = [
-        blocks[row, head, : max(numbers[row, head], 0)].tolist()
-        for row in range(rows)
-        for head in range(shape.kv_heads)
-    ]
-    return fetched(device, into, size, np.float32), lists
-
-
-def reference(cache: Cache, step: Step, i: int, q: Array, head: int, sparse: SparseConfig) -> torch.Tensor:
-    """Scores of the blocks on the path of row i of a step; q [heads, d] of the row."""
-    keys = torch.from_numpy(cache.rows("keys", step.sequence, step.rows_seen(i))[head]).double()
-    exact = KeySummaries.of(keys, sparse)
-    kept = replace(exact, fine=exact.fine.half(), coarse=exact.coarse.half())  # as the cache keeps them
-    group = len(q) // cache.pools.shape.kv_heads
-    of_group = torch.from_numpy(q[head * group : (head + 1) * group])
-    return written.block_scores(written.kernel_scores(of_group, kept, sparse.exact_lse), len(keys), sparse)
-
-
 @pytest.mark.parametrize("exact_lse", [False, True])
 @pytest.mark.parametrize(("head_dim", "group"), [(64, 1), (128, 2), (64, 8), (128, 16)])
 def test_scores_and_selections_are_the_references(
-    device: Device, monkeypatch: pytest.MonkeyPatch, head_dim: int, group: int, exact_lse: bool
+    device: Device, head_dim: int, group: int, exact_lse: bool
 ) -> None:
     random = np.random.default_rng(head_dim + group)
     sparse = replace(SPARSE, exact_lse=exact_lse)
@@ -81,15 +40,12 @@ def test_scores_and_selections_are_the_references(
                 assert np.isnan(found[row, head]).all()
                 assert lists[2 * row + head] == []
                 continue
-            blocks = reference(cache, step, i, q[row], head, sparse)
+            blocks = exact_scores(cache, step, i, q[row], head, sparse)
             scored_blocks = len(blocks) - sparse.local_blocks
             expected = blocks[:scored_blocks].numpy()
             assert np.allclose(found[row, head, :scored_blocks], expected, rtol=1e-4, atol=0), (row, head)
             assert np.isnan(found[row, head, scored_blocks:]).all()
-            monkeypatch.setattr(written, "block_scores", lambda *_, blocks=blocks: blocks)
-            selected = written.select_blocks(torch.zeros(1, 8), torch.zeros(length, 8), sparse)
-            monkeypatch.undo()
-            assert lists[2 * row + head] == selected, (row, head)
+            assert lists[2 * row + head] == chosen_blocks(blocks, length, sparse), (row, head)
 
 
 def test_a_normaliser_of_several_chunks(device: Device) -> None:
@@ -103,7 +59,7 @@ def test_a_normaliser_of_several_chunks(device: Device) -> None:
         sparse = replace(sparse, exact_lse=exact_lse)
         assert chunks(8704 // 64, sparse) == (5 if exact_lse else 2)
         found, _ = scored(cache, [step], q, sparse)
-        expected = reference(cache, step, 0, q[0], 0, sparse)[:-2].numpy()
+        expected = exact_scores(cache, step, 0, q[0], 0, sparse)[:-2].numpy()
         assert np.allclose(found[0, 0, : len(expected)], expected, rtol=1e-4, atol=0)
 
 
@@ -115,7 +71,7 @@ def test_scores_far_above_the_normaliser_are_bounded(device: Device) -> None:
     cache.upload()
     q = np.full((1, 2, 64), 4, np.float16)
     found, _ = scored(cache, [Step(0, 399, 1)], q, SPARSE)
-    expected = reference(cache, Step(0, 399, 1), 0, q[0], 0, SPARSE)[:-2].numpy()
+    expected = exact_scores(cache, Step(0, 399, 1), 0, q[0], 0, SPARSE)[:-2].numpy()
     assert expected.max() > 1e34
     assert np.allclose(found[0, 0, : len(expected)], expected, rtol=1e-4, atol=1e-30)
 

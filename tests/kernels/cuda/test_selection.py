@@ -11,7 +11,7 @@ from edge.errors import ContextError
 from edge.executors.cuda.device import Device
 from edge.executors.cuda.operators.selection import Selection, select, selected_blocks
 from edge.executors.cuda.operators.tables import StepTables
-from edge.model.attention import sparse as written
+from edge.model.attention.sparse import chosen_blocks
 from tests.kernels.cuda.caches import Array
 from tests.kernels.cuda.memory import fetched, sent
 
@@ -45,16 +45,10 @@ def chosen(device: Device, sparse: SparseConfig, scores: Array, lengths: list[in
     ]
 
 
-def expected(monkeypatch: pytest.MonkeyPatch, sparse: SparseConfig, scores: Array, length: int) -> list[int]:
-    """What the reference selects on these scores [blocks]."""
-    monkeypatch.setattr(written, "block_scores", lambda *_: torch.from_numpy(scores))
-    return written.select_blocks(torch.zeros(1, 8), torch.zeros(length, 8), sparse)
-
-
 @pytest.mark.parametrize("sparse", CASES)
 @pytest.mark.parametrize("kind", ["all different", "ties", "zeros"])
 def test_selections_are_the_references_on_the_same_scores(
-    device: Device, monkeypatch: pytest.MonkeyPatch, sparse: SparseConfig, kind: str
+    device: Device, sparse: SparseConfig, kind: str
 ) -> None:
     random = np.random.default_rng(len(kind))
     lengths = [1, 64, 256, 257, 320, 641, 1000, 2048]
@@ -67,7 +61,7 @@ def test_selections_are_the_references_on_the_same_scores(
     found = chosen(device, sparse, scores, lengths)
     for row, length in enumerate(lengths):
         for head in range(2):
-            blocks = expected(monkeypatch, sparse, scores[row, head], length)
+            blocks = chosen_blocks(torch.from_numpy(scores[row, head]), length, sparse)
             assert found[row][head] == ([-1] if length <= sparse.dense_len else blocks), (length, head)
 
 
@@ -80,9 +74,10 @@ def test_a_context_that_no_kernel_reaches_is_refused(device: Device) -> None:
         select(device, StepTables(1, 0, 0, 0, 0, 0, 0, 0, 0, 2049), SPARSE, 0, Selection(0, 0, 8), kv_heads=1)
 
 
-def test_long_contexts_have_kernels_of_their_own(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_contexts_have_kernels_of_their_own(device: Device) -> None:
     random = np.random.default_rng(0)
     for blocks in (2048, 2052):
         scores = random.integers(0, 500, (1, 1, blocks)).astype(np.float32)
         found = chosen(device, SPARSE, scores, [blocks * 64 - 5])
-        assert found[0][0] == expected(monkeypatch, SPARSE, scores[0, 0], blocks * 64 - 5)
+        wanted = chosen_blocks(torch.from_numpy(scores[0, 0]), blocks * 64 - 5, SPARSE)
+        assert found[0][0] == wanted
