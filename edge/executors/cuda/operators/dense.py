@@ -1,0 +1,34 @@
+"""Products of many rows, see `kernels/cuda/dense.py`."""
+
+from __future__ import annotations
+
+from edge.executors.cuda.device import Address, Device
+from edge.executors.cuda.matrices import CHUNK, Matrix
+
+FROM_ROWS = 512
+"""Rows from which on this is faster than `linear`."""
+_TILE = 128
+
+
+def dequantize(device: Device, matrix: Matrix, out: Address) -> None:
+    """out float16 [matrix.rows to a multiple of 64, matrix.padded_columns]: the weights as `linear` takes them."""
+    device.launch(
+        f"dequantize.{matrix.variant}",
+        (matrix.tiles, matrix.bands, 1),
+        (matrix.address, matrix.scales, out, matrix.tiles),
+    )
+
+
+def dense(device: Device, matrix: Matrix, x: Address, out: Address, workspace: Address, *, rows: int) -> None:
+    """out float32 [rows, matrix.rows] = x float16 [rows, matrix.columns] times the transposed matrix: the sum of
+    what `linear` gives, bit for bit. workspace: matrix.dense_bytes, which get the weights.
+    """
+    dequantize(device, matrix, workspace)
+    device.launch(
+        "dense.whole" if matrix.slices == 1 else "dense.sliced",
+        (-(-rows // _TILE), -(-matrix.rows // _TILE), 1),
+        (
+            *(x, workspace, out, rows, matrix.rows, matrix.columns),
+            *(matrix.padded_columns, matrix.slice_chunks * CHUNK),
+        ),
+    )
