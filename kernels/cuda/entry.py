@@ -32,7 +32,9 @@ class Entry:
     def __post_init__(self) -> None:
         names = [name for name in self.function.arg_names if name not in self.constants]
         if names != list(self.signature):
-            raise ValueError(f"{self.id}: the function takes {names}, the signature says {list(self.signature)}.")
+            raise ValueError(
+                f"{self.id}: the function takes {names}, the signature says {list(self.signature)}."
+            )
         unknown = set(self.signature.values()) - {*POINTERS, *SCALARS}
         if unknown:
             raise ValueError(f"{self.id}: unknown types {sorted(unknown)}.")

@@ -1,21 +1,24 @@
-"""Matrices of a bundle (`edge.quant.packing`) as those of `tiles.py`, on the device. Reference: `unpack` there."""
+"""Matrices of a bundle (`edge.quant.packing`) as those of `tiles.py`, on the device. Reference: `unpack`
+there.
+"""
 
 import triton
 import triton.language as tl
 
 from edge.kernels.entry import Entry
 from edge.kernels.kinds import VARIANTS
-from edge.kernels.tiles import columns_of, groups_of, units_of, word_of
+from edge.kernels.tiles import columns_of, groups_of, scale_of, word_of
 
 
 @triton.jit
 def repack_words(
     source, words, first, rows, columns, group, group_bytes, tile_bytes, units, BITS: tl.constexpr
 ):
-    """Words of the rows from `first` on. One program for a unit of a band, `units` in each; band 0 is that of `first`.
+    """Words of the rows from `first` on. One program for a unit of a band, `units` in each; band 0 is that of
+    `first`.
 
-    source uint8: `rows` rows in tiles of 16, `tile_bytes` each, of groups of `group` columns, `group_bytes` each
-    with its scales. columns: padded to 32. Fields beyond them are 0.
+    source uint8: `rows` rows in tiles of 16, `tile_bytes` each, of groups of `group` columns, `group_bytes`
+    each with its scales. columns: padded to 32. Fields beyond them are 0.
     """
     FIELDS: tl.constexpr = 16 // BITS
     unit = tl.program_id(0)
@@ -56,8 +59,8 @@ def repack_scales(
     GROUP: tl.constexpr,
     MINIMUM: tl.constexpr,
 ):
-    """Scales of the rows from `first` on, one program for a tile of a band, `tiles` in each; see `repack_words`. A
-    group of the source may be several here.
+    """Scales of the rows from `first` on, one program for a tile of a band, `tiles` in each; see
+    `repack_words`. A group of the source may be several here.
     """
     GROUPS: tl.constexpr = groups_of(BITS, GROUP)
     tile = tl.program_id(0)
@@ -69,12 +72,13 @@ def repack_scales(
     known = (from_row >= 0) & (from_row < rows) & (column < columns)
     begin = column // group * group
     codes = tl.minimum(group, columns - begin) * (2 * BITS)
-    at = (from_row // 16).to(tl.int64) * tile_bytes + column // group * group_bytes + codes + from_row % 16 * 2
+    at = (
+        (from_row // 16).to(tl.int64) * tile_bytes + column // group * group_bytes + codes + from_row % 16 * 2
+    )
     value = _half(source + at, known)
     if MINIMUM:
         value |= _half(source + at + 32, known) << 16
-    place = row // 16 * (16 * GROUPS) + row % 8 * (2 * GROUPS) + part * 2 + row // 8 % 2
-    place += (band.to(tl.int64) * tiles + tile) * (64 * GROUPS)
+    place = (band.to(tl.int64) * tiles + tile) * (64 * GROUPS) + scale_of(row, part, GROUPS)
     tl.store(scales + place, value.to(scales.dtype.element_ty), mask=known)
 
 

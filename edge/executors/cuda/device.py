@@ -80,5 +80,3 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything; the device can't be used afterwards."""
-
-

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from edge.executors.cuda.device import Address, Device
+from edge.executors.cuda.matrices import Matrix
+
+_BLOCK = 1024
 
 
 def embed(
-    device: Device, table: Address, tokens: Address, stream: Address, *, rows: int, columns: int, scale: float
+    device: Device, table: Matrix, tokens: Address, stream: Address, *, rows: int, scale: float
 ) -> None:
-    """stream float32 [rows, columns] = scale * table float16 [vocabulary, columns] at tokens int32 [rows]."""
-    device.launch("embed.f16", (rows, 1, 1), (tokens, table, stream, columns, scale))
+    """stream float32 [rows, table.columns] = scale * rows `tokens` int32 [rows] of the table."""
+    device.launch(
+        f"embed.{table.variant}",
+        (-(-table.columns // _BLOCK), rows, 1),
+        (tokens, table.address, table.scales, stream, table.columns, table.tiles, scale),
+    )
