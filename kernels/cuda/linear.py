@@ -92,9 +92,9 @@ def summed(partials, slices, size, at, inside):
     asked for at once, so that their latencies overlap.
     """
     total = tl.load(partials + at, mask=inside, other=0.0)
+    seen = tl.where(inside, slices, 0)
     for part in tl.static_range(1, 8):
-        place = partials + part * size.to(tl.int64) + at
-        total += tl.load(place, mask=inside & (part < slices), other=0.0)
+        total += tl.load(partials + part * size.to(tl.int64) + at, mask=seen > part, other=0.0)
     return total
 
 

@@ -22,8 +22,8 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_products_of_every_kind(device: Device, scheme: QuantScheme) -> None:
-    matrix, weights = loaded(device, scheme, (70,), 272)
-    x = _inputs(3, 272)
+    matrix, weights = loaded(device, scheme, (70,), 160)
+    x = _inputs(3, 160)
     _check(_products(device, matrix, x), x, weights)
 
 
@@ -45,9 +45,9 @@ def test_a_row_gives_the_same_among_any_others(device: Device, scheme: QuantSche
 
 
 def test_many_rows_of_one_slice(device: Device) -> None:
-    matrix, weights = loaded(device, QuantScheme("int8", 64), (130,), 272)
+    matrix, weights = loaded(device, QuantScheme("int8", 64), (130,), 160)
     assert matrix.slices == 1
-    x = _inputs(130, 272)
+    x = _inputs(130, 160)
     found = _dense(device, matrix, x)
     _check(found[None], x, weights)
     assert np.array_equal(found[:5], _products(device, matrix, x[:5])[0])

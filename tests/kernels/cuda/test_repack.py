@@ -17,22 +17,22 @@ from tests.kernels.cuda.random_matrices import REPEATED, SCHEMES, loaded
 
 @pytest.mark.parametrize("scheme", [*SCHEMES, *REPEATED], ids=str)
 def test_weights_are_those_of_the_bundle(device: Device, scheme: QuantScheme) -> None:
-    matrix, weights = loaded(device, scheme, (40, 50), 272)
+    matrix, weights = loaded(device, scheme, (40, 30), 160)
     found = _read(device, matrix)
-    assert np.array_equal(found[:90, :272], weights.astype(np.float16))
-    assert not found[90:].any()
+    assert np.array_equal(found[:70, :160], weights.astype(np.float16))
+    assert not found[70:].any()
 
 
 @pytest.mark.parametrize(
     "scheme", [QuantScheme("int4", 32, minimum=True), QuantScheme("ternary"), QuantScheme("f16")], ids=str
 )
 def test_chosen_rows_are_a_matrix(device: Device, scheme: QuantScheme) -> None:
-    matrix, weights = loaded(device, scheme, (90,), 272)
+    matrix, weights = loaded(device, scheme, (90,), 160)
     ids = np.random.default_rng(0).permutation(90)[:70].astype(np.int32)
-    chosen = Matrix.of(scheme.packing, 70, 272)
+    chosen = Matrix.of(scheme.packing, 70, 160)
     chosen = chosen.at(device.allocate(chosen.size))
     take_rows(device, matrix, sent(device, ids), chosen)
-    assert np.array_equal(_read(device, chosen)[:70, :272], weights[ids].astype(np.float16))
+    assert np.array_equal(_read(device, chosen)[:70, :160], weights[ids].astype(np.float16))
 
 
 def test_odd_columns_are_refused() -> None:
