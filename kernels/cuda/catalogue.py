@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from edge.kernels import (
-    attention,
-    dense,
-    embedding,
-    head,
-    linear,
-    norm,
-    pages,
-    repack,
-    rope,
-    scores,
-    selection,
-    summaries,
-    swiglu,
-)
+from edge.kernels import dense, embedding, head, linear, norm, repack, rows, swiglu
 from edge.kernels.entry import Entry, by_id
 
 ENTRIES: dict[str, Entry] = by_id(
     [
         *repack.ENTRIES,
+        *rows.ENTRIES,
         *embedding.ENTRIES,
         *norm.ENTRIES,
         *linear.ENTRIES,
         *dense.ENTRIES,
-        *rope.ENTRIES,
-        *pages.ENTRIES,
-        *summaries.ENTRIES,
-        *scores.ENTRIES,
-        *selection.ENTRIES,
-        *attention.ENTRIES,
         *swiglu.ENTRIES,
         *head.ENTRIES,
     ]
