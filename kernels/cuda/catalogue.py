@@ -1,19 +1,40 @@
-"""Every entry of every operator."""
+"""Every entry of every operator, in the order in which a pass needs them."""
 
 from __future__ import annotations
 
-from edge.kernels import dense, embedding, head, linear, norm, repack, rows, swiglu
+from edge.kernels import (
+    attention,
+    dense,
+    embedding,
+    head,
+    linear,
+    norm,
+    pages,
+    repack,
+    rope,
+    rows,
+    scores,
+    selection,
+    summaries,
+    swiglu,
+)
 from edge.kernels.entry import Entry, by_id
 
-ENTRIES: dict[str, Entry] = by_id(
-    [
-        *repack.ENTRIES,
-        *rows.ENTRIES,
-        *embedding.ENTRIES,
-        *norm.ENTRIES,
-        *linear.ENTRIES,
-        *dense.ENTRIES,
-        *swiglu.ENTRIES,
-        *head.ENTRIES,
-    ]
+_OPERATORS = (
+    repack,
+    rows,
+    embedding,
+    norm,
+    linear,
+    dense,
+    rope,
+    pages,
+    summaries,
+    scores,
+    selection,
+    attention,
+    swiglu,
+    head,
 )
+
+ENTRIES: dict[str, Entry] = by_id(entry for operator in _OPERATORS for entry in operator.ENTRIES)

@@ -17,7 +17,8 @@ from tests.kernels.cuda.memory import fetched, sent
 
 EPSILON = 1e-5
 HALF = 2**-10
-"""Relative error of a float16 that was rounded once or, where the last bit of its float32 was another, twice."""
+"""Relative error of a float16 that was rounded once or, where the last bit of its float32 was another, twice.
+"""
 
 
 @pytest.mark.parametrize("columns", [96, 1040])
