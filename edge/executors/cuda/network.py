@@ -104,11 +104,11 @@ class Network:
             joined = self._attention(layer, self._pools.layer(index), work)
             self._add(layer.post_norm, rows, joined)
             joined = self._mlp(layer, rows)
-        last = config.num_hidden_layers - 1
+        last, scale = config.num_hidden_layers - 1, config.residual_scale
         if last in work.taps:
             self._add(self._weights.final_norm, rows, joined)
             self._tap(work, last)
-            joined = 0
+            scale = 0.0  # it is in the stream already
         if work.wanted:
             last_norm(
                 device,
@@ -121,7 +121,7 @@ class Network:
                 slices=joined,
                 rows=rows,
                 columns=config.hidden_size,
-                scale=config.residual_scale,
+                scale=scale,
                 epsilon=config.rms_norm_eps,
                 logit_scale=config.logit_scale,
                 outputs=work.wanted,
