@@ -1,4 +1,4 @@
-"""Every entry of every operator."""
+"""Every entry of every operator, in the order in which a pass needs them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edge.kernels import (
     pages,
     repack,
     rope,
+    rows,
     scores,
     selection,
     summaries,
@@ -19,20 +20,21 @@ from edge.kernels import (
 )
 from edge.kernels.entry import Entry, by_id
 
-ENTRIES: dict[str, Entry] = by_id(
-    [
-        *repack.ENTRIES,
-        *embedding.ENTRIES,
-        *norm.ENTRIES,
-        *linear.ENTRIES,
-        *dense.ENTRIES,
-        *rope.ENTRIES,
-        *pages.ENTRIES,
-        *summaries.ENTRIES,
-        *scores.ENTRIES,
-        *selection.ENTRIES,
-        *attention.ENTRIES,
-        *swiglu.ENTRIES,
-        *head.ENTRIES,
-    ]
+_OPERATORS = (
+    repack,
+    rows,
+    embedding,
+    norm,
+    linear,
+    dense,
+    rope,
+    pages,
+    summaries,
+    scores,
+    selection,
+    attention,
+    swiglu,
+    head,
 )
+
+ENTRIES: dict[str, Entry] = by_id(entry for operator in _OPERATORS for entry in operator.ENTRIES)

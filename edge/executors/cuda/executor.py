@@ -160,10 +160,10 @@ class CudaExecutor(ExecutorFacts):
             taken = [(index, step) for index, step in taken if self._has_room(device, index, step, results)]
             if taken:
                 done = self._run(device, [step for _, step in taken])
-                for (index, step), result in zip(taken, done, strict=True):
+                for (index, run), result in zip(taken, done, strict=True):
                     results[index] = result
                     if result.error is None:
-                        step.cache.length += step.rows
+                        run.cache.length += run.rows
         return results
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:

@@ -123,10 +123,18 @@ class PassRows:
                 )
             )
             row += n
-        columns = [np.concatenate(column).astype(np.int32) for column in zip(*parts, strict=True)]
-        all_ancestors = np.concatenate(ancestors) if ancestors else np.empty((0, TREE), np.int32)
-        caches = tuple(steps[index].cache for index in order)
-        return cls(*columns, all_ancestors, trees, tuple(first), caches)
+        names = ("tokens", "positions", "sequences", "slots", "before", "path", "is_tree")
+        columns = {
+            name: np.concatenate(column).astype(np.int32)
+            for name, column in zip(names, zip(*parts, strict=True), strict=True)
+        }
+        return cls(
+            **columns,
+            ancestors=np.concatenate(ancestors) if ancestors else np.empty((0, TREE), np.int32),
+            trees=trees,
+            first=tuple(first),
+            caches=tuple(steps[index].cache for index in order),
+        )
 
     @property
     def rows(self) -> int:

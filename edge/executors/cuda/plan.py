@@ -25,8 +25,7 @@ _LEAST_ROWS = 64
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`.
-    """
+    """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`."""
 
     weights: WeightPlan
     sizes: Sizes
@@ -100,6 +99,7 @@ class DevicePlan:
     def _words(self, cache: int) -> str:
         tokens = cache // self.shape.page_bytes * PAGE
         return (
-            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights {format_bytes(self.weights.total)} + KV "
-            f"cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
+            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights "
+            f"{format_bytes(self.weights.total)} + KV cache {format_bytes(cache)} (of {tokens} tokens) + "
+            f"workspace {format_bytes(self.workspace)}"
         )

@@ -17,7 +17,7 @@ from edge.executors.cuda.operators.repack import repack
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.model_files import PackedFiles
 
-_PARTS = {
+_PARTS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
@@ -52,7 +52,9 @@ class WeightPlan:
     @classmethod
     def of(cls, config: ModelConfig, tensors: Mapping[str, BundleTensor]) -> WeightPlan:
         """Of a model's tensors. Raises BundleError for those that can't stand in one matrix."""
-        parts = {EMBEDDING: (EMBEDDING,)} | ({HEAD: (HEAD,)} if HEAD in tensors else {})
+        parts: dict[str, tuple[str, ...]] = {EMBEDDING: (EMBEDDING,)}
+        if HEAD in tensors:
+            parts[HEAD] = (HEAD,)
         for index in range(config.num_hidden_layers):
             layer = f"model.layers.{index}"
             for part, names in _PARTS.items():
