@@ -1,8 +1,9 @@
 """What the machine code of every CUDA kernel needs of a device, as `make cubins` prints it, for sm_87.
 
-    python scripts/cuda_kernels.py
+    python -m scripts.cuda_kernels
 
-Compiled first, unless `make cubins ARCHITECTURES=87` was run. The last line is one JSON document. No GPU is asked.
+Compiled first, unless `make cubins ARCHITECTURES=87` was run. The last line is one JSON document. No GPU is
+asked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import triton
 from edge.kernels.catalogue import ENTRIES
 from edge.kernels.targets import TARGETS
 
-from scripts.cuda_model.code import ARCHITECTURE, compiled
+from .cuda_model.code import ARCHITECTURE, compiled
 
 
 def main() -> None:

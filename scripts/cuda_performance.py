@@ -1,15 +1,15 @@
 """Predicts how fast the CUDA kernels run MiniCPM4-8B on GPUs that nobody has here. Nothing is measured.
 
-    python scripts/cuda_performance.py
+    python -m scripts.cuda_performance
 
-int4 weights in groups of 128, head and embedding too; float16 KV cache; sparse attention from 8192 tokens on. Decoding
-is of 1, 8 and 16 sequences, each as long as the context, without guesses; a prompt goes through in pieces of 2048
-tokens. Launches are those of the executor, instructions those of its machine code for sm_87 (compiled first, unless
-`make cubins ARCHITECTURES=87` was run). The last line is one JSON document.
+int4 weights in groups of 128, head and embedding too; float16 KV cache; sparse attention from 8192 tokens on.
+Decoding is of 1, 8 and 16 sequences, each as long as the context, without guesses; a prompt goes through in
+pieces of 2048 tokens. Launches are those of the executor, instructions those of its machine code for sm_87
+(compiled first, unless `make cubins ARCHITECTURES=87` was run). The last line is one JSON document.
 
-What it leaves out: the host (sampling, Python, the upload of tables, the download of logits), power limits and clocks
-that follow them, other users of a Jetson's memory, conflicts of memory banks and pages, waits at barriers, and
-programs that end at once. So it is nearer to a bound than to a measurement.
+What it leaves out: the host (sampling, Python, the upload of tables, the download of logits), power limits
+and clocks that follow them, other users of a Jetson's memory, conflicts of memory banks and pages, waits at
+barriers, and programs that end at once. So it is nearer to a bound than to a measurement.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from edge.config import SparseConfig
 from edge.config.presets import preset
 from edge.executors.cuda.executor import PREFILL_ROWS
 
-from scripts.cuda_model.code import ARCHITECTURE
-from scripts.cuda_model.gpus import GPUS, ISSUED, REACHED, Gpu
-from scripts.cuda_model.passes import Rows, launches_of
-from scripts.cuda_model.published import published
-from scripts.cuda_model.times import Time, seconds_of, times_of
-from scripts.cuda_model.work import Model
+from .cuda_model.code import ARCHITECTURE
+from .cuda_model.gpus import GPUS, ISSUED, REACHED, USED, Gpu
+from .cuda_model.passes import Rows, launches_of, resident
+from .cuda_model.published import published
+from .cuda_model.times import Time, seconds_of, times_of
+from .cuda_model.work import Model
 
 MODEL, KIND, GROUP = "minicpm4-8b", "int4", 128
 CONTEXTS = (4096, 32768, 65536, 131072)
@@ -54,19 +54,26 @@ def predicted(name: str, gpu: Gpu, model: Model) -> list[dict[str, Any]]:
     found = []
     for context in CONTEXTS:
         for rows in ROWS:
-            found.append(_row(name, gpu, "decode", context, rows, rows, decode(model, gpu, context, rows)))
+            fit, times = fits(gpu, model, context, rows), decode(model, gpu, context, rows)
+            found.append(_row(name, gpu, "decode", context, rows, rows, fit, times))
     pieces: dict[str, Time] = {}
     for first in range(0, CONTEXTS[-1], PREFILL_ROWS):
         end = first + PREFILL_ROWS
         for kernel, time in piece(model, gpu, first, end in CONTEXTS).items():
             pieces.setdefault(kernel, Time()).add(time)
         if end in CONTEXTS:
-            found.append(_row(name, gpu, "prefill", end, PREFILL_ROWS, end, pieces))
+            fit = fits(gpu, model, end, 1)
+            found.append(_row(name, gpu, "prefill", end, PREFILL_ROWS, end, fit, pieces))
     return found
 
 
+def fits(gpu: Gpu, model: Model, context: int, sequences: int) -> bool:
+    """Whether weights and caches do; more memory is needed for passes, some of which can be smaller."""
+    return resident(model.config, KIND, GROUP, context, sequences) <= gpu.memory * USED
+
+
 def _row(
-    name: str, gpu: Gpu, test: str, context: int, rows: int, tokens: int, times: dict[str, Time]
+    name: str, gpu: Gpu, test: str, context: int, rows: int, tokens: int, fit: bool, times: dict[str, Time]
 ) -> dict[str, Any]:
     seconds = seconds_of(times)
     moved = sum(time.moved for time in times.values())
@@ -80,6 +87,7 @@ def _row(
         "bandwidth_seconds": float(f"{moved / gpu.bandwidth:.4g}"),
         "waiting_seconds": float(f"{sum(time.waiting for time in times.values()):.3g}"),
         "launches": sum(time.launches for time in times.values()),
+        "fits": fit,
         "published": {
             kind: round(speed, 1)
             for kind in (test, f"{test}, with guesses")

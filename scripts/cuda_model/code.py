@@ -33,7 +33,9 @@ _MULTIPLY_ADDS = {"HMMA.16816": 16 * 8 * 16, "HMMA.1688": 16 * 8 * 8}
 
 @dataclass(frozen=True)
 class Part:
-    """Instructions of a warp in one go. multiply_adds: by tensor cores. loaded: bytes of its loads from memory."""
+    """Instructions of a warp in one go. multiply_adds: by tensor cores. loaded: bytes of its loads from
+    memory.
+    """
 
     instructions: int
     multiply_adds: int
@@ -58,8 +60,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Code:
-    """A kernel: its main loop, and all else, which every warp goes through once. in_flight: bytes that a program
-    has asked for at a time. shared: bytes of a program.
+    """A kernel: its main loop, and all else, which every warp goes through once. in_flight: bytes that a
+    program has asked for at a time. shared: bytes of a program.
     """
 
     usage: Usage
@@ -128,4 +130,6 @@ def _listing(cubin: bytes) -> str:
 
 def _width(name: str) -> int:
     """Bytes that an instruction loads by each thread."""
-    return next((_WIDTHS[part.lstrip("US")] for part in name.split(".")[1:] if part.lstrip("US") in _WIDTHS), 4)
+    return next(
+        (_WIDTHS[part.lstrip("US")] for part in name.split(".")[1:] if part.lstrip("US") in _WIDTHS), 4
+    )

@@ -1,4 +1,4 @@
-"""The launches of a pass, as the executor's own network queues them on a device that only writes them down."""
+"""The launches of a pass, as the executor's own network queues them on a device that only notes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
-from edge.executors.cuda.device import Address, Device, DeviceFacts, Graph, Grid
+from edge.executors.cuda.device import Address, DeviceFacts, Graph, Grid
 from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.network import Network, Pass
 from edge.executors.cuda.operators.pages import CachePools, CacheShape
@@ -24,8 +24,8 @@ from edge.kernels.catalogue import ENTRIES
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a pass. first: path of the first one. count: how many. prompt: whether they follow one another in one
-    sequence; else each is of a sequence of its own, at the same place.
+    """Rows of a pass. first: path of the first one. count: how many. prompt: whether they follow one another
+    in one sequence; else each is of a sequence of its own, at the same place.
     """
 
     first: int
@@ -50,7 +50,7 @@ class Launch:
         return int(dict(self.numbers)[name])
 
 
-class Recorder(Device):
+class Recorder:
     """Runs nothing and holds nothing."""
 
     facts = DeviceFacts("none", 87, 1 << 40, 16, 163 << 10, integrated=True)
@@ -96,41 +96,55 @@ class Recorder(Device):
         """Nothing."""
 
 
+def matrices_of(config: ModelConfig, kind: str, group: int) -> dict[str, Matrix]:
+    """Those of a layer, by their names in `LayerWeights`, then embedding and head."""
+    hidden, middle = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    shapes = {
+        "qkv": (queries + 2 * keys, hidden),
+        "out": (hidden, queries),
+        "gate_up": (2 * middle, hidden),
+        "down": (hidden, middle),
+        EMBEDDING: (config.vocab_size, hidden),
+        HEAD: (config.vocab_size, hidden),
+    }
+    return {name: Matrix(kind, group, False, *shape, address=1) for name, shape in shapes.items()}
+
+
+def resident(config: ModelConfig, kind: str, group: int, context: int, sequences: int) -> int:
+    """Bytes of the weights, and of caches of the whole context with key summaries, in float16."""
+    matrices = matrices_of(config, kind, group)
+    ends = sum(matrices[name].size for name in (EMBEDDING, HEAD))
+    layer = sum(matrix.size for matrix in matrices.values()) - ends
+    page = _cache(config, summaries=True).page_bytes
+    return config.num_hidden_layers * layer + ends + sequences * -(-context // PAGE) * page
+
+
+def _cache(config: ModelConfig, summaries: bool) -> CacheShape:
+    layers, kv_heads = config.num_hidden_layers, config.num_key_value_heads
+    return CacheShape(layers, kv_heads, config.head_dim, summaries=summaries)
+
+
 def launches_of(
     config: ModelConfig, kind: str, group: int, rows: Rows, sparse: SparseConfig | None, *, wanted: int
 ) -> Counter[Launch]:
-    """All that a pass launches, each with its number. kind, group: of all matrices, see `Matrix`. wanted: rows
-    whose logits are.
+    """All that a pass launches, each with its number. kind, group: of all matrices, see `Matrix`. wanted:
+    rows whose logits are.
     """
     device = Recorder()
     context = int(rows.paths[-1]) + 1
 
-    def matrix(outputs: int, columns: int) -> Matrix:
-        made = Matrix(kind, group, False, outputs, columns)
-        return made.at(device.allocate(made.size))
-
-    hidden, middle = config.hidden_size, config.intermediate_size
-    queries, keys = (
-        heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads)
-    )
-    layer = LayerWeights(
-        1,
-        matrix(queries + 2 * keys, hidden),
-        matrix(hidden, queries),
-        1,
-        matrix(2 * middle, hidden),
-        matrix(hidden, middle),
-    )
-    embedding = matrix(config.vocab_size, hidden)
-    matrices = {EMBEDDING: embedding, HEAD: embedding}
-    matrices |= {part: getattr(layer, part) for part in ("qkv", "out", "gate_up", "down")}
+    matrices = matrices_of(config, kind, group)
+    parts = {name: matrices[name] for name in ("qkv", "out", "gate_up", "down")}
+    layer = LayerWeights(input_norm=1, post_norm=1, **parts)
     layers = config.num_hidden_layers
-    shape = CacheShape(layers, config.num_key_value_heads, config.head_dim, summaries=sparse is not None)
+    shape = _cache(config, summaries=sparse is not None)
     pools = CachePools.allocate(device, shape, -(-context // PAGE))
     space = Workspace.allocate(
         device, Sizes.of(config, matrices, sparse, rows.count, context), rows.count, sparse
     )
-    weights = DeviceWeights(embedding, [layer] * layers, 1, embedding, 1)
+    weights = DeviceWeights(matrices[EMBEDDING], [layer] * layers, 1, matrices[HEAD], 1)
     network = Network(device, config, weights, pools, space, rope_scale=1.0, sparse=sparse)
     tables = StepTables(rows.count, 1, 1, 1, 1, 1, 1, 1, 1, max_pages=-(-context // PAGE))
     many = rows.count > DECODE_ROWS

@@ -1,7 +1,8 @@
 """Speeds of MiniCPM4-8B that others have published, to stand beside predictions.
 
-From the charts of the MiniCPM4 report (arXiv:2506.07900), read to about 1 %: CPM.cu with W4A16 weights, groups of
-128, and sparse attention. Decoding is with speculation, and on the RTX 4090 without it as well (time per token).
+From the charts of the MiniCPM4 report (arXiv:2506.07900), read to about 1 %: CPM.cu with W4A16 weights,
+groups of 128, and sparse attention. Decoding is with speculation, and on the RTX 4090 without it as well
+(time per token).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Seconds of launches on a GPU: the longest of what each of its parts takes, and what is between two kernels."""
+"""Seconds of launches on a GPU: the longest of what each of its parts takes, and the gaps between kernels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from .work import Model, Work, work_of
 
 @dataclass
 class Time:
-    """Of launches of one kernel. limit: what takes longest, over all of them: `memory`, `in flight` (bytes that
-    programs ask for at a time, by Little's law), `L2`, `tensor cores`, `issue` or `latency`. moved: bytes of
-    memory. multiply_adds, slots: of tensor cores, and instructions of warps. waiting: seconds that no kernel runs.
+    """Of launches of one kernel. limit: what takes longest, over all of them: `memory`, `in flight` (bytes
+    that programs ask for at a time, by Little's law), `L2`, `tensor cores`, `issue` or `latency`. moved:
+    bytes of memory. multiply_adds, slots: of tensor cores, and instructions of warps. waiting: seconds that
+    no kernel runs.
     """
 
     launches: int = 0

@@ -232,8 +232,9 @@ def _rope(launch: Launch, model: Model, rows: Rows) -> Work:
 
 
 def _embed(launch: Launch, model: Model, rows: Rows) -> Work:
-    number = rows.count * model.config.hidden_size
-    return Work(launch.grid[0] * launch.grid[1], memory=2 * number, buffers=(4 * number,), chain=2)
+    number = rows.count * launch["columns"]
+    memory = number * matrix_of(launch, 16, 16).bits / 8
+    return Work(launch.grid[0] * launch.grid[1], memory=memory, buffers=(4.0 * number,), chain=2)
 
 
 def _logits(launch: Launch, model: Model, rows: Rows) -> Work:
@@ -257,6 +258,5 @@ _WORK: dict[str, Callable[[Launch, Model, Rows], Work]] = {
     "attention.combine": _combine,
     "attention.prefill": _prefill,
     "swiglu": _swiglu,
-    "head": _logits,
     "logits": _logits,
 }

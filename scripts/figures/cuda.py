@@ -37,10 +37,8 @@ def decode(document: Document) -> Lines:
     for gpu, context in dict.fromkeys((each["gpu"], each["context"]) for each in rows):
         of = [speeds[gpu, context, count] for count in counts]
         share = of[0]["bandwidth_seconds"] / of[0]["seconds"]
-        published = (
-            _published(of[0]["published"].get(kind)) for kind in ("decode", "decode, with guesses")
-        )
-        rates = (f"{each['tokens_per_second']:g}" for each in of)
+        published = (_published(of[0]["published"].get(kind)) for kind in ("decode", "decode, with guesses"))
+        rates = map(_speed, of)
         lines.append([_title(document, gpu), f"{context:,}", *rates, f"{100 * share:.0f} %", *published])
     return lines
 
@@ -54,7 +52,7 @@ def prefill(document: Document) -> Lines:
         cells = []
         for each in (each for each in rows if each["gpu"] == gpu):
             theirs = each["published"].get("prefill")
-            cells.append(f"{each['tokens_per_second']:g}" + (f" ({theirs:g})" if theirs else ""))
+            cells.append(_speed(each) + (f" ({theirs:g})" if theirs else ""))
         lines.append([_title(document, gpu), *cells])
     return lines
 
@@ -63,9 +61,7 @@ def kernels(test: str) -> Callable[[Document], Lines]:
     """A row for every kernel of a pass, the slowest first."""
 
     def table(document: Document) -> Lines:
-        (row,) = (
-            each for each in document["results"] if each["test"] == test and "kernels" in each
-        )
+        (row,) = (each for each in document["results"] if each["test"] == test and "kernels" in each)
         lines: Lines = [
             ["kernel", "launches", "predicted ms", "share", "MB", "G multiply-adds", "M issue slots", "limit"]
         ]
@@ -92,6 +88,10 @@ def kernels(test: str) -> Callable[[Document], Lines]:
 
 def _title(document: Document, gpu: str) -> str:
     return str(document["gpus"][gpu]["title"])
+
+
+def _speed(row: Document) -> str:
+    return f"{row['tokens_per_second']:g}" if row["fits"] else "does not fit"
 
 
 def _published(speed: float | None) -> str:
