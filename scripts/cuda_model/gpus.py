@@ -1,15 +1,19 @@
 """GPUs: what their makers say of them, and what had to be assumed.
 
-Sources: NVIDIA's data sheets "Jetson AGX Orin Series" (DS-10662-001), "Jetson Orin Nano Series"
-(DS-11105-001, and the note on its Super mode) and "Jetson Thor Series" (DS-11945-001); the white papers
-"NVIDIA Ada GPU Architecture" and "NVIDIA H100 Tensor Core GPU Architecture"; the table "Technical
-Specifications per Compute Capability" of the CUDA programming guide. Clocks of L2 and memory on the last two:
-W. Luo et al., arXiv:2402.13499.
+Sources: those of `edge.measure.profile.devices`; "NVIDIA Jetson AGX Orin Series Technical Brief" v1.2 (16
+multiprocessors, 1.3 GHz, 4 MB of L2; 85 dense int8 TOPS are 1024 multiply-adds of float16 a clock and
+multiprocessor); the data sheets of Orin Nano Super and Thor (1.02 and 1.575 GHz); what owners of a Thor read
+from its driver (NVIDIA's developer forum, thread 356355: 20 multiprocessors, 32 MiB of L2); the white papers
+of NVIDIA's Ada and H100 architectures; "Technical Specifications per Compute Capability" in the CUDA
+programming guide. Clocks of L2 and memory on RTX 4090 and H100: W. Luo et al., arXiv:2402.13499.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from edge.measure.profile.devices import DEVICES
 
 REACHED = 0.85
 """Share of the memory's bandwidth that a long read gets; assumed. TensorRT-Edge-LLM's published 50.8 tokens/s
@@ -18,7 +22,6 @@ of Llama-3.1-8B int4 on Thor are 84 to 93 % of it, by how its head is stored.
 
 ISSUED = 0.8
 """Share of issue slots and of tensor cores that a busy kernel uses; assumed."""
-
 
 USED = 0.9
 """Share of its memory that weights and caches may take; assumed."""
@@ -64,61 +67,62 @@ class Gpu:
         return self.tensor * self.multiprocessors * self.clock
 
 
-_ORIN = "latencies (260 and 800 clocks), gap (2 µs)"
+def _known(name: str, assumed: str, **facts: Any) -> Gpu:
+    """One whose memory `edge profile --plan` knows."""
+    device = DEVICES[name]
+    return Gpu(device.title, device.memory_gb * 1e9, device.bandwidth_gb_s * 1e9, assumed=assumed, **facts)
+
+
+_ANSWERS = "latencies (260 and 800 clocks), gap (2 µs)"
+_TEGRA: dict[str, Any] = {"tensor": 1024, "warps": 48, "l2_latency": 260, "latency": 800, "gap": 2e-6}
+_ORIN = _TEGRA | {"shared": 164 << 10, "blocks": 16}
 GPUS = {
-    "jetson-agx-orin": Gpu(
-        "Jetson AGX Orin 64 GB",
-        64e9,
-        204.8e9,
-        16,
-        1.3e9,
-        1024,
-        164 << 10,
-        48,
-        16,
-        4 << 20,
-        260,
-        800,
-        2e-6,
-        _ORIN,
+    "jetson-agx-orin": _known(
+        "jetson-agx-orin", _ANSWERS, multiprocessors=16, clock=1.3e9, cache=4 << 20, **_ORIN
     ),
-    "jetson-orin-nano-super": Gpu(
-        "Jetson Orin Nano Super",
-        8e9,
-        102e9,
-        8,
-        1.02e9,
-        1024,
-        164 << 10,
-        48,
-        16,
-        2 << 20,
-        260,
-        800,
-        2e-6,
-        _ORIN,
+    "jetson-orin-nano-super": _known(
+        *("jetson-orin-nano-super", f"L2 (2 MiB), {_ANSWERS}"),
+        multiprocessors=8,
+        clock=1.02e9,
+        cache=2 << 20,
+        **_ORIN,
     ),
-    "jetson-thor": Gpu(
-        "Jetson Thor",
-        128e9,
-        273e9,
-        20,
-        1.575e9,
-        1024,
-        228 << 10,
-        48,
-        24,
-        32 << 20,
-        260,
-        800,
-        2e-6,
-        f"the rate of `mma.sync`: that of Orin; {_ORIN}",
+    "jetson-thor": _known(
+        *("jetson-thor", f"tensor cores (as Orin's by `mma.sync`), {_ANSWERS}"),
+        multiprocessors=20,
+        clock=1.575e9,
+        cache=32 << 20,
+        shared=228 << 10,
+        blocks=24,
+        **_TEGRA,
     ),
-    "rtx-4090": Gpu(
-        "RTX 4090", 24e9, 1008e9, 128, 2.52e9, 512, 100 << 10, 48, 24, 72 << 20, 273, 542, 1e-6, "gap (1 µs)"
+    "rtx-4090": _known(
+        *("rtx-4090", "gap (1 µs)"),
+        multiprocessors=128,
+        clock=2.52e9,
+        tensor=512,
+        shared=100 << 10,
+        warps=48,
+        blocks=24,
+        cache=72 << 20,
+        l2_latency=273,
+        latency=542,
+        gap=1e-6,
     ),
-    # Luo et al.: `mma.sync` reaches 62.9 % of what `wgmma` does, 2048 multiply-adds a clock.
     "h100": Gpu(
-        "H100 SXM", 80e9, 3350e9, 132, 1.83e9, 1288, 228 << 10, 64, 32, 50 << 20, 263, 479, 1e-6, "gap (1 µs)"
+        "H100 SXM",
+        memory=80e9,
+        bandwidth=3350e9,
+        multiprocessors=132,
+        clock=1.83e9,
+        tensor=1288,  # 62.9 % of what `wgmma` does, as Luo et al. measured
+        shared=228 << 10,
+        warps=64,
+        blocks=32,
+        cache=50 << 20,
+        l2_latency=263,
+        latency=479,
+        gap=1e-6,
+        assumed="gap (1 µs)",
     ),
 }
