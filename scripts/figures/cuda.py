@@ -73,9 +73,9 @@ def kernels(test: str) -> Callable[[Document], Lines]:
                 [
                     f"`{name}`",
                     str(each["launches"]),
-                    f"{each['ms']:,g}",
+                    f"{each['ms']:,.10g}",
                     f"{100 * share:.1f} %",
-                    *(f"{figure:,g}" for figure in figures),
+                    *(f"{figure:,.10g}" for figure in figures),
                     each["limit"],
                 ]
             )
