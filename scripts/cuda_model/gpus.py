@@ -6,6 +6,9 @@ multiprocessor); the data sheets of Orin Nano Super and Thor (1.02 and 1.575 GHz
 from its driver (NVIDIA's developer forum, thread 356355: 20 multiprocessors, 32 MiB of L2); the white papers
 of NVIDIA's Ada and H100 architectures; "Technical Specifications per Compute Capability" in the CUDA
 programming guide. Clocks of L2 and memory on RTX 4090 and H100: W. Luo et al., arXiv:2402.13499.
+
+Beyond what the planner has, figures stand here as they are remembered of these documents, which could not be
+opened when this was written: look them up before quoting one.
 """
 
 from __future__ import annotations
