@@ -10,6 +10,7 @@ from .declaration import Benchmark, needs_module, short_profile
 _PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
+_TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")
 _GUESSES = "python scripts/bench_speculation.py --parts"
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
@@ -75,6 +76,8 @@ BENCHMARKS = {
     "cycles": Benchmark("python -m scripts.cycles", 4, timed=False, needs=(_llvm_mca,)),
     "predictions": Benchmark("python -m scripts.cycles.predictions", 0.1, timed=False),
     "prediction-check": Benchmark("python -m scripts.cycles.check", 3, needs=(_llvm_mca,)),
+    "cuda-kernels": Benchmark("python -m scripts.cuda_kernels", 6, timed=False, needs=(_TRITON,)),
+    "cuda-predictions": Benchmark("python -m scripts.cuda_performance", 1, timed=False, needs=(_TRITON,)),
     "streams": Benchmark("python scripts/bench_streams.py", 3, per_machine=True),
     "sampler": Benchmark("python scripts/bench_sampler.py", 0.5, per_machine=True),
     "start": Benchmark("python scripts/bench_start.py", 3, per_machine=True),
