@@ -140,10 +140,14 @@ BENCHMARKS = {
         1,
         timed=False,
     ),
-    "speculation-jobs": Benchmark(f"{_GUESSES} jobs --lookups 'ngram-simple, 3 and 8'", 15, needs=(_server,)),
+    "speculation-jobs": Benchmark(
+        f"{_GUESSES} jobs --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
+    ),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --questions TEXT/spec_bench.dev.jsonl", 6),
-    "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b", 5),
-    "speculation-planted-8b": Benchmark(f"{_GUESSES} planted --shapes minicpm4-8b --tokens 48 --rounds 1", 8),
+    "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
+    "speculation-planted-8b": Benchmark(
+        f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9
+    ),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
     ),
