@@ -119,8 +119,8 @@ def _stacked(tensors: Sequence[BundleTensor]) -> Matrix:
     for other in tensors[1:]:
         if other.scheme != first.scheme:
             raise BundleError(
-                f"'{first.name}' is {first.scheme} and '{other.name}' {other.scheme}: the cuda executor takes "
-                "them as one matrix; convert the model with one quantization, or choose the native executor."
+                f"'{first.name}' is {first.scheme} and '{other.name}' {other.scheme}: the cuda executor "
+                "takes them as one matrix; convert the model with one quantization, or choose native."
             )
     return Matrix.of(first.scheme.packing, sum(info.rows for info in tensors), first.columns)
 
