@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from edge.kernels import embedding
+from edge.kernels import adjusted, candidates, embedding, logprobs, sampling
 from edge.kernels.entry import Entry, by_id
 
-ENTRIES: dict[str, Entry] = by_id([*embedding.ENTRIES])
+ENTRIES: dict[str, Entry] = by_id(
+    [
+        *embedding.ENTRIES,
+        *adjusted.ENTRIES,
+        *candidates.ENTRIES,
+        *sampling.ENTRIES,
+        *logprobs.ENTRIES,
+    ]
+)
