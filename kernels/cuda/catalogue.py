@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from edge.kernels import (
+    adjusted,
     attention,
+    candidates,
     dense,
     embedding,
     head,
     linear,
+    logprobs,
     norm,
     pages,
     repack,
     rope,
     rows,
+    sampling,
     scores,
     selection,
     summaries,
@@ -35,6 +39,10 @@ _OPERATORS = (
     attention,
     swiglu,
     head,
+    adjusted,
+    candidates,
+    sampling,
+    logprobs,
 )
 
 ENTRIES: dict[str, Entry] = by_id(entry for operator in _OPERATORS for entry in operator.ENTRIES)
