@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge.config import KVType, SparseConfig
 from edge.errors import ContextError
 from edge.executors.cuda.device import Device
+from edge.executors.cuda.drawing import DeviceSampler
 from edge.executors.cuda.operators.pages import CacheShape
 from edge.executors.cuda.operators.tables import PAGE
 from edge.executors.cuda.uploads import PassTables
@@ -65,6 +66,7 @@ class DevicePlan:
         while True:
             sizes = Sizes.of(config, weights.matrices, sparse, rows, context)
             tables = PassTables.size(rows, context) + PassTables.size(min(rows, _LEAST_ROWS), context)
+            tables += DeviceSampler.size(config.vocab_size, context)
             beside = weights.total + max(weights.uploaded, sizes.total + tables)
             pages = min(most, (room - beside) // shape.page_bytes)
             found = cls(weights, sizes, tables, shape, pages, rows, context)

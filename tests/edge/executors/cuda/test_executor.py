@@ -18,9 +18,12 @@ from edge.executors.cuda.executor import CudaExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import Executor, SequenceStep
+from edge.executors.sampling import DrawOptions
 from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
+from edge.runtime import Model
 from tests.configs import one_layer
+from tests.planted import FreeRows, PlantedDrafter, planted
 from tests.steps import TREE, forward, paths, tree_masks
 
 if find_spec("triton") is None:  # not imported here: it reads whether to interpret when it is
@@ -306,6 +309,48 @@ def test_what_does_not_fit_is_refused_with_numbers(bundles, open_cuda, dense):
     tight = open_cuda(bundle, memory=int(1.25 * room) + 1024)
     assert tight.plan.pages == roomy.plan.pages - 2 and tight.plan.total <= room + 1024
     assert np.array_equal(logits_of(tight, [tokens_of(3)]), dense.logits[:3])
+
+
+def test_tokens_are_drawn_on_the_device_as_on_the_host(dense):
+    """An answer by seeds, with settings of all kinds; what the device does not draw is left to the host."""
+    executor = dense.executor
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.2, "top_k": 20, "seed": 4, "logprobs": 3},
+        {"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.3, "seed": 5},
+        {"temperature": 1.0, "typical_p": 0.7, "seed": 6},
+    ]
+    rows = 3
+    for index, chosen in enumerate(settings):
+        step = SequenceStep(dense.fork(5), tokens_of(rows, 7), logits="all")
+        (plain,) = executor.forward([step])
+        (held,) = executor.forward([replace(step, cache=dense.fork(5), held=True)])
+        for row in range(rows):
+            options, history = DrawOptions(**chosen), tokens_of(5)
+            found = executor.sample(held.logits[row], options, history, index=index)
+            wanted = executor.sample(plain.logits[row], options, history, index=index)
+            assert found.token == wanted.token
+            if wanted.logprob is not None:
+                assert found.logprob == pytest.approx(wanted.logprob, abs=1e-5)
+                assert [token for token, _ in found.top] == [token for token, _ in wanted.top]
+    forward(executor, dense.fork(3), [5])
+    with pytest.raises(NativeError, match="are of an earlier pass"):
+        executor.sample(held.logits[0], options)
+
+
+def test_answers_with_guesses_are_those_without(make_bundle, dense):
+    """The whole engine above the executor: sessions, the scheduler, trees and draws."""
+    bundle = make_bundle(NETWORK, QuantScheme.from_name("int4"), tokenizer=True)
+    model = Model(bundle, dense.executor, name="tiny")
+    model.scheduler.costs = FreeRows()
+    settings: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 10, "ignore_eos": True}
+    prompt = tokens_of(4)
+    plain = model.complete(prompt, session=model.session(speculate=False), **settings)
+    drafter = PlantedDrafter([prompt + list(plain.tokens)], right=0.7, vocab_size=150, seed=1)
+    model.scheduler.speculation = planted([drafter])
+    guessed = model.complete(prompt, session=model.session(), **settings)
+    assert guessed.tokens == plain.tokens
+    assert guessed.speculation is not None and guessed.speculation.accepted > 0
 
 
 def test_a_closed_model_says_so(bundles, open_cuda):
