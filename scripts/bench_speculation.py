@@ -63,7 +63,9 @@ def measure_jobs(options: argparse.Namespace) -> Rows:
     """Lookup on copies, edits and JSON."""
     asked = [name.strip() for name in options.lookups.split(";")] if options.lookups else list(LOOKUPS)
     theirs = {name: LOOKUPS[name] for name in asked}
-    return _compare(options, jobs(), [*ours(["off", "lookup"]), *_theirs(options, theirs)])
+    ways = ["off", "lookup"]
+    mine = [*ours(ways), *ours(ways, "edge, int8", activations="int8")]  # llama.cpp computes with int8
+    return _compare(options, jobs(), [*mine, *_theirs(options, theirs)])
 
 
 def measure_chat(options: argparse.Namespace) -> Rows:
@@ -124,11 +126,10 @@ def summary(rows: Rows) -> dict[str, float]:
             if others is None or row["tokens_per_second"] > others["tokens_per_second"]:
                 best[row["program"]] = row
     found = {f"{program}, {row['setting']}": row["total_ratio"] for program, row in best.items()}
-    if len(best) == 2:
-        mine, theirs = best["edge"], best["llama.cpp"]
-        found["tokens/s of ours over theirs"] = round(
-            mine["tokens_per_second"] / theirs["tokens_per_second"], 3
-        )
+    theirs = best.pop("llama.cpp", None)
+    for program, row in best.items() if theirs else ():
+        ratio = row["tokens_per_second"] / theirs["tokens_per_second"]
+        found[f"tokens/s of {program} over theirs"] = round(ratio, 3)
     return found
 
 

@@ -209,7 +209,7 @@ class Answer(Job):
         self._opened = rows
         wanted: Logits = "last" if rows == len(self.todo) else "none"
         hidden = self._speculation is not None and self._speculation.wants_hidden
-        return self._session.open_step(self.todo[:rows], wanted, tree=self.tree, hidden=hidden)
+        return self._session.open_step(self.todo[:rows], wanted, tree=self.tree, hidden=hidden, held=True)
 
     def close(self, result: StepResult) -> None:
         """Take what came of the step, as far as the guesses were right."""

@@ -30,6 +30,7 @@ _LARGEST_SHAPE = 64
 _MOST_UNUSUAL = 1.5  # times what is usual
 _CURVE_ROWS = 512
 _CURVE_LIFE = 32  # passes
+_HOPE = 0.5  # of the rise between two sizes that were seen, what those between them are taken to cost
 _MOST_ROWS = 4096
 _SAMPLES = 5  # of the latest passes of one size; their lower median counts, as hiccups only add
 _LIFE = 100  # passes after which a size that was not run again is forgotten: it may have had bad luck
@@ -137,7 +138,7 @@ class PassCosts:
         counts = sorted(sizes)
         seen = [median_low(sizes[rows].seconds) for rows in counts]
         shape = _drawn_shape(tuple(sorted(usual.items())))
-        inside = np.interp(np.arange(1, len(shape) + 1), counts, seen)
+        inside = _hopeful(counts, seen, len(shape))
         low, high = min(counts[0], len(shape)), min(counts[-1], len(shape))
         inside[: low - 1] = seen[0] * shape[: low - 1] / shape[low - 1]
         inside[high:] = seen[-1] * shape[high:] / shape[high - 1]
@@ -169,6 +170,15 @@ def _believed(shape: Shape) -> Shape:
     so never be measured anew.
     """
     return {rows: min(cost, _MOST_UNUSUAL * _beside_one(rows, USUAL)) for rows, cost in shape.items()}
+
+
+def _hopeful(counts: Sequence[int], seen: Sequence[float], most: int) -> npt.NDArray[np.float64]:
+    """Seconds of 1 to `most` rows where some were seen. What lies between them is taken to be cheaper than on
+    a line, so that it is tried: costs rise in steps, and the best size is just below one.
+    """
+    rows = np.arange(1, most + 1)
+    below = np.asarray(seen)[np.clip(np.searchsorted(counts, rows, "right") - 1, 0, None)]
+    return below + _HOPE * np.maximum(0, np.interp(rows, counts, seen) - below)
 
 
 @cache

@@ -53,6 +53,7 @@ class Stepped(Protocol):
         *,
         tree: DraftTree = NOTHING,
         hidden: bool = False,
+        held: bool = False,
     ) -> SequenceStep:
         """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows
         it.

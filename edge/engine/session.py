@@ -247,10 +247,11 @@ class Session:
         *,
         tree: DraftTree = NOTHING,
         hidden: bool = False,
+        held: bool = False,
     ) -> SequenceStep:
         """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it.
 
-        A step with a tree wants all logits.
+        A step with a tree wants all logits. held: see `SequenceStep`.
         """
         before, root = self.length, len(tokens) - 1
         if len(tree):
@@ -265,7 +266,7 @@ class Session:
         self._opened = before
         self._unsure = len(tree) > 0
         if not len(tree) or tree.is_chain:
-            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden)
+            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, held=held)
         positions = before + root + np.concatenate([np.zeros(1, np.int32), tree.depths])
         return SequenceStep(
             self._cache,
@@ -274,6 +275,7 @@ class Session:
             tree=tree.masks,
             logits=wanted,
             hidden=hidden,
+            held=held,
         )
 
     def close_step(self, path: Sequence[int] = ()) -> None:

@@ -77,12 +77,13 @@ class KVCache(Protocol):
 class SequenceStep:
     """What a forward pass appends to one sequence, and what is wanted of it.
 
-    cache: of the sequence. tokens: int32 [n], 1 to max_batch ids, appended to it.
-    positions: int32 [n], RoPE positions; by default they continue the cache.
-    tree: uint64 [n], n <= 64; bit j of tree[i] says that token i sees token j of this step (its own bit
-    included). By default token i sees tokens 0..i. All tokens see the whole cache before this step.
-    logits: of no token, of the last one or of all. hidden: whether hidden states are wanted. layers: numbers
-    of the layers whose output is wanted, in the order of the answer.
+    cache: of the sequence. tokens: int32 [n], 1 to max_batch ids, appended to it. positions: int32 [n], RoPE
+    positions; by default they continue the cache. tree: uint64 [n], n <= 64; bit j of tree[i] says that token
+    i sees token j of this step (its own bit included). By default token i sees tokens 0..i. All tokens see
+    the whole cache before this step. logits: of no token, of the last one or of all. held: whether rows of
+    them are for `Executor.sample` alone, before the next pass: then they may stay where they were computed.
+    hidden: whether hidden states are wanted. layers: numbers of the layers whose output is wanted, in the
+    order of the answer.
     """
 
     cache: KVCache
@@ -91,6 +92,7 @@ class SequenceStep:
     positions: npt.NDArray[np.int32] | None = None
     tree: npt.NDArray[np.uint64] | None = None
     logits: Logits = "last"
+    held: bool = False
     hidden: bool = False
     layers: Sequence[int] = ()
 

@@ -1,18 +1,22 @@
-"""Every entry of every operator."""
+"""Every entry of every operator, in the order in which a pass needs them."""
 
 from __future__ import annotations
 
 from edge.kernels import (
+    adjusted,
     attention,
+    candidates,
     dense,
     embedding,
     head,
     linear,
+    logprobs,
     norm,
     pages,
-    probe,
     repack,
     rope,
+    rows,
+    sampling,
     scores,
     selection,
     summaries,
@@ -20,21 +24,25 @@ from edge.kernels import (
 )
 from edge.kernels.entry import Entry, by_id
 
-ENTRIES: dict[str, Entry] = by_id(
-    [
-        *repack.ENTRIES,
-        *embedding.ENTRIES,
-        *norm.ENTRIES,
-        *linear.ENTRIES,
-        *dense.ENTRIES,
-        *rope.ENTRIES,
-        *pages.ENTRIES,
-        *summaries.ENTRIES,
-        *scores.ENTRIES,
-        *selection.ENTRIES,
-        *attention.ENTRIES,
-        *swiglu.ENTRIES,
-        *head.ENTRIES,
-        *probe.ENTRIES,
-    ]
+_OPERATORS = (
+    repack,
+    rows,
+    embedding,
+    norm,
+    linear,
+    dense,
+    rope,
+    pages,
+    summaries,
+    scores,
+    selection,
+    attention,
+    swiglu,
+    head,
+    adjusted,
+    candidates,
+    sampling,
+    logprobs,
 )
+
+ENTRIES: dict[str, Entry] = by_id(entry for operator in _OPERATORS for entry in operator.ENTRIES)

@@ -11,8 +11,8 @@ from edge.kernels.tiles import columns_of, magic_of, scales_at, units_of, weight
 
 @triton.jit
 def dequantize(words, scales, out, tiles, BITS: tl.constexpr, ZERO: tl.constexpr, GROUP: tl.constexpr):
-    """out float16 [padded rows, padded columns] = the weights as `linear` has them. One program for a tile of a band,
-    of `tiles` in each.
+    """out float16 [padded rows, padded columns] = the weights as `linear` has them. One program for a tile of
+    a band, of `tiles` in each.
     """
     COLUMNS: tl.constexpr = columns_of(BITS)
     WORDS: tl.constexpr = units_of(BITS) * 1024

@@ -1,30 +1,76 @@
-"""Rows of the embedding as the residual stream of a pass, as `edge.model.network.decoder.Backbone` has it."""
+"""Rows of the embedding as the residual stream. Reference: `edge.model.network.decoder.Backbone`."""
 
 import triton
 import triton.language as tl
 
 from edge.kernels.entry import Entry
+from edge.kernels.kinds import VARIANTS
+from edge.kernels.tiles import columns_of, groups_of, scale_of, units_of, word_of
 
 
 @triton.jit
-def embed(tokens, table, stream, columns, scale, BLOCK: tl.constexpr):
-    """stream[i] = scale * table[tokens[i]]; one program a row. tokens int32 [rows], table [vocabulary,
-    columns], stream float32 [rows, columns].
+def embed(
+    tokens,
+    words,
+    scales,
+    stream,
+    columns,
+    tiles,
+    factor,
+    BITS: tl.constexpr,
+    ZERO: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """stream[i] = factor * row tokens[i] of the matrix, in float32; one program for BLOCK columns of a row.
+
+    tokens int32 [rows], stream float32 [rows, columns]; words, scales: see `edge.kernels.tiles`. tiles: of a
+    band.
     """
-    row = tl.program_id(0)
-    token = tl.load(tokens + row).to(tl.int64)
-    for start in range(0, columns, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < columns
-        values = tl.load(table + token * columns + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(stream + row.to(tl.int64) * columns + at, values * scale, mask=inside)
+    COLUMNS: tl.constexpr = columns_of(BITS)
+    WIDTH: tl.constexpr = 32 * (16 // BITS)
+    GROUPS: tl.constexpr = groups_of(BITS, GROUP)
+    place = tl.program_id(1)
+    token = tl.load(tokens + place)
+    band = (token // 64).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    word, bit = word_of(token % 64, column % WIDTH, BITS)
+    unit = band * tiles * units_of(BITS) + column // WIDTH
+    found = tl.load(words + unit * 1024 + word, mask=inside, other=0) >> bit
+    if BITS == 16:
+        values = found.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        values = (found & ((1 << BITS) - 1)).to(tl.float32) - ZERO
+        if GROUP:
+            at = (band * tiles + column // COLUMNS) * (64 * GROUPS)
+            at += scale_of(token % 64, column % COLUMNS // GROUP, GROUPS)
+        else:
+            at = band * 64 + scale_of(token % 64, column * 0, GROUPS)
+        scale = tl.load(scales + at, mask=inside, other=0)
+        if scale.dtype == tl.int32:
+            minimum = (scale >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+            values = tl.fma(values, scale.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32), minimum)
+        else:
+            values = values * scale.to(tl.float32)
+    tl.store(stream + place.to(tl.int64) * columns + column, values * factor, mask=inside)
 
 
 ENTRIES = [
     Entry(
-        "embed.f16",
+        f"embed.{variant.name}",
         embed,
-        {"tokens": "*i32", "table": "*fp16", "stream": "*fp32", "columns": "i32", "scale": "fp32"},
-        {"BLOCK": 1024},
+        {
+            "tokens": "*i32",
+            "words": "*i32",
+            "scales": variant.scales,
+            "stream": "*fp32",
+            "columns": "i32",
+            "tiles": "i32",
+            "factor": "fp32",
+        },
+        {**variant.constants, "BLOCK": 1024},
+        aligned=("columns",),
     )
+    for variant in VARIANTS
 ]

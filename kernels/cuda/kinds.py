@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Variant:
     """One kind with its groups.
 
-    name: ends the ids of its entries, as `edge.executors.cuda.matrices.Matrix.variant` says it. bits: of a field.
-    zero: the field of a weight of zero. group: columns that share a scale; 0 for one per row, or none. minimum:
-    whether one is added.
+    name: ends the ids of its entries, as `edge.executors.cuda.matrices.Matrix.variant` says it. bits: of a
+    field. zero: the field of a weight of zero. group: columns that share a scale; 0 for one per row, or none.
+    minimum: whether one is added.
     """
 
     name: str

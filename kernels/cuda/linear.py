@@ -1,7 +1,7 @@
 """Rows times the transposed matrix, of any kind, for up to some hundred rows. Reference: `torch.nn.Linear`.
 
-The weights are the left operand, so that no two warps make the same ones. Sums are of 16 columns at a time, in
-order, whatever the number of rows and the kind: `dense.py` gives the same bits.
+The weights are the left operand, so that no two warps make the same ones. Sums are of 16 columns at a time,
+in order, whatever the number of rows and the kind: `dense.py` gives the same bits.
 """
 
 import triton
@@ -34,8 +34,8 @@ def linear(
 ):
     """out[slice, row, output] = x[row] times row `output` of the matrix, over the columns of a slice.
 
-    One program for ROWS rows, a band and a slice of `slice_chunks` chunks, of `chunks` in all. x float16 [rows,
-    columns], out float32 [slices, rows, outputs]; words, scales: see `edge.kernels.tiles`.
+    One program for ROWS rows, a band and a slice of `slice_chunks` chunks, of `chunks` in all. x float16
+    [rows, columns], out float32 [slices, rows, outputs]; words, scales: see `edge.kernels.tiles`.
     """
     COLUMNS: tl.constexpr = columns_of(BITS)
     WORDS: tl.constexpr = units_of(BITS) * 1024
@@ -86,6 +86,18 @@ def store_outputs(out, total, before, row, rows, output, outputs):
     tl.store(out + at, total, mask=(row < rows)[None, :] & (output < outputs)[:, None])
 
 
+@triton.jit
+def summed(partials, slices, size, at, inside):
+    """Numbers `at` of the slices that `linear` left, added in order; a slice has `size` numbers. All are
+    asked for at once, so that their latencies overlap.
+    """
+    total = tl.load(partials + at, mask=inside, other=0.0)
+    seen = tl.where(inside, slices, 0)
+    for part in tl.static_range(1, 8):
+        total += tl.load(partials + part * size.to(tl.int64) + at, mask=seen > part, other=0.0)
+    return total
+
+
 def _entry(variant, rows):
     # Steps of 8 KiB of codes, or 4 where more would take too much shared memory.
     tiles = 2 if variant.bits == 4 and rows <= 16 else 1
@@ -93,7 +105,13 @@ def _entry(variant, rows):
     return Entry(
         f"linear.{variant.name}.r{rows}",
         linear,
-        {"x": "*fp16", "words": "*i32", "scales": variant.scales, "out": "*fp32", **dict.fromkeys(numbers, "i32")},
+        {
+            "x": "*fp16",
+            "words": "*i32",
+            "scales": variant.scales,
+            "out": "*fp32",
+            **dict.fromkeys(numbers, "i32"),
+        },
         {**variant.constants, "ROWS": rows, "TILES": tiles},
         aligned=("columns",),
         stages=4,

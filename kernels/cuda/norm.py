@@ -1,106 +1,120 @@
-"""The residual stream and its norms. Reference: `RMSNorm` and `Layer` in `edge.model.network.decoder`."""
+"""Additions to the residual stream, and RMSNorm. Reference: `edge.model.network.decoder.RMSNorm`."""
 
 import triton
 import triton.language as tl
 
 from edge.kernels.entry import Entry
+from edge.kernels.linear import summed
+
+_SIZES = (1024, 2048, 4096, 8192)
+"""Columns that a program can have; it holds all of a row."""
 
 
 @triton.jit
-def joined(stream, partial, row, at, inside, rows, columns, slices, scale):
-    """stream + scale * (p0 + p1 + ...) of some columns of a row, float32; partial [slices, rows, columns]."""
-    place = row.to(tl.int64) * columns + at
-    values = tl.load(stream + place, mask=inside, other=0.0)
-    if slices > 0:
-        total = tl.load(partial + place, mask=inside, other=0.0)
-        for part in range(1, slices):
-            more = partial + (part * rows + row).to(tl.int64) * columns + at
-            total += tl.load(more, mask=inside, other=0.0)
-        values += scale * total
-    return values
-
-
-@triton.jit
-def add_norm(stream, partial, weight, x, rows, columns, slices, scale, eps, BLOCK: tl.constexpr):
-    """stream += scale * sum of partial; x = stream / rms(stream) * weight, float16. A program a row."""
-    row = tl.program_id(0)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, columns, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < columns
-        values = joined(stream, partial, row, at, inside, rows, columns, slices, scale)
-        tl.store(stream + row.to(tl.int64) * columns + at, values, mask=inside)
-        squares += values * values
-    inverse = tl.rsqrt(tl.sum(squares, 0) / columns + eps)
-    for start in range(0, columns, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < columns
-        place = row.to(tl.int64) * columns + at
-        values = tl.load(stream + place, mask=inside, other=0.0)
-        factors = tl.load(weight + at, mask=inside, other=0.0)
-        tl.store(x + place, (values * inverse * factors).to(tl.float16), mask=inside)
-
-
-@triton.jit
-def final_norm(
+def norm(
     stream,
-    partial,
-    weight,
+    partials,
+    weights,
+    x,
+    slices,
+    rows,
+    columns,
+    scale,
+    epsilon,
+    ADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """stream[row] += scale * sum of the slices of partials[:, row] where ADDED; x[row] = norm of stream[row].
+
+    One program for a row. stream float32 [rows, columns], partials float32 [slices, rows, columns], weights
+    float32 [columns], x float16 [rows, columns].
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < columns
+    at = row * columns + column
+    values = tl.load(stream + at, mask=inside, other=0.0)
+    if ADDED:
+        values = tl.fma(summed(partials, slices, rows * columns, at, inside), scale, values)
+        tl.store(stream + at, values, mask=inside)
+    normed = _normed(values, weights, column, columns, epsilon)
+    tl.store(x + at, normed.to(tl.float16), mask=inside)
+
+
+@triton.jit
+def last_norm(
+    stream,
+    partials,
+    weights,
     wanted,
     x,
     hidden,
+    slices,
     rows,
     columns,
-    slices,
     scale,
-    eps,
+    epsilon,
     logit_scale,
     BLOCK: tl.constexpr,
 ):
-    """The same of rows `wanted`, one a program, with the stream left as it is: hidden float32, and
-    x = logit_scale * hidden, float16.
+    """hidden[i] = norm of row wanted[i] of the stream after the last product, x[i] = the same times
+    logit_scale.
+
+    One program for each of `wanted`, int32, where -1 is a row that nobody looks at. hidden float32, x float16
+    [their number, columns]; the others as in `norm`.
     """
-    index = tl.program_id(0)
-    row = tl.load(wanted + index)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, columns, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        values = joined(stream, partial, row, at, at < columns, rows, columns, slices, scale)
-        squares += values * values
-    inverse = tl.rsqrt(tl.sum(squares, 0) / columns + eps)
-    for start in range(0, columns, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        inside = at < columns
-        values = joined(stream, partial, row, at, inside, rows, columns, slices, scale)
-        normed = values * inverse * tl.load(weight + at, mask=inside, other=0.0)
-        place = index.to(tl.int64) * columns + at
-        tl.store(hidden + place, normed, mask=inside)
-        tl.store(x + place, (normed * logit_scale).to(tl.float16), mask=inside)
+    place = tl.program_id(0).to(tl.int64)
+    row = tl.maximum(tl.load(wanted + place), 0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < columns
+    at = row * columns + column
+    values = tl.load(stream + at, mask=inside, other=0.0)
+    values = tl.fma(summed(partials, slices, rows * columns, at, inside), scale, values)
+    normed = _normed(values, weights, column, columns, epsilon)
+    to = place * columns + column
+    tl.store(hidden + to, normed, mask=inside)
+    tl.store(x + to, (normed * logit_scale).to(tl.float16), mask=inside)
 
 
-_SIZES = {"rows": "i32", "columns": "i32", "slices": "i32", "scale": "fp32", "eps": "fp32"}
-_BLOCK = {"BLOCK": 1024}
+@triton.jit
+def _normed(values, weights, column, columns, epsilon):
+    """values / sqrt(mean of their squares + epsilon) * weights; those beyond `columns` are zero."""
+    factor = tl.rsqrt(tl.sum(values * values, 0) / columns + epsilon)
+    return values * factor * tl.load(weights + column, mask=column < columns, other=0.0)
 
+
+def _entry(name, function, pointers, scalars, constants, block):
+    signature = {
+        **pointers,
+        **dict.fromkeys(("slices", "rows", "columns"), "i32"),
+        **dict.fromkeys(scalars, "fp32"),
+    }
+    constants = {**constants, "BLOCK": block}
+    return Entry(
+        f"{name}.{block}", function, signature, constants, aligned=("columns",), warps=min(block // 256, 16)
+    )
+
+
+_STREAM = {"stream": "*fp32", "partials": "*fp32", "weights": "*fp32"}
+_SCALARS = ("scale", "epsilon")
 ENTRIES = [
-    Entry(
-        "norm.add",
-        add_norm,
-        {"stream": "*fp32", "partial": "*fp32", "weight": "*fp32", "x": "*fp16", **_SIZES},
-        _BLOCK,
+    *(
+        _entry("norm.plain", norm, {**_STREAM, "x": "*fp16"}, _SCALARS, {"ADDED": False}, size)
+        for size in _SIZES
     ),
-    Entry(
-        "norm.final",
-        final_norm,
-        {
-            "stream": "*fp32",
-            "partial": "*fp32",
-            "weight": "*fp32",
-            "wanted": "*i32",
-            "x": "*fp16",
-            "hidden": "*fp32",
-            **_SIZES,
-            "logit_scale": "fp32",
-        },
-        _BLOCK,
+    *(
+        _entry("norm.added", norm, {**_STREAM, "x": "*fp16"}, _SCALARS, {"ADDED": True}, size)
+        for size in _SIZES
+    ),
+    *(
+        _entry(
+            "norm.last",
+            last_norm,
+            {**_STREAM, "wanted": "*i32", "x": "*fp16", "hidden": "*fp32"},
+            (*_SCALARS, "logit_scale"),
+            {},
+            size,
+        )
+        for size in _SIZES
     ),
 ]

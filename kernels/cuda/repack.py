@@ -1,50 +1,47 @@
-"""Matrices of a bundle (`edge.quant.packing`) as those of `tiles.py`, on the device. Reference: `unpack` there."""
+"""Matrices of a bundle (`edge.quant.packing`) as those of `tiles.py`, on the device. Reference: `unpack`
+there.
+"""
 
 import triton
 import triton.language as tl
 
 from edge.kernels.entry import Entry
 from edge.kernels.kinds import VARIANTS
-from edge.kernels.tiles import columns_of, groups_of, units_of, word_of
+from edge.kernels.tiles import columns_of, groups_of, scale_of, word_of
 
 
 @triton.jit
 def repack_words(
     source, words, first, rows, columns, group, group_bytes, tile_bytes, units, BITS: tl.constexpr
 ):
-    """Words of the rows from `first` on. One program for a unit of a band, `units` in each; band 0 is that of `first`.
+    """Words of the rows from `first` on. One program for a unit of a band, `units` in each; band 0 is that of
+    `first`.
 
-    source uint8: `rows` rows in tiles of 16, `tile_bytes` each, of groups of `group` columns, `group_bytes` each
-    with its scales. columns: padded to 32. Fields beyond them are 0.
+    source uint8: `rows` rows in tiles of 16, `tile_bytes` each, of groups of `group` columns, `group_bytes`
+    each with its scales. columns: padded to 32. Fields beyond them are 0.
     """
     FIELDS: tl.constexpr = 16 // BITS
     unit = tl.program_id(0)
     band = first // 64 + tl.program_id(1)
-    row = tl.arange(0, 64)[:, None]
-    pair = tl.arange(0, 16)[None, :] * 2
+    row = tl.arange(0, 64)[:, None, None]
+    pair = tl.arange(0, 16)[None, :, None] * 2
+    field = tl.arange(0, 2 * FIELDS)[None, None, :]
+    column = unit * (32 * FIELDS) + field // 2 * 32 + pair + field % 2
     from_row = band * 64 + row - first
     inside = (from_row >= 0) & (from_row < rows)
     tile = source + (from_row // 16).to(tl.int64) * tile_bytes
+    known = inside & (column < columns)
+    if BITS == 16:
+        found = _half(tile + column * 32 + from_row % 16 * 2, known)
+    else:
+        # A block of 64 bytes has 4 bytes a row, and a field of each for 4 columns.
+        place = column % group
+        at = column // group * group_bytes + place // (32 // BITS) * 64 + from_row % 16 * 4 + column % 4
+        byte = tl.load(tile + at, mask=known, other=0).to(tl.int32)
+        found = byte >> (place % (32 // BITS) // 4 * BITS) & ((1 << BITS) - 1)
+    found = tl.sum(found << (field // 2 * BITS + field % 2 * 16), 2, keep_dims=True)
     word, _ = word_of(row, pair, BITS)
-    found = tl.zeros((64, 16), tl.int32)
-    for f in tl.static_range(FIELDS):
-        for e in tl.static_range(2):
-            column = unit * (32 * FIELDS) + 32 * f + pair + e
-            known = inside & (column < columns)
-            if BITS == 16:
-                at = column * 32 + from_row % 16 * 2
-                low = tl.load(tile + at, mask=known, other=0).to(tl.int32)
-                value = low | tl.load(tile + at + 1, mask=known, other=0).to(tl.int32) << 8
-            else:
-                # A block of 64 bytes has 4 bytes a row, and a field of each for 4 columns.
-                place = column % group
-                block = place // (32 // BITS)
-                at = column // group * group_bytes + block * 64 + from_row % 16 * 4 + column % 4
-                byte = tl.load(tile + at, mask=known, other=0).to(tl.int32)
-                value = byte >> (place % (32 // BITS) // 4 * BITS) & ((1 << BITS) - 1)
-            found |= value << (BITS * f + 16 * e)
-    place = (band.to(tl.int64) * units + unit) * 1024 + word
-    tl.store(words + place, found, mask=inside)
+    tl.store(words + (band.to(tl.int64) * units + unit) * 1024 + word, found, mask=inside)
 
 
 @triton.jit
@@ -62,8 +59,8 @@ def repack_scales(
     GROUP: tl.constexpr,
     MINIMUM: tl.constexpr,
 ):
-    """Scales of the rows from `first` on, one program for a tile of a band, `tiles` in each; see `repack_words`. A
-    group of the source may be several here.
+    """Scales of the rows from `first` on, one program for a tile of a band, `tiles` in each; see
+    `repack_words`. A group of the source may be several here.
     """
     GROUPS: tl.constexpr = groups_of(BITS, GROUP)
     tile = tl.program_id(0)
@@ -75,12 +72,13 @@ def repack_scales(
     known = (from_row >= 0) & (from_row < rows) & (column < columns)
     begin = column // group * group
     codes = tl.minimum(group, columns - begin) * (2 * BITS)
-    at = (from_row // 16).to(tl.int64) * tile_bytes + column // group * group_bytes + codes + from_row % 16 * 2
+    at = (
+        (from_row // 16).to(tl.int64) * tile_bytes + column // group * group_bytes + codes + from_row % 16 * 2
+    )
     value = _half(source + at, known)
     if MINIMUM:
         value |= _half(source + at + 32, known) << 16
-    place = row // 16 * (16 * GROUPS) + row % 8 * (2 * GROUPS) + part * 2 + row // 8 % 2
-    place += (band.to(tl.int64) * tiles + tile) * (64 * GROUPS)
+    place = (band.to(tl.int64) * tiles + tile) * (64 * GROUPS) + scale_of(row, part, GROUPS)
     tl.store(scales + place, value.to(scales.dtype.element_ty), mask=known)
 
 

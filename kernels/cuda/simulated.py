@@ -43,9 +43,9 @@ _SIMULATED = DeviceFacts(
 
 
 def _exact_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
-    """Products and sums in float64, rounded after every 16 columns as they are in tensor cores: the interpreter's own
-    take the order of a BLAS, which differs by shape, so that nothing could be compared bit by bit; and it takes
-    bfloat16 for whole numbers.
+    """Products and sums in float64, rounded after every 16 columns as they are in tensor cores: the
+    interpreter's own take the order of a BLAS, which differs by shape, so that nothing could be compared bit
+    by bit; and it takes bfloat16 for whole numbers.
     """
 
     def wide(handle: Any) -> npt.NDArray[np.float64]:

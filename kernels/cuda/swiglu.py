@@ -1,36 +1,32 @@
-"""The gated MLP's middle. Reference: `MLP` in `edge.model.network.decoder`."""
+"""silu(gate) * up of the product with both. Reference: `edge.model.network.decoder.MLP`."""
 
 import triton
 import triton.language as tl
 
 from edge.kernels.entry import Entry
+from edge.kernels.linear import summed
 
 
 @triton.jit
-def swiglu(partial, x, rows, columns, slices, BLOCK: tl.constexpr):
-    """x = silu(gate) * up, float16 [rows, columns]; gate and up are the halves of each row of the sum of
-    partial float32 [slices, rows, 2 * columns]. A program a row and block.
+def swiglu(partials, x, slices, rows, columns, BLOCK: tl.constexpr):
+    """x[row] = silu(gate) * up, one program for BLOCK columns of a row. partials float32 [slices, rows, 2 *
+    columns], gate before up; x float16 [rows, columns].
     """
-    row = tl.program_id(0)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < columns
-    gate = tl.zeros((BLOCK,), tl.float32)
-    up = tl.zeros((BLOCK,), tl.float32)
-    for part in range(slices):
-        place = partial + (part * rows + row).to(tl.int64) * (2 * columns) + at
-        gate += tl.load(place, mask=inside, other=0.0)
-        up += tl.load(place + columns, mask=inside, other=0.0)
-    values = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(x + row.to(tl.int64) * columns + at, values.to(tl.float16), mask=inside)
+    row = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    at = row * 2 * columns + column
+    gate = summed(partials, slices, rows * 2 * columns, at, inside)
+    up = summed(partials, slices, rows * 2 * columns, at + columns, inside)
+    tl.store(x + row * columns + column, (gate * tl.sigmoid(gate) * up).to(tl.float16), mask=inside)
 
-
-BLOCK = 1024
 
 ENTRIES = [
     Entry(
         "swiglu",
         swiglu,
-        {"partial": "*fp32", "x": "*fp16", "rows": "i32", "columns": "i32", "slices": "i32"},
-        {"BLOCK": BLOCK},
+        {"partials": "*fp32", "x": "*fp16", **dict.fromkeys(("slices", "rows", "columns"), "i32")},
+        {"BLOCK": 1024},
+        aligned=("columns",),
     )
 ]

@@ -7,11 +7,11 @@ number f stands at bit BITS * f for the even column and 16 bits higher for the o
 
     word = 512 * h + 128 * w + 16 * g + 4 * t + 2 * k + b    (h, k, b < 2; w, t < 4; g < 8)
 
-the row in the band is 16 * w + 8 * b + g and the even column in the unit 32 * f + 16 * h + 8 * k + 2 * t: what
-lane 4 * g + t of warp w holds of a 64-row operand of `mma.m16n8k16`, in the order of its registers, so that
-loads of 16 bytes a thread need no exchange between threads. Scales are [band, tile, w, g, group of the tile, b],
-or [band, w, g, b] where a row has one: float16, or with a minimum int32, the minimum in the upper half. Of rows
-that are padding all bits are zero, and so are the weights.
+the row in the band is 16 * w + 8 * b + g and the even column in the unit 32 * f + 16 * h + 8 * k + 2 * t:
+what lane 4 * g + t of warp w holds of a 64-row operand of `mma.m16n8k16`, in the order of its registers, so
+that loads of 16 bytes a thread need no exchange between threads. Scales are [band, tile, w, g, group of the
+tile, b], or [band, w, g, b] where a row has one: float16, or with a minimum int32, the minimum in the upper
+half. Of rows that are padding all bits are zero, and so are the weights.
 """
 
 import triton
@@ -38,8 +38,8 @@ def groups_of(bits, group):
 
 @triton.jit
 def magic_of(number):
-    """1024 and 1024 as float16, made of a whole number >= 0 in a way that no compiler sees through: with a constant
-    it would make two instructions of each mask, and take the halves of a word apart.
+    """1024 and 1024 as float16, made of a whole number >= 0 in a way that no compiler sees through: with a
+    constant it would make two instructions of each mask, and take the halves of a word apart.
     """
     return 0x64006400 | (number >> 31)
 
@@ -79,10 +79,7 @@ def scales_at(scales, band, tile, tiles, BITS: tl.constexpr, GROUP: tl.constexpr
     index = tl.arange(0, 256 * GROUPS)
     # Four lanes (t) want the same ones.
     place = index // (8 * GROUPS) * (2 * GROUPS) + index % (2 * GROUPS)
-    if GROUP:
-        first = band * tiles + tile + tl.arange(0, TILES)
-    else:
-        first = band + tl.arange(0, 1)
+    first = band * tiles + tile + tl.arange(0, TILES) if GROUP else band + tl.arange(0, 1)
     return scales + first[:, None] * (64 * GROUPS) + place[None, :]
 
 
@@ -92,6 +89,12 @@ def word_of(row, column, BITS: tl.constexpr):
     word = column // 16 % 2 * 512 + row // 16 * 128 + row % 8 * 16
     word += column // 2 % 4 * 4 + column // 8 % 2 * 2 + row // 8 % 2
     return word, column // 32 * BITS + column % 2 * 16
+
+
+@triton.jit
+def scale_of(row, part, groups):
+    """Number of the scale of a row of a band and a group of a tile, among those of both."""
+    return row // 16 * (16 * groups) + row % 8 * (2 * groups) + part * 2 + row // 8 % 2
 
 
 @triton.jit
@@ -120,8 +123,8 @@ def _every(words, magic, FIRST: tl.constexpr, STRIDE: tl.constexpr, BITS: tl.con
 
 @triton.jit
 def _field_of(words, magic, FIELD: tl.constexpr, BITS: tl.constexpr, ZERO: tl.constexpr):
-    """field - ZERO of the two columns of words, float16 [..., 2], exact: as the low bits of the mantissa of a number
-    from 1024 to 2047 a field needs no conversion.
+    """field - ZERO of the two columns of words, float16 [..., 2], exact: as the low bits of the mantissa of a
+    number from 1024 to 2047 a field needs no conversion.
     """
     SHIFT: tl.constexpr = FIELD * BITS % 8
     MASK: tl.constexpr = ((1 << BITS) - 1) << SHIFT

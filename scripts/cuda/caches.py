@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def check_caches(device: Watched, report: Report, extent: Extent) -> None:
         for kind in ("float16", "int8"):
             title = f"attention {shape.name} {kind}"
             made = Caches(device, shape, extent.lengths, int8=kind == "int8")
-            report.run(title, lambda made=made, title=title: made.check(report, title, extent.sparse))
+            report.run(title, partial(made.check, report, title, extent.sparse))
 
 
 class Caches:

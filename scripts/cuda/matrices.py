@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,7 +39,7 @@ def check_matrices(device: Watched, report: Report, extent: Extent) -> None:
                 if scheme == extent.scheme or name == "out":
                     title = f"linear {shape.name} {name} {scheme}"
                     made = Made(device, QuantScheme.from_name(scheme), rows, columns)
-                    report.run(title, lambda made=made, title=title: made.check(report, title, extent))
+                    report.run(title, partial(made.check, report, title, extent))
 
 
 class Made:

@@ -189,7 +189,8 @@ class Checks:
         mine, prompt = self._pair.mine, self._pair.tokens(self._extent.cut, 4)
         whole = _logits(mine, mine.new_cache(), prompt)
         sizes = (3, 1, 2, 64, 5, 70, 33)
-        cache, parts, start = mine.new_cache(), [], 0
+        cache, start = mine.new_cache(), 0
+        parts: list[Floats] = []
         while start < len(prompt):
             size = sizes[len(parts) % len(sizes)]
             parts.append(_logits(mine, cache, prompt[start : start + size]))
@@ -261,5 +262,5 @@ def _of(result: StepResult) -> Floats:
     return result.logits
 
 
-def _tokens(bundle: Bundle, count: int, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(3, bundle.config.vocab_size, count)
+def _tokens(bundle: Bundle, count: int, seed: int) -> npt.NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(3, bundle.config.vocab_size, count).astype(np.int32)

@@ -10,6 +10,7 @@ from .declaration import Benchmark, needs_module, short_profile
 _PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
+_TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")
 _GUESSES = "python scripts/bench_speculation.py --parts"
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
@@ -75,6 +76,8 @@ BENCHMARKS = {
     "cycles": Benchmark("python -m scripts.cycles", 4, timed=False, needs=(_llvm_mca,)),
     "predictions": Benchmark("python -m scripts.cycles.predictions", 0.1, timed=False),
     "prediction-check": Benchmark("python -m scripts.cycles.check", 3, needs=(_llvm_mca,)),
+    "cuda-kernels": Benchmark("python -m scripts.cuda_kernels", 6, timed=False, needs=(_TRITON,)),
+    "cuda-predictions": Benchmark("python -m scripts.cuda_performance", 1, timed=False, needs=(_TRITON,)),
     "streams": Benchmark("python scripts/bench_streams.py", 3, per_machine=True),
     "sampler": Benchmark("python scripts/bench_sampler.py", 0.5, per_machine=True),
     "start": Benchmark("python scripts/bench_start.py", 3, per_machine=True),
@@ -137,10 +140,14 @@ BENCHMARKS = {
         1,
         timed=False,
     ),
-    "speculation-jobs": Benchmark(f"{_GUESSES} jobs --lookups 'ngram-simple, 3 and 8'", 15, needs=(_server,)),
+    "speculation-jobs": Benchmark(
+        f"{_GUESSES} jobs --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
+    ),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --questions TEXT/spec_bench.dev.jsonl", 6),
-    "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b", 5),
-    "speculation-planted-8b": Benchmark(f"{_GUESSES} planted --shapes minicpm4-8b --tokens 48 --rounds 1", 8),
+    "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
+    "speculation-planted-8b": Benchmark(
+        f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9
+    ),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
     ),

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import (
     attention,
+    cuda,
     drafts,
     exports,
     fuzzing,
@@ -34,6 +35,7 @@ TABLES = {
     **speculation.TABLES,
     **fuzzing.TABLES,
     **profile.TABLES,
+    **cuda.TABLES,
 }
 NOT_MEASURED = {
     ("docs/architecture.md", "Foreign code"): "limits that foreign code runs under",

@@ -14,7 +14,7 @@ def jobs(document: Document) -> Lines:
     ]
     rows = document["parts"]["jobs"]
     for row in rows:
-        if row["kind"] == "all" or (row["program"] == "edge" and row["setting"] != "off"):
+        if row["kind"] == "all" or (row["program"].startswith("edge") and row["setting"] != "off"):
             lines.append([row["program"], row["setting"], row["kind"], *_speeds(row), str(row["loops"])])
     return lines
 

@@ -39,9 +39,11 @@ class Way:
     fields: dict[str, Any]
 
 
-def ours(settings: Sequence[str]) -> list[Way]:
-    """Our program with these values of `speculate`."""
-    return [Way("edge", name, "run_edge.py", {"options": {"speculate": name}}) for name in settings]
+def ours(settings: Sequence[str], program: str = "edge", **options: Any) -> list[Way]:
+    """Our program with these values of `speculate`. options: of `edge.load`."""
+    return [
+        Way(program, name, "run_edge.py", {"options": {"speculate": name, **options}}) for name in settings
+    ]
 
 
 LOOKUPS = {

@@ -9,7 +9,7 @@ replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import log, sqrt
 from statistics import median
@@ -31,7 +31,8 @@ from edge.measure.profile.measure import Bench
 from edge.runtime import Model
 
 CONTEXT = 512  # tokens of the prompt
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
+APPENDED = (1, 2, 3, 5, 8)  # rows
 LONGEST = 12  # chain, as of `Eagle`
 HEADS = {"free": 0, "EAGLE-2": 1, "FR 1/2": 2, "FR 1/4": 4, "FR 1/8": 8}
 """What guesses are made with: parts of the vocabulary that the head leaves, 0 without any network."""
@@ -112,8 +113,12 @@ def costs_of_rows(model: Model, repeats: int) -> dict[int, float]:
     return {rows: median(a / b for a, b in zip(seconds[rows], seconds[1], strict=True)) for rows in ROWS}
 
 
-def costs_of_steps(model: Model, network: DraftNetwork, repeats: int) -> list[float]:
-    """Seconds of each draft step of a chain behind CONTEXT rows; the first one appends three of them."""
+def costs_of_steps(model: Model, network: DraftNetwork, repeats: int) -> tuple[dict[int, float], float]:
+    """Seconds of draft steps of a chain behind CONTEXT rows: of the first one by the rows that it appends,
+    and of one behind it. Each chain comes after a pass of the model, as in decoding: its weights are in no
+    cache.
+    """
+    bench = Bench(model.executor, "prefill")
     size, random = model.config.hidden_size, np.random.default_rng(2)
 
     def rows(position: int, count: int) -> DraftRows:
@@ -122,24 +127,39 @@ def costs_of_steps(model: Model, network: DraftNetwork, repeats: int) -> list[fl
 
     cache = network.new_cache()
     network.append(cache, rows(0, CONTEXT))
-    found = []
-    for _ in range(4 * repeats):
-        found.append(network.run(cache, rows(CONTEXT, 3), DraftPlan(steps=LONGEST, branches=1)).seconds)
-        network.truncate(cache, CONTEXT)
-    return [median(seconds) for seconds in zip(*found, strict=True)]
+    first: dict[int, list[float]] = {count: [] for count in APPENDED}
+    further = []
+    for _ in range(2 * repeats):
+        for count, found in first.items():
+            bench.measure("verify", 2, CONTEXT)
+            steps = network.run(cache, rows(CONTEXT, count), DraftPlan(steps=LONGEST, branches=1)).seconds
+            found.append(steps[0])
+            further += steps[1:]
+            network.truncate(cache, CONTEXT)
+    return {count: median(found) for count, found in first.items()}, median(further)
 
 
-def predicted(right: float, costs: dict[int, float], steps: Sequence[float] = ()) -> tuple[float, int]:
-    """The best speed-up of a chain, and its guesses. costs: V(n). steps: of drafting, in plain passes."""
-    known = sorted(costs)
+def predicted(
+    right: float, costs: dict[int, float], first: dict[int, float] | None = None, further: float = 0.0
+) -> tuple[float, int]:
+    """The best speed-up of a chain, and its guesses.
+
+    costs: V(n). first, further: what drafting takes in plain passes, the first step by the rows that it
+    appends, which are the tokens of the pass before.
+    """
     best, length = 1.0, 0
     for guesses in range(1, LONGEST + 1):
         tokens = sum(right**depth for depth in range(guesses + 1))
-        rows = float(np.interp(guesses + 1, known, [costs[each] for each in known]))
-        ratio = tokens / (rows + sum(steps[:guesses]))
+        drafting = 0.0 if first is None else _between(first, tokens) + (guesses - 1) * further
+        ratio = tokens / (_between(costs, guesses + 1) + drafting)
         if ratio > best:
             best, length = ratio, guesses
     return best, length
+
+
+def _between(known: dict[int, float], at: float) -> float:
+    counts = sorted(known)
+    return float(np.interp(at, counts, [known[count] for count in counts]))
 
 
 def _answer(model: Model, prompt: Sequence[int], tokens: int, speculation: Speculation | None) -> Completion:
@@ -184,8 +204,9 @@ def shape_document(
                 ways[head, right] = Speculation(head, partial(_drafters, network, planted))
         costs = costs_of_rows(model, repeats)
         steps = {
-            head: [] if network is None else costs_of_steps(model, network, repeats)
+            head: costs_of_steps(model, network, repeats)
             for head, network in networks.items()
+            if network is not None
         }
         found: dict[tuple[str, float], list[Completion]] = {way: [] for way in ways}
         for turn in range(repeats):
@@ -203,22 +224,34 @@ def shape_document(
         "shape": shape,
         "plain_tokens_per_second": round(second, 2),
         "costs_of_rows": {str(rows): round(cost, 3) for rows, cost in costs.items()},
-        "step_ms": {head: round(1e3 * median(each), 3) for head, each in steps.items() if each},
+        "step_ms": {head: round(1e3 * further, 3) for head, (_, further) in steps.items()},
         "rows": [
-            _row(way, done, plain, costs, [second * step for step in steps[way[0]]])
-            for way, done in found.items()
+            _row(way, done, plain, _prediction(way, costs, steps, second)) for way, done in found.items()
         ],
     }
+
+
+def _prediction(
+    way: tuple[str, float],
+    costs: dict[int, float],
+    steps: Mapping[str, tuple[dict[int, float], float]],
+    tokens_per_second: float,
+) -> tuple[float, int]:
+    head, right = way
+    if head not in steps:
+        return predicted(right, costs)
+    first, further = steps[head]
+    relative = {count: seconds * tokens_per_second for count, seconds in first.items()}
+    return predicted(right, costs, relative, further * tokens_per_second)
 
 
 def _row(
     way: tuple[str, float],
     found: Sequence[Completion],
     plain: Sequence[Completion],
-    costs: dict[int, float],
-    steps: Sequence[float],
+    prediction: tuple[float, int],
 ) -> dict[str, Any]:
-    best, guesses = predicted(way[1], costs, steps)
+    best, guesses = prediction
     pairs = zip(found, plain, strict=True)
     measured = median(each.tokens_per_second / other.tokens_per_second for each, other in pairs)
     told = [each.speculation for each in found if each.speculation is not None]

@@ -145,8 +145,10 @@ def test_predictions_are_of_the_best_chain():
     assert ratio == pytest.approx(2, abs=0.01) and guesses >= 10
     assert predicted(0.9, {1: 1.0, 2: 3.0, 16: 40.0}) == (1.0, 0)
     ratio, guesses = predicted(0.8, {1: 1.0, 2: 1.18, 4: 1.35, 8: 3.0, 16: 6.0})
-    assert predicted(0.8, {1: 1.0, 16: 1.0}, [0.5, 0.5, 9.0, 9.0]) == (pytest.approx(2.44 / 2), 2)
     assert guesses == 3 and ratio == pytest.approx((1 + 0.8 + 0.64 + 0.512) / 1.35)
+    first = {1: 0.2, 3: 1.2}  # by the rows that it appends, as many as the tokens of a pass
+    ratio, guesses = predicted(0.8, {1: 1.0, 2: 1.0, 3: 1.0, 4: 9.0}, first, 0.1)
+    assert guesses == 2 and ratio == pytest.approx(2.44 / (1 + 0.2 + 0.5 * 1.44 + 0.1))
 
 
 @pytest.mark.parametrize(

@@ -64,5 +64,8 @@ class Drafter(ABC):
     def accepted(self, accepted: Accepted) -> None:
         """Called after every pass in which the sequence had tokens."""
 
+    def verified(self, depth: int) -> None:  # noqa: B027 - most have nothing to learn from it
+        """Of the tree that was proposed last, guesses down to this depth are verified, 0 for none."""
+
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """An answer has ended; another one may follow in the same sequence."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median_low
+
 import numpy as np
 
 from edge.engine.speculative.calibration import Calibration, Guesses
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.known_rows import KnownRows
+from edge.engine.speculative.reach import Reach
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.executors.drafts import MAX_BRANCHES, DraftNetwork, DraftPlan, Tried
 
@@ -30,8 +33,10 @@ class Eagle:
         self._share = share
         self.calibration = Calibration()
         self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
+        self._medians: list[float | None] = [None] * _MOST_STEPS
         self._yields = [_YIELD] * _MOST_STEPS
         self._refused = 0  # plans in a row
+        self.reach = Reach()
 
     def plan(self, budget: Budget) -> DraftPlan | None:
         """What to try; None if even the first step costs more than the token that it may save.
@@ -46,12 +51,12 @@ class Eagle:
             self._refused += 1
             if self._refused < _PATIENCE:
                 return None
-            self._seconds[0] = []
+            self._seconds[0], self._medians[0] = [], None
         self._refused = 0
         config = self.network.config
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
-            steps=max(1, min(budget.depth, budget.rows, _MOST_STEPS)),
+            steps=max(1, min(budget.depth, budget.rows, self.reach.depth, _MOST_STEPS)),
             branches=max(1, min(branches, budget.rows, config.head_rows or config.vocab_size)),
             rows=budget.rows,
             least_chance=budget.least_chance * _SLACK,
@@ -74,13 +79,15 @@ class Eagle:
                 self._yields[step] += _LEARNED * (found - self._yields[step])
             if step > 0 or rows <= _FEW_ROWS:
                 self._seconds[step] = [*self._seconds[step][1 - _SAMPLES :], seconds]
+                self._medians[step] = median_low(self._seconds[step])
             first, last = last, last + int(np.count_nonzero(inside))
 
     def _cost(self, step: int, token_seconds: float) -> float:
         """In tokens of the target; of a step that was never made, that of the one before it."""
-        while step > 0 and not self._seconds[step]:
+        while step > 0 and self._medians[step] is None:
             step -= 1
-        return float(np.median(self._seconds[step])) / token_seconds if self._seconds[step] else self._share
+        seconds = self._medians[step]
+        return self._share if seconds is None else seconds / token_seconds
 
 
 class EagleDrafter(Drafter):
@@ -96,11 +103,12 @@ class EagleDrafter(Drafter):
         self._known = KnownRows(seen)
         self._guesses: Guesses | None = None
         self._before = 0  # tokens that the guesses stand behind
+        self._made = 0  # steps, for them
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`: nothing where the hidden state of the token before the last is not known."""
         self._learn(tokens)
-        self._before, self._guesses = len(tokens), None
+        self._before, self._guesses, self._made = len(tokens), None, 0
         plan = self._eagle.plan(budget)
         if plan is None:
             return NOTHING
@@ -115,7 +123,7 @@ class EagleDrafter(Drafter):
             network.append(self._cache, rows)
         tried = network.run(self._cache, parts[-1], plan)
         self._known.appended(parts)
-        tree = self._calibrated(tried, budget)
+        tree, self._made = self._calibrated(tried, budget), len(tried.seconds)
         appended = sum(len(rows.tokens) for rows in parts)
         self._eagle.record(tried, appended, tree, budget.least_chance)
         return tree
@@ -123,6 +131,11 @@ class EagleDrafter(Drafter):
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""
         self._known.tell(accepted.start, len(accepted.tokens), accepted.hidden)
+
+    def verified(self, depth: int) -> None:
+        """See `Drafter`."""
+        if self._made:
+            self._eagle.reach.learn(depth, self._made)
 
     def _learn(self, tokens: Tokens) -> None:
         for token in tokens[self._before :].tolist():

@@ -15,8 +15,9 @@ from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.system.notices import notice
 
 _WINDOW = 8  # passes with guesses that are looked at together
-_MOST_LOST = 0.75  # tokens' time that they may lose together before the drafter rests ...
-_LOST_AT_FIRST = 0.4  # ... and while none of its guesses has paid since it began, or rested
+_MOST_LOST = 0.4  # tokens' time that they may lose together before the drafter rests: so much at first ...
+_UNLUCKY = 1.0  # ... and once one has paid, this times what the dearest of them cost: one may be bad luck
+_FEW_ROWS = 64  # of a pass with guesses, at most; more are of a prompt, or of plain passes during a rest
 _MOST_UNTOLD = 512  # rows, whose hidden states take memory
 _AT_FIRST = 2  # guesses in a tree, of one level, until then
 _FIRST_REST, _LONGEST_REST = 24, 384  # plain passes after guesses that did not pay, twice as many each time
@@ -105,7 +106,9 @@ class SequenceSpeculation:
         self._counts = _Counts()
         self._rest = 0  # plain passes before guesses are tried again
         self._next_rest = _FIRST_REST
-        self._trial: list[float] = []  # seconds won by the latest passes with guesses
+        self._trial: list[tuple[float, float]] = []  # seconds won and spent by the latest passes with guesses
+        self._asked = False  # for guesses of this pass
+        self._catches_up = False  # with a prompt, which takes time in that pass alone
         self._draft_seconds = 0.0  # of this pass
         self._has_paid = False  # since it began, or rested
         self._untold: list[Accepted] = []
@@ -138,6 +141,7 @@ class SequenceSpeculation:
         """Whether it guesses in the pass that comes: not while its guesses have not paid lately."""
         if self._drafter is None or self._rest > 0:
             self._rest = max(0, self._rest - 1)
+            self._asked = False
             return False
         return True
 
@@ -145,7 +149,8 @@ class SequenceSpeculation:
         """The drafter's guesses."""
         if not self._has_paid:
             budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
-        started, tree = perf_counter(), NOTHING
+        started, tree, self._asked = perf_counter(), NOTHING, True
+        self._catches_up = self._catches_up or self._untold_rows > _FEW_ROWS
         with self._asking() as drafter:
             if drafter is not None:
                 self._tell(drafter)
@@ -176,6 +181,10 @@ class SequenceSpeculation:
         counts.accepted += accepted
         counts.largest_tree = max(counts.largest_tree, len(tree))
         deepest = int(tree.depths.max()) if len(tree) else 0
+        if self._asked:
+            with self._asking() as drafter:
+                if drafter is not None:
+                    drafter.verified(deepest)
         for depths, reached in ((counts.offered_at, deepest), (counts.accepted_at, accepted)):
             depths.extend([0] * (deepest - len(depths)))
             for depth in range(reached):
@@ -189,15 +198,21 @@ class SequenceSpeculation:
         counts.plain_seconds += tokens * cost.plain_seconds
         spent = cost.extra_seconds + self._draft_seconds
         self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
-        if not cost.is_certain or spent == 0:
+        catches_up, self._catches_up = self._catches_up, False
+        if not cost.is_certain or spent == 0 or catches_up:
             return
-        self._trial = [*self._trial[1 - _WINDOW :], (tokens - 1) * token_seconds - spent]
-        self._has_paid = self._has_paid or self._trial[-1] > 0
-        if sum(self._trial) < -(_MOST_LOST if self._has_paid else _LOST_AT_FIRST) * token_seconds:
+        gained = (tokens - 1) * token_seconds - spent
+        self._trial = [*self._trial[1 - _WINDOW :], (gained, spent)]
+        self._has_paid = self._has_paid or gained > 0
+        won = sum(each for each, _ in self._trial)
+        most_lost = _MOST_LOST * token_seconds
+        if self._has_paid:
+            most_lost += _UNLUCKY * max(each for _, each in self._trial)
+        if won < -most_lost:
             self._has_paid = False
             self._rest, self._next_rest = self._next_rest, min(_LONGEST_REST, 2 * self._next_rest)
             self._trial = []
-        elif len(self._trial) == _WINDOW and sum(self._trial) > 0:
+        elif len(self._trial) == _WINDOW and won > 0:
             self._next_rest = _FIRST_REST
 
     def _tell(self, drafter: Drafter) -> None:

@@ -12,6 +12,7 @@ from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.speculative.calibration import Calibration, Guesses
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.reach import Reach
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError
 from edge.executors.protocol import Executor
@@ -33,6 +34,7 @@ class SmallModel:
         self.vocab_size = vocab_size
         self.scheduler = Scheduler(executor)
         self.calibration = Calibration()
+        self.reach = Reach()
         self._share = share
         self._seconds: list[float] = []
         self._refused = 0  # first steps in a row
@@ -64,24 +66,25 @@ class SmallModelDrafter(Drafter):
         self._session = Session(model.executor, model.scheduler)
         self._guesses: Guesses | None = None
         self._before = 0  # tokens that the guesses stand behind
+        self._made = 0  # steps, for them
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`. A step is made while the guess before it, if right, saves more than the step
         costs.
         """
         self._learn(tokens)
-        self._before, self._guesses = len(tokens), None
+        self._before, self._guesses, self._made = len(tokens), None, 0
         if not self._model.begins(budget.token_seconds):
             return NOTHING
         self._guesses = here = Guesses()
         nodes: list[tuple[int, int, float]] = []
-        parent, depth = -1, 0
+        parent, most = -1, min(budget.depth, self._model.reach.depth)
         with suppress(ContextError):  # the smaller model's may be shorter: what there is of guesses will do
             logits = self._session.prefill(tokens)
             while logits is not None:
-                parent, depth = self._guess(logits, here, nodes, parent), depth + 1
+                parent, self._made = self._guess(logits, here, nodes, parent), self._made + 1
                 token, _, chance = nodes[parent]
-                full = depth >= budget.depth or len(nodes) >= budget.rows
+                full = self._made >= most or len(nodes) >= budget.rows
                 if full or not self._model.pays(chance, budget.token_seconds):
                     break
                 here = here.behind.setdefault(token, Guesses())
@@ -92,6 +95,11 @@ class SmallModelDrafter(Drafter):
 
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""
+
+    def verified(self, depth: int) -> None:
+        """See `Drafter`."""
+        if self._made:
+            self._model.reach.learn(depth, self._made)
 
     def _learn(self, tokens: Tokens) -> None:
         for token in tokens[self._before :].tolist():

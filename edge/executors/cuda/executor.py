@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.config import KVType, SparseConfig
 from edge.config.rope import rope_parameters
@@ -13,11 +15,13 @@ from edge.errors import EdgeError, NativeError
 from edge.executors.checks import MAX_TREE, check_kept_rows, check_parts, whole_number
 from edge.executors.cuda.cache import CudaCache, PagePool
 from edge.executors.cuda.device import Device, Graph
+from edge.executors.cuda.drawing import DeviceSampler, HeldLogits, HeldRow
 from edge.executors.cuda.network import Network, Pass
 from edge.executors.cuda.operators import attention
+from edge.executors.cuda.operators.draws import Draw
 from edge.executors.cuda.operators.pages import CachePools, copy_page, move
 from edge.executors.cuda.operators.tables import TREE
-from edge.executors.cuda.passes import CheckedStep, PassRows, checked
+from edge.executors.cuda.passes import CheckedStep, PassRows, WantedRows, checked
 from edge.executors.cuda.plan import DevicePlan
 from edge.executors.cuda.uploads import PassTables
 from edge.executors.cuda.weights import DeviceWeights
@@ -33,6 +37,7 @@ from edge.executors.protocol import (
     StepResult,
     check_caches,
 )
+from edge.executors.sampling import DrawOptions, Sampled
 from edge.formats.model_files import ModelFiles
 from edge.system.guards import OneCall
 
@@ -102,6 +107,8 @@ class CudaExecutor(ExecutorFacts):
         self._network = Network(
             device, config, weights, self._pools, self._space, rope_scale=rope_scale, sparse=sparse
         )
+        self._sampler = DeviceSampler(device, config.vocab_size, context)
+        self._passes = 0
         self._graphs: dict[_Shape, Graph] = {}
         self._sparse = sparse
         self._info = ExecutorInfo(
@@ -160,11 +167,36 @@ class CudaExecutor(ExecutorFacts):
             taken = [(index, step) for index, step in taken if self._has_room(device, index, step, results)]
             if taken:
                 done = self._run(device, [step for _, step in taken])
-                for (index, step), result in zip(taken, done, strict=True):
+                for (index, run), result in zip(taken, done, strict=True):
                     results[index] = result
                     if result.error is None:
-                        step.cache.length += step.rows
+                        run.cache.length += run.rows
         return results
+
+    def sample(
+        self,
+        logits: FloatArray | HeldRow,
+        options: DrawOptions,
+        history: Sequence[int] | npt.NDArray[np.int32] = (),
+        *,
+        index: int = 0,
+        allowed: npt.NDArray[np.uint32] | None = None,
+    ) -> Sampled:
+        """See `edge.executors.protocol.Executor.sample`; logits that were held are drawn from on the device,
+        where its kernels know the settings.
+        """
+        if isinstance(logits, HeldRow):
+            draw = Draw(options, history, index, allowed)
+            with self._lock():
+                device = self._opened()
+                if logits.passed != self._passes:
+                    raise NativeError("These logits are of an earlier pass, and were held for that one only.")
+                address = self._space.logits + 4 * logits.row * self._config.vocab_size
+                if self._sampler.takes(draw):
+                    return self._sampler.draw(address, draw)
+                logits = np.empty(self._config.vocab_size, np.float32)
+                device.download(address, logits)
+        return super().sample(logits, options, history, index=index, allowed=allowed)
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
@@ -221,7 +253,7 @@ class CudaExecutor(ExecutorFacts):
 
     def _run(self, device: Device, steps: Sequence[CheckedStep]) -> list[StepResult]:
         rows = PassRows.of(steps)
-        wanted = _Wanted.of(steps, rows)
+        wanted = WantedRows.of(steps, rows)
         taps = tuple(sorted({layer for step in steps for layer in step.layers}))
         recorded = rows.rows <= min(DECODE_ROWS, self._max_batch) and not taps
         work = self._recorded(rows, wanted) if recorded else self._listed(device, rows, wanted, taps)
@@ -229,7 +261,9 @@ class CudaExecutor(ExecutorFacts):
             self._graph(device, work).launch()
         else:
             self._network.run(work)
-        logits = self._logits(device, wanted.logits)
+        self._passes += 1
+        held = wanted.logits <= DECODE_ROWS and all(step.held or not step.wanted for step in steps)
+        logits = np.empty((0, 0), np.float32) if held else self._logits(device, wanted.logits)
         hidden = np.empty((wanted.count, self._config.hidden_size), np.float32)
         if any(step.hidden for step in steps):
             device.download(self._space.hidden, hidden)
@@ -239,17 +273,20 @@ class CudaExecutor(ExecutorFacts):
         results = []
         for index, step in enumerate(steps):
             own = slice(rows.first[index], rows.first[index] + step.rows)
-            found = logits[wanted.of_logits[index]]
+            place = wanted.of_logits[index]
+            found = logits[place]
             states = hidden[wanted.of_hidden[index]] if step.hidden else None
             if not (np.isfinite(found).all() and (states is None or np.isfinite(states).all())):
                 error = NativeError("The logits are not finite: the weights are damaged.")
                 results.append(StepResult(error=error))
                 continue
             layers = tuple(streams[taps.index(layer), own].copy() for layer in step.layers)
+            if held:
+                found = cast(FloatArray, HeldLogits(self._passes, place.start, step.wanted))
             results.append(StepResult(found if step.wanted else None, states, layers))
         return results
 
-    def _recorded(self, rows: PassRows, wanted: _Wanted) -> Pass:
+    def _recorded(self, rows: PassRows, wanted: WantedRows) -> Pass:
         """A pass of few rows: filled up to a bucket, every row taken by itself."""
         padded = next(bucket for bucket in BUCKETS if bucket >= rows.rows)
         count = next((bucket for bucket in BUCKETS if bucket >= wanted.count), 0) if wanted.count else 0
@@ -265,7 +302,7 @@ class CudaExecutor(ExecutorFacts):
             logits=count,
         )
 
-    def _listed(self, device: Device, rows: PassRows, wanted: _Wanted, taps: tuple[int, ...]) -> Pass:
+    def _listed(self, device: Device, rows: PassRows, wanted: WantedRows, taps: tuple[int, ...]) -> Pass:
         """A pass of many rows, or one whose layers are looked at."""
         config, width = self._config, 1
         if self._sparse is None:
@@ -343,37 +380,3 @@ class CudaExecutor(ExecutorFacts):
         if not isinstance(cache, CudaCache) or not cache.is_of(self._pool):
             raise NativeError("This cache belongs to another executor.")
         return cache
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """Rows that are normed at the end: first those whose logits are wanted, then others of hidden states.
-
-    of_logits, of_hidden: places among them by step.
-    """
-
-    rows: list[int]
-    logits: int
-    of_logits: list[slice]
-    of_hidden: list[list[int]]
-
-    @classmethod
-    def of(cls, steps: Sequence[CheckedStep], pass_rows: PassRows) -> _Wanted:
-        """Of a pass."""
-        rows: list[int] = []
-        of_logits = []
-        for first, step in zip(pass_rows.first, steps, strict=True):
-            of_logits.append(slice(len(rows), len(rows) + step.wanted))
-            rows += range(first + step.rows - step.wanted, first + step.rows)
-        logits = len(rows)
-        of_hidden: list[list[int]] = []
-        for first, step, own in zip(pass_rows.first, steps, of_logits, strict=True):
-            others = range(first, first + step.rows - step.wanted) if step.hidden else range(0)
-            of_hidden.append([*range(len(rows), len(rows) + len(others)), *range(own.start, own.stop)])
-            rows += others
-        return cls(rows, logits, of_logits, of_hidden)
-
-    @property
-    def count(self) -> int:
-        """All of them."""
-        return len(self.rows)

@@ -1,4 +1,4 @@
-"""Matrices on the device: their sizes, and how their products are cut. `kernels/cuda/tiles.py` has the layout."""
+"""Matrices on the device: sizes, and how products are cut. `kernels/cuda/tiles.py` has the layout."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Matrix:
     """One matrix, or several with the same columns and layout whose rows stand one after another.
 
     address: of its words, which the scales follow; 0 if it has no memory yet. kind: `f16`, `int8`, `int4` or
-    `ternary`. group: columns that share a scale, 32, 64 or 128; 0 for one per row. minimum: whether each group
-    has one.
+    `ternary`. group: columns that share a scale, 32, 64 or 128; 0 for one per row. minimum: whether each
+    group has one.
     """
 
     kind: str
@@ -36,8 +36,8 @@ class Matrix:
     def __post_init__(self) -> None:
         if self.columns % 16:
             raise BundleError(
-                f"A matrix of {self.columns} columns can't be used on CUDA, which takes multiples of 16; choose "
-                "the native executor."
+                f"A matrix of {self.columns} columns can't be used on CUDA, which takes multiples of 16; "
+                "choose the native executor."
             )
 
     @classmethod
@@ -94,6 +94,11 @@ class Matrix:
         return self.padded_columns // self.tile_columns
 
     @property
+    def units(self) -> int:
+        """Units of 1024 words of a band."""
+        return self.padded_columns * self.bits // 512
+
+    @property
     def groups(self) -> int:
         """Scales of a row, those of padding counted; 0 for f16."""
         if self.kind == "f16":
@@ -124,8 +129,8 @@ class Matrix:
     def slice_chunks(self) -> int:
         """Chunks of a slice; the last one may have less.
 
-        Products are sums of slices, in order. A function of the shape alone, so that what a row gives depends on
-        no other: some 256 programs for few rows, each of at least 512 columns.
+        Products are sums of slices, in order. A function of the shape alone, so that what a row gives depends
+        on no other: some 256 programs for few rows, each of at least 512 columns.
         """
         slices = 1
         while slices < _MOST_SLICES and self.bands * slices < _PROGRAMS:

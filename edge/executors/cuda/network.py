@@ -11,9 +11,9 @@ from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators import attention
 from edge.executors.cuda.operators.dense import FROM_ROWS, dense
 from edge.executors.cuda.operators.embedding import embed
-from edge.executors.cuda.operators.head import logits
+from edge.executors.cuda.operators.head import head
 from edge.executors.cuda.operators.linear import linear
-from edge.executors.cuda.operators.norm import Joined, add_norm, final_norm
+from edge.executors.cuda.operators.norm import added_norm, last_norm, norm
 from edge.executors.cuda.operators.pages import CachePools
 from edge.executors.cuda.operators.rope import angles, rope
 from edge.executors.cuda.operators.scores import scores
@@ -104,22 +104,27 @@ class Network:
             joined = self._attention(layer, self._pools.layer(index), work)
             self._add(layer.post_norm, rows, joined)
             joined = self._mlp(layer, rows)
-        last = config.num_hidden_layers - 1
+        last, scale = config.num_hidden_layers - 1, config.residual_scale
         if last in work.taps:
             self._add(self._weights.final_norm, rows, joined)
             self._tap(work, last)
-            joined = 0
+            scale = 0.0  # it is in the stream already
         if work.wanted:
-            final_norm(
+            last_norm(
                 device,
-                self._joined(rows, joined),
+                space.stream,
+                space.partial,
                 self._weights.final_norm,
                 work.wanted_table,
                 space.x,
                 space.hidden,
-                count=work.wanted,
-                eps=config.rms_norm_eps,
+                slices=joined,
+                rows=rows,
+                columns=config.hidden_size,
+                scale=scale,
+                epsilon=config.rms_norm_eps,
                 logit_scale=config.logit_scale,
+                outputs=work.wanted,
             )
         self.head(0, min(work.logits, DECODE_ROWS))
 
@@ -127,10 +132,9 @@ class Network:
         """Logits of the wanted rows `first`, first + 1 ..., up to DECODE_ROWS, to the workspace."""
         if not rows:
             return
-        head, space = self._weights.head, self._space
+        space = self._space
         x = space.x + 2 * first * self._config.hidden_size
-        made = self._product(head, x, rows)
-        logits(self._device, space.partial, space.logits, slices=made, rows=rows, columns=head.rows)
+        head(self._device, self._weights.head, x, space.logits, space.partial, rows=rows)
 
     def complete(self, tables: StepTables) -> None:
         """Key summaries of rows that are in the cache, but were of a tree until now."""
@@ -147,12 +151,23 @@ class Network:
 
     def _add(self, weight: Address, rows: int, joined: int) -> None:
         """Join the last output to the stream, and norm it into x."""
-        stream = self._joined(rows, joined)
-        add_norm(self._device, stream, weight, self._space.x, eps=self._config.rms_norm_eps)
-
-    def _joined(self, rows: int, slices: int) -> Joined:
         config, space = self._config, self._space
-        return Joined(space.stream, space.partial, rows, config.hidden_size, slices, config.residual_scale)
+        columns, epsilon = config.hidden_size, config.rms_norm_eps
+        if not joined:
+            norm(self._device, space.stream, weight, space.x, rows=rows, columns=columns, epsilon=epsilon)
+            return
+        added_norm(
+            self._device,
+            space.stream,
+            space.partial,
+            weight,
+            space.x,
+            slices=joined,
+            rows=rows,
+            columns=columns,
+            scale=config.residual_scale,
+            epsilon=epsilon,
+        )
 
     def _tap(self, work: Pass, layer: int) -> None:
         size = 4 * work.tables.rows * self._config.hidden_size

@@ -29,6 +29,7 @@ class CheckedStep:
     positions: Int32
     tree: npt.NDArray[np.uint64] | None
     wanted: int
+    held: bool
     hidden: bool
     layers: tuple[int, ...]
 
@@ -60,6 +61,7 @@ def checked(
         positions.astype(np.int32),
         tree,
         check_logits(step.logits, n),
+        step.held,
         step.hidden,
         tuple(int(layer) for layer in step.layers),
     )
@@ -123,10 +125,18 @@ class PassRows:
                 )
             )
             row += n
-        columns = [np.concatenate(column).astype(np.int32) for column in zip(*parts, strict=True)]
-        all_ancestors = np.concatenate(ancestors) if ancestors else np.empty((0, TREE), np.int32)
-        caches = tuple(steps[index].cache for index in order)
-        return cls(*columns, all_ancestors, trees, tuple(first), caches)
+        names = ("tokens", "positions", "sequences", "slots", "before", "path", "is_tree")
+        columns = {
+            name: np.concatenate(column).astype(np.int32)
+            for name, column in zip(names, zip(*parts, strict=True), strict=True)
+        }
+        return cls(
+            **columns,
+            ancestors=np.concatenate(ancestors) if ancestors else np.empty((0, TREE), np.int32),
+            trees=trees,
+            first=tuple(first),
+            caches=tuple(steps[index].cache for index in order),
+        )
 
     @property
     def rows(self) -> int:
@@ -143,6 +153,40 @@ class PassRows:
             else:
                 found.append((row, int(self.path[row]), 1))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class WantedRows:
+    """Rows that are normed at the end: first those whose logits are wanted, then others of hidden states.
+
+    of_logits, of_hidden: places among them by step.
+    """
+
+    rows: list[int]
+    logits: int
+    of_logits: list[slice]
+    of_hidden: list[list[int]]
+
+    @classmethod
+    def of(cls, steps: Sequence[CheckedStep], pass_rows: PassRows) -> WantedRows:
+        """Of a pass."""
+        rows: list[int] = []
+        of_logits = []
+        for first, step in zip(pass_rows.first, steps, strict=True):
+            of_logits.append(slice(len(rows), len(rows) + step.wanted))
+            rows += range(first + step.rows - step.wanted, first + step.rows)
+        logits = len(rows)
+        of_hidden: list[list[int]] = []
+        for first, step, own in zip(pass_rows.first, steps, of_logits, strict=True):
+            others = range(first, first + step.rows - step.wanted) if step.hidden else range(0)
+            of_hidden.append([*range(len(rows), len(rows) + len(others)), *range(own.start, own.stop)])
+            rows += others
+        return cls(rows, logits, of_logits, of_hidden)
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return len(self.rows)
 
 
 def _paths(tree: npt.NDArray[np.uint64]) -> tuple[Int32, Int32]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edge.config import KVType, SparseConfig
 from edge.errors import ContextError
 from edge.executors.cuda.device import Device
+from edge.executors.cuda.drawing import DeviceSampler
 from edge.executors.cuda.operators.pages import CacheShape
 from edge.executors.cuda.operators.tables import PAGE
 from edge.executors.cuda.uploads import PassTables
@@ -25,8 +26,7 @@ _LEAST_ROWS = 64
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`.
-    """
+    """Bytes, but for rows and pages. rows: most of a pass. pages: of the KV cache, each of `page_bytes`."""
 
     weights: WeightPlan
     sizes: Sizes
@@ -66,6 +66,7 @@ class DevicePlan:
         while True:
             sizes = Sizes.of(config, weights.matrices, sparse, rows, context)
             tables = PassTables.size(rows, context) + PassTables.size(min(rows, _LEAST_ROWS), context)
+            tables += DeviceSampler.size(config.vocab_size, context)
             beside = weights.total + max(weights.uploaded, sizes.total + tables)
             pages = min(most, (room - beside) // shape.page_bytes)
             found = cls(weights, sizes, tables, shape, pages, rows, context)
@@ -100,6 +101,7 @@ class DevicePlan:
     def _words(self, cache: int) -> str:
         tokens = cache // self.shape.page_bytes * PAGE
         return (
-            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights {format_bytes(self.weights.total)} + KV "
-            f"cache {format_bytes(cache)} (of {tokens} tokens) + workspace {format_bytes(self.workspace)}"
+            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights "
+            f"{format_bytes(self.weights.total)} + KV cache {format_bytes(cache)} (of {tokens} tokens) + "
+            f"workspace {format_bytes(self.workspace)}"
         )

@@ -17,7 +17,7 @@ from edge.executors.cuda.operators.repack import repack
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.model_files import PackedFiles
 
-_PARTS = {
+_PARTS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "out": ("self_attn.o_proj",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
@@ -52,7 +52,9 @@ class WeightPlan:
     @classmethod
     def of(cls, config: ModelConfig, tensors: Mapping[str, BundleTensor]) -> WeightPlan:
         """Of a model's tensors. Raises BundleError for those that can't stand in one matrix."""
-        parts = {EMBEDDING: (EMBEDDING,)} | ({HEAD: (HEAD,)} if HEAD in tensors else {})
+        parts: dict[str, tuple[str, ...]] = {EMBEDDING: (EMBEDDING,)}
+        if HEAD in tensors:
+            parts[HEAD] = (HEAD,)
         for index in range(config.num_hidden_layers):
             layer = f"model.layers.{index}"
             for part, names in _PARTS.items():
@@ -117,8 +119,8 @@ def _stacked(tensors: Sequence[BundleTensor]) -> Matrix:
     for other in tensors[1:]:
         if other.scheme != first.scheme:
             raise BundleError(
-                f"'{first.name}' is {first.scheme} and '{other.name}' {other.scheme}: the cuda executor takes "
-                "them as one matrix; convert the model with one quantization, or choose the native executor."
+                f"'{first.name}' is {first.scheme} and '{other.name}' {other.scheme}: the cuda executor "
+                "takes them as one matrix; convert the model with one quantization, or choose native."
             )
     return Matrix.of(first.scheme.packing, sum(info.rows for info in tensors), first.columns)
 

@@ -33,8 +33,10 @@ def test_the_curve_is_what_the_single_numbers_are():
         costs.record(rows, 100, seconds)
     curve = costs.curve(100)
     assert curve is not None and costs.curve(300) is curve
-    wanted = [costs.seconds(rows, 100) for rows in range(1, 65)]
-    assert curve.extra(1, 63).tolist() == pytest.approx(wanted)
+    wanted = {rows: costs.seconds(rows, 100) for rows in (*range(1, 3), 6, *range(40, 65))}
+    assert {rows: curve.extra(rows, 0)[0] for rows in wanted} == pytest.approx(wanted)
+    between = {3: 0.012 + 0.001, 4: 0.012 + 0.002, 23: 0.020 + 0.020}  # half of the rise on a line
+    assert {rows: curve.extra(rows, 0)[0] for rows in between} == pytest.approx(between)
     assert curve.extra(500, 12).tolist() == pytest.approx([costs.seconds(500 + n, 100) for n in range(13)])
     assert len(curve.extra(700, 63)) == 64
     costs.record(4, 100, 0.050)  # a hiccup: more rows never cost less

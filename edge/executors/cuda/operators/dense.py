@@ -11,7 +11,7 @@ _TILE = 128
 
 
 def dequantize(device: Device, matrix: Matrix, out: Address) -> None:
-    """out float16 [matrix.rows to a multiple of 64, matrix.padded_columns]: the weights as `linear` takes them."""
+    """out float16 [matrix.bands * 64, matrix.padded_columns] = the weights as `linear` takes them."""
     device.launch(
         f"dequantize.{matrix.variant}",
         (matrix.tiles, matrix.bands, 1),
@@ -20,8 +20,8 @@ def dequantize(device: Device, matrix: Matrix, out: Address) -> None:
 
 
 def dense(device: Device, matrix: Matrix, x: Address, out: Address, workspace: Address, *, rows: int) -> None:
-    """out float32 [rows, matrix.rows] = x float16 [rows, matrix.columns] times the transposed matrix: the sum of
-    what `linear` gives, bit for bit. workspace: matrix.dense_bytes, which get the weights.
+    """out float32 [rows, matrix.rows] = x float16 [rows, matrix.columns] times the transposed matrix: the sum
+    of what `linear` gives, bit for bit. workspace: matrix.dense_bytes, which get the weights.
     """
     dequantize(device, matrix, workspace)
     device.launch(

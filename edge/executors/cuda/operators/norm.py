@@ -1,51 +1,85 @@
-"""The residual stream and its norms, see `kernels/cuda/norm.py`."""
+"""The residual stream and its norms, see `kernels/cuda/norm.py`.
+
+stream float32 [rows, columns]; partials float32 [slices, rows, columns], what `linear` left; weights float32
+[columns]; x float16, what the next product takes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from edge.errors import BundleError
 from edge.executors.cuda.device import Address, Device
 
-
-@dataclass(frozen=True)
-class Joined:
-    """A residual stream float32 [rows, columns], and what is to be added to it: scale times the sum of partial
-    float32 [slices, rows, columns], in order; slices 0 is nothing.
-    """
-
-    stream: Address
-    partial: Address
-    rows: int
-    columns: int
-    slices: int
-    scale: float
+_SIZES = (1024, 2048, 4096, 8192)
 
 
-def add_norm(device: Device, joined: Joined, weight: Address, x: Address, *, eps: float) -> None:
-    """Add, in place; then x float16 [rows, columns] = stream / rms(stream) * weight, float32 [columns]."""
+def norm(
+    device: Device, stream: Address, weights: Address, x: Address, *, rows: int, columns: int, epsilon: float
+) -> None:
+    """x [rows, columns] = RMSNorm of the stream, times the weights."""
     device.launch(
-        "norm.add", (joined.rows, 1, 1), (joined.stream, joined.partial, weight, x, *_sizes(joined), eps)
+        f"norm.plain.{_block(columns)}",
+        (rows, 1, 1),
+        (stream, 0, weights, x, 0, rows, columns, 0.0, epsilon),
     )
 
 
-def final_norm(
+def added_norm(
     device: Device,
-    joined: Joined,
-    weight: Address,
+    stream: Address,
+    partials: Address,
+    weights: Address,
+    x: Address,
+    *,
+    slices: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    epsilon: float,
+) -> None:
+    """stream += scale * the sum of the slices; then as `norm`."""
+    device.launch(
+        f"norm.added.{_block(columns)}",
+        (rows, 1, 1),
+        (stream, partials, weights, x, slices, rows, columns, scale, epsilon),
+    )
+
+
+def last_norm(
+    device: Device,
+    stream: Address,
+    partials: Address,
+    weights: Address,
     wanted: Address,
     x: Address,
     hidden: Address,
     *,
-    count: int,
-    eps: float,
+    slices: int,
+    rows: int,
+    columns: int,
+    scale: float,
+    epsilon: float,
     logit_scale: float,
+    outputs: int,
 ) -> None:
-    """Of `count` rows, wanted int32 [count]: hidden float32 [count, columns], and x float16 of the same shape,
-    logit_scale times that. The stream stays as it is.
+    """For the rows wanted int32 [outputs] (-1 for none): hidden float32 [outputs, columns] = the norm of the
+    stream after what is added, x [outputs, columns] = the same times logit_scale. The stream itself stays as
+    it is.
     """
-    addresses = (joined.stream, joined.partial, weight, wanted, x, hidden)
-    device.launch("norm.final", (count, 1, 1), (*addresses, *_sizes(joined), eps, logit_scale))
+    device.launch(
+        f"norm.last.{_block(columns)}",
+        (outputs, 1, 1),
+        (
+            *(stream, partials, weights, wanted, x, hidden),
+            *(slices, rows, columns, scale, epsilon, logit_scale),
+        ),
+    )
 
 
-def _sizes(joined: Joined) -> tuple[int | float, ...]:
-    return joined.rows, joined.columns, joined.slices, joined.scale
+def _block(columns: int) -> int:
+    for size in _SIZES:
+        if columns <= size:
+            return size
+    raise BundleError(
+        f"A hidden size of {columns} is more than the {_SIZES[-1]} that CUDA kernels take; choose the native "
+        "executor."
+    )

@@ -7,7 +7,9 @@ from edge.executors.cuda.matrices import BAND, Matrix
 from edge.quant.layout import PAD_COLUMNS, TILE_ROWS, MatrixLayout
 
 
-def repack(device: Device, layout: MatrixLayout, source: Address, matrix: Matrix, *, first: int, rows: int) -> None:
+def repack(
+    device: Device, layout: MatrixLayout, source: Address, matrix: Matrix, *, first: int, rows: int
+) -> None:
     """Rows `first` to `first + rows` of a matrix, from a matrix of a bundle as it was uploaded.
 
     The memory of `matrix` must be zero, or hold other rows of it.
@@ -22,9 +24,10 @@ def repack(device: Device, layout: MatrixLayout, source: Address, matrix: Matrix
     tile_bytes = columns * TILE_ROWS * bits // 8 + -(-columns // group) * tail
     numbers = (first, rows, columns, group, group_bytes, tile_bytes)
     bands = (first + rows - 1) // BAND - first // BAND + 1
-    units = matrix.word_bytes // (matrix.bands * 4096)
     device.launch(
-        f"repack_words.{matrix.kind}", (units, bands, 1), (source, matrix.address, *numbers, units)
+        f"repack_words.{matrix.kind}",
+        (matrix.units, bands, 1),
+        (source, matrix.address, *numbers, matrix.units),
     )
     if not layout.is_float:
         tiles = matrix.tiles if matrix.group else 1

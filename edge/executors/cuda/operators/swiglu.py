@@ -1,12 +1,14 @@
-"""The gated MLP's middle, see `kernels/cuda/swiglu.py`."""
+"""The activation between the matrices of an MLP, see `kernels/cuda/swiglu.py`."""
 
 from __future__ import annotations
 
 from edge.executors.cuda.device import Address, Device
 
-_BLOCK = 1024  # columns of a program
+_BLOCK = 1024
 
 
-def swiglu(device: Device, partial: Address, x: Address, *, slices: int, rows: int, columns: int) -> None:
-    """x float16 [rows, columns] = silu(gate) * up of float32 sums [slices, rows, gate and up]."""
-    device.launch("swiglu", (rows, -(-columns // _BLOCK), 1), (partial, x, rows, columns, slices))
+def swiglu(device: Device, partials: Address, x: Address, *, slices: int, rows: int, columns: int) -> None:
+    """x float16 [rows, columns] = silu(gate) * up; partials float32 [slices, rows, 2 * columns], what
+    `linear` left of gate and up as one matrix.
+    """
+    device.launch("swiglu", (-(-columns // _BLOCK), rows, 1), (partials, x, slices, rows, columns))
