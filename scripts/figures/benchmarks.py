@@ -141,9 +141,9 @@ BENCHMARKS = {
         timed=False,
     ),
     "speculation-jobs": Benchmark(
-        f"{_GUESSES} jobs --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
+        f"{_GUESSES} jobs --rounds 2 --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
     ),
-    "speculation-chat": Benchmark(f"{_GUESSES} chat --questions TEXT/spec_bench.dev.jsonl", 6),
+    "speculation-chat": Benchmark(f"{_GUESSES} chat --rounds 2 --questions TEXT/spec_bench.dev.jsonl", 4),
     "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
     "speculation-planted-8b": Benchmark(
         f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9
