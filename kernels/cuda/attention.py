@@ -19,10 +19,9 @@ from edge.kernels.paths import (
     BLOCK,
     OF_ROWS,
     VARIANTS,
+    Variant,
     cache_rows,
     first_own,
-    load_rows,
-    load_rows_inside,
     row_of_page,
     rows_of_pages,
 )
@@ -41,11 +40,50 @@ def blocks_of_splits(blocks):
 
 
 @triton.jit
-def add_block(q, k, v, scale, top, total, values, seen, MASKED: tl.constexpr):
-    """Take 64 keys and values into the softmax of each row of q: (top [M], total [M, 16], values [M, d]),
-    float32: the maximum of the logits, and the sums of powers and of values below it.
+def columns(pool, HALF: tl.constexpr):
+    """Columns [1, HALF] of the two parts in which rows are taken: of float16 pools the first and the second
+    half, of int8 ones, which are read in pairs, the even and the odd ones.
     """
-    logits = tl.dot(q, tl.trans(k))
+    i = tl.arange(0, HALF)[None, :]
+    if pool.dtype.element_ty == tl.int16:
+        first, second = 2 * i, 2 * i + 1
+    else:
+        first, second = i, HALF + i
+    return first, second
+
+
+@triton.jit
+def load_parts(pool, scales, start, index, inside, HALF: tl.constexpr, MASKED: tl.constexpr):
+    """Both parts of rows start + index [n] as float16 [n, HALF]; if MASKED, those not inside are 0, whatever
+    stands there.
+
+    int8 n is rounded to what a float16 cache would hold. It is made float16 by its bits, as conversions are
+    slow: those of 1024 + n, less 1024 and the sign's 128.
+    """
+    i = tl.arange(0, HALF)[None, :]
+    mask = None
+    other = None
+    if MASKED:
+        mask = inside[:, None]
+        other = 0.0
+    if pool.dtype.element_ty == tl.int16:
+        pairs = tl.load(pool + start * HALF + (index[:, None] * HALF + i), mask=mask, other=other)
+        scale = tl.load(scales + start + index[:, None], mask=mask, other=other)
+        first = (((pairs & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0) * scale
+        second = (((pairs >> 8 & 0xFF) ^ 0x6480).to(tl.float16, bitcast=True) - 1152.0) * scale
+    else:
+        at = pool + start * (2 * HALF) + (index[:, None] * (2 * HALF) + i)
+        first = tl.load(at, mask=mask, other=other)
+        second = tl.load(at + HALF, mask=mask, other=other)
+    return first, second
+
+
+@triton.jit
+def add_block(q0, q1, k0, k1, v0, v1, scale, top, total, sums0, sums1, seen, MASKED: tl.constexpr):
+    """Take 64 keys and values into the softmax of each row of q: (top [M], total [M, 16], sums [M, d / 2] of
+    both parts of the values), float32: the maximum of the logits, and sums of powers below it.
+    """
+    logits = tl.dot(q1, tl.trans(k1), tl.dot(q0, tl.trans(k0)))
     if MASKED:
         logits = tl.where(seen, logits, float("-inf"))
     raised = tl.maximum(top, tl.max(logits, 1) * scale)
@@ -53,18 +91,27 @@ def add_block(q, k, v, scale, top, total, values, seen, MASKED: tl.constexpr):
     shrunk = tl.exp2(top - raised)[:, None]
     # By a tensor core, whose sum has one order, however threads share the weights.
     total = tl.dot(weights, tl.full((BLOCK, 16), 1.0, tl.float16), total * shrunk)
-    return raised, total, tl.dot(weights, v, values * shrunk)
+    return raised, total, tl.dot(weights, v0, sums0 * shrunk), tl.dot(weights, v1, sums1 * shrunk)
 
 
 @triton.jit
-def merge(top, total, values, next_top, next_total, next_values):
-    """The softmax of what was merged so far and of the next split: top, total [M], values [M, d]."""
+def merge(top, total, sums0, sums1, next_top, next_total, next0, next1):
+    """The softmax of what was merged so far and of the next split: top, total [M], sums [M, d / 2] twice."""
     raised = tl.maximum(top, next_top)
     shrunk, next_shrunk = tl.exp2(top - raised), tl.exp2(next_top - raised)
-    # Fused by name: a compiler that may choose would not always choose alike.
     total = tl.fma(total, shrunk, next_total * next_shrunk)
-    values = tl.fma(values, shrunk[:, None], next_values * next_shrunk[:, None])
-    return raised, total, values
+    sums0 = tl.fma(sums0, shrunk[:, None], next0 * next_shrunk[:, None])
+    sums1 = tl.fma(sums1, shrunk[:, None], next1 * next_shrunk[:, None])
+    return raised, total, sums0, sums1
+
+
+@triton.jit
+def block_id(selected, j, listed, SPARSE: tl.constexpr):
+    """The j-th block of a row: of its selection, if that is `listed`, else of all."""
+    id = j
+    if SPARSE:
+        id = tl.where(listed, tl.load(selected + tl.where(listed, j, 0)), j)
+    return id
 
 
 @triton.jit
@@ -117,8 +164,9 @@ def attend(
     used = (i // tile_heads < count) & (head < group)
     rows = row + tl.minimum(i // tile_heads, count - 1)
     place = rows.to(tl.int64) * heads + kv_head * group + head
-    d = tl.arange(0, HEAD_DIM)[None, :]
-    query = tl.load(q + place[:, None] * HEAD_DIM + d, mask=used[:, None], other=0.0)
+    HALF: tl.constexpr = HEAD_DIM // 2
+    d0, d1 = columns(keys, HALF)
+    of_heads = place[:, None] * HEAD_DIM
 
     # A tile's rows are in one block of positions, so they have as many blocks, and splits of one size.
     sequence = tl.load(sequences + row)
@@ -148,54 +196,73 @@ def attend(
         end = tl.minimum(begin + size, blocks)
         if begin >= end:
             return
+    elif blocks == 0:
+        zeros = tl.zeros((M, HALF), tl.float16)
+        tl.store(out + of_heads + d0, zeros, mask=used[:, None])
+        tl.store(out + of_heads + d1, zeros, mask=used[:, None])
+        return
 
+    q0 = tl.load(q + of_heads + d0, mask=used[:, None], other=0.0)
+    q1 = tl.load(q + of_heads + d1, mask=used[:, None], other=0.0)
     table = page_table + sequence * max_pages
     n = tl.arange(0, BLOCK)
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M, 16), tl.float32)
-    sums = tl.zeros((M, HEAD_DIM), tl.float32)
+    sums0 = tl.zeros((M, HALF), tl.float32)
+    sums1 = tl.zeros((M, HALF), tl.float32)
     all_top = top
     all_total = tl.zeros((M,), tl.float32)
-    all_sums = sums
+    all0 = sums0
+    all1 = sums1
+    # A block's id is looked up two blocks ahead, and its page one, so that no load waits for another.
+    start = row_of_page(table, block_id(selected, begin, listed, SPARSE) * BLOCK, kv_head, kv_heads)
+    following = block_id(selected, tl.minimum(begin + 1, end - 1), listed, SPARSE)
     for j in range(begin, tl.minimum(end, plain)):
-        block = j
-        if SPARSE:
-            block = tl.where(listed, tl.load(selected + tl.where(listed, j, 0)), j)
-        at = row_of_page(table, block * BLOCK, kv_head, kv_heads) + n
-        k = load_rows(keys, key_scales, at, HEAD_DIM)
-        v = load_rows(values, value_scales, at, HEAD_DIM)
-        top, total, sums = add_block(query, k, v, scale, top, total, sums, None, False)
+        k0, k1 = load_parts(keys, key_scales, start, n, None, HALF, False)
+        v0, v1 = load_parts(values, value_scales, start, n, None, HALF, False)
+        start = row_of_page(table, following * BLOCK, kv_head, kv_heads)
+        following = block_id(selected, tl.minimum(j + 2, end - 1), listed, SPARSE)
+        top, total, sums0, sums1 = add_block(
+            q0, q1, k0, k1, v0, v1, scale, top, total, sums0, sums1, None, False
+        )
         if not SPLIT and (j + 1) % size == 0:
-            all_top, all_total, all_sums = merge(all_top, all_total, all_sums, top, tl.max(total, 1), sums)
+            all_top, all_total, all0, all1 = merge(
+                all_top, all_total, all0, all1, top, tl.max(total, 1), sums0, sums1
+            )
             top = tl.full((M,), float("-inf"), tl.float32)
             total = tl.zeros((M, 16), tl.float32)
-            sums = tl.zeros((M, HEAD_DIM), tl.float32)
+            sums0 = tl.zeros((M, HALF), tl.float32)
+            sums1 = tl.zeros((M, HALF), tl.float32)
     # Blocks that some rows see a part of, or of which a part is a tree's; of causal rows it is the last one.
     last = tl.load(path + row + count - 1)
     lasts = tl.load(path + rows)
     for j in tl.range(tl.maximum(begin, plain), end, num_stages=1):
-        block = j
-        if SPARSE:
-            block = tl.where(listed, tl.load(selected + tl.where(listed, j, 0)), j)
-        position = block * BLOCK + n
+        position = block_id(selected, j, listed, SPARSE) * BLOCK + n
         inside = position <= last
         slots = cache_rows(position, last, own, ancestors + row * TREE)
         at = rows_of_pages(table, slots, inside, kv_head, kv_heads)
-        k = load_rows_inside(keys, key_scales, at, inside, HEAD_DIM)
-        v = load_rows_inside(values, value_scales, at, inside, HEAD_DIM)
+        k0, k1 = load_parts(keys, key_scales, 0, at, inside, HALF, True)
+        v0, v1 = load_parts(values, value_scales, 0, at, inside, HALF, True)
         seen = position[None, :] <= lasts[:, None]
-        top, total, sums = add_block(query, k, v, scale, top, total, sums, seen, True)
+        top, total, sums0, sums1 = add_block(
+            q0, q1, k0, k1, v0, v1, scale, top, total, sums0, sums1, seen, True
+        )
     one_total = tl.max(total, 1)
     if SPLIT:
         split = place * tl.num_programs(2) + tl.program_id(2)
-        tl.store(parts + split[:, None] * HEAD_DIM + d, sums, mask=used[:, None])
+        of_split = parts + split[:, None] * HEAD_DIM
+        tl.store(of_split + d0, sums0, mask=used[:, None])
+        tl.store(of_split + d1, sums1, mask=used[:, None])
         tl.store(tops + split * 2, top, mask=used)
         tl.store(tops + split * 2 + 1, one_total, mask=used)
     else:
         if (plain < blocks) | (blocks % size != 0):
-            all_top, all_total, all_sums = merge(all_top, all_total, all_sums, top, one_total, sums)
-        result = all_sums * tl.where(all_total > 0.0, 1.0 / all_total, 0.0)[:, None]
-        tl.store(out + place[:, None] * HEAD_DIM + d, result.to(tl.float16), mask=used[:, None])
+            all_top, all_total, all0, all1 = merge(
+                all_top, all_total, all0, all1, top, one_total, sums0, sums1
+            )
+        share = (1.0 / all_total)[:, None]
+        tl.store(out + of_heads + d0, (all0 * share).to(tl.float16), mask=used[:, None])
+        tl.store(out + of_heads + d1, (all1 * share).to(tl.float16), mask=used[:, None])
 
 
 @triton.jit
@@ -225,23 +292,28 @@ def combine(
         blocks = tl.where(length >= 0, length, blocks)
     blocks = tl.where(tl.load(sequences + row) < 0, 0, blocks)
     used = tl.cdiv(blocks, blocks_of_splits(blocks))
-    d = tl.arange(0, HEAD_DIM)[None, :]
+    HALF: tl.constexpr = HEAD_DIM // 2
+    d = tl.arange(0, HALF)[None, :]
     first = row.to(tl.int64) * heads + kv_head * group
     place = first + tl.minimum(head, group - 1)
     top = tl.full((HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((HEADS,), tl.float32)
-    sums = tl.zeros((HEADS, HEAD_DIM), tl.float32)
+    sums0 = tl.zeros((HEADS, HALF), tl.float32)
+    sums1 = tl.zeros((HEADS, HALF), tl.float32)
     for start in range(0, used, MERGED):
         for i in tl.static_range(MERGED):
             # After the last split comes it again, with no weight.
             split = place * splits + tl.minimum(start + i, used - 1)
             next_top = tl.where(start + i < used, tl.load(tops + split * 2), float("-inf"))
             next_total = tl.load(tops + split * 2 + 1)
-            next_sums = tl.load(parts + split[:, None] * HEAD_DIM + d)
-            top, total, sums = merge(top, total, sums, next_top, next_total, next_sums)
-    result = sums * tl.where(total > 0.0, 1.0 / total, 0.0)[:, None]
-    into = out + (first + head)[:, None] * HEAD_DIM + d
-    tl.store(into, result.to(tl.float16), mask=(head < group)[:, None])
+            at = parts + split[:, None] * HEAD_DIM + d
+            top, total, sums0, sums1 = merge(
+                top, total, sums0, sums1, next_top, next_total, tl.load(at), tl.load(at + HALF)
+            )
+    share = (1.0 / tl.where(total > 0.0, total, 1.0))[:, None]
+    at = out + (first + head)[:, None] * HEAD_DIM + d
+    tl.store(at, (sums0 * share).to(tl.float16), mask=(head < group)[:, None])
+    tl.store(at + HALF, (sums1 * share).to(tl.float16), mask=(head < group)[:, None])
 
 
 ATTEND = {
@@ -251,22 +323,29 @@ ATTEND = {
     **dict.fromkeys(("heads", "kv_heads", "tile_heads", "capacity"), "i32"),
     "scale": "fp32",
 }
+
+
+def pools_in_pairs(variant: Variant) -> dict[str, str]:
+    """Types of `CachePools.rows` here: int8 codes are read two at a time."""
+    return {name: "*i16" if kind == "*i8" else kind for name, kind in variant.pools.items()}
+
+
 KINDS = [("", False), (".sparse", True)]
 ENTRIES = [
     *(
         Entry(
             f"attention.{kind}{sparse_name}.{variant.name}",
             attend,
-            {"q": "*fp16", **variant.pools, **ATTEND},
+            {"q": "*fp16", **pools_in_pairs(variant), **ATTEND},
             {"HEAD_DIM": variant.head_dim, "M": m, "TREE": TREE, "SPARSE": sparse, "SPLIT": kind == "decode"},
-            warps=4,
-            stages=stages,
+            stages=2 if m == operator.PREFILL_TILE else 3,
+            registers=200 if sparse and variant.int8 and variant.head_dim == 128 else None,
         )
         for variant in VARIANTS
         for sparse_name, sparse in KINDS
-        for kind, m, stages in (
-            ("decode", operator.DECODE_HEADS, 3),
-            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILE, 2),
+        for kind, m in (
+            ("decode", operator.DECODE_HEADS),
+            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILE),
         )
     ),
     *(

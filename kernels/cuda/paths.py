@@ -82,13 +82,3 @@ def load_rows(pool, scales, index, HEAD_DIM: tl.constexpr):
     if pool.dtype.element_ty == tl.int8:
         rows = rows.to(tl.float16) * tl.load(scales + index)[:, None]
     return rows
-
-
-@triton.jit
-def load_rows_inside(pool, scales, index, inside, HEAD_DIM: tl.constexpr):
-    """The same of those `inside`; the others are 0, whatever stands there."""
-    at = pool + index[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-    rows = tl.load(at, mask=inside[:, None], other=0)
-    if pool.dtype.element_ty == tl.int8:
-        rows = rows.to(tl.float16) * tl.load(scales + index, mask=inside, other=0.0)[:, None]
-    return rows

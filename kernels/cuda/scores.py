@@ -168,7 +168,7 @@ def scores(
         totals = tl.load(at + 1, mask=inside, other=0.0) * tl.exp2(tops - raised[:, None])
         total = total * tl.exp2(top - raised) + tl.sum(totals, 1)
         top = raised
-    share = tl.where(head < group, 1.0 / total, 0.0)
+    share = tl.where(head < group, 1.0 / tl.where(head < group, total, 1.0), 0.0)
 
     own = first_own(before, is_tree, row)
     table = page_table + sequence * max_pages

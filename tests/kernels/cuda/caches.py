@@ -24,13 +24,19 @@ Array = npt.NDArray[Any]
 @dataclass(frozen=True)
 class Step:
     """n rows behind the first `before` of a sequence: causal ones, or a tree, with the parent of each in it
-    or -1. Sequence -1: dead rows.
+    or -1. Sequence -1: dead rows. A pass has those from `first` on.
     """
 
     sequence: int
     before: int
     n: int
     parents: tuple[int, ...] = ()
+    first: int = 0
+
+    @property
+    def rows(self) -> range:
+        """Of a pass, by their place in the step."""
+        return range(self.first, self.n)
 
     def ancestors(self, i: int) -> list[int]:
         """Those of row i in the step, in order of depth, itself last."""
@@ -143,7 +149,7 @@ class Cache:
 
     def tables(self, steps: Sequence[Step]) -> StepTables:
         """Of a pass."""
-        rows = [(step, i) for step in steps for i in range(step.n)]
+        rows = [(step, i) for step in steps for i in step.rows]
         ancestors = np.full((len(rows), TREE), 10**6, np.int32)
         for row, (step, i) in enumerate(rows):
             if step.parents:

@@ -51,8 +51,8 @@ def prefilled(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) 
     selection = _selection(device, lists, cache.pools.shape.kv_heads) if lists else None
     runs, first = [], 0
     for step in steps:
-        runs.append((first, step.before, step.n))
-        first += step.n
+        runs.append((first, step.before, len(step.rows)))
+        first += len(step.rows)
     width = attention.tile_heads(heads, cache.pools.shape.kv_heads)
     tiles = attention.tiles(runs, 1 if lists else attention.PREFILL_TILE // width)
     x = sent(device, np.full(q.shape, np.nan, np.float16))
@@ -71,7 +71,7 @@ def exact(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) -> A
     found = np.zeros(q.shape)
     row = 0
     for step in steps:
-        for i in range(step.n):
+        for i in step.rows:
             if step.sequence >= 0:
                 rows = step.rows_seen(i)
                 keys, values = (
@@ -96,7 +96,8 @@ def scored(
     device, shape, tables = cache.device, cache.pools.shape, cache.tables(steps)
     rows, heads = q.shape[:2]
     assert rows == tables.rows
-    of_paths = device.allocate(path_windows_bytes(rows, shape.kv_heads, shape.head_dim))
+    floats = path_windows_bytes(rows, shape.kv_heads, shape.head_dim) // 2
+    of_paths = sent(device, np.full(floats, np.nan, np.float16))
     size = (rows, shape.kv_heads, tables.blocks)
     into = sent(device, np.full(size, np.nan, np.float32))
     parts = sent(device, np.full((rows, heads, chunks(tables.blocks, sparse), 2), np.nan, np.float32))

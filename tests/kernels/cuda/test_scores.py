@@ -15,22 +15,24 @@ from tests.kernels.cuda.caches import DEAD, Cache, Step
 from tests.kernels.cuda.runs import exact_scores, scored
 
 SPARSE = SparseConfig(init_blocks=1, window_size=128, topk=4, dense_len=192)
-CHAIN = tuple(range(-1, 62))
+CHAIN = tuple(range(-1, 63))
 
 
-@pytest.mark.parametrize("exact_lse", [False, True])
-@pytest.mark.parametrize(("head_dim", "group"), [(64, 1), (128, 2), (64, 8), (128, 16)])
+@pytest.mark.parametrize(
+    ("head_dim", "group", "exact_lse"), [(64, 1, False), (128, 2, True), (64, 8, True), (128, 16, False)]
+)
 def test_scores_and_selections_are_the_references(
     device: Device, head_dim: int, group: int, exact_lse: bool
 ) -> None:
     random = np.random.default_rng(head_dim + group)
     sparse = replace(SPARSE, exact_lse=exact_lse)
-    steps = [Step(0, 700, 2), DEAD, Step(1, 190, 4), Step(2, 450, 63, CHAIN)]
-    cache = Cache.of(device, [702, 194, 513], kv_heads=2, head_dim=head_dim, summaries=True)
-    for sequence, before in ((0, 700), (1, 190), (2, 450)):
+    # The last path has 64 rows of its own: four fine windows and a coarse one end there.
+    steps = [Step(0, 700, 1), DEAD, Step(1, 191, 2), Step(2, 450, 64, CHAIN, first=62)]
+    cache = Cache.of(device, [702, 194, 514], kv_heads=2, head_dim=head_dim, summaries=True)
+    for sequence, before in ((0, 700), (1, 191), (2, 450)):
         cache.summarise(sequence, 0, before)
     cache.upload()
-    rows = [(step, i) for step in steps for i in range(step.n)]
+    rows = [(step, i) for step in steps for i in step.rows]
     q = (2 * random.standard_normal((len(rows), 2 * group, head_dim))).astype(np.float16)
     found, lists = scored(cache, steps, q, sparse)
     for row, (step, i) in enumerate(rows):
@@ -48,19 +50,17 @@ def test_scores_and_selections_are_the_references(
             assert lists[2 * row + head] == chosen_blocks(blocks, length, sparse), (row, head)
 
 
-def test_a_normaliser_of_several_chunks(device: Device) -> None:
-    sparse, group = replace(SPARSE, topk=2), 2
-    step = Step(0, 8700, 1)
+@pytest.mark.parametrize("exact_lse", [False, True])
+def test_a_normaliser_of_several_chunks(device: Device, exact_lse: bool) -> None:
+    sparse, group, step = replace(SPARSE, exact_lse=exact_lse), 2, Step(0, 8700, 1)
     cache = Cache.of(device, [8701], summaries=True)
     cache.summarise(0, 0, 8701)
     cache.upload()
     q = np.random.default_rng(0).standard_normal((1, group, 64)).astype(np.float16)
-    for exact_lse in (False, True):
-        sparse = replace(sparse, exact_lse=exact_lse)
-        assert chunks(8704 // 64, sparse) == (5 if exact_lse else 2)
-        found, _ = scored(cache, [step], q, sparse)
-        expected = exact_scores(cache, step, 0, q[0], 0, sparse)[:-2].numpy()
-        assert np.allclose(found[0, 0, : len(expected)], expected, rtol=1e-4, atol=0)
+    assert chunks(8704 // 64, sparse) == (5 if exact_lse else 2)
+    found, _ = scored(cache, [step], q, sparse)
+    expected = exact_scores(cache, step, 0, q[0], 0, sparse)[:-2].numpy()
+    assert np.allclose(found[0, 0, : len(expected)], expected, rtol=1e-4, atol=0)
 
 
 def test_scores_far_above_the_normaliser_are_bounded(device: Device) -> None:
@@ -77,12 +77,12 @@ def test_scores_far_above_the_normaliser_are_bounded(device: Device) -> None:
 
 
 def test_a_row_is_scored_alike_alone_and_beside_others(device: Device) -> None:
-    steps = [Step(0, 500, 3), Step(1, 300, 4, (-1, 0, 0, 2)), Step(2, 333, 1)]
-    cache = Cache.of(device, [503, 304, 334], kv_heads=2, summaries=True)
+    steps = [Step(0, 500, 2), Step(1, 300, 4, (-1, 0, 0, 2)), Step(2, 333, 1)]
+    cache = Cache.of(device, [502, 304, 334], kv_heads=2, summaries=True)
     for step in steps:
         cache.summarise(step.sequence, 0, step.before)
     cache.upload()
-    q = np.random.default_rng(0).standard_normal((8, 6, 64)).astype(np.float16)
+    q = np.random.default_rng(0).standard_normal((7, 6, 64)).astype(np.float16)
     together, lists = scored(cache, steps, q, SPARSE)
     first = 0
     for step in steps:

@@ -16,7 +16,7 @@ from edge.executors.cuda.operators.tables import StepTables
 SPLITS, SPLIT_BLOCKS = 64, 4
 """A row's blocks are taken in at most 64 splits of 4 * 2^k blocks, the same for all."""
 
-DECODE_HEADS, PREFILL_TILE = 16, 64
+DECODE_HEADS, PREFILL_TILE = 16, 32
 """Rows of queries, one a head, of a program: in decode and sparse prefill all of one token."""
 
 
