@@ -126,6 +126,8 @@ def _prefix_cache(
             raise EdgeError(f"The {executor.info.name} executor can't share rows of a KV cache: use native.")
         return None
     most = default_prefix_memory() if most_bytes is None else most_bytes
+    limit = getattr(executor, "cache_limit", None)
+    most = most if limit is None else min(most, limit)
     return None if most == 0 else PrefixCache(executor, most, None if folder is None else user_path(folder))
 
 
@@ -204,7 +206,7 @@ class Model:
     def memory_plan(self) -> MemoryPlan:
         """What one conversation that fills the context takes."""
         info, speculation = self.executor.info, self.scheduler.speculation
-        plan = memory_plan(
+        plan = getattr(self.executor, "memory_plan", None) or memory_plan(
             self.files,
             self.context,
             info.kv_type,

@@ -284,7 +284,9 @@ class SharesRows(Protocol):
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of all caches; what several share counts once."""
+        """Memory of all caches; what several share counts once. Where that is a part of something fixed,
+        `cache_limit` (int) is how much of it may be in use so that one more sequence finds room.
+        """
 
 
 def shares_rows(executor: Executor) -> bool:

@@ -20,12 +20,13 @@ from edge.executors.cuda.network import Network, Pass
 from edge.executors.cuda.operators import attention
 from edge.executors.cuda.operators.draws import Draw
 from edge.executors.cuda.operators.pages import CachePools, copy_page, move
-from edge.executors.cuda.operators.tables import TREE
+from edge.executors.cuda.operators.tables import PAGE, TREE
 from edge.executors.cuda.passes import CheckedStep, PassRows, WantedRows, checked
 from edge.executors.cuda.plan import DevicePlan
 from edge.executors.cuda.uploads import PassTables
 from edge.executors.cuda.weights import DeviceWeights
 from edge.executors.cuda.workspace import DECODE_ROWS, Workspace
+from edge.executors.memory import MemoryPlan
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
@@ -137,6 +138,17 @@ class CudaExecutor(ExecutorFacts):
     def cache_bytes(self) -> int:
         """Memory of all caches; what several share counts once."""
         return self._pool.used * self.plan.shape.page_bytes
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        """What the model takes of the device with one conversation that fills the context."""
+        return self.plan.conversation
+
+    @property
+    def cache_limit(self) -> int:
+        """Bytes that caches may keep of earlier sequences, so that one of the whole context has room."""
+        own = -(-self._context // PAGE)
+        return (self._pool.pages - own) * self.plan.shape.page_bytes
 
     def new_cache(self) -> CudaCache:
         """An empty cache; it takes pages as it fills."""
@@ -257,10 +269,7 @@ class CudaExecutor(ExecutorFacts):
         taps = tuple(sorted({layer for step in steps for layer in step.layers}))
         recorded = rows.rows <= min(DECODE_ROWS, self._max_batch) and not taps
         work = self._recorded(rows, wanted) if recorded else self._listed(device, rows, wanted, taps)
-        if recorded:
-            self._graph(device, work).launch()
-        else:
-            self._network.run(work)
+        self._launch(device, work, recorded)
         self._passes += 1
         held = wanted.logits <= DECODE_ROWS and all(step.held or not step.wanted for step in steps)
         logits = np.empty((0, 0), np.float32) if held else self._logits(device, wanted.logits)
@@ -324,11 +333,15 @@ class CudaExecutor(ExecutorFacts):
             taps=taps,
         )
 
-    def _graph(self, device: Device, work: Pass) -> Graph:
+    def _launch(self, device: Device, work: Pass, recorded: bool) -> None:
+        """A shape's first pass is made launch by launch, which loads its kernels, and recorded after that."""
         shape = _Shape(work.tables.rows, work.wanted)
-        if shape not in self._graphs:
+        if recorded and shape in self._graphs:
+            self._graphs[shape].launch()
+            return
+        self._network.run(work)
+        if recorded:
             self._graphs[shape] = device.record(lambda: self._network.run(work))
-        return self._graphs[shape]
 
     def _logits(self, device: Device, rows: int) -> FloatArray:
         """Of all wanted rows; the first DECODE_ROWS are computed already."""

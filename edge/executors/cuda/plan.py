@@ -13,6 +13,7 @@ from edge.executors.cuda.operators.tables import PAGE
 from edge.executors.cuda.uploads import PassTables
 from edge.executors.cuda.weights import WeightPlan
 from edge.executors.cuda.workspace import Sizes
+from edge.executors.memory import MemoryPlan
 from edge.formats.model_files import ModelFiles
 from edge.system.units import format_bytes
 
@@ -74,8 +75,8 @@ class DevicePlan:
                 return found
             if rows <= _LEAST_ROWS:
                 raise ContextError(
-                    f"The model needs {found.least} of the device's memory, but {format_bytes(room)} can be "
-                    "had: choose a shorter context, --kv int8, a smaller model or a smaller quantization."
+                    f"The model needs {found.conversation} of the device's memory, but {format_bytes(room)} can "
+                    "be had: choose a shorter context, --kv int8, a smaller model or a smaller quantization."
                 )
             rows = max(_LEAST_ROWS, rows // _FEWER)
 
@@ -85,23 +86,12 @@ class DevicePlan:
         return self.sizes.total + self.tables
 
     @property
-    def least(self) -> str:
-        """What it takes with one cache of the whole context, in words."""
+    def conversation(self) -> MemoryPlan:
+        """What it takes with one cache of the whole context."""
         cache = -(-self.context // PAGE) * self.shape.page_bytes
-        return self._words(cache)
+        return MemoryPlan(self.weights.total, cache, self.workspace, self.context)
 
     @property
     def total(self) -> int:
-        """Everything."""
+        """Everything that is taken."""
         return self.weights.total + self.workspace + self.pages * self.shape.page_bytes
-
-    def __str__(self) -> str:
-        return self._words(self.pages * self.shape.page_bytes)
-
-    def _words(self, cache: int) -> str:
-        tokens = cache // self.shape.page_bytes * PAGE
-        return (
-            f"{format_bytes(self.weights.total + self.workspace + cache)} = weights "
-            f"{format_bytes(self.weights.total)} + KV cache {format_bytes(cache)} (of {tokens} tokens) + "
-            f"workspace {format_bytes(self.workspace)}"
-        )

@@ -298,6 +298,8 @@ def test_memory_is_taken_once(dense):
     assert executor.cache_bytes == used + executor.plan.shape.page_bytes  # a copy of the shared page
     executor.truncate(cache, 0)
     assert cache.length == 0 and executor.cache_bytes == used
+    assert executor.cache_limit == (executor.plan.pages - CONTEXT // 256) * executor.plan.shape.page_bytes
+    assert executor.memory_plan.total < executor.plan.total
 
 
 def test_what_does_not_fit_is_refused_with_numbers(bundles, open_cuda, dense):
@@ -343,7 +345,7 @@ def test_answers_with_guesses_are_those_without(make_bundle, dense):
     bundle = make_bundle(NETWORK, QuantScheme.from_name("int4"), tokenizer=True)
     model = Model(bundle, dense.executor, name="tiny")
     model.scheduler.costs = FreeRows()
-    settings: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 10, "ignore_eos": True}
+    settings: dict[str, Any] = {"temperature": 1.0, "seed": 3, "max_new_tokens": 6, "ignore_eos": True}
     prompt = tokens_of(4)
     plain = model.complete(prompt, session=model.session(speculate=False), **settings)
     drafter = PlantedDrafter([prompt + list(plain.tokens)], right=0.7, vocab_size=150, seed=1)
