@@ -80,7 +80,7 @@ def _check_kind(pair: Pair, report: Report, extent: Extent, shape: Shape, kind: 
 
 
 def check_longest(device: Watched, report: Report, extent: Extent, folder: Path) -> None:
-    """The last token of every pass over a long prompt, of a text that repeats itself; where the native executor
+    """The last token of every pass over a long prompt that repeats itself; where the native executor
     takes too long, of the first passes.
     """
     bundle = bundle_of(folder, extent.shapes[0], extent.scheme, _FEW_LAYERS)
@@ -218,13 +218,13 @@ class Checks:
     def graphs(self) -> None:
         """Recorded passes, and their launches one by one."""
         mine, device, found = self._pair.mine, self._pair.watched, []
-        for plain in (False, True):
+        for plain in (True, False):  # the first time, a pass is no graph yet
             device.plain = plain
             cache = mine.fork(self._mine, self._prompt)
             steps = [self._pair.tokens(count, 6) for count in self._extent.measured]
             found.append(np.concatenate([_logits(mine, cache, step) for step in steps]))
         device.plain = False
-        self._same("graphs as single launches", found[0], found[1])
+        self._same("graphs as single launches", found[1], found[0])
 
     def memory(self) -> None:
         """Nothing was allocated since the executor was opened."""
