@@ -47,7 +47,7 @@ from edge.executors.cuda.driver import CudaDevice
 from edge.formats.atomic import write_file
 
 from .cuda.devices import only_ptx
-from .cuda.processes import ROOT, Part, Place, failed, run_waves
+from .cuda.processes import ROOT, USUAL, Part, Place, failed, run_waves
 from .cuda.targets import judged
 
 _SANITIZER = "compute-sanitizer"
@@ -162,7 +162,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, metavar="FILE")
-    parser.add_argument("--seconds", type=float, default=360, help="after which no part goes on")
+    parser.add_argument("--seconds", type=float, default=USUAL, help="in all; each part has its share")
     parser.add_argument("--parts", type=lambda text: text.split(","), help="by default all")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "build" / "test-cuda", help="for what parts write"

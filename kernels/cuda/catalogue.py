@@ -13,6 +13,7 @@ from edge.kernels import (
     logprobs,
     norm,
     pages,
+    probe,
     repack,
     rope,
     rows,
@@ -43,6 +44,7 @@ _OPERATORS = (
     candidates,
     sampling,
     logprobs,
+    probe,
 )
 
 ENTRIES: dict[str, Entry] = by_id(entry for operator in _OPERATORS for entry in operator.ENTRIES)

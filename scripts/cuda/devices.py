@@ -52,7 +52,8 @@ def only_ptx(into: Path) -> Path:
 
 class Watched:
     """See `edge.executors.cuda.device.Device`. device: what does the work. allocations: how many there were.
-    plain: whether graphs are launched as single kernels. last: the graph that was launched last.
+    plain: whether graphs are launched as single kernels. last: the graph that was recorded or
+    launched last.
     """
 
     def __init__(self, device: Device) -> None:
@@ -101,7 +102,8 @@ class Watched:
 
     def record(self, work: Callable[[], None]) -> WatchedGraph:
         """See `Device`."""
-        return WatchedGraph(self, self.device.record(work), work)
+        self.last = WatchedGraph(self, self.device.record(work), work)
+        return self.last
 
     def synchronize(self) -> None:
         """See `Device`."""

@@ -11,6 +11,7 @@ from edge.checkpoints.synthetic import random_matrix
 from edge.executors.cuda.device import Address
 from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators.dense import dense, dequantize
+from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.linear import linear
 from edge.executors.cuda.operators.repack import repack
 from edge.executors.cuda.trial import Trial
@@ -62,9 +63,16 @@ class Made:
             plain = trial.room(matrix.dense_bytes)
             given = trial.sent(x)
             few = max(extent.rows)
-            out = trial.room(4 * self._rows * max(extent.many, matrix.slices * max(few, extent.between)))
+            widest = self._rows * max(extent.many, matrix.slices * max(few, extent.between))
+            out = trial.room(4 * max(widest, _BLOCKS * _BLOCK * self._columns))
 
-            weights = self._sampled(data.data, samples)
+            exact_weights = self._sampled(data.data, samples)
+            tokens = trial.sent(self._at(samples).astype(np.int32))
+            embed(self._device, matrix, tokens, out, rows=exact_weights.shape[0], scale=1.0)
+            embedded = np.empty_like(exact_weights)
+            self._device.download(out, embedded)
+            report.near(f"{title}, as an embedding", embedded, exact_weights, 1e-6)
+            weights = exact_weights.astype(np.float16)
             dequantize(self._device, matrix, plain)
             report.same(f"{title}, weights", self._dense(matrix, plain, samples), weights)
 
@@ -101,12 +109,12 @@ class Made:
     def _at(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).reshape(-1)
 
-    def _sampled(self, data: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        """Weights of some blocks of rows, as the device rounds them."""
+    def _sampled(self, data: npt.NDArray[np.uint8], blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Weights of some blocks of rows."""
         size = self._scheme.packed_bytes(_BLOCK, self._columns)
         parts = [data[block * size : (block + 1) * size] for block in blocks]
         found = [unpacked(part, self._scheme, _BLOCK, self._columns) for part in parts]
-        return np.concatenate(found).astype(np.float16)
+        return np.concatenate(found)
 
     def _dense(
         self, matrix: Matrix, plain: Address, blocks: npt.NDArray[np.int64]

@@ -22,9 +22,9 @@ _WORKER = (sys.executable, "-m", "scripts.cuda.worker")
 
 @dataclass(frozen=True)
 class Part:
-    """name: in the document. works: of `worker`. seconds: after which it is ended. shape: of models and
-    times. ptx: with PTX in the place of cubins. under: a program that runs it, with its arguments. tiny: at
-    the shapes of a rehearsal.
+    """name: in the document. works: of `worker`. seconds: after which it is ended, of USUAL. shape: of models
+    and times. ptx: with PTX in the place of cubins. under: a program that runs it, with its arguments. tiny:
+    at the shapes of a rehearsal.
     """
 
     name: str
@@ -61,21 +61,25 @@ class Place:
         return {**os.environ, **({"EDGE_CUBINS": str(self.ptx)} if part.ptx else {})}
 
 
+USUAL = 360.0
+"""Seconds of all parts, of which each has its share."""
+
+
 def run_waves(waves: Sequence[Sequence[Part]], place: Place, seconds: float) -> dict[str, Any]:
     """Results by name. Parts of a wave run side by side, waves one after another, all within `seconds`."""
     end = time.monotonic() + seconds
     found: dict[str, Any] = {}
     for wave in waves:
         with ThreadPoolExecutor(len(wave)) as threads:
-            results = threads.map(lambda part: _part(part, place, end), wave)
+            results = threads.map(lambda part: _part(part, place, seconds / USUAL, end), wave)
             for part, result in zip(wave, results, strict=True):
                 found[part.name] = result
                 print(line_of(part.name, result), file=sys.stderr, flush=True)
     return found
 
 
-def _part(part: Part, place: Place, end: float) -> dict[str, Any]:
-    seconds = min(part.seconds, end - time.monotonic())
+def _part(part: Part, place: Place, scale: float, end: float) -> dict[str, Any]:
+    seconds = min(scale * part.seconds, end - time.monotonic())
     if seconds < _LEAST:
         return {"state": "left out: no time", "seconds": 0.0, "results": []}
     command = place.command(part, seconds)

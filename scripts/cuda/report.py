@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import EdgeError, NativeError
+from edge.errors import ContextError, EdgeError
 
 
 class Report:
-    """Lines of one part. into: the file that they are added to. seconds: after which a part should stop."""
+    """Lines of one part. into: the file that they are added to. seconds: after which a part should stop.
+    alive: raises after a failure of the GPU, which spoils all that follows.
+    """
 
     def __init__(self, into: Path, seconds: float) -> None:
+        self.alive: Callable[[], None] = lambda: None
         self._into = into
         self._end = time.monotonic() + seconds
 
@@ -50,9 +53,9 @@ class Report:
         """What was not done."""
         self._add({"left_out": name, "why": why})
 
-    def run(self, name: str, work: Callable[[], None], seconds: float = 0.0) -> None:
-        """Some checks that need so many seconds. What they fail with is a wrong one, and the part goes on;
-        but not after a failure of the GPU itself, which spoils all that follows.
+    def run(self, name: str, work: Callable[[], None], seconds: float = 10.0) -> None:
+        """Some checks, if there are so many seconds left. What they fail with is a wrong one, and the part
+        goes on where the GPU does; a lack of memory is none.
         """
         started = time.monotonic()
         if self.left < seconds:
@@ -60,16 +63,13 @@ class Report:
             return
         try:
             work()
-        except NativeError as error:
-            self._failed(name, error)
-            raise
+        except ContextError as error:
+            self.left_out(name, str(error))
         except (EdgeError, ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             traceback.print_exc(file=sys.stderr)
-            self._failed(name, error)
+            self.check(name, False, error=f"{type(error).__name__}: {error}"[:2000])
+            self.alive()
         self._add({"step": name, "seconds": round(time.monotonic() - started, 3)})
-
-    def _failed(self, name: str, error: BaseException) -> None:
-        self.check(name, False, error=f"{type(error).__name__}: {error}"[:2000])
 
     def _add(self, line: dict[str, Any]) -> None:
         with self._into.open("a", encoding="utf-8") as file:

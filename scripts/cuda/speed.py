@@ -114,9 +114,8 @@ def _prefill_products(device: Watched, report: Report, extent: Extent, shape: Sh
             _fill(device, matrix, matrix)
             x = trial.sent(np.ones((extent.many, columns), np.float16))
             out, plain = trial.room(4 * extent.many * rows), trial.room(matrix.dense_bytes)
-            mine += device.time_of(
-                lambda args=(matrix, x, out, plain): dense(device, *args, rows=extent.many), extent.repeats
-            )
+            product = partial(dense, device, matrix, x, out, plain, rows=extent.many)
+            mine += device.time_of(product, extent.repeats)
         work += 2.0 * extent.many * rows * columns
         if beside is not None:
             theirs += beside.product(extent.many, rows, columns)

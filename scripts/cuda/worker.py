@@ -30,8 +30,10 @@ def _facts(device: Watched, report: Report, extent: Extent, asked: argparse.Name
 
 def _kernels(device: Watched, report: Report, extent: Extent, asked: argparse.Namespace) -> None:
     from .caches import check_caches
+    from .layers import check_layers
     from .matrices import check_matrices
 
+    check_layers(device, report, extent)
     check_matrices(device, report, extent)
     check_caches(device, report, extent)
 
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _tests(report)
     else:
         device = open_device(asked.rehearse)
+        report.alive = device.synchronize
         for work in asked.works:
             WORKS[work](device, report, extent, asked)
         device.close()
