@@ -75,8 +75,8 @@ class DevicePlan:
                 return found
             if rows <= _LEAST_ROWS:
                 raise ContextError(
-                    f"The model needs {found.conversation} of the device's memory, but {format_bytes(room)} can "
-                    "be had: choose a shorter context, --kv int8, a smaller model or a smaller quantization."
+                    f"The model needs {found.conversation} of the device's memory, but {format_bytes(room)} "
+                    "can be had: choose a shorter context, --kv int8, a smaller model or quantization."
                 )
             rows = max(_LEAST_ROWS, rows // _FEWER)
 
