@@ -18,6 +18,4 @@ def probe(words, out, steps, BLOCK: tl.constexpr):
     tl.store(out + program * BLOCK + at, found)
 
 
-ENTRIES = [
-    Entry("probe", probe, {"words": "*i32", "out": "*i32", "steps": "i32"}, {"BLOCK": 4096}, stages=4)
-]
+ENTRIES = [Entry("probe", probe, {"words": "*i32", "out": "*i32", "steps": "i32"}, {"BLOCK": 4096}, stages=4)]
