@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import triton.runtime.interpreter as interpreter
+from triton.runtime.jit import JITFunction
 
 from edge.errors import ContextError, NativeError
 from edge.executors.cuda.device import Address, DeviceFacts, Grid
@@ -71,8 +73,19 @@ def _call_of_kernel(self: Any, *arguments: Any, **named: Any) -> Any:
     return self.rewrite()(*arguments, **named)
 
 
+@cache
+def _interpreted(function: Callable[..., Any]) -> Any:
+    return interpreter.InterpretedFunction(function)
+
+
+def _call_of_language(self: Any, *arguments: Any, **named: Any) -> Any:
+    """A function of the language, where torch's compiler imported it before the interpreter was on."""
+    return _interpreted(self.fn)(*arguments, **named)
+
+
 interpreter.InterpreterBuilder.create_dot = _exact_dot
 interpreter.InterpretedFunction.__call__ = _call_of_kernel
+JITFunction.__call__ = _call_of_language
 # A check of every sum, a third of the time, whose result is read in debug mode only.
 interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 

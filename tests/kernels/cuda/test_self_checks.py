@@ -21,7 +21,7 @@ def test_wrong_values_are_named(device: Device, monkeypatch: pytest.MonkeyPatch)
     """A device whose launches do nothing."""
     monkeypatch.setattr(device, "launch", lambda kernel, grid, arguments: None)
     found = dict(self_check(device))
-    assert found["embed"] == "the largest difference from the right values is 50"
+    assert found["embed"] == "the largest difference from the right values is 40"
     assert None not in found.values()
 
 
