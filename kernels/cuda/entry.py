@@ -18,7 +18,8 @@ class Entry:
     function: decorated with `triton.jit`. signature: type of every argument that is no constant, by name, in
     the function's order; `*fp16` is a pointer to memory that begins at a multiple of 16 bytes.
     constants: values of the others. aligned: whole numbers that are multiples of 16.
-    warps, stages: of Triton; a block has 32 * warps threads.
+    warps, stages: of Triton; a block has 32 * warps threads. registers: most that a thread may have (Triton's
+    `maxnreg`); None leaves it to ptxas, which may spill a few so that one more block fits.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Entry:
     aligned: tuple[str, ...] = ()
     warps: int = 4
     stages: int = 2
+    registers: int | None = None
 
     def __post_init__(self) -> None:
         names = [name for name in self.function.arg_names if name not in self.constants]

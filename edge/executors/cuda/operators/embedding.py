@@ -5,7 +5,8 @@ from __future__ import annotations
 from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.matrices import Matrix
 
-_BLOCK = 1024
+BLOCK = 1024
+"""Columns of one program."""
 
 
 def embed(
@@ -14,6 +15,6 @@ def embed(
     """stream float32 [rows, table.columns] = scale * rows `tokens` int32 [rows] of the table."""
     device.launch(
         f"embed.{table.variant}",
-        (-(-table.columns // _BLOCK), rows, 1),
+        (-(-table.columns // BLOCK), rows, 1),
         (tokens, table.address, table.scales, stream, table.columns, table.tiles, scale),
     )
