@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.matrices import VARIANTS, name_of
+from edge.executors.cuda.operators.dense import TILE
 from edge.kernels.entry import Entry
-from edge.kernels.kinds import VARIANTS
+from edge.kernels.kinds import constants_of, scales_of
 from edge.kernels.linear import inputs_of, store_outputs
 from edge.kernels.tiles import columns_of, magic_of, scales_at, units_of, weights_of
 
@@ -74,19 +76,20 @@ _NUMBERS = ("rows", "outputs", "columns", "padded", "slice_columns")
 ENTRIES = [
     *(
         Entry(
-            f"dequantize.{variant.name}",
+            f"dequantize.{name_of(layout)}",
             dequantize,
-            {"words": "*i32", "scales": variant.scales, "out": "*fp16", "tiles": "i32"},
-            variant.constants,
+            {"words": "*i32", "scales": scales_of(layout), "out": "*fp16", "tiles": "i32"},
+            constants_of(layout),
+            warps=8,
         )
-        for variant in VARIANTS
+        for layout in VARIANTS
     ),
     *(
         Entry(
             name,
             dense,
             {"x": "*fp16", "weights": "*fp16", "out": "*fp32", **dict.fromkeys(_NUMBERS, "i32")},
-            {"SLICED": sliced, "ROWS": 128, "OUTPUTS": 128, "STEP": 64},
+            {"SLICED": sliced, "ROWS": TILE, "OUTPUTS": TILE, "STEP": 64},
             aligned=("columns", "padded", "slice_columns"),
             warps=8,
             stages=3,

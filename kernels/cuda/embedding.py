@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.matrices import VARIANTS, name_of
+from edge.executors.cuda.operators.embedding import BLOCK
 from edge.kernels.entry import Entry
-from edge.kernels.kinds import VARIANTS
+from edge.kernels.kinds import constants_of, scales_of
 from edge.kernels.tiles import columns_of, groups_of, scale_of, units_of, word_of
 
 
@@ -58,19 +60,19 @@ def embed(
 
 ENTRIES = [
     Entry(
-        f"embed.{variant.name}",
+        f"embed.{name_of(layout)}",
         embed,
         {
             "tokens": "*i32",
             "words": "*i32",
-            "scales": variant.scales,
+            "scales": scales_of(layout),
             "stream": "*fp32",
             "columns": "i32",
             "tiles": "i32",
             "factor": "fp32",
         },
-        {**variant.constants, "BLOCK": 1024},
+        {**constants_of(layout), "BLOCK": BLOCK},
         aligned=("columns",),
     )
-    for variant in VARIANTS
+    for layout in VARIANTS
 ]

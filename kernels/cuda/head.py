@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.operators.head import COMPARED, MOST_BLOCKS, SUMMED
 from edge.kernels.entry import Entry
 from edge.kernels.linear import summed
 
@@ -56,18 +57,18 @@ def _largest(value, token, inside, vocabulary):
 
 _NUMBERS = {"slices": "i32", "rows": "i32", "vocabulary": "i32"}
 ENTRIES = [
-    Entry("logits", logits, {"partials": "*fp32", "out": "*fp32", **_NUMBERS}, {"BLOCK": 1024}),
+    Entry("logits", logits, {"partials": "*fp32", "out": "*fp32", **_NUMBERS}, {"BLOCK": SUMMED}),
     Entry(
         "argmax.tokens",
         largest_of_block,
         {"logits": "*fp32", "values": "*fp32", "tokens": "*i32", "vocabulary": "i32"},
-        {"BLOCK": 4096},
+        {"BLOCK": COMPARED},
         warps=8,
     ),
     Entry(
         "argmax.blocks",
         largest_of_blocks,
         {"values": "*fp32", "tokens": "*i32", "best": "*i32", "blocks": "i32", "vocabulary": "i32"},
-        {"BLOCK": 128},
+        {"BLOCK": MOST_BLOCKS},
     ),
 ]

@@ -7,12 +7,14 @@ in order, whatever the number of rows and the kind: `dense.py` gives the same bi
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.matrices import CHUNK, MOST_SLICES, VARIANTS, name_of
+from edge.executors.cuda.operators.linear import ROW_TILES
 from edge.kernels.entry import Entry
-from edge.kernels.kinds import VARIANTS
+from edge.kernels.kinds import constants_of, scales_of
 from edge.kernels.tiles import columns_of, magic_of, scales_at, units_of, weights_of
 
-_CHUNK = tl.constexpr(256)
-"""Columns; slices are made of whole ones."""
+_CHUNK = tl.constexpr(CHUNK)
+_MOST_SLICES = tl.constexpr(MOST_SLICES)
 
 
 @triton.jit
@@ -40,7 +42,7 @@ def linear(
     COLUMNS: tl.constexpr = columns_of(BITS)
     WORDS: tl.constexpr = units_of(BITS) * 1024
     STEP: tl.constexpr = COLUMNS * TILES
-    # Of more rows at once, or of fewer outputs, Triton would give both to several warps.
+    # With more rows at once Triton would share them out among warps, and all would make the same weights.
     PIECE: tl.constexpr = min(ROWS, 16)
     band = tl.program_id(1)
     part = tl.program_id(2)
@@ -76,13 +78,13 @@ def linear(
 def inputs_of(x, row, rows, column, columns):
     """float16 [columns, rows] of x, zeros beyond its edges."""
     inside = (row < rows)[None, :] & (column < columns)[:, None]
-    return tl.load(x + row.to(tl.int64)[None, :] * columns + column[:, None], mask=inside, other=0.0)
+    return tl.load(x + row[None, :] * columns + column[:, None], mask=inside, other=0.0)
 
 
 @triton.jit
 def store_outputs(out, total, before, row, rows, output, outputs):
     """total [outputs, rows] into rows of `out`, which `before` others stand before."""
-    at = (before + row).to(tl.int64)[None, :] * outputs + output[:, None]
+    at = (before + row)[None, :] * outputs + output[:, None]
     tl.store(out + at, total, mask=(row < rows)[None, :] & (output < outputs)[:, None])
 
 
@@ -93,29 +95,30 @@ def summed(partials, slices, size, at, inside):
     """
     total = tl.load(partials + at, mask=inside, other=0.0)
     seen = tl.where(inside, slices, 0)
-    for part in tl.static_range(1, 8):
+    for part in tl.static_range(1, _MOST_SLICES):
         total += tl.load(partials + part * size.to(tl.int64) + at, mask=seen > part, other=0.0)
     return total
 
 
-def _entry(variant, rows):
-    # Steps of 8 KiB of codes, or 4 where more would take too much shared memory.
-    tiles = 2 if variant.bits == 4 and rows <= 16 else 1
+def _entry(layout, rows):
+    bits = layout.layout.bits
     numbers = ("rows", "outputs", "columns", "chunks", "slice_chunks")
     return Entry(
-        f"linear.{variant.name}.r{rows}",
+        f"linear.{name_of(layout)}.r{rows}",
         linear,
         {
             "x": "*fp16",
             "words": "*i32",
-            "scales": variant.scales,
+            "scales": scales_of(layout),
             "out": "*fp32",
             **dict.fromkeys(numbers, "i32"),
         },
-        {**variant.constants, "ROWS": rows, "TILES": tiles},
+        # Steps of 8 KiB of words, or 4 where more would take too much shared memory.
+        {**constants_of(layout), "ROWS": rows, "TILES": 2 if bits == 4 and rows < 32 else 1},
         aligned=("columns",),
         stages=4,
+        registers=128 if bits > 2 and rows == 32 else None,
     )
 
 
-ENTRIES = [_entry(variant, rows) for variant in VARIANTS for rows in (8, 16, 32)]
+ENTRIES = [_entry(layout, rows) for layout in VARIANTS for rows in ROW_TILES]

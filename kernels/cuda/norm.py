@@ -3,11 +3,9 @@
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.operators.norm import SIZES
 from edge.kernels.entry import Entry
 from edge.kernels.linear import summed
-
-_SIZES = (1024, 2048, 4096, 8192)
-"""Columns that a program can have; it holds all of a row."""
 
 
 @triton.jit
@@ -100,11 +98,11 @@ _SCALARS = ("scale", "epsilon")
 ENTRIES = [
     *(
         _entry("norm.plain", norm, {**_STREAM, "x": "*fp16"}, _SCALARS, {"ADDED": False}, size)
-        for size in _SIZES
+        for size in SIZES
     ),
     *(
         _entry("norm.added", norm, {**_STREAM, "x": "*fp16"}, _SCALARS, {"ADDED": True}, size)
-        for size in _SIZES
+        for size in SIZES
     ),
     *(
         _entry(
@@ -115,6 +113,6 @@ ENTRIES = [
             {},
             size,
         )
-        for size in _SIZES
+        for size in SIZES
     ),
 ]

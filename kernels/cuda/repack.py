@@ -5,8 +5,8 @@ there.
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.matrices import VARIANTS, kind_of, name_of
 from edge.kernels.entry import Entry
-from edge.kernels.kinds import VARIANTS
 from edge.kernels.tiles import columns_of, groups_of, scale_of, word_of
 
 
@@ -93,25 +93,25 @@ _NUMBERS = ("first", "rows", "columns", "group", "group_bytes", "tile_bytes")
 ENTRIES = [
     *(
         Entry(
-            f"repack_words.{name}",
+            f"repack_words.{kind}",
             repack_words,
             {"source": "*u8", "words": "*i32", **dict.fromkeys((*_NUMBERS, "units"), "i32")},
             {"BITS": bits},
         )
-        for name, bits in (("f16", 16), ("int8", 8), ("int4", 4), ("ternary", 2))
+        for kind, bits in {kind_of(layout): layout.layout.bits for layout in VARIANTS}.items()
     ),
     *(
         Entry(
-            f"repack_scales.{variant.name}",
+            f"repack_scales.{name_of(layout)}",
             repack_scales,
             {
                 "source": "*u8",
-                "scales": "*i32" if variant.minimum else "*i16",
+                "scales": "*i32" if layout.minimum else "*i16",
                 **dict.fromkeys((*_NUMBERS, "tiles"), "i32"),
             },
-            {"BITS": variant.bits, "GROUP": variant.group, "MINIMUM": variant.minimum},
+            {"BITS": layout.layout.bits, "GROUP": layout.group, "MINIMUM": layout.minimum},
         )
-        for variant in VARIANTS
-        if variant.bits < 16
+        for layout in VARIANTS
+        if not layout.is_float
     ),
 ]

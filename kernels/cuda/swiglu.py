@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from edge.executors.cuda.operators.swiglu import BLOCK
 from edge.kernels.entry import Entry
 from edge.kernels.linear import summed
 
@@ -26,7 +27,7 @@ ENTRIES = [
         "swiglu",
         swiglu,
         {"partials": "*fp32", "x": "*fp16", **dict.fromkeys(("slices", "rows", "columns"), "i32")},
-        {"BLOCK": 1024},
+        {"BLOCK": BLOCK},
         aligned=("columns",),
     )
 ]

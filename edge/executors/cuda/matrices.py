@@ -6,51 +6,68 @@ from dataclasses import dataclass, replace
 
 from edge.errors import BundleError
 from edge.executors.cuda.device import Address
-from edge.quant.layout import MatrixLayout
+from edge.quant.layout import F16, I4, I8, T2, MatrixLayout
 
 BAND = 64
 """Rows that a matrix is padded to a multiple of."""
 CHUNK = 256
 """Columns that a matrix is padded to a multiple of."""
-_TILE_COLUMNS = {16: 64, 8: 128, 4: 128, 2: 256}
-_BITS = {"f16": 16, "int8": 8, "int4": 4, "ternary": 2}
-_PROGRAMS, _MOST_SLICES, _LEAST_CHUNKS = 256, 8, 2
+VARIANTS = (
+    MatrixLayout(F16),
+    *(MatrixLayout(I8, group) for group in (32, 64, 128, 0)),
+    *(MatrixLayout(I4, group) for group in (32, 64, 128, 0)),
+    *(MatrixLayout(I4, group, minimum=True) for group in (32, 128)),
+    *(MatrixLayout(T2, group) for group in (32, 64, 128, 0)),
+)
+"""Fields, groups and minimums that kernels are compiled for."""
+MOST_SLICES = 8
+_PROGRAMS, _LEAST_CHUNKS = 256, 2
+_TILE_COLUMNS = {F16: 64, I8: 128, I4: 128, T2: 256}
+
+
+def variant_of(layout: MatrixLayout) -> MatrixLayout:
+    """What a matrix in a layout of bundles becomes: scales of larger or ragged groups are repeated."""
+    group = layout.group
+    if layout.minimum:
+        group = 32 if group % 128 else 128
+    elif group:
+        group = next(size for size in (128, 64, 32) if group % size == 0)
+    return MatrixLayout(layout.layout, group, layout.minimum)
+
+
+def kind_of(layout: MatrixLayout) -> str:
+    """`f16`, `int8`, `int4` or `ternary`."""
+    assert layout.layout.operator is not None
+    return layout.layout.operator.removeprefix("linear.")
+
+
+def name_of(layout: MatrixLayout) -> str:
+    """What tells the entries of a kernel apart, for example `int4.g32.min`."""
+    if layout.is_float:
+        return kind_of(layout)
+    groups = f"g{layout.group}" if layout.group else "row"
+    return f"{kind_of(layout)}.{groups}{'.min' if layout.minimum else ''}"
 
 
 @dataclass(frozen=True)
 class Matrix:
     """One matrix, or several with the same columns and layout whose rows stand one after another.
 
-    address: of its words, which the scales follow; 0 if it has no memory yet. kind: `f16`, `int8`, `int4` or
-    `ternary`. group: columns that share a scale, 32, 64 or 128; 0 for one per row. minimum: whether each
-    group has one.
+    layout: one of VARIANTS. address: of its words, which the scales follow; 0 if it has no memory yet.
     """
 
-    kind: str
-    group: int
-    minimum: bool
+    layout: MatrixLayout
     rows: int
     columns: int
     address: Address = 0
 
     def __post_init__(self) -> None:
+        assert self.layout in VARIANTS
         if self.columns % 16:
             raise BundleError(
                 f"A matrix of {self.columns} columns can't be used on CUDA, which takes multiples of 16; "
                 "choose the native executor."
             )
-
-    @classmethod
-    def of(cls, layout: MatrixLayout, rows: int, columns: int) -> Matrix:
-        """What a matrix in a layout of bundles becomes: scales of larger or ragged groups are repeated."""
-        operator = layout.layout.operator
-        assert operator is not None
-        group = layout.group
-        if layout.minimum:
-            group = 32 if group % 128 else 128
-        elif group:
-            group = next(size for size in (128, 64, 32) if group % size == 0)
-        return cls(operator.removeprefix("linear."), group, layout.minimum, rows, columns)
 
     def at(self, address: Address) -> Matrix:
         """The same one with `size` bytes of memory."""
@@ -58,20 +75,13 @@ class Matrix:
 
     @property
     def variant(self) -> str:
-        """What tells the entries of its kernels apart, for example `int4.g32.min`."""
-        if self.kind == "f16":
-            return "f16"
-        return f"{self.kind}.{f'g{self.group}' if self.group else 'row'}{'.min' if self.minimum else ''}"
+        """What tells the entries of its kernels apart."""
+        return name_of(self.layout)
 
     @property
     def bits(self) -> int:
         """Bits of a weight."""
-        return _BITS[self.kind]
-
-    @property
-    def tile_columns(self) -> int:
-        """Columns of a tile."""
-        return _TILE_COLUMNS[self.bits]
+        return self.layout.layout.bits
 
     @property
     def bands(self) -> int:
@@ -91,7 +101,7 @@ class Matrix:
     @property
     def tiles(self) -> int:
         """Tiles of a band."""
-        return self.padded_columns // self.tile_columns
+        return self.padded_columns // _TILE_COLUMNS[self.layout.layout]
 
     @property
     def units(self) -> int:
@@ -101,9 +111,7 @@ class Matrix:
     @property
     def groups(self) -> int:
         """Scales of a row, those of padding counted; 0 for f16."""
-        if self.kind == "f16":
-            return 0
-        return self.padded_columns // self.group if self.group else 1
+        return self.layout.groups(self.padded_columns)
 
     @property
     def word_bytes(self) -> int:
@@ -113,7 +121,7 @@ class Matrix:
     @property
     def size(self) -> int:
         """Bytes of words and scales."""
-        return self.word_bytes + self.bands * BAND * self.groups * (4 if self.minimum else 2)
+        return self.word_bytes + self.bands * BAND * self.groups * 2 * self.layout.tails
 
     @property
     def scales(self) -> Address:
@@ -123,7 +131,7 @@ class Matrix:
     @property
     def dense_bytes(self) -> int:
         """Bytes of its weights as plain float16, for the products of many rows (`operators/dense.py`)."""
-        return -(-self.rows // (2 * BAND)) * (2 * BAND) * self.padded_columns * 2
+        return -(-self.bands // 2) * 2 * BAND * self.padded_columns * 2
 
     @property
     def slice_chunks(self) -> int:
@@ -133,7 +141,7 @@ class Matrix:
         on no other: some 256 programs for few rows, each of at least 512 columns.
         """
         slices = 1
-        while slices < _MOST_SLICES and self.bands * slices < _PROGRAMS:
+        while slices < MOST_SLICES and self.bands * slices < _PROGRAMS:
             slices *= 2
         return max(-(-self.chunks // slices), min(_LEAST_CHUNKS, self.chunks))
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.executors.cuda.device import Device
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.repack import repack
 from edge.quant.packing import dequantize, pack
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
@@ -44,7 +44,7 @@ def loaded(
     device: Device, scheme: QuantScheme, shapes: tuple[int, ...], columns: int
 ) -> tuple[Matrix, npt.NDArray[np.float32]]:
     """Random matrices with these numbers of rows as one, and their weights float32 [rows, columns]."""
-    matrix = Matrix.of(scheme.packing, sum(shapes), columns)
+    matrix = Matrix(variant_of(scheme.packing), sum(shapes), columns)
     matrix = matrix.at(device.allocate(matrix.size))
     weights, first = [], 0
     for rows in shapes:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from edge.executors.cuda.device import Device
 from edge.executors.cuda.matrices import Matrix
-from edge.executors.cuda.operators.dense import dense
+from edge.executors.cuda.operators.dense import FROM_ROWS, product
 from edge.executors.cuda.operators.linear import linear
 from edge.quant.scheme import QuantScheme
 from tests.kernels.cuda.memory import fetched, sent
@@ -22,35 +22,40 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_products_of_every_kind(device: Device, scheme: QuantScheme) -> None:
+    """With each size of tiles of rows."""
     matrix, weights = loaded(device, scheme, (70,), 160)
-    x = _inputs(3, 160)
-    _check(_products(device, matrix, x), x, weights)
+    x = _inputs(17, 160)
+    found = _products(device, matrix, x)
+    _check(found, x, weights)
+    for rows in (3, 16):
+        assert np.array_equal(_products(device, matrix, x[:rows]), found[:, :rows])
 
 
 @pytest.mark.parametrize(
     "scheme", [QuantScheme("int4", 32), QuantScheme("ternary"), QuantScheme("f16")], ids=str
 )
 def test_a_row_gives_the_same_among_any_others(device: Device, scheme: QuantScheme) -> None:
-    """For each size of tiles of rows, more rows than fit one, and through float16."""
     matrix, weights = loaded(device, scheme, (50, 50), 1072)
     assert matrix.slices == 3
     x = _inputs(65, 1072)
     all_rows = _products(device, matrix, x)
     _check(all_rows, x, weights)
-    for rows in (1, 9, 17):
+    for rows in (1, 16, 17, 64):
         assert np.array_equal(_products(device, matrix, x[:rows]), all_rows[:, :rows])
     assert np.array_equal(_products(device, matrix, x[40:43]), all_rows[:, 40:43])
-    total = (all_rows[0] + all_rows[1]) + all_rows[2]
-    assert np.array_equal(_dense(device, matrix, x), total)
 
 
-def test_many_rows_of_one_slice(device: Device) -> None:
-    matrix, weights = loaded(device, QuantScheme("int8", 64), (130,), 160)
-    assert matrix.slices == 1
-    x = _inputs(130, 160)
-    found = _dense(device, matrix, x)
+@pytest.mark.parametrize(("columns", "slices"), [(160, 1), (1072, 3)])
+def test_many_rows_go_through_float16(device: Device, columns: int, slices: int) -> None:
+    matrix, weights = loaded(device, QuantScheme("int8", 64), (130,), columns)
+    x, workspace = _inputs(FROM_ROWS + 1, columns), device.allocate(matrix.dense_bytes)
+    out = device.allocate(len(x) * matrix.rows * 4)
+    assert product(device, matrix, sent(device, x), out, workspace, rows=len(x)) == 1
+    found = fetched(device, out, (len(x), matrix.rows), np.float32)
     _check(found[None], x, weights)
-    assert np.array_equal(found[:5], _products(device, matrix, x[:5])[0])
+    assert product(device, matrix, sent(device, x[:5]), out, workspace, rows=5) == slices
+    parts = fetched(device, out, (slices, 5, matrix.rows), np.float32)
+    assert np.array_equal(found[:5], sum(parts[1:], parts[0]))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +72,7 @@ def test_many_rows_of_one_slice(device: Device) -> None:
     ],
 )
 def test_slices_cover_the_columns(rows: int, columns: int, slices: int) -> None:
-    matrix = Matrix("int4", 32, False, rows, columns)
+    matrix = Matrix(QuantScheme("int4", 32).packing, rows, columns)
     assert matrix.slices == slices
     assert (slices - 1) * matrix.slice_chunks < matrix.chunks <= slices * matrix.slice_chunks
 
@@ -81,12 +86,6 @@ def _products(device: Device, matrix: Matrix, x: npt.NDArray[np.float16]) -> npt
     out = device.allocate(matrix.slices * rows * matrix.rows * 4)
     linear(device, matrix, sent(device, x), out, rows=rows)
     return fetched(device, out, (matrix.slices, rows, matrix.rows), np.float32)
-
-
-def _dense(device: Device, matrix: Matrix, x: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-    out, workspace = device.allocate(len(x) * matrix.rows * 4), device.allocate(matrix.dense_bytes)
-    dense(device, matrix, sent(device, x), out, workspace, rows=len(x))
-    return fetched(device, out, (len(x), matrix.rows), np.float32)
 
 
 def _check(

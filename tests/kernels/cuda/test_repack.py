@@ -7,7 +7,7 @@ import pytest
 
 from edge.errors import BundleError
 from edge.executors.cuda.device import Device
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.dense import dequantize
 from edge.executors.cuda.operators.rows import take_rows
 from edge.quant.scheme import QuantScheme
@@ -29,7 +29,7 @@ def test_weights_are_those_of_the_bundle(device: Device, scheme: QuantScheme) ->
 def test_chosen_rows_are_a_matrix(device: Device, scheme: QuantScheme) -> None:
     matrix, weights = loaded(device, scheme, (90,), 160)
     ids = np.random.default_rng(0).permutation(90)[:70].astype(np.int32)
-    chosen = Matrix.of(scheme.packing, 70, 160)
+    chosen = Matrix(variant_of(scheme.packing), 70, 160)
     chosen = chosen.at(device.allocate(chosen.size))
     take_rows(device, matrix, sent(device, ids), chosen)
     assert np.array_equal(_read(device, chosen)[:70, :160], weights[ids].astype(np.float16))
@@ -37,7 +37,7 @@ def test_chosen_rows_are_a_matrix(device: Device, scheme: QuantScheme) -> None:
 
 def test_odd_columns_are_refused() -> None:
     with pytest.raises(BundleError, match="multiples of 16"):
-        Matrix.of(QuantScheme("int4", 32).packing, 64, 40)
+        Matrix(QuantScheme("int4", 32).packing, 64, 40)
 
 
 def _read(device: Device, matrix: Matrix) -> np.ndarray:

@@ -17,8 +17,7 @@ from tests.kernels.cuda.memory import fetched, sent
 
 EPSILON = 1e-5
 HALF = 2**-10
-"""Relative error of a float16 that was rounded once or, where the last bit of its float32 was another, twice.
-"""
+"""Relative error of a float16, of which the float32 before it may have had another last bit."""
 
 
 @pytest.mark.parametrize("columns", [96, 1040])

@@ -11,7 +11,8 @@ from edge.executors.cuda.trial import Trial
 from edge.quant.packing import pack
 from edge.quant.scheme import QuantScheme
 
-_BLOCK = 1024
+BLOCK = 1024
+"""Columns of one program."""
 
 
 def embed(
@@ -20,7 +21,7 @@ def embed(
     """stream float32 [rows, table.columns] = scale * rows `tokens` int32 [rows] of the table."""
     device.launch(
         f"embed.{table.variant}",
-        (-(-table.columns // _BLOCK), rows, 1),
+        (-(-table.columns // BLOCK), rows, 1),
         (tokens, table.address, table.scales, stream, table.columns, table.tiles, scale),
     )
 

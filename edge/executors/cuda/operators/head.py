@@ -6,8 +6,8 @@ from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators.linear import linear
 
-_SUMMED = 1024
-_COMPARED = 4096
+SUMMED, COMPARED, MOST_BLOCKS = 1024, 4096, 128
+"""Tokens of one program that adds or compares logits; blocks of the latter that a row may have."""
 
 
 def head(
@@ -23,14 +23,14 @@ def head(
     linear(device, matrix, x, partials, rows=rows)
     device.launch(
         "logits",
-        (-(-matrix.rows // _SUMMED), rows, 1),
+        (-(-matrix.rows // SUMMED), rows, 1),
         (partials, logits, matrix.slices, rows, matrix.rows),
     )
 
 
 def argmax_blocks(vocabulary: int) -> int:
     """Numbers that `argmax` needs for a row, of each of its two workspaces."""
-    return -(-vocabulary // _COMPARED)
+    return -(-vocabulary // COMPARED)
 
 
 def argmax(
@@ -49,6 +49,6 @@ def argmax(
     values float32, tokens int32 [rows, argmax_blocks(vocabulary)]: workspaces.
     """
     blocks = argmax_blocks(vocabulary)
-    assert blocks <= 128
+    assert blocks <= MOST_BLOCKS
     device.launch("argmax.tokens", (blocks, rows, 1), (logits, values, tokens, vocabulary))
     device.launch("argmax.blocks", (rows, 1, 1), (values, tokens, best, blocks, vocabulary))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from edge.errors import BundleError
 from edge.executors.cuda.device import Address, Device
 
-_SIZES = (1024, 2048, 4096, 8192)
+SIZES = (1024, 2048, 4096, 8192)
+"""Columns that one program can have; it holds all of a row."""
 
 
 def norm(
@@ -76,10 +77,10 @@ def last_norm(
 
 
 def _block(columns: int) -> int:
-    for size in _SIZES:
+    for size in SIZES:
         if columns <= size:
             return size
     raise BundleError(
-        f"A hidden size of {columns} is more than the {_SIZES[-1]} that CUDA kernels take; choose the native "
+        f"A hidden size of {columns} is more than the {SIZES[-1]} that CUDA kernels take; choose the native "
         "executor."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge.executors.cuda.device import Address, Device
-from edge.executors.cuda.matrices import BAND, Matrix
+from edge.executors.cuda.matrices import BAND, Matrix, kind_of, variant_of
 from edge.quant.layout import PAD_COLUMNS, TILE_ROWS, MatrixLayout
 
 
@@ -14,7 +14,7 @@ def repack(
 
     The memory of `matrix` must be zero, or hold other rows of it.
     """
-    assert Matrix.of(layout, matrix.rows, matrix.columns) == matrix.at(0) and first + rows <= matrix.rows
+    assert matrix.layout == variant_of(layout) and first + rows <= matrix.rows
     columns = -(-matrix.columns // PAD_COLUMNS) * PAD_COLUMNS
     group, tail = layout.group or columns, 2 * TILE_ROWS * layout.tails
     bits = layout.layout.bits
@@ -25,12 +25,12 @@ def repack(
     numbers = (first, rows, columns, group, group_bytes, tile_bytes)
     bands = (first + rows - 1) // BAND - first // BAND + 1
     device.launch(
-        f"repack_words.{matrix.kind}",
+        f"repack_words.{kind_of(layout)}",
         (matrix.units, bands, 1),
         (source, matrix.address, *numbers, matrix.units),
     )
     if not layout.is_float:
-        tiles = matrix.tiles if matrix.group else 1
+        tiles = matrix.tiles if matrix.layout.group else 1
         device.launch(
             f"repack_scales.{matrix.variant}", (tiles, bands, 1), (source, matrix.scales, *numbers, tiles)
         )

@@ -14,9 +14,9 @@ def take_rows(device: Device, matrix: Matrix, ids: Address, out: Matrix) -> None
         (ids, matrix.address, out.address, out.rows, matrix.units),
     )
     if matrix.groups:
-        tiles = matrix.tiles if matrix.group else 1
+        tiles = matrix.tiles if matrix.layout.group else 1
         device.launch(
-            f"take_scales.{32 if matrix.minimum else 16}",
+            f"take_scales.{32 if matrix.layout.minimum else 16}",
             (tiles, out.bands, 1),
             (ids, matrix.scales, out.scales, out.rows, tiles, matrix.groups // tiles),
         )
