@@ -127,9 +127,10 @@ def summary(rows: Rows) -> dict[str, float]:
                 best[row["program"]] = row
     found = {f"{program}, {row['setting']}": row["total_ratio"] for program, row in best.items()}
     theirs = best.pop("llama.cpp", None)
-    for program, row in best.items() if theirs else ():
-        ratio = row["tokens_per_second"] / theirs["tokens_per_second"]
-        found[f"tokens/s of {program} over theirs"] = round(ratio, 3)
+    if theirs is not None:
+        for program, row in best.items():
+            ratio = row["tokens_per_second"] / theirs["tokens_per_second"]
+            found[f"tokens/s of {program} over theirs"] = round(ratio, 3)
     return found
 
 

@@ -43,7 +43,7 @@ WHEEL_TOOLS = ("cmake", "ninja", "auditwheel", "c++")
 os.environ.setdefault("EDGE_CACHE", str(ROOT / "build" / "test-cache"))  # converted once for all test runs
 # Torch's threads wait for each other after every tiny operator, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Triton reads it when it is imported, whoever is first: kernels are compiled in processes of their own only.
+# Triton reads it when kernels are imported, whoever is first: they are compiled in other processes only.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # A shell's background jobs ignore Ctrl-C, and so would every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

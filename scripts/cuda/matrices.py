@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.synthetic import random_matrix
 from edge.executors.cuda.device import Address
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.dense import dense, dequantize
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.linear import linear
@@ -56,7 +56,7 @@ class Made:
         x = random.standard_normal((extent.many, self._columns), np.float32).astype(np.float16)
         samples = random.choice(self._rows // _BLOCK, _BLOCKS, replace=False)
         with Trial(self._device) as trial:
-            matrix = Matrix.of(self._scheme.packing, self._rows, self._columns)
+            matrix = Matrix(variant_of(self._scheme.packing), self._rows, self._columns)
             matrix = matrix.at(trial.room(matrix.size))
             source = trial.sent(data.data)
             repack(self._device, self._scheme.packing, source, matrix, first=0, rows=self._rows)

@@ -15,7 +15,7 @@ from edge.config import SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.cuda.driver import CudaDevice
 from edge.executors.cuda.executor import CudaExecutor
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.dense import dense
 from edge.executors.cuda.operators.linear import linear
 from edge.executors.cuda.operators.probe import BLOCK, probe
@@ -66,7 +66,7 @@ def _products(device: Watched, report: Report, extent: Extent, shape: Shape, rea
     """`linear` alone; each launch reads another matrix than the one before."""
     scheme = QuantScheme.from_name(extent.scheme)
     for name, (rows, columns) in shape.matrices.items():
-        matrix = Matrix.of(scheme.packing, rows, columns)
+        matrix = Matrix(variant_of(scheme.packing), rows, columns)
         room = min(_BEYOND, device.free_memory // 4) if real else matrix.size
         with Trial(device) as trial:
             matrices = [matrix.at(trial.room(matrix.size)) for _ in range(-(-room // matrix.size))]
@@ -108,7 +108,7 @@ def _prefill_products(device: Watched, report: Report, extent: Extent, shape: Sh
     for name, (rows, columns) in shape.matrices.items():
         if name == "head":  # of wanted rows only
             continue
-        matrix = Matrix.of(scheme.packing, rows, columns)
+        matrix = Matrix(variant_of(scheme.packing), rows, columns)
         with Trial(device) as trial:
             matrix = matrix.at(trial.room(matrix.size))
             _fill(device, matrix, matrix)

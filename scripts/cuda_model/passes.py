@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.executors.cuda.device import Address, DeviceFacts, Graph, Grid
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import VARIANTS, Matrix, kind_of
 from edge.executors.cuda.network import Network, Pass
 from edge.executors.cuda.operators.pages import CachePools, CacheShape
 from edge.executors.cuda.operators.tables import PAGE, StepTables
@@ -109,7 +109,10 @@ def matrices_of(config: ModelConfig, kind: str, group: int) -> dict[str, Matrix]
         EMBEDDING: (config.vocab_size, hidden),
         HEAD: (config.vocab_size, hidden),
     }
-    return {name: Matrix(kind, group, False, *shape, address=1) for name, shape in shapes.items()}
+    layout = next(
+        each for each in VARIANTS if (kind_of(each), each.group, each.minimum) == (kind, group, False)
+    )
+    return {name: Matrix(layout, *shape, address=1) for name, shape in shapes.items()}
 
 
 def resident(config: ModelConfig, kind: str, group: int, context: int, sequences: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.executors.cuda.matrices import CHUNK, Matrix
+from edge.executors.cuda.matrices import CHUNK, VARIANTS, Matrix, name_of
 from edge.executors.cuda.operators import attention, scores
 from edge.executors.cuda.operators.selection import selected_blocks
 from edge.executors.cuda.operators.summaries import COARSE, FINE
@@ -84,9 +85,9 @@ def work_of(launch: Launch, model: Model, rows: Rows) -> Work:
 
 def matrix_of(launch: Launch, outputs: int, columns: int) -> Matrix:
     """The matrix of a launch whose id names its variant, as `linear.int4.g128.r8` does."""
-    _, kind, *rest = launch.kernel.split(".")
-    group = int(rest[0].removeprefix("g")) if rest and rest[0].startswith("g") else 0
-    return Matrix(kind, group, "min" in rest, outputs, columns)
+    name = re.sub(r"\.r\d+$", "", launch.kernel.partition(".")[2])
+    layout = next(each for each in VARIANTS if name_of(each) == name)
+    return Matrix(layout, outputs, columns)
 
 
 def _linear(launch: Launch, model: Model, rows: Rows) -> Work:
@@ -94,7 +95,7 @@ def _linear(launch: Launch, model: Model, rows: Rows) -> Work:
     tiles, bands, slices = launch.grid
     x = 2 * launch["rows"] * matrix.columns
     made = 4 * slices * launch["rows"] * matrix.rows
-    step = matrix.tile_columns * ENTRIES[launch.kernel].constants["TILES"]
+    step = matrix.padded_columns // matrix.tiles * ENTRIES[launch.kernel].constants["TILES"]
     return Work(
         programs=tiles * bands * slices,
         steps=matrix.padded_columns / slices / step,
@@ -106,7 +107,8 @@ def _linear(launch: Launch, model: Model, rows: Rows) -> Work:
 
 def _dequantize(launch: Launch, model: Model, rows: Rows) -> Work:
     tiles, bands, _ = launch.grid
-    columns = matrix_of(launch, 16, 16).tile_columns * tiles
+    one = matrix_of(launch, 16, CHUNK)
+    columns = CHUNK // one.tiles * tiles
     matrix = matrix_of(launch, 64 * bands, columns)
     made = 2 * matrix.rows * matrix.padded_columns
     return Work(tiles * bands, memory=matrix.size, buffers=(made,), asked=matrix.size + made)

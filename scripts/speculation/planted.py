@@ -128,7 +128,7 @@ def costs_of_steps(model: Model, network: DraftNetwork, repeats: int) -> tuple[d
     cache = network.new_cache()
     network.append(cache, rows(0, CONTEXT))
     first: dict[int, list[float]] = {count: [] for count in APPENDED}
-    further = []
+    further: list[float] = []
     for _ in range(2 * repeats):
         for count, found in first.items():
             bench.measure("verify", 2, CONTEXT)

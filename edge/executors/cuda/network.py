@@ -9,10 +9,9 @@ from edge.errors import ConfigError
 from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.matrices import Matrix
 from edge.executors.cuda.operators import attention
-from edge.executors.cuda.operators.dense import FROM_ROWS, dense
+from edge.executors.cuda.operators.dense import product
 from edge.executors.cuda.operators.embedding import embed
 from edge.executors.cuda.operators.head import head
-from edge.executors.cuda.operators.linear import linear
 from edge.executors.cuda.operators.norm import added_norm, last_norm, norm
 from edge.executors.cuda.operators.pages import CachePools
 from edge.executors.cuda.operators.rope import angles, rope
@@ -142,12 +141,8 @@ class Network:
 
     def _product(self, matrix: Matrix, x: Address, rows: int) -> int:
         """Sums of products, to `partial`; returns how many slices they are of."""
-        device, space = self._device, self._space
-        if rows >= FROM_ROWS:
-            dense(device, matrix, x, space.partial, space.dequantized, rows=rows)
-            return 1
-        linear(device, matrix, x, space.partial, rows=rows)
-        return matrix.slices
+        space = self._space
+        return product(self._device, matrix, x, space.partial, space.dequantized, rows=rows)
 
     def _add(self, weight: Address, rows: int, joined: int) -> None:
         """Join the last output to the stream, and norm it into x."""

@@ -12,7 +12,7 @@ from edge.config import ModelConfig
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.errors import BundleError
 from edge.executors.cuda.device import Address, Device
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.repack import repack
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.model_files import PackedFiles
@@ -122,7 +122,7 @@ def _stacked(tensors: Sequence[BundleTensor]) -> Matrix:
                 f"'{first.name}' is {first.scheme} and '{other.name}' {other.scheme}: the cuda executor "
                 "takes them as one matrix; convert the model with one quantization, or choose native."
             )
-    return Matrix.of(first.scheme.packing, sum(info.rows for info in tensors), first.columns)
+    return Matrix(variant_of(first.scheme.packing), sum(info.rows for info in tensors), first.columns)
 
 
 def _uploaded(

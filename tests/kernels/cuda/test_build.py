@@ -27,13 +27,13 @@ OLD_ABI = 7  # of ELF files that drivers of CUDA 12 read
 
 @dataclass(frozen=True)
 class Builder:
-    """Runs Python in a folder of its own, with arguments for the build of `embed*` for Orin."""
+    """Runs Python in a folder of its own, with arguments for the build of `embed.f16` for Orin."""
 
     folder: Path
 
     def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
-        options = ("--kernels", "embed*", "--architectures", "87", "--jobs", "1")
+        options = ("--kernels", "embed.f16", "--architectures", "87", "--jobs", "1")
         return subprocess.run(
             [sys.executable, *command, *options],
             cwd=self.folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge.executors.cuda.device import Address, Device
-from edge.executors.cuda.matrices import Matrix
+from edge.executors.cuda.matrices import Matrix, variant_of
 from edge.executors.cuda.operators.repack import repack
 from edge.executors.cuda.trial import Trial
 from edge.quant.packing import pack
@@ -32,7 +32,7 @@ def self_check(trial: Trial) -> None:
     tokens = np.array([4, 0, 4], np.int32)
     wanted = 0.5 * values[tokens].astype(np.float32)
     scheme = QuantScheme("f16")
-    table = Matrix.of(scheme.packing, *values.shape)
+    table = Matrix(variant_of(scheme.packing), *values.shape)
     table = table.at(trial.room(table.size))
     repack(trial.device, scheme.packing, trial.sent(pack(values, scheme)), table, first=0, rows=5)
     stream = trial.room(wanted.nbytes)

@@ -63,7 +63,7 @@ def test_with_kernels(
     assert [each.state for each in (gpu, kernels, good, bad)] == ["ok", "ok", "ok", "problem"]
     assert kernels.detail.startswith(wanted)
     assert good.detail == "scale gives the right values" and bad.detail.startswith(
-        "embed: The kernel embed.f16"
+        "embed: The kernel repack_words.f16"
     )
     assert stub.live == 0 and len(stub.log) == 2
 
