@@ -59,6 +59,8 @@ def lower(entry: Entry) -> Lowered:
         attrs={at[name]: [["tt.divisibility", 16]] for name in multiples},
     )
     options = {**OPTIONS, "num_warps": entry.warps, "num_stages": entry.stages}
+    if entry.registers is not None:
+        options["maxnreg"] = entry.registers
     with (
         tempfile.TemporaryDirectory() as folder,
         triton.knobs.cache.scope(),

@@ -33,7 +33,7 @@ def sources_of(entry: Entry) -> str:
             "signature": list(entry.signature.items()),
             "constants": {name: repr(value) for name, value in entry.constants.items()},
             "aligned": sorted(entry.aligned),
-            "options": [entry.warps, entry.stages, LOWERED_FOR, OPTIONS, ASSEMBLER_OPTIONS],
+            "options": [entry.warps, entry.stages, entry.registers, LOWERED_FOR, OPTIONS, ASSEMBLER_OPTIONS],
             "compilers": [triton.__version__, *_assembler_versions()],
         }
     )

@@ -75,10 +75,12 @@ def test_the_manifest_says_what_the_kernel_takes(built: Path):
     assert (kernel.symbol, kernel.warps, kernel.shared, kernel.scratch) == ("embed", 4, 0, 2)
     assert list(kernel.signature.items()) == [
         ("tokens", "*i32"),
-        ("table", "*fp16"),
+        ("words", "*i32"),
+        ("scales", "*fp16"),
         ("stream", "*fp32"),
         ("columns", "i32"),
-        ("scale", "fp32"),
+        ("tiles", "i32"),
+        ("factor", "fp32"),
     ]
 
 
