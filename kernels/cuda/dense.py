@@ -41,6 +41,7 @@ def dense(
     columns,
     padded,
     slice_columns,
+    side,
     SLICED: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -49,10 +50,15 @@ def dense(
     """out[row, output] = x[row] times row `output` of the weights, slices summed up one after another.
 
     x float16 [rows, columns], weights float16 [outputs to a multiple of OUTPUTS, padded], out float32 [rows,
-    outputs]. SLICED: whether `slice_columns` is less than `padded`. Neighbouring programs share the weights.
+    outputs]. SLICED: whether `slice_columns` is less than `padded`. Programs that run at a time make squares
+    of `side` row tiles, so that neither all rows nor all weights are read again and again.
     """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    number = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    of_square = side * tl.num_programs(1)
+    first = number // of_square * side
+    tall = tl.minimum(tl.num_programs(0) - first, side)
+    row = (first + number % of_square % tall) * ROWS + tl.arange(0, ROWS)
+    output = number % of_square // tall * OUTPUTS + tl.arange(0, OUTPUTS)
     column = tl.arange(0, STEP)
     place = weights + output.to(tl.int64)[:, None] * padded + column[None, :]
     total = tl.zeros((OUTPUTS, ROWS), tl.float32)
@@ -72,7 +78,7 @@ def dense(
     store_outputs(out, total, 0, row, rows, output, outputs)
 
 
-_NUMBERS = ("rows", "outputs", "columns", "padded", "slice_columns")
+_NUMBERS = ("rows", "outputs", "columns", "padded", "slice_columns", "side")
 ENTRIES = [
     *(
         Entry(

@@ -40,7 +40,7 @@ _DTYPES = {
     "*u64": torch.uint64,
 }
 _SIMULATED = DeviceFacts(
-    "Triton's interpreter", 87, memory=2**30, multiprocessors=1, shared_memory=99 << 10, integrated=True
+    "Triton's interpreter", 87, memory=2**30, multiprocessors=4, shared_memory=99 << 10, integrated=True
 )
 
 

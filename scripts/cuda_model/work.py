@@ -121,15 +121,19 @@ def _dense(launch: Launch, model: Model, rows: Rows) -> Work:
     weights = 2 * along * constants["OUTPUTS"] * padded
     x, made = 2 * launch["rows"] * launch["columns"], 4 * launch["rows"] * launch["outputs"]
 
+    side = launch["side"]
+
     def again(beside: int) -> tuple[tuple[float, float], ...]:
-        """Programs that share the weights run side by side; all rows are read again by those that follow."""
-        return ((x, -(-along // max(1, beside // across))),)
+        """Squares of tiles run side by side: rows are read once for each of their widths, weights for each
+        height.
+        """
+        return (x, -(-along // max(1, beside // side))), (weights, -(-across // side))
 
     of_program = 2 * padded * (constants["ROWS"] + constants["OUTPUTS"])
     return Work(
         programs=across * along,
         steps=padded / constants["STEP"],
-        buffers=(weights, made),
+        buffers=(made,),
         again=again,
         asked=across * along * of_program + made,
     )

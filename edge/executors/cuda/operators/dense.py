@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 from edge.executors.cuda.device import Address, Device
 from edge.executors.cuda.matrices import CHUNK, Matrix
 from edge.executors.cuda.operators.linear import linear
@@ -45,6 +47,6 @@ def dense(device: Device, matrix: Matrix, x: Address, out: Address, workspace: A
         (-(-rows // TILE), -(-matrix.rows // TILE), 1),
         (
             *(x, workspace, out, rows, matrix.rows, matrix.columns),
-            *(matrix.padded_columns, matrix.slice_chunks * CHUNK),
+            *(matrix.padded_columns, matrix.slice_chunks * CHUNK, isqrt(device.facts.multiprocessors)),
         ),
     )
