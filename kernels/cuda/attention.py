@@ -171,22 +171,14 @@ def attend(
     # A tile's rows are in one block of positions, so they have as many blocks, and splits of one size.
     sequence = tl.load(sequences + row)
     first_last = tl.load(path + row)
-    own = first_own(before, is_tree, row)
     blocks = first_last // BLOCK + 1
-    plain = tl.minimum(first_last + 1, own) // BLOCK  # those before it are seen whole, and as they are cached
     listed = False
     if SPARSE:
         index = row.to(tl.int64) * kv_heads + kv_head
         length = tl.load(counts + index)
         selected += index * capacity
         listed = length >= 0
-        if listed:
-            blocks = length
-            seen_whole = length
-            for back in tl.static_range(1, 3):  # the others are two at most
-                id = tl.load(selected + tl.maximum(length - back, 0))
-                seen_whole -= ((length >= back) & (id >= plain)).to(tl.int32)
-            plain = seen_whole
+        blocks = tl.where(listed, length, blocks)
     blocks = tl.where(sequence < 0, 0, blocks)
     size = blocks_of_splits(blocks)
     begin = 0
@@ -201,7 +193,15 @@ def attend(
         tl.store(out + of_heads + d0, zeros, mask=used[:, None])
         tl.store(out + of_heads + d1, zeros, mask=used[:, None])
         return
-
+    # Blocks whose keys are seen by all rows, and stand as they are cached, come first.
+    own = first_own(before, is_tree, row)
+    whole = tl.minimum(first_last + 1, own) // BLOCK
+    plain = whole
+    if SPARSE:
+        plain = tl.where(listed, blocks, whole)
+        for back in tl.static_range(1, 3):  # the others are two at most
+            id = tl.load(selected + tl.where(listed, tl.maximum(blocks - back, 0), 0))
+            plain -= (listed & (blocks >= back) & (id >= whole)).to(tl.int32)
     q0 = tl.load(q + of_heads + d0, mask=used[:, None], other=0.0)
     q1 = tl.load(q + of_heads + d1, mask=used[:, None], other=0.0)
     table = page_table + sequence * max_pages
