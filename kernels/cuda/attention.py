@@ -338,14 +338,14 @@ ENTRIES = [
             attend,
             {"q": "*fp16", **pools_in_pairs(variant), **ATTEND},
             {"HEAD_DIM": variant.head_dim, "M": m, "TREE": TREE, "SPARSE": sparse, "SPLIT": kind == "decode"},
-            stages=2 if m == operator.PREFILL_TILE else 3,
-            registers=200 if sparse and variant.int8 and variant.head_dim == 128 else None,
+            stages=2 if m == operator.PREFILL_TILES[128] else 3,
+            registers=200 if variant.head_dim == 128 and m == operator.DECODE_HEADS else None,
         )
         for variant in VARIANTS
         for sparse_name, sparse in KINDS
         for kind, m in (
             ("decode", operator.DECODE_HEADS),
-            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILE),
+            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILES[variant.head_dim]),
         )
     ),
     *(
