@@ -99,6 +99,7 @@ def merge(top, total, sums0, sums1, next_top, next_total, next0, next1):
     """The softmax of what was merged so far and of the next split: top, total [M], sums [M, d / 2] twice."""
     raised = tl.maximum(top, next_top)
     shrunk, next_shrunk = tl.exp2(top - raised), tl.exp2(next_top - raised)
+    # Fused by name: a compiler that may choose need not choose alike in decode and prefill.
     total = tl.fma(total, shrunk, next_total * next_shrunk)
     sums0 = tl.fma(sums0, shrunk[:, None], next0 * next_shrunk[:, None])
     sums1 = tl.fma(sums1, shrunk[:, None], next1 * next_shrunk[:, None])

@@ -17,13 +17,7 @@ def test_rows_of_the_table_are_scaled(device: Device, columns: int) -> None:
     tokens = np.array([0, 49, 7, 7, 20], np.int32)
     stream = device.allocate(len(tokens) * columns * 4)
     embed(
-        device,
-        sent(device, table),
-        sent(device, tokens),
-        stream,
-        rows=len(tokens),
-        columns=columns,
-        scale=12.0,
+        device, sent(device, table), sent(device, tokens), stream, rows=len(tokens), columns=columns, scale=12.0
     )
     found = fetched(device, stream, (len(tokens), columns), np.float32)
     assert np.array_equal(found, 12 * table[tokens].astype(np.float32))
