@@ -99,6 +99,7 @@ def merge(top, total, sums0, sums1, next_top, next_total, next0, next1):
     """The softmax of what was merged so far and of the next split: top, total [M], sums [M, d / 2] twice."""
     raised = tl.maximum(top, next_top)
     shrunk, next_shrunk = tl.exp2(top - raised), tl.exp2(next_top - raised)
+    # Fused by name: a compiler that may choose need not choose alike in decode and prefill.
     total = tl.fma(total, shrunk, next_total * next_shrunk)
     sums0 = tl.fma(sums0, shrunk[:, None], next0 * next_shrunk[:, None])
     sums1 = tl.fma(sums1, shrunk[:, None], next1 * next_shrunk[:, None])
@@ -171,22 +172,14 @@ def attend(
     # A tile's rows are in one block of positions, so they have as many blocks, and splits of one size.
     sequence = tl.load(sequences + row)
     first_last = tl.load(path + row)
-    own = first_own(before, is_tree, row)
     blocks = first_last // BLOCK + 1
-    plain = tl.minimum(first_last + 1, own) // BLOCK  # those before it are seen whole, and as they are cached
     listed = False
     if SPARSE:
         index = row.to(tl.int64) * kv_heads + kv_head
         length = tl.load(counts + index)
         selected += index * capacity
         listed = length >= 0
-        if listed:
-            blocks = length
-            seen_whole = length
-            for back in tl.static_range(1, 3):  # the others are two at most
-                id = tl.load(selected + tl.maximum(length - back, 0))
-                seen_whole -= ((length >= back) & (id >= plain)).to(tl.int32)
-            plain = seen_whole
+        blocks = tl.where(listed, length, blocks)
     blocks = tl.where(sequence < 0, 0, blocks)
     size = blocks_of_splits(blocks)
     begin = 0
@@ -201,7 +194,15 @@ def attend(
         tl.store(out + of_heads + d0, zeros, mask=used[:, None])
         tl.store(out + of_heads + d1, zeros, mask=used[:, None])
         return
-
+    # Blocks whose keys are seen by all rows, and stand as they are cached, come first.
+    own = first_own(before, is_tree, row)
+    whole = tl.minimum(first_last + 1, own) // BLOCK
+    plain = whole
+    if SPARSE:
+        plain = tl.where(listed, blocks, whole)
+        for back in tl.static_range(1, 3):  # the others are two at most
+            id = tl.load(selected + tl.where(listed, tl.maximum(blocks - back, 0), 0))
+            plain -= (listed & (blocks >= back) & (id >= whole)).to(tl.int32)
     q0 = tl.load(q + of_heads + d0, mask=used[:, None], other=0.0)
     q1 = tl.load(q + of_heads + d1, mask=used[:, None], other=0.0)
     table = page_table + sequence * max_pages
@@ -338,14 +339,14 @@ ENTRIES = [
             attend,
             {"q": "*fp16", **pools_in_pairs(variant), **ATTEND},
             {"HEAD_DIM": variant.head_dim, "M": m, "TREE": TREE, "SPARSE": sparse, "SPLIT": kind == "decode"},
-            stages=2 if m == operator.PREFILL_TILE else 3,
-            registers=200 if sparse and variant.int8 and variant.head_dim == 128 else None,
+            stages=2 if m == operator.PREFILL_TILES[128] else 3,
+            registers=200 if variant.head_dim == 128 and m == operator.DECODE_HEADS else None,
         )
         for variant in VARIANTS
         for sparse_name, sparse in KINDS
         for kind, m in (
             ("decode", operator.DECODE_HEADS),
-            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILE),
+            ("prefill", operator.DECODE_HEADS if sparse else operator.PREFILL_TILES[variant.head_dim]),
         )
     ),
     *(

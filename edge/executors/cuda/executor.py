@@ -315,8 +315,9 @@ class CudaExecutor(ExecutorFacts):
         """A pass of many rows, or one whose layers are looked at."""
         config, width = self._config, 1
         if self._sparse is None:
-            heads = attention.tile_heads(config.num_attention_heads, config.num_key_value_heads)
-            width = attention.PREFILL_TILE // heads
+            width = attention.tile_rows(
+                config.num_attention_heads, config.num_key_value_heads, config.head_dim
+            )
         tiles = attention.tiles(rows.runs(rows.trees), width)
         if taps:
             self._space.tapped(4 * len(taps) * rows.rows * config.hidden_size)

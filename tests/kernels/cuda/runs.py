@@ -53,8 +53,8 @@ def prefilled(cache: Cache, steps: Sequence[Step], q: Array, lists: Lists = ()) 
     for step in steps:
         runs.append((first, step.before, len(step.rows)))
         first += len(step.rows)
-    width = attention.tile_heads(heads, cache.pools.shape.kv_heads)
-    tiles = attention.tiles(runs, 1 if lists else attention.PREFILL_TILE // width)
+    rows = 1 if lists else attention.tile_rows(heads, cache.pools.shape.kv_heads, q.shape[2])
+    tiles = attention.tiles(runs, rows)
     x = sent(device, np.full(q.shape, np.nan, np.float16))
     attention.prefill(
         *(device, tables, cache.pools, sent(device, q), sent(device, tiles), x),

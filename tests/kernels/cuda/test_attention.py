@@ -61,15 +61,19 @@ def test_sparse_rows_read_their_blocks_only(device: Device, head_dim: int, int8:
 )
 def test_prefill_is_decode(device: Device, head_dim: int, group: int, int8: bool) -> None:
     cache = Cache.of(device, [140, 700], kv_heads=2, head_dim=head_dim, int8=int8)
-    steps = [Step(0, 62, 5), DEAD, Step(1, 511, 2), Step(0, 127, 1)]
+    # Within a block, over its end, at the end of a split and within its last block.
+    steps = [Step(0, 62, 5), DEAD, Step(1, 511, 2), Step(1, 250, 1)]
     q = queries(9, 2 * group, head_dim)
     dense = decoded(cache, steps, q)
     check(cache, steps, q, dense)
     assert np.array_equal(prefilled(cache, steps, q), dense)
     lists = [*([[0], [-1]] * 2), *([[1], [0, 1]] * 3), [], []]  # of the first five and the dead one
-    lists += [[0, 1, 3, 5, 7], [-1], [0, 1, 3, 6, 8], [8], [0], [1]]
+    lists += [[0, 1, 3, 5, 7], [-1], [0, 1, 3, 6, 8], [8], [0, 1, 2, 3], [3]]
     sparse = decoded(cache, steps, q, lists)
     assert np.array_equal(prefilled(cache, steps, q, lists), sparse)
+    of_heads = sparse.reshape(-1, group, head_dim), dense.reshape(-1, group, head_dim)
+    whole = [index for index, blocks in enumerate(lists) if blocks == [-1]]
+    assert np.array_equal(*(x[whole] for x in of_heads))
 
 
 def test_rows_are_the_same_alone_and_beside_others(device: Device) -> None:
@@ -101,4 +105,6 @@ def test_tiles_are_within_a_block_of_positions() -> None:
     assert attention.tiles(runs, 8).tolist() == [[0, 3], [3, 8], [11, 8], [19, 1], [20, 1], [21, 8]]
     assert attention.tiles([(2, 7, 3)], 1).tolist() == [[2, 1], [3, 1], [4, 1]]
     assert attention.tiles([], 64).shape == (0, 2)
-    assert [attention.tile_heads(4 * group, 4) for group in (1, 2, 3, 16, 33)] == [1, 2, 4, 16, 32]
+    heads = [attention.tile_heads(4 * group, 4, 128) for group in (1, 2, 3, 16, 33)]
+    assert heads == [1, 2, 4, 16, 32]
+    assert [attention.tile_rows(16, 4, head_dim) for head_dim in (64, 128)] == [16, 8]

@@ -50,6 +50,17 @@ def test_scores_and_selections_are_the_references(
             assert lists[2 * row + head] == chosen_blocks(blocks, length, sparse), (row, head)
 
 
+def test_until_a_coarse_window_is_complete_fine_ones_normalise(device: Device) -> None:
+    sparse, step = replace(SPARSE, window_size=64, dense_len=0), Step(0, 126, 2)
+    cache = Cache.of(device, [128], summaries=True)
+    cache.summarise(0, 0, 126)
+    cache.upload()
+    q = np.random.default_rng(0).standard_normal((2, 2, 64)).astype(np.float16)
+    found, _ = scored(cache, [step], q, sparse)
+    for i in range(2):
+        assert np.allclose(found[i, 0, :1], exact_scores(cache, step, i, q[i], 0, sparse)[:1], rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("exact_lse", [False, True])
 def test_a_normaliser_of_several_chunks(device: Device, exact_lse: bool) -> None:
     sparse, group, step = replace(SPARSE, exact_lse=exact_lse), 2, Step(0, 8700, 1)

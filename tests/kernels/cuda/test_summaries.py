@@ -43,7 +43,7 @@ def summarised(cache: Cache, steps: Sequence[Step], layer: int | None = None) ->
 @pytest.mark.parametrize("int8", [False, True], ids=["f16", "int8"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_windows_stand_in_the_page_where_they_end(device: Device, head_dim: int, int8: bool) -> None:
-    lengths = [330, 45, 300]
+    lengths = [330, 65, 300]
     cache = Cache.of(
         device, lengths, layers=2, kv_heads=2, head_dim=head_dim, int8=int8, summaries=True, seed=head_dim
     )

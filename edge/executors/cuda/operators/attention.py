@@ -16,9 +16,11 @@ from edge.executors.cuda.operators.tables import StepTables
 SPLITS, SPLIT_BLOCKS = 64, 4
 """A row's blocks are taken in at most 64 splits of 4 * 2^k blocks, the same for all."""
 
-DECODE_HEADS, PREFILL_TILE = 16, 32
-"""Rows of queries, one a head, of a program: in decode and sparse prefill all of one token."""
+DECODE_HEADS = 16
+"""Rows of queries, one a head, of a program of decode and of sparse prefill: all of one token."""
 
+PREFILL_TILES = {64: 64, 128: 32}
+"""The same of dense prefill, by head_dim: what fits in the registers. Of several tokens."""
 
 COMBINED_HEADS = 4
 """Heads of a program that merges splits."""
@@ -72,16 +74,21 @@ def _head_tiles(heads: int, kv_heads: int, width: int) -> int:
     return kv_heads * -(-(heads // kv_heads) // width)
 
 
-def tile_heads(heads: int, kv_heads: int) -> int:
+def tile_heads(heads: int, kv_heads: int, head_dim: int) -> int:
     """Heads of a group that a tile of dense prefill has: the group, up to the next power of 2."""
-    return min(PREFILL_TILE, 1 << (heads // kv_heads - 1).bit_length())
+    return min(PREFILL_TILES[head_dim], 1 << (heads // kv_heads - 1).bit_length())
+
+
+def tile_rows(heads: int, kv_heads: int, head_dim: int) -> int:
+    """Tokens of a tile of dense prefill, a power of 2; of sparse prefill it is 1."""
+    return PREFILL_TILES[head_dim] // tile_heads(heads, kv_heads, head_dim)
 
 
 def tiles(runs: Iterable[tuple[int, int, int]], rows: int) -> npt.NDArray[np.int32]:
     """Rows of a pass that a program of `prefill` takes together: int32 [tiles, 2], the first and how many.
 
     runs: (first row in the pass, its path position, how many) of causal rows that follow one another in one
-    sequence, or of dead ones, each (row, 0, 1). rows: of a tile, a power of 2 up to 64.
+    sequence, or of dead ones, each (row, 0, 1). rows: of a tile, see `tile_rows`.
     """
     found = []
     for row, position, count in runs:
@@ -105,13 +112,15 @@ def prefill(
     heads: int,
     selection: Selection | None = None,
 ) -> None:
-    """The same of causal rows, those of `count` tiles: each has PREFILL_TILE / tile_heads rows at most, or
-    one with a selection. A tile's rows are of one sequence, or it is one dead row.
+    """The same of causal rows, those of `count` tiles (see above); with a selection a tile is one row.
+
+    A tile's rows are of one sequence, or it is a dead one. A row whose selection says that it is dense gets
+    the same bits without a selection, in less time.
     """
     shape = pools.shape
     kind = ".sparse" if selection else ""
     chosen = (selection.blocks, selection.counts) if selection else (0, 0)
-    width = DECODE_HEADS if selection else tile_heads(heads, shape.kv_heads)
+    width = DECODE_HEADS if selection else tile_heads(heads, shape.kv_heads, shape.head_dim)
     device.launch(
         f"attention.prefill{kind}.{shape.variant}",
         (count, _head_tiles(heads, shape.kv_heads, width), 1),
