@@ -159,7 +159,7 @@ def launches_of(
             tile_table=1,
             wanted_table=1,
             trees=0 if many else rows.count,
-            tiles=rows.count if many else 0,
+            sparse_tiles=rows.count if many else 0,  # also of the first rows, which are dense
             wanted=wanted,
             logits=wanted,
         )

@@ -299,29 +299,26 @@ class CudaExecutor(ExecutorFacts):
         """A pass of few rows: filled up to a bucket, every row taken by itself."""
         padded = next(bucket for bucket in BUCKETS if bucket >= rows.rows)
         count = next((bucket for bucket in BUCKETS if bucket >= wanted.count), 0) if wanted.count else 0
-        self._few.fill(rows, padded, wanted.rows, np.empty((0, 2), np.int32))
+        self._few.fill(rows, padded, wanted.rows)
         return Pass(
             self._few.tables(padded),
             self._few.tokens,
             tile_table=self._few.tiles,
             wanted_table=self._few.wanted,
             trees=padded,
-            tiles=0,
             wanted=count,
             logits=count,
         )
 
     def _listed(self, device: Device, rows: PassRows, wanted: WantedRows, taps: tuple[int, ...]) -> Pass:
         """A pass of many rows, or one whose layers are looked at."""
-        config, width = self._config, 1
-        if self._sparse is None:
-            width = attention.tile_rows(
-                config.num_attention_heads, config.num_key_value_heads, config.head_dim
-            )
-        tiles = attention.tiles(rows.runs(rows.trees), width)
+        config = self._config
+        width = attention.tile_rows(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        dense, sparse = rows.runs(rows.trees, None if self._sparse is None else self._sparse.dense_len)
+        tiles, alone = attention.tiles(dense, width), attention.tiles(sparse, 1)
         if taps:
             self._space.tapped(4 * len(taps) * rows.rows * config.hidden_size)
-        self._many.fill(rows, rows.rows, wanted.rows, tiles)
+        self._many.fill(rows, rows.rows, wanted.rows, tiles, alone)
         return Pass(
             self._many.tables(rows.rows),
             self._many.tokens,
@@ -329,6 +326,7 @@ class CudaExecutor(ExecutorFacts):
             wanted_table=self._many.wanted,
             trees=rows.trees,
             tiles=len(tiles),
+            sparse_tiles=len(alone),
             wanted=wanted.count,
             logits=wanted.logits,
             taps=taps,

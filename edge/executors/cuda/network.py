@@ -20,6 +20,7 @@ from edge.executors.cuda.operators.selection import Selection, select
 from edge.executors.cuda.operators.summaries import check_sparse, summaries
 from edge.executors.cuda.operators.swiglu import swiglu
 from edge.executors.cuda.operators.tables import StepTables
+from edge.executors.cuda.uploads import tile_place
 from edge.executors.cuda.weights import DeviceWeights, LayerWeights
 from edge.executors.cuda.workspace import DECODE_ROWS, Workspace
 
@@ -39,8 +40,9 @@ def sparse_obstacle(config: ModelConfig) -> str | None:
 class Pass:
     """A pass as kernels are launched for it: nothing here changes when a graph is launched again.
 
-    tables: of all rows, those of trees first. trees: how many these are; where `tiles` is 0 every row is
-    taken as one of a tree, which is right for causal ones too. tiles: how many, see `attention.prefill`.
+    tables: of all rows, those of trees first. trees: how many these are; without tiles every row is taken as
+    one of a tree, which is right for causal ones too. tiles, sparse_tiles: how many of dense rows, and of
+    rows with a selection, one list behind the other in the tile table.
     wanted: rows of `tables` that are normed for the head, and of them the first `logits` go through it. taps:
     layers whose output is copied to the workspace.
     """
@@ -50,9 +52,10 @@ class Pass:
     tile_table: Address
     wanted_table: Address
     trees: int
-    tiles: int
     wanted: int
     logits: int
+    tiles: int = 0
+    sparse_tiles: int = 0
     taps: tuple[int, ...] = ()
 
 
@@ -175,7 +178,7 @@ class Network:
         rope(device, tables, pools, space.partial, space.angles, space.q, slices=made, heads=heads)
         chosen = None if self._sparse is None else self._select(self._sparse, pools, work)
         blocks = tables.blocks if chosen is None else max(tables.blocks, chosen.capacity)
-        trees = tables.rows if not work.tiles else work.trees
+        trees = work.trees if work.tiles or work.sparse_tiles else tables.rows
         for start in range(0, trees, DECODE_ROWS):
             count = min(DECODE_ROWS, trees - start)
             part = tables.part(start, count)
@@ -191,18 +194,23 @@ class Network:
                 blocks=blocks,
                 selection=None if chosen is None else chosen.part(start, config.num_key_value_heads),
             )
-        if work.tiles:
-            attention.prefill(
-                device,
-                tables,
-                pools,
-                space.q,
-                work.tile_table,
-                space.x,
-                count=work.tiles,
-                heads=heads,
-                selection=chosen,
-            )
+        sparse_table = work.tile_table + 8 * tile_place(work.tiles)
+        for table, count, selection in (
+            (work.tile_table, work.tiles, None),
+            (sparse_table, work.sparse_tiles, chosen),
+        ):
+            if count:
+                attention.prefill(
+                    device,
+                    tables,
+                    pools,
+                    space.q,
+                    table,
+                    space.x,
+                    count=count,
+                    heads=heads,
+                    selection=selection,
+                )
         return self._product(layer.out, space.x, tables.rows)
 
     def _select(self, sparse: SparseConfig, pools: CachePools, work: Pass) -> Selection:

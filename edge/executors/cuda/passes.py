@@ -16,6 +16,8 @@ from edge.executors.cuda.operators.tables import TREE
 from edge.executors.protocol import SequenceStep
 
 Int32 = npt.NDArray[np.int32]
+Run = tuple[int, int, int]
+"""The first row, its place on its path, and how many follow one another from there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,15 +145,18 @@ class PassRows:
         """Of all steps."""
         return len(self.tokens)
 
-    def runs(self, start: int) -> list[tuple[int, int, int]]:
-        """Causal rows from `start` on, as `edge.executors.cuda.operators.attention.tiles` takes them."""
-        found: list[tuple[int, int, int]] = []
+    def runs(self, start: int, dense_len: int | None = None) -> tuple[list[Run], list[Run]]:
+        """Causal rows from `start` on, as `edge.executors.cuda.operators.attention.tiles` takes them: those
+        that are dense, and those behind `dense_len` positions (None: there are no others).
+        """
+        found: tuple[list[Run], list[Run]] = ([], [])
         for row in range(start, self.rows):
-            last = found[-1] if found else None
+            kind = found[int(dense_len is not None and self.path[row] >= dense_len)]
+            last = kind[-1] if kind else None
             if last is not None and self.sequences[row] == self.sequences[last[0]]:
-                found[-1] = (last[0], last[1], last[2] + 1)
+                kind[-1] = (last[0], last[1], last[2] + 1)
             else:
-                found.append((row, int(self.path[row]), 1))
+                kind.append((row, int(self.path[row]), 1))
         return found
 
 

@@ -30,7 +30,7 @@ class PassTables:
         self._max_pages = -(-context // PAGE)
         self._wanted = len(_COLUMNS) * self._rows
         self._tiles = self._wanted + self._rows
-        self._pages = self._tiles + 2 * self._rows
+        self._pages = self._tiles + 2 * self._rows + _ALIGNED
         self._ancestors = self._pages + -(-self._rows * self._max_pages // _ALIGNED) * _ALIGNED
         self._size = self._ancestors + self._rows * TREE
         self._host = np.zeros(self._size, np.int32)
@@ -48,7 +48,7 @@ class PassTables:
     @staticmethod
     def size(rows: int, context: int) -> int:
         """Bytes for so many rows."""
-        return 4 * (rows + _ALIGNED) * (len(_COLUMNS) + 3 + -(-context // PAGE) + TREE)
+        return 4 * (rows + _ALIGNED) * (len(_COLUMNS) + 4 + -(-context // PAGE) + TREE)
 
     @property
     def wanted(self) -> Address:
@@ -57,22 +57,25 @@ class PassTables:
 
     @property
     def tiles(self) -> Address:
-        """See `edge.executors.cuda.operators.attention.tiles`, one for each row at most."""
+        """See `edge.executors.cuda.operators.attention.tiles`, one for each row at most, of all lists."""
         return self._address(self._tiles)
 
     def tables(self, rows: int) -> StepTables:
         """Of a pass of so many rows."""
         return replace(self._tables, rows=rows)
 
-    def fill(self, rows: PassRows, padded: int, wanted: Sequence[int], tiles: Int32) -> None:
-        """Upload a pass, with dead rows up to `padded`."""
+    def fill(self, rows: PassRows, padded: int, wanted: Sequence[int], *tiles: Int32) -> None:
+        """Upload a pass, with dead rows up to `padded`. tiles: one list behind another, see `tile_place`."""
         for index, name in enumerate(_COLUMNS):
             column = self._host[index * self._rows :][:padded]
             column[: rows.rows] = getattr(rows, name)
             column[rows.rows :] = _DEAD.get(name, 0)
         self._host[self._wanted :][: self._rows] = 0
         self._host[self._wanted :][: len(wanted)] = wanted
-        self._host[self._tiles :][: tiles.size] = tiles.reshape(-1)
+        place = self._tiles
+        for each in tiles:
+            self._host[place:][: each.size] = each.reshape(-1)
+            place += 2 * tile_place(len(each))
         self._put_pages(rows.caches)
         used = self._pages + len(rows.caches) * self._max_pages
         self._device.upload(self._start, self._host[:used])
@@ -101,3 +104,8 @@ class PassTables:
     def free(self) -> None:
         """Give the memory back."""
         self._device.free(self._start)
+
+
+def tile_place(tiles: int) -> int:
+    """Where the next list begins behind one of so many tiles of 8 bytes, whose address must be aligned."""
+    return -(-tiles // 2) * 2

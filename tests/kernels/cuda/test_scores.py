@@ -58,7 +58,9 @@ def test_until_a_coarse_window_is_complete_fine_ones_normalise(device: Device) -
     q = np.random.default_rng(0).standard_normal((2, 2, 64)).astype(np.float16)
     found, _ = scored(cache, [step], q, sparse)
     for i in range(2):
-        assert np.allclose(found[i, 0, :1], exact_scores(cache, step, i, q[i], 0, sparse)[:1], rtol=1e-4, atol=0)
+        assert np.allclose(
+            found[i, 0, :1], exact_scores(cache, step, i, q[i], 0, sparse)[:1], rtol=1e-4, atol=0
+        )
 
 
 @pytest.mark.parametrize("exact_lse", [False, True])

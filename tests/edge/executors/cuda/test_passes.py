@@ -40,7 +40,8 @@ def test_rows_of_trees_come_first_and_know_their_paths():
     assert rows.is_tree.tolist() == [1] * 8 + [0] * 5
     for row, path in enumerate(paths(TREE)):
         assert rows.ancestors[row, : len(path)].tolist() == path
-    assert rows.runs(8) == [(8, 5, 3), (11, 0, 2)]
+    assert rows.runs(8) == ([(8, 5, 3), (11, 0, 2)], [])
+    assert rows.runs(8, 6) == ([(8, 5, 1), (11, 0, 2)], [(9, 6, 2)])
 
 
 def test_a_tree_of_one_path_is_causal():
