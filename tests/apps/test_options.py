@@ -98,7 +98,7 @@ def test_what_only_prints_a_text_needs_no_numpy(environment: dict[str, str], arg
 def test_help_shows_choices_ranges_and_defaults(run_edge: Callable[..., Any]):
     shown = run_edge("chat", "--help").stdout
     for part in (
-        "native|onnx|executorch|torch",
+        "native|onnx|executorch|cuda|",
         "auto|int16|float16|float32",
         "1<=x<=1024",
         "[default: auto]",

@@ -196,7 +196,7 @@ def test_the_page_needs_nothing_else(run_edge, smollm2, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("m", "--executor", "cuda"), "Unknown executor 'cuda'; choose one of native"),
+        (("m", "--executor", "metal"), "Unknown executor 'metal'; choose one of native"),
         (("m", "--depth", "1,x"), "'1,x' is not a list of whole numbers"),
         (("m", "--quantize", "int3"), "Unknown quantization 'int3'; choose one of int4, int8, ternary, f16"),
         (("m", "n"), "give one model"),
@@ -264,8 +264,8 @@ def test_doctor(run_edge, environment):
     document = json.loads(result.stdout)
     assert result.returncode == 0 and document["healthy"]
     assert any("portable (EDGE_CPU says so)" in finding["detail"] for finding in document["findings"])
-    bad = run_edge("doctor", "--executor", "native,cuda")
-    assert bad.returncode == 2 and "Unknown executor 'cuda'; choose one of native" in bad.stderr
+    bad = run_edge("doctor", "--executor", "native,metal")
+    assert bad.returncode == 2 and "Unknown executor 'metal'; choose one of native" in bad.stderr
 
 
 def test_comparing_two_forms_of_a_model(run_edge, smollm2, tmp_path):

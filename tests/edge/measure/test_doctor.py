@@ -71,9 +71,9 @@ def test_a_missing_library(cache, monkeypatch, tmp_path):
 
 
 def test_an_executor_that_is_not_there(cache):
-    good, found = findings("executor", "executors", executors=("native", "cuda"))
+    good, found = findings("executor", "executors", executors=("native", "metal"))
     assert good.state == "ok" and "native is there" in good.detail
-    assert found.state == "problem" and "'cuda'" in found.detail and "native" in found.mend
+    assert found.state == "problem" and "'metal'" in found.detail and "native" in found.mend
 
 
 def test_a_cache_that_can_not_be_written(tmp_path, monkeypatch):

@@ -315,7 +315,7 @@ def test_streams_and_rows_are_tests_beside_them():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"executor": ("cuda",)}, "Unknown executor 'cuda'; choose one of native"),
+        ({"executor": ("metal",)}, "Unknown executor 'metal'; choose one of native"),
         ({"attention": ("sliding",)}, "Unknown attention 'sliding'; choose one of dense"),
         ({"fill": "guess"}, "Unknown fill 'guess'; choose one of prefill"),
         ({"repeat": 0}, "repeat must be a whole number of 1 or more, got 0"),
