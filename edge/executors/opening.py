@@ -80,9 +80,10 @@ def refuse_ignored(
             declared = options_of(RunOptions).get(name)
             flag = f" ({declared.flag or '--' + name})" if declared else ""
             why = "has no use for it" if only is None else f"computes '{files.path}' with {only}"
-            raise EdgeError(
-                f"{name}{flag} can't be {value}: the executor '{spec.name}' {why}; leave the option out."
-            )
+            advice = "leave the option out"
+            if name == "kv_type" and arithmetic is not None and arithmetic.other_kv_types:
+                advice += f", or choose {' or '.join(arithmetic.other_kv_types)}"
+            raise EdgeError(f"{name}{flag} can't be {value}: the executor '{spec.name}' {why}; {advice}.")
 
 
 def activations_of(spec: ExecutorSpec, files: ModelFiles, chosen: str = "auto") -> str:

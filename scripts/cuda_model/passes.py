@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD
-from edge.executors.cuda.device import Address, DeviceFacts, Graph, Grid
+from edge.executors.cuda.device import Address, Device, DeviceFacts, Grid
 from edge.executors.cuda.matrices import VARIANTS, Matrix, kind_of
 from edge.executors.cuda.network import Network, Pass
 from edge.executors.cuda.operators.pages import CachePools, CacheShape
@@ -51,7 +51,7 @@ class Launch:
 
 
 class Recorder:
-    """Runs nothing and holds nothing."""
+    """What a network and its memory ask of a device in a pass: nothing runs, and nothing is held."""
 
     facts = DeviceFacts("none", 87, 1 << 40, 16, 163 << 10, integrated=True)
     free_memory = 1 << 40
@@ -65,9 +65,6 @@ class Recorder:
         self._end += -(-size // 256) * 256
         return self._end
 
-    def free(self, address: Address) -> None:
-        """Nothing."""
-
     def launch(self, kernel: str, grid: Grid, arguments: Sequence[int | float]) -> None:
         """Write it down."""
         kinds = ENTRIES[kernel].signature.items()
@@ -75,25 +72,6 @@ class Recorder:
             (name, value) for (name, kind), value in zip(kinds, arguments, strict=True) if "*" not in kind
         ]
         self.launches[Launch(kernel, grid, tuple(numbers))] += 1
-
-    def copy(self, to: Address, source: Address, size: int) -> None:
-        """Nothing: none belongs to the passes that are looked at."""
-
-    def upload(self, to: Address, values: npt.NDArray[Any]) -> None:
-        """Nothing."""
-
-    def download(self, source: Address, into: npt.NDArray[Any]) -> None:
-        """Nothing."""
-
-    def record(self, work: Callable[[], None]) -> Graph:
-        """There are no graphs."""
-        raise NotImplementedError
-
-    def synchronize(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def matrices_of(config: ModelConfig, kind: str, group: int) -> dict[str, Matrix]:
@@ -135,7 +113,8 @@ def launches_of(
     """All that a pass launches, each with its number. kind, group: of all matrices, see `Matrix`. wanted:
     rows whose logits are.
     """
-    device = Recorder()
+    recorder = Recorder()
+    device = cast(Device, recorder)
     context = int(rows.paths[-1]) + 1
 
     matrices = matrices_of(config, kind, group)
@@ -144,9 +123,8 @@ def launches_of(
     layers = config.num_hidden_layers
     shape = _cache(config, summaries=sparse is not None)
     pools = CachePools.allocate(device, shape, -(-context // PAGE))
-    space = Workspace.allocate(
-        device, Sizes.of(config, matrices, sparse, rows.count, context), rows.count, sparse
-    )
+    sizes = Sizes.of(config, matrices, sparse, max(rows.count, DECODE_ROWS), context)
+    space = Workspace.allocate(device, sizes, sparse)
     weights = DeviceWeights(matrices[EMBEDDING], [layer] * layers, 1, matrices[HEAD], 1)
     network = Network(device, config, weights, pools, space, rope_scale=1.0, sparse=sparse)
     tables = StepTables(rows.count, 1, 1, 1, 1, 1, 1, 1, 1, max_pages=-(-context // PAGE))
@@ -164,4 +142,4 @@ def launches_of(
             logits=wanted,
         )
     )
-    return device.launches
+    return recorder.launches

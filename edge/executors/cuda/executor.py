@@ -56,8 +56,10 @@ def open_cuda(
     from edge.executors.cuda.driver import CudaDevice
 
     device = CudaDevice()
+    asked = options.max_batch != RunOptions().max_batch  # whose default is one for CPUs
+    rows = options.max_batch if asked else PREFILL_ROWS
     try:
-        return CudaExecutor(device, files, options.kv_stored, context=context, sparse=sparse)
+        return CudaExecutor(device, files, options.kv_stored, context=context, sparse=sparse, max_batch=rows)
     except BaseException:
         device.close()
         raise
@@ -101,8 +103,8 @@ class CudaExecutor(ExecutorFacts):
         weights = DeviceWeights.load(device, plan.weights, files, np.asarray(frequency, np.float32))
         self._pool = PagePool(plan.pages)
         self._pools = CachePools.allocate(device, plan.shape, plan.pages)
-        self._space = Workspace.allocate(device, plan.sizes, plan.rows, sparse)
-        self._few = PassTables(device, min(DECODE_ROWS, plan.rows), context)
+        self._space = Workspace.allocate(device, plan.sizes, sparse)
+        self._few = PassTables(device, DECODE_ROWS, context)
         self._many = PassTables(device, plan.rows, context)
         self._moves = device.allocate(4 * 4 * TREE)
         self._network = Network(
@@ -267,7 +269,7 @@ class CudaExecutor(ExecutorFacts):
         rows = PassRows.of(steps)
         wanted = WantedRows.of(steps, rows)
         taps = tuple(sorted({layer for step in steps for layer in step.layers}))
-        recorded = rows.rows <= min(DECODE_ROWS, self._max_batch) and not taps
+        recorded = rows.rows <= DECODE_ROWS and not taps
         work = self._recorded(rows, wanted) if recorded else self._listed(device, rows, wanted, taps)
         self._launch(device, work, recorded)
         self._passes += 1
@@ -298,7 +300,7 @@ class CudaExecutor(ExecutorFacts):
     def _recorded(self, rows: PassRows, wanted: WantedRows) -> Pass:
         """A pass of few rows: filled up to a bucket, every row taken by itself."""
         padded = next(bucket for bucket in BUCKETS if bucket >= rows.rows)
-        count = next((bucket for bucket in BUCKETS if bucket >= wanted.count), 0) if wanted.count else 0
+        count = next(bucket for bucket in (0, *BUCKETS) if bucket >= wanted.count)
         self._few.fill(rows, padded, wanted.rows)
         return Pass(
             self._few.tables(padded),
@@ -377,9 +379,8 @@ class CudaExecutor(ExecutorFacts):
 
     def _complete(self, cache: CudaCache, first: int, end: int) -> None:
         """Key summaries of rows that have come from a tree."""
-        most = min(DECODE_ROWS, self._max_batch)
-        for start in range(first, end, most):
-            count = min(most, end - start)
+        for start in range(first, end, DECODE_ROWS):
+            count = min(DECODE_ROWS, end - start)
             self._few.fill_kept(cache, start, count)
             self._network.complete(self._few.tables(count))
 

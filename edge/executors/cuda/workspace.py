@@ -22,7 +22,7 @@ DECODE_ROWS = 64
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of every buffer for passes of up to `rows` rows.
+    """Bytes of every buffer for passes of up to `rows` rows, DECODE_ROWS at least.
 
     Most hold one row after another: stream, the residual stream; x, inputs of matrices; q, queries; hidden,
     of wanted rows; angles; partial, sums of slices; logits, of DECODE_ROWS rows. parts and tops are of decode
@@ -59,10 +59,8 @@ class Sizes:
         queries, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads
         widest = max(config.hidden_size, config.intermediate_size, queries)
         blocks = -(-context // PAGE) * (PAGE // BLOCK)
-        few, capacity = min(rows, DECODE_ROWS), 0
-        if sparse is not None:
-            capacity = selected_blocks(sparse)
-        heads = few * config.num_attention_heads * attention.splits(max(blocks, capacity))
+        capacity = 0 if sparse is None else selected_blocks(sparse)
+        heads = DECODE_ROWS * config.num_attention_heads * attention.splits(max(blocks, capacity))
         per_group = rows * kv_heads if sparse is not None else 0
         score_chunks = chunks(blocks, sparse) if sparse is not None else 0
         return cls(
@@ -72,10 +70,10 @@ class Sizes:
             hidden=4 * rows * config.hidden_size,
             angles=4 * rows * config.head_dim,
             partial=max(
-                _partial(matrix, few if name in (EMBEDDING, HEAD) else rows)
+                _partial(matrix, DECODE_ROWS if name in (EMBEDDING, HEAD) else rows)
                 for name, matrix in matrices.items()
             ),
-            logits=4 * few * config.vocab_size,
+            logits=4 * DECODE_ROWS * config.vocab_size,
             parts=4 * heads * config.head_dim,
             tops=8 * heads,
             path_windows=path_windows_bytes(rows, kv_heads, config.head_dim) if per_group else 0,
@@ -97,16 +95,15 @@ class Workspace:
     """The addresses; a buffer of no bytes is 0. taps: made when layers' outputs are asked for."""
 
     device: Device
-    rows: int
     capacity: int
     addresses: dict[str, Address]
     taps: Address = 0
     _tapped: int = field(default=0)
 
     @classmethod
-    def allocate(cls, device: Device, sizes: Sizes, rows: int, sparse: SparseConfig | None) -> Workspace:
+    def allocate(cls, device: Device, sizes: Sizes, sparse: SparseConfig | None) -> Workspace:
         """Raises ContextError if there is no room."""
-        made = cls(device, rows, 0 if sparse is None else selected_blocks(sparse), {})
+        made = cls(device, 0 if sparse is None else selected_blocks(sparse), {})
         try:
             for name, size in vars(sizes).items():
                 made.addresses[name] = device.allocate(size) if size else 0

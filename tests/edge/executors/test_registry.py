@@ -22,7 +22,14 @@ from edge.errors import ArtifactError, ConfigError, ContextError, EdgeError
 from edge.executors.memory import memory_plan
 from edge.executors.native import library as native
 from edge.executors.native.executor import TIER_VARIABLE
-from edge.executors.opening import _context, activations_of, find_executor, open_executor, refuse_ignored
+from edge.executors.opening import (
+    _context,
+    activations_of,
+    find_executor,
+    kv_type_of,
+    open_executor,
+    refuse_ignored,
+)
 from edge.executors.options import RUN_OPTIONS, ExtraOption, RunOptions
 from edge.executors.registry import EXECUTORS, Arithmetic, ExecutorSpec
 from edge.formats.artifact.folder import Artifact
@@ -316,6 +323,23 @@ def test_an_option_that_says_what_is_so_anyway_is_no_mistake(bundle, exported):
     refuse_ignored(EXECUTORS.get("native"), bundle, RunOptions(kv_type="int8", mmap=True, tier="x"))
     with pytest.raises(EdgeError, match="kv_type"):  # the same folder, and something else
         refuse_ignored(spec, folder, replace(agreeing, kv_type="int8"), ("kv_type",))
+
+
+def test_what_a_gpu_computes_with(bundle):
+    """float16, with a cache of float16 or int8; nothing else computes so."""
+    cuda, native = EXECUTORS.get("cuda"), EXECUTORS.get("native")
+    for kv_type, wanted in (("auto", "float16"), ("float16", "float16"), ("int8", "int8")):
+        refuse_ignored(cuda, bundle, RunOptions(kv_type=kv_type), ("kv_type",))
+        assert kv_type_of(cuda, bundle, "float16", kv_type) == wanted
+    assert activations_of(cuda, bundle) == "float16"
+    with pytest.raises(
+        EdgeError, match=r"kv_type \(--kv\) can't be int4: .* leave the option out, or choose int8"
+    ):
+        refuse_ignored(cuda, bundle, RunOptions(kv_type="int4"))
+    with pytest.raises(
+        EdgeError, match=r"can't be float16: the executor 'native' computes with int8, int16 or"
+    ):
+        refuse_ignored(native, bundle, RunOptions(activations="float16"))
 
 
 def test_info_says_how_it_was_opened(bundle):

@@ -9,7 +9,7 @@ import torch
 from edge.config import SparseConfig
 from edge.errors import ContextError
 from edge.executors.cuda.device import Device
-from edge.executors.cuda.operators.selection import Selection, select, selected_blocks
+from edge.executors.cuda.operators.selection import Selection, check_blocks, select, selected_blocks
 from edge.executors.cuda.operators.tables import StepTables
 from edge.model.attention.sparse import chosen_blocks
 from tests.kernels.cuda.caches import Array
@@ -69,9 +69,10 @@ def test_dead_rows_select_nothing(device: Device) -> None:
     assert chosen(device, SPARSE, np.ones((2, 1, 8), np.float32), [0, 500])[0] == [[]]
 
 
-def test_a_context_that_no_kernel_reaches_is_refused(device: Device) -> None:
-    with pytest.raises(ContextError, match="524288"):
-        select(device, StepTables(1, 0, 0, 0, 0, 0, 0, 0, 0, 2049), SPARSE, 0, Selection(0, 0, 8), kv_heads=1)
+def test_a_context_that_no_kernel_reaches_is_refused() -> None:
+    check_blocks(8192)
+    with pytest.raises(ContextError, match="reaches 524288 positions, not 524352"):
+        check_blocks(8193)
 
 
 def test_long_contexts_have_kernels_of_their_own(device: Device) -> None:

@@ -76,11 +76,14 @@ def last_norm(
     )
 
 
+def check_columns(columns: int) -> None:
+    """BundleError for a longer row than the kernels take."""
+    if columns > SIZES[-1]:
+        raise BundleError(
+            f"A hidden size of {columns} is more than the {SIZES[-1]} that CUDA kernels take; choose the "
+            "native executor."
+        )
+
+
 def _block(columns: int) -> int:
-    for size in SIZES:
-        if columns <= size:
-            return size
-    raise BundleError(
-        f"A hidden size of {columns} is more than the {SIZES[-1]} that CUDA kernels take; choose the native "
-        "executor."
-    )
+    return next(size for size in SIZES if columns <= size)

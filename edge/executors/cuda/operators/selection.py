@@ -34,6 +34,15 @@ def selected_blocks(sparse: SparseConfig) -> int:
     return sparse.topk + sparse.local_blocks
 
 
+def check_blocks(blocks: int) -> None:
+    """ContextError for more blocks than the kernels choose from."""
+    if blocks > WIDTHS[-1]:
+        raise ContextError(
+            f"Sparse attention on a GPU reaches {WIDTHS[-1] * BLOCK} positions, not {blocks * BLOCK}: give a "
+            "smaller context."
+        )
+
+
 def select(
     device: Device,
     tables: StepTables,
@@ -43,13 +52,8 @@ def select(
     *,
     kv_heads: int,
 ) -> None:
-    """The selection of every row. block_scores: see `scores`. Raises ContextError beyond 512 Ki positions."""
-    width = next((width for width in WIDTHS if tables.blocks <= width), None)
-    if width is None:
-        raise ContextError(
-            f"Sparse attention on a GPU reaches {WIDTHS[-1] * BLOCK} positions, not {tables.blocks * BLOCK}: "
-            "give a smaller context."
-        )
+    """The selection of every row. block_scores: see `scores`."""
+    width = next(width for width in WIDTHS if tables.blocks <= width)
     device.launch(
         f"selection.b{width}",
         (tables.rows, kv_heads, 1),

@@ -96,6 +96,24 @@ def test_what_pays_goes_on():
     assert sizes.count(0) >= 24 and any(sizes[-10:])
 
 
+def test_one_unlucky_tree_is_no_reason_to_rest():
+    """It may cost more than any token, where those that are right win more; two of them are one too many."""
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    passes(speculation, 1, right=1, extra=0.5)
+    assert passes(speculation, 1, right=0, extra=1.9) == [5]
+    assert all(passes(speculation, 8, right=4, extra=1.9))
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    passes(speculation, 1, right=1, extra=0.5)
+    assert passes(speculation, 3, right=0, extra=1.9) == [5, 5, 0]
+
+
+def test_what_a_prompt_costs_is_not_held_against_guesses():
+    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation.accepted(0, np.zeros(200, np.int32))
+    assert passes(speculation, 2, right=0, extra=5.0) == [2, 2]  # the first with the prompt
+    assert passes(speculation, 1, right=0, extra=5.0) == [0]
+
+
 def test_nothing_is_concluded_from_what_is_not_certain():
     speculation = SequenceSpeculation(Sleeper(), "sleeper")
     for _ in range(50):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from edge.config import ModelConfig, SparseConfig
-from edge.errors import ContextError, EdgeError, NativeError
+from edge.errors import ConfigError, ContextError, EdgeError, NativeError
 from edge.executors.cuda.cache import CudaCache
 from edge.executors.cuda.executor import CudaExecutor
 from edge.executors.opening import open_executor
@@ -353,6 +354,29 @@ def test_answers_with_guesses_are_those_without(make_bundle, dense):
     guessed = model.complete(prompt, session=model.session(), **settings)
     assert guessed.tokens == plain.tokens
     assert guessed.speculation is not None and guessed.speculation.accepted > 0
+
+
+def test_a_context_shorter_than_a_graph(bundles, open_cuda, dense):
+    """A pass of 33 rows is filled up to 64, for which there is room though the context has less."""
+    executor = open_cuda(bundles(NETWORK, "int4"), context=40)
+    assert executor.max_batch == 40 and executor.plan.sizes.stream == 64 * 4 * NETWORK.hidden_size
+    found = logits_of(executor, [tokens_of(33)])
+    assert np.array_equal(found, dense.logits[:33])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"hidden_size": 8208}, EdgeError, "A hidden size of 8208 is more than the 8192"),
+        ({"head_dim": 32}, ConfigError, "take a head_dim of 64 or 128, not 32"),
+    ],
+)
+def test_what_the_kernels_are_not_made_for_is_refused_before_anything_is_read(
+    open_cuda, changes, error, sentence
+):
+    no_weights = SimpleNamespace(config=replace(NETWORK, **changes), tensors={})
+    with pytest.raises(error, match=sentence):
+        open_cuda(no_weights)
 
 
 def test_a_closed_model_says_so(bundles, open_cuda):
