@@ -280,5 +280,6 @@ ENTRIES = [
             "BLOCK": BLOCK,
         },
         warps=8,
+        registers=128,
     )
 ]
