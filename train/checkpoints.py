@@ -2,9 +2,9 @@
 
 FOLDER/step-00001000/ holds what torch.distributed.checkpoint writes (`.metadata`, `__RANK_N.distcp`),
 `host.json`, and `manifest.json`, which lists all of them with their sizes and checksums. It is written beside
-under a hidden name and renamed, so every step that stands there is complete; what a disk does to it later shows
-in the checksums. Tensors are stored by name and place in the whole tensor, so any number of processes reads
-what any other number wrote; all of them must see the same folder.
+under a hidden name and renamed, so every step that stands there is complete; what a disk does to it later
+shows in the checksums. Tensors are stored by name and place in the whole tensor, so any number of processes
+reads what any other number wrote; all of them must see the same folder.
 
 Settings (learning rates, betas, decay) are the configuration's and not in here. What `host` holds is the
 loop's business: the loader's state, random generators, counts.
@@ -84,8 +84,9 @@ class CheckpointStore:
     ) -> None:
         """Write the checkpoint of `step`, then remove those that need not stay.
 
-        Later steps are what a run did before it went on from an earlier one: they are removed, too. host: JSON.
-        Raises TrainingError if it cannot be written; what was there is then as before, and the run may go on.
+        Later steps are what a run did before it went on from an earlier one: they are removed, too. host:
+        JSON. Raises TrainingError if it cannot be written; what was there is then as before, and the run may
+        go on.
         """
         if step == self._at:
             return
@@ -104,7 +105,7 @@ class CheckpointStore:
     def load(
         self, network: nn.Module, optimizers: Iterable[Optimizer], say: Say, step: int | None = None
     ) -> Loaded | None:
-        """Read the newest whole checkpoint into the network and the optimizers; None if there are none at all.
+        """Read the newest whole checkpoint into network and optimizers; None if there is none at all.
 
         say: gets one sentence for each damaged one that was passed over, on rank 0. step: this one and no
         other. Raises TrainingError if none is whole, or if it is of another network or other optimizers.
@@ -385,8 +386,8 @@ def _damage(path: Path, step: int, world: World) -> str | None:
             return f"{MANIFEST} does not match its checksum"
         if manifest["schema"] != SCHEMA:
             raise TrainingError(
-                f"The checkpoint '{path}' has version {manifest['schema']} of the format and this program reads "
-                f"{SCHEMA}; use the program that wrote it."
+                f"The checkpoint '{path}' has version {manifest['schema']} of the format and this program "
+                f"reads {SCHEMA}; use the program that wrote it."
             )
         return manifest["files"] if manifest["step"] == step else f"it is of step {manifest['step']}"
 

@@ -86,8 +86,8 @@ def _torchrun() -> tuple[int, int, int]:
     missing = [name for name in _TORCHRUN if name not in given]
     if missing:
         raise TrainingError(
-            f"The environment has {given[0]} but not {', '.join(missing)}; start the processes with torchrun, "
-            f"or unset {given[0]}."
+            f"The environment has {given[0]} but not {', '.join(missing)}; start the processes with "
+            f"torchrun, or unset {given[0]}."
         )
     numbers = []
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
