@@ -1,7 +1,9 @@
-"""A training run, as one TOML file says it: typed sections, each option declared once, unknown keys refused.
+"""A training run, as one TOML file says it: typed sections, each option declared once, unknown keys
+refused.
 
-What a run needs beyond this file (texts as token shards, a checkpoint to start from) is named by paths. How the
-options are carried out is the business of the modules that take a section: `schedule`, `optimizers`, `objective`.
+What a run needs beyond this file (texts as token shards, a checkpoint to start from) is named by paths. How
+the options are carried out is the business of the modules that take a section: `schedule`, `optimizers`,
+`objective`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class _Section:
 class ModelSection(_Section):
     """The network: a known shape, and what differs from it. Any field of `ModelConfig` may stand here."""
 
-    preset: str = option("minicpm4-0.5b", "Shape that the fields below change.", choices=lambda: PRESETS.names())
+    preset: str = option(
+        "minicpm4-0.5b", "Shape that the fields below change.", choices=lambda: PRESETS.names()
+    )
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,8 +75,10 @@ class DataSection(_Section):
 class ScheduleSection(_Section):
     """The learning rate over the steps."""
 
+    steps: int = option(
+        REQUIRED, "Steps of the run, with those of the checkpoint that it starts from.", least=1
+    )
     kind: str = option("wsd", "How the learning rate runs.", choices=("wsd", "cosine", "constant"))
-    steps: int = option(REQUIRED, "Steps of the run, with those of the checkpoint that it starts from.", least=1)
     warm_up: int = option(100, "Steps in which the learning rate rises linearly.", least=0)
     decay: float = option(0.1, "Share of the steps that decay (wsd).", least=0, most=1)
     shape: str = option("exponential", "How it decays (wsd).", choices=("exponential", "linear", "1-sqrt"))
@@ -83,7 +89,9 @@ class ScheduleSection(_Section):
 class OptimizerSection(_Section):
     """How weights are changed."""
 
-    kind: str = option("adamw", "AdamW for everything, or Muon for the layers' matrices.", choices=("adamw", "muon"))
+    kind: str = option(
+        "adamw", "AdamW for everything, or Muon for the layers' matrices.", choices=("adamw", "muon")
+    )
     learning_rate: float = option(1e-2, "The highest learning rate, at the base width.", least=0)
     muon_learning_rate: float = option(2e-2, "That of the matrices under Muon.", least=0)
     betas: tuple[float, ...] = option((0.9, 0.95), "AdamW's two decay rates of moments.", least=0, most=1)
@@ -105,14 +113,18 @@ class LossSection(_Section):
     """What is minimised beside the next token's cross-entropy."""
 
     z: float = option(0.0, "Weight of the squared log of the softmax's normaliser.", least=0)
-    multi_token: float = option(0.0, "Weight of the loss of the token after next (lambda); 0 for no such layer.", least=0)
+    multi_token: float = option(
+        0.0, "Weight of the loss of the token after next (lambda); 0 for no such layer.", least=0
+    )
 
 
 @dataclass(frozen=True)
 class QuantizationSection(_Section):
     """Quantization-aware training of the layers' matrices."""
 
-    scheme: str | None = option(None, "What the matrices are rounded to: ternary-g128, ternary-row, int4-g32.")
+    scheme: str | None = option(
+        None, "What the matrices are rounded to: ternary-g128, ternary-row, int4-g32."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,14 +141,18 @@ class QuantizationSection(_Section):
 class AttentionSection(_Section):
     """How the layers read their rows."""
 
-    kind: str = option("dense", "Attention; sparse has the constants of model.sparse.", choices=("dense", "sparse"))
+    kind: str = option(
+        "dense", "Attention; sparse has the constants of model.sparse.", choices=("dense", "sparse")
+    )
 
 
 @dataclass(frozen=True)
 class StartSection(_Section):
     """What a run begins with; by default random weights."""
 
-    path: str | None = option(None, "The folder of another run, one of its checkpoints, or a model's folder.", flag="--from")
+    path: str | None = option(
+        None, "The folder of another run, one of its checkpoints, or a model's folder.", flag="--from"
+    )
     what: str = option(
         "weights",
         "Only the weights, or everything: then the other run is continued under this schedule.",
@@ -171,8 +187,12 @@ class RuntimeSection(_Section):
     accumulation: int = option(1, "Parts of a step's rows that are computed one after another.", least=1)
     precision: str = option("float32", "Arithmetic of the layers.", choices=("float32", "bfloat16"))
     compile: bool = option(False, "Compile the network (torch.compile).")
-    gradient_checkpointing: bool = option(False, "Compute layers again in the backward pass instead of keeping them.")
-    on_nan: str = option("stop", "What a loss that is no number does; its rows are saved.", choices=("stop", "skip"))
+    gradient_checkpointing: bool = option(
+        False, "Compute layers again in the backward pass instead of keeping them."
+    )
+    on_nan: str = option(
+        "stop", "What a loss that is no number does; its rows are saved.", choices=("stop", "skip")
+    )
 
 
 @dataclass(frozen=True)
@@ -189,16 +209,16 @@ class RunConfig:
 
     data: DataSection
     schedule: ScheduleSection
-    model: ModelSection = ModelSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    loss: LossSection = LossSection()
-    quantization: QuantizationSection = QuantizationSection()
-    attention: AttentionSection = AttentionSection()
-    start: StartSection = StartSection()
-    checkpoints: CheckpointSection = CheckpointSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    runtime: RuntimeSection = RuntimeSection()
-    log: LogSection = LogSection()
+    model: ModelSection = field(default_factory=ModelSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    loss: LossSection = field(default_factory=LossSection)
+    quantization: QuantizationSection = field(default_factory=QuantizationSection)
+    attention: AttentionSection = field(default_factory=AttentionSection)
+    start: StartSection = field(default_factory=StartSection)
+    checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    runtime: RuntimeSection = field(default_factory=RuntimeSection)
+    log: LogSection = field(default_factory=LogSection)
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -209,8 +229,8 @@ class RunConfig:
 def read(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
     """The run that a TOML file describes, or a preset of `CONFIGS` by its name.
 
-    changes: `section.key=value`, values as in TOML; they take the place of what the file says. ConfigError with the
-    file and the key for what is unknown, missing or out of range.
+    changes: `section.key=value`, values as in TOML; they take the place of what the file says. ConfigError
+    with the file and the key for what is unknown, missing or out of range.
     """
     return run_from(_with_changes(_load(Path(path)), changes), str(path))
 
@@ -242,7 +262,9 @@ def _with_changes(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any
         name, equals, text = change.partition("=")
         *sections, key = name.strip().split(".")
         if not equals or not key:
-            raise ConfigError(f"'{change}' changes nothing; write section.key=value, such as schedule.steps=100.")
+            raise ConfigError(
+                f"'{change}' changes nothing; write section.key=value, such as schedule.steps=100."
+            )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -257,16 +279,24 @@ def _with_changes(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any
 
 
 def _make(kind: type[Any], data: Any, where: str) -> Any:
-    """A section of the file's mapping, its own sections included; ConfigError names a key that is not there."""
+    """A section of the file's mapping, its own sections included; ConfigError names a key that is not
+    there.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"'{where}' must be a section, not {data!r}.")
     hints = get_type_hints(kind)
     declared = options_of(kind)
     prefix = f"{where}." if where else ""
-    keys = {(declared[each.name].flag or each.name).removeprefix("--") if each.name in declared else each.name: each
-            for each in fields(kind)}
+    keys = {
+        (declared[each.name].flag or each.name).removeprefix("--")
+        if each.name in declared
+        else each.name: each
+        for each in fields(kind)
+    }
     if kind is ModelSection:
-        return ModelSection(data.get("preset", ModelSection().preset), {k: v for k, v in data.items() if k != "preset"})
+        return ModelSection(
+            data.get("preset", ModelSection().preset), {k: v for k, v in data.items() if k != "preset"}
+        )
     found = {}
     for key, value in data.items():
         if key not in keys:

@@ -1,7 +1,8 @@
-"""What a step costs: floating-point operations, memory, and the share of the device's peak that a run reaches.
+"""What a step costs: floating-point operations, memory, and the share of the device's peak that a run
+reaches.
 
-Operations are those of the model, not of its program: what gradient checkpointing computes again doesn't count
-(PaLM, arXiv 2204.02311, appendix B).
+Operations are those of the model, not of its program: what gradient checkpointing computes again doesn't
+count (PaLM, arXiv 2204.02311, appendix B).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
 def flops_per_token(config: ModelConfig, length: int, multi_token: bool = False) -> float:
     """Operations of a forward and a backward pass per token, in rows of so many tokens.
 
-    6 for every weight that a token is multiplied by, and attention's two products: a query reads half the row on
-    average, forward 4 operations for each value that it reads, backward twice that.
+    6 for every weight that a token is multiplied by, and attention's two products: a query reads half the
+    row on average, forward 4 operations for each value that it reads, backward twice that.
     """
     active = count_parameters(config).active
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * length / 2
@@ -48,12 +49,16 @@ def flops_per_token(config: ModelConfig, length: int, multi_token: bool = False)
     if multi_token:  # one more layer, its projection of two to one, and the head again
         layer = (active - config.vocab_size * config.hidden_size) / config.num_hidden_layers
         head = config.vocab_size * config.hidden_size
-        total += 6.0 * (layer + 2 * config.hidden_size**2 + head) + 12.0 * attention / config.num_hidden_layers
+        total += (
+            6.0 * (layer + 2 * config.hidden_size**2 + head) + 12.0 * attention / config.num_hidden_layers
+        )
     return total
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a product of two square matrices, the best of some: the peak that runs are held to."""
+    """Operations per second of a product of two square matrices, the best of some: the peak that runs are
+    held to.
+    """
     size = _PEAK_SIZE if device.type == "cpu" else 8 * _PEAK_SIZE
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     best, ends = float("inf"), time.perf_counter() + _PEAK_SECONDS

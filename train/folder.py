@@ -1,9 +1,10 @@
-"""The folder of a run: what stands in it, that one process group uses it at a time, and that it is of one run.
+"""The folder of a run: what stands in it, that one process group uses it at a time, and that it is of one
+run.
 
-    config.json      the run's options; a resumed run has to have the same where they change what is learned
-    log.jsonl        one line of figures every few steps (`edge.train.metrics`); tensorboard/ has the same
-    checkpoints/     the state to go on from (`edge.train.checkpoints`)
-    model/           the trained model in Hugging Face's format, when the run has come to its end
+config.json the run's options; a resumed run has to have the same where they change what is learned
+log.jsonl one line of figures every few steps (`edge.train.metrics`); tensorboard/ has the same checkpoints/
+the state to go on from (`edge.train.checkpoints`) model/ the trained model in Hugging Face's format, when
+the run has come to its end
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class RunFolder:
         path = self.path / MODEL
         state = full_state(network.objective)
         if self._world.first and not path.exists():
-            save_network(path, network, state, self._config.quantization.chosen)
+            save_network(path, network, state)
         return path
 
     def _claim(self) -> None:
@@ -82,7 +83,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = io.FileIO(self.path / ".lock", "a")
             if not lock_descriptor(self._lock.fileno(), wait=False):
-                raise TrainingError(f"Another run is writing to '{self.path}'; wait for it or choose another --out.")
+                raise TrainingError(
+                    f"Another run is writing to '{self.path}'; wait for it or choose another --out."
+                )
             self._check_config()
         except OSError as error:
             raise TrainingError(write_failure(self.path, error)) from error
@@ -97,7 +100,8 @@ class RunFolder:
         for name in sorted(theirs.keys() | now.keys()):
             if theirs.get(name) != now.get(name) and not name.startswith(_MAY_CHANGE):
                 raise TrainingError(
-                    f"'{self.path}' holds a run with {name} = {theirs.get(name)!r}, not {now.get(name)!r}; choose "
+                    f"'{self.path}' holds a run with {name} = {theirs.get(name)!r}, not {now.get(name)!r}; "
+                    f"choose "
                     "another --out, or set start.path to that folder to go on from it."
                 )
 
@@ -108,7 +112,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"'{folder}' is no folder of a run: its {CONFIG} can't be read ({error}).") from error
+        raise TrainingError(
+            f"'{folder}' is no folder of a run: its {CONFIG} can't be read ({error})."
+        ) from error
     if not isinstance(found, dict):
         raise TrainingError(f"'{path}' holds no options of a run; remove the folder.")
     return found

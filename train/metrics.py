@@ -1,7 +1,7 @@
 """What a run leaves to be watched: a log of JSON lines, and TensorBoard's files.
 
-A run that continues from a checkpoint first takes back what it had logged after it, so the log is always that of one
-unbroken run.
+A run that continues from a checkpoint first takes back what it had logged after it, so the log is always
+that of one unbroken run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Metrics:
                     self._board.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
-        """Make what was written survive a power cut: called before a checkpoint that counts on these lines."""
+        """Make what was written survive a power cut: called before a checkpoint that counts on these lines.
+        """
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -64,12 +65,16 @@ class Metrics:
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last one that a crash cut short is left out. TrainingError for what is no log."""
+    """The lines of a run's log; a last one that a crash cut short is left out. TrainingError for what is no
+    log.
+    """
     path = Path(folder) / LOG
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise TrainingError(f"'{folder}' has no {LOG} ({error.strerror}); give the folder of a run.") from error
+        raise TrainingError(
+            f"'{folder}' has no {LOG} ({error.strerror}); give the folder of a run."
+        ) from error
     return list(_parsed(lines, path))
 
 

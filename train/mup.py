@@ -1,8 +1,9 @@
 """Initial weights and learning rates by width (muP), and the optimizers over them.
 
-MiniCPM's table (arXiv 2404.06395, appendix A.1): with the width ratio m = hidden_size / base_width, the matrices of the
-layers begin with standard deviation init_std / sqrt(m) and learn at 1 / m of the rate; embedding, head and norms keep
-both. The three scales inside the network (embedding, residual, logits) are the model's (`ModelConfig`).
+MiniCPM's table (arXiv 2404.06395, appendix A.1): with the width ratio m = hidden_size / base_width, the
+matrices of the layers begin with standard deviation init_std / sqrt(m) and learn at 1 / m of the rate;
+embedding, head and norms keep both. The three scales inside the network (embedding, residual, logits) are
+the model's (`ModelConfig`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from edge.config import ModelConfig
 from edge.train.config import OptimizerSection
+from edge.train.distributed import assign
 
 PEAK = "peak_lr"
 """Key of a parameter group: the learning rate that it has when the schedule is at its highest."""
@@ -40,7 +42,7 @@ def initialise(network: nn.Module, config: ModelConfig, options: OptimizerSectio
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             size = std if is_hidden_matrix(name, parameter) else options.init_std
-            parameter.copy_(torch.empty(parameter.shape).normal_(0, size, generator=make))
+            assign(parameter, torch.empty(parameter.shape).normal_(0, size, generator=make))
 
 
 def make_optimizers(
@@ -51,7 +53,9 @@ def make_optimizers(
     Every group has its highest learning rate under `PEAK`; `set_rates` gives it that of a step.
     """
     ratio = width_ratio(config, options)
-    matrices = [parameter for name, parameter in network.named_parameters() if is_hidden_matrix(name, parameter)]
+    matrices = [
+        parameter for name, parameter in network.named_parameters() if is_hidden_matrix(name, parameter)
+    ]
     hidden = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in network.parameters() if id(parameter) not in hidden]
     decayed = [parameter for parameter in others if parameter.dim() >= 2]

@@ -1,7 +1,8 @@
 """The network of a run: built from its config, given its first weights, and wrapped as the run wants it.
 
-Order matters: the module is made without memory, its linear layers become quantization-aware, it is sharded over the
-processes, and only then it gets memory and weights, so that no process ever holds a network that is not its own share.
+Order matters: the module is made without memory, its linear layers become quantization-aware, it is sharded
+over the processes, and only then it gets memory and weights, so that no process ever holds a network that
+is not its own share.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from edge.config import ModelConfig, SparseConfig
+from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.config.presets import preset
 from edge.errors import ConfigError
 from edge.model.attention.mode import SparseAttention
@@ -52,7 +53,8 @@ class Network:
 
 
 def model_config(config: RunConfig, texts: Texts) -> ModelConfig:
-    """The network's shape: that of the model's folder that the run starts from, or the preset's, and the run's changes.
+    """The network's shape: that of the model's folder that the run starts from, or the preset's, and the
+    run's changes.
 
     A preset's vocabulary and special tokens are those of the texts. Raises ConfigError.
     """
@@ -61,7 +63,8 @@ def model_config(config: RunConfig, texts: Texts) -> ModelConfig:
         base = open_checkpoint(folder).config
         if base.vocab_size < shards.vocab_size:
             raise ConfigError(
-                f"'{folder}' has a vocabulary of {base.vocab_size} tokens, and the texts one of {shards.vocab_size}; "
+                f"'{folder}' has a vocabulary of {base.vocab_size} tokens, and the texts one of "
+                f"{shards.vocab_size}; "
                 "tokenize them with the model's tokenizer."
             )
         found = base.to_json()
@@ -74,8 +77,12 @@ def model_config(config: RunConfig, texts: Texts) -> ModelConfig:
             "pad_token_id": None,
         }
     for name, value in config.model.changes.items():
-        base_value = found.get(name) or (asdict(SparseConfig()) if name == "sparse" else {})
-        found[name] = {**base_value, **value} if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            # A rope of another type has nothing of the old one; sparse constants are the published ones at
+            # first.
+            plain = {"rope": RopeConfig() if "type" in value else None, "sparse": SparseConfig()}.get(name)
+            value = {**(found.get(name) or {} if plain is None else asdict(plain)), **value}
+        found[name] = value
     made = ModelConfig.from_json(found)
     made.check_context(longest(config))
     return made
@@ -112,7 +119,9 @@ def _attention(config: RunConfig, shape: ModelConfig) -> Attend:
     if config.attention.kind == "dense":
         return packed(fused_attention)
     if shape.sparse is None:
-        raise ConfigError("attention.kind=sparse needs the constants of model.sparse, such as sparse = {topk = 64}.")
+        raise ConfigError(
+            "attention.kind=sparse needs the constants of model.sparse, such as sparse = {topk = 64}."
+        )
     return packed(SparseAttention(shape.sparse))
 
 

@@ -1,7 +1,7 @@
 """What is minimised: the module that a step runs forward and backward, a decoder with its losses.
 
-It is one module so that everything which wraps a network (FSDP2, torch.compile) wraps the losses with it. Losses come
-as sums over this process's rows; who calls divides by the counts of all.
+It is one module so that everything which wraps a network (FSDP2, torch.compile) wraps the losses with it.
+Losses come as sums over this process's rows; who calls divides by the counts of all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from edge.train.data.batch import IGNORED, Batch
 class Losses(NamedTuple):
     """Sums over the targets of some rows, float32 scalars.
 
-    next_token: cross-entropy in nats. z: squared logarithms of the softmax's normalisers. second_token: cross-entropy
-    of the token after next.
+    next_token: cross-entropy in nats. z: squared logarithms of the softmax's normalisers. second_token:
+    cross-entropy of the token after next.
     """
 
     next_token: Tensor
@@ -80,7 +80,9 @@ class Objective(nn.Module):
 
 
 def second_targets(targets: Tensor, positions: Tensor) -> Tensor:
-    """The token after next for all tokens of a row but the last, IGNORED beyond a document's end: [rows, length - 1]."""
+    """The token after next for all tokens of a row but the last, IGNORED beyond a document's end: [rows,
+    length - 1].
+    """
     return targets[..., 1:].masked_fill(positions[..., 1:] == 0, IGNORED)
 
 

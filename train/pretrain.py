@@ -1,8 +1,10 @@
-"""The loop: from a `RunConfig` to a trained model. Pre-training, QAT and the long-context stage are all this one.
+"""The loop: from a `RunConfig` to a trained model. Pre-training, QAT and the long-context stage are all
+this one.
 
-A step reads the next rows, computes losses and gradients, and changes the weights; everything around that is keeping
-the run alive: checkpoints, what happens at a loss that is no number, and stopping when asked. Nothing here is random
-but the weights' first values: a run that is resumed repeats the losses of one that never stopped, bit for bit.
+A step reads the next rows, computes losses and gradients, and changes the weights; everything around that
+is keeping the run alive: checkpoints, what happens at a loss that is no number, and stopping when asked.
+Nothing here is random but the weights' first values: a run that is resumed repeats the losses of one that
+never stopped, bit for bit.
 """
 
 from __future__ import annotations
@@ -54,17 +56,19 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. step: the last one done. signal: of the stop, None if it came to its end. records: the log's
-    lines of this part of the run. model: the folder of the trained model, None before the end.
+    """How a run ended. step: the last one done. signal: of the stop, None if it came to its end. model: the
+    folder of the trained model, None before the end. first: whether this process is the one that tells.
     """
 
     step: int
     signal: int | None
     model: Path | None
+    first: bool
 
 
 def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
-    """Run, or resume what stands in `out`; raises EdgeError with one sentence for all that a user can mend."""
+    """Run, or resume what stands in `out`; raises EdgeError with one sentence for all that a user can mend.
+    """
     with ExitStack() as stack:
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
@@ -82,7 +86,13 @@ class Trainer:
     """A run's state between two steps, and what a step does. step: how many are done."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, texts: Texts, network: Network, world: World, watcher: Watcher
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        texts: Texts,
+        network: Network,
+        world: World,
+        watcher: Watcher,
     ) -> None:
         self._config, self._folder, self._world, self._watcher = config, folder, world, watcher
         self._network, self._loader = network, texts.loader
@@ -100,7 +110,9 @@ class Trainer:
         network, start = self._network, self._config.start
         found = self._store.load(network.objective, network.optimizers, self._watcher.say)
         if found is None:
-            found = continue_other(start, network.objective, network.optimizers, self._watcher.say, self._world)
+            found = continue_other(
+                start, network.objective, network.optimizers, self._watcher.say, self._world
+            )
         if found is None:
             return
         if found.step > self._config.schedule.steps:
@@ -128,8 +140,8 @@ class Trainer:
                     self._save(metrics)
             if signals.agreed is not None and self.step < steps:
                 self._watcher.say(f"Stopped after step {self.step}; the same command goes on from there.")
-                return Outcome(self.step, signals.agreed, None)
-        return Outcome(self.step, None, self._folder.save_model(self._network))
+                return Outcome(self.step, signals.agreed, None, self._world.first)
+        return Outcome(self.step, None, self._folder.save_model(self._network), self._world.first)
 
     def _is_checkpoint_due(self) -> bool:
         options = self._config.checkpoints
@@ -143,7 +155,7 @@ class Trainer:
 
     def _one_step(self, signals: StopSignals) -> None:
         """Read rows, go forward and backward, and change the weights unless the loss is no number."""
-        config, network, window = self._config, self._network, Window(steps=1)
+        config, network = self._config, self._network
         batch = self._loader.next(self._world.rank, self._world.size)
         here = torch.tensor([*counts(batch), signals.received], dtype=torch.float64)
         first, second, signal = all_sum(here, self._world).tolist()
@@ -164,7 +176,7 @@ class Trainer:
             set_rates(network.optimizers, rate(config.schedule, self.step))
             for optimizer in network.optimizers:
                 optimizer.step()
-            self._window = self._window.plus(Window(1, *sums.tolist(), first, second, norm))
+            self._window = self._window.plus(1.0, *sums.tolist(), first, second, norm)
             self._skipped = 0
         else:
             self._no_number(batch)
@@ -172,13 +184,16 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def _no_number(self, batch: Batch) -> None:
-        """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be skipped."""
+        """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be
+        skipped.
+        """
         path = self._folder.save_batch(batch, self.step + 1)
         self._skipped += 1
         sentence = f"The loss of step {self.step + 1} is no number; its rows are in '{path}'."
         if self._config.runtime.on_nan == "stop" or self._skipped >= _MOST_SKIPPED:
             raise TrainingError(
-                f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on from its "
+                f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on "
+                f"from its "
                 "last checkpoint."
             )
         self._watcher.say(f"{sentence} Skipped.")
@@ -213,16 +228,18 @@ class Trainer:
         }
         try:
             self._store.save(self.step, self._network.objective, self._network.optimizers, host)
-        except EdgeError as error:
+        except TrainingError as error:
             if self.step == self._config.schedule.steps:
                 raise
             self._watcher.say(f"No checkpoint at step {self.step}: {error} The run goes on.")
 
 
 class Window(NamedTuple):
-    """Sums over the steps since the last line of the log; a checkpoint holds them, so that lines stay the same."""
+    """Sums over the steps since the last line of the log; a checkpoint holds them, so that lines stay the
+    same.
+    """
 
-    steps: int = 0
+    steps: float = 0.0
     next_token: float = 0.0
     z: float = 0.0
     second_token: float = 0.0
@@ -230,9 +247,9 @@ class Window(NamedTuple):
     second_targets: float = 0.0
     norm: float = 0.0
 
-    def plus(self, other: Window) -> Window:
-        """Both together."""
-        return Window(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, *step: float) -> Window:
+        """With another step's figures, in the order of the fields."""
+        return Window(*map(float.__add__, self, step))
 
     def figures(self, with_z: bool, with_second: bool) -> dict[str, float | None]:
         """Means for the log; loss None where every step was skipped."""
@@ -290,4 +307,3 @@ def _parts(batch: Batch, count: int, device: torch.device) -> Iterator[tuple[Ten
     size = -(-len(batch.tokens) // count)
     for start in range(0, len(batch.tokens), size):
         yield tuple(each[start : start + size].to(device) for each in batch)
-

@@ -1,7 +1,7 @@
 """The end of a run: the trained network as a folder in Hugging Face's format, which `edge export` takes.
 
-A quantization-aware network is saved with its matrices rounded as the run rounded them, so that packing loses nothing.
-The layer that predicts the token after next stands beside the model in a file of its own.
+A quantization-aware network is saved with its matrices rounded as the run rounded them, so that packing
+loses nothing. The layer that predicts the token after next stands beside the model in a file of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from edge.formats.safetensors import SafetensorsWriter
 from edge.model.weights.checkpoint import save_huggingface
-from edge.quant.scheme import QuantScheme
-from edge.train.quantized import is_quantized, rounded
+from edge.train.quantized import QuantizedLinear, fake_quantize
 
 if TYPE_CHECKING:
     from edge.train.network import Network
@@ -25,18 +24,15 @@ MULTI_TOKEN = "multi_token.safetensors"
 _DECODER, _LAYER = "decoder.", "multi_token."
 
 
-def save_network(
-    folder: Path, network: Network, state: Mapping[str, Tensor], scheme: QuantScheme | None
-) -> None:
+def save_network(folder: Path, network: Network, state: Mapping[str, Tensor]) -> None:
     """Write `folder`, which must not exist, and the multi-token layer into `MULTI_TOKEN` beside it.
 
     state: all parameters of the objective. Raises CheckpointError.
     """
-    tensors = {}
-    for name, tensor in state.items():
-        if name.startswith(_DECODER):
-            own = name.removeprefix(_DECODER)
-            tensors[own] = rounded(tensor, scheme) if scheme is not None and is_quantized(own) else tensor
+    tensors = {name.removeprefix(_DECODER): each for name, each in state.items() if name.startswith(_DECODER)}
+    for name, module in network.objective.decoder.named_modules():
+        if isinstance(module, QuantizedLinear):
+            tensors[f"{name}.weight"] = fake_quantize(tensors[f"{name}.weight"], module.scheme)
     layer = {name.removeprefix(_LAYER): each for name, each in state.items() if name.startswith(_LAYER)}
     if layer:
         specs = [(name, "F32", tuple(each.shape)) for name, each in layer.items()]

@@ -1,7 +1,7 @@
 """Learning rates over the steps: warmup-stable-decay (MiniCPM, arXiv 2404.06395, section 4) and cosine.
 
-Warmup-stable-decay is constant between warm-up and decay, so a decay can begin at any checkpoint of that stage: one
-long run gives a model for every length. A cosine has to know its end from the first step.
+Warmup-stable-decay is constant between warm-up and decay, so a decay can begin at any checkpoint of that
+stage: one long run gives a model for every length. A cosine has to know its end from the first step.
 """
 
 from __future__ import annotations

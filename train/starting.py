@@ -18,7 +18,8 @@ CHECKPOINTS = "checkpoints"
 
 
 def model_folder(start: StartSection) -> Path | None:
-    """The folder of a model in Hugging Face's format that the run starts from; None if it starts otherwise."""
+    """The folder of a model in Hugging Face's format that the run starts from; None if it starts otherwise.
+    """
     path = None if start.path is None else Path(start.path)
     if path is None or not any(path.glob("*.safetensors")):
         return None
@@ -30,7 +31,9 @@ def model_folder(start: StartSection) -> Path | None:
 
 
 def begin_with_weights(start: StartSection, objective: Objective, world: World, say: Say) -> None:
-    """Put the weights there that `start` names; nothing for a run that starts otherwise. Raises TrainingError."""
+    """Put the weights there that `start` names; nothing for a run that starts otherwise. Raises
+    TrainingError.
+    """
     if start.path is None or start.what != "weights":
         return
     folder = model_folder(start)
@@ -53,12 +56,16 @@ def continue_other(
     checkpoints, step = _checkpoint(start.path)
     found = CheckpointStore(checkpoints, 1, world).load(objective, optimizers, say, step=step)
     if found is None:
-        raise TrainingError(f"'{start.path}' has no checkpoints; name the folder of a run, or one of its checkpoints.")
+        raise TrainingError(
+            f"'{start.path}' has no checkpoints; name the folder of a run, or one of its checkpoints."
+        )
     return found
 
 
 def _checkpoint(path: str) -> tuple[Path, int | None]:
-    """(the folder of checkpoints, the step or None for the newest) of a run's folder, or of a checkpoint's own."""
+    """(the folder of checkpoints, the step or None for the newest) of a run's folder, or of a checkpoint's
+    own.
+    """
     found = Path(path)
     step = step_of(found)
     if step is not None:

@@ -1,6 +1,7 @@
 """Stopping a run by SIGTERM or SIGINT: after the step that is under way, with a checkpoint.
 
-Processes of one run get their signal at different moments, so each step adds up who got one and all stop together.
+Processes of one run get their signal at different moments, so each step adds up who got one and all stop
+together.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """While it is open, the first signal only asks for a stop; a second one is as it was before.
 
-    received: the number of this process's signal, 0 if there was none. agreed: the number on which all processes
-    stop, None as long as they go on.
+    received: the number of this process's signal, 0 if there was none. agreed: the number on which all
+    processes stop, None as long as they go on.
     """
 
     def __init__(self) -> None:

@@ -27,14 +27,17 @@ def open_texts(config: RunConfig) -> Texts:
     """Open all sources; TrainingError for one that can't be read or has another tokenizer than the first."""
     data = config.data
     if not data.sources:
-        raise TrainingError("The run has no texts; name token shards under data.sources (edge train tokenize makes them).")
+        raise TrainingError(
+            "The run has no texts; name token shards under data.sources (edge train tokenize makes them)."
+        )
     sources = {name: ShardFolder.open(path) for name, path in data.sources.items()}
     held_out = {name: ShardFolder.open(path) for name, path in config.evaluation.sources.items()}
     first_name, first = next(iter(sources.items()))
     for name, found in {**sources, **held_out}.items():
-        if found.tokenizer_hash != first.tokenizer_hash:
+        if found.facts.tokenizer != first.facts.tokenizer:
             raise TrainingError(
-                f"The texts '{name}' and '{first_name}' were made with different tokenizers; tokenize them with one."
+                f"The texts '{name}' and '{first_name}' were made with different tokenizers; tokenize them "
+                f"with one."
             )
     plan = LoaderPlan(
         rows=data.rows,
@@ -56,7 +59,9 @@ def data_phases(data: DataSection, steps: int) -> tuple[tuple[int, Mapping[str, 
     for _, weights in found:
         for name in weights:
             if name not in data.sources:
-                raise TrainingError(f"data weighs '{name}', which is none of its sources ({', '.join(data.sources)}).")
+                raise TrainingError(
+                    f"data weighs '{name}', which is none of its sources ({', '.join(data.sources)})."
+                )
     if [step for step, _ in found] != sorted(step for step, _ in found):
         raise TrainingError("The phases of data are out of order; sort them by 'begins'.")
     return tuple(found)
