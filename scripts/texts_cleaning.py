@@ -134,8 +134,8 @@ def html_text(source: str) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """Text whose paragraphs were broken into lines, joined again; lists, underlined headings and indented lines
-    stay as they are.
+    """Text whose paragraphs were broken into lines, joined again; lists, underlined headings and indented
+    lines stay as they are.
     """
     blocks = re.split(r"\n\s*\n", text.replace("\r", "").strip("\n"))
     return "\n\n".join(_joined(block) for block in blocks if block.strip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def read_documents(paths: Iterable[Path], options: ReadingOptions) -> Iterator[s
             raise DataError(f"Cannot read '{path}': {getattr(error, 'strerror', None) or error}.") from None
 
 
-def _reader(path: Path):  # type: ignore[no-untyped-def]  # a function of path and options
+def _reader(path: Path) -> Callable[[Path, ReadingOptions], Iterator[str]]:
     kinds = {".txt": _plain, ".jsonl": _json_lines, ".parquet": _parquet}
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     reader = kinds.get(suffix)

@@ -1,8 +1,8 @@
-"""Turns documents into a folder of token shards, in several processes, and goes on where a run was ended.
+"""Turns documents into folders of token shards, in several processes, and goes on where a run was ended.
 
-Documents are dealt out in order: so much text makes a shard. A shard notes a digest of its documents, the
-tokenizer and the options; a later run reads the texts again, keeps the finished shards whose digest is the same,
-and makes the others.
+Documents are dealt out in order: so much text makes a shard. A shard notes a digest of its documents and the
+tokenizer; a later run reads the texts again, keeps the finished shards whose digest is the same, and makes
+the others.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
+
+import numpy as np
 
 from edge.config import ModelConfig, RopeConfig
 from edge.formats.atomic import write_failure
@@ -44,8 +46,8 @@ _DOCUMENT_END = "</s>"
 class DocumentTokenizer:
     """Encodes documents: BOS in front if the tokenizer's files say so, the end token behind.
 
-    end: `</s>` where that is a control token, which ends documents in Llama's vocabularies even if chats end with
-    another; else the tokenizer's first end token; None without any.
+    end: `</s>` where that is a control token, which ends documents in Llama's vocabularies even if chats end
+    with another; else the tokenizer's first end token; None without any.
     """
 
     tokenizer: Tokenizer
@@ -116,16 +118,35 @@ def _any_network(vocabulary: int) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """What is made: the folder, the files of the tokenizer, characters of text in a shard, processes."""
+    """What is made.
+
+    out: the folder. files: of the tokenizer. heldout: share of the different documents that goes into a second
+    folder beside it (`heldout_folder`), whatever else is tokenized with them. shard_characters: of text in a
+    shard, or one document more. workers: processes.
+    """
 
     out: Path
     files: Mapping[str, bytes]
-    shard_characters: int = 64 << 20
+    heldout: float = 0.0
+    shard_characters: int = 16 << 20
     workers: int = 1
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where documents go, the held-out ones last."""
+        return (self.out, heldout_folder(self.out)) if self.heldout else (self.out,)
+
+
+def heldout_folder(out: Path) -> Path:
+    """The folder of the documents that are held out of `out`."""
+    return out.with_name(f"{out.name}-heldout")
 
 
 @dataclass(frozen=True)
 class _Task:
+    """A shard to be made."""
+
+    folder: Path
     name: str
     digest: str
     documents: list[str]
@@ -135,26 +156,128 @@ def tokenize(
     documents: Iterable[str],
     plan: Tokenizing,
     progress: Callable[[int, int], None] = lambda documents, tokens: None,
-) -> ShardFolder:
-    """Make the folder, or finish it; returns it opened.
+) -> list[ShardFolder]:
+    """Make the folders, or finish them; returns them opened.
 
-    progress: called with the documents and tokens that are done. DataError if the folder has shards of other
+    progress: called with the documents and tokens that are done. DataError if a folder has shards of other
     texts, another tokenizer or another size of shards, or can't be written.
     """
-    digest = DocumentTokenizer.open(plan.files).facts
-    facts, shards = digest, []
+    opened = DocumentTokenizer.open(plan.files)
+    opened.tokenizer.close()
+    facts = opened.facts
+    made: dict[Path, list[Shard]] = {folder: [] for folder in plan.folders}
     done_documents = done_tokens = 0
+    for folder in made:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(write_failure(folder, error)) from None
+    for folder, shard in _finished(_tasks(documents, plan, facts), plan):
+        made[folder].append(shard)
+        done_documents += shard.documents
+        done_tokens += shard.tokens
+        progress(done_documents, done_tokens)
+    for folder, shards in made.items():
+        if (folder / shard_name(len(shards))).exists():
+            raise _others(folder)
+        write_index(folder, facts, shards, plan.files)
+    return [ShardFolder.open(folder) for folder in made]
+
+
+def _tasks(documents: Iterable[str], plan: Tokenizing, facts: ShardFacts) -> Iterator[_Task]:
+    """Deal documents out, those of a folder in their order."""
+    waiting: dict[Path, list[str]] = {folder: [] for folder in plan.folders}
+    sizes, numbers = dict.fromkeys(waiting, 0), dict.fromkeys(waiting, 0)
+
+    def task(folder: Path) -> _Task:
+        texts, waiting[folder], sizes[folder] = waiting[folder], [], 0
+        numbers[folder] += 1
+        digest = hashlib.sha256(facts.tokenizer.encode())
+        for text in texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return _Task(folder, shard_name(numbers[folder] - 1), digest.hexdigest(), texts)
+
+    for text in documents:
+        folder = plan.folders[-1 if share_of(text) < plan.heldout else 0]
+        waiting[folder].append(text)
+        sizes[folder] += len(text)
+        if sizes[folder] >= plan.shard_characters:
+            yield task(folder)
+    for folder in plan.folders:
+        if waiting[folder]:
+            yield task(folder)
+
+
+def _finished(tasks: Iterable[_Task], plan: Tokenizing) -> Iterator[tuple[Path, Shard]]:
+    """Folder and shard of every task, in order; those that a former run finished are not made again."""
+    if plan.workers == 1:
+        opened = DocumentTokenizer.open(plan.files)
+        try:
+            for task in tasks:
+                yield task.folder, _kept(task) or _make(task, opened)
+        finally:
+            opened.tokenizer.close()
+        return
+    pool = ProcessPoolExecutor(plan.workers, get_context("spawn"), _begin_worker, (dict(plan.files),))
+    running: deque[tuple[Path, Shard | Future[Shard]]] = deque()
+    with pool:
+        try:
+            for task in tasks:
+                running.append((task.folder, _kept(task) or pool.submit(_make_in_worker, task)))
+                while len(running) > 2 * plan.workers:  # texts in memory
+                    yield _awaited(running.popleft())
+            while running:
+                yield _awaited(running.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _awaited(entry: tuple[Path, Shard | Future[Shard]]) -> tuple[Path, Shard]:
+    folder, found = entry
     try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(write_failure(plan.out, error)) from None
-    with _Workers(plan) as workers:
-        for shard in workers.results(_tasks(documents, plan, facts)):
-            shards.append(shard)
-            done_documents += shard.documents
-            done_tokens += shard.tokens
-            progress(done_documents, done_tokens)
-    if read_shard(plan.out, shard_name(len(shards))) is not None:
-        raise _others(plan.out)
-    write_index(plan.out, facts, shards, plan.files)
-    return ShardFolder.open(plan.out)
+        return folder, found if isinstance(found, Shard) else found.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "A process that tokenizes was ended, maybe for want of memory; run the command again, it goes on, "
+            "with fewer --workers or a smaller --shard-size."
+        ) from None
+
+
+def _kept(task: _Task) -> Shard | None:
+    shard = read_shard(task.folder, task.name)
+    if shard is not None and shard.text != task.digest:
+        raise _others(task.folder)
+    return shard
+
+
+def _make(task: _Task, opened: DocumentTokenizer) -> Shard:
+    ids = [np.array(opened.encode(text), np.int64) for text in task.documents]
+    return write_shard(task.folder, task.name, task.digest, ids, opened.facts)
+
+
+_opened: DocumentTokenizer  # of a worker process
+
+
+def _begin_worker(files: Mapping[str, bytes]) -> None:
+    global _opened
+    _opened = DocumentTokenizer.open(files)
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # a killed parent can't end its pool
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _make_in_worker(task: _Task) -> Shard:
+    return _make(task, _opened)
+
+
+def _others(folder: Path) -> DataError:
+    return DataError(
+        f"'{folder}' has shards of other texts, another tokenizer or other options; give those again, or "
+        "another --out."
+    )
