@@ -166,12 +166,12 @@ class ShardFolder:
 
 
 def write_shard(
-    folder: Path, name: str, text: str, documents: Sequence[Sequence[int]], facts: ShardFacts
+    folder: Path, name: str, text: str, documents: Sequence[Sequence[int] | np.ndarray], facts: ShardFacts
 ) -> Shard:
     """Write a shard of documents; DataError if that is impossible. text: see `Shard`."""
     target = folder / name
     lengths = np.array([len(each) for each in documents], _LENGTH)
-    ids = np.fromiter((token for each in documents for token in each), np.int64, int(lengths.sum()))
+    ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(each, np.int64) for each in documents)])
     if ids.size and not 0 <= ids.min() <= ids.max() < facts.vocab_size:
         raise DataError(f"A token lies outside the vocabulary of {facts.vocab_size}; mend the tokenizer.")
     try:
