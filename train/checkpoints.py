@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
@@ -32,12 +28,22 @@ from edge.errors import EdgeError, TrainingError
 from edge.formats.atomic import Partial, write_failure, write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.hashing import file_sha256, json_digest
+from edge.train.checkpoint_tensors import (
+    check_network,
+    empty_states,
+    load_tensors,
+    network_tensors,
+    optimizer_tensors,
+    places_of,
+    put_states,
+    save_tensors,
+    saved_tensors,
+)
 from edge.train.distributed import World, from_all, from_first
 
 SCHEMA = 1
 MANIFEST, HOST = "manifest.json", "host.json"
 _STEP = re.compile(r"step-([0-9]{8,})")
-_NETWORK, _OPTIMIZER = "network", "optimizer"
 
 Say = Callable[[str], None]
 
@@ -91,9 +97,10 @@ class CheckpointStore:
         if step == self._at:
             return
         target, world = self._path(step), self._world
+        tensors = network_tensors(network) | optimizer_tensors(places_of(network, optimizers))
         try:
             with _shared_partial(target, world) as (path, keep):
-                _save_tensors(_network_tensors(network) | _states(network, list(optimizers)), path, world)
+                save_tensors(tensors, path, world)
                 shards = from_all(lambda: _described(path.glob(f"__{world.rank}_*")), world)
                 from_first(lambda: _finish(path, step, world, host, shards), world)
                 from_first(keep, world)
@@ -113,18 +120,13 @@ class CheckpointStore:
         chosen = self._choose(say, step)
         if chosen is None:
             return None
-        path = self._path(chosen)
-        optimizers = list(optimizers)
-        with _reading(path):
-            saved = _saved_tensors(path)
-            wanted = _network_tensors(network)
-            _check(wanted, saved, path)
-            states = _empty_states(_places(network, optimizers), saved, path)
-            _load_tensors(wanted | states, path, self._world)
-            host = parse_object(
-                (path / HOST).read_bytes(), path / HOST, TrainingError, "take another checkpoint"
-            )
-        _put_states(_places(network, optimizers), optimizers, states)
+        path, places = self._path(chosen), places_of(network, optimizers)
+        saved, host = _contents(path, self._world)
+        wanted = network_tensors(network)
+        check_network(wanted, saved, path)
+        states = empty_states(places, saved, path)
+        _read(wanted | states, path, self._world)
+        put_states(places, states)
         self._at = chosen
         return Loaded(chosen, host)
 
@@ -183,11 +185,10 @@ def load_weights(
     if chosen is None:
         raise TrainingError(f"'{folder}' has no checkpoints; name the folder in which a run keeps them.")
     path = store._path(chosen)
-    with _reading(path):
-        wanted = _network_tensors(network, prefix)
-        _check(wanted, _saved_tensors(path), path, prefix)
-        _load_tensors(wanted, path, world)
-        host = parse_object((path / HOST).read_bytes(), path / HOST, TrainingError, "take another checkpoint")
+    saved, host = _contents(path, world)
+    wanted = network_tensors(network, prefix)
+    check_network(wanted, saved, path, prefix)
+    _read(wanted, path, world)
     return Loaded(chosen, host)
 
 
@@ -210,103 +211,30 @@ def _remove(path: Path) -> None:
         path.rename(bin_.path / path.name)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """The errors of a disk as sentences."""
+def _contents(path: Path, world: World) -> tuple[dict[str, TensorStorageMetadata], dict[str, Any]]:
+    """(what tensors there are, the host's part) on every rank."""
+
+    def read() -> tuple[dict[str, TensorStorageMetadata], dict[str, Any]]:
+        data = (path / HOST).read_bytes()
+        return saved_tensors(path), parse_object(data, path / HOST, TrainingError, "take another checkpoint")
+
     try:
-        yield
+        return from_first(read, world)
     except OSError as error:
-        raise TrainingError(f"Cannot read the checkpoint '{path}': {error.strerror or error}.") from None
+        raise _unreadable(path, error) from None
 
 
-# Tensors by name: "network/NAME" and "optimizer/CLASS/NAME OF THE PARAMETER/KEY".
+def _read(tensors: dict[str, Tensor], path: Path, world: World) -> None:
+    try:
+        load_tensors(tensors, path, world)
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
-def _network_tensors(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    return {f"{_NETWORK}/{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
-
-
-def _places(network: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """The parameter behind each "optimizer/CLASS/NAME"."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    return {
-        f"{_OPTIMIZER}/{type(optimizer).__name__}/{names[parameter]}": parameter
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-
-
-def _states(network: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """All state there is; a parameter that never had a gradient has none, and neither after loading."""
-    state = {parameter: each for optimizer in optimizers for parameter, each in optimizer.state.items()}
-    return {
-        f"{place}/{key}": value
-        for place, parameter in _places(network, optimizers).items()
-        for key, value in state.get(parameter, {}).items()
-        if value is not None
-    }
-
-
-def _empty_states(
-    places: dict[str, Tensor], saved: dict[str, TensorStorageMetadata], path: Path
-) -> dict[str, Tensor]:
-    """Room for all the state in the checkpoint, sharded as its parameters are."""
-    states: dict[str, Tensor] = {}
-    for name, tensor in saved.items():
-        place, _, _ = name.rpartition("/")
-        if not place.startswith(f"{_OPTIMIZER}/"):
-            continue
-        if place not in places:
-            _, kind, parameter = place.split("/")
-            raise TrainingError(
-                f"The checkpoint '{path}' has {kind}'s state of '{parameter}', which this run does not train "
-                f"with {kind}; use the optimizers of that run."
-            )
-        like, dtype = places[place], tensor.properties.dtype
-        if tensor.size == like.shape:
-            states[name] = torch.empty_like(like, dtype=dtype, requires_grad=False)
-        else:  # a count of steps
-            states[name] = torch.empty(tensor.size, dtype=dtype)
-    return states
-
-
-def _put_states(places: dict[str, Tensor], optimizers: list[Optimizer], states: dict[str, Tensor]) -> None:
-    owners = {p: optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
-    for optimizer in optimizers:
-        optimizer.state.clear()
-    for name, tensor in states.items():
-        place, _, key = name.rpartition("/")
-        owners[places[place]].state[places[place]][key] = tensor
-
-
-def _check(
-    wanted: dict[str, Tensor], saved: dict[str, TensorStorageMetadata], path: Path, prefix: str = ""
-) -> None:
-    """Raises TrainingError with the first tensor that one has and the other has not, or not in this shape."""
-    start = f"{_NETWORK}/{prefix}"
-    for name, tensor in wanted.items():
-        short = name.removeprefix(f"{_NETWORK}/")
-        if name not in saved:
-            raise TrainingError(f"The checkpoint '{path}' has no '{short}'; it is of another network.")
-        if saved[name].size != tensor.shape:
-            raise TrainingError(
-                f"'{short}' is {_shape(saved[name].size)} in the checkpoint '{path}' and "
-                f"{_shape(tensor.shape)} here; it is of another network."
-            )
-    for name in saved:
-        if name.startswith(start) and name not in wanted:
-            short = name.removeprefix(f"{_NETWORK}/")
-            raise TrainingError(
-                f"The checkpoint '{path}' has '{short}' and this network has not; it is of another network."
-            )
-
-
-def _shape(size: torch.Size) -> str:
-    return " x ".join(map(str, size)) or "a number"
-
-
-# Files.
+def _unreadable(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"The checkpoint '{path}' cannot be read: {error.strerror or error}; look after the disk."
+    )
 
 
 @contextmanager
@@ -326,37 +254,6 @@ def _shared_partial(target: Path, world: World) -> Iterator[tuple[Path, Callable
             held[0].keep()
 
         yield from_first(begin, world), keep
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path, world: World) -> None:
-    """Every rank writes its shards; the first OSError of any rank is raised on all."""
-    try:
-        with _quietly():
-            dcp.save(tensors, storage_writer=FileSystemWriter(path), no_dist=world.size == 1)
-    except CheckpointException as error:
-        causes = [cause for cause, _ in error.failures.values()]
-        for cause in causes:
-            if isinstance(cause, OSError):
-                raise cause from None
-        raise causes[0] from None
-
-
-def _load_tensors(tensors: dict[str, Tensor], path: Path, world: World) -> None:
-    """Into these tensors, in place."""
-    with _quietly():
-        dcp.load(tensors, storage_reader=FileSystemReader(path), no_dist=world.size == 1)
-
-
-def _saved_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
-    found = FileSystemReader(path).read_metadata().state_dict_metadata
-    return {name: each for name, each in found.items() if isinstance(each, TensorStorageMetadata)}
 
 
 def _described(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
