@@ -10,12 +10,16 @@ import typer
 
 from edge.apps.cli.options import Json, expand
 from edge.apps.cli.terminal import error_console, output_console, print_json
+from edge.apps.train_data import tokenize, tokenizer
 from edge.system.units import format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 app = typer.Typer(help="Train models.", no_args_is_help=True, add_completion=False)
+
+app.command("tokenizer")(tokenizer)
+app.command("tokenize")(tokenize)
 
 _SIGNALLED = 128
 """Exit code of a program that a signal ended, plus the signal's number."""
@@ -43,6 +47,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes, costs and the schedule; train nothing.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="With --dry-run: how many processes will share the run.")
+    ] = 1,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --dry-run: draw the schedule into this PNG.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Train a model as a TOML file says; under torchrun with many processes."""
@@ -52,7 +62,7 @@ def run(
     if dry_run:
         from edge.apps.train_plan import show_plan
 
-        show_plan(found, as_json)
+        show_plan(found, processes, picture, as_json)
         return 0
     if out is None:
         raise typer.BadParameter("give the folder of the run, or --dry-run", param_hint="'--out'")
@@ -75,7 +85,9 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG to write.")],
-    smooth: Annotated[int, typer.Option(min=1, help="Lines of the log that a point of the curve is the mean of.")] = 1,
+    smooth: Annotated[
+        int, typer.Option(min=1, help="Lines of the log that a point of the curve is the mean of.")
+    ] = 1,
 ) -> None:
     """Draw the losses and learning rates of runs into one picture."""
     from edge.train.plot import plot_runs

@@ -48,8 +48,7 @@ class Metrics:
                     self._board.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
-        """Make what was written survive a power cut: called before a checkpoint that counts on these lines.
-        """
+        """Make what was written survive a power cut: called before a checkpoint that counts on it."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from edge.model.weights.checkpoint import open_checkpoint
 from edge.train.attention import packed
 from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
+from edge.train.data.shards import ShardFolder
 from edge.train.distributed import World, shard
 from edge.train.mup import initialise, make_optimizers
 from edge.train.objective import Objective
@@ -52,30 +54,27 @@ class Network:
         return torch.autocast(device.type, dtype=self.precision)
 
 
-def model_config(config: RunConfig, texts: Texts) -> ModelConfig:
+def model_config(config: RunConfig, shards: ShardFolder | None) -> ModelConfig:
     """The network's shape: that of the model's folder that the run starts from, or the preset's, and the
     run's changes.
 
-    A preset's vocabulary and special tokens are those of the texts. Raises ConfigError.
+    shards: the texts, whose vocabulary and special tokens take the place of a preset's; None leaves those.
+    Raises ConfigError.
     """
-    shards, folder = texts.any, model_folder(config.start)
+    folder = model_folder(config.start)
     if folder is not None:
         base = open_checkpoint(folder).config
-        if base.vocab_size < shards.vocab_size:
+        if shards is not None and base.vocab_size < shards.vocab_size:
             raise ConfigError(
                 f"'{folder}' has a vocabulary of {base.vocab_size} tokens, and the texts one of "
-                f"{shards.vocab_size}; "
-                "tokenize them with the model's tokenizer."
+                f"{shards.vocab_size}; tokenize them with the model's tokenizer."
             )
         found = base.to_json()
     else:
-        found = {
-            **preset(config.model.preset).to_json(),
-            "vocab_size": shards.vocab_size,
-            "bos_token_id": shards.bos_token_id,
-            "eos_token_ids": list(shards.eos_token_ids),
-            "pad_token_id": None,
-        }
+        found = {**preset(config.model.preset).to_json(), "sparse": None}
+        if shards is not None:
+            special = {"bos_token_id": shards.bos_token_id, "eos_token_ids": list(shards.eos_token_ids)}
+            found |= {"vocab_size": shards.vocab_size, "pad_token_id": None, **special}
     for name, value in config.model.changes.items():
         if isinstance(value, Mapping):
             # A rope of another type has nothing of the old one; sparse constants are the published ones at
@@ -95,7 +94,7 @@ def longest(config: RunConfig) -> int:
 
 def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
     """The network with its first weights, those of `start.path` if only weights are wanted of it."""
-    shape = model_config(config, texts)
+    shape = model_config(config, texts.any)
     with torch.device("meta"):
         decoder = Decoder(shape, longest(config))
         objective = Objective(decoder, multi_token=config.loss.multi_token > 0, has_z=config.loss.z > 0)
@@ -130,4 +129,5 @@ def full_state(objective: Objective) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(objective, options=options)
+    found: dict[str, Any] = get_model_state_dict(objective, options=options)
+    return found

@@ -18,7 +18,8 @@ HELD_OUT = "held_out/"
 
 
 def plot_runs(runs: Sequence[str | Path], out: str | Path, smooth: int = 1) -> None:
-    """A PNG with the losses of runs' folders: while learning, and on held-out texts, and their learning rates.
+    """A PNG with the losses of runs' folders: while learning, and on held-out texts, and their learning
+    rates.
 
     smooth: lines of the log of which a point of the learning curve is the mean. Raises TrainingError.
     """
@@ -34,12 +35,16 @@ def plot_runs(runs: Sequence[str | Path], out: str | Path, smooth: int = 1) -> N
     for number, (name, lines) in enumerate(logs.items()):
         color = f"C{number}"
         points = [line for line in lines if line.get("loss") is not None]
-        losses.plot(_tokens(points), _smoothed([line["loss"] for line in points], smooth), color=color, label=name)
+        losses.plot(
+            _tokens(points), _smoothed([line["loss"] for line in points], smooth), color=color, label=name
+        )
         rates.plot(_tokens(points), [line["learning_rate"] for line in points], color=color)
         for style, key in zip(("-", "--", ":", "-."), _names(lines), strict=False):
             found = [line for line in lines if key in line]
             label = f"{name}, {key.removeprefix(HELD_OUT)}"
-            others[0].plot(_tokens(found), [line[key] for line in found], style, color=color, marker=".", label=label)
+            others[0].plot(
+                _tokens(found), [line[key] for line in found], style, color=color, marker=".", label=label
+            )
     losses.set_ylabel("loss, nats per token")
     losses.legend(fontsize="small")
     for axes in others:

@@ -67,8 +67,7 @@ class Outcome:
 
 
 def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
-    """Run, or resume what stands in `out`; raises EdgeError with one sentence for all that a user can mend.
-    """
+    """Run, or resume what stands in `out`; raises EdgeError for all that a user can mend."""
     with ExitStack() as stack:
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)

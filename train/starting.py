@@ -18,8 +18,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def model_folder(start: StartSection) -> Path | None:
-    """The folder of a model in Hugging Face's format that the run starts from; None if it starts otherwise.
-    """
+    """The folder of a Hugging Face model that the run starts from; None if it starts otherwise."""
     path = None if start.path is None else Path(start.path)
     if path is None or not any(path.glob("*.safetensors")):
         return None
