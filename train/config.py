@@ -8,6 +8,7 @@ the options are carried out is the business of the modules that take a section: 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -223,7 +224,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the log and for comparing a run with what it continues."""
-        return asdict(self)
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:

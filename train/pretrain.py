@@ -127,6 +127,7 @@ class Trainer:
         """All steps that are left, then the model; or until a signal says stop."""
         steps = self._config.schedule.steps
         self._watcher.begin(self.step, steps)
+        self._speed.begin(self._tokens)
         while self.step < steps:
             self._one_step(signals)
             self.step += 1
@@ -269,8 +270,11 @@ class Speed:
     """Tokens per second since the last line of the log, without pauses (evaluations, checkpoints)."""
 
     def __init__(self) -> None:
-        self._tokens: int | None = None
-        self._began = time.perf_counter()
+        self.begin(0)
+
+    def begin(self, tokens: int) -> None:
+        """Count from now on, when `tokens` are done."""
+        self._tokens, self._began = tokens, time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -281,10 +285,8 @@ class Speed:
 
     def tokens_per_second(self, tokens: int) -> float:
         """Speed up to now, when `tokens` are done; begins anew."""
-        now = time.perf_counter()
-        done = 0 if self._tokens is None else tokens - self._tokens
-        found = done / max(now - self._began, 1e-9)
-        self._tokens, self._began = tokens, now
+        found = (tokens - self._tokens) / max(time.perf_counter() - self._began, 1e-9)
+        self.begin(tokens)
         return found
 
 
