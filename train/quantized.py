@@ -8,9 +8,11 @@ was trained. Activations, embedding, head and norms stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from edge.errors import ConfigError
@@ -56,14 +58,20 @@ def quantize_aware(decoder: Decoder, scheme: QuantScheme) -> Decoder:
     for module in decoder.model.layers.modules():
         if isinstance(module, nn.Linear):
             module.__class__ = QuantizedLinear
-            module.scheme = scheme
+            cast(QuantizedLinear, module).scheme = scheme
     return decoder
 
 
 @torch.no_grad()
 def quantized_state(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's state dict as the forward pass sees it: what is saved and exported, without gradients."""
-    state = dict(decoder.state_dict())
+    """The decoder's state dict as the forward pass sees it: what is saved and exported, without gradients.
+
+    A sharded decoder's tensors are gathered, so every process of its mesh has to call.
+    """
+    state = {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in decoder.state_dict().items()
+    }
     for name, module in decoder.named_modules():
         if isinstance(module, QuantizedLinear):
             key = f"{name}.weight"
