@@ -25,10 +25,10 @@ on CPUs for 2 to 8 documents a row. GPUs were not measured."""
 def packed(attend: Attend) -> Attend:
     """The same attention for a packed batch: every document of every row alone, causally.
 
-    The result is an `Attend` for passes without a cache: q [rows, heads, n, d], k and v
-    [rows, kv_heads, n, d], mask bool [n, n] causal, positions int [rows, n], 0 where a document begins. Dense
-    attention goes through PyTorch's fused kernel, and so do documents of sparse attention of up to
-    `dense_len` tokens, which are dense anyhow.
+    The result is an `Attend`: q [rows, heads, n, d], k and v [rows, kv_heads, n, d], mask bool [n, n] causal,
+    positions int [rows, n], or [n] for all rows, 0 where a document begins. Dense attention goes through
+    PyTorch's fused kernel, and so do documents of sparse attention of up to `dense_len` tokens, which are
+    dense anyhow. With a cache there is one document, and `attend` is asked for it.
     """
     if attend in (dense_attention, fused_attention):
         return PackedAttention(None)
@@ -37,11 +37,21 @@ def packed(attend: Attend) -> Attend:
 
 @dataclass(frozen=True)
 class _Documents:
-    """The documents of one pass, which every layer of it asks for. mask: None where none is needed."""
+    """The documents of one pass, which every layer of it asks for.
 
+    rows: the shape of the batch. version: of the positions. mask: None where none is needed.
+    """
+
+    rows: torch.Size
     version: int
     lengths: list[int]
     mask: Tensor | None
+
+    @classmethod
+    def of(cls, positions: Tensor, rows: torch.Size, version: int = 0) -> _Documents:
+        lengths, n = document_lengths(positions.expand(*rows, -1)), positions.shape[-1]
+        masked = n <= LONGEST_MASKED and min(lengths) < n
+        return cls(rows, version, lengths, document_mask(positions).unsqueeze(-3) if masked else None)
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,12 @@ class PackedAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """See `packed`."""
+        if k.shape[-2] != q.shape[-2]:
+            return (self.attend or fused_attention)(q, k, v, mask, positions)
         if self.attend is None and torch.compiler.is_compiling():
             # Lengths that depend on data would break the graph, the mask doesn't.
             return fused_attention(q, k, v, document_mask(positions).unsqueeze(-3), positions)
-        documents = self._documents(positions)
+        documents = self._documents(positions, q.shape[:-3])
         n, longest = q.shape[-2], max(documents.lengths)
         if self.attend is None or longest <= self.dense_length:
             if min(documents.lengths) == n:
@@ -70,7 +82,7 @@ class PackedAttention:
         queries, keys, values = (
             x.transpose(-2, -3).flatten(0, -3).transpose(0, 1).split(documents.lengths, 1) for x in (q, k, v)
         )
-        places = positions.flatten().split(documents.lengths)
+        places = positions.expand(*q.shape[:-3], n).flatten().split(documents.lengths)
         alone = map(self._alone, queries, keys, values, repeat(mask), places)
         return torch.cat(list(alone), 1).transpose(0, 1).reshape(q.transpose(-2, -3).shape).transpose(-2, -3)
 
@@ -81,13 +93,13 @@ class PackedAttention:
             return _causal(q, k, v)
         return self.attend(q, k, v, mask[:n, :n], positions)
 
-    def _documents(self, positions: Tensor) -> _Documents:
+    def _documents(self, positions: Tensor, rows: torch.Size) -> _Documents:
+        if positions.is_inference():  # has no version, so nobody can say that it didn't change
+            return _Documents.of(positions, rows)
         found = self._passes.get(positions)
-        if found is None or found.version != positions._version:
-            lengths = document_lengths(positions)
-            masked = positions.shape[-1] <= LONGEST_MASKED and min(lengths) < positions.shape[-1]
-            mask = document_mask(positions).unsqueeze(-3) if masked else None
-            found = self._passes[positions] = _Documents(positions._version, lengths, mask)
+        if found is None or (found.version, found.rows) != (positions._version, rows):
+            found = _Documents.of(positions, rows, positions._version)
+            self._passes[positions] = found
         return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from edge.config import SparseConfig
 from edge.model.attention.mode import SparseAttention
 from edge.model.network.decoder import Attend, Decoder, dense_attention, fused_attention
+from edge.model.network.kv_cache import GrowingCache
 from edge.model.network.multi_token import MultiTokenPrediction
 from edge.train import attention
 from edge.train.attention import document_lengths, packed
@@ -86,6 +87,20 @@ def test_a_row_that_goes_on_with_a_document_is_one_more_document():
     positions = torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]])
     assert document_lengths(positions) == [4, 2, 2]
     assert positions[1].tolist() == [4, 5, 0, 1]
+
+
+@pytest.mark.parametrize("attend", [dense_attention, SparseAttention(SPARSE)], ids=["dense", "sparse"])
+def test_without_packing_it_is_the_attention_itself(attend):
+    """Positions that all rows share, and a prompt in two pieces through a cache."""
+    config = one_layer(vocab_size=50, num_hidden_layers=2)
+    torch.manual_seed(0)
+    decoder, tokens = Decoder(config), torch.randint(50, (2, 23))
+    wanted = decoder.use_attention(attend)(tokens)
+    decoder.use_attention(packed(attend))
+    torch.testing.assert_close(decoder(tokens), wanted)
+    cache = GrowingCache(config)
+    pieces = [decoder(tokens[:, part], cache=cache) for part in (slice(0, 14), slice(14, 23))]
+    torch.testing.assert_close(torch.cat(pieces, 1), wanted)
 
 
 def test_boundaries_are_read_once_a_pass_and_again_when_they_change(monkeypatch):
