@@ -57,3 +57,7 @@ class ExportError(EdgeError):
 
 class ArtifactError(EdgeError):
     """An exported folder is incomplete, altered, or asks for another runtime version."""
+
+
+class TrainingError(EdgeError):
+    """A training run cannot start or go on: its settings, its processes or its checkpoints forbid it."""
