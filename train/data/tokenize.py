@@ -121,8 +121,8 @@ class Tokenizing:
     """What is made.
 
     out: the folder. files: of the tokenizer. heldout: share of the different documents that goes into a
-    second folder beside it (`heldout_folder`), whatever else is tokenized with them. shard_characters: of text
-    in a shard, or one document more. workers: processes.
+    second folder beside it (`heldout_folder`), whatever else is tokenized with them. shard_characters: of
+    text in a shard, or one document more. workers: processes.
     """
 
     out: Path
