@@ -210,6 +210,25 @@ def plain_buckets(documents: list[list[int]], buckets: tuple[int, ...]) -> dict[
     return found
 
 
+def test_sources_share_a_bucket_by_weight_and_by_what_they_have_there():
+    # s0: 80 tokens in short documents and 720 in long ones; s1: 600 and 200
+    with corpora([[8] * 10 + [24] * 30, [8] * 75 + [20] * 10]) as sources:
+        plan = LoaderPlan(6, 8, ((0, {"s0": 1, "s1": 2}),), buckets=(8, 24))
+        loader, drawn = Loader(sources, plan), Counter()
+        for _ in range(200):
+            batch = loader.next()
+            for tokens in batch.tokens.tolist():
+                drawn[len(tokens), "s0" if tokens[0] < 800 else "s1"] += len(tokens) if tokens[-1] else 20
+        wanted = {(8, "s0"): 0.1, (8, "s1"): 2 * 0.75, (24, "s0"): 0.9, (24, "s1"): 2 * 0.25}
+        for length in (8, 24):
+            shares = [
+                wanted[length, name] / (wanted[length, "s0"] + wanted[length, "s1"]) for name in sources
+            ]
+            found = [drawn[length, name] / (drawn[length, "s0"] + drawn[length, "s1"]) for name in sources]
+            assert found == pytest.approx(shares, abs=0.01)
+        assert drawn[8, "s0"] + drawn[8, "s1"] == pytest.approx(drawn[24, "s0"] + drawn[24, "s1"], rel=0.01)
+
+
 def test_documents_are_cut_as_told():
     pieces = cut_by_length(np.array([0, 4, 10, 11, 25, 60]), [10, 25])
     assert pieces[0].tolist() == [[1, 0, 4], [2, 0, 10], [5, 50, 60]]
