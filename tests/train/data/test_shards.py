@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge.errors import EdgeError
 from edge.train.data.errors import DataError
 from edge.train.data.loader import Loader, LoaderPlan
 from edge.train.data.shards import (
@@ -75,7 +76,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
     [
         ("index.json", Path.unlink, "is no finished folder of token shards"),
         ("index.json", _edit(schema=2), "version 2 of token shards"),
-        ("index.json", _edit(vocab_size="many"), "is not understood"),
+        ("index.json", _edit(vocab_size="many"), "'vocab_size' of .*index.json' must be an integer"),
         ("index.json", _edit(dtype="uint32"), "is not understood"),
         ("index.json", _edit(shards=[{}]), "is not understood"),
         ("index.json", _cut, "not valid JSON"),
@@ -88,7 +89,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
 def test_damage_is_seen_when_a_folder_is_opened(tmp_path: Path, name: str, damage, message: str):
     write_corpus(tmp_path / "c", DOCUMENTS, 2)
     damage(tmp_path / "c" / name)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(EdgeError, match=message):
         ShardFolder.open(tmp_path / "c")
 
 
