@@ -117,7 +117,7 @@ class _Page(HTMLParser):
         text = "".join(self._line)
         self._line = []
         if self._pre:
-            text = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+            text = "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
         else:
             text = " ".join(text.split())
         if text.strip(" -\n"):
@@ -180,7 +180,7 @@ def austen_chapters(database: bytes) -> Iterator[str]:
 
 def bible_chapters(text: str) -> Iterator[str]:
     """Chapters with their heading and a paragraph of verses, without the verses' numbers."""
-    for chapter in re.split(r"\n(?=[1-3A-Z][A-Za-z1-3 ]+ \d+\n)", text):
+    for chapter in re.split(r"\n(?=[1-3A-Z][A-Za-z1-3 ]+ \d+\n)", text.strip()):
         heading, _, verses = chapter.strip().partition("\n")
         plain = re.sub(r"(?m)^\s*\d+ ", "", verses.strip())
         yield f"{heading}\n\n{' '.join(plain.split())}"

@@ -29,8 +29,10 @@ class LoaderPlan:
     source has which weight, the first from step 0; weights are shares of tokens and need not sum to 1.
     buckets: ascending lengths of rows, instead of `length`; every bucket gets the same share of the tokens,
     and each step as many rows as make the tokens of a step, rounded to a multiple of `divisor` and at least
-    one. divisor: what the rows of every step are a multiple of: the largest number of processes. seed: of the
-    order of documents. Raises DataError for a plan that means nothing.
+    one. In a bucket a source's weight is multiplied by the share of its tokens that lie there, so that few
+    short documents of a source of books are not repeated to fill its share. divisor: what the rows of every
+    step are a multiple of: the largest number of processes. seed: of the order of documents. Raises DataError
+    for a plan that means nothing.
     """
 
     rows: int
@@ -78,8 +80,8 @@ class LoaderPlan:
 class _State:
     """Where a loader is.
 
-    drawn: tokens of each source since the phase began. filled: tokens of each bucket. places: in each stream
-    (tokens) or bucket of a source (pieces), how many were taken.
+    By source, or bucket of a source (`name@length`): drawn, tokens since the phase began; places, how many
+    tokens or pieces were taken at all. filled: tokens of each bucket.
     """
 
     step: int = 0
@@ -122,7 +124,7 @@ class Loader:
                     self._orders[key] = Bucket(pieces, length, key, plan.seed)
         for step, _ in plan.phases:
             for length in self._lengths:
-                if not self._having(length, plan.phase(step)[1]):
+                if not self._shares(length, plan.phase(step)[1]):
                     raise DataError(
                         f"No source from step {step} on has documents for rows of {length} tokens; leave "
                         "this bucket out."
@@ -151,8 +153,9 @@ class Loader:
             )
         share = rows // world
         batch = empty_batch(share, length)
+        weights = self._shares(length, state.weights)
         for row in range(rows):
-            name, pieces = self._next_row(state, length)
+            name, pieces = self._next_row(state, length, weights)
             if row // share == rank:
                 source = self._sources[name]
                 parts = ((source.part(*each, following=True), each.stop - each.start) for each in pieces)
@@ -220,14 +223,12 @@ class Loader:
         """The bucket that has had the fewest tokens."""
         return min(self._lengths, key=lambda length: state.filled.get(str(length), 0))
 
-    def _next_row(self, state: _State, length: int) -> tuple[str, list[Piece]]:
-        """The row of the source that lacks most of its share."""
-        total = sum(state.drawn.values()) + length
-        name = max(
-            self._having(length, state.weights),
-            key=lambda each: state.weights[each] * total - state.drawn.get(each, 0),
-        )
-        key = _key(name, length) if self._plan.buckets else name
+    def _next_row(
+        self, state: _State, length: int, weights: Mapping[str, tuple[str, float]]
+    ) -> tuple[str, list[Piece]]:
+        """The row of the source that lacks most of its share. weights: `_shares`."""
+        total = sum(state.drawn.get(key, 0) for key in weights) + length
+        key = max(weights, key=lambda each: weights[each][1] * total - state.drawn.get(each, 0))
         order, place = self._orders[key], state.places.get(key, 0)
         if isinstance(order, Stream):
             pieces = order.pieces(place, length)
@@ -236,14 +237,20 @@ class Loader:
             pieces = order.row(place)
             state.places[key] = place + len(pieces)
         taken = sum(piece.stop - piece.start for piece in pieces)
-        state.drawn[name] = state.drawn.get(name, 0) + taken
+        state.drawn[key] = state.drawn.get(key, 0) + taken
         if self._plan.buckets:
             state.filled[str(length)] = state.filled.get(str(length), 0) + taken
-        return name, pieces
+        return weights[key][0], pieces
 
-    def _having(self, length: int, weights: Mapping[str, float]) -> list[str]:
-        """Sources of a phase with documents for rows of a length."""
-        return [name for name in weights if not self._plan.buckets or _key(name, length) in self._orders]
+    def _shares(self, length: int, weights: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+        """Source and share of the tokens for everything that rows of a length may come from."""
+        found = {}
+        for name, weight in weights.items():
+            key = _key(name, length) if self._plan.buckets else name
+            if key in self._orders:
+                found[key] = name, weight * self._orders[key].tokens / self._sources[name].tokens
+        total = sum(share for _, share in found.values())
+        return {key: (name, share / total) for key, (name, share) in found.items()}
 
 
 def _key(source: str, bucket: int) -> str:

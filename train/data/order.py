@@ -21,7 +21,7 @@ class Stream:
     def __init__(self, lengths: np.ndarray, name: str, seed: int) -> None:
         """lengths: tokens of each document, int64 [documents], of which one is positive."""
         self._lengths, self._name, self._seed = lengths, name, seed
-        self.period = int(lengths.sum())
+        self.period = self.tokens = int(lengths.sum())
         """Tokens of an epoch."""
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)  # a row may lie in two
 
@@ -56,6 +56,7 @@ class Bucket:
         self._pieces, self._length = pieces, length
         self.period = len(pieces)
         """Pieces of an epoch."""
+        self.tokens = int((pieces[:, 2] - pieces[:, 1]).sum())
         self._epoch = lru_cache(maxsize=2)(lambda epoch: shuffled(len(pieces), name, seed, epoch))
 
     def row(self, place: int) -> list[Piece]:

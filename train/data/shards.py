@@ -15,13 +15,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge.config.fields import Fields
 from edge.formats.atomic import Partial, write_failure, write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.hashing import file_sha256, json_digest
@@ -84,7 +86,9 @@ class ShardFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> ShardFolder:
-        """Open a folder; DataError if it is unfinished, of another version, or a file's size is wrong."""
+        """Open a folder; DataError if it is unfinished, of another version, or a file's size is wrong, and
+        ConfigError for a wrong field of its index.
+        """
         path = Path(path)
         index = _read_object(path / "index.json", f"'{path}' is no finished folder of token shards")
         if index.get("schema") != SCHEMA:
@@ -92,15 +96,16 @@ class ShardFolder:
                 f"'{path}' is of version {index.get('schema')!r} of token shards, and this program reads "
                 f"version {SCHEMA}; {_AGAIN}."
             )
+        fields = Fields(index, f"'{path / 'index.json'}'")
+        facts = ShardFacts(
+            fields.integer("vocab_size"),
+            fields.optional_integer("bos_token_id"),
+            fields.ids("eos_token_ids"),
+            fields.text("tokenizer"),
+        )
         try:
-            facts = ShardFacts(
-                int(index["vocab_size"]),
-                None if index["bos_token_id"] is None else int(index["bos_token_id"]),
-                tuple(map(int, index["eos_token_ids"])),
-                str(index["tokenizer"]),
-            )
             shards = [_entry(each) for each in index["shards"]]
-            if index["dtype"] != facts.dtype.name:
+            if facts.vocab_size < 1 or index["dtype"] != facts.dtype.name:
                 raise ValueError(f"dtype {index['dtype']!r} for {facts.vocab_size} tokens")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"'{path / 'index.json'}' is not understood ({error!r}); {_AGAIN}.") from None
@@ -289,7 +294,7 @@ def _map_shard(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> tuple[np.nda
 
 
 def _entry(found: Mapping[str, Any]) -> Shard:
-    shard = Shard(**{each.name: found[each.name] for each in fields(Shard)})
+    shard = Shard(**{each.name: found[each.name] for each in fields_of(Shard)})
     name, *digests = shard.name, shard.text, shard.tokens_sha256, shard.lengths_sha256
     if not all(isinstance(each, str) for each in (name, *digests)) or Path(name).name != name:
         raise ValueError(f"shard {name!r}")

@@ -120,9 +120,9 @@ def _any_network(vocabulary: int) -> ModelConfig:
 class Tokenizing:
     """What is made.
 
-    out: the folder. files: of the tokenizer. heldout: share of the different documents that goes into a second
-    folder beside it (`heldout_folder`), whatever else is tokenized with them. shard_characters: of text in a
-    shard, or one document more. workers: processes.
+    out: the folder. files: of the tokenizer. heldout: share of the different documents that goes into a
+    second folder beside it (`heldout_folder`), whatever else is tokenized with them. shard_characters: of
+    text in a shard, or one document more. workers: processes.
     """
 
     out: Path
@@ -239,8 +239,8 @@ def _awaited(entry: tuple[Path, Shard | Future[Shard]]) -> tuple[Path, Shard]:
         return folder, found if isinstance(found, Shard) else found.result()
     except BrokenProcessPool:
         raise DataError(
-            "A process that tokenizes was ended, maybe for want of memory; run the command again, it goes on, "
-            "with fewer --workers or a smaller --shard-size."
+            "A process that tokenizes was ended, maybe for want of memory; run the command again, which goes "
+            "on, with fewer --workers or a smaller --shard-size."
         ) from None
 
 
