@@ -283,8 +283,8 @@ def _damage(path: Path, step: int, world: World) -> str | None:
             return f"{MANIFEST} does not match its checksum"
         if manifest.get("schema") != SCHEMA:
             raise TrainingError(
-                f"The checkpoint '{path}' has version {manifest.get('schema')} of the format and this program "
-                f"reads {SCHEMA}; use the program that wrote it."
+                f"The checkpoint '{path}' has version {manifest.get('schema')} of the format, and this "
+                f"program reads {SCHEMA}; use the one that wrote it."
             )
         return manifest["files"] if manifest["step"] == step else f"it is of step {manifest['step']}"
 

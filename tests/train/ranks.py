@@ -149,7 +149,7 @@ def full_disk(folder: Path, run: Run) -> str:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if run.world.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         CheckpointStore(folder, 2, run.world).save(STEPS + MORE, *run[:2], {})
     except TrainingError as error:
