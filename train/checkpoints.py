@@ -287,10 +287,10 @@ def _damage(path: Path, step: int, world: World) -> str | None:
         digest = manifest.pop("digest", None)
         if digest != json_digest(manifest):
             return f"{MANIFEST} does not match its checksum"
-        if manifest["schema"] != SCHEMA:
+        if manifest.get("schema") != SCHEMA:
             raise TrainingError(
-                f"The checkpoint '{path}' has version {manifest['schema']} of the format and this program "
-                f"reads {SCHEMA}; use the program that wrote it."
+                f"The checkpoint '{path}' has version {manifest.get('schema')} of the format, and this "
+                f"program reads {SCHEMA}; use the one that wrote it."
             )
         return manifest["files"] if manifest["step"] == step else f"it is of step {manifest['step']}"
 

@@ -10,6 +10,7 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ MESSAGES = 2000
 class Write:
     """write: into a folder. check: that what stands under a final name there is whole (AssertionError or
     EdgeError if not). names: all that the folder may hold when nobody is writing. replaces: whether it can be
-    done over what it wrote before.
+    done over what it wrote before. hidden: files that belong to what is written.
     """
 
     name: str
@@ -42,11 +43,13 @@ class Write:
     check: Callable[[Path], object]
     names: frozenset[str]
     replaces: bool = True
+    hidden: frozenset[str] = frozenset()
 
     def leftovers(self, place: Path) -> list[str]:
         """What does not belong in the folder, hidden files below it included."""
         top = [path.name for path in place.iterdir() if path.name not in self.names]
-        return top + [str(path.relative_to(place)) for path in place.rglob(".*") if path.name not in top]
+        inside = (path for path in place.rglob(".*") if path.name not in self.hidden.union(top))
+        return top + [str(path.relative_to(place)) for path in inside]
 
 
 def _save_conversation(place: Path) -> None:
@@ -143,6 +146,31 @@ def _check_checkpoint(place: Path) -> None:
         assert set(SafetensorsFile(place / "out" / "model.safetensors").tensors) == set(_network())
 
 
+def _train(place: Path) -> None:
+    """One more step of a run, as a process that was started again writes it."""
+    from edge.train.checkpoints import CheckpointStore
+    from edge.train.distributed import World
+
+    runs, network = CheckpointStore(place / "run", 2, World()), _linear()
+    steps = runs.steps()
+    runs.save(steps[-1] + 1 if steps else 0, network, [], {"seen": 3})
+
+
+def _check_training(place: Path) -> None:
+    from edge.train.checkpoints import CheckpointStore
+    from edge.train.distributed import World
+
+    said: list[str] = []
+    loaded = CheckpointStore(place / "run", 2, World()).load(_linear(), [], said.append)
+    assert loaded is not None and loaded.host == {"seen": 3} and not said
+
+
+def _linear() -> Any:
+    from torch import nn
+
+    return nn.Sequential(*(nn.Linear(100, 100) for _ in range(8)))
+
+
 _LIBRARIES = {"gguf": ("gguf",), "onnx": ("onnx", "onnxruntime"), "executorch": ("torch", "executorch.exir")}
 _LIBRARIES |= {"coreml": ("coremltools",)}
 OUT = frozenset({"out"})
@@ -153,6 +181,13 @@ WRITES = {
         Write("KV cache", _save_cache, _check_cache, frozenset({"chat.kv"})),
         Write("conversion", _convert, _check_bundle, OUT, replaces=False),
         Write("cache entry", _cached, _check_cached, frozenset({"cache"}), replaces=False),
+        Write(
+            "training checkpoint",
+            _train,
+            _check_training,
+            frozenset({"run"}),
+            hidden=frozenset({".metadata"}),
+        ),
         Write("checkpoint", _save_checkpoint, _check_checkpoint, OUT, replaces=False),
         *(
             Write(f"export to {target}", partial(_export, target), _check_export, OUT, replaces=False)
@@ -167,6 +202,8 @@ def prepare(name: str) -> None:
     _checkpoint()
     if name == "checkpoint":
         import_module("edge.model.weights.checkpoint")
+    if name == "training checkpoint":
+        import_module("edge.train.checkpoints")
     if name.startswith("export"):
         _source()
         target = name.rpartition(" ")[2]
