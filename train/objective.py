@@ -66,7 +66,7 @@ class Objective(nn.Module):
             z, first = nothing, self._next_token(trunk.hidden, targets)
         if self.multi_token is None:
             return Losses(first, z, nothing)
-        guesses = self.multi_token(self.decoder, tokens, trunk.stream[-1], positions[..., :-1])
+        guesses = self.multi_token(self.decoder, tokens, trunk.stream[-1], positions)
         return Losses(first, z, _cross_entropy(guesses.float(), second_targets(targets, positions)))
 
     def _next_token(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edge.formats.safetensors import SafetensorsWriter
+from edge.config import ModelConfig
+from edge.errors import CheckpointError
+from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
+from edge.model.network.multi_token import MultiTokenPrediction
 from edge.model.weights.checkpoint import save_huggingface
 from edge.train.quantized import QuantizedLinear, fake_quantize
 
@@ -40,3 +43,17 @@ def save_network(folder: Path, network: Network, state: Mapping[str, Tensor]) ->
             for name, each in layer.items():
                 writer.write(name, each.contiguous().view(torch.uint8).numpy())
     save_huggingface(folder, network.config, tensors, tokenizer_files=network.tokenizer_files)
+
+
+def load_multi_token(run: str | Path, config: ModelConfig) -> MultiTokenPrediction:
+    """The layer that `save_network` left in a run's folder. Raises CheckpointError if there is none that fits."""
+    path = Path(run) / MULTI_TOKEN
+    layer = MultiTokenPrediction(config)
+    file = SafetensorsFile(path)
+    wanted = layer.state_dict()
+    if {name: entry.shape for name, entry in file.tensors.items()} != {
+        name: tuple(tensor.shape) for name, tensor in wanted.items()
+    }:
+        raise CheckpointError(f"'{path}' does not fit the model beside it; train both in one run.")
+    layer.load_state_dict({name: torch.from_numpy(file.read_float32(name)) for name in wanted})
+    return layer.eval()
