@@ -2,7 +2,8 @@
 
 The gradient goes through the rounding as if it were not there. `fake_quantize` is the twin in PyTorch of the
 rules in `edge.quant.rules`, which must not import torch, and gives the same bits: what is exported is what
-was trained. Activations, embedding, head and norms stay as they are.
+was trained. Activations, embedding, head and norms stay as they are. Weights should be float32 (autocast may
+compute with them in bfloat16): a bfloat16 weight is rounded once more, to scales that no export has.
 """
 
 from __future__ import annotations

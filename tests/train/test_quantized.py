@@ -86,12 +86,14 @@ def test_other_schemes_are_refused(name: str):
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_and_under_autocast_the_bits_are_the_same(backend: str):
     """A compiler that sees the rounding to float16 may leave it out."""
-    weight, scheme = torch.randn(16, 96), QuantScheme("int4", 32)
+    weight, scheme = torch.randn(16, 96, requires_grad=True), QuantScheme("int4", 32)
     wanted = fake_quantize(weight, scheme)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fake_quantize(weight, scheme), wanted)
         found = torch.compile(lambda w: fake_quantize(w, scheme) * 1, fullgraph=True, backend=backend)(weight)
     assert torch.equal(found, wanted)
+    found.sum().backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
 
 
 def small(**changes: object) -> ModelConfig:
