@@ -46,7 +46,7 @@ def save_network(folder: Path, network: Network, state: Mapping[str, Tensor]) ->
 
 
 def load_multi_token(run: str | Path, config: ModelConfig) -> MultiTokenPrediction:
-    """The layer that `save_network` left in a run's folder. Raises CheckpointError if there is none that fits."""
+    """The layer that `save_network` left in a run's folder. Raises CheckpointError if none fits."""
     path = Path(run) / MULTI_TOKEN
     layer = MultiTokenPrediction(config)
     file = SafetensorsFile(path)
