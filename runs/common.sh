@@ -24,15 +24,28 @@ texts() {
         --workers "$JOBS"
 }
 
-# run NAME CONFIG [--set KEY=VALUE]...: train $OUT/NAME in the background, at most $JOBS of them at a time; what is trained already stays.
+# run NAME CONFIG [--set KEY=VALUE]...: train $OUT/NAME in the background, at most $JOBS of them at a time. What is trained
+# already stays; a run that diverged is a result too.
 run() {
     local name=$1 config=$2
     shift 2
-    [ ! -e "$OUT/$name/model" ] || return 0
+    [ ! -e "$OUT/$name/model" ] && [ ! -e "$OUT/$name/diverged" ] || return 0
     while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
     mkdir -p "$(dirname "$OUT/$name")"
     echo "$(date +%T) $name"
-    "$EDGE" train run "$config" --out "$OUT/$name" "$@" > "$OUT/$name.out" 2>&1 || { echo "$name failed: $OUT/$name.out" >&2; exit 1; } &
+    train "$name" "$config" "$@" &
+}
+
+train() {
+    local name=$1 config=$2
+    shift 2
+    "$EDGE" train run "$config" --out "$OUT/$name" "$@" > "$OUT/$name.out" 2>&1 && return
+    if grep -q "is no number" "$OUT/$name.out"; then
+        touch "$OUT/$name/diverged"
+    else
+        echo "$name failed; see $OUT/$name.out" >&2
+        exit 1
+    fi
 }
 
 # Wait for all runs; the next ones start from what they left.
