@@ -47,23 +47,17 @@ def mup(runs: Path) -> dict[str, Any]:
     )
     for folder in _folders(runs / "mup"):
         kind, width, rate, _ = folder.name.split("-")
-        losses[kind][width][rate].append(_held_out(folder))
-    found: dict[str, Any] = {}
-    for kind, widths in losses.items():
-        found[kind] = {}
-        for width, rates in sorted(widths.items(), key=lambda item: int(item[0])):
-            means = {
-                rate: statistics.mean(values)
-                for rate, values in sorted(rates.items(), key=lambda item: float(item[0]))
-            }
-            seeds = zip(*rates.values(), strict=True)
-            best = [list(rates)[min(range(len(row)), key=row.__getitem__)] for row in map(list, seeds)]
-            finite = {rate: None if mean == float("inf") else mean for rate, mean in means.items()}
-            found[kind][width] = {
-                "losses": finite,
-                "best": min(means, key=means.__getitem__),
-                "best_by_seed": best,
-            }
+        losses[kind, width][rate].append(_held_out(folder))
+    found: dict[str, Any] = defaultdict(dict)
+    for (kind, width), rates in sorted(losses.items(), key=lambda item: int(item[0][1])):
+        ordered = dict(sorted(rates.items(), key=lambda item: float(item[0])))
+        means = {rate: statistics.mean(values) for rate, values in ordered.items()}
+        seeds = [dict(zip(ordered, row, strict=True)) for row in zip(*ordered.values(), strict=True)]
+        found[kind][width] = {
+            "losses": {rate: None if mean == float("inf") else mean for rate, mean in means.items()},
+            "best": min(means, key=means.__getitem__),
+            "best_by_seed": [min(row, key=row.__getitem__) for row in seeds],
+        }
     return {"kinds": found}
 
 

@@ -246,7 +246,7 @@ def run_from(data: Mapping[str, Any], where: str = "the run") -> RunConfig:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    found = path if path.suffix or path.exists() else CONFIGS / f"{path}.toml"
+    found = path if path.suffix == ".toml" or path.exists() else CONFIGS / f"{path}.toml"
     try:
         with found.open("rb") as file:
             return tomllib.load(file)
