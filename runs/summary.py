@@ -42,9 +42,7 @@ def mup(runs: Path) -> dict[str, Any]:
     """Held-out losses by parametrisation, width and learning rate; the best rate of each seed and of their
     mean.
     """
-    losses: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
+    losses: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for folder in _folders(runs / "mup"):
         kind, width, rate, _ = folder.name.split("-")
         losses[kind, width][rate].append(_held_out(folder))
