@@ -65,13 +65,12 @@ class Run(NamedTuple):
 
 
 def new_run(world: World, seed: int = 0) -> Run:
-    """Muon on the layers' matrices, AdamW on the rest."""
+    """Muon on four matrices, for on shards each of its products communicates; AdamW on the rest."""
     torch.manual_seed(seed)
     network = Objective()
     network.decoder.model.gradient_checkpointing = world.size > 1
     shard(network, world)
-    layers = list(network.decoder.model.layers.parameters())
-    matrices = [each for each in layers if each.ndim == 2]
+    matrices = list(network.decoder.model.layers[0].self_attn.parameters())
     rest = [each for each in network.parameters() if not any(each is other for other in matrices)]
     return Run(network, [Muon(matrices, lr=1e-2), AdamW(rest, lr=1e-2)], world)
 
