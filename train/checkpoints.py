@@ -192,6 +192,12 @@ def load_weights(
     return Loaded(chosen, host)
 
 
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint's folder, None for the folder of something else."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
 def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from edge.errors import TrainingError
 from edge.model.network.decoder import Layer
@@ -181,3 +181,12 @@ def from_all(work: Callable[[], T], world: World) -> list[T]:
         if failure is not None:
             raise failure
     return [result for result, _ in answers]
+
+
+@torch.no_grad()
+def assign(parameter: Tensor, values: Tensor) -> None:
+    """Give a parameter these values: a whole tensor, of which a sharded parameter takes its part."""
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        values = distribute_tensor(values.to(mesh.device_type), mesh, placements, src_data_rank=None)
+    parameter.copy_(values)

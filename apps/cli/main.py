@@ -23,6 +23,7 @@ COMMANDS = {
     "profile": "edge.apps.profile.command:profile",
     "align": "edge.apps.align:align",
     "eval": "edge.apps.evaluate:app",
+    "train": "edge.apps.train:app",
     "cache": "edge.apps.cache:app",
 }
 """Where each command is: a function, or a typer.Typer of its own; imported when it is used or listed."""

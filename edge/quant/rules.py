@@ -18,6 +18,10 @@ Rule = Callable[[Floats], "tuple[Floats, Halves, Halves | None]"]
 
 TERNARY_EPSILON = 1e-5
 """Smallest ternary scale (`eps` of BitNet and BitCPM)."""
+HALF_STEPS = 2.0**24
+"""Steps of the smallest float16 numbers in 1."""
+CUT_BELOW = 2.0**-21
+"""One-sided scales below are cut, not rounded."""
 
 
 def symmetric(limit: int) -> Rule:
@@ -33,12 +37,15 @@ def symmetric(limit: int) -> Rule:
 def one_sided(limit: int) -> Rule:
     """Codes -limit..limit - 1; scale = the value of largest magnitude / -limit (the rule of GGUF's Q4_0).
 
-    The extreme gets the code that only one sign has.
+    The extreme gets the code that only one sign has, so weights that the rule made pass unchanged a second
+    time. Scales so small that rounding could change that (below 2^-21) are cut to float16 instead.
     """
 
     def rule(w: Floats) -> tuple[Floats, Halves, None]:
         low, high = w.min(axis=-1), w.max(axis=-1)
-        scale = (np.where(-low > high, low, high) / -limit).astype(np.float16)
+        wide = np.where(-low > high, low, high) / np.float32(-limit)
+        cut = np.trunc(wide * HALF_STEPS) / HALF_STEPS
+        scale = np.where(np.abs(wide) < CUT_BELOW, cut, wide).astype(np.float16)
         return _nearest(w, scale, -limit, limit - 1), scale, None
 
     return rule
@@ -58,14 +65,26 @@ def above_minimum(largest: int) -> Rule:
 def ternary(w: Floats) -> tuple[Floats, Halves, None]:
     """Codes -1, 0, 1; scale = max(mean magnitude, 1e-5), code = clip(round(w / scale), -1, 1) (BitCPM).
 
+    The mean is summed by halves: an order that training finds the same sums in (`edge.train.quantized`).
+
     A group that already holds only -s, 0 and s keeps its s, so fake-quantized checkpoints pass unchanged.
     """
     magnitude = np.abs(w)
     largest = magnitude.max(axis=-1)
     already = ((magnitude == 0) | (magnitude == largest[..., None])).all(axis=-1)
-    mean = magnitude.mean(axis=-1, dtype=np.float32)
+    mean = _sum_by_halves(magnitude) / np.float32(w.shape[-1])
     scale = np.where(already & (largest > 0), largest, np.maximum(mean, TERNARY_EPSILON)).astype(np.float16)
     return _nearest(w, scale, -1, 1), scale, None
+
+
+def _sum_by_halves(values: Floats) -> Floats:
+    """Sums over the last axis: its second half is added to its first until one value is left."""
+    while (width := values.shape[-1]) > 1:
+        kept = (width + 1) // 2
+        added = values[..., :kept].copy()
+        added[..., : width - kept] += values[..., kept:]
+        values = added
+    return values[..., 0]
 
 
 def _nearest(w: Floats, scale: Halves, low: int, high: int) -> Floats:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from edge.config import ModelConfig
-from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
+from edge.model.network.decoder import Attend, Decoder, Layer, RMSNorm, View
 
 
 class MultiTokenPrediction(nn.Module):
@@ -26,18 +26,27 @@ class MultiTokenPrediction(nn.Module):
             self.layer.scale = config.scale_depth / (config.num_hidden_layers + 1) ** 0.5
         self.norm = RMSNorm(size, eps)
 
-    def forward(self, decoder: Decoder, tokens: Tensor, stream: Tensor) -> Tensor:
+    def use_attention(self, attend: Attend) -> MultiTokenPrediction:
+        """What `Decoder.use_attention` does, for the layer here; returns the module itself."""
+        self.layer.self_attn.attend = attend
+        return self
+
+    def forward(
+        self, decoder: Decoder, tokens: Tensor, stream: Tensor, positions: Tensor | None = None
+    ) -> Tensor:
         """Logits [..., n - 1, vocab]: row i is the guess at token i + 2 from tokens 0 .. i + 1.
 
         tokens: int [..., n]. stream: [..., n, hidden], the residual stream after the main network's last
-        layer (`Trunk.stream[-1]`) for the same tokens.
+        layer (`Trunk.stream[-1]`) for the same tokens. positions: int [..., n], by default 0 to n - 1; where
+        they begin again there are several documents in a row, which needs an attention that keeps them
+        apart. The last two guesses of a document then are at tokens of the next, and mean nothing.
         """
         n = tokens.shape[-1] - 1
         both = torch.cat(
             [self.enorm(decoder.model.embed(tokens[..., 1:])), self.hnorm(stream[..., :-1, :])], dim=-1
         )
         x = self.eh_proj(both)
-        positions = torch.arange(n, device=tokens.device)
+        positions = torch.arange(n, device=tokens.device) if positions is None else positions[..., :-1]
         mask = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril()
         cos, sin = decoder.model.rotary(positions)
         x, _ = self.layer(x, View(cos.to(x.dtype), sin.to(x.dtype), mask, positions))

@@ -30,6 +30,7 @@ from edge.formats.kv_file import read_cache
 from edge.formats.safetensors import SafetensorsFile
 from edge.measure.alignment import align
 from edge.measure.profile.schema import Profile
+from edge.train.data.shards import ShardFolder
 from tests.drafts import minicpm_target
 from tests.fuzz.mutate import mutate_bytes, mutate_framed, mutate_json, mutate_pickle
 from tests.fuzz.seeds import (
@@ -52,6 +53,7 @@ from tests.fuzz.seeds import (
     signed,
     stamps,
     token_list,
+    token_shards,
     tokenizer_files,
     trace,
     wrapped,
@@ -124,6 +126,14 @@ def read_folder(folder: Path) -> None:
     for info in checkpoint.tensors:
         checkpoint.read(info.name)
     _ = checkpoint.tokenizer_files, checkpoint.chat_template, checkpoint.generation_config
+
+
+def read_shards(folder: Path) -> None:
+    """What training reads."""
+    found = ShardFolder.open(folder)
+    for number in range(found.documents):
+        found.document(number)
+    found.verify()
 
 
 def read_config(folder: Path) -> None:
@@ -356,6 +366,13 @@ READERS = {
             ("edge/text/chat_template.py",),
             mutate_bytes,
             slow=20,
+        ),
+        Reader(
+            "token shards",
+            read_shards,
+            lambda: made(token_shards),
+            ("index.json",),
+            ("edge/train/data/shards.py",),
         ),
         Reader(
             "settings",

@@ -271,6 +271,15 @@ def token_list(folder: Path) -> None:
         )
 
 
+def token_shards(folder: Path) -> None:
+    """Two documents that were tokenized."""
+    from edge.train.data.shards import ShardFacts, tokenizer_digest, write_documents
+
+    files = tokenizer_files()
+    facts = ShardFacts(260, 1, (2,), tokenizer_digest(files))
+    write_documents(folder, [[1, 5, 2], [1, 259, 7, 2]], facts, files)
+
+
 def public_draft(folder: Path) -> None:
     """A draft as CPM.cu loads it."""
     from tests.drafts import cpmcu_state, draft_fields, minicpm_target, write_draft

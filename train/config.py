@@ -1,0 +1,337 @@
+"""A training run, as one TOML file says it: typed sections, each option declared once, unknown keys
+refused.
+
+What a run needs beyond this file (texts as token shards, a checkpoint to start from) is named by paths. How
+the options are carried out is the business of the modules that take a section: `schedule`, `optimizers`,
+`objective`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from edge.config.presets import PRESETS
+from edge.errors import ConfigError, EdgeError
+from edge.quant.scheme import QuantScheme
+from edge.system.options import REQUIRED, check_options, option, options_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The presets of runs."""
+
+
+class _Section:
+    """A section of the file: its options are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class ModelSection(_Section):
+    """The network: a known shape, and what differs from it. Any field of `ModelConfig` may stand here."""
+
+    preset: str = option(
+        "minicpm4-0.5b", "Shape that the fields below change.", choices=lambda: PRESETS.names()
+    )
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataPhase(_Section):
+    """From when on the texts are mixed by other weights."""
+
+    begins: float = option(REQUIRED, "Share of the run's steps at which the phase begins.", least=0, most=1)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSection(_Section):
+    """What is read, and how much of it in a step."""
+
+    sources: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    phases: tuple[DataPhase, ...] = ()
+    length: int = option(512, "Tokens of a row.", least=2)
+    rows: int = option(32, "Rows of a step, all processes together.", least=1)
+    buckets: tuple[int, ...] = option((), "Lengths in tokens whose documents get equal shares of the tokens.")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step, all processes together."""
+        return self.length * self.rows
+
+
+@dataclass(frozen=True)
+class ScheduleSection(_Section):
+    """The learning rate over the steps."""
+
+    steps: int = option(
+        REQUIRED, "Steps of the run, with those of the checkpoint that it starts from.", least=1
+    )
+    kind: str = option("wsd", "How the learning rate runs.", choices=("wsd", "cosine", "constant"))
+    warm_up: int = option(100, "Steps in which the learning rate rises linearly.", least=0)
+    decay: float = option(0.1, "Share of the steps that decay (wsd).", least=0, most=1)
+    shape: str = option("exponential", "How it decays (wsd).", choices=("exponential", "linear", "1-sqrt"))
+    floor: float = option(0.1, "What the decay ends at, as a share of the learning rate.", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class OptimizerSection(_Section):
+    """How weights are changed."""
+
+    kind: str = option(
+        "adamw", "AdamW for everything, or Muon for the layers' matrices.", choices=("adamw", "muon")
+    )
+    learning_rate: float = option(1e-2, "The highest learning rate, at the base width.", least=0)
+    muon_learning_rate: float = option(2e-2, "That of the matrices under Muon.", least=0)
+    betas: tuple[float, ...] = option((0.9, 0.95), "AdamW's two decay rates of moments.", least=0, most=1)
+    epsilon: float = option(1e-8, "AdamW's epsilon.", least=0)
+    weight_decay: float = option(0.1, "Decay of matrices.", least=0)
+    clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", least=0)
+    mup: bool = option(True, "Learning rates and initial weights by width (muP).")
+    base_width: int = option(256, "Hidden size at which muP changes nothing.", least=1)
+    init_std: float = option(0.1, "Standard deviation of initial weights at the base width.", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.betas) != 2:
+            raise EdgeError(f"betas must be two numbers, got {list(self.betas)}.")
+
+
+@dataclass(frozen=True)
+class LossSection(_Section):
+    """What is minimised beside the next token's cross-entropy."""
+
+    z: float = option(0.0, "Weight of the squared log of the softmax's normaliser.", least=0)
+    multi_token: float = option(
+        0.0, "Weight of the loss of the token after next (lambda); 0 for no such layer.", least=0
+    )
+
+
+@dataclass(frozen=True)
+class QuantizationSection(_Section):
+    """Quantization-aware training of the layers' matrices."""
+
+    scheme: str | None = option(
+        None, "What the matrices are rounded to: ternary-g128, ternary-row, int4-g32."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chosen is not None and self.chosen.is_float:
+            raise EdgeError(f"'{self.scheme}' rounds to no codes; choose ternary-g128, int4-g32 or the like.")
+
+    @property
+    def chosen(self) -> QuantScheme | None:
+        """The scheme, None without quantization."""
+        return QuantScheme.chosen(self.scheme)
+
+
+@dataclass(frozen=True)
+class AttentionSection(_Section):
+    """How the layers read their rows."""
+
+    kind: str = option(
+        "dense", "Attention; sparse has the constants of model.sparse.", choices=("dense", "sparse")
+    )
+
+
+@dataclass(frozen=True)
+class StartSection(_Section):
+    """What a run begins with; by default random weights."""
+
+    path: str | None = option(
+        None, "The folder of another run, one of its checkpoints, or a model's folder.", flag="--from"
+    )
+    what: str = option(
+        "weights",
+        "Only the weights, or everything: then the other run is continued under this schedule.",
+        choices=("weights", "everything"),
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSection(_Section):
+    """When the state is saved."""
+
+    every: int = option(500, "Steps from one checkpoint to the next.", least=1)
+    keep: int = option(2, "The last checkpoints that are kept.", least=1)
+    keep_at: tuple[int, ...] = option((), "Steps whose checkpoints are made and always kept.", least=1)
+
+
+@dataclass(frozen=True)
+class EvaluationSection(_Section):
+    """The loss on texts that the run doesn't learn from."""
+
+    sources: Mapping[str, str] = field(default_factory=dict)
+    every: int = option(500, "Steps from one evaluation to the next; the last step always has one.", least=1)
+    rows: int = option(64, "Rows that are read of each source.", least=1)
+
+
+@dataclass(frozen=True)
+class RuntimeSection(_Section):
+    """How it is computed; none of this changes what is learned, up to rounding."""
+
+    device: str = option("auto", "Where it runs.", choices=("auto", "cpu", "cuda"))
+    threads: int | None = option(None, "CPU threads of a process; by default PyTorch's choice.", least=1)
+    accumulation: int = option(1, "Parts of a step's rows that are computed one after another.", least=1)
+    precision: str = option("float32", "Arithmetic of the layers.", choices=("float32", "bfloat16"))
+    compile: bool = option(False, "Compile the network (torch.compile).")
+    gradient_checkpointing: bool = option(
+        False, "Compute layers again in the backward pass instead of keeping them."
+    )
+    on_nan: str = option(
+        "stop", "What a loss that is no number does; its rows are saved.", choices=("stop", "skip")
+    )
+
+
+@dataclass(frozen=True)
+class LogSection(_Section):
+    """What is written while it runs."""
+
+    every: int = option(10, "Steps from one line of the log to the next.", least=1)
+    tensorboard: bool = option(True, "Write TensorBoard's files too.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is told; see `read`."""
+
+    data: DataSection
+    schedule: ScheduleSection
+    model: ModelSection = field(default_factory=ModelSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    loss: LossSection = field(default_factory=LossSection)
+    quantization: QuantizationSection = field(default_factory=QuantizationSection)
+    attention: AttentionSection = field(default_factory=AttentionSection)
+    start: StartSection = field(default_factory=StartSection)
+    checkpoints: CheckpointSection = field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    runtime: RuntimeSection = field(default_factory=RuntimeSection)
+    log: LogSection = field(default_factory=LogSection)
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for the log and for comparing a run with what it continues."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+
+def read(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
+    """The run that a TOML file describes, or a preset of `CONFIGS` by its name.
+
+    changes: `section.key=value`, values as in TOML; they take the place of what the file says. ConfigError
+    with the file and the key for what is unknown, missing or out of range.
+    """
+    return run_from(_with_changes(_load(Path(path)), changes), str(path))
+
+
+def run_from(data: Mapping[str, Any], where: str = "the run") -> RunConfig:
+    """The run of a TOML document's mapping. where: what holds it, for messages."""
+    try:
+        return _make(RunConfig, data, "")
+    except EdgeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    found = path if path.suffix == ".toml" or path.exists() else CONFIGS / f"{path}.toml"
+    try:
+        with found.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.toml")))
+        raise ConfigError(f"There is no run '{path}'; give a TOML file, or one of {names}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{found}' can't be read ({error}); give a TOML file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"'{found}' is not TOML: {error}.") from error
+
+
+def _with_changes(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    for change in changes:
+        name, equals, text = change.partition("=")
+        *sections, key = name.strip().split(".")
+        if not equals or not key:
+            raise ConfigError(
+                f"'{change}' changes nothing; write section.key=value, such as schedule.steps=100."
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text  # a text needs no quotation marks on a command line
+        into = data
+        for section in sections:
+            into = into.setdefault(section, {})
+            if not isinstance(into, dict):
+                raise ConfigError(f"'{change}': '{section}' is no section.")
+        into[key] = value
+    return data
+
+
+def _make(kind: type[Any], data: Any, where: str) -> Any:
+    """A section of the file's mapping, its own sections included; ConfigError names a key that is not
+    there.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"'{where}' must be a section, not {data!r}.")
+    hints = get_type_hints(kind)
+    declared = options_of(kind)
+    prefix = f"{where}." if where else ""
+    keys = {
+        (declared[each.name].flag or each.name).removeprefix("--")
+        if each.name in declared
+        else each.name: each
+        for each in fields(kind)
+    }
+    if kind is ModelSection:
+        return ModelSection(
+            data.get("preset", ModelSection().preset), {k: v for k, v in data.items() if k != "preset"}
+        )
+    found = {}
+    for key, value in data.items():
+        if key not in keys:
+            near = get_close_matches(key, keys, 1)
+            hint = f"; is it '{prefix}{near[0]}'?" if near else f"; there are {', '.join(keys)}."
+            raise ConfigError(f"There is no option '{prefix}{key}'{hint}")
+        found[keys[key].name] = _value(hints[keys[key].name], value, prefix + key)
+    for key, each in keys.items():
+        if each.name not in found and each.default is REQUIRED and each.default_factory is REQUIRED:
+            raise ConfigError(f"The option '{prefix}{key}' is missing.")
+    try:
+        return kind(**found)
+    except ConfigError:
+        raise
+    except EdgeError as error:
+        raise ConfigError(f"{prefix}{error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, type) and issubclass(hint, _Section):
+        return _make(hint, value, where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"'{where}' must be a list, not {value!r}.")
+        return tuple(_value(hint.__args__[0], each, where) for each in value)
+    if get_origin(hint) is not None and issubclass(get_origin(hint), Mapping):
+        wanted = hint.__args__[1]
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{where}' must be a section, not {value!r}.")
+        for name, each in value.items():
+            number = isinstance(each, (int, float)) and not isinstance(each, bool) and each >= 0
+            if wanted is float and not number:
+                raise ConfigError(f"'{where}.{name}' must be a number of 0 or more, not {each!r}.")
+            if wanted is str and not isinstance(each, str):
+                raise ConfigError(f"'{where}.{name}' must be a path, not {each!r}.")
+    return value

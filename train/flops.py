@@ -1,0 +1,83 @@
+"""What a step costs: floating-point operations, memory, and the share of the device's peak that a run
+reaches.
+
+Operations are those of the model, not of its program: what gradient checkpointing computes again doesn't
+count (PaLM, arXiv 2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from edge.config import ModelConfig
+from edge.config.tensors import expected_tensors
+
+_PEAK_SIZE = 1024
+_PEAK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of weights. tied heads count once in `all`, and are multiplied by in `active` all the same."""
+
+    all: int
+    embedding: int
+    active: int
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Weights of a network; active: those that every token is multiplied by."""
+    sizes = {name: _product(shape) for name, shape in expected_tensors(config).items()}
+    everything = sum(sizes.values())
+    embedding = config.vocab_size * config.hidden_size
+    looked_up = 0 if config.tie_word_embeddings else embedding
+    return Parameters(everything, embedding, everything - looked_up)
+
+
+def flops_per_token(config: ModelConfig, length: int, multi_token: bool = False) -> float:
+    """Operations of a forward and a backward pass per token, in rows of so many tokens.
+
+    6 for every weight that a token is multiplied by, and attention's two products: a query reads half the
+    row on average, forward 4 operations for each value that it reads, backward twice that.
+    """
+    active = count_parameters(config).active
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * length / 2
+    total = 6.0 * active + 12.0 * attention
+    if multi_token:  # one more layer, its projection of two to one, and the head again
+        layer = (active - config.vocab_size * config.hidden_size) / config.num_hidden_layers
+        head = config.vocab_size * config.hidden_size
+        total += (
+            6.0 * (layer + 2 * config.hidden_size**2 + head) + 12.0 * attention / config.num_hidden_layers
+        )
+    return total
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a product of two square matrices, the best of some: the peak that runs are
+    held to.
+    """
+    size = _PEAK_SIZE if device.type == "cpu" else 8 * _PEAK_SIZE
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    best, ends = float("inf"), time.perf_counter() + _PEAK_SECONDS
+    while time.perf_counter() < ends or best == float("inf"):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found

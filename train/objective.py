@@ -1,0 +1,98 @@
+"""What is minimised: the module that a step runs forward and backward, a decoder with its losses.
+
+It is one module so that everything which wraps a network (FSDP2, torch.compile) wraps the losses with it.
+Losses come as sums over this process's rows; who calls divides by the counts of all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge.model.network.decoder import Attend, Attention, Decoder
+from edge.model.network.multi_token import MultiTokenPrediction
+from edge.train.data.batch import IGNORED, Batch
+
+
+class Losses(NamedTuple):
+    """Sums over the targets of some rows, float32 scalars.
+
+    next_token: cross-entropy in nats. z: squared logarithms of the softmax's normalisers. second_token:
+    cross-entropy of the token after next.
+    """
+
+    next_token: Tensor
+    z: Tensor
+    second_token: Tensor
+
+
+class Counts(NamedTuple):
+    """Targets of some rows: of the next token, and of the token after next."""
+
+    next_token: int
+    second_token: int
+
+
+class Objective(nn.Module):
+    """A decoder and, if wanted, a layer that predicts the token after next.
+
+    has_z: whether the normalisers are wanted too, which keeps all logits in memory.
+    """
+
+    def __init__(self, decoder: Decoder, *, multi_token: bool = False, has_z: bool = False) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.multi_token = MultiTokenPrediction(decoder.config) if multi_token else None
+        self._has_z = has_z
+
+    def use_attention(self, attend: Attend) -> None:
+        """Let all layers read their rows through `attend`."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+
+    def forward(self, tokens: Tensor, targets: Tensor, positions: Tensor) -> Losses:
+        """See `Batch` for the arguments."""
+        trunk = self.decoder.trunk(tokens, positions)
+        nothing = trunk.hidden.new_zeros((), dtype=torch.float32)
+        if self._has_z:
+            logits = self.decoder.logits(trunk.hidden).float()
+            z = logits.logsumexp(-1).square().masked_fill(targets == IGNORED, 0).sum()
+            first = _cross_entropy(logits, targets)
+        else:
+            z, first = nothing, self._next_token(trunk.hidden, targets)
+        if self.multi_token is None:
+            return Losses(first, z, nothing)
+        guesses = self.multi_token(self.decoder, tokens, trunk.stream[-1], positions)
+        return Losses(first, z, _cross_entropy(guesses.float(), second_targets(targets, positions)))
+
+    def _next_token(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The loss without all logits in memory at a time."""
+        head = self.decoder.lm_head
+        weight = self.decoder.model.embed_tokens.weight if head is None else head.weight
+        scaled = (hidden * self.decoder.config.logit_scale).flatten(0, -2)
+        return functional.linear_cross_entropy(
+            scaled.to(weight.dtype), weight, targets.flatten(), reduction="sum", ignore_index=IGNORED
+        ).float()
+
+
+def second_targets(targets: Tensor, positions: Tensor) -> Tensor:
+    """The token after next for all tokens of a row but the last, IGNORED beyond a document's end: [rows,
+    length - 1].
+    """
+    return targets[..., 1:].masked_fill(positions[..., 1:] == 0, IGNORED)
+
+
+def counts(batch: Batch) -> Counts:
+    """How many targets its rows have."""
+    second = second_targets(batch.targets, batch.positions)
+    return Counts(int((batch.targets != IGNORED).sum()), int((second != IGNORED).sum()))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), reduction="sum", ignore_index=IGNORED
+    )
