@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,13 +65,12 @@ class Run(NamedTuple):
 
 
 def new_run(world: World, seed: int = 0) -> Run:
-    """Muon on the layers' matrices, AdamW on the rest."""
+    """Muon on four matrices, for on shards each of its products communicates; AdamW on the rest."""
     torch.manual_seed(seed)
     network = Objective()
     network.decoder.model.gradient_checkpointing = world.size > 1
     shard(network, world)
-    layers = list(network.decoder.model.layers.parameters())
-    matrices = [each for each in layers if each.ndim == 2]
+    matrices = list(network.decoder.model.layers[0].self_attn.parameters())
     rest = [each for each in network.parameters() if not any(each is other for other in matrices)]
     return Run(network, [Muon(matrices, lr=1e-2), AdamW(rest, lr=1e-2)], world)
 
@@ -131,7 +129,7 @@ def compare(folder: Path, world: World) -> dict[str, Any]:
     CheckpointStore(folder / "two", 2, world).save(STEPS, *run[:2], {"seen": STEPS})
     found["two"] = everything(run)
     found["losses"] += train(run, range(STEPS, STEPS + MORE))
-    found["full"] = full_disk(folder / "two", run)
+    found["full"] = full_disk(folder / "two", run, 100_000)
 
     run = new_run(world, seed=1)
     found["loaded"] = CheckpointStore(folder / "one", 2, world).load(*run[:2], said.append)
@@ -144,12 +142,11 @@ def compare(folder: Path, world: World) -> dict[str, Any]:
     return found
 
 
-def full_disk(folder: Path, run: Run) -> str:
-    """What a save says if only rank 1 finds no room."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def full_disk(folder: Path, run: Run, limit: int) -> str:
+    """What a save says if the last rank's files may not grow beyond `limit` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if run.world.rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    if run.world.rank == run.world.size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         CheckpointStore(folder, 2, run.world).save(STEPS + MORE, *run[:2], {})
     except TrainingError as error:

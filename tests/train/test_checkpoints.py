@@ -18,7 +18,7 @@ from edge.formats.hashing import file_sha256, json_digest
 from edge.train.checkpoints import CheckpointStore, load_weights
 from edge.train.distributed import World
 from tests.durability import LINUX, Recorder
-from tests.train.ranks import Run, everything, new_run, train
+from tests.train.ranks import Run, everything, full_disk, new_run, train
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World()
@@ -186,6 +186,17 @@ def test_a_pickle_in_a_checkpoint_runs_nothing(tmp_path: Path, trained: Run, mon
     ):
         store(tmp_path / "run").load(*trained[:2], pytest.fail)
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize("limit", [300, 1000, 60_000, 300_000, 500_000])
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(tmp_path: Path, trained: Run, limit: int):
+    """Wherever a write fails: of a tensor's bytes, at its end, of the description."""
+    two_steps(tmp_path, trained)
+    assert full_disk(tmp_path, trained, limit) == f"Cannot write '{tmp_path / 'step-00000007'}': too large."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    assert full_disk(tmp_path, trained, 1 << 30) == "saved"
+    assert store(tmp_path).steps() == [2, 7]
 
 
 @LINUX
