@@ -147,6 +147,12 @@ class QuantizationSection(_Section):
 class AttentionSection(_Section):
     """How the layers read their rows."""
 
+    fused: str = option(
+        "auto",
+        "Dense attention by fused calls (sdpa) or by tiles of documents (flex); auto is flex on GPUs.",
+        choices=("auto", "sdpa", "flex"),
+    )
+
     kind: str = option(
         "dense", "Attention; sparse has the constants of model.sparse.", choices=("dense", "sparse")
     )
