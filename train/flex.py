@@ -31,7 +31,7 @@ class PackedFlex:
         found = self._masks.get(positions)
         if found is None:  # the same in all layers of a pass
             found = self._masks[positions] = document_blocks(positions)
-        run = _compiled() if q.is_cuda else flex_attention
+        run: Callable[..., Tensor] = _compiled() if q.is_cuda else flex_attention
         return run(q, k, v, block_mask=found, enable_gqa=q.shape[-3] > k.shape[-3])
 
 
