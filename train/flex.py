@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class PackedFlex:
         found = self._masks.get(positions)
         if found is None:  # the same in all layers of a pass
             found = self._masks[positions] = document_blocks(positions)
-        run: Callable[..., Tensor] = _compiled() if q.is_cuda else flex_attention
+        run = _compiled() if q.is_cuda else cast(Callable[..., Tensor], flex_attention)
         return run(q, k, v, block_mask=found, enable_gqa=q.shape[-3] > k.shape[-3])
 
 
