@@ -155,9 +155,7 @@ class AttentionSection(_Section):
 class StartSection(_Section):
     """What a run begins with; by default random weights."""
 
-    path: str | None = option(
-        None, "The folder of another run, one of its checkpoints, or a model's folder."
-    )
+    path: str | None = option(None, "The folder of another run, one of its checkpoints, or a model's folder.")
     what: str = option(
         "weights",
         "Only the weights, or everything: then the other run is continued under this schedule.",

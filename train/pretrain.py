@@ -78,9 +78,7 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
         network = build(config, texts, world, told.say)
         trainer = Trainer(config, folder, texts, network, world, told)
         metrics = together(
-            lambda: (
-                stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None
-            ),
+            lambda: stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None,
             world,
         )
         return trainer.run(metrics, stack.enter_context(StopSignals()))

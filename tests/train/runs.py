@@ -10,21 +10,26 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from edge.apps.cli.main import main
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.model.weights.checkpoint import load_tensors
 from edge.train.config import RunConfig, run_from
 from edge.train.data.shards import ShardFacts, ShardFolder, tokenizer_digest, write_documents
+from edge.train.distributed import World
 from edge.train.metrics import read_log
+from edge.train.network import build
+from edge.train.objective import Objective
 from edge.train.pretrain import Outcome, train
-from tests.export.tiny import byte_tokenizer_files
+from edge.train.schedule import rate
+from edge.train.texts import open_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 64
@@ -125,6 +130,49 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def plain_steps(
+    config: RunConfig, skip: Collection[int] = (), steps: int | None = None
+) -> tuple[Objective, list[tuple[float, float]]]:
+    """What the run learns, by a loop of plain PyTorch over `torch.optim.AdamW`; no muP at base_width.
+
+    skip: steps whose gradient is thrown away. Returns the module and (loss, gradient norm) of every step.
+    """
+    texts, world = open_texts(config), World()
+    objective = build(config, texts, world, print).objective
+    rates = {
+        parameter: config.optimizer.learning_rate
+        * (config.optimizer.base_width / MODEL["hidden_size"] if hidden(name, parameter) else 1)
+        for name, parameter in objective.named_parameters()
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [each], "weight_decay": config.optimizer.weight_decay if each.dim() > 1 else 0.0}
+            for each in rates
+        ],
+        betas=config.optimizer.betas,
+        eps=config.optimizer.epsilon,
+        foreach=False,
+    )
+    found = []
+    for step in range(steps or config.schedule.steps):
+        batch = texts.loader.next()
+        logits = objective.decoder(batch.tokens, positions=batch.positions)
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(objective.parameters(), config.optimizer.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(config.schedule, step) * rates[group["params"][0]]
+        if step + 1 not in skip:
+            optimizer.step()
+        optimizer.zero_grad()
+        found.append((loss.item(), norm.item()))
+    return objective, found
+
+
+def hidden(name: str, parameter: Tensor) -> bool:
+    return ".layers." in name and parameter.dim() == 2
 
 
 def toml(data: Mapping[str, Any]) -> str:

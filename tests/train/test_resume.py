@@ -23,7 +23,7 @@ from tests.train.runs import (
     write_config,
 )
 
-LONG = {"schedule": {"steps": 60, "decay": 0.5}, "evaluation": {"every": 5}, "checkpoints": {"every": 3}}
+LONG = {"schedule": {"steps": 40, "decay": 0.5}, "evaluation": {"every": 5}, "checkpoints": {"every": 3}}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -32,7 +32,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     run(tmp_path, "whole", loss={"multi_token": 0.2}, **LONG)
     config = write_config(tmp_path, loss={"multi_token": 0.2}, **LONG)
     make, out = random.Random(kills), tmp_path / "killed"
-    steps = sorted(make.sample(range(4, 55), kills))
+    steps = sorted(make.sample(range(4, 36), kills))
     for step in steps:
         program = Program("run", config, "--out", out, out=tmp_path / "said")
         until(out / "log.jsonl", step, program)
@@ -42,7 +42,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     assert code == 0 and "Goes on after step" in complained, complained
     assert printed == f"Trained {out}/model; chat with it: edge chat {out}/model\n"
     assert_same_run(tmp_path / "whole", out)
-    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000057", "step-00000060"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000039", "step-00000040"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -53,7 +53,7 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on(tmp_path: Path, numbe
     program.signal(number)
     assert program.wait() == 128 + number
     step = curve(out)[-1]["step"]
-    assert program.complained.endswith(f"Stopped after step {step}; the same command goes on from there.\n")
+    assert f"\nStopped after step {step}; the same command goes on from there.\n" in program.complained
     assert not program.printed and not (out / "model").exists()
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{step:08}"]
     run(tmp_path, "whole", **LONG)
@@ -77,7 +77,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
 def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path):
     config, out = write_config(tmp_path, schedule={"steps": 2000}), tmp_path / "run"
     program = Program("run", config, "--out", out, out=tmp_path / "said")
-    until(out / "log.jsonl", 2, program)
+    until(out / "log.jsonl", 5, program)  # behind a checkpoint
     with pytest.raises(TrainingError) as caught:
         run(tmp_path, schedule={"steps": 2000})
     assert str(caught.value) == f"Another run is writing to '{out}'; wait for it or choose another --out."
@@ -85,7 +85,6 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path):
     program.wait()
     with pytest.raises(TrainingError, match=r"steps = 2000, not 1500; choose another --out, or set start"):
         run(tmp_path, schedule={"steps": 1500})
-    assert run(tmp_path, schedule={"steps": 2000}, start={"path": None})[0].step == 2000
 
 
 @pytest.fixture(scope="module")
