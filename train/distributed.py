@@ -205,8 +205,19 @@ def together(work: Callable[[], T], world: World) -> T:
     return found[0]
 
 
+@contextmanager
+def alike(world: World) -> Iterator[None]:
+    """What fails inside fails on every rank: others than the first raise an EdgeError as `ToldByFirst`."""
+    try:
+        yield
+    except EdgeError as error:
+        raise _as_told(error, world) from error
+
+
 def _as_told(error: Exception, world: World) -> Exception:
-    return error if world.first or not isinstance(error, EdgeError) else ToldByFirst(str(error))
+    if world.first or not isinstance(error, EdgeError):
+        return error
+    return ToldByFirst(str(error))
 
 
 @torch.no_grad()

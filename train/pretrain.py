@@ -24,7 +24,7 @@ from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
 from edge.train.data.batch import Batch
-from edge.train.distributed import World, all_sum, clip, from_first, joined, together
+from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
 from edge.train.evaluation import Evaluation
 from edge.train.flops import flops_per_token, measured_peak
 from edge.train.folder import RunFolder
@@ -75,8 +75,9 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
         folder = stack.enter_context(RunFolder(out, config, world))
         texts = together(lambda: open_texts(config, world.size), world)
         told = watcher if world.first else _Silent()
-        network = build(config, texts, world, told.say)
-        trainer = Trainer(config, folder, texts, network, world, told)
+        with alike(world):
+            network = build(config, texts, world, told.say)
+            trainer = Trainer(config, folder, texts, network, world, told)
         metrics = together(
             lambda: stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None,
             world,
@@ -195,10 +196,11 @@ class Trainer:
         self._skipped += 1
         sentence = f"The loss of step {self.step + 1} is no number; its rows are in '{path}'."
         if self._config.runtime.on_nan == "stop" or self._skipped >= _MOST_SKIPPED:
-            raise TrainingError(
-                f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on "
-                "from its last checkpoint."
-            )
+            with alike(self._world):
+                raise TrainingError(
+                    f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on "
+                    "from its last checkpoint."
+                )
         self._watcher.say(f"{sentence} Skipped.")
 
     def _log(self, metrics: Metrics | None, evaluated: dict[str, float]) -> None:

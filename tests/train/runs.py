@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 import time
@@ -197,12 +198,18 @@ def write_config(folder: Path, **sections: Mapping[str, Any]) -> Path:
 class Program:
     """`edge train WORDS...` in a process of its own, forked from one that has imported PyTorch already."""
 
-    def __init__(self, *words: object, out: Path, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        *words: object,
+        out: Path,
+        limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """out: a folder for what it prints. limit: bytes that a file of it may have: a full disk."""
         out.mkdir(exist_ok=True)
         self._files = out / "stdout", out / "stderr"
         _FORKS.set_forkserver_preload([__name__])
-        self.process = _FORKS.Process(target=_program, args=([*map(str, words)], self._files, limit))
+        self.process = _FORKS.Process(target=_program, args=([*map(str, words)], self._files, limit, environment))
         self.process.start()
 
     def signal(self, number: int) -> None:
@@ -227,7 +234,10 @@ class Program:
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-def _program(words: list[str], files: tuple[Path, Path], limit: int | None) -> None:
+def _program(
+    words: list[str], files: tuple[Path, Path], limit: int | None, environment: Mapping[str, str] | None
+) -> None:
+    os.environ.update(environment or {})
     for number, path in enumerate(files, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ["COLUMNS"] = "1000"
@@ -242,6 +252,22 @@ def finished(*words: object, out: Path, limit: int | None = None) -> tuple[int, 
     """(exit code, standard output, standard error) of `edge train WORDS...`."""
     program = Program(*words, out=out, limit=limit)
     return program.wait(), program.printed, program.complained
+
+
+def ranks(count: int, *words: object, out: Path) -> list[Program]:
+    """`edge train WORDS...` in so many processes that know each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    return [
+        Program(
+            *words,
+            out=out.with_name(f"{out.name}-{rank}"),
+            environment={**there, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
 
 
 def until(path: Path, lines: int, program: Program) -> None:
