@@ -35,6 +35,7 @@ from edge.train.texts import open_texts
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 64
 EOS = 2
+TOKENIZER = {"tokenizer.json": b"any"}
 MODEL: dict[str, Any] = {
     "preset": "minicpm4-0.5b",
     "hidden_size": 32,
@@ -50,21 +51,27 @@ MODEL: dict[str, Any] = {
 _SPEEDS = ("tokens_per_second", "utilisation")
 
 
-def write_texts(folder: Path, seed: int = 0, documents: int = 60, longest: int = 40) -> ShardFolder:
+def write_texts(
+    folder: Path,
+    seed: int = 0,
+    documents: int = 60,
+    longest: int = 40,
+    tokenizer: Mapping[str, bytes] = TOKENIZER,
+) -> ShardFolder:
     """Documents that count up by a step of their own, 3 to `longest` tokens."""
     make = random.Random(seed)
     found = []
     for _ in range(documents):
         at, step = make.randrange(60), make.randrange(1, 4)
         found.append([3 + (at + step * i) % 61 for i in range(make.randrange(2, longest))] + [EOS])
-    return write_documents(folder, found, facts(), {"tokenizer.json": b"any"})
+    return write_documents(folder, found, facts(tokenizer), tokenizer)
 
 
-def facts(tokenizer: Mapping[str, bytes] | None = None) -> ShardFacts:
-    return ShardFacts(VOCABULARY, 1, (EOS,), tokenizer_digest(tokenizer or {"tokenizer.json": b"any"}))
+def facts(tokenizer: Mapping[str, bytes] = TOKENIZER) -> ShardFacts:
+    return ShardFacts(VOCABULARY, 1, (EOS,), tokenizer_digest(tokenizer))
 
 
-def options(folder: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+def options(folder: Path, **sections: Any) -> dict[str, Any]:
     """A run's TOML document, over the texts in folder/texts; sections: what differs."""
     texts = folder / "texts"
     if not texts.exists():
@@ -83,7 +90,7 @@ def options(folder: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run_config(folder: Path, **sections: Mapping[str, Any]) -> RunConfig:
+def run_config(folder: Path, **sections: Any) -> RunConfig:
     return run_from(options(folder, **sections))
 
 
@@ -104,7 +111,7 @@ class Said:
         self.sentences.append(sentence)
 
 
-def run(folder: Path, name: str = "run", **sections: Mapping[str, Any]) -> tuple[Outcome, Said]:
+def run(folder: Path, name: str = "run", **sections: Any) -> tuple[Outcome, Said]:
     """Train in folder/name."""
     said = Said()
     return train(run_config(folder, **sections), folder / name, said), said
@@ -189,7 +196,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def write_config(folder: Path, **sections: Mapping[str, Any]) -> Path:
+def write_config(folder: Path, **sections: Any) -> Path:
     path = folder / "run.toml"
     path.write_text(toml(options(folder, **sections)))
     return path
@@ -209,7 +216,9 @@ class Program:
         out.mkdir(exist_ok=True)
         self._files = out / "stdout", out / "stderr"
         _FORKS.set_forkserver_preload([__name__])
-        self.process = _FORKS.Process(target=_program, args=([*map(str, words)], self._files, limit, environment))
+        self.process = _FORKS.Process(
+            target=_program, args=([*map(str, words)], self._files, limit, environment)
+        )
         self.process.start()
 
     def signal(self, number: int) -> None:

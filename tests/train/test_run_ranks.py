@@ -98,7 +98,10 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
     "texts": ({"data": {"sources": {"t": "/nowhere"}}}, "'/nowhere' is no finished folder"),
     "option": ({"data": {"row": 3}}, "There is no option 'data.row'; is it 'data.rows'?"),
     "start": ({"start": {"path": "/nowhere"}}, "'/nowhere' has no checkpoints"),
-    "sparse": ({"attention": {"kind": "sparse"}}, "attention.kind=sparse needs the constants of model.sparse"),
+    "sparse": (
+        {"attention": {"kind": "sparse"}},
+        "attention.kind=sparse needs the constants of model.sparse",
+    ),
 }
 
 

@@ -91,7 +91,9 @@ def test_a_decay_from_a_stable_run_is_the_run_from_scratch(tmp_path: Path):
     step = tmp_path / "longer" / "checkpoints" / "step-00000004"
     run(tmp_path, "later", start={"path": str(step), "what": "everything"}, **WHOLE)
     for name in ("branch", "later"):
-        assert all(torch.equal(e, weights(tmp_path / name)[n]) for n, e in weights(tmp_path / "whole").items())
+        assert all(
+            torch.equal(e, weights(tmp_path / name)[n]) for n, e in weights(tmp_path / "whole").items()
+        )
     (tmp_path / "stable").rename(tmp_path / "away")  # once it has a checkpoint, a branch stands alone
     run(tmp_path, "later", start={"path": str(step), "what": "everything"}, **WHOLE)
     assert_same_run(tmp_path / "branch", tmp_path / "later")
