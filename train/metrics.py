@@ -55,9 +55,7 @@ class Metrics:
                     if name != "step" and isinstance(value, (int, float)):
                         self._board.add_scalar(name, value, record["step"])
             except OSError as error:
-                self._say(
-                    f"{write_failure(BOARD, error)} The run goes on without them; {LOG} has all."
-                )
+                self._say(f"{write_failure(BOARD, error)} The run goes on without them; {LOG} has all.")
                 self._board = None
 
     def sync(self) -> None:
