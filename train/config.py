@@ -275,7 +275,7 @@ def _with_changes(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text  # a text needs no quotation marks on a command line
+            value = text.strip()  # a text needs no quotation marks on a command line
         into = data
         for section in sections:
             into = into.setdefault(section, {})
