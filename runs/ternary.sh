@@ -22,7 +22,7 @@ for seed in $SEEDS; do
         local from
         from=$(printf '%s/ternary/stable-%s/checkpoints/step-%08d' "$OUT" "$seed" "$(at "$2")")
         run "ternary/$1-$seed" runs/small.toml --set seed="$((seed + 100))" --set schedule.steps=$((STEPS - $(at "$2"))) \
-            --set start.from="$from" --set quantization.scheme=ternary-g32 --set optimizer.learning_rate=$SECOND "${@:3}"
+            --set start.path="$from" --set quantization.scheme=ternary-g32 --set optimizer.learning_rate=$SECOND "${@:3}"
     }
     for share in 0.2 0.4 0.6; do qat "share-$share" "$share"; done
     qat row-0.4 0.4 --set quantization.scheme=ternary-row
@@ -30,6 +30,6 @@ for seed in $SEEDS; do
     # Rounded after training, without any: the share of 0.
     run "ternary/share-0-$seed" runs/small.toml --set seed="$seed" --set schedule.steps=1 --set schedule.warm_up=0 \
         --set schedule.kind=constant --set optimizer.learning_rate=0.0 --set optimizer.weight_decay=0.0 \
-        --set start.from="$OUT/ternary/float-$seed" --set quantization.scheme=ternary-g32
+        --set start.path="$OUT/ternary/float-$seed" --set quantization.scheme=ternary-g32
 done
 done_all

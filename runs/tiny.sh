@@ -19,7 +19,7 @@ fi
 run tiny/float runs/tiny.toml
 done_all
 # The second stage: 40 % of all tokens, rounded in every step, at half the learning rate, warmed up again.
-run tiny/ternary runs/tiny.toml --set start.from="$OUT/tiny/float" --set quantization.scheme=ternary-row \
+run tiny/ternary runs/tiny.toml --set start.path="$OUT/tiny/float" --set quantization.scheme=ternary-row \
     --set schedule.steps=800 --set optimizer.learning_rate=0.005 --set seed=1
 done_all
 

@@ -25,7 +25,7 @@ for seed in $SEEDS; do
         local from
         from=$(printf '%s/wsd/stable-%s/checkpoints/step-%08d' "$OUT" "$seed" "$(steps "$2" "$3")")
         run "$1" runs/small.toml --set seed="$seed" --set schedule.steps="$2" --set schedule.decay="$3" \
-            --set start.from="$from" --set start.what=everything "${@:4}"
+            --set start.path="$from" --set start.what=everything "${@:4}"
     }
     for n in $LENGTHS; do branch "wsd/branch-$n-$seed" "$n" 0.1; done
     for share in 0.025 0.05 0.2; do branch "wsd/share-$share-$seed" 1200 "$share"; done

@@ -21,7 +21,6 @@ from edge.train.network import model_config
 from edge.train.texts import open_texts
 from tests.train.runs import assert_same_run, finished, plain_steps, run, run_config, weights, write_config
 
-
 UNTIED = {"tie_word_embeddings": False}
 
 
