@@ -18,3 +18,4 @@ for seed in $SEEDS; do
     done
 done
 done_all
+finish mup

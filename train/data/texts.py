@@ -60,7 +60,7 @@ def _reader(path: Path) -> Callable[[Path, ReadingOptions], Iterator[str]]:
     reader = kinds.get(suffix)
     if reader is None or (path.suffix == ".gz" and reader is _parquet):
         raise DataError(
-            f"'{path}' is no .txt, .md or .jsonl file (or one with .gz), and no .parquet; convert or rename it."
+            f"'{path}' is none of .txt, .md, .jsonl (all also as .gz) and .parquet; convert or rename it."
         )
     return reader
 

@@ -56,8 +56,8 @@ def test_json_lines_and_parquet_give_a_field(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.pdf", b"x", "a.pdf' is no .txt, .md or .jsonl"),
-        ("a.parquet.gz", b"x", "is no .txt, .md or .jsonl"),
+        ("a.pdf", b"x", "a.pdf' is none of .txt, .md, .jsonl"),
+        ("a.parquet.gz", b"x", "is none of .txt, .md, .jsonl"),
         ("a.txt", b"good\nb\xffd\n", "a.txt' line 2 is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl' line 2: .*not valid JSON"),
         ("a.jsonl", b'["a"]\n', "a.jsonl' line 1: .*must hold a JSON object"),
