@@ -36,7 +36,7 @@ def show_plan(config: RunConfig, processes: int, picture: Path | None, as_json: 
     line(
         "steps",
         f"{found.steps}: {found.warm_up_steps} of warm-up, {found.decay_steps} of decay; "
-        f"{format_count(found.tokens_per_step)} tokens each",
+        f"{format_count(found.tokens_per_step)} tokens each, best at a loss of {found.suits_loss:.2f}",
     )
     line("tokens", f"{format_count(found.tokens)}, {found.tokens / found.parameters:.1f} per parameter")
     for name, epochs in found.epochs.items():

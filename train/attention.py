@@ -111,9 +111,14 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def document_mask(positions: Tensor) -> Tensor:
     """Positions int [rows, n] -> bool [rows, n, n]: row i may see column j, of its own document."""
-    document = _begins(positions).cumsum(-1)
+    document = document_numbers(positions)
     same = document.unsqueeze(-1) == document.unsqueeze(-2)
     return same.tril()
+
+
+def document_numbers(positions: Tensor) -> Tensor:
+    """Positions int [..., n] -> the number of each token's document in its row, alike."""
+    return _begins(positions).cumsum(-1)
 
 
 def document_lengths(positions: Tensor) -> list[int]:

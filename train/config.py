@@ -65,6 +65,11 @@ class DataSection(_Section):
     length: int = option(512, "Tokens of a row.", least=2)
     rows: int = option(32, "Rows of a step, all processes together.", least=1)
     buckets: tuple[int, ...] = option((), "Lengths in tokens whose documents get equal shares of the tokens.")
+    divisor: int = option(
+        1,
+        "Rows of a step are a multiple of this: the most processes that the run will have (buckets).",
+        least=1,
+    )
 
     @property
     def tokens_per_step(self) -> int:
@@ -141,6 +146,12 @@ class QuantizationSection(_Section):
 @dataclass(frozen=True)
 class AttentionSection(_Section):
     """How the layers read their rows."""
+
+    fused: str = option(
+        "auto",
+        "Dense attention by fused calls (sdpa) or by tiles of documents (flex); auto is flex on GPUs.",
+        choices=("auto", "sdpa", "flex"),
+    )
 
     kind: str = option(
         "dense", "Attention; sparse has the constants of model.sparse.", choices=("dense", "sparse")

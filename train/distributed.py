@@ -67,7 +67,8 @@ def joined(device: str = "auto") -> Iterator[World]:
         yield World(rank, size, place)
         return
     try:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        # Counts and sums are on the CPU in both.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     except (RuntimeError, ValueError, OSError) as error:
         raise TrainingError(
             f"The {size} processes did not find each other ({error}); check torchrun's address and port."

@@ -27,6 +27,7 @@ from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.distributed import World, shard
+from edge.train.flex import PackedFlex
 from edge.train.mup import initialise, make_optimizers
 from edge.train.objective import Objective
 from edge.train.quantized import quantize_aware
@@ -99,7 +100,7 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
         decoder = Decoder(shape, longest(config))
         objective = Objective(decoder, multi_token=config.loss.multi_token > 0, has_z=config.loss.z > 0)
     decoder.model.gradient_checkpointing = config.runtime.gradient_checkpointing
-    objective.use_attention(_attention(config, shape))
+    objective.use_attention(_attention(config, shape, world))
     if config.quantization.chosen is not None:
         quantize_aware(decoder, config.quantization.chosen)
     shard(objective, world)
@@ -114,9 +115,11 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
     return Network(shape, objective, optimizers, precision, texts.any.tokenizer_files)
 
 
-def _attention(config: RunConfig, shape: ModelConfig) -> Attend:
+def _attention(config: RunConfig, shape: ModelConfig, world: World) -> Attend:
     if config.attention.kind == "dense":
-        return packed(fused_attention)
+        automatic = "flex" if world.device.type == "cuda" else "sdpa"
+        fused = automatic if config.attention.fused == "auto" else config.attention.fused
+        return PackedFlex() if fused == "flex" else packed(fused_attention)
     if shape.sparse is None:
         raise ConfigError(
             "attention.kind=sparse needs the constants of model.sparse, such as sparse = {topk = 64}."

@@ -14,6 +14,7 @@ from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.flops import count_parameters, flops_per_token
 from edge.train.network import longest, model_config
+from edge.train.scaling import loss_of_batch
 from edge.train.schedule import decay_steps, rate
 
 _FLOAT = 4
@@ -21,9 +22,11 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a run. memory: bytes per process, by what they hold. epochs: how often each source is
-    read, None for texts that are not there. rates: the learning rate at some steps, evenly from the first
-    to the last.
+    """Numbers of a run.
+
+    suits_loss: the loss, in nats per token, that steps of this size are best for. memory: bytes per
+    process, by what they hold. epochs: how often each source is read, None for texts that are not there.
+    rates: the learning rate at some steps, evenly from the first to the last.
     """
 
     parameters: int
@@ -32,6 +35,7 @@ class Plan:
     warm_up_steps: int
     decay_steps: int
     tokens_per_step: int
+    suits_loss: float
     tokens: int
     flops_per_token: float
     flops: float
@@ -64,6 +68,7 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
         warm_up_steps=schedule.warm_up,
         decay_steps=decay_steps(schedule),
         tokens_per_step=config.data.tokens_per_step,
+        suits_loss=loss_of_batch(config.data.tokens_per_step),
         tokens=tokens,
         flops_per_token=per_token,
         flops=per_token * tokens,

@@ -45,6 +45,7 @@ def open_texts(config: RunConfig) -> Texts:
         phases=data_phases(data, config.schedule.steps),
         buckets=data.buckets,
         seed=config.seed,
+        divisor=data.divisor,
     )
     return Texts(first, held_out, Loader(sources, plan))
 
