@@ -19,7 +19,7 @@ _HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
 _WRITES = " ".join(
     f"--write '{name}'"
     for name in (
-        *("conversation", "KV cache", "conversion", "cache entry", "checkpoint"),
+        *("conversation", "KV cache", "conversion", "cache entry", "checkpoint", "training checkpoint"),
         *("export to bundle", "export to gguf", "export to onnx"),
     )
 )

@@ -48,6 +48,8 @@ NOT_MEASURED = {
     ("docs/export-onnx.md", "What was run, and what was not"): "what was run, without figures",
     ("docs/profile.md", "Reading the table"): "what the columns of a profile mean",
     ("docs/profile.md", "The JSON document"): "what the fields of a profile mean",
+    ("docs/training.md", "Training"): "targets, without figures of their own",
+    ("docs/training.md", "Presets"): "published constants, and choices",
     ("docs/log.md", ""): "history: what no committed code makes again",
 }
 """Tables that hold units and stand outside of marks, by page and heading (none: every heading), and why."""
@@ -170,4 +172,9 @@ def written(page: str) -> str:
         return before + (stands if is_table else waiting(name)) + after
 
     text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"(<!-- options of a run -->\n).*?(<!-- end -->)", _with_options, text, flags=re.S)
     return re.sub(r"(<!-- figures: ([\w.-]+) -->\n)(.*?)(<!-- end -->)", anew, text, flags=re.S)
+
+
+def _with_options(found: re.Match[str]) -> str:
+    return found[1] + training.options() + found[2]

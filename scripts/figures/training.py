@@ -1,10 +1,15 @@
-"""The tables of docs/training.md: what the scripts in runs/ compared, and the speed of the loop."""
+"""The tables of docs/training.md: comparisons, the speed of the loop, the options of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from math import isfinite
+from typing import Any, get_type_hints
 
+from edge.system.options import options_of
 from edge.system.units import format_bytes
+from edge.train.config import RunConfig
 
 from .declaration import Document, Lines, Table, percent
 
@@ -215,3 +220,47 @@ TABLES = {
     "training-tiny-stages": Table(PAGE, ("training-tiny",), tiny_stages, picture="training-tiny.png"),
     "training-speed": Table(PAGE, ("training-speed",), speed),
 }
+
+_TABLES = {
+    "data.sources": "Token shards to learn from: a path by name.",
+    "data.weights": "Shares of the tokens by name, from the first step on; by default all weigh the same.",
+    "data.phases": "Other weights from some step on: `begins` and `weights`.",
+    "model.changes": "Every other key of the section is a field of `ModelConfig`, in place of the preset's.",
+    "evaluation.sources": "Token shards to judge by: a path by name.",
+    "seed": "Of the first weights and the order of documents.",
+}
+"""What stands in the file without being an option."""
+
+
+def options() -> str:
+    """The table of all options of a run's file, as they are declared."""
+    lines = ["| option | default | values | what it does |", "| --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(cells)} |" for cells in _options(RunConfig, "")]
+    return "\n".join(lines) + "\n"
+
+
+def _options(kind: type[Any], prefix: str) -> Iterator[list[str]]:
+    declared, hints = options_of(kind), get_type_hints(kind)
+    for each in sorted(fields(kind), key=lambda each: each.name == "changes"):
+        name = prefix + each.name
+        if name in _TABLES:
+            default = _default(each.default) if name == "seed" else ""
+            yield [f"`{name.replace('changes', 'FIELD')}`", default, "", _TABLES[name]]
+        elif each.name not in declared:
+            yield from _options(hints[each.name], f"{name}.")
+        else:
+            about = declared[each.name]
+            key = (about.flag or each.name).removeprefix("--")
+            values = "" if each.name == "preset" else ", ".join(f"`{value}`" for value in about.names)
+            yield [f"`{prefix}{key}`", _default(each.default), values, about.help]
+
+
+def _default(value: Any) -> str:
+    """As TOML writes it."""
+    if value is MISSING:
+        return "must be given"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{list(value) if isinstance(value, tuple) else value}`"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runs import summary
-from scripts.figures import pages, training
+from scripts.figures import measuring, pages, training
 from scripts.figures.declaration import Document, Lines
 
 CONFIG = {"data": {"length": 256, "rows": 8}}
@@ -138,3 +139,11 @@ def test_a_picture_stands_below_its_table_once_it_is_there(monkeypatch: pytest.M
     assert "![" not in pages.rendered("training-wsd")
     (tmp_path / "training-wsd.png").write_bytes(b"")
     assert "](images/training-wsd.png)" in pages.rendered("training-wsd")
+
+
+def test_the_options_of_a_training_run():
+    """`make figures` would change nothing; every field of the configuration has its line."""
+    text = (measuring.ROOT / training.PAGE).read_text(encoding="utf-8")
+    (stands,) = re.findall(r"<!-- options of a run -->\n(.*?)<!-- end -->", text, re.S)
+    assert stands == training.options(), "run `make figures`"
+    assert "| `start.from` | none |" in stands and "| `schedule.steps` | must be given |" in stands
