@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge.apps.cli.errors import FAILED
 from edge.apps.cli.options import Json, expand
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.train_data import tokenize, tokenizer
+from edge.errors import EdgeError
 from edge.system.units import format_count
 
 if TYPE_CHECKING:
@@ -58,7 +61,12 @@ def run(
     """Train a model as a TOML file says; under torchrun with many processes."""
     from edge.train.config import read
 
-    found = read(config, change or ())
+    try:
+        found = read(config, change or ())
+    except EdgeError:
+        if os.environ.get("RANK", "0") != "0":  # torchrun's first process says the same
+            return FAILED
+        raise
     if dry_run:
         from edge.apps.train_plan import show_plan
 
@@ -66,10 +74,14 @@ def run(
         return 0
     if out is None:
         raise typer.BadParameter("give the folder of the run, or --dry-run", param_hint="'--out'")
+    from edge.train.distributed import ToldByFirst
     from edge.train.pretrain import train
 
     watcher = TerminalWatcher(error_console())
-    outcome = train(found, out, watcher)
+    try:
+        outcome = train(found, out, watcher)
+    except ToldByFirst:
+        return FAILED
     if outcome.first and as_json:
         print_json({"schema": 1, "run": str(out), "step": outcome.step, **watcher.last})
     elif outcome.first and outcome.model is not None:

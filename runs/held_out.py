@@ -15,7 +15,7 @@ def main() -> None:
         shards = ShardFolder.open(path)
         tokenizer = load_tokenizer(shards.tokenizer_files, preset("minicpm4-0.5b"))
         for number in range(shards.documents):
-            print(tokenizer.decode(shards.document(number)), end="\n\n")
+            print(tokenizer.decode(shards.document(number).tolist()), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ done_all
 
 FLOAT=$OUT/tiny/float/model TERNARY=$OUT/tiny/ternary/model
 [ -e "$OUT/tiny/held-out.txt" ] || "$PYTHON" runs/held_out.py "$TINY/austen-heldout" "$TINY/jargon-heldout" > "$OUT/tiny/held-out.txt"
-perplexity() { "$EDGE" eval perplexity "$1" --text "$OUT/tiny/held-out.txt" --window 512 --json --quantize "$2" | tail -1 > "$OUT/tiny/perplexity-$3.json"; }
+perplexity() { "$EDGE" eval perplexity "$1" --text "$OUT/tiny/held-out.txt" --window 512 --activations float32 --json --quantize "$2" | tail -1 > "$OUT/tiny/perplexity-$3.json"; }
 perplexity "$FLOAT" source float
 perplexity "$FLOAT" int4-g32 int4
 perplexity "$FLOAT" int8 int8

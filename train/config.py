@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
-from edge.system.options import REQUIRED, check_options, option, options_of
+from edge.system.options import REQUIRED, check_options, option
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,7 +45,7 @@ class ModelSection(_Section):
     preset: str = option(
         "minicpm4-0.5b", "Shape that the fields below change.", choices=lambda: PRESETS.names()
     )
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = option(dict, "Fields of `ModelConfig` and their values.")
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,21 @@ class DataPhase(_Section):
     """From when on the texts are mixed by other weights."""
 
     begins: float = option(REQUIRED, "Share of the run's steps at which the phase begins.", least=0, most=1)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = option(dict, "Shares of the tokens by source, from then on.")
 
 
 @dataclass(frozen=True)
 class DataSection(_Section):
     """What is read, and how much of it in a step."""
 
-    sources: Mapping[str, str] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    phases: tuple[DataPhase, ...] = ()
+    sources: Mapping[str, str] = option(dict, "Folders of token shards, by names for the log.")
+    weights: Mapping[str, float] = option(dict, "Shares of the tokens by source; by default all the same.")
+    phases: tuple[DataPhase, ...] = option((), "Other weights from later steps on.")
     length: int = option(512, "Tokens of a row.", least=2)
     rows: int = option(32, "Rows of a step, all processes together.", least=1)
     buckets: tuple[int, ...] = option((), "Lengths in tokens whose documents get equal shares of the tokens.")
     divisor: int = option(
-        1,
-        "Rows of a step are a multiple of this: the most processes that the run will have (buckets).",
-        least=1,
+        1, "With buckets: what a step's rows are a multiple of, the most processes it may have.", least=1
     )
 
     @property
@@ -162,9 +161,7 @@ class AttentionSection(_Section):
 class StartSection(_Section):
     """What a run begins with; by default random weights."""
 
-    path: str | None = option(
-        None, "The folder of another run, one of its checkpoints, or a model's folder.", flag="--from"
-    )
+    path: str | None = option(None, "The folder of another run, one of its checkpoints, or a model's folder.")
     what: str = option(
         "weights",
         "Only the weights, or everything: then the other run is continued under this schedule.",
@@ -185,7 +182,7 @@ class CheckpointSection(_Section):
 class EvaluationSection(_Section):
     """The loss on texts that the run doesn't learn from."""
 
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, str] = option(dict, "Folders of token shards, by names for the log.")
     every: int = option(500, "Steps from one evaluation to the next; the last step always has one.", least=1)
     rows: int = option(64, "Rows that are read of each source.", least=1)
 
@@ -231,7 +228,10 @@ class RunConfig:
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
     log: LogSection = field(default_factory=LogSection)
-    seed: int = 0
+    seed: int = option(0, "Of the first weights and of the texts' order.", least=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the log and for comparing a run with what it continues."""
@@ -281,7 +281,7 @@ def _with_changes(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            value = text  # a text needs no quotation marks on a command line
+            value = text.strip()  # a text needs no quotation marks on a command line
         into = data
         for section in sections:
             into = into.setdefault(section, {})
@@ -298,18 +298,15 @@ def _make(kind: type[Any], data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"'{where}' must be a section, not {data!r}.")
     hints = get_type_hints(kind)
-    declared = options_of(kind)
     prefix = f"{where}." if where else ""
-    keys = {
-        (declared[each.name].flag or each.name).removeprefix("--")
-        if each.name in declared
-        else each.name: each
-        for each in fields(kind)
-    }
+    keys = {each.name: each for each in fields(kind)}
     if kind is ModelSection:
-        return ModelSection(
-            data.get("preset", ModelSection().preset), {k: v for k, v in data.items() if k != "preset"}
-        )
+        changes = {name: value for name, value in data.items() if name != "preset"}
+        try:
+            json.dumps(changes, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"A value of 'model' is none that a model has: {error}.") from error
+        data = {**{name: value for name, value in data.items() if name == "preset"}, "changes": changes}
     found = {}
     for key, value in data.items():
         if key not in keys:
@@ -325,7 +322,7 @@ def _make(kind: type[Any], data: Any, where: str) -> Any:
     except ConfigError:
         raise
     except EdgeError as error:
-        raise ConfigError(f"{prefix}{error}") from error
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -340,9 +337,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"'{where}' must be a section, not {value!r}.")
         for name, each in value.items():
-            number = isinstance(each, (int, float)) and not isinstance(each, bool) and each >= 0
+            number = isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each < inf
             if wanted is float and not number:
                 raise ConfigError(f"'{where}.{name}' must be a number of 0 or more, not {each!r}.")
             if wanted is str and not isinstance(each, str):
                 raise ConfigError(f"'{where}.{name}' must be a path, not {each!r}.")
+    if isinstance(value, float) and not isfinite(value):
+        raise ConfigError(f"'{where}' must be a finite number, not {value}.")
     return value

@@ -19,13 +19,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from edge.errors import TrainingError
+from edge.errors import EdgeError, TrainingError
 from edge.model.network.decoder import Layer
 
 T = TypeVar("T")
 
 _DEVICES = ("auto", "cpu", "cuda")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ToldByFirst(TrainingError):
+    """A failure of all processes, in one that is not the first: nobody has to hear of it twice."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,20 @@ def clip(module: nn.Module, limit: float) -> float:
 
 
 def all_sum(tensor: Tensor, world: World) -> Tensor:
-    """The sum of the tensor over all ranks, a new tensor; every rank passes the same shape."""
-    total = tensor.detach().clone()
+    """The sum of the tensor over all ranks, a new tensor; every rank passes the same shape.
+
+    TrainingError if another rank has ended.
+    """
+    total = tensor.detach().to(world.device, copy=True)  # NCCL sums on its device only
     if world.size > 1:
-        dist.all_reduce(total)
-    return total
+        try:
+            dist.all_reduce(total)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"Process {world.rank} lost the others; look for why one of them ended, then start the run "
+                "again."
+            ) from error
+    return total.to(tensor.device)
 
 
 def barrier(world: World) -> None:
@@ -151,7 +164,7 @@ def barrier(world: World) -> None:
 def from_first(work: Callable[[], T], world: World) -> T:
     """What `work` returns on rank 0, on every rank; an exception there is raised on every rank.
 
-    The result is pickled on its way. Others don't call `work`.
+    The result is pickled on its way. Others don't call `work`, and get an EdgeError as `ToldByFirst`.
     """
     if world.size == 1:
         return work()
@@ -163,12 +176,14 @@ def from_first(work: Callable[[], T], world: World) -> T:
             answer[1] = error
     dist.broadcast_object_list(answer, src=0, device=world.device)
     if answer[1] is not None:
-        raise answer[1]
+        raise _as_told(answer[1], world)
     return answer[0]
 
 
 def from_all(work: Callable[[], T], world: World) -> list[T]:
-    """What `work` returns on every rank, in their order; the first exception is raised on every rank."""
+    """What `work` returns on every rank, in their order; the first exception is raised on every rank, as
+    `from_first` does.
+    """
     if world.size == 1:
         return [work()]
     mine: tuple[T | None, Exception | None]
@@ -180,8 +195,30 @@ def from_all(work: Callable[[], T], world: World) -> list[T]:
     dist.all_gather_object(answers, mine)
     for _, failure in answers:
         if failure is not None:
-            raise failure
+            raise _as_told(failure, world)
     return [result for result, _ in answers]
+
+
+def together(work: Callable[[], T], world: World) -> T:
+    """What `work` returns on this rank; an exception on any is raised on every rank, as `from_all` does."""
+    found: list[T] = []
+    from_all(lambda: found.append(work()), world)
+    return found[0]
+
+
+@contextmanager
+def alike(world: World) -> Iterator[None]:
+    """What fails inside fails on every rank: others than the first raise an EdgeError as `ToldByFirst`."""
+    try:
+        yield
+    except EdgeError as error:
+        raise _as_told(error, world) from error
+
+
+def _as_told(error: Exception, world: World) -> Exception:
+    if world.first or not isinstance(error, EdgeError):
+        return error
+    return ToldByFirst(str(error))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -55,6 +56,7 @@ def flops_per_token(config: ModelConfig, length: int, multi_token: bool = False)
     return total
 
 
+@cache
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a product of two square matrices, the best of some: the peak that runs are
     held to.

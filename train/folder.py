@@ -20,9 +20,10 @@ import numpy as np
 from edge.errors import TrainingError
 from edge.formats.atomic import write_failure, write_file
 from edge.system.file_locks import lock_descriptor
+from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
 from edge.train.data.batch import Batch
-from edge.train.distributed import World, from_first
+from edge.train.distributed import World, from_all, from_first
 from edge.train.metrics import Metrics
 from edge.train.network import Network, full_state
 from edge.train.saving import save_network
@@ -43,7 +44,11 @@ class RunFolder:
         self._lock: io.FileIO | None = None
 
     def __enter__(self) -> RunFolder:
-        from_first(self._claim, self._world)
+        try:
+            from_first(self._claim, self._world)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,12 +60,15 @@ class RunFolder:
         """Where checkpoints are."""
         return self.path / CHECKPOINTS
 
-    def metrics(self, step: int) -> Metrics:
+    def metrics(self, step: int, say: Say) -> Metrics:
         """The log, of a run that goes on after this step."""
-        return Metrics(self.path, step, self._config.log.tensorboard)
+        return Metrics(self.path, step, self._config.log.tensorboard, say)
 
     def save_batch(self, batch: Batch, step: int) -> Path:
-        """Keep the rows of a step that failed, as NumPy arrays."""
+        """Keep the rows of a step that failed, as NumPy arrays; returns the file of the first process."""
+        return from_all(lambda: self._save_batch(batch, step), self._world)[0]
+
+    def _save_batch(self, batch: Batch, step: int) -> Path:
         path = self.path / f"no-number-{step:08d}-{self._world.rank}.npz"
         data = io.BytesIO()
         np.savez_compressed(data, **{name: value.numpy() for name, value in batch._asdict().items()})
@@ -74,8 +82,12 @@ class RunFolder:
         """Write the trained model, unless it stands there from before."""
         path = self.path / MODEL
         state = full_state(network.objective)
-        if self._world.first and not path.exists():
-            save_network(path, network, state)
+
+        def save() -> None:
+            if not path.exists():
+                save_network(path, network, state)
+
+        from_first(save, self._world)
         return path
 
     def _claim(self) -> None:
@@ -91,9 +103,9 @@ class RunFolder:
             raise TrainingError(write_failure(self.path, error)) from error
 
     def _check_config(self) -> None:
-        """Write the options, or compare them with those that the run began with."""
+        """Write the options; where there are checkpoints, they must be those that the run began with."""
         path, mine = self.path / CONFIG, self._config.to_json()
-        if not path.exists():
+        if not any(self.checkpoints.glob("step-*")):
             write_file(path, json.dumps(mine, indent=2).encode() + b"\n")
             return
         theirs, now = dict(_flat(read_config(self.path))), dict(_flat(mine))
@@ -101,8 +113,7 @@ class RunFolder:
             if theirs.get(name) != now.get(name) and not name.startswith(_MAY_CHANGE):
                 raise TrainingError(
                     f"'{self.path}' holds a run with {name} = {theirs.get(name)!r}, not {now.get(name)!r}; "
-                    f"choose "
-                    "another --out, or set start.path to that folder to go on from it."
+                    "choose another --out, or set start.path to that folder to go on from it."
                 )
 
 

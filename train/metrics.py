@@ -1,16 +1,17 @@
 """What a run leaves to be watched: a log of JSON lines, and TensorBoard's files.
 
 A run that continues from a checkpoint first takes back what it had logged after it, so the log is always
-that of one unbroken run.
+that of one unbroken run. A disk without room doesn't end a run: lines wait until there is some.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from edge.errors import TrainingError
 from edge.formats.atomic import write_failure, write_file
@@ -22,37 +23,61 @@ BOARD = "tensorboard"
 class Metrics:
     """The log of a run's folder; a context manager.
 
-    step: the step that the run continues after; lines of later steps are taken back. Raises TrainingError.
+    step: the step that the run continues after; lines of later steps are taken back. say: is told of what
+    could not be written. Raises TrainingError.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, step: int, tensorboard: bool, say: Callable[[str], None]) -> None:
         self._path = folder / LOG
         try:
             kept = [line for line in read_log(folder) if line["step"] <= step] if self._path.exists() else []
             write_file(self._path, b"".join(_line(each) for each in kept))
-            self._file: IO[bytes] = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise TrainingError(write_failure(self._path, error)) from error
+        self._whole, self._waiting = self._path.stat().st_size, b""
+        self._say, self._told = say, False
         self._board = _open_board(folder / BOARD, step) if tensorboard else None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a line: `step` and figures by name."""
+        """Append a line: `step` and figures by name. Where there is no room this is said once."""
+        self._waiting += _line(record)
         try:
-            self._file.write(_line(record))
-            self._file.flush()
+            self._append()
+            self._told = False
         except OSError as error:
-            raise TrainingError(write_failure(self._path, error)) from error
+            if not self._told:
+                self._say(f"{write_failure(self._path, error)} The run goes on, and the log's lines wait.")
+            self._told = True
         if self._board is not None:
-            for name, value in record.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, record["step"])
+            try:
+                for name, value in record.items():
+                    if name != "step" and isinstance(value, (int, float)):
+                        self._board.add_scalar(name, value, record["step"])
+            except OSError as error:
+                self._say(f"{write_failure(BOARD, error)} The run goes on without them; {LOG} has all.")
+                self._board = None
 
     def sync(self) -> None:
-        """Make what was written survive a power cut: called before a checkpoint that counts on it."""
+        """Make what was written survive a power cut: called before a checkpoint that counts on it. Raises
+        TrainingError.
+        """
         try:
+            self._append()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise TrainingError(write_failure(self._path, error)) from error
+
+    def _append(self) -> None:
+        """All lines that wait, or none of them."""
+        try:
+            written = 0
+            while written < len(self._waiting):
+                written += self._file.write(self._waiting[written:])
+        except OSError:
+            self._file.truncate(self._whole)
+            raise
+        self._whole, self._waiting = self._whole + written, b""
 
     def __enter__(self) -> Metrics:
         return self
@@ -60,7 +85,8 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):
+                self._board.close()
 
 
 def read_log(folder: str | Path) -> list[dict[str, Any]]:
@@ -99,4 +125,7 @@ def _open_board(folder: Path, step: int) -> Any:
         raise TrainingError(
             "TensorBoard is not installed: pip install 'minicpm-edge[train]', or set log.tensorboard=false."
         ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    try:
+        return SummaryWriter(str(folder), purge_step=step + 1)
+    except OSError as error:
+        raise TrainingError(write_failure(folder, error)) from error

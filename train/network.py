@@ -26,7 +26,7 @@ from edge.train.attention import packed
 from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
-from edge.train.distributed import World, shard
+from edge.train.distributed import World, shard, together
 from edge.train.flex import PackedFlex
 from edge.train.mup import initialise, make_optimizers
 from edge.train.objective import Objective
@@ -95,17 +95,12 @@ def longest(config: RunConfig) -> int:
 
 def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
     """The network with its first weights, those of `start.path` if only weights are wanted of it."""
-    shape = model_config(config, texts.any)
-    with torch.device("meta"):
-        decoder = Decoder(shape, longest(config))
-        objective = Objective(decoder, multi_token=config.loss.multi_token > 0, has_z=config.loss.z > 0)
-    decoder.model.gradient_checkpointing = config.runtime.gradient_checkpointing
-    objective.use_attention(_attention(config, shape, world))
-    if config.quantization.chosen is not None:
-        quantize_aware(decoder, config.quantization.chosen)
+    shape = together(lambda: model_config(config, texts.any), world)
+    objective = together(lambda: empty_objective(config, shape), world)
+    objective.use_attention(_attention(config, shape, world.device))
     shard(objective, world)
     objective.to_empty(device=world.device)
-    decoder.model.rotary = RotaryEmbedding(shape, longest(config)).to(world.device)
+    objective.decoder.model.rotary = RotaryEmbedding(shape, longest(config)).to(world.device)
     initialise(objective, shape, config.optimizer, config.seed)
     begin_with_weights(config.start, objective, world, say)
     if config.runtime.compile:
@@ -115,9 +110,20 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
     return Network(shape, objective, optimizers, precision, texts.any.tokenizer_files)
 
 
-def _attention(config: RunConfig, shape: ModelConfig, world: World) -> Attend:
+def empty_objective(config: RunConfig, shape: ModelConfig) -> Objective:
+    """The module that the run trains, without memory for its weights. Raises ConfigError."""
+    with torch.device("meta"):
+        decoder = Decoder(shape, longest(config))
+        objective = Objective(decoder, multi_token=config.loss.multi_token > 0, has_z=config.loss.z > 0)
+    decoder.model.gradient_checkpointing = config.runtime.gradient_checkpointing
+    if config.quantization.chosen is not None:
+        quantize_aware(decoder, config.quantization.chosen)
+    return objective
+
+
+def _attention(config: RunConfig, shape: ModelConfig, device: torch.device) -> Attend:
     if config.attention.kind == "dense":
-        automatic = "flex" if world.device.type == "cuda" else "sdpa"
+        automatic = "flex" if device.type == "cuda" else "sdpa"
         fused = automatic if config.attention.fused == "auto" else config.attention.fused
         return PackedFlex() if fused == "flex" else packed(fused_attention)
     if shape.sparse is None:

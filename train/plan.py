@@ -13,9 +13,12 @@ from edge.config import ModelConfig
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.flops import count_parameters, flops_per_token
-from edge.train.network import longest, model_config
+from edge.train.mup import is_hidden_matrix
+from edge.train.network import empty_objective, longest, model_config
+from edge.train.objective import Objective
 from edge.train.scaling import loss_of_batch
 from edge.train.schedule import decay_steps, rate
+from edge.train.texts import data_phases
 
 _FLOAT = 4
 
@@ -56,14 +59,14 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
     """
     sources = {name: _opened(path) for name, path in config.data.sources.items()}
     shape = model_config(config, next((each for each in sources.values() if each is not None), None))
-    counted = count_parameters(shape)
+    objective = empty_objective(config, shape)
+    parameters = sum(each.numel() for each in objective.parameters())
     schedule, tokens = config.schedule, config.data.tokens_per_step * config.schedule.steps
     per_token = flops_per_token(shape, longest(config), config.loss.multi_token > 0)
-    weights = config.data.weights or dict.fromkeys(sources, 1.0)
-    total = sum(weights.values()) or 1.0
+    shares = _shares(config)
     return Plan(
-        parameters=counted.all,
-        active_parameters=counted.active,
+        parameters=parameters,
+        active_parameters=count_parameters(shape).active,
         steps=schedule.steps,
         warm_up_steps=schedule.warm_up,
         decay_steps=decay_steps(schedule),
@@ -73,9 +76,9 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
         flops_per_token=per_token,
         flops=per_token * tokens,
         processes=processes,
-        memory=_memory(config, shape, counted.all, processes),
+        memory=_memory(config, shape, objective, processes),
         epochs={
-            name: None if found is None else tokens * weights.get(name, 0.0) / total / max(found.tokens, 1)
+            name: None if found is None else tokens * shares[name] / max(found.tokens, 1)
             for name, found in sources.items()
         },
         rates=[
@@ -106,11 +109,25 @@ def _opened(path: str) -> ShardFolder | None:
     return ShardFolder.open(path) if Path(path).exists() else None
 
 
-def _memory(config: RunConfig, shape: ModelConfig, parameters: int, processes: int) -> dict[str, int]:
+def _shares(config: RunConfig) -> dict[str, float]:
+    """The share of the run's tokens that each source gives, over all phases."""
+    phases, steps = data_phases(config.data, config.schedule.steps), config.schedule.steps
+    found = dict.fromkeys(config.data.sources, 0.0)
+    for (begin, weights), end in zip(phases, [*(first for first, _ in phases[1:]), steps], strict=True):
+        total = sum(weights.values()) or 1.0
+        for name, weight in weights.items():
+            found[name] += weight / total * (end - begin) / steps
+    return found
+
+
+def _memory(config: RunConfig, shape: ModelConfig, objective: Objective, processes: int) -> dict[str, int]:
     """Bytes per process. Weights, gradients and moments are sharded; a process computes its own rows."""
-    moments = (
-        1 if config.optimizer.kind == "muon" else 2
-    )  # Muon has one for the matrices, which are nearly all
+    parameters = moments = 0
+    for name, each in objective.named_parameters():
+        parameters += each.numel()
+        # Muon has one moment, AdamW two.
+        has_one = config.optimizer.kind == "muon" and is_hidden_matrix(name, each)
+        moments += each.numel() * (1 if has_one else 2)
     shared = -(-parameters * _FLOAT // processes)
     rows = -(-config.data.rows // (processes * config.runtime.accumulation))
     tokens = rows * config.data.length
@@ -119,11 +136,15 @@ def _memory(config: RunConfig, shape: ModelConfig, parameters: int, processes: i
     # What backward needs of a layer: norms and residuals, projections before and after rotating, SwiGLU's
     # four.
     layer = tokens * width * (10 * shape.hidden_size + 4 * heads + 5 * shape.intermediate_size)
-    stream = tokens * _FLOAT * shape.hidden_size * shape.num_hidden_layers
-    kept = stream + layer if config.runtime.gradient_checkpointing else layer * shape.num_hidden_layers
+    layers = shape.num_hidden_layers + (config.loss.multi_token > 0)
+    stream = tokens * _FLOAT * shape.hidden_size * layers
+    kept = stream + layer if config.runtime.gradient_checkpointing else layer * layers
+    # Logits and their logarithms of the softmax, where a loss needs them all at a time.
+    whole = (config.loss.z > 0) + (config.loss.multi_token > 0)
+    kept += whole * 2 * tokens * shape.vocab_size * _FLOAT
     return {
         "weights": shared,
         "gradients": shared,
-        "optimizer": moments * shared,
+        "optimizer": -(-moments * _FLOAT // processes),
         "activations": kept,
     }

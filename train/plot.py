@@ -25,8 +25,17 @@ def plot_runs(runs: Sequence[str | Path], out: str | Path, smooth: int = 1) -> N
     """
     from matplotlib.figure import Figure
 
-    logs = {Path(run).name: read_log(run) for run in runs}
+    short = [Path(run).name for run in runs]
+    logs = {
+        name if short.count(name) == 1 else str(run): read_log(run)
+        for name, run in zip(short, runs, strict=True)
+    }
     for name, lines in logs.items():
+        for line in lines:
+            if not all(isinstance(line.get(key), (int, float)) for key in ("tokens", "learning_rate")):
+                raise TrainingError(
+                    f"Step {line['step']} in the log of '{name}' is damaged; remove its line."
+                )
         if not any(line.get("loss") is not None for line in lines):
             raise TrainingError(f"The log of '{name}' has no losses yet; let it run for some steps.")
     held_out = any(_names(lines) for lines in logs.values())

@@ -24,7 +24,7 @@ from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
 from edge.train.data.batch import Batch
-from edge.train.distributed import World, all_sum, clip, joined
+from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
 from edge.train.evaluation import Evaluation
 from edge.train.flops import flops_per_token, measured_peak
 from edge.train.folder import RunFolder
@@ -73,11 +73,15 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
             torch.set_num_threads(config.runtime.threads)
         world = stack.enter_context(joined(config.runtime.device))
         folder = stack.enter_context(RunFolder(out, config, world))
-        texts = open_texts(config)
+        texts = together(lambda: open_texts(config, world.size), world)
         told = watcher if world.first else _Silent()
-        network = build(config, texts, world, told.say)
-        trainer = Trainer(config, folder, texts, network, world, told)
-        metrics = stack.enter_context(folder.metrics(trainer.step)) if world.first else None
+        with alike(world):
+            network = build(config, texts, world, told.say)
+            trainer = Trainer(config, folder, texts, network, world, told)
+        metrics = together(
+            lambda: stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None,
+            world,
+        )
         return trainer.run(metrics, stack.enter_context(StopSignals()))
 
 
@@ -157,9 +161,8 @@ class Trainer:
         """Read rows, go forward and backward, and change the weights unless the loss is no number."""
         config, network = self._config, self._network
         batch = self._loader.next(self._world.rank, self._world.size)
-        here = torch.tensor([*counts(batch), signals.received], dtype=torch.float64)
-        first, second, signal = all_sum(here, self._world).tolist()
-        signals.agree(int(signal))
+        targets_here = torch.tensor(counts(batch), dtype=torch.float64)
+        first, second = all_sum(targets_here, self._world).tolist()
         sums = torch.zeros(3, dtype=torch.float64)
         network.objective.train()
         for tokens, targets, positions in _parts(batch, config.runtime.accumulation, self._world.device):
@@ -170,13 +173,15 @@ class Trainer:
             loss.backward()
             sums += torch.stack([each.detach() for each in losses]).double().cpu()
         norm = clip(network.objective, config.optimizer.clip or math.inf)
-        sums = all_sum(sums, self._world)
+        signal = torch.tensor([signals.received], dtype=torch.float64)
+        *found, signal_sum = all_sum(torch.cat([sums, signal]), self._world).tolist()
+        signals.agree(int(signal_sum))
         self._tokens += int(first)
-        if sums.isfinite().all() and math.isfinite(norm):
+        if all(map(math.isfinite, (*found, norm))):
             set_rates(network.optimizers, rate(config.schedule, self.step))
             for optimizer in network.optimizers:
                 optimizer.step()
-            self._window = self._window.plus(1.0, *sums.tolist(), first, second, norm)
+            self._window = self._window.plus(1.0, *found, first, second, norm)
             self._skipped = 0
         else:
             self._no_number(batch)
@@ -191,11 +196,11 @@ class Trainer:
         self._skipped += 1
         sentence = f"The loss of step {self.step + 1} is no number; its rows are in '{path}'."
         if self._config.runtime.on_nan == "stop" or self._skipped >= _MOST_SKIPPED:
-            raise TrainingError(
-                f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on "
-                f"from its "
-                "last checkpoint."
-            )
+            with alike(self._world):
+                raise TrainingError(
+                    f"{sentence} Lower optimizer.learning_rate, or set runtime.on_nan=skip; the run goes on "
+                    "from its last checkpoint."
+                )
         self._watcher.say(f"{sentence} Skipped.")
 
     def _log(self, metrics: Metrics | None, evaluated: dict[str, float]) -> None:
@@ -218,8 +223,6 @@ class Trainer:
 
     def _save(self, metrics: Metrics | None) -> None:
         """A checkpoint; a full disk doesn't end the run before its last step: an older one is still there."""
-        if metrics is not None:
-            metrics.sync()
         host = {
             "loader": self._loader.state(),
             "tokens": self._tokens,
@@ -227,6 +230,7 @@ class Trainer:
             "config": self._config.to_json(),
         }
         try:
+            from_first(lambda: None if metrics is None else metrics.sync(), self._world)
             self._store.save(self.step, self._network.objective, self._network.optimizers, host)
         except TrainingError as error:
             if self.step == self._config.schedule.steps:

@@ -10,7 +10,7 @@ from edge.errors import TrainingError
 from edge.model.weights.checkpoint import load_tensors, open_checkpoint
 from edge.train.checkpoints import CheckpointStore, Loaded, Say, load_weights, step_of
 from edge.train.config import StartSection
-from edge.train.distributed import World, assign
+from edge.train.distributed import World, assign, together
 from edge.train.objective import Objective
 
 CHECKPOINTS = "checkpoints"
@@ -20,7 +20,8 @@ CHECKPOINTS = "checkpoints"
 def model_folder(start: StartSection) -> Path | None:
     """The folder of a Hugging Face model that the run starts from; None if it starts otherwise."""
     path = None if start.path is None else Path(start.path)
-    if path is None or not any(path.glob("*.safetensors")):
+    # A run's folder has weights of its multi-token layer, which are no model.
+    if path is None or (path / CHECKPOINTS).is_dir() or not any(path.glob("*.safetensors")):
         return None
     if start.what == "everything":
         raise TrainingError(
@@ -40,8 +41,16 @@ def begin_with_weights(start: StartSection, objective: Objective, world: World, 
         checkpoints, step = _checkpoint(start.path)
         load_weights(checkpoints, objective.decoder, world, say, step=step, prefix="decoder.")
         return
-    tensors = load_tensors(open_checkpoint(folder), torch.float32)
-    for name, parameter in objective.decoder.named_parameters():
+    tensors = together(lambda: load_tensors(open_checkpoint(folder), torch.float32), world)
+    parameters = dict(objective.decoder.named_parameters())
+    for name in sorted(tensors.keys() | parameters.keys()):
+        theirs, mine = (tuple(each[name].shape) if name in each else None for each in (tensors, parameters))
+        if theirs != mine:
+            raise TrainingError(
+                f"'{folder}' does not fit the run's network: its tensor '{name}' has shape {theirs}, not "
+                f"{mine}; leave the sizes in [model] as that model has them."
+            )
+    for name, parameter in parameters.items():
         assign(parameter, tensors[name])
 
 

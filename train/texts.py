@@ -23,9 +23,16 @@ class Texts:
     loader: Loader
 
 
-def open_texts(config: RunConfig) -> Texts:
-    """Open all sources; TrainingError for one that can't be read or has another tokenizer than the first."""
+def open_texts(config: RunConfig, processes: int = 1) -> Texts:
+    """Open all sources; TrainingError for one that can't be read or has another tokenizer than the first,
+    and for rows that so many processes can't share.
+    """
     data = config.data
+    _check_shared("data.rows", data.rows, processes)
+    if data.buckets:
+        _check_shared("data.divisor", data.divisor, processes)
+    if config.evaluation.sources:
+        _check_shared("evaluation.rows", config.evaluation.rows, processes)
     if not data.sources:
         raise TrainingError(
             "The run has no texts; name token shards under data.sources (edge train tokenize makes them)."
@@ -48,6 +55,11 @@ def open_texts(config: RunConfig) -> Texts:
         divisor=data.divisor,
     )
     return Texts(first, held_out, Loader(sources, plan))
+
+
+def _check_shared(name: str, rows: int, processes: int) -> None:
+    if rows % processes:
+        raise TrainingError(f"{name} is {rows}, which {processes} processes can't share; take a multiple.")
 
 
 def data_phases(data: DataSection, steps: int) -> tuple[tuple[int, Mapping[str, float]], ...]:
