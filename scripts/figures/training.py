@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from math import isfinite
 from typing import Any, get_type_hints
 
-from edge.system.options import options_of
+from edge.system.options import REQUIRED, default_of, options_of
 from edge.system.units import format_bytes
 from edge.train.config import RunConfig
 
@@ -221,16 +221,6 @@ TABLES = {
     "training-speed": Table(PAGE, ("training-speed",), speed),
 }
 
-_TABLES = {
-    "data.sources": "Token shards to learn from: a path by name.",
-    "data.weights": "Shares of the tokens by name, from the first step on; by default all weigh the same.",
-    "data.phases": "Other weights from some step on: `begins` and `weights`.",
-    "model.changes": "Every other key of the section is a field of `ModelConfig`, in place of the preset's.",
-    "evaluation.sources": "Token shards to judge by: a path by name.",
-    "seed": "Of the first weights and the order of documents.",
-}
-"""What stands in the file without being an option."""
-
 
 def options() -> str:
     """The table of all options of a run's file, as they are declared."""
@@ -241,25 +231,21 @@ def options() -> str:
 
 def _options(kind: type[Any], prefix: str) -> Iterator[list[str]]:
     declared, hints = options_of(kind), get_type_hints(kind)
-    for each in sorted(fields(kind), key=lambda each: each.name == "changes"):
-        name = prefix + each.name
-        if name in _TABLES:
-            default = _default(each.default) if name == "seed" else ""
-            yield [f"`{name.replace('changes', 'FIELD')}`", default, "", _TABLES[name]]
-        elif each.name not in declared:
-            yield from _options(hints[each.name], f"{name}.")
-        else:
-            about = declared[each.name]
-            key = (about.flag or each.name).removeprefix("--")
-            values = "" if each.name == "preset" else ", ".join(f"`{value}`" for value in about.names)
-            yield [f"`{prefix}{key}`", _default(each.default), values, about.help]
+    for each in fields(kind):
+        if each.name not in declared:
+            yield from _options(hints[each.name], f"{prefix}{each.name}.")
+            continue
+        about = declared[each.name]
+        values = "" if each.name == "preset" else ", ".join(f"`{value}`" for value in about.names)
+        name = "FIELD" if each.name == "changes" else each.name  # stands in the section itself
+        yield [f"`{prefix}{name}`", _default(default_of(kind, each.name)), values, about.help]
 
 
 def _default(value: Any) -> str:
     """As TOML writes it."""
-    if value is MISSING:
+    if value is REQUIRED:
         return "must be given"
-    if value is None:
+    if value is None or value is dict:
         return "none"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

@@ -146,4 +146,4 @@ def test_the_options_of_a_training_run():
     text = (measuring.ROOT / training.PAGE).read_text(encoding="utf-8")
     (stands,) = re.findall(r"<!-- options of a run -->\n(.*?)<!-- end -->", text, re.S)
     assert stands == training.options(), "run `make figures`"
-    assert "| `start.from` | none |" in stands and "| `schedule.steps` | must be given |" in stands
+    assert "| `start.path` | none |" in stands and "| `schedule.steps` | must be given |" in stands
