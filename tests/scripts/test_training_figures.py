@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from edge.train.config import read
+from edge.train.plan import plan
 from runs import summary
 from scripts.figures import measuring, pages, training
 from scripts.figures.declaration import Document, Lines
@@ -147,3 +149,12 @@ def test_the_options_of_a_training_run():
     (stands,) = re.findall(r"<!-- options of a run -->\n(.*?)<!-- end -->", text, re.S)
     assert stands == training.options(), "run `make figures`"
     assert "| `start.path` | none |" in stands and "| `schedule.steps` | must be given |" in stands
+
+
+def test_the_file_on_the_page_is_a_run(tmp_path: Path):
+    text = (measuring.ROOT / training.PAGE).read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (tmp_path / "my.toml").write_text(example)
+    found = read(tmp_path / "my.toml")
+    assert found.model.changes["hidden_size"] == 256 and found.data.phases[0].weights == {"books": 1}
+    assert plan(found).parameters > 10**6
