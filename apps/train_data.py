@@ -19,7 +19,7 @@ from edge.train.data.texts import ReadingOptions, read_documents
 
 Texts = Annotated[
     list[Path],
-    typer.Argument(metavar="TEXT...", help="Files: .txt, .jsonl (both also as .gz) or .parquet."),
+    typer.Argument(metavar="TEXT...", help="Files: .txt, .md, .jsonl (also as .gz) or .parquet."),
 ]
 
 

@@ -5,10 +5,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EDGE=${EDGE:-.venv/bin/edge}
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-build/runs}
+PICTURES=${PICTURES:-docs/images}
 # Runs at the same time, each on one core.
 JOBS=${JOBS:-$(nproc)}
 SEEDS=${SEEDS:-0 1 2}
 mkdir -p "$OUT"
+FIRST=${SEEDS%% *}
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 # texts NAME VOCABULARY SOURCE...: a tokenizer and token shards of texts from Debian packages, in $OUT/NAME, with a held-out part.
@@ -51,6 +53,14 @@ train() {
 # Wait for all runs; the next ones start from what they left.
 done_all() {
     while [ -n "$(jobs -rp)" ]; do wait -n; done
+}
+
+# finish NAME [RUN]...: a picture of some runs, and the comparison's document as the last line.
+finish() {
+    local name=$1
+    shift
+    [ $# = 0 ] || "$EDGE" train plot "${@/#/$OUT/}" --smooth 4 --out "$PICTURES/training-$name.png"
+    "$PYTHON" runs/summary.py "$name" --runs "$OUT"
 }
 
 PROSE="austen bible handbook reference policy git jargon postgresql python foldoc"

@@ -15,3 +15,4 @@ for seed in $SEEDS; do
             > "$OUT/multi-token/$weight-$seed/acceptance.json"
     done
 done
+finish multi-token "multi-token/0.0-$FIRST" "multi-token/0.1-$FIRST" "multi-token/0.3-$FIRST"

@@ -21,3 +21,4 @@ for seed in $SEEDS; do
     done
 done
 done_all
+finish mup

@@ -84,10 +84,12 @@ def multi_token(runs: Path) -> dict[str, Any]:
 def tiny(runs: Path) -> dict[str, Any]:
     """The stages of the end-to-end run, perplexities, and what the checks of the exports said."""
     folder = runs / "tiny"
+    checks = _documents(folder, "check")
     return {
         "stages": {name: _stage(folder / name) for name in ("float", "ternary")},
         "perplexity": _documents(folder, "perplexity"),
-        "checks": _documents(folder, "check"),
+        "checks": checks,
+        "bytes": {target: _bytes(folder / target) for target in checks},
         "chat": (folder / "chat.txt").read_text(),
     }
 
@@ -110,6 +112,10 @@ def _documents(folder: Path, kind: str) -> dict[str, Any]:
         path.stem.removeprefix(f"{kind}-"): json.loads(path.read_text())
         for path in sorted(folder.glob(f"{kind}-*.json"))
     }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _size(run: Path) -> dict[str, Any]:

@@ -33,3 +33,4 @@ for seed in $SEEDS; do
         --set start.path="$OUT/ternary/float-$seed" --set quantization.scheme=ternary-g32
 done
 done_all
+finish ternary "ternary/float-$FIRST" "ternary/share-0.4-$FIRST" "ternary/no-warm-up-0.4-$FIRST" "ternary/scratch-g32-$FIRST"

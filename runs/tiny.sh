@@ -36,3 +36,4 @@ for target in bundle executorch onnx gguf; do
     "$EDGE" export --check "$OUT/tiny/$target" --json | tail -1 > "$OUT/tiny/check-$target.json"
 done
 printf 'Elizabeth was\n' | "$EDGE" chat "$OUT/tiny/bundle" --max-tokens 60 | tee "$OUT/tiny/chat.txt"
+finish tiny tiny/float tiny/ternary

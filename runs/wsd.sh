@@ -32,3 +32,4 @@ for seed in $SEEDS; do
     for shape in linear 1-sqrt; do branch "wsd/shape-$shape-$seed" 1200 0.1 --set schedule.shape="$shape"; done
 done
 done_all
+finish wsd "wsd/stable-$FIRST" "wsd/cosine-1200-$FIRST" "wsd/branch-400-$FIRST" "wsd/branch-800-$FIRST" "wsd/branch-1200-$FIRST"

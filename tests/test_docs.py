@@ -381,7 +381,8 @@ def test_a_table_is_that_of_its_documents(name: str):
     text = (ROOT / pages.TABLES[name].page).read_text(encoding="utf-8")
     (stands,) = (body for other, body in MARKED.findall(text) if other == name)
     missing = pages.unmeasured(name)
-    if stands or not missing:
+    waits = bool(missing) and stands == pages.waiting(name)
+    if not waits and (stands or not missing):
         assert re.search(r"\bcores\b.*`[^`]+`.*\b20\d\d-\d\d", stands, re.S)
     if missing:
         pytest.skip(f'not measured yet: `make figures MEASURE="{" ".join(missing)}"`')

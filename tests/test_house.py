@@ -180,7 +180,7 @@ def test_files_that_the_docs_name_are_there():
     """`edge/quant/packing.py` and the like in README, CONTRIBUTING and docs."""
     others = {"tests/chat.py", "scripts/build_android_library.sh"}  # of other projects
     others |= {"examples/llama.android", "examples/llama.swiftui"}
-    folders = "|".join((*ROOMS, "kernels", "tests", "scripts", "examples"))
+    folders = "|".join((*ROOMS, "kernels", "tests", "scripts", "examples", "runs"))
     named = re.compile(rf"`((?:{folders})/[\w./-]*)`")
     missing = [
         f"{page.relative_to(ROOT)} names {path}"

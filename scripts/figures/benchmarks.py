@@ -19,7 +19,7 @@ _HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
 _WRITES = " ".join(
     f"--write '{name}'"
     for name in (
-        *("conversation", "KV cache", "conversion", "cache entry", "checkpoint"),
+        *("conversation", "KV cache", "conversion", "cache entry", "checkpoint", "training checkpoint"),
         *("export to bundle", "export to gguf", "export to onnx"),
     )
 )
@@ -148,6 +148,13 @@ BENCHMARKS = {
     "speculation-planted-8b": Benchmark(
         f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9
     ),
+    # Each of these scripts trains what is not trained yet, and ends with the document.
+    "training-wsd": Benchmark("runs/wsd.sh", 240, timed=False),
+    "training-mup": Benchmark("runs/mup.sh", 240, timed=False),
+    "training-ternary": Benchmark("runs/ternary.sh", 240, timed=False),
+    "training-multi-token": Benchmark("runs/multi_token.sh", 120, timed=False),
+    "training-tiny": Benchmark("runs/tiny.sh", 60, timed=False),
+    "training-speed": Benchmark("python scripts/bench_training.py", 5),
     "fuzz": Benchmark(
         "python -m tests.fuzz --executions 20000 --folder BUILD/fuzz", 35, timed=False, state="fuzz"
     ),

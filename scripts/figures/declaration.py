@@ -47,7 +47,8 @@ class Table:
     """A table of a page. rows: headers and rows from the documents of the benchmarks, in that order.
 
     keys: the first columns, which say what a row is about; machines share them where the table is of several.
-    partial: whether it is also of a machine that lacks some of the documents, which are None then.
+    partial: whether it is also of a machine that lacks some of the documents, which are None then. picture: a
+    file in docs/images that stands below the table once it is there.
     """
 
     page: str
@@ -55,6 +56,7 @@ class Table:
     rows: Callable[..., Lines]
     keys: int = 1
     partial: bool = False
+    picture: str | None = None
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -29,7 +29,20 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ROOT / "docs" / "figures"
 BUILD = ROOT / "build" / "figures"
 _TEXT = Path(os.environ.get("EDGE_SHARED_DATA") or ROOT.parent / "shared" / "data")
-_CODE = ("apps", "edge", "export", "kernels", "model", "scripts", "tests/fuzz", "tests/torture", "train")
+_CODE = (
+    *(
+        "apps",
+        "edge",
+        "export",
+        "kernels",
+        "model",
+        "runs",
+        "scripts",
+        "tests/fuzz",
+        "tests/torture",
+        "train",
+    ),
+)
 _LOOK = 3.0  # seconds during which the machine is watched before a benchmark
 
 

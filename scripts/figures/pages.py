@@ -19,10 +19,11 @@ from . import (
     quantization,
     speculation,
     targets,
+    training,
 )
 from .benchmarks import BENCHMARKS
 from .declaration import Lines
-from .measuring import ROOT, document_of, kinds_of, machine_label, machine_line
+from .measuring import ROOT, document_of, kinds_of, machine_label, machine_line, shown
 
 TABLES = {
     **targets.TABLES,
@@ -36,6 +37,7 @@ TABLES = {
     **fuzzing.TABLES,
     **profile.TABLES,
     **cuda.TABLES,
+    **training.TABLES,
 }
 NOT_MEASURED = {
     ("docs/architecture.md", "Foreign code"): "limits that foreign code runs under",
@@ -46,9 +48,13 @@ NOT_MEASURED = {
     ("docs/export-onnx.md", "What was run, and what was not"): "what was run, without figures",
     ("docs/profile.md", "Reading the table"): "what the columns of a profile mean",
     ("docs/profile.md", "The JSON document"): "what the fields of a profile mean",
+    ("docs/training.md", "Training"): "targets, without figures of their own",
+    ("docs/training.md", "Presets"): "published constants, and choices",
     ("docs/log.md", ""): "history: what no committed code makes again",
 }
 """Tables that hold units and stand outside of marks, by page and heading (none: every heading), and why."""
+PICTURES = ROOT / "docs" / "images"
+_WAITING = "Not measured yet:"
 
 
 def documents(name: str) -> dict[str | None, list[dict[str, Any] | None]]:
@@ -87,6 +93,12 @@ def unmeasured(name: str) -> list[str]:
     return [each for each in TABLES[name].benchmarks if not document_of(each).exists()]
 
 
+def waiting(name: str) -> str:
+    """What stands between the marks of a table until its benchmarks are measured for the first time."""
+    commands = ", ".join(f"`{shown(BENCHMARKS[each].command)}`" for each in unmeasured(name))
+    return f"{_WAITING} {commands}.\n"
+
+
 def rendered(name: str) -> str:
     """What stands between the marks of a table: its rows, then machine, command and date of each document."""
     table, found = TABLES[name], shown_documents(name)
@@ -98,6 +110,8 @@ def rendered(name: str) -> str:
     headers, *rows = side_by_side(parts, table.keys)
     lines = [headers, ["---"] * len(headers), *rows]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    if table.picture and (PICTURES / table.picture).exists():
+        text += f"\n\n![the runs of this table](images/{table.picture})"
     return f"{text}\n\n{origin([each for kept in found for each in kept if each is not None])}\n"
 
 
@@ -148,10 +162,19 @@ def origin(kept: list[dict[str, Any]]) -> str:
 
 
 def written(page: str) -> str:
-    """The text of a page with all its tables anew."""
-    return re.sub(
-        r"(<!-- figures: ([\w.-]+) -->\n).*?(<!-- end -->)",
-        lambda found: found[0] if unmeasured(found[2]) else found[1] + rendered(found[2]) + found[3],
-        (ROOT / page).read_text(encoding="utf-8"),
-        flags=re.S,
-    )
+    """The text of a page with all its tables anew; one whose documents are missing stands as it is."""
+
+    def anew(found: re.Match[str]) -> str:
+        before, name, stands, after = found.groups()
+        if not unmeasured(name):
+            return before + rendered(name) + after
+        is_table = bool(stands) and not stands.startswith(_WAITING)
+        return before + (stands if is_table else waiting(name)) + after
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = re.sub(r"(<!-- options of a run -->\n).*?(<!-- end -->)", _with_options, text, flags=re.S)
+    return re.sub(r"(<!-- figures: ([\w.-]+) -->\n)(.*?)(<!-- end -->)", anew, text, flags=re.S)
+
+
+def _with_options(found: re.Match[str]) -> str:
+    return found[1] + training.options() + found[2]

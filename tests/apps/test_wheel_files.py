@@ -22,6 +22,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 
 from edge.executors.cuda.cubins import Cubins
+from edge.train.config import CONFIGS
 from tests.conftest import ROOT, alone
 from tests.edge.executors.cuda.conftest import write_package
 
@@ -62,6 +63,12 @@ def test_no_kernels_that_are_compiled_elsewhere_are_in_it(path: Path):
         names = archive.namelist()
     assert "edge/executors/cuda/driver.py" in names
     assert not [name for name in names if name.startswith(("edge/kernels", BUILT))]
+
+
+def test_the_presets_of_training_runs_are_in_it(path: Path):
+    with zipfile.ZipFile(path) as archive:
+        found = {name for name in archive.namelist() if name.startswith("edge/train/configs/")}
+    assert found == {f"edge/train/configs/{each.name}" for each in CONFIGS.iterdir()}
 
 
 def test_cuda_kernels_are_in_a_wheel_that_was_asked_for_them(

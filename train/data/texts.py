@@ -1,4 +1,4 @@
-"""Documents out of text files: plain texts, JSON Lines and Parquet, the first two also gzipped."""
+"""Documents out of text files: plain texts, Markdown, JSON Lines, each also gzipped, and Parquet."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class ReadingOptions:
     field: str = option("text", "Field or column of JSON Lines and Parquet files that holds the text.")
     split: str = option(
         "file",
-        "Where documents of a .txt file begin: the file is one, each line is one, after blank lines, or at "
-        "headings (' = Title =' of wikitext, '# Title' of Markdown).",
+        "Where documents of a .txt or .md file begin: the file is one, each line is one, after blank lines, "
+        "or at headings (' = Title =' of wikitext, '# Title' of Markdown).",
         choices=SPLITS,
     )
     separator: str | None = option(
-        None, "A line that stands between the documents of a .txt file, instead of --split.", metavar="LINE"
+        None,
+        "A line that stands between the documents of such a file, instead of --split.",
+        metavar="LINE",
     )
 
 
@@ -53,12 +55,12 @@ def read_documents(paths: Iterable[Path], options: ReadingOptions) -> Iterator[s
 
 
 def _reader(path: Path) -> Callable[[Path, ReadingOptions], Iterator[str]]:
-    kinds = {".txt": _plain, ".jsonl": _json_lines, ".parquet": _parquet}
+    kinds = {".txt": _plain, ".md": _plain, ".jsonl": _json_lines, ".parquet": _parquet}
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     reader = kinds.get(suffix)
     if reader is None or (path.suffix == ".gz" and reader is _parquet):
         raise DataError(
-            f"'{path}' is no .txt, .jsonl, .txt.gz, .jsonl.gz or .parquet file; convert or rename it."
+            f"'{path}' is none of .txt, .md, .jsonl (all also as .gz) and .parquet; convert or rename it."
         )
     return reader
 

@@ -18,7 +18,7 @@ def read(*paths: Path, **options: str) -> list[str]:
     return list(read_documents(paths, ReadingOptions(**options)))
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md"])
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
@@ -35,9 +35,9 @@ def read(*paths: Path, **options: str) -> list[str]:
         ({"separator": " More . "}, [" \n = One = \n \n First . \n = = Part = = ", " = Two = \n Second . "]),
     ],
 )
-def test_plain_texts_are_split_as_told(tmp_path: Path, packed: bool, options, wanted):
-    path = tmp_path / ("a.txt.gz" if packed else "a.txt")
-    path.write_bytes(gzip.compress(WIKI.encode()) if packed else WIKI.encode())
+def test_plain_texts_are_split_as_told(tmp_path: Path, name: str, options, wanted):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(WIKI.encode()) if path.suffix == ".gz" else WIKI.encode())
     assert read(path, **options) == wanted
 
 
@@ -56,8 +56,8 @@ def test_json_lines_and_parquet_give_a_field(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.pdf", b"x", "a.pdf' is no .txt, .jsonl"),
-        ("a.parquet.gz", b"x", "is no .txt, .jsonl"),
+        ("a.pdf", b"x", "a.pdf' is none of .txt, .md, .jsonl"),
+        ("a.parquet.gz", b"x", "is none of .txt, .md, .jsonl"),
         ("a.txt", b"good\nb\xffd\n", "a.txt' line 2 is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl' line 2: .*not valid JSON"),
         ("a.jsonl", b'["a"]\n', "a.jsonl' line 1: .*must hold a JSON object"),
