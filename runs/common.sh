@@ -11,7 +11,9 @@ JOBS=${JOBS:-$(nproc)}
 SEEDS=${SEEDS:-0 1 2}
 mkdir -p "$OUT"
 FIRST=${SEEDS%% *}
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+# Each run has a process group of its own (-m), so that it can be told to stop together with what it started.
+set -m
+trap 'for pid in $(jobs -rp); do kill -- "-$pid"; done 2> /dev/null; wait' EXIT
 
 # texts NAME VOCABULARY SOURCE...: a tokenizer and token shards of texts from Debian packages, in $OUT/NAME, with a held-out part.
 texts() {
@@ -28,14 +30,15 @@ texts() {
 
 # run NAME CONFIG [--set KEY=VALUE]...: train $OUT/NAME in the background, at most $JOBS of them at a time. What is trained
 # already stays; a run that diverged is a result too.
+PIDS=()
 run() {
-    local name=$1 config=$2
-    shift 2
+    local name=$1
     [ ! -e "$OUT/$name/model" ] && [ ! -e "$OUT/$name/diverged" ] || return 0
-    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done  # done_all asks each how it ended
     mkdir -p "$(dirname "$OUT/$name")"
-    echo "$(date +%T) $name"
-    train "$name" "$config" "$@" &
+    echo "$(date +%T) $name" >&2
+    train "$@" &
+    PIDS+=($!)
 }
 
 train() {
@@ -45,14 +48,17 @@ train() {
     if grep -q "is no number" "$OUT/$name.out"; then
         touch "$OUT/$name/diverged"
     else
-        echo "$name failed; see $OUT/$name.out" >&2
+        echo "$name did not end; see $OUT/$name.out" >&2
         exit 1
     fi
 }
 
-# Wait for all runs; the next ones start from what they left.
+# Wait for all runs, whose results the next ones need.
 done_all() {
-    while [ -n "$(jobs -rp)" ]; do wait -n; done
+    local pid failed=0
+    for pid in "${PIDS[@]}"; do wait "$pid" || failed=1; done
+    PIDS=()
+    [ $failed = 0 ] || exit 1
 }
 
 # finish NAME [RUN]...: a picture of some runs, and the comparison's document as the last line.

@@ -3,20 +3,22 @@
 source "$(dirname "$0")/common.sh"
 texts texts-1k 1024 $PROSE
 
-WIDTHS=${WIDTHS:-64 128 256}
 RATES=${RATES:-0.00125 0.0025 0.005 0.01 0.02 0.04 0.08}
+# Both begin with standard deviations of 1 / sqrt(width) and 4 query heads to a KV head. Without muP the matrices' learning rate and
+# the logits have no factor by width; at width 64 both are one network.
+network() {  # network NAME WIDTH RATE SEED BASE
+    run "mup/$1-$2-$3-$4" runs/small.toml --set seed="$4" --set model.hidden_size="$2" \
+        --set model.intermediate_size=$(($2 * 5 / 2)) --set model.head_dim=16 --set model.num_attention_heads=$(($2 / 16)) \
+        --set model.num_key_value_heads=$(($2 / 64)) --set model.dim_model_base="$5" --set optimizer.base_width="$5" \
+        --set optimizer.init_std="$(awk -v n="$5" 'BEGIN { printf "%.6f", 1 / sqrt(n) }')" \
+        --set optimizer.learning_rate="$3" --set schedule.steps=200 --set schedule.warm_up=20
+}
 for seed in $SEEDS; do
-    for width in $WIDTHS; do
-        for mup in true false; do
-            # Without muP the logits have no factor by width either; at width 64 both are the same network.
-            base=64
-            [ $mup = true ] || base=$width
-            for rate in $RATES; do
-                run "mup/$mup-$width-$rate-$seed" runs/small.toml --set seed="$seed" --set model.hidden_size="$width" \
-                    --set model.intermediate_size=$((width * 5 / 2)) --set model.num_attention_heads=$((width / 32)) \
-                    --set model.dim_model_base="$base" --set optimizer.mup="$mup" --set optimizer.base_width=64 --set optimizer.learning_rate="$rate" \
-                    --set schedule.steps=300 --set schedule.warm_up=30
-            done
+    for rate in $RATES; do
+        network both 64 "$rate" "$seed" 64
+        for width in 128 256; do
+            network mup "$width" "$rate" "$seed" 64
+            network plain "$width" "$rate" "$seed" "$width"
         done
     done
 done

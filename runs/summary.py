@@ -54,9 +54,11 @@ def mup(runs: Path) -> dict[str, Any]:
         found[kind][width] = {
             "losses": {rate: None if mean == float("inf") else mean for rate, mean in means.items()},
             "best": min(means, key=means.__getitem__),
+            "at_edge": min(means, key=means.__getitem__) in (*list(means)[:1], *list(means)[-1:]),
             "best_by_seed": [min(row, key=row.__getitem__) for row in seeds],
         }
-    return {"kinds": found}
+    both = found.pop("both", {})
+    return {"kinds": {kind: {**both, **widths} for kind, widths in found.items()}}
 
 
 def multi_token(runs: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ fi
 
 run tiny/float runs/tiny.toml
 done_all
-# The second stage: 40 % of all tokens, rounded in every step, at half the learning rate, warmed up again.
-run tiny/ternary runs/tiny.toml --set start.path="$OUT/tiny/float" --set quantization.scheme=ternary-row \
-    --set schedule.steps=800 --set optimizer.learning_rate=0.005 --set seed=1
+# The second stage has the last 40 % of the same number of tokens: rounded in every step, at half the learning rate.
+run tiny/ternary runs/tiny.toml --set start.path="$OUT/tiny/float/checkpoints/step-00000600" --set schedule.steps=400 \
+    --set schedule.decay=0.25 --set quantization.scheme=ternary-row --set optimizer.learning_rate=0.005 --set seed=1
 done_all
 
 FLOAT=$OUT/tiny/float/model TERNARY=$OUT/tiny/ternary/model

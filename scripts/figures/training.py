@@ -73,7 +73,7 @@ def losses_by_rate(document: Document) -> Lines:
 
 
 def _parametrisations(document: Document) -> list[tuple[str, Document]]:
-    names = {"true": "muP", "false": "none"}
+    names = {"mup": "muP", "plain": "none"}
     return [(names[kind], document["kinds"][kind]) for kind in names if kind in document["kinds"]]
 
 
@@ -83,7 +83,8 @@ _TERNARY = {
     "share-0.2": "ternary on the last 20 %",
     "share-0.4": "ternary on the last 40 %",
     "share-0.6": "ternary on the last 60 %",
-    "no-warm-up-0.4": "ternary on the last 40 %, not warmed up again",
+    "warmed-0.4": "ternary on the last 40 %, after the float run's decay, warmed up again",
+    "not-warmed-0.4": "ternary on the last 40 %, after the float run's decay, at the rate that it ended with",
     "row-0.4": "ternary on the last 40 %, a scale per row",
     "scratch-g32": "ternary from the first step",
     "scratch-row": "ternary from the first step, a scale per row",

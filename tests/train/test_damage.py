@@ -59,7 +59,7 @@ def test_without_a_whole_checkpoint_nothing_begins(done: Path, copied: Path):
     for path in copied.rglob("host.json"):
         path.unlink()
     log = (copied / "run" / "log.jsonl").read_bytes()
-    with pytest.raises(TrainingError, match="^All checkpoints in .* are damaged; move them away to begin"):
+    with pytest.raises(TrainingError, match=r"^All checkpoints in .* are damaged; move them away to begin"):
         resume(done, copied)
     assert (copied / "run" / "log.jsonl").read_bytes() == log
 

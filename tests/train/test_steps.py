@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def documents(batch: Batch) -> list[Batch]:
     found = []
     for tokens, targets, positions in zip(*batch, strict=True):
         begins = [*(positions == 0).nonzero().flatten().tolist(), len(positions)]
-        for at, end in zip(begins, begins[1:], strict=False):
+        for at, end in pairwise(begins):
             found.append(Batch(*(each[at:end].unsqueeze(0) for each in (tokens, targets, positions))))
     return found
 
