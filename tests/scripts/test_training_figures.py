@@ -52,7 +52,7 @@ def test_schedules_are_compared_by_length_and_by_decay(tmp_path: Path):
 
 
 def test_the_best_rate_moves_by_steps_of_the_grid(tmp_path: Path):
-    best = {("true", 64): 0.01, ("true", 256): 0.01, ("false", 64): 0.01, ("false", 256): 0.0025}
+    best = {("mup", 64): 0.01, ("mup", 256): 0.01, ("plain", 64): 0.01, ("plain", 256): 0.0025}
     for (kind, width), rate in best.items():
         for step, each in enumerate((0.0025, 0.005, 0.01, 0.02)):
             loss = None if each == 0.02 and kind == "false" else 3.0 + abs(each - rate) + step * 1e-6
@@ -119,7 +119,7 @@ def test_a_table_waits_with_a_sentence_until_it_is_measured(monkeypatch: pytest.
     kept = {"command": "runs/mup.sh", "created": "2026-01-01", "version": "1", "remarks": []}
     kept["machine"] = {"cpu": "A", "kind": "", "tier": "t", "cores": 2, "memory_bytes": None, "system": "L"}
     kept["document"] = {
-        "kinds": {"true": {"64": {"losses": {"0.1": 3.0}, "best": "0.1", "best_by_seed": []}}}
+        "kinds": {"mup": {"64": {"losses": {"0.1": 3.0}, "best": "0.1", "best_by_seed": []}}}
     }
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "document_of", lambda name, kind=None: tmp_path / f"{name}.json")
