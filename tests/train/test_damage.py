@@ -21,7 +21,6 @@ from edge.train.network import model_config
 from edge.train.texts import open_texts
 from tests.train.runs import assert_same_run, finished, plain_steps, run, run_config, weights, write_config
 
-
 UNTIED = {"tie_word_embeddings": False}
 
 
@@ -60,7 +59,7 @@ def test_without_a_whole_checkpoint_nothing_begins(done: Path, copied: Path):
     for path in copied.rglob("host.json"):
         path.unlink()
     log = (copied / "run" / "log.jsonl").read_bytes()
-    with pytest.raises(TrainingError, match="^All checkpoints in .* are damaged; move them away to begin"):
+    with pytest.raises(TrainingError, match=r"^All checkpoints in .* are damaged; move them away to begin"):
         resume(done, copied)
     assert (copied / "run" / "log.jsonl").read_bytes() == log
 

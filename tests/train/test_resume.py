@@ -23,7 +23,7 @@ from tests.train.runs import (
     write_config,
 )
 
-LONG = {"schedule": {"steps": 40, "decay": 0.5}, "evaluation": {"every": 5}, "checkpoints": {"every": 3}}
+LONG = {"schedule": {"steps": 24, "decay": 0.5}, "evaluation": {"every": 5}, "checkpoints": {"every": 3}}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -32,7 +32,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     run(tmp_path, "whole", loss={"multi_token": 0.2}, **LONG)
     config = write_config(tmp_path, loss={"multi_token": 0.2}, **LONG)
     make, out = random.Random(kills), tmp_path / "killed"
-    steps = sorted(make.sample(range(4, 36), kills))
+    steps = sorted(make.choices(range(4, 20), k=kills))
     for step in steps:
         program = Program("run", config, "--out", out, out=tmp_path / "said")
         until(out / "log.jsonl", step, program)
@@ -42,7 +42,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     assert code == 0 and "Goes on after step" in complained, complained
     assert printed == f"Trained {out}/model; chat with it: edge chat {out}/model\n"
     assert_same_run(tmp_path / "whole", out)
-    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000039", "step-00000040"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000021", "step-00000024"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
