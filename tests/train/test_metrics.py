@@ -75,7 +75,7 @@ def test_runs_are_drawn_into_one_picture(tmp_path: Path):
 
 
 def test_what_cant_be_drawn_is_named(tmp_path: Path):
-    with pytest.raises(TrainingError, match="has no log.jsonl"):
+    with pytest.raises(TrainingError, match=r"has no log\.jsonl"):
         plot_runs([tmp_path], tmp_path / "x.png")
     (tmp_path / "log.jsonl").write_text('{"step": 1, "tokens": 3, "learning_rate": 1, "loss": null}\n')
     with pytest.raises(TrainingError, match=f"^The log of '{tmp_path.name}' has no losses yet"):
