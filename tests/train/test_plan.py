@@ -102,7 +102,9 @@ def test_operations_are_those_that_pytorch_counts(tmp_path: Path, name: str):
     _, _, counted = step(tmp_path, **sections)
     layers = MODEL["num_hidden_layers"] + (name == "multi-token")
     half = 12 * layers * 4 * 32 * 64 / 2
-    assert (found.flops_per_token + half) * found.tokens_per_step == pytest.approx(counted, rel=0.02)
+    assert (found.flops_per_token + half) * found.tokens_per_step == pytest.approx(
+        counted, rel=0.02 if name == "multi-token" else 0.005
+    )
     assert found.flops == found.flops_per_token * found.tokens
 
 

@@ -23,7 +23,12 @@ from tests.train.runs import (
     write_config,
 )
 
-LONG = {"schedule": {"steps": 40, "decay": 0.5}, "evaluation": {"every": 5}, "checkpoints": {"every": 3}}
+LONG = {
+    "schedule": {"steps": 24, "decay": 0.5},
+    "evaluation": {"every": 5},
+    "checkpoints": {"every": 3},
+    "log": {"every": 2},  # a checkpoint lies between two lines
+}
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
@@ -32,7 +37,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     run(tmp_path, "whole", loss={"multi_token": 0.2}, **LONG)
     config = write_config(tmp_path, loss={"multi_token": 0.2}, **LONG)
     make, out = random.Random(kills), tmp_path / "killed"
-    steps = sorted(make.sample(range(4, 36), kills))
+    steps = sorted(make.choices(range(2, 10), k=kills))
     for step in steps:
         program = Program("run", config, "--out", out, out=tmp_path / "said")
         until(out / "log.jsonl", step, program)
@@ -42,7 +47,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path, kills: int):
     assert code == 0 and "Goes on after step" in complained, complained
     assert printed == f"Trained {out}/model; chat with it: edge chat {out}/model\n"
     assert_same_run(tmp_path / "whole", out)
-    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000039", "step-00000040"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} >= {"step-00000021", "step-00000024"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,10 +57,10 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on(tmp_path: Path, numbe
     until(out / "log.jsonl", 3, program)
     program.signal(number)
     assert program.wait() == 128 + number
-    step = curve(out)[-1]["step"]
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
     assert f"\nStopped after step {step}; the same command goes on from there.\n" in program.complained
     assert not program.printed and not (out / "model").exists()
-    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{step:08}"]
     run(tmp_path, "whole", **LONG)
     run(tmp_path, "stopped", **LONG)  # how often checkpoints are made may change
     assert_same_run(tmp_path / "whole", out)

@@ -44,7 +44,7 @@ def assert_close_runs(one: Path, two: Path, steps: int = 6) -> None:
     )
 
 
-@pytest.mark.parametrize("sections", [PLAIN, ALL], ids=["plain", "all"])
+@pytest.mark.parametrize("sections", [pytest.param(PLAIN, marks=pytest.mark.slow), ALL], ids=["plain", "all"])
 def test_two_processes_learn_as_one_and_go_on_as_one(tmp_path: Path, sections: dict[str, Any]):
     """The first half of the steps on two, the second on one; and the other way round."""
     half = {**sections, "start": {}, "schedule": {"steps": 3, "kind": "constant", "warm_up": 2}}
@@ -105,7 +105,16 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("sections", "sentence"), FAILURES.values(), ids=FAILURES.keys())
+QUICK = ("folder", "rows", "option", "start")
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, case in FAILURES.items()
+    ],
+)
 def test_a_failure_ends_all_with_one_sentence(tmp_path: Path, sections: dict[str, Any], sentence: str):
     config, out = write_config(tmp_path, **sections), tmp_path / "run"
     if not sections:
@@ -129,6 +138,7 @@ def test_losses_that_are_no_numbers_stop_both_once(tmp_path: Path):
     assert len(list((tmp_path / "run").glob("no-number-*-[01].npz"))) == 2
 
 
+@pytest.mark.slow
 def test_buckets_are_shared(tmp_path: Path):
     sections = {"data": {"buckets": [16, 48], "divisor": 2}, "evaluation": {"sources": {}}}
     run(tmp_path, "one", **sections)

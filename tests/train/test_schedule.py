@@ -110,7 +110,7 @@ def test_a_run_that_is_over_cant_be_continued_by_a_shorter_one(tmp_path: Path):
 
 
 def test_only_weights_begin_at_step_one(tmp_path: Path):
-    run(tmp_path, "stable", schedule={"steps": 40, "warm_up": 2})
+    run(tmp_path, "stable", schedule={"steps": 16, "warm_up": 2})
     run(tmp_path, "next", start={"path": str(tmp_path / "stable")})
     first, last = losses(tmp_path / "stable")[0], losses(tmp_path / "stable")[-1]
     assert [line["step"] for line in curve(tmp_path / "next")] == [1, 2, 3, 4, 5, 6]

@@ -168,9 +168,9 @@ WAYS = {
 
 @pytest.mark.parametrize("sections", WAYS.values(), ids=WAYS.keys())
 def test_every_way_lowers_the_loss(tmp_path: Path, sections: dict[str, Any]):
-    run(tmp_path, schedule={"steps": 40, "warm_up": 5}, evaluation={"every": 100}, **sections)
+    run(tmp_path, schedule={"steps": 16, "warm_up": 2}, evaluation={"every": 100}, **sections)
     found = losses(tmp_path / "run")
-    assert sum(found[-5:]) / 5 < found[0] - 0.8
+    assert sum(found[-4:]) / 4 < found[0] - 0.7
 
 
 def test_bfloat16_is_close_and_keeps_float32_weights(tmp_path: Path):
