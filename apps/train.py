@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.apps.cli.errors import FAILED
-from edge.apps.cli.options import Json, expand
+from edge.apps.cli.options import Json, expand, given_flags
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.train_data import tokenize, tokenizer
 from edge.errors import EdgeError
@@ -72,6 +72,9 @@ def run(
 
         show_plan(found, processes, picture, as_json)
         return 0
+    for name in ("processes", "picture"):
+        if name in given_flags():
+            raise typer.BadParameter("goes with --dry-run", param_hint=f"'--{name}'")
     if out is None:
         raise typer.BadParameter("give the folder of the run, or --dry-run", param_hint="'--out'")
     from edge.train.distributed import ToldByFirst

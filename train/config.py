@@ -101,7 +101,9 @@ class OptimizerSection(_Section):
     muon_learning_rate: float = option(2e-2, "That of the matrices under Muon.", least=0)
     betas: tuple[float, ...] = option((0.9, 0.95), "AdamW's two decay rates of moments.", least=0, most=1)
     epsilon: float = option(1e-8, "AdamW's epsilon.", least=0)
-    weight_decay: float = option(0.1, "Decay of matrices.", least=0)
+    weight_decay: float = option(
+        0.1, "Decay of matrices and of the embedding, times the learning rate of each.", least=0
+    )
     clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", least=0)
     mup: bool = option(True, "Learning rates and initial weights by width (muP).")
     base_width: int = option(256, "Hidden size at which muP changes nothing.", least=1)
@@ -175,6 +177,7 @@ class CheckpointSection(_Section):
 
     every: int = option(500, "Steps from one checkpoint to the next.", least=1)
     keep: int = option(2, "The last checkpoints that are kept.", least=1)
+    keep_every: int = option(0, "Multiples of this step whose checkpoints stay too; 0 for none.", least=0)
     keep_at: tuple[int, ...] = option((), "Steps whose checkpoints are made and always kept.", least=1)
 
 

@@ -155,12 +155,6 @@ def all_sum(tensor: Tensor, world: World) -> Tensor:
     return total.to(tensor.device)
 
 
-def barrier(world: World) -> None:
-    """Wait until every rank is here."""
-    if world.size > 1:
-        dist.barrier()
-
-
 def from_first(work: Callable[[], T], world: World) -> T:
     """What `work` returns on rank 0, on every rank; an exception there is raised on every rank.
 

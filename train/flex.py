@@ -1,4 +1,5 @@
-"""Attention over packed rows through PyTorch's flex_attention, which skips tiles that hold no document twice.
+"""Attention over packed rows through PyTorch's flex_attention, which skips tiles whose queries and keys
+share no document.
 
 For GPUs, where it is compiled. On CPUs PyTorch has the forward pass only, which tests compare with
 `edge.train.attention`; it was not run on a GPU.
@@ -18,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from edge.train.attention import document_numbers
 
+_flex = cast(Callable[..., Tensor], flex_attention)
+
 
 @dataclass(frozen=True)
 class PackedFlex:
@@ -29,11 +32,14 @@ class PackedFlex:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """See `packed` there; q [rows, heads, n, d]."""
+        grouped = q.shape[-3] > k.shape[-3]
+        if torch.compiler.is_compiling():
+            return _flex(q, k, v, block_mask=document_blocks(positions), enable_gqa=grouped)
         found = self._masks.get(positions)
         if found is None:  # the same in all layers of a pass
             found = self._masks[positions] = document_blocks(positions)
-        run = _compiled() if q.is_cuda else cast(Callable[..., Tensor], flex_attention)
-        return run(q, k, v, block_mask=found, enable_gqa=q.shape[-3] > k.shape[-3])
+        run = _compiled() if q.is_cuda else _flex
+        return run(q, k, v, block_mask=found, enable_gqa=grouped)
 
 
 def document_blocks(positions: Tensor) -> BlockMask:
@@ -43,10 +49,10 @@ def document_blocks(positions: Tensor) -> BlockMask:
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (documents[row, query] == documents[row, key])
 
-    return create_block_mask(sees, rows, None, n, n, device=positions.device)
+    return create_block_mask(sees, rows, None, n, n, device=positions.device, _compile=positions.is_cuda)
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
     return compiled

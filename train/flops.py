@@ -38,14 +38,21 @@ def count_parameters(config: ModelConfig) -> Parameters:
     return Parameters(everything, embedding, everything - looked_up)
 
 
-def flops_per_token(config: ModelConfig, length: int, multi_token: bool = False) -> float:
+def flops_per_token(
+    config: ModelConfig, length: int, *, multi_token: bool = False, is_sparse: bool = False
+) -> float:
     """Operations of a forward and a backward pass per token, in rows of so many tokens.
 
     6 for every weight that a token is multiplied by, and attention's two products: a query reads half the
-    row on average, forward 4 operations for each value that it reads, backward twice that.
+    row on average, as if the row were one document, and no more than its blocks if attention is sparse;
+    forward 4 operations for each value that it reads, backward twice that.
     """
+    reads = length / 2
+    if is_sparse and config.sparse is not None and length > config.sparse.dense_len:
+        blocks = config.sparse.topk + config.sparse.local_blocks
+        reads = min(reads, blocks * config.sparse.block_size)
     active = count_parameters(config).active
-    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * length / 2
+    attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * reads
     total = 6.0 * active + 12.0 * attention
     if multi_token:  # one more layer, its projection of two to one, and the head again
         layer = (active - config.vocab_size * config.hidden_size) / config.num_hidden_layers

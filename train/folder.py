@@ -19,6 +19,7 @@ import numpy as np
 
 from edge.errors import TrainingError
 from edge.formats.atomic import write_failure, write_file
+from edge.formats.guarded_json import parse_object
 from edge.system.file_locks import lock_descriptor
 from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
@@ -31,7 +32,7 @@ from edge.train.starting import CHECKPOINTS
 
 CONFIG = "config.json"
 MODEL = "model"
-_MAY_CHANGE = ("runtime.", "checkpoints.", "log.")
+_MAY_CHANGE = ("runtime.", "checkpoints.", "evaluation.", "log.")
 """Options that change nothing of what is learned, up to rounding."""
 
 
@@ -54,6 +55,11 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there are checkpoints to go on from."""
+        return any(self.checkpoints.glob("step-*"))
 
     @property
     def checkpoints(self) -> Path:
@@ -105,7 +111,7 @@ class RunFolder:
     def _check_config(self) -> None:
         """Write the options; where there are checkpoints, they must be those that the run began with."""
         path, mine = self.path / CONFIG, self._config.to_json()
-        if not any(self.checkpoints.glob("step-*")):
+        if not self.is_begun:
             write_file(path, json.dumps(mine, indent=2).encode() + b"\n")
             return
         theirs, now = dict(_flat(read_config(self.path))), dict(_flat(mine))
@@ -121,14 +127,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The options of a run's folder. TrainingError if there are none."""
     path = Path(folder) / CONFIG
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return parse_object(path.read_bytes(), path, TrainingError, "remove the folder")
+    except OSError as error:
         raise TrainingError(
-            f"'{folder}' is no folder of a run: its {CONFIG} can't be read ({error})."
+            f"'{folder}' is no folder of a run: its {CONFIG} can't be read ({error.strerror})."
         ) from error
-    if not isinstance(found, dict):
-        raise TrainingError(f"'{path}' holds no options of a run; remove the folder.")
-    return found
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

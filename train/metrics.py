@@ -15,6 +15,7 @@ from typing import Any
 
 from edge.errors import TrainingError
 from edge.formats.atomic import write_failure, write_file
+from edge.formats.guarded_json import parse_object
 
 LOG = "log.jsonl"
 BOARD = "tensorboard"
@@ -105,12 +106,10 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
 
 def _parsed(lines: list[bytes], path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last line's end is empty, or half a line
-        try:
-            found = json.loads(line)
-            if not isinstance(found["step"], int):
-                raise ValueError("step is no whole number")
-        except (ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"Line {number} of '{path}' is damaged ({error}); remove it.") from error
+        where = f"Line {number} of '{path}'"
+        found = parse_object(line, where, TrainingError, "remove the line")
+        if not isinstance(found.get("step"), int):
+            raise TrainingError(f"{where} is damaged: it has no step; remove the line.")
         yield found
 
 

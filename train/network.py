@@ -28,6 +28,7 @@ from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.distributed import World, shard, together
 from edge.train.flex import PackedFlex
+from edge.train.flops import flops_per_token
 from edge.train.mup import initialise, make_optimizers
 from edge.train.objective import Objective
 from edge.train.quantized import quantize_aware
@@ -84,6 +85,8 @@ def model_config(config: RunConfig, shards: ShardFolder | None) -> ModelConfig:
             value = {**(found.get(name) or {} if plain is None else asdict(plain)), **value}
         found[name] = value
     made = ModelConfig.from_json(found)
+    if made.num_experts:
+        raise ConfigError("Mixtures of experts can't be trained yet; choose a preset of a dense network.")
     made.check_context(longest(config))
     return made
 
@@ -93,8 +96,17 @@ def longest(config: RunConfig) -> int:
     return max((config.data.length, *config.data.buckets))
 
 
-def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
-    """The network with its first weights, those of `start.path` if only weights are wanted of it."""
+def flops_of(config: RunConfig, shape: ModelConfig, length: int) -> float:
+    """Operations per token of the run's network, in rows of so many tokens."""
+    is_sparse = config.attention.kind == "sparse"
+    return flops_per_token(shape, length, multi_token=config.loss.multi_token > 0, is_sparse=is_sparse)
+
+
+def build(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool = False) -> Network:
+    """The network with its first weights, those of `start.path` if only weights are wanted of it.
+
+    is_resumed: whether a checkpoint of the run's own takes their place anyhow.
+    """
     shape = together(lambda: model_config(config, texts.any), world)
     objective = together(lambda: empty_objective(config, shape), world)
     objective.use_attention(_attention(config, shape, world.device))
@@ -102,7 +114,8 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say) -> Network:
     objective.to_empty(device=world.device)
     objective.decoder.model.rotary = RotaryEmbedding(shape, longest(config)).to(world.device)
     initialise(objective, shape, config.optimizer, config.seed)
-    begin_with_weights(config.start, objective, world, say)
+    if not is_resumed:
+        begin_with_weights(config.start, objective, world, say)
     if config.runtime.compile:
         objective.compile()
     optimizers = make_optimizers(objective, shape, config.optimizer)

@@ -12,9 +12,9 @@ from pathlib import Path
 from edge.config import ModelConfig
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
-from edge.train.flops import count_parameters, flops_per_token
+from edge.train.flops import count_parameters
 from edge.train.mup import is_hidden_matrix
-from edge.train.network import empty_objective, longest, model_config
+from edge.train.network import empty_objective, flops_of, longest, model_config
 from edge.train.objective import Objective
 from edge.train.scaling import loss_of_batch
 from edge.train.schedule import decay_steps, rate
@@ -62,8 +62,8 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
     objective = empty_objective(config, shape)
     parameters = sum(each.numel() for each in objective.parameters())
     schedule, tokens = config.schedule, config.data.tokens_per_step * config.schedule.steps
-    per_token = flops_per_token(shape, longest(config), config.loss.multi_token > 0)
-    shares = _shares(config)
+    per_token = flops_of(config, shape, longest(config))
+    shares = _shares(config, sources)
     return Plan(
         parameters=parameters,
         active_parameters=count_parameters(shape).active,
@@ -109,9 +109,10 @@ def _opened(path: str) -> ShardFolder | None:
     return ShardFolder.open(path) if Path(path).exists() else None
 
 
-def _shares(config: RunConfig) -> dict[str, float]:
+def _shares(config: RunConfig, sources: Mapping[str, ShardFolder | None]) -> dict[str, float]:
     """The share of the run's tokens that each source gives, over all phases."""
-    phases, steps = data_phases(config.data, config.schedule.steps), config.schedule.steps
+    sizes = {name: 1.0 if found is None else float(found.tokens) for name, found in sources.items()}
+    phases, steps = data_phases(config.data, config.schedule.steps, sizes), config.schedule.steps
     found = dict.fromkeys(config.data.sources, 0.0)
     for (begin, weights), end in zip(phases, [*(first for first, _ in phases[1:]), steps], strict=True):
         total = sum(weights.values()) or 1.0

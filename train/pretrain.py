@@ -24,13 +24,13 @@ from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
 from edge.train.data.batch import Batch
-from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
+from edge.train.distributed import World, alike, all_sum, clip, from_all, from_first, joined, together
 from edge.train.evaluation import Evaluation
-from edge.train.flops import flops_per_token, measured_peak
+from edge.train.flops import measured_peak
 from edge.train.folder import RunFolder
 from edge.train.metrics import Metrics
 from edge.train.mup import set_rates
-from edge.train.network import Network, build
+from edge.train.network import Network, build, flops_of
 from edge.train.objective import counts
 from edge.train.schedule import rate
 from edge.train.starting import continue_other
@@ -76,7 +76,7 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
         texts = together(lambda: open_texts(config, world.size), world)
         told = watcher if world.first else _Silent()
         with alike(world):
-            network = build(config, texts, world, told.say)
+            network = build(config, texts, world, told.say, is_resumed=folder.is_begun)
             trainer = Trainer(config, folder, texts, network, world, told)
         metrics = together(
             lambda: stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None,
@@ -101,11 +101,16 @@ class Trainer:
         self._network, self._loader = network, texts.loader
         self._evaluation = Evaluation(config, texts, network, world)
         options = config.checkpoints
-        self._store = CheckpointStore(folder.checkpoints, options.keep, world, milestones=options.keep_at)
+        self._store = CheckpointStore(
+            folder.checkpoints,
+            options.keep,
+            world,
+            keep_every=options.keep_every,
+            milestones=options.keep_at,
+        )
         self._window, self._speed = Window(), Speed()
         self.step = self._tokens = self._skipped = 0
         self._restore()
-        self._flops = flops_per_token(network.config, config.data.length, config.loss.multi_token > 0)
         self._peak = measured_peak(world.device, network.precision) * world.size
 
     def _restore(self) -> None:
@@ -131,7 +136,7 @@ class Trainer:
         """All steps that are left, then the model; or until a signal says stop."""
         steps = self._config.schedule.steps
         self._watcher.begin(self.step, steps)
-        self._speed.begin(self._tokens)
+        self._speed.take()
         while self.step < steps:
             self._one_step(signals)
             self.step += 1
@@ -177,6 +182,7 @@ class Trainer:
         *found, signal_sum = all_sum(torch.cat([sums, signal]), self._world).tolist()
         signals.agree(int(signal_sum))
         self._tokens += int(first)
+        self._speed.add(*self._cost(batch))
         if all(map(math.isfinite, (*found, norm))):
             set_rates(network.optimizers, rate(config.schedule, self.step))
             for optimizer in network.optimizers:
@@ -188,11 +194,16 @@ class Trainer:
         for optimizer in network.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
+    def _cost(self, batch: Batch) -> tuple[int, float]:
+        """Tokens of a step and the operations that they take, all processes together."""
+        tokens, length = batch.tokens.numel() * self._world.size, batch.tokens.shape[1]
+        return tokens, tokens * flops_of(self._config, self._network.config, length)
+
     def _no_number(self, batch: Batch) -> None:
         """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be
         skipped.
         """
-        path = self._folder.save_batch(batch, self.step + 1)
+        path = from_all(lambda: self._folder.save_batch(batch, self.step + 1), self._world)[0]
         self._skipped += 1
         sentence = f"The loss of step {self.step + 1} is no number; its rows are in '{path}'."
         if self._config.runtime.on_nan == "stop" or self._skipped >= _MOST_SKIPPED:
@@ -205,7 +216,7 @@ class Trainer:
 
     def _log(self, metrics: Metrics | None, evaluated: dict[str, float]) -> None:
         """A line of the log about the steps since the one before."""
-        config, speed = self._config, self._speed.tokens_per_second(self._tokens)
+        config, (tokens, operations) = self._config, self._speed.take()
         record = {
             "step": self.step,
             "tokens": self._tokens,
@@ -213,8 +224,8 @@ class Trainer:
             **self._window.figures(config.loss.z > 0, config.loss.multi_token > 0),
             **evaluated,
             **{f"epochs/{name}": round(value, 4) for name, value in self._loader.epochs().items()},
-            "tokens_per_second": round(speed, 1),
-            "utilisation": round(speed * self._flops / self._peak, 4),
+            "tokens_per_second": round(tokens, 1),
+            "utilisation": round(operations / self._peak, 4),
         }
         if metrics is not None:
             metrics.write(record)
@@ -271,14 +282,13 @@ class Window(NamedTuple):
 
 
 class Speed:
-    """Tokens per second since the last line of the log, without pauses (evaluations, checkpoints)."""
+    """Tokens and operations per second since the last line of the log, without pauses (evaluations,
+    checkpoints).
+    """
 
     def __init__(self) -> None:
-        self.begin(0)
-
-    def begin(self, tokens: int) -> None:
-        """Count from now on, when `tokens` are done."""
-        self._tokens, self._began = tokens, time.perf_counter()
+        self._tokens = self._operations = 0.0
+        self._began = time.perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -287,10 +297,17 @@ class Speed:
         yield
         self._began += time.perf_counter() - start
 
-    def tokens_per_second(self, tokens: int) -> float:
-        """Speed up to now, when `tokens` are done; begins anew."""
-        found = (tokens - self._tokens) / max(time.perf_counter() - self._began, 1e-9)
-        self.begin(tokens)
+    def add(self, tokens: int, operations: float) -> None:
+        """A step is done."""
+        self._tokens += tokens
+        self._operations += operations
+
+    def take(self) -> tuple[float, float]:
+        """(tokens, operations) per second; begins anew."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        found = self._tokens / seconds, self._operations / seconds
+        self._tokens = self._operations = 0.0
+        self._began = time.perf_counter()
         return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from edge.errors import TrainingError
-from edge.model.weights.checkpoint import load_tensors, open_checkpoint
+from edge.model.weights.checkpoint import open_checkpoint
 from edge.train.checkpoints import CheckpointStore, Loaded, Say, load_weights, step_of
 from edge.train.config import StartSection
 from edge.train.distributed import World, assign, together
@@ -39,19 +39,23 @@ def begin_with_weights(start: StartSection, objective: Objective, world: World, 
     folder = model_folder(start)
     if folder is None:
         checkpoints, step = _checkpoint(start.path)
-        load_weights(checkpoints, objective.decoder, world, say, step=step, prefix="decoder.")
+        found = load_weights(checkpoints, objective.decoder, world, say, step=step, prefix="decoder.")
+        if objective.multi_token is not None and found.host["config"]["loss"]["multi_token"]:
+            load_weights(checkpoints, objective.multi_token, world, say, step=step, prefix="multi_token.")
         return
-    tensors = together(lambda: load_tensors(open_checkpoint(folder), torch.float32), world)
+    checkpoint = together(lambda: open_checkpoint(folder), world)
+    theirs = {info.name: info.shape for info in checkpoint.tensors}
     parameters = dict(objective.decoder.named_parameters())
-    for name in sorted(tensors.keys() | parameters.keys()):
-        theirs, mine = (tuple(each[name].shape) if name in each else None for each in (tensors, parameters))
-        if theirs != mine:
+    for name in sorted(theirs.keys() | parameters.keys()):
+        mine = tuple(parameters[name].shape) if name in parameters else None
+        if theirs.get(name) != mine:
             raise TrainingError(
-                f"'{folder}' does not fit the run's network: its tensor '{name}' has shape {theirs}, not "
+                f"'{folder}' does not fit the run's network: its tensor '{name}' has shape "
+                f"{theirs.get(name)}, not "
                 f"{mine}; leave the sizes in [model] as that model has them."
             )
-    for name, parameter in parameters.items():
-        assign(parameter, tensors[name])
+    for name, parameter in parameters.items():  # one by one: no process holds the whole model
+        assign(parameter, torch.from_numpy(checkpoint.read_float32(name)))
 
 
 def continue_other(

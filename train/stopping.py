@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """While it is open, the first signal only asks for a stop; a second one is as it was before.
+    """While it is open, a signal only asks for a stop; a second SIGINT is as it was before.
 
     received: the number of this process's signal, 0 if there was none. agreed: the number on which all
     processes stop, None as long as they go on.
@@ -40,8 +40,12 @@ class StopSignals:
         self._put_back()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        self._put_back()
+        # Who starts many processes sends each a signal of its own beside the terminal's, so only a person's
+        # second Ctrl-C is taken for one who won't wait.
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            self._put_back()
+            signal.raise_signal(signal.SIGINT)
+        self.received = self.received or number
 
     def _put_back(self) -> None:
         while self._before:

@@ -49,7 +49,9 @@ def open_texts(config: RunConfig, processes: int = 1) -> Texts:
     plan = LoaderPlan(
         rows=data.rows,
         length=data.length,
-        phases=data_phases(data, config.schedule.steps),
+        phases=data_phases(
+            data, config.schedule.steps, {name: each.tokens for name, each in sources.items()}
+        ),
         buckets=data.buckets,
         seed=config.seed,
         divisor=data.divisor,
@@ -62,12 +64,14 @@ def _check_shared(name: str, rows: int, processes: int) -> None:
         raise TrainingError(f"{name} is {rows}, which {processes} processes can't share; take a multiple.")
 
 
-def data_phases(data: DataSection, steps: int) -> tuple[tuple[int, Mapping[str, float]], ...]:
-    """The weights of the sources from which step on; without any named, all weigh the same.
+def data_phases(
+    data: DataSection, steps: int, sizes: Mapping[str, float]
+) -> tuple[tuple[int, Mapping[str, float]], ...]:
+    """The weights of the sources from which step on. sizes: what they weigh if none are named, their tokens.
 
     TrainingError for a weight of an unknown source, or phases out of order.
     """
-    first = data.weights or dict.fromkeys(data.sources, 1.0)
+    first = data.weights or sizes
     found = [(0, first), *((round(phase.begins * steps), phase.weights) for phase in data.phases)]
     for _, weights in found:
         for name in weights:
