@@ -32,7 +32,7 @@ from edge.train.starting import CHECKPOINTS
 
 CONFIG = "config.json"
 MODEL = "model"
-_MAY_CHANGE = ("runtime.", "checkpoints.", "evaluation.", "log.")
+_MAY_CHANGE = ("runtime.", "checkpoints.", "log.")
 """Options that change nothing of what is learned, up to rounding."""
 
 

@@ -78,11 +78,12 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
         with alike(world):
             network = build(config, texts, world, told.say, is_resumed=folder.is_begun)
             trainer = Trainer(config, folder, texts, network, world, told)
+        signals = stack.enter_context(StopSignals())
         metrics = together(
             lambda: stack.enter_context(folder.metrics(trainer.step, told.say)) if world.first else None,
             world,
         )
-        return trainer.run(metrics, stack.enter_context(StopSignals()))
+        return trainer.run(metrics, signals)
 
 
 class Trainer:

@@ -50,7 +50,7 @@ def open_texts(config: RunConfig, processes: int = 1) -> Texts:
         rows=data.rows,
         length=data.length,
         phases=data_phases(
-            data, config.schedule.steps, {name: each.tokens for name, each in sources.items()}
+            data, config.schedule.steps, {name: max(each.tokens, 1) for name, each in sources.items()}
         ),
         buckets=data.buckets,
         seed=config.seed,

@@ -55,7 +55,7 @@ def test_the_best_rate_moves_by_steps_of_the_grid(tmp_path: Path):
     best = {("mup", 64): 0.01, ("mup", 256): 0.01, ("plain", 64): 0.01, ("plain", 256): 0.0025}
     for (kind, width), rate in best.items():
         for step, each in enumerate((0.0025, 0.005, 0.01, 0.02)):
-            loss = None if each == 0.02 and kind == "false" else 3.0 + abs(each - rate) + step * 1e-6
+            loss = None if each == 0.02 and kind == "plain" else 3.0 + abs(each - rate) + step * 1e-6
             leave(tmp_path / "mup" / f"{kind}-{width}-{each}-0", loss)
     document = json.loads(json.dumps(summary.mup(tmp_path)))
     assert row(training.best_rates(document), "muP", "256") == ["0.01", "0.01", "0"]
@@ -118,9 +118,7 @@ def test_a_table_waits_with_a_sentence_until_it_is_measured(monkeypatch: pytest.
     waits = "Not measured yet: `runs/mup.sh`.\n"
     kept = {"command": "runs/mup.sh", "created": "2026-01-01", "version": "1", "remarks": []}
     kept["machine"] = {"cpu": "A", "kind": "", "tier": "t", "cores": 2, "memory_bytes": None, "system": "L"}
-    kept["document"] = {
-        "kinds": {"mup": {"64": {"losses": {"0.1": 3.0}, "best": "0.1", "best_by_seed": []}}}
-    }
+    kept["document"] = {"kinds": {"mup": {"64": {"losses": {"0.1": 3.0}, "best": "0.1", "best_by_seed": []}}}}
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     monkeypatch.setattr(pages, "document_of", lambda name, kind=None: tmp_path / f"{name}.json")
     for stands, wanted in (("", waits), (waits, waits), ("| a table |\n", "| a table |\n")):

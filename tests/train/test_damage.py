@@ -87,9 +87,9 @@ def list_config(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (cut_log, r"^Line 1 of '.*log.jsonl' is damaged \(.*\); remove it\.$"),
-        (empty_config, r"^'.*run' is no folder of a run: its config.json can't be read \(.*\)\.$"),
-        (list_config, r"^'.*config.json' holds no options of a run; remove the folder\.$"),
+        (cut_log, r"^Line 1 of '.*log.jsonl' is not valid JSON: .*; remove the line\.$"),
+        (empty_config, r"^'.*config.json' is not valid JSON: .*; remove the folder\.$"),
+        (list_config, r"^'.*config.json' must hold a JSON object; remove the folder\.$"),
     ],
 )
 def test_damaged_files_are_named(done: Path, copied: Path, damage: Callable[[Path], None], sentence: str):

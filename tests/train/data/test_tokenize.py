@@ -33,7 +33,11 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Sections of the documentation in this repository, and what is hard."""
     path = tmp_path_factory.mktemp("texts") / "docs.txt"
     path.write_text(
-        "\n".join(page.read_text("utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md"))), "utf-8"
+        # SentencePiece writes spaces as this character, so it comes back as a space.
+        "\n".join(page.read_text("utf-8") for page in sorted((REPOSITORY / "docs").glob("*.md"))).replace(
+            "\u2581", "_"
+        ),
+        "utf-8",
     )
     return [*read_documents([path], ReadingOptions(split="heading")), *HARD[1:]]
 
