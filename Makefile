@@ -127,7 +127,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy scripts examples
+	$(BIN)/mypy scripts examples runs
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp' 'examples/*.c')
 
 # Writes the versions that are installed now into the lock file; run it after `make test` has passed with them.

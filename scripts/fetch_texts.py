@@ -62,7 +62,7 @@ def _austen(package: Path) -> Iterator[str]:
 
 def _bible(program: Path, text: Path) -> Iterator[str]:
     """Chapters of the King James Bible; the package's own program unpacks them."""
-    command = [program / "usr/bin/bible", "-p", text / "usr/lib", "-l1000", "gen1:1-rev22:21"]
+    command = [str(program / "usr/bin/bible"), "-p", str(text / "usr/lib"), "-l1000", "gen1:1-rev22:21"]
     output = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, text=True)
     yield from bible_chapters(output.stdout)
 
@@ -99,7 +99,7 @@ def _descriptions() -> Iterator[str]:
         options = ["-o", f"Dir::State::lists={lists}", "-o", "Acquire::Languages=en"]
         subprocess.run(["apt-get", *options, "update"], check=True, stdout=subprocess.DEVNULL)
         for path in sorted(Path(lists).glob("*Translation-en*")):
-            command = ["/usr/lib/apt/apt-helper", "cat-file", path]
+            command = ["/usr/lib/apt/apt-helper", "cat-file", str(path)]
             found = subprocess.run(command, check=True, capture_output=True).stdout
             yield from described_packages(found.decode("utf-8", "replace"))
 

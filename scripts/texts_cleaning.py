@@ -199,8 +199,8 @@ def dictionary_entries(index: str, text: bytes) -> Iterator[str]:
         word, begin, size = line.split("\t")[:3]
         if not word.startswith("00-database"):
             places.add((_number(begin), _number(size)))
-    for begin, size in sorted(places):
-        entry = text[begin : begin + size].decode("utf-8", "replace")
+    for first, length in sorted(places):
+        entry = text[first : first + length].decode("utf-8", "replace")
         heading, _, body = entry.strip("\n").partition("\n")
         heading = re.sub(r"\\[^\\]*\\,?", "", heading)  # how it is spoken
         body = re.sub(r"\[(?:1913 Webster|PJC|WordNet [\d.]+|Webster[^\]]*)[^\]]*\]", "", body)
