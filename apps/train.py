@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.apps.cli.errors import FAILED
-from edge.apps.cli.options import Json, expand, given_flags
+from edge.apps.cli.options import Json, Out, expand, given_flags, given_out
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.train_data import tokenize, tokenizer
 from edge.errors import EdgeError
 from edge.system.units import format_count
+from edge.train.config import declared_options, presets, read
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,15 +33,10 @@ _SIGNALLED = 128
 @expand
 def run(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A TOML file, or a preset's name such as smoke.")
+        str, typer.Argument(metavar="CONFIG", help=f"A TOML file, or one of {', '.join(presets())}.")
     ],
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="The run's folder; one that was stopped goes on there."
-        ),
-    ] = None,
+    out: Out = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,8 +55,6 @@ def run(
     as_json: Json = False,
 ) -> int:
     """Train a model as a TOML file says; under torchrun with many processes."""
-    from edge.train.config import read
-
     try:
         found = read(config, change or ())
     except EdgeError:
@@ -94,12 +88,29 @@ def run(
     return 0 if outcome.signal is None else _SIGNALLED + outcome.signal
 
 
+@app.command("options")
+@expand
+def options(
+    section: Annotated[str | None, typer.Argument(metavar="[SECTION]", help="Only this section's.")] = None,
+) -> None:
+    """List the options of a run's TOML file."""
+    console = output_console()
+    found = [each for each in declared_options() if section in (None, each.name.partition(".")[0])]
+    if not found:
+        sections = dict.fromkeys(each.name.partition(".")[0] for each in declared_options())
+        raise typer.BadParameter(f"choose one of {', '.join(sections)}", param_hint="SECTION")
+    for each in found:
+        console.print(f"{each.name} = {each.default}", style="bold", markup=False, highlight=False)
+        choices = f" One of {', '.join(each.choices)}." if each.choices else ""
+        console.print(f"    {each.help}{choices}", soft_wrap=True, markup=False, highlight=False)
+
+
 @app.command("plot")
 @expand
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG to write.")],
+    out: Out = None,
     smooth: Annotated[
         int, typer.Option(min=1, help="Lines of the log that a point of the curve is the mean of.")
     ] = 1,
@@ -107,7 +118,7 @@ def plot(
     """Draw the losses and learning rates of runs into one picture."""
     from edge.train.plot import plot_runs
 
-    plot_runs(runs, out, smooth)
+    plot_runs(runs, given_out(out), smooth)
     output_console().print(f"Wrote {out}.", soft_wrap=True)
 
 

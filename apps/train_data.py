@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from edge.apps.cli.options import Json, expand
+from edge.apps.cli.options import Json, Out, expand, given_out
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.errors import EdgeError
-from edge.system.options import REQUIRED, option
+from edge.executors.options import RunOptions
+from edge.system.options import REQUIRED, option, same
 from edge.train.data.texts import ReadingOptions, read_documents
 
 Texts = Annotated[
@@ -30,13 +31,12 @@ class TokenizerOptions:
     vocabulary: int = option(
         REQUIRED, "Tokens of the vocabulary, the special ones included.", least=268, metavar="N"
     )
-    out: Path = option(REQUIRED, "The tokenizer's folder, which must not exist.", metavar="DIR")
     sample: float = option(
         100.0,
         "MB of text that is learned from; of more a part is chosen by the documents' contents.",
         least=0.001,
     )
-    threads: int = option(1, "Threads that count.", least=1)
+    threads: int | None = same(RunOptions, "threads")
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,6 @@ class ShardOptions:
     """What shards are made."""
 
     tokenizer: Path = option(REQUIRED, "The folder of a tokenizer, or of a model with one.", metavar="DIR")
-    out: Path = option(
-        REQUIRED, "The folder for the shards; what an ended run left there is gone on with.", metavar="DIR"
-    )
     holdout: float = option(
         0.0, "Share of the documents that goes into DIR-heldout instead, for validation.", least=0.0, most=0.5
     )
@@ -56,14 +53,15 @@ class ShardOptions:
 
 @expand
 def tokenizer(
-    texts: Texts, *, made: TokenizerOptions, reading: ReadingOptions, as_json: Json = False
+    texts: Texts, *, made: TokenizerOptions, reading: ReadingOptions, out: Out = None, as_json: Json = False
 ) -> None:
     """Train a tokenizer: SentencePiece BPE with byte fallback and MiniCPM's special tokens."""
+    folder = given_out(out)
     from edge.formats.atomic import Partial, write_failure
     from edge.train.data.tokenizer_training import sampled, train_tokenizer
 
-    if made.out.exists():
-        raise EdgeError(f"'{made.out}' exists already; choose another --out.")
+    if folder.exists():
+        raise EdgeError(f"'{folder}' exists already; choose another --out.")
     started = time.monotonic()
     documents = read_documents(texts, reading)
     share = made.sample * 1e6 / max(1, sum(_size(path) for path in texts))
@@ -77,38 +75,41 @@ def tokenizer(
                 count(used["documents"])
                 yield text
 
-        files = train_tokenizer(counted(), made.vocabulary, threads=made.threads)
+        files = train_tokenizer(counted(), made.vocabulary, threads=made.threads or 1)
     try:
-        made.out.parent.mkdir(parents=True, exist_ok=True)
-        with Partial(made.out, folder=True) as partial:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with Partial(folder, folder=True) as partial:
             for name, data in files.items():
                 (partial.path / name).write_bytes(data)
             partial.keep()
     except OSError as error:
-        raise EdgeError(write_failure(made.out, error)) from None
+        raise EdgeError(write_failure(folder, error)) from None
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         print_json(
-            {"schema": 1, "out": str(made.out), "vocabulary": made.vocabulary, **used, "seconds": seconds}
+            {"schema": 1, "out": str(folder), "vocabulary": made.vocabulary, **used, "seconds": seconds}
         )
         return
     output = output_console()
-    output.print(f"Wrote {made.out}: {made.vocabulary} tokens", style="bold", soft_wrap=True)
+    output.print(f"Wrote {folder}: {made.vocabulary} tokens", style="bold", soft_wrap=True)
     output.print(
         f"Learned from {used['characters']} characters of {used['documents']} documents in {seconds} s"
     )
 
 
 @expand
-def tokenize(texts: Texts, *, made: ShardOptions, reading: ReadingOptions, as_json: Json = False) -> None:
+def tokenize(
+    texts: Texts, *, made: ShardOptions, reading: ReadingOptions, out: Out = None, as_json: Json = False
+) -> None:
     """Tokenize texts into memory-mapped shards; a run that was ended goes on where it was."""
+    target = given_out(out)
     from edge.train.data.shards import read_tokenizer_files
     from edge.train.data.tokenize import Tokenizing
     from edge.train.data.tokenize import tokenize as make
 
     started = time.monotonic()
     plan = Tokenizing(
-        made.out,
+        target,
         read_tokenizer_files(made.tokenizer),
         made.holdout,
         max(1, int(made.shard_size * 1e6)),

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from edge.measure.profile.machine import cpu_name, load
 from edge.model.network.decoder import Decoder, fused_attention
 from edge.train.config import RunConfig, read
 from edge.train.data.shards import ShardFolder
-from edge.train.distributed import World, clip
+from edge.train.distributed import World
 from edge.train.flops import flops_per_token, measured_peak
-from edge.train.mup import set_rates
+from edge.train.folder import RunFolder
 from edge.train.network import build
-from edge.train.objective import counts
+from edge.train.pretrain import Trainer, Unwatched
+from edge.train.stopping import StopSignals
 from edge.train.texts import Texts, open_texts
 
 _RATE = 1e-3
@@ -49,7 +51,8 @@ def main() -> None:
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
     texts = open_texts(config)
-    shape, loop = _loop(config, texts)
+    with TemporaryDirectory() as folder:
+        shape, loop = _loop(config, texts, Path(folder))
     steps: dict[str, Step] = {
         "loop": loop,
         "plain": _plain(config, shape, texts.any),
@@ -89,20 +92,13 @@ def main() -> None:
     print(json.dumps(document))
 
 
-def _loop(config: RunConfig, texts: Texts) -> tuple[ModelConfig, Step]:
-    network = build(config, texts, World(), print)
-
-    def step() -> None:
-        batch = texts.loader.next()
-        losses = network.objective(*batch)
-        (losses.next_token / counts(batch).next_token).backward()
-        clip(network.objective, config.optimizer.clip or math.inf)
-        set_rates(network.optimizers, _RATE / config.optimizer.learning_rate)
-        for optimizer in network.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return network.config, step
+def _loop(config: RunConfig, texts: Texts, folder: Path) -> tuple[ModelConfig, Step]:
+    """The loop's own step, at the learning rate of the first one."""
+    world = World()
+    network = build(config, texts, world, print)
+    trainer = Trainer(config, RunFolder(folder, config, world), texts, network, world, Unwatched())
+    signals = StopSignals()
+    return network.config, lambda: trainer.one_step(signals)
 
 
 def _plain(config: RunConfig, shape: ModelConfig, shards: ShardFolder) -> Step:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
@@ -20,7 +20,7 @@ from typing import Any, get_origin, get_type_hints
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
-from edge.system.options import REQUIRED, check_options, option
+from edge.system.options import REQUIRED, check_options, default_of, option, options_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -242,6 +242,43 @@ class RunConfig:
         return found
 
 
+@dataclass(frozen=True)
+class DeclaredOption:
+    """An option as it is shown: `section.key`, the default as TOML writes it, the values that it may have."""
+
+    name: str
+    default: str
+    choices: tuple[str, ...]
+    help: str
+
+
+def declared_options(kind: type[Any] = RunConfig, prefix: str = "") -> Iterator[DeclaredOption]:
+    """Every option of a run's file, section by section."""
+    declared, hints = options_of(kind), get_type_hints(kind)
+    for each in fields(kind):
+        if each.name not in declared:
+            yield from declared_options(hints[each.name], f"{prefix}{each.name}.")
+            continue
+        name = "FIELD" if each.name == "changes" else each.name  # stands in the section itself
+        about = declared[each.name]
+        yield DeclaredOption(prefix + name, _as_toml(default_of(kind, each.name)), about.names, about.help)
+
+
+def _as_toml(value: Any) -> str:
+    if value is REQUIRED:
+        return "must be given"
+    if value is None or value is dict:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the runs of `CONFIGS`."""
+    return tuple(sorted(each.stem for each in CONFIGS.glob("*.toml")))
+
+
 def read(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
     """The run that a TOML file describes, or a preset of `CONFIGS` by its name.
 
@@ -265,7 +302,7 @@ def _load(path: Path) -> dict[str, Any]:
         with found.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError as error:
-        names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.toml")))
+        names = ", ".join(presets())
         raise ConfigError(f"There is no run '{path}'; give a TOML file, or one of {names}.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"'{found}' can't be read ({error}); give a TOML file.") from error

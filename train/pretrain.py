@@ -74,7 +74,7 @@ def train(config: RunConfig, out: Path, watcher: Watcher) -> Outcome:
         world = stack.enter_context(joined(config.runtime.device))
         folder = stack.enter_context(RunFolder(out, config, world))
         texts = together(lambda: open_texts(config, world.size), world)
-        told = watcher if world.first else _Silent()
+        told = watcher if world.first else Unwatched()
         with alike(world):
             network = build(config, texts, world, told.say, is_resumed=folder.is_begun)
             trainer = Trainer(config, folder, texts, network, world, told)
@@ -139,7 +139,7 @@ class Trainer:
         self._watcher.begin(self.step, steps)
         self._speed.take()
         while self.step < steps:
-            self._one_step(signals)
+            self.one_step(signals)
             self.step += 1
             with self._speed.paused():
                 evaluated = self._evaluated()
@@ -163,7 +163,7 @@ class Trainer:
         is_due = self.step % self._config.evaluation.every == 0 or self.step == self._config.schedule.steps
         return self._evaluation.losses() if is_due else {}
 
-    def _one_step(self, signals: StopSignals) -> None:
+    def one_step(self, signals: StopSignals) -> None:
         """Read rows, go forward and backward, and change the weights unless the loss is no number."""
         config, network = self._config, self._network
         batch = self._loader.next(self._world.rank, self._world.size)
@@ -312,7 +312,7 @@ class Speed:
         return found
 
 
-class _Silent:
+class Unwatched:
     """A watcher of the processes that tell nothing."""
 
     def begin(self, first: int, steps: int) -> None:

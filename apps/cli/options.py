@@ -52,8 +52,8 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="PATH",
-        help="Write the result here: the folder of an export, which must not exist, a JSON document, or a "
-        "list of tokens.",
+        help="Write the result here: a folder (that of an export or a tokenizer must not exist, that of a run "
+        "or of shards is gone on with), a JSON document, a picture, or a list of tokens.",
     ),
 ]
 Hub = Annotated[HubOptions, Group("Model")]
@@ -87,6 +87,13 @@ def refuse_beside(mode: str, *allowed: str) -> None:
     for name, flag in given_flags().items():
         if name not in allowed and flag != mode:
             raise typer.BadParameter(f"means nothing with {mode}: leave it out", param_hint=f"'{flag}'")
+
+
+def given_out(out: Path | None) -> Path:
+    """`--out` of a command that can't do without; raises typer.BadParameter."""
+    if out is None:
+        raise typer.BadParameter("give what to write", param_hint="'--out'")
+    return out
 
 
 def _typed(context: typer.Context) -> dict[str, str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
 from math import isfinite
-from typing import Any, get_type_hints
 
-from edge.system.options import REQUIRED, default_of, options_of
 from edge.system.units import format_bytes
-from edge.train.config import RunConfig
+from edge.train.config import declared_options
 
 from .declaration import Document, Lines, Table, percent
 
@@ -226,28 +222,8 @@ TABLES = {
 def options() -> str:
     """The table of all options of a run's file, as they are declared."""
     lines = ["| option | default | values | what it does |", "| --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(cells)} |" for cells in _options(RunConfig, "")]
+    for each in declared_options():
+        default = f"`{each.default}`" if each.default not in ("", "none", "must be given") else each.default
+        values = "" if each.name == "model.preset" else ", ".join(f"`{value}`" for value in each.choices)
+        lines.append(f"| `{each.name}` | {default} | {values} | {each.help} |")
     return "\n".join(lines) + "\n"
-
-
-def _options(kind: type[Any], prefix: str) -> Iterator[list[str]]:
-    declared, hints = options_of(kind), get_type_hints(kind)
-    for each in fields(kind):
-        if each.name not in declared:
-            yield from _options(hints[each.name], f"{prefix}{each.name}.")
-            continue
-        about = declared[each.name]
-        values = "" if each.name == "preset" else ", ".join(f"`{value}`" for value in about.names)
-        name = "FIELD" if each.name == "changes" else each.name  # stands in the section itself
-        yield [f"`{prefix}{name}`", _default(default_of(kind, each.name)), values, about.help]
-
-
-def _default(value: Any) -> str:
-    """As TOML writes it."""
-    if value is REQUIRED:
-        return "must be given"
-    if value is None or value is dict:
-        return "none"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{list(value) if isinstance(value, tuple) else value}`"
