@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.apps.cli.loading import keywords, naming_flags
-from edge.apps.cli.options import MODEL_HELP, Hub, Json, Out, expand, refuse_beside
+from edge.apps.cli.options import MODEL_HELP, DryRun, Hub, Json, Out, expand, refuse_beside
 from edge.apps.cli.terminal import convert_progress, output_console, print_json
 from edge.export.options import ExportOptions
 from edge.hub.options import HubOptions
@@ -28,9 +28,7 @@ def export(
     options: ExportOptions | None,
     out: Out = None,
     hub: Hub,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes and the memory plan; write no artifact.")
-    ] = False,
+    dry_run: DryRun = False,
     check: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Check an exported folder in its own runtime instead."),

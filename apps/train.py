@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge.apps.cli.errors import FAILED
-from edge.apps.cli.options import Json, Out, expand, given_flags, given_out
+from edge.apps.cli.options import DryRun, Json, Out, expand, given_flags, given_out
 from edge.apps.cli.terminal import error_console, output_console, print_json
 from edge.apps.train_data import tokenize, tokenizer
 from edge.errors import EdgeError
@@ -43,9 +43,7 @@ def run(
             "--set", metavar="KEY=VALUE", help="Another value for an option, such as schedule.steps=100."
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes, costs and the schedule; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     processes: Annotated[
         int, typer.Option(min=1, help="With --dry-run: how many processes will share the run.")
     ] = 1,
@@ -111,14 +109,14 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     *,
     out: Out = None,
-    smooth: Annotated[
+    average: Annotated[
         int, typer.Option(min=1, help="Lines of the log that a point of the curve is the mean of.")
     ] = 1,
 ) -> None:
     """Draw the losses and learning rates of runs into one picture."""
     from edge.train.plot import plot_runs
 
-    plot_runs(runs, given_out(out), smooth)
+    plot_runs(runs, given_out(out), average)
     output_console().print(f"Wrote {out}.", soft_wrap=True)
 
 

@@ -65,7 +65,7 @@ done_all() {
 finish() {
     local name=$1
     shift
-    [ $# = 0 ] || "$EDGE" train plot "${@/#/$OUT/}" --smooth 4 --out "$PICTURES/training-$name.png"
+    [ $# = 0 ] || "$EDGE" train plot "${@/#/$OUT/}" --average 4 --out "$PICTURES/training-$name.png"
     "$PYTHON" runs/summary.py "$name" --runs "$OUT"
 }
 

@@ -52,10 +52,11 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="PATH",
-        help="Write the result here: a folder (that of an export or a tokenizer must not exist, that of a run "
-        "or of shards is gone on with), a JSON document, a picture, or a list of tokens.",
+        help="Write the result here: a folder (of an export or a tokenizer it must not exist, a run or "
+        "shards are gone on with), a JSON document, a picture, or a list of tokens.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print sizes and the plan; make nothing.")]
 Hub = Annotated[HubOptions, Group("Model")]
 Source = Annotated[SourceOptions, Group("Model")]
 Run = Annotated[RunOptions, Group("Model")]
