@@ -64,7 +64,7 @@ def test_runs_are_drawn_into_one_picture(tmp_path: Path):
     run(tmp_path, "two", optimizer={"learning_rate": 1e-3}, evaluation={"sources": {}})
     picture = tmp_path / "runs.png"
     code, printed, complained = finished(
-        "plot", tmp_path / "one", tmp_path / "two", "--out", picture, "--smooth", 2, out=tmp_path / "said"
+        "plot", tmp_path / "one", tmp_path / "two", "--out", picture, "--average", 2, out=tmp_path / "said"
     )
     assert code == 0 and printed == f"Wrote {picture}.\n", complained
     data = picture.read_bytes()
