@@ -83,6 +83,26 @@ def multi_token(runs: Path) -> dict[str, Any]:
     }
 
 
+def long(runs: Path) -> dict[str, Any]:
+    """Recall by stage, length and kind of attention: the mean over the seeds."""
+    scores: dict[str, list[dict[str, dict[str, float]]]] = defaultdict(list)
+    for run in _folders(runs / "long"):
+        if (run / "score.json").exists():
+            scores[run.name.rsplit("-", 1)[0]].append(
+                json.loads((run / "score.json").read_text())["accuracy"]
+            )
+    return {
+        "seeds": len(next(iter(scores.values()))),
+        "stages": {
+            stage: {
+                length: {kind: statistics.mean(each[length][kind] for each in found) for kind in kinds}
+                for length, kinds in found[0].items()
+            }
+            for stage, found in scores.items()
+        },
+    }
+
+
 def tiny(runs: Path) -> dict[str, Any]:
     """The stages of the end-to-end run, perplexities, and what the checks of the exports said."""
     folder = runs / "tiny"
@@ -156,6 +176,7 @@ COMPARISONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "mup": mup,
     "ternary": ternary,
     "multi-token": multi_token,
+    "long": long,
     "tiny": tiny,
 }
 

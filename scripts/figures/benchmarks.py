@@ -153,6 +153,7 @@ BENCHMARKS = {
     "training-mup": Benchmark("runs/mup.sh", 240, timed=False),
     "training-ternary": Benchmark("runs/ternary.sh", 240, timed=False),
     "training-multi-token": Benchmark("runs/multi_token.sh", 120, timed=False),
+    "training-long": Benchmark("runs/long.sh", 30, timed=False),
     "training-tiny": Benchmark("runs/tiny.sh", 60, timed=False),
     "training-speed": Benchmark("python scripts/bench_training.py", 5),
     "fuzz": Benchmark(

@@ -123,6 +123,18 @@ def multi_token(document: Document) -> Lines:
     return lines
 
 
+def long_stage(document: Document) -> Lines:
+    """Questions answered rightly, before the long stage and after it with sparse or dense attention."""
+    words = {"short": "short stage alone", "sparse": "long stage, sparse", "dense": "long stage, dense"}
+    stages = {words[name]: document["stages"][name] for name in words if name in document["stages"]}
+    kinds = list(next(iter(next(iter(stages.values())).values())))
+    lines: Lines = [["trained", "tokens", *(f"read {kind}" for kind in kinds)]]
+    for stage, lengths in stages.items():
+        for length, found in lengths.items():
+            lines.append([stage, length, *(percent(found[kind], 1) for kind in kinds)])
+    return lines
+
+
 def tiny(document: Document) -> Lines:
     """Perplexities side by side."""
     found = document["perplexity"]
@@ -212,6 +224,7 @@ TABLES = {
     "training-multi-token": Table(
         PAGE, ("training-multi-token",), multi_token, picture="training-multi-token.png"
     ),
+    "training-long": Table(PAGE, ("training-long",), long_stage, keys=2),
     "training-tiny": Table(PAGE, ("training-tiny",), tiny),
     "training-tiny-exports": Table(PAGE, ("training-tiny",), tiny_exports),
     "training-tiny-stages": Table(PAGE, ("training-tiny",), tiny_stages, picture="training-tiny.png"),
