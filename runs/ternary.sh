@@ -7,7 +7,7 @@ texts texts-1k 1024 $PROSE
 
 STEPS=1500
 DECAY=150
-FIRST_RATE=0.01 SECOND_RATE=0.005
+FIRST_RATE=0.005 SECOND_RATE=0.0025  # that of small.toml, and half of it
 part() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.6f", a / b }'; }
 at() { awk -v n="$STEPS" -v share="$1" 'BEGIN { print int(n * (1 - share) + 0.5) }'; }
 for seed in $SEEDS; do
