@@ -19,7 +19,8 @@ done
 done_all
 for seed in $SEEDS; do
     for name in short sparse dense; do
-        "$PYTHON" runs/needle.py score "$OUT/long/$name-$seed/model" > "$OUT/long/$name-$seed/score.json"
+        found=$OUT/long/$name-$seed
+        [ -s "$found/score.json" ] || "$PYTHON" runs/needle.py score "$found/model" > "$found/score.json"
     done
 done
 finish long

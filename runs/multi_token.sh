@@ -11,7 +11,7 @@ done
 done_all
 for seed in $SEEDS; do
     for weight in 0.1 0.3; do
-        "$PYTHON" runs/acceptance.py "$OUT/multi-token/$weight-$seed" "$OUT/texts-1k-heldout" \
+        [ -s "$OUT/multi-token/$weight-$seed/acceptance.json" ] || "$PYTHON" runs/acceptance.py "$OUT/multi-token/$weight-$seed" "$OUT/texts-1k-heldout" \
             > "$OUT/multi-token/$weight-$seed/acceptance.json"
     done
 done
