@@ -103,6 +103,17 @@ def options(
         console.print(f"    {each.help}{choices}", soft_wrap=True, markup=False, highlight=False)
 
 
+@app.command("batch")
+@expand
+def batch(
+    loss: Annotated[float, typer.Argument(metavar="LOSS", help="In nats per token, that is hoped for.")],
+) -> None:
+    """Print how many tokens a step should have to reach a loss with the fewest (MiniCPM's fit)."""
+    from edge.train.scaling import best_batch
+
+    output_console().print(f"{format_count(best_batch(loss))} tokens a step")
+
+
 @app.command("plot")
 @expand
 def plot(

@@ -61,7 +61,7 @@ class DataSection(_Section):
     """What is read, and how much of it in a step."""
 
     sources: Mapping[str, str] = option(dict, "Folders of token shards, by names for the log.")
-    weights: Mapping[str, float] = option(dict, "Shares of the tokens by source; by default all the same.")
+    weights: Mapping[str, float] = option(dict, "Shares of the tokens by source; by default by their sizes.")
     phases: tuple[DataPhase, ...] = option((), "Other weights from later steps on.")
     length: int = option(512, "Tokens of a row.", least=2)
     rows: int = option(32, "Rows of a step, all processes together.", least=1)

@@ -1,4 +1,4 @@
-"""What a step costs: floating-point operations, memory, and the share of the device's peak that a run
+"""What a step costs in floating-point operations, and the share of the device's peak that a run
 reaches.
 
 Operations are those of the model, not of its program: what gradient checkpointing computes again doesn't
@@ -7,8 +7,8 @@ count (PaLM, arXiv 2204.02311, appendix B).
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -20,22 +20,10 @@ _PEAK_SIZE = 1024
 _PEAK_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers of weights. tied heads count once in `all`, and are multiplied by in `active` all the same."""
-
-    all: int
-    embedding: int
-    active: int
-
-
-def count_parameters(config: ModelConfig) -> Parameters:
-    """Weights of a network; active: those that every token is multiplied by."""
-    sizes = {name: _product(shape) for name, shape in expected_tensors(config).items()}
-    everything = sum(sizes.values())
-    embedding = config.vocab_size * config.hidden_size
-    looked_up = 0 if config.tie_word_embeddings else embedding
-    return Parameters(everything, embedding, everything - looked_up)
+def active_parameters(config: ModelConfig) -> int:
+    """Weights that every token is multiplied by: all but an embedding that is no head, too."""
+    everything = sum(math.prod(shape) for shape in expected_tensors(config).values())
+    return everything - (0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size)
 
 
 def flops_per_token(
@@ -51,7 +39,7 @@ def flops_per_token(
     if is_sparse and config.sparse is not None and length > config.sparse.dense_len:
         blocks = config.sparse.topk + config.sparse.local_blocks
         reads = min(reads, blocks * config.sparse.block_size)
-    active = count_parameters(config).active
+    active = active_parameters(config)
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_dim * reads
     total = 6.0 * active + 12.0 * attention
     if multi_token:  # one more layer, its projection of two to one, and the head again
@@ -83,10 +71,3 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found

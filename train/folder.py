@@ -1,10 +1,10 @@
 """The folder of a run: what stands in it, that one process group uses it at a time, and that it is of one
 run.
 
-config.json the run's options; a resumed run has to have the same where they change what is learned
-log.jsonl one line of figures every few steps (`edge.train.metrics`); tensorboard/ has the same checkpoints/
-the state to go on from (`edge.train.checkpoints`) model/ the trained model in Hugging Face's format, when
-the run has come to its end
+    config.json     the run's options; a resumed run has the same where they change what is learned
+    log.jsonl       figures every few steps (`edge.train.metrics`); tensorboard/ has the same
+    checkpoints/    the state to go on from (`edge.train.checkpoints`)
+    model/          the trained model in Hugging Face's format, when the run has come to its end
 """
 
 from __future__ import annotations

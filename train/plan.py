@@ -12,7 +12,7 @@ from pathlib import Path
 from edge.config import ModelConfig
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
-from edge.train.flops import count_parameters
+from edge.train.flops import active_parameters
 from edge.train.mup import is_hidden_matrix
 from edge.train.network import empty_objective, flops_of, longest, model_config
 from edge.train.objective import Objective
@@ -66,7 +66,7 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
     shares = _shares(config, sources)
     return Plan(
         parameters=parameters,
-        active_parameters=count_parameters(shape).active,
+        active_parameters=active_parameters(shape),
         steps=schedule.steps,
         warm_up_steps=schedule.warm_up,
         decay_steps=decay_steps(schedule),

@@ -24,7 +24,7 @@ from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
 from edge.train.data.batch import Batch
-from edge.train.distributed import World, alike, all_sum, clip, from_all, from_first, joined, together
+from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
 from edge.train.evaluation import Evaluation
 from edge.train.flops import measured_peak
 from edge.train.folder import RunFolder
@@ -204,7 +204,7 @@ class Trainer:
         """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be
         skipped.
         """
-        path = from_all(lambda: self._folder.save_batch(batch, self.step + 1), self._world)[0]
+        path = self._folder.save_batch(batch, self.step + 1)
         self._skipped += 1
         sentence = f"The loss of step {self.step + 1} is no number; its rows are in '{path}'."
         if self._config.runtime.on_nan == "stop" or self._skipped >= _MOST_SKIPPED:

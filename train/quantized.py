@@ -8,7 +8,7 @@ compute with them in bfloat16): a bfloat16 weight is rounded once more, to scale
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -63,21 +63,29 @@ def quantize_aware(decoder: Decoder, scheme: QuantScheme) -> Decoder:
     return decoder
 
 
-@torch.no_grad()
 def quantized_state(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's state dict as the forward pass sees it: what is saved and exported, without gradients.
+    """The decoder's state dict as the forward pass sees it, without gradients.
 
     A sharded decoder's tensors are gathered, so every process of its mesh has to call.
     """
-    state = {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in decoder.state_dict().items()
-    }
+    return rounded(
+        decoder,
+        {
+            name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in decoder.state_dict().items()
+        },
+    )
+
+
+@torch.no_grad()
+def rounded(decoder: Decoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors of the decoder, by name, with those rounded that its layers round: what is saved."""
+    found = dict(state)
     for name, module in decoder.named_modules():
         if isinstance(module, QuantizedLinear):
             key = f"{name}.weight"
-            state[key] = fake_quantize(state[key], module.scheme)
-    return state
+            found[key] = fake_quantize(found[key], module.scheme)
+    return found
 
 
 # An operator, since compilers may leave out the rounding to float16 between two conversions.

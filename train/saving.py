@@ -18,7 +18,7 @@ from edge.errors import CheckpointError
 from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.model.network.multi_token import MultiTokenPrediction
 from edge.model.weights.checkpoint import save_huggingface
-from edge.train.quantized import QuantizedLinear, fake_quantize
+from edge.train.quantized import rounded
 
 if TYPE_CHECKING:
     from edge.train.network import Network
@@ -32,10 +32,8 @@ def save_network(folder: Path, network: Network, state: Mapping[str, Tensor]) ->
 
     state: all parameters of the objective. Raises CheckpointError.
     """
-    tensors = {name.removeprefix(_DECODER): each for name, each in state.items() if name.startswith(_DECODER)}
-    for name, module in network.objective.decoder.named_modules():
-        if isinstance(module, QuantizedLinear):
-            tensors[f"{name}.weight"] = fake_quantize(tensors[f"{name}.weight"], module.scheme)
+    own = {name.removeprefix(_DECODER): each for name, each in state.items() if name.startswith(_DECODER)}
+    tensors = rounded(network.objective.decoder, own)
     layer = {name.removeprefix(_LAYER): each for name, each in state.items() if name.startswith(_LAYER)}
     if layer:
         specs = [(name, "F32", tuple(each.shape)) for name, each in layer.items()]

@@ -6,12 +6,18 @@ batch.
 
 from __future__ import annotations
 
+from math import inf
+
+from edge.errors import TrainingError
+
 _FACTOR, _EXPONENT = 1.21e9, 6.24
 
 
 def best_batch(loss: float) -> float:
     """Tokens of a step at which a loss, in nats per token, is reached with the fewest tokens."""
-    return _FACTOR / loss**_EXPONENT
+    if not 0 < loss < inf:
+        raise TrainingError(f"A loss is a positive number, not {loss:g}.")
+    return float(_FACTOR / loss**_EXPONENT)
 
 
 def loss_of_batch(tokens: float) -> float:

@@ -64,3 +64,11 @@ def test_what_is_wrong_is_said_in_a_sentence(run_inside, tmp_path: Path, tokeniz
         assert done.returncode == 1
         assert message in done.stderr and "Traceback" not in done.stderr
     assert not Path(out, "index.json").exists()
+
+
+def test_options_and_the_batch_for_a_loss_are_printed(run_edge):
+    printed = run_edge("train", "options", "schedule").stdout
+    assert "schedule.shape = exponential" in printed and "data.rows" not in printed
+    assert "choose one of data, schedule" in run_edge("train", "options", "nothing").stderr
+    assert run_edge("train", "batch", "2.5").stdout == "3.98M tokens a step\n"
+    assert "A loss is a positive number, not 0." in run_edge("train", "batch", "0").stderr

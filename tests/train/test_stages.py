@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from edge.train.quantized import fake_quantize
 from edge.train.saving import load_multi_token
 from edge.train.texts import open_texts
 from tests.export.tiny import byte_tokenizer_files
-from tests.train.runs import losses, run, run_config, weights, write_texts
+from tests.train.runs import assert_same_run, losses, run, run_config, weights, write_texts
 
 MODEL = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "vocab_size": 300}
 
@@ -96,6 +97,28 @@ def test_a_run_with_a_multi_token_layer_can_be_gone_on_from(first: Path):
     assert module.multi_token is not None
     for name, each in module.multi_token.state_dict().items():
         assert torch.equal(layer.state_dict()[name], each), name
+
+
+def test_a_second_stage_takes_the_multi_token_layer_over(first: Path):
+    config = run_config(first, start={"path": str(first / "first")}, loss={"multi_token": 0.3}, seed=5)
+    found = build(config, open_texts(config), World(), print).objective
+    trained = trained_network(first, "first", loss={"multi_token": 0.3}).state_dict()
+    assert any(name.startswith("multi_token.") for name in trained)
+    for name, each in found.state_dict().items():
+        assert torch.equal(each, trained[name]), name
+
+
+def test_a_stage_goes_on_without_the_run_that_it_began_with(tmp_path: Path):
+    """Its own checkpoint has all; the other run may have been moved."""
+    run(tmp_path, "first")
+    start = {"path": str(tmp_path / "first")}
+    run(tmp_path, "whole", start=start)
+    run(tmp_path, "moved", start=start)
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "step-00000006")
+    shutil.rmtree(tmp_path / "moved" / "model")
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    run(tmp_path, "moved", start=start)
+    assert_same_run(tmp_path / "moved", tmp_path / "whole")
 
 
 def test_a_models_folder_gives_its_shape_and_weights(first: Path):

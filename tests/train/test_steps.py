@@ -198,3 +198,17 @@ def test_a_compiled_network_computes_the_same(tmp_path: Path):
         assert losses(tmp_path / f"{name}-compiled") == pytest.approx(
             losses(tmp_path / f"{name}-eager"), rel=1e-3
         )
+
+
+def test_a_loss_in_parts_is_the_whole_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Parts of 7 tokens, the last one shorter: the same sums and gradients."""
+    config = run_config(tmp_path)
+    found = []
+    for most in (7 * 64, 1 << 20):
+        monkeypatch.setattr("edge.train.objective._MOST_LOGITS", most)
+        texts = open_texts(config)
+        objective = build(config, texts, World(), print).objective
+        loss = objective(*texts.loader.next()).next_token
+        loss.backward()
+        found.append((loss.detach(), [each.grad for each in objective.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
