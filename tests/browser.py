@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-KEYS = {"Enter": 13, "Escape": 27}
+KEYS = {"Enter": 13, "Escape": 27, "k": 75}
 CONTROL = 2
 
 

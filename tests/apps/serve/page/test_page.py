@@ -1,0 +1,481 @@
+"""The chat page in a real browser: answers as they stream, what is kept, what is refused, how it looks."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+pytest.importorskip("starlette", reason="the package starlette is not installed")
+pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
+
+from tests.apps.serve.page.conftest import DESKTOP, READY
+from tests.apps.serve.page.scripted import ATTACK, KEY, POLICY, Script
+from tests.browser import CONTROL, Page
+
+PHONE = (390, 844)
+BOXES = ".code, .table, .bubble, #composer, header"
+SHIFT = 8
+BUSY = "document.body.classList.contains('running')"
+ANSWERS = "[...document.querySelectorAll('.assistant > .markdown')].map((each) => each.textContent)"
+QUESTIONS = "[...document.querySelectorAll('.user .bubble')].map((each) => each.textContent)"
+TITLES = "[...document.querySelectorAll('#conversations .open')].map((each) => each.textContent)"
+ERROR = "document.querySelector('.error p')?.textContent"
+NOTICE = "document.querySelector('#notice').innerText"
+FOCUS = "document.activeElement.id"
+WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def ask(chat: Page, text: str) -> None:
+    chat.evaluate("document.querySelector('#message').focus()")
+    chat.type(text)
+    chat.press("Enter")
+
+
+def answered(chat: Page, text: str) -> str:
+    """The last answer, once it is complete."""
+    before = chat.evaluate(f"{ANSWERS}.length")
+    ask(chat, text)
+    chat.wait(f"!{BUSY} && {ANSWERS}.length > {before}", 20)
+    return str(chat.evaluate(f"{ANSWERS}.at(-1)"))
+
+
+def reload(chat: Page) -> None:
+    chat.evaluate("window.old = true")
+    chat.call("Page.reload")
+    chat.wait(f"!window.old && document.readyState === 'complete' && {READY}", 20)
+
+
+def find(chat: Page, label: str, inside: str = "") -> str:
+    """The selector of the last element of that label."""
+    selector = f"{inside} [aria-label={json.dumps(label, ensure_ascii=False)}]".strip()
+    assert chat.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length"), selector
+    return selector
+
+
+def press_button(chat: Page, selector: str) -> None:
+    chat.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).click()")
+
+
+def test_an_answer_is_shown_with_what_it_cost(chat: Page, script: Script):
+    assert answered(chat, "hello") == "Hello world, how are you?"
+    assert chat.evaluate("document.querySelector('.assistant strong').textContent") == "world"
+    (request,) = script.requests
+    assert request["messages"] == [{"role": "user", "content": "hello"}] and request["stream"] is True
+    assert request["model"] == "minicpm5-1b" and request["stream_options"] == {"include_usage": True}
+    assert not {"temperature", "max_tokens", "seed", "tools", "thinking_budget"} & set(request)
+    figures = chat.evaluate("document.querySelector('.figures').textContent")
+    assert figures.split(" · ") == [""] or "41.3 tokens/s" in figures
+    assert (
+        "120 tokens (20 thinking)" in figures and "first after 0.3 s" in figures and "1,000 reused" in figures
+    )
+    assert chat.evaluate(FOCUS) == "message" and chat.evaluate(TITLES) == ["hello"]
+
+
+def test_the_next_question_has_the_conversation_before_it(chat: Page, script: Script):
+    answered(chat, "hello")
+    answered(chat, "long")
+    assert [each["role"] for each in script.requests[1]["messages"]] == ["user", "assistant", "user"]
+    assert script.requests[1]["messages"][1]["content"] == "Hello **world**, how are you?"
+    assert "cut at the limit" in chat.evaluate("document.querySelector('.note').textContent")
+    gap = "document.querySelector('#scroll').scrollHeight - document.querySelector('#scroll').scrollTop"
+    assert chat.evaluate(f"{gap} - document.querySelector('#scroll').clientHeight") < 2  # follows the answer
+
+
+def test_text_is_shown_before_the_answer_is_complete(chat: Page, script: Script):
+    ask(chat, "gated")
+    chat.wait(f"{ANSWERS}.at(-1) === 'The first half,'", 20)
+    assert chat.evaluate(BUSY) and chat.evaluate("document.querySelector('#send').hidden")
+    assert chat.evaluate("document.querySelector('.assistant').getAttribute('aria-busy')") == "true"
+    ask(chat, "not yet")  # one answer at a time: it stays in the field
+    assert chat.evaluate(QUESTIONS) == ["gated"] and chat.evaluate("document.querySelector('#message').value")
+    script.gate.set()
+    chat.wait(f"!{BUSY}", 20)
+    assert chat.evaluate(ANSWERS) == ["The first half, the second half."]
+
+
+@pytest.mark.parametrize("way", ["button", "Escape"])
+def test_stop_ends_the_request(chat: Page, script: Script, way: str):
+    ask(chat, "endless")
+    chat.wait(f"{ANSWERS}.at(-1).length > 20", 20)
+    assert not script.closed.is_set()
+    if way == "button":
+        chat.click("#stop")
+    else:
+        chat.press("Escape")
+    assert script.closed.wait(20)
+    chat.wait(f"!{BUSY}", 20)
+    assert chat.evaluate(ANSWERS)[0].startswith("word word") and chat.evaluate(ERROR) is None
+    assert chat.evaluate("document.querySelector('.note').textContent") == "You stopped the answer."
+
+
+def test_conversations_survive_a_reload(chat: Page, script: Script):
+    answered(chat, "hello")
+    chat.press("k", CONTROL)
+    assert (
+        chat.evaluate("document.querySelector('#welcome').hidden") is False
+        and chat.evaluate(FOCUS) == "message"
+    )
+    answered(chat, "long")
+    reload(chat)
+    assert chat.evaluate(TITLES) == ["long", "hello"] and chat.evaluate(QUESTIONS) == ["long"]
+    press_button(chat, "#conversations .open")
+    assert chat.evaluate(ANSWERS) == ["Hello world, how are you?"]
+    chat.evaluate("history.back()")
+    chat.wait(f"{QUESTIONS}[0] === 'long'", 20)
+
+
+def test_half_an_answer_survives_a_reload(chat: Page, script: Script):
+    ask(chat, "gated")
+    chat.wait(f"{ANSWERS}.at(-1) === 'The first half,'", 20)
+    reload(chat)
+    assert chat.evaluate(ANSWERS) == ["The first half,"]
+    assert "page was closed" in chat.evaluate("document.querySelector('.note').textContent")
+    script.gate.set()
+    press_button(chat, find(chat, "Answer again"))
+    chat.wait(f"{ANSWERS}.at(-1) === 'The first half, the second half.'", 20)
+
+
+def test_conversations_are_renamed_searched_deleted_and_brought_back(chat: Page):
+    answered(chat, "hello")
+    chat.press("k", CONTROL)
+    answered(chat, "empty")
+    assert chat.evaluate("document.querySelector('.note').textContent") == "The answer is empty."
+    press_button(chat, find(chat, "Rename \u201chello\u201d"))
+    chat.type("A greeting")
+    chat.press("Enter")
+    assert set(chat.evaluate(TITLES)) == {"A greeting", "empty"}
+    chat.evaluate("document.querySelector('#search').focus()")
+    chat.type("WORLD")  # stands in an answer
+    assert chat.evaluate(TITLES) == ["A greeting"]
+    press_button(chat, find(chat, "Delete \u201cA greeting\u201d"))
+    assert chat.evaluate(TITLES) == [] and "was deleted" in chat.evaluate(NOTICE)
+    press_button(chat, "#notice button")
+    assert chat.evaluate(TITLES) == ["A greeting"] and chat.evaluate(QUESTIONS) == ["hello"]
+
+
+def test_a_conversation_is_exported(chat: Page):
+    answered(chat, "hello")
+    chat.evaluate(
+        """(() => { window.exported = []; const before = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { exported.push(blob); return before(blob); }; })()"""
+    )
+    chat.click("#export")
+    document = json.loads(chat.evaluate("exported[0].text()"))
+    assert document["title"] == "hello"
+    assert [each["content"] for each in document["messages"]] == ["hello", "Hello **world**, how are you?"]
+
+
+def test_full_storage_is_said_and_does_not_stop_the_chat(chat: Page):
+    chat.evaluate("localStorage.setItem('filler', 'x'.repeat(5 * 1024 * 1024 - 64 - 'filler'.length))")
+    assert answered(chat, "hello") == "Hello world, how are you?"
+    assert "storage is full" in chat.evaluate(NOTICE)
+    assert answered(chat, "hello") == "Hello world, how are you?"
+
+
+def test_entries_that_are_none_of_the_page_do_no_harm(chat: Page):
+    entries = [
+        "{",
+        "null",
+        "[]",
+        '{"title": 1, "messages": []}',
+        '{"title": "x", "messages": [null, {"content": 1}]}',
+    ]
+    store = "forEach((each, at) => localStorage.setItem(`edge.conversation.${at}`, each))"
+    chat.evaluate(f"{json.dumps(entries)}.{store}, localStorage.setItem('edge.settings', '{{')")
+    reload(chat)
+    assert chat.evaluate(TITLES) == ["x"] and answered(chat, "hello")
+
+
+def test_what_the_model_writes_is_text(chat: Page):
+    text = answered(chat, "attack")
+    for part in (
+        "<img src=x onerror=",
+        "<script>window.attacked = 2</script>",
+        "javascript:window.attacked=3",
+    ):
+        assert part in text
+    assert (
+        '"><img src=x onerror=1>\n<iframe' not in text
+        and '<iframe src="javascript:window.attacked = 4"></iframe>' in text
+    )
+    inside = ".assistant > .markdown"
+    tags = set(chat.evaluate(f"[...document.querySelectorAll('{inside} *')].map((each) => each.tagName)"))
+    assert tags <= set(
+        re.findall(
+            r"\w+", "P BR A CODE PRE FIGURE FIGCAPTION SPAN BUTTON DIV TABLE THEAD TBODY TR TH TD svg use"
+        )
+    )
+    links = chat.evaluate(f"[...document.querySelectorAll('{inside} a')].map(({{href, rel}}) => [href, rel])")
+    assert links == [
+        ["https://example.org/a.png", "noopener noreferrer"],
+        ["https://example.org/?a=%22", "noopener noreferrer"],
+    ]
+    handlers = "[...each.attributes].some(({ name }) => /^(on|style|src)/.test(name))"
+    assert not chat.evaluate(f"[...document.querySelectorAll('{inside} *')].some((each) => {handlers})")
+    assert chat.evaluate("window.attacked") is None and ATTACK.count("attacked") == 5
+
+
+def test_the_policy_is_in_force(chat: Page):
+    """What would be an attack is seen by the watch that all these tests end with."""
+    chat.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.attacked = 1\">')"
+    )
+    chat.wait("problems.length", 20)
+    assert (
+        "script-src" in chat.evaluate("problems.splice(0).join()")
+        and chat.evaluate("window.attacked") is None
+    )
+    assert "script-src 'self'" in POLICY
+
+
+def test_thinking_and_calls_are_folded_and_results_are_asked_for(chat: Page, script: Script):
+    ask(chat, "weather")
+    chat.wait("document.querySelector('.results') !== null", 20)
+    folds = "[...document.querySelectorAll('.assistant details')]"
+    assert chat.evaluate(f"{folds}.map((each) => each.open)") == [False] * 3
+    labels = chat.evaluate(f"{folds}.map((each) => each.querySelector('summary').textContent)")
+    assert labels[0].startswith("Thought") and labels[1:] == ["Called get_weather", "Called get_time"]
+    assert chat.evaluate(ANSWERS) == ["Let me look."]
+    assert chat.evaluate("document.querySelector('.thinking .inside').checkVisibility()") is False
+    chat.click(".call summary")
+    assert json.loads(chat.evaluate("document.querySelector('.call pre').innerText")) == {
+        "city": "Zürich",
+        "days": 2,
+    }
+    for place, text in ((1, "sunny"), (2, "noon")):
+        chat.evaluate(f"document.querySelector('.results .field:nth-child({place}) textarea').focus()")
+        chat.type(text)
+    press_button(chat, ".results button")
+    chat.wait(f"!{BUSY} && {ANSWERS}.length === 2", 20)
+    asked = script.requests[-1]["messages"]
+    assert [each["role"] for each in asked] == ["user", "assistant", "tool", "tool"]
+    assert [each["function"]["name"] for each in asked[1]["tool_calls"]] == ["get_weather", "get_time"]
+    assert [(each["tool_call_id"], each["content"]) for each in asked[2:]] == [
+        ("call-0", "sunny"),
+        ("call-1", "noon"),
+    ]
+    assert "I need the weather" not in json.dumps(asked)
+    assert "sunny" in chat.evaluate("document.querySelector('.call').textContent")
+    assert chat.evaluate("document.querySelector('.results')") is None
+
+
+def test_questions_are_edited_and_answers_asked_for_again(chat: Page, script: Script):
+    answered(chat, "hello")
+    answered(chat, "empty")
+    press_button(chat, find(chat, "Answer again"))
+    chat.wait(f"!{BUSY} && {ANSWERS}.length === 2", 20)
+    assert [each["messages"][-1]["content"] for each in script.requests] == ["hello", "empty", "empty"]
+    chat.click(find(chat, "Edit and send again"))
+    chat.press("Escape")
+    assert chat.evaluate(QUESTIONS) == ["hello", "empty"]
+    chat.click(find(chat, "Edit and send again"))
+    chat.evaluate("document.activeElement.select()")
+    chat.type("long")
+    chat.press("Enter")
+    chat.wait(f"!{BUSY} && {ANSWERS}.length === 1", 20)
+    assert chat.evaluate(QUESTIONS) == ["long"] and len(script.requests[-1]["messages"]) == 1
+
+
+def test_errors_are_one_sentence_with_a_way_on(chat: Page, script: Script):
+    answered(chat, "refused")
+    assert chat.evaluate(ERROR) == "The prompt has 9000 tokens, 808 more than fit."
+    answered(chat, "busy")
+    assert (
+        chat.evaluate("[...document.querySelectorAll('.error p')].at(-1).textContent")
+        == "The server is busy; try again in 7 s."
+    )
+    press_button(chat, ".error button")
+    chat.wait(f"!{BUSY} && {ANSWERS}.at(-1) === 'Hello world, how are you?'", 20)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("breaks", "The connection broke off before the answer was complete."),
+        ("fails", "The machine is out of memory."),
+    ],
+)
+def test_what_came_before_an_error_is_kept(chat: Page, question: str, said: str):
+    assert answered(chat, question) == "Half an ans"
+    assert chat.evaluate(ERROR) == said
+    reload(chat)
+    assert chat.evaluate(ANSWERS) == ["Half an ans"] and chat.evaluate(ERROR) == said
+
+
+def test_a_server_that_is_gone(chat: Page):
+    chat.evaluate("window.before = fetch, window.fetch = () => before('http://127.0.0.1:1/'), true")
+    answered(chat, "hello")
+    assert chat.evaluate(ERROR) == "The server can't be reached; is it still running?"
+    chat.evaluate("problems.length = 0, window.fetch = before, true")  # the policy has refused that address
+    press_button(chat, ".error button")
+    chat.wait(f"!{BUSY} && {ANSWERS}.at(-1) === 'Hello world, how are you?'", 20)
+
+
+def fill(chat: Page, **fields: str) -> None:
+    """Types into the settings, as a reader does."""
+    press_button(chat, "#open-settings")
+    chat.evaluate("document.querySelector('.more').open = true")
+    for name, text in fields.items():
+        chat.evaluate(
+            f"document.querySelector('#{name}').focus(); document.querySelector('#{name}').select?.()"
+        )
+        chat.type(text)
+    chat.press("Escape")
+    assert chat.evaluate("document.querySelector('#settings').open") is False
+
+
+def test_settings_are_kept_and_sent(chat: Page, script: Script):
+    tools = '[{"type": "function", "function": {"name": "get_weather"}}]'
+    numbers = {
+        "temperature": "0.25",
+        "top_p": "0.5",
+        "max_tokens": "64",
+        "seed": "7",
+        "thinking_budget": "100",
+    }
+    fill(chat, system="Be brief.", tools=tools, **numbers)
+    chat.evaluate("document.querySelector('#thinking').value = 'on'")
+    chat.evaluate("document.querySelector('#thinking').dispatchEvent(new Event('input', { bubbles: true }))")
+    reload(chat)
+    answered(chat, "hello")
+    (request,) = script.requests
+    assert {name: request[name] for name in numbers} == {
+        name: json.loads(text) for name, text in numbers.items()
+    }
+    assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert request["tools"] == json.loads(tools) and request["chat_template_kwargs"] == {
+        "enable_thinking": True
+    }
+    fill(chat, temperature="9", tools="[")
+    assert "2" in chat.evaluate("document.querySelector('#temperature-error').textContent")
+    assert "no list" in chat.evaluate("document.querySelector('#tools-error').textContent")
+    answered(chat, "hello")
+    assert script.requests[-1]["temperature"] == 0.25  # what can't be sent is not taken over
+    press_button(chat, "#settings [type=reset]")
+    answered(chat, "hello")
+    assert not {*numbers, "tools", "chat_template_kwargs"} & set(script.requests[-1])
+
+
+def test_thinking_is_not_offered_where_the_model_has_none(chat: Page, script: Script):
+    offered = "document.querySelectorAll('.thinking-setting:not([hidden])').length"
+    assert chat.evaluate(offered) == 2
+    fill(chat, thinking_budget="5")
+    script.thinks = False
+    reload(chat)
+    assert chat.evaluate(offered) == 0
+    answered(chat, "hello")
+    assert "thinking_budget" not in script.requests[-1]
+
+
+def test_a_server_with_a_key(chat: Page, script: Script):
+    script.key = KEY
+    answered(chat, "hello")
+    assert "wants an API key" in chat.evaluate(ERROR)
+    fill(chat, api_key=KEY)
+    press_button(chat, ".error button")
+    chat.wait(f"!{BUSY} && {ANSWERS}.at(-1) === 'Hello world, how are you?'", 20)
+
+
+def test_shift_and_enter_start_a_line(chat: Page):
+    chat.evaluate("document.querySelector('#message').focus()")
+    chat.type("one")
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": SHIFT}
+    chat.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+    chat.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    chat.type("two")
+    assert (
+        chat.evaluate("document.querySelector('#message').value") == "one\ntwo"
+        and chat.evaluate(QUESTIONS) == []
+    )
+
+
+def test_a_phone(chat: Page):
+    answered(chat, "rich")
+    chat.look(*PHONE, phone=True)
+    reload(chat)
+    assert chat.evaluate("innerWidth") == PHONE[0] and chat.evaluate(WIDER) == 0
+    boxes = f"[...document.querySelectorAll('{BOXES}')].map((each) => each.getBoundingClientRect().toJSON())"
+    for box in chat.evaluate(boxes):
+        assert box["left"] >= 0 and box["right"] <= PHONE[0]
+    assert not chat.evaluate(
+        "document.querySelector('#sidebar').checkVisibility({ visibilityProperty: true })"
+    )
+    chat.click("#open-sidebar")
+    assert chat.evaluate("document.querySelector('#sidebar').classList.contains('open')")
+    assert chat.evaluate(FOCUS) == "new-chat" and chat.evaluate("document.querySelector('#main').inert")
+    chat.press("Escape")
+    assert chat.evaluate(FOCUS) == "open-sidebar" and not chat.evaluate(
+        "document.querySelector('#main').inert"
+    )
+    press_button(chat, "#open-settings")
+    assert chat.evaluate(WIDER) == 0
+    chat.press("Escape")
+
+
+def channels(colour: str) -> list[float]:
+    return [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = [part / 255 for part in channels(colour)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+COLOURS = """[...document.querySelectorAll(SELECTOR)].filter((each) => each.checkVisibility()).map((each) => {
+  const behind = (at) => getComputedStyle(at).backgroundColor;
+  let at = each;
+  while (at.parentElement && behind(at) === "rgba(0, 0, 0, 0)") at = at.parentElement;
+  return [getComputedStyle(each).color, behind(at), each.outerHTML.slice(0, 80)];
+})"""
+TEXTS = (
+    "p, h1, h2, h3, li, td, th, a, code, kbd, summary span, .code span, .figures span, .open, .primary, "
+    ".plain, .bubble, select, #settings label"
+)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_colours_can_be_read(chat: Page, dark: bool):
+    """4.5 : 1 for every text, as WCAG AA wants it."""
+    answered(chat, "rich")
+    answered(chat, "refused")
+    chat.look(*DESKTOP, dark=dark)
+    press_button(chat, "#open-settings")
+    chat.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")
+    found = chat.evaluate(COLOURS.replace("SELECTOR", json.dumps(TEXTS)))
+    assert len(found) > 60
+    assert [each for each in found if contrast(*each[:2]) < 4.5] == []
+    chat.press("Escape")
+
+
+def test_colours_follow_the_system_until_the_reader_chooses(chat: Page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = chat.evaluate(background)
+    chat.look(*DESKTOP, dark=True)
+    dark = chat.evaluate(background)
+    assert min(channels(light)) > 200 and max(channels(dark)) < 60
+    chat.click("#theme")
+    assert chat.evaluate(background) == light
+    reload(chat)
+    assert chat.evaluate(background) == light
+    chat.click("#theme")
+    chat.look(*DESKTOP, dark=False)
+    assert chat.evaluate(background) == dark
+
+
+def test_every_control_has_a_name(chat: Page):
+    answered(chat, "weather")
+    nameless = """[...document.querySelectorAll("button, input, textarea, select")]
+      .filter((each) => !(each.textContent.trim() || each.getAttribute("aria-label") || each.labels?.length))
+      .map((each) => each.outerHTML)"""
+    assert chat.evaluate(nameless) == []
+    ids = "[...document.querySelectorAll('[id]')].map((each) => each.id)"
+    assert chat.evaluate(f"{ids}.length - new Set({ids}).size") == 0
