@@ -71,6 +71,14 @@ def test_the_presets_of_training_runs_are_in_it(path: Path):
     assert found == {f"edge/train/configs/{each.name}" for each in CONFIGS.iterdir()}
 
 
+def test_the_chat_page_is_in_it(path: Path):
+    page = ROOT / "apps" / "serve" / "page"
+    with zipfile.ZipFile(path) as archive:
+        found = {name for name in archive.namelist() if name.startswith("edge/apps/serve/page/")}
+    assert found == {f"edge/apps/serve/page/{each.name}" for each in page.iterdir()}
+    assert "edge/apps/serve/page/index.html" in found
+
+
 def test_cuda_kernels_are_in_a_wheel_that_was_asked_for_them(
     wheel: Callable[[str], Path], run_folder: Path, tmp_path: Path
 ):

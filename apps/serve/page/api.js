@@ -15,12 +15,15 @@ const CUT = "The connection broke off before the answer was complete.";
 export async function listModels(key, signal) {
   const response = await request("v1/models", { headers: headers(key), signal });
   const { data } = await response.json().catch(() => ({}));
-  if (!Array.isArray(data)) throw new ServerError("The server's list of models is not one that this page can read.");
-  return data.filter(({ id }) => typeof id === "string").map((model) => ({
-    id: model.id,
-    context: model.x_edge?.context ?? model.max_model_len,
-    thinking: model.x_edge?.thinking,
-  }));
+  if (!Array.isArray(data))
+    throw new ServerError("The server's list of models is not one that this page can read.");
+  return data
+    .filter(({ id }) => typeof id === "string")
+    .map((model) => ({
+      id: model.id,
+      context: model.max_model_len,
+      thinking: model.x_edge?.thinking,
+    }));
 }
 
 /**
@@ -35,7 +38,8 @@ export async function* streamAnswer(body, key, signal) {
   for await (const data of events(response)) {
     if (data === "[DONE]") return;
     const chunk = parse(data);
-    if (chunk.error) throw new ServerError(sentence(chunk.error, "The server could not finish the answer."), response.status);
+    if (chunk.error)
+      throw new ServerError(sentence(chunk.error, "The server could not finish the answer."), response.status);
     complete ||= Boolean(chunk.choices?.[0]?.finish_reason);
     yield chunk;
   }
@@ -62,8 +66,10 @@ async function refusal(response) {
   const body = await response.json().catch(() => ({}));
   const said = sentence(body.error ?? body.detail, `The server answered with status ${status}.`);
   const wait = Number(response.headers.get("Retry-After"));
-  if (status === 401 || status === 403) return new ServerError("The server wants an API key that it knows; set it in the settings.", status);
-  if (status === 429) return new ServerError(`The server is busy; try again ${wait ? `in ${wait} s` : "soon"}.`, status);
+  if (status === 401 || status === 403)
+    return new ServerError("The server wants an API key that it knows; set it in the settings.", status);
+  if (status === 429)
+    return new ServerError(`The server is busy; try again ${wait ? `in ${wait} s` : "soon"}.`, status);
   return new ServerError(said, status);
 }
 

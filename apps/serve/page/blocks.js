@@ -19,7 +19,7 @@ const DIVIDER = /^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$
 export function blocksOf(lines, open = false, depth = 0) {
   if (open && UNFINISHED.test(lines.at(-1))) lines = lines.slice(0, -1);
   const found = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (!lines[at].trim()) {
       at++;
       continue;
@@ -35,7 +35,10 @@ function read(lines, at, open, depth) {
   const line = lines[at];
   const heading = HEADING.exec(line);
   if (heading) {
-    const text = (heading[2] ?? "").trim().replace(/(^|[ \t])#+$/, "").trimEnd();
+    const text = (heading[2] ?? "")
+      .trim()
+      .replace(/(^|[ \t])#+$/, "")
+      .trimEnd();
     return { kind: "heading", level: heading[1].length, text, to: at + 1 };
   }
   if (RULE.test(line)) return { kind: "rule", to: at + 1 };
@@ -78,7 +81,9 @@ function startsBlock(lines, at, open) {
   const line = lines[at];
   // A number in front of a line is mostly a sentence's, unless it may be a list's first.
   const item = /^ *(?:[-*+]|1[.)])[ \t]+\S/.test(line);
-  return item || [HEADING, RULE, FENCE, QUOTE].some((start) => start.test(line)) || startsTable(lines, at, open);
+  return (
+    item || [HEADING, RULE, FENCE, QUOTE].some((start) => start.test(line)) || startsTable(lines, at, open)
+  );
 }
 
 function list(lines, at, open, depth) {
@@ -157,7 +162,10 @@ function table(lines, at) {
 
 /** The texts between the bars; `\|` and bars in code are text. */
 function cells(line) {
-  const inner = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const inner = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(?<!\\)\|$/, "");
   const found = [""];
   for (const [part] of inner.matchAll(/\\\||\||`[^`]*`|[^|\\`]+|[\\`]/g)) {
     if (part === "|") found.push("");
@@ -169,6 +177,10 @@ function cells(line) {
 function paragraph(lines, at, open) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !startsBlock(lines, end, open)) end++;
-  const text = lines.slice(at, end).map((line) => line.trimStart()).join("\n").trimEnd();
+  const text = lines
+    .slice(at, end)
+    .map((line) => line.trimStart())
+    .join("\n")
+    .trimEnd();
   return { kind: "paragraph", text, to: end };
 }

@@ -38,7 +38,12 @@ export class Conversations {
 
   /** A new one; it is kept from its first message on. */
   create() {
-    return { id: crypto.getRandomValues(new Uint32Array(3)).join("-"), title: "", updated: Date.now(), messages: [] };
+    return {
+      id: crypto.getRandomValues(new Uint32Array(3)).join("-"),
+      title: "",
+      updated: Date.now(),
+      messages: [],
+    };
   }
 
   save(conversation) {
@@ -71,7 +76,9 @@ export class Conversations {
   #write(conversation) {
     const kept = attempt(() => localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation)));
     if (!kept && !this.full) {
-      this.notice("The browser's storage is full: this conversation is lost when the page closes. Delete others to make room.");
+      this.notice(
+        "The browser's storage is full: this conversation is lost when the page closes. Delete others to make room.",
+      );
     }
     this.full = !kept;
   }
@@ -94,7 +101,11 @@ export function asRequest(messages) {
     if (role === "tool") return [{ role, tool_call_id: id, content }];
     if (role === "user") return [{ role, content }];
     if (calls?.length) {
-      const made = calls.map((call) => ({ id: call.id, type: "function", function: { name: call.name, arguments: call.arguments } }));
+      const made = calls.map((call) => ({
+        id: call.id,
+        type: "function",
+        function: { name: call.name, arguments: call.arguments },
+      }));
       return [{ role, content: content || null, tool_calls: made }];
     }
     return content ? [{ role, content }] : []; // stopped, or failed, before it began
@@ -104,7 +115,9 @@ export function asRequest(messages) {
 /** Gives the reader a file. */
 export function exportConversation({ title, updated, messages }) {
   const document_ = { title, updated: new Date(updated).toISOString(), messages };
-  const address = URL.createObjectURL(new Blob([JSON.stringify(document_, null, 2)], { type: "application/json" }));
+  const address = URL.createObjectURL(
+    new Blob([JSON.stringify(document_, null, 2)], { type: "application/json" }),
+  );
   const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "") || "conversation";
   const link = Object.assign(document.createElement("a"), { href: address, download: `${name}.json` });
   link.click();
@@ -112,7 +125,11 @@ export function exportConversation({ title, updated, messages }) {
 }
 
 function titleOf(messages) {
-  const first = messages.find(({ role }) => role === "user")?.content.trim().split("\n")[0] ?? "";
+  const first =
+    messages
+      .find(({ role }) => role === "user")
+      ?.content.trim()
+      .split("\n")[0] ?? "";
   return first.length > TITLE ? `${first.slice(0, TITLE - 1).trimEnd()}…` : first || "New chat";
 }
 

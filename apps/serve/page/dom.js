@@ -2,7 +2,10 @@
 
 const ATTRIBUTES = new Set(["class", "role", "for"]);
 
-/** An element. Functions become listeners; `class`, `role`, `for` and names with a hyphen attributes, others properties. */
+/**
+ * An element. Functions become listeners; `class`, `role`, `for` and names with a hyphen attributes, what is left
+ * properties. Children are nodes and texts.
+ */
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -28,7 +31,11 @@ export function icon(name) {
 
 /** A button that shows an icon and is named by its label. */
 export function iconButton(name, label, click, properties = {}) {
-  return h("button", { type: "button", class: "quiet", title: label, "aria-label": label, click, ...properties }, icon(name));
+  return h(
+    "button",
+    { type: "button", class: "quiet", title: label, "aria-label": label, click, ...properties },
+    icon(name),
+  );
 }
 
 /** Puts text on the clipboard, also where the page came without HTTPS; false if the browser forbids it. */

@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
-const ELEMENTS = { "*1": "em", "_1": "em", "*2": "strong", "_2": "strong", "~2": "del" };
+const ELEMENTS = { "*1": "em", _1: "em", "*2": "strong", _2: "strong", "~2": "del" };
 const DEEPEST = 40; // marks inside each other; what is deeper stays text
 
 const TOKEN = new RegExp(
@@ -15,10 +15,13 @@ const TOKEN = new RegExp(
     /<(?<angled>(?:https?:\/\/|mailto:)[^\s<>]+)>/,
     /(?<bare>https?:\/\/[^\s<>`]+)/,
     /(?<line> *\\?\n|<br *\/?>)/,
-  ].map((part) => part.source).join("|"),
+  ]
+    .map((part) => part.source)
+    .join("|"),
   "gi",
 );
-const LINK = /\[((?:[^[\]\\]|\\.|\[[^[\]]*\])*)\]\(\s*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*"|\s+'[^']*')?\s*\)/y;
+const LINK =
+  /\[((?:[^[\]\\]|\\.|\[[^[\]]*\])*)\]\(\s*<?([^\s<>()]*(?:\([^\s()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*"|\s+'[^']*')?\s*\)/y;
 // What the next tokens may still complete: a mark, or a link whose address is on its way.
 const UNFINISHED_MARK = /[*_~`\\]+$/;
 const UNFINISHED_LINK = /!?\[([^[\]]*)\]\([^)\s]*$/;

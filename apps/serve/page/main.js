@@ -44,7 +44,8 @@ async function connect() {
 function open(id) {
   const found = conversations.get(id);
   shown = found ?? conversations.create();
-  if (location.hash.slice(1) !== (found?.id ?? "")) history.pushState(null, "", found ? `#${found.id}` : location.pathname);
+  if (location.hash.slice(1) !== (found?.id ?? ""))
+    history.pushState(null, "", found ? `#${found.id}` : location.pathname);
   sidebar.toggle(false);
   show();
   $("message").focus();
@@ -146,7 +147,9 @@ function show(ended = false) {
     views = messages.map((message) => viewOf(message, actions));
     follows = true;
   }
-  views.forEach((view, index) => view.update?.(running && index === views.length - 1, resultsAfter(view.message)));
+  views.forEach((view, index) =>
+    view.update?.(running && index === views.length - 1, resultsAfter(view.message)),
+  );
   $("messages").replaceChildren(...views.map(({ element }) => element), ...missingResults(running));
   $("welcome").hidden = messages.length > 0;
   document.body.classList.toggle("running", running);
@@ -175,7 +178,8 @@ function resultsAfter(message) {
 function missingResults(running) {
   const last = shown.messages.at(-1);
   if (running || !last?.calls?.length || last.error) return [];
-  const sent = (results) => ask(...last.calls.map(({ id }) => ({ role: "tool", call_id: id, content: results[id] })));
+  const sent = (results) =>
+    ask(...last.calls.map(({ id }) => ({ role: "tool", call_id: id, content: results[id] })));
   return [resultsForm(last.calls, sent)];
 }
 
@@ -187,7 +191,8 @@ function followEnd() {
 
 /** A sentence above the message field, with one thing to do about it. */
 function notice(text, label, act) {
-  const button = label && h("button", { type: "button", class: "plain", click: () => (notice(""), act()) }, label);
+  const button =
+    label && h("button", { type: "button", class: "plain", click: () => (notice(""), act()) }, label);
   $("notice").replaceChildren(...(text ? [h("span", {}, text), ...(button ? [button] : [])] : []));
 }
 
@@ -214,7 +219,8 @@ $("composer").addEventListener("submit", (event) => {
 $("message").addEventListener("input", fitMessage);
 $("message").addEventListener("keydown", (event) => {
   // A phone's keyboard has no Shift+Enter: there, Enter starts a line.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches)
+    return;
   event.preventDefault();
   send();
 });

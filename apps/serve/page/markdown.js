@@ -4,6 +4,8 @@ import { copyText, flash, h, icon } from "./dom.js";
 import { highlight } from "./highlight.js";
 import { inline } from "./inline.js";
 
+const COLOURED = 5000; // characters of code that is still being written
+
 /** Shows a text that grows in an element that is otherwise empty. */
 export class Markdown {
   constructor(element) {
@@ -65,11 +67,17 @@ function element(block, open) {
 }
 
 function codeBlock({ text, language, closed }, open) {
-  const code = h("code", {}, ...(closed || !open ? highlight(text, language) : [text]));
+  const still = open && !closed;
+  const code = h("code", {}, ...(still && text.length > COLOURED ? [text] : highlight(text, language)));
   return h(
     "figure",
     { class: "code" },
-    h("figcaption", {}, h("span", {}, language || "text"), copyButton(() => code.textContent)),
+    h(
+      "figcaption",
+      {},
+      h("span", {}, language || "text"),
+      copyButton(() => code.textContent),
+    ),
     h("pre", { tabIndex: 0 }, code),
   );
 }
@@ -77,14 +85,24 @@ function codeBlock({ text, language, closed }, open) {
 /** text: a function that gives what is copied. */
 export function copyButton(text) {
   const click = async ({ currentTarget }) => flash(currentTarget, await copyText(text()));
-  return h("button", { type: "button", class: "quiet copy", title: "Copy", "aria-label": "Copy", click }, icon("copy"), icon("check"));
+  return h(
+    "button",
+    { type: "button", class: "quiet copy", title: "Copy", "aria-label": "Copy", click },
+    icon("copy"),
+    icon("check"),
+  );
 }
 
 function listOf({ ordered, start, items }, open) {
   const children = items.map(({ blocks, checked }, index) => {
     const inside = elements(blocks, open && index === items.length - 1);
     if (checked === undefined) return h("li", {}, ...inside);
-    const box = h("input", { type: "checkbox", checked, disabled: true, "aria-label": checked ? "done" : "to do" });
+    const box = h("input", {
+      type: "checkbox",
+      checked,
+      disabled: true,
+      "aria-label": checked ? "done" : "to do",
+    });
     if (inside[0]?.tagName === "P") inside[0].prepend(box);
     else inside.unshift(box);
     return h("li", { class: "task" }, ...inside);
@@ -94,10 +112,14 @@ function listOf({ ordered, start, items }, open) {
 
 function tableOf({ head, align, rows }, open) {
   const row = (tag, texts, last) =>
-    h("tr", {}, ...head.map((_, at) => {
-      const text = texts[at] ?? "";
-      return h(tag, { class: align[at] || undefined }, ...inline(text, last && at === texts.length - 1));
-    }));
+    h(
+      "tr",
+      {},
+      ...head.map((_, at) => {
+        const text = texts[at] ?? "";
+        return h(tag, { class: align[at] || undefined }, ...inline(text, last && at === texts.length - 1));
+      }),
+    );
   const body = rows.map((texts, at) => row("td", texts, open && at === rows.length - 1));
   const table = h("table", {}, h("thead", {}, row("th", head, open && !rows.length)), h("tbody", {}, ...body));
   return h("div", { class: "table", tabIndex: 0, role: "region", "aria-label": "Table" }, table);

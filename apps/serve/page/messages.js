@@ -19,12 +19,22 @@ class QuestionView {
     const edit = iconButton("edit", "Edit and send again", () => this.edit());
     this.element.replaceChildren(
       h("div", { class: "bubble" }, this.message.content),
-      h("div", { class: "actions" }, copyButton(() => this.message.content), edit),
+      h(
+        "div",
+        { class: "actions" },
+        copyButton(() => this.message.content),
+        edit,
+      ),
     );
   }
 
   edit() {
-    const area = h("textarea", { value: this.message.content, rows: 3, "aria-label": "Your message", class: "bubble" });
+    const area = h("textarea", {
+      value: this.message.content,
+      rows: 3,
+      "aria-label": "Your message",
+      class: "bubble",
+    });
     const cancel = () => {
       this.show();
       this.element.querySelector(".actions button:last-child").focus();
@@ -39,9 +49,12 @@ class QuestionView {
     });
     this.element.replaceChildren(
       area,
-      h("div", { class: "choices" },
+      h(
+        "div",
+        { class: "choices" },
         h("button", { type: "button", class: "plain", click: cancel }, "Cancel"),
-        h("button", { type: "button", class: "primary", click: send }, "Send again")),
+        h("button", { type: "button", class: "primary", click: send }, "Send again"),
+      ),
     );
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
@@ -65,7 +78,10 @@ class AnswerView {
   update(running, results = {}) {
     const { message, element } = this;
     element.setAttribute("aria-busy", String(running));
-    element.classList.toggle("waiting", running && !message.content && !message.reasoning && !message.calls?.length);
+    element.classList.toggle(
+      "waiting",
+      running && !message.content && !message.reasoning && !message.calls?.length,
+    );
     if (message.reasoning) this.#showThinking(running);
     this.markdown.update(message.content, running);
     message.calls?.forEach((call, index) => this.#showCall(call, index, results[call.id]));
@@ -79,7 +95,12 @@ class AnswerView {
       const body = h("div", { class: "markdown inside" });
       this.thinkingText = new Markdown(body);
       this.thinkingLabel = h("span");
-      this.thinking = h("details", { class: "fold thinking" }, h("summary", {}, icon("thought"), this.thinkingLabel), body);
+      this.thinking = h(
+        "details",
+        { class: "fold thinking" },
+        h("summary", {}, icon("thought"), this.thinkingLabel),
+        body,
+      );
       this.element.prepend(this.thinking);
     }
     this.thinking.classList.toggle("busy", busy);
@@ -99,8 +120,20 @@ class AnswerView {
 
   #newCall() {
     const view = { name: h("code"), input: h("pre", { tabIndex: 0 }), output: h("pre", { tabIndex: 0 }) };
-    const inside = h("div", { class: "inside" }, view.input, h("div", {}, h("p", { class: "remark" }, "Result"), view.output));
-    this.calls.append(h("details", { class: "fold call" }, h("summary", {}, icon("tool"), h("span", {}, "Called ", view.name)), inside));
+    const inside = h(
+      "div",
+      { class: "inside" },
+      view.input,
+      h("div", {}, h("p", { class: "remark" }, "Result"), view.output),
+    );
+    this.calls.append(
+      h(
+        "details",
+        { class: "fold call" },
+        h("summary", {}, icon("tool"), h("span", {}, "Called ", view.name)),
+        inside,
+      ),
+    );
     return view;
   }
 
@@ -108,32 +141,48 @@ class AnswerView {
     const { message, actions } = this;
     const again = () => actions.again(message);
     const note = noteOf(message);
-    const problem = message.error &&
-      h("div", { class: "error", role: "alert" }, h("p", {}, message.error), h("button", { type: "button", class: "plain", click: again }, "Try again"));
+    const problem =
+      message.error &&
+      h(
+        "div",
+        { class: "error", role: "alert" },
+        h("p", {}, message.error),
+        h("button", { type: "button", class: "plain", click: again }, "Try again"),
+      );
     const copy = message.content ? copyButton(() => message.content) : null;
     const buttons = [copy, message.error ? null : iconButton("again", "Answer again", again)];
     const parts = [note && h("p", { class: "note" }, note), problem];
-    parts.push(h("div", { class: "actions" }, ...buttons, h("span", { class: "figures" }, ...figuresOf(message.figures))));
+    parts.push(
+      h(
+        "div",
+        { class: "actions" },
+        ...buttons,
+        h("span", { class: "figures" }, ...figuresOf(message.figures)),
+      ),
+    );
     return parts.filter(Boolean);
   }
 }
 
-function noteOf({ finish, error, content, reasoning, calls }) {
+function noteOf({ finish, error, content, reasoning, calls, note }) {
   if (error) return "";
+  if (note) return note;
   if (finish === "length") return "The answer was cut at the limit of tokens; the settings can raise it.";
   if (finish === "stopped") return "You stopped the answer.";
   if (!finish) return "The page was closed before the answer was complete.";
-  if (!content && !calls?.length) return reasoning ? "The model thought, and then said nothing." : "The answer is empty.";
-  return "";
+  if (content || calls?.length) return "";
+  return reasoning ? "The model thought, and then said nothing." : "The answer is empty.";
 }
 
 function figuresOf(figures = {}) {
   const { tokens, rate, wait, prompt, reused, thinking } = figures;
   const parts = [];
-  if (Number.isFinite(tokens)) parts.push(thinking ? `${count(tokens)} tokens (${count(thinking)} thinking)` : `${count(tokens)} tokens`);
+  if (Number.isFinite(tokens))
+    parts.push(thinking ? `${count(tokens)} tokens (${count(thinking)} thinking)` : `${count(tokens)} tokens`);
   if (Number.isFinite(rate)) parts.push(`${rate < 100 ? rate.toFixed(1) : count(Math.round(rate))} tokens/s`);
   if (Number.isFinite(wait)) parts.push(`first after ${seconds(wait)}`);
-  if (Number.isFinite(prompt)) parts.push(reused ? `prompt ${count(prompt)}, ${count(reused)} reused` : `prompt ${count(prompt)}`);
+  if (Number.isFinite(prompt))
+    parts.push(reused ? `prompt ${count(prompt)}, ${count(reused)} reused` : `prompt ${count(prompt)}`);
   return parts.map((part) => h("span", {}, part));
 }
 
@@ -159,12 +208,25 @@ function readable(text) {
 export function resultsForm(calls, send) {
   const fields = calls.map((call) => {
     const area = h("textarea", { rows: 2, required: true, spellcheck: false, id: `result-${call.id}` });
-    return { call, area, element: h("div", { class: "field" }, h("label", { for: area.id }, "Result of ", h("code", {}, call.name)), area) };
+    return {
+      call,
+      area,
+      element: h(
+        "div",
+        { class: "field" },
+        h("label", { for: area.id }, "Result of ", h("code", {}, call.name)),
+        area,
+      ),
+    };
   });
   const submit = (event) => {
     event.preventDefault();
     send(Object.fromEntries(fields.map(({ call, area }) => [call.id, area.value])));
   };
-  const button = h("button", { type: "submit", class: "primary" }, calls.length > 1 ? "Send the results" : "Send the result");
+  const button = h(
+    "button",
+    { type: "submit", class: "primary" },
+    calls.length > 1 ? "Send the results" : "Send the result",
+  );
   return h("form", { class: "results", submit }, ...fields.map(({ element }) => element), button);
 }

@@ -39,7 +39,8 @@ export class Run {
       answer.finish ??= "stop";
     } catch (error) {
       if (error.name === "AbortError") answer.finish = STOPPED;
-      else if (leaving) return; // the browser ends requests with their page; what came is kept as it is
+      else if (leaving)
+        return; // the browser ends requests with their page; what came is kept as it is
       else answer.error = error.message;
     }
     this.#measure();
@@ -61,7 +62,7 @@ export class Run {
     for (const call of calls ?? []) this.#takeCall(call);
     if (choice?.finish_reason) answer.finish = choice.finish_reason;
     if (chunk.usage) this.usage = chunk.usage;
-    if (chunk.x_edge) this.timings = chunk.x_edge;
+    if (chunk.x_edge) this.timings = chunk.x_edge.choices?.[0] ?? chunk.x_edge;
   }
 
   #takeCall({ index = 0, id, function: piece = {} }) {
@@ -75,8 +76,11 @@ export class Run {
   #measure() {
     const { usage, timings, first, last } = this;
     const tokens = usage?.completion_tokens;
-    const rate = timings?.tokens_per_second ?? (tokens > 1 && last > first ? ((tokens - 1) * 1000) / (last - first) : undefined);
+    const rate =
+      timings?.tokens_per_second ??
+      (tokens > 1 && last > first ? ((tokens - 1) * 1000) / (last - first) : undefined);
     this.answer.calls = this.answer.calls.filter(Boolean);
+    if (timings?.note) this.answer.note = timings.note; // why there is nothing to read
     this.answer.figures = {
       tokens,
       rate,

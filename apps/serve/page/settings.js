@@ -3,7 +3,13 @@
 const KEY = "edge.settings";
 const THEMES = ["auto", "light", "dark"];
 // The fields of the form, as the API calls them, with how their texts are read.
-const NUMBERS = { temperature: parseFloat, top_p: parseFloat, max_tokens: parseInt, seed: parseInt, thinking_budget: parseInt };
+const NUMBERS = {
+  temperature: parseFloat,
+  top_p: parseFloat,
+  max_tokens: parseInt,
+  seed: parseInt,
+  thinking_budget: parseInt,
+};
 const TEXTS = ["system", "thinking", "tools", "api_key"];
 
 export class Settings {
@@ -14,7 +20,8 @@ export class Settings {
     for (const name of [...TEXTS, ...Object.keys(NUMBERS)]) form.elements[name].value = this.values[name] ?? "";
     form.addEventListener("input", () => {
       this.#check();
-      for (const field of form.elements) if (field.name && field.validity.valid) this.values[field.name] = field.value;
+      for (const field of form.elements)
+        if (field.name && field.validity.valid) this.values[field.name] = field.value;
       keep(KEY, JSON.stringify(this.values));
       changed();
     });
@@ -40,7 +47,8 @@ export class Settings {
       const number = read(this.values[name], 10);
       if (Number.isFinite(number)) body[name] = number;
     }
-    if (model?.thinking && this.values.thinking) body.chat_template_kwargs = { enable_thinking: this.values.thinking === "on" };
+    if (model?.thinking && this.values.thinking)
+      body.chat_template_kwargs = { enable_thinking: this.values.thinking === "on" };
     if (!model?.thinking || this.values.thinking === "off") delete body.thinking_budget;
     const tools = readTools(this.values.tools);
     if (tools?.length) body.tools = tools;
@@ -54,7 +62,9 @@ export class Settings {
 
   #check() {
     const { tools } = this.form.elements;
-    tools.setCustomValidity(readTools(tools.value) ? "" : "This is no list of tools in JSON, as the OpenAI API has it.");
+    tools.setCustomValidity(
+      readTools(tools.value) ? "" : "This is no list of tools in JSON, as the OpenAI API has it.",
+    );
     for (const field of this.form.elements) {
       const said = document.getElementById(`${field.id}-error`);
       if (said) said.textContent = field.validationMessage;

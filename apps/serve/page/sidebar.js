@@ -9,12 +9,17 @@ export class Sidebar {
   constructor(conversations, actions) {
     this.conversations = conversations;
     this.actions = actions;
-    [this.element, this.list, this.search, this.backdrop, this.opener] = ["sidebar", "conversations", "search", "backdrop", "open-sidebar"].map(
-      (id) => document.getElementById(id),
-    );
+    [this.element, this.list, this.search, this.backdrop, this.opener] = [
+      "sidebar",
+      "conversations",
+      "search",
+      "backdrop",
+      "open-sidebar",
+    ].map((id) => document.getElementById(id));
     this.search.addEventListener("input", () => this.show(this.current, this.running));
     this.opener.addEventListener("click", () => this.toggle(true));
-    for (const each of [this.backdrop, document.getElementById("close-sidebar")]) each.addEventListener("click", () => this.toggle(false));
+    for (const each of [this.backdrop, document.getElementById("close-sidebar")])
+      each.addEventListener("click", () => this.toggle(false));
     NARROW.addEventListener("change", () => this.toggle(false));
     this.toggle(false);
   }
@@ -44,14 +49,22 @@ export class Sidebar {
       const name = dayOf(each.updated);
       groups.set(name, [...(groups.get(name) ?? []), this.#item(each)]);
     }
-    const parts = [...groups].map(([name, items]) => h("section", {}, h("h2", {}, name), h("ul", {}, ...items)));
-    const nothing = this.search.value.trim() ? "Nothing found." : "Conversations are kept here, in this browser.";
+    const parts = [...groups].map(([name, items]) =>
+      h("section", {}, h("h2", {}, name), h("ul", {}, ...items)),
+    );
+    const nothing = this.search.value.trim()
+      ? "Nothing found."
+      : "Conversations are kept here, in this browser.";
     this.list.replaceChildren(...(parts.length ? parts : [h("p", { class: "remark" }, nothing)]));
   }
 
   #item(conversation) {
     const { id, title } = conversation;
-    const open = h("button", { type: "button", class: "open", title, click: () => this.actions.open(id) }, title);
+    const open = h(
+      "button",
+      { type: "button", class: "open", title, click: () => this.actions.open(id) },
+      title,
+    );
     if (id === this.current) open.setAttribute("aria-current", "page");
     const rename = iconButton("edit", `Rename “${title}”`, () => this.#rename(item, conversation));
     const remove = iconButton("delete", `Delete “${title}”`, () => this.actions.remove(conversation));

@@ -85,11 +85,11 @@ def pieces(text: str, size: int = 5) -> list[dict[str, Any]]:
 ANSWERS: dict[str, list[dict[str, Any]]] = {
     "hello": [
         *pieces("Hello **world**, how are you?"),
-        *end(x_edge={"tokens_per_second": 41.25, "ttft_seconds": 0.25}),
+        *end(x_edge={"choices": [{"tokens_per_second": 41.25, "ttft_seconds": 0.25}]}),
     ],
     "attack": [*pieces(ATTACK, 7), *end()],
     "long": [*pieces("A sentence of a long answer.\n\n" * 60, 40), *end("length")],
-    "empty": end(),
+    "empty": end(x_edge={"choices": [{"note": "The model ended its answer at once."}]}),
     "rich": [
         *(delta(reasoning_content=word) for word in ("The user wants ", "*everything*", " at once.")),
         *pieces(RICH, 9),
@@ -147,9 +147,12 @@ def application(script: Script) -> Starlette:
     async def models(request: Request) -> Response:
         if script.key and request.headers.get("Authorization") != f"Bearer {script.key}":
             return JSONResponse({"error": {"message": "no key"}}, 401)
-        facts = {"context": 8192, "thinking": script.thinks}
+        facts = {"thinking": script.thinks}
         return JSONResponse(
-            {"object": "list", "data": [{"id": "minicpm5-1b", "object": "model", "x_edge": facts}]}
+            {
+                "object": "list",
+                "data": [{"id": "minicpm5-1b", "object": "model", "max_model_len": 8192, "x_edge": facts}],
+            }
         )
 
     async def completions(request: Request) -> Response:
@@ -162,7 +165,7 @@ def application(script: Script) -> Starlette:
 
         async def events() -> AsyncIterator[str]:
             async for chunk in answer(script, "hello" if text == "busy" else text):
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield f"data: {json.dumps(chunk)}\r\n\r\n: a comment keeps it alive\n\n"
             if text != "breaks":
                 yield "data: [DONE]\n\n"
 

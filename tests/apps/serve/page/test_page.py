@@ -11,7 +11,7 @@ pytest.importorskip("starlette", reason="the package starlette is not installed"
 pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
 
 from tests.apps.serve.page.conftest import DESKTOP, READY
-from tests.apps.serve.page.scripted import ATTACK, KEY, POLICY, Script
+from tests.apps.serve.page.scripted import ATTACK, KEY, PAGE, POLICY, Script
 from tests.browser import CONTROL, Page
 
 PHONE = (390, 844)
@@ -110,6 +110,21 @@ def test_stop_ends_the_request(chat: Page, script: Script, way: str):
     assert chat.evaluate("document.querySelector('.note').textContent") == "You stopped the answer."
 
 
+def test_conversations_are_answered_side_by_side(chat: Page, script: Script):
+    ask(chat, "gated")
+    chat.wait(f"{ANSWERS}.at(-1) === 'The first half,'", 20)
+    chat.press("k", CONTROL)
+    assert answered(chat, "hello") == "Hello world, how are you?"
+    assert chat.evaluate("[...document.querySelectorAll('li.running')].map((each) => each.innerText)") == [
+        "gated"
+    ]
+    script.gate.set()
+    chat.wait("document.querySelector('li.running') === null", 20)
+    assert chat.evaluate(ANSWERS) == ["Hello world, how are you?"]
+    chat.evaluate(f"document.querySelectorAll('#conversations .open')[{TITLES}.indexOf('gated')].click()")
+    assert chat.evaluate(ANSWERS) == ["The first half, the second half."]
+
+
 def test_conversations_survive_a_reload(chat: Page, script: Script):
     answered(chat, "hello")
     chat.press("k", CONTROL)
@@ -141,7 +156,9 @@ def test_conversations_are_renamed_searched_deleted_and_brought_back(chat: Page)
     answered(chat, "hello")
     chat.press("k", CONTROL)
     answered(chat, "empty")
-    assert chat.evaluate("document.querySelector('.note').textContent") == "The answer is empty."
+    assert (
+        chat.evaluate("document.querySelector('.note').textContent") == "The model ended its answer at once."
+    )
     press_button(chat, find(chat, "Rename \u201chello\u201d"))
     chat.type("A greeting")
     chat.press("Enter")
@@ -215,6 +232,17 @@ def test_what_the_model_writes_is_text(chat: Page):
     handlers = "[...each.attributes].some(({ name }) => /^(on|style|src)/.test(name))"
     assert not chat.evaluate(f"[...document.querySelectorAll('{inside} *')].some((each) => {handlers})")
     assert chat.evaluate("window.attacked") is None and ATTACK.count("attacked") == 5
+
+
+def test_no_source_parses_html():
+    """Texts reach the page as texts; and what needs a style has a class."""
+    sources = [path for path in PAGE.iterdir() if path.suffix in (".js", ".html")]
+    assert len(sources) > 10
+    for path in sources:
+        parsing = (
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\b|new Function|\sstyle="
+        )
+        assert not re.search(parsing, path.read_text(encoding="utf-8")), path.name
 
 
 def test_the_policy_is_in_force(chat: Page):
