@@ -10,9 +10,10 @@ import { Sidebar } from "./sidebar.js";
 const $ = (id) => document.getElementById(id);
 const SAVED_EVERY = 1000; // ms, while an answer comes
 const AT_END = 60; // pixels from the end that still follow it
+const TOUCH = matchMedia("(pointer: coarse)");
 const THEMES = { auto: "The system's colours", light: "Light colours", dark: "Dark colours" };
 
-const conversations = new Conversations({ changed: () => showList(), notice });
+const conversations = new Conversations({ changed: refresh, notice });
 const sidebar = new Sidebar(conversations, { open, rename, remove });
 const settings = new Settings($("settings-form"), () => settings.fit(model()));
 const runs = new Map(); // by the id of the conversation
@@ -46,9 +47,16 @@ function open(id) {
   shown = found ?? conversations.create();
   if (location.hash.slice(1) !== (found?.id ?? ""))
     history.pushState(null, "", found ? `#${found.id}` : location.pathname);
+  follows = true;
   sidebar.toggle(false);
   show();
-  $("message").focus();
+  focusMessage();
+}
+
+/** Another tab has changed something. */
+function refresh() {
+  if (!runs.has(shown.id)) shown = conversations.get(shown.id) ?? shown;
+  show();
 }
 
 function rename(conversation, title) {
@@ -98,16 +106,26 @@ async function answer(conversation) {
   await over;
   runs.delete(conversation.id);
   if (conversations.get(conversation.id)) conversations.save(conversation); // unless it was deleted meanwhile
-  if (shown === conversation) show(true);
+  if (shown === conversation) show();
   else showList();
   if (!models.length) connect();
 }
 
 /** Forgets a message and all after it; false while an answer comes. */
 function cutBefore(message) {
-  const at = shown.messages.indexOf(message);
+  const conversation = shown;
+  const before = [...shown.messages];
+  const at = before.indexOf(message);
   if (at < 0 || runs.has(shown.id)) return false;
   shown.messages.splice(at);
+  const undo = () => {
+    runs.get(conversation.id)?.stop();
+    conversation.messages = before;
+    conversations.save(conversation);
+    open(conversation.id);
+  };
+  if (before.length - at > 2) notice("Later messages were removed.", "Undo", undo);
+  else notice("");
   return true;
 }
 
@@ -139,18 +157,18 @@ function showHead() {
   showList();
 }
 
-/** The whole conversation. ended: its run is over, so that what stands there already may stay. */
-function show(ended = false) {
+/** The whole conversation. What stands there already stays, with what the reader has unfolded. */
+function show() {
   const running = runs.has(shown.id);
   const messages = shown.messages.filter(({ role }) => role !== "tool");
-  if (!ended || views.length !== messages.length) {
-    views = messages.map((message) => viewOf(message, actions));
-    follows = true;
-  }
+  const made = new Map(views.map((view) => [view.message, view]));
+  views = messages.map((message) => made.get(message) ?? viewOf(message, actions));
   views.forEach((view, index) =>
     view.update?.(running && index === views.length - 1, resultsAfter(view.message)),
   );
-  $("messages").replaceChildren(...views.map(({ element }) => element), ...missingResults(running));
+  const elements = views.map(({ element }) => element);
+  for (const child of [...$("messages").children]) if (!elements.includes(child)) child.remove();
+  $("messages").append(...elements.filter(({ isConnected }) => !isConnected), ...missingResults(running));
   $("welcome").hidden = messages.length > 0;
   document.body.classList.toggle("running", running);
   $("send").hidden = running;
@@ -202,6 +220,11 @@ function showTheme(theme) {
   $("theme").setAttribute("aria-label", `${THEMES[theme]}; change them`);
 }
 
+/** Not where that brings up a keyboard over half the page. */
+function focusMessage() {
+  if (!TOUCH.matches) $("message").focus();
+}
+
 function fitMessage() {
   const field = $("message");
   $("send").disabled = !field.value.trim();
@@ -219,14 +242,13 @@ $("composer").addEventListener("submit", (event) => {
 $("message").addEventListener("input", fitMessage);
 $("message").addEventListener("keydown", (event) => {
   // A phone's keyboard has no Shift+Enter: there, Enter starts a line.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches)
-    return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || TOUCH.matches) return;
   event.preventDefault();
   send();
 });
 $("stop").addEventListener("click", () => {
   runs.get(shown.id)?.stop();
-  $("message").focus();
+  focusMessage();
 });
 $("new-chat").addEventListener("click", () => open(null));
 $("export").addEventListener("click", () => exportConversation(shown));

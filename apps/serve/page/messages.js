@@ -84,8 +84,14 @@ class AnswerView {
     );
     if (message.reasoning) this.#showThinking(running);
     this.markdown.update(message.content, running);
+    if (this.callViews.length > (message.calls?.length ?? 0)) {
+      this.callViews = []; // a call that was cut off is none
+      this.calls.replaceChildren();
+    }
     message.calls?.forEach((call, index) => this.#showCall(call, index, results[call.id]));
-    this.end.replaceChildren(...(running ? [] : this.#footer()));
+    const state = JSON.stringify([running, message.finish, message.error]);
+    if (state !== this.state) this.end.replaceChildren(...(running ? [] : this.#footer()));
+    this.state = state;
   }
 
   #showThinking(running) {

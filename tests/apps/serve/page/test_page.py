@@ -306,6 +306,40 @@ def test_questions_are_edited_and_answers_asked_for_again(chat: Page, script: Sc
     assert chat.evaluate(QUESTIONS) == ["long"] and len(script.requests[-1]["messages"]) == 1
 
 
+def test_later_messages_come_back(chat: Page):
+    for question in ("hello", "empty", "hello"):
+        answered(chat, question)
+    press_button(chat, ".message:nth-child(2) [aria-label='Answer again']")
+    chat.wait(f"!{BUSY} && {ANSWERS}.length === 1", 20)
+    assert "removed" in chat.evaluate(NOTICE)
+    press_button(chat, "#notice button")
+    assert chat.evaluate(QUESTIONS) == ["hello", "empty", "hello"] and chat.evaluate(f"{ANSWERS}.length") == 3
+
+
+def test_what_was_unfolded_stays_so(chat: Page):
+    answered(chat, "rich")
+    chat.evaluate("document.querySelector('.thinking').open = true")
+    answered(chat, "hello")
+    assert chat.evaluate("document.querySelector('.thinking').open")
+
+
+def test_another_tab_is_followed(chat: Page):
+    answered(chat, "hello")
+    chat.evaluate(
+        """(() => {
+          const key = Object.keys(localStorage).find((each) => each.startsWith("edge.conversation."));
+          const found = JSON.parse(localStorage[key]);
+          found.title = "From elsewhere";
+          found.messages[0].content = "changed";
+          window.other = open("/page/theme.js");
+          other.localStorage.setItem(key, JSON.stringify(found));
+        })()"""
+    )
+    chat.wait(f"{TITLES}[0] === 'From elsewhere'", 20)
+    assert chat.evaluate(QUESTIONS) == ["changed"] and chat.evaluate(ANSWERS) == ["Hello world, how are you?"]
+    chat.evaluate("other.localStorage.clear(), other.close()")
+
+
 def test_errors_are_one_sentence_with_a_way_on(chat: Page, script: Script):
     answered(chat, "refused")
     assert chat.evaluate(ERROR) == "The prompt has 9000 tokens, 808 more than fit."
