@@ -23,7 +23,7 @@ addEventListener("unhandledrejection", (event) => problems.push(String(event.rea
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Page]:
     program = browser()
     if program is None:
@@ -33,7 +33,7 @@ def chromium() -> Iterator[Page]:
         yield found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served() -> Iterator[tuple[Script, str]]:
     """What the server does, and the address of the page."""
     from tests.apps.serve.page.scripted import Script, serving

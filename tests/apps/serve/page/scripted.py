@@ -176,7 +176,7 @@ def application(script: Script) -> Starlette:
         headers = {
             "Content-Security-Policy": POLICY,
             "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-store",
+            "Cache-Control": "max-age=600",
         }
         return FileResponse(path, headers=headers)
 

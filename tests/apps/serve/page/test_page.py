@@ -458,6 +458,11 @@ def test_a_phone(chat: Page):
     chat.look(*PHONE, phone=True)
     reload(chat)
     assert chat.evaluate("innerWidth") == PHONE[0] and chat.evaluate(WIDER) == 0
+    inside = (
+        "(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('SELECTOR'))"
+    )
+    assert chat.evaluate(inside.replace("SELECTOR", ".code pre"))  # long lines scroll where they stand
+    assert not chat.evaluate(inside.replace("SELECTOR", "#scroll"))
     boxes = f"[...document.querySelectorAll('{BOXES}')].map((each) => each.getBoundingClientRect().toJSON())"
     for box in chat.evaluate(boxes):
         assert box["left"] >= 0 and box["right"] <= PHONE[0]

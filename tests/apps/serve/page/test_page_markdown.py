@@ -78,9 +78,16 @@ def test_markdown(html: Callable[[str], str], text: str):
     assert html(text) == CASES[text]
 
 
+# Lines that look like the begin of another block until their end has come.
+TRICKY = "".join(
+    f"text\n{line}\n\n"
+    for line in ("a | b\n--|-- x", "---- dashes", "```not` code", "-5", "#hash", "1.5", "****a****")
+)
+
+
 def test_markdown_is_the_same_however_it_came(markdown: Callable[[str], Any]):
     """Every prefix can be shown; and at the end nothing tells that it came in pieces."""
-    text = RICH.rstrip() + "\n\n" + ATTACK
+    text = TRICKY + RICH.rstrip() + "\n\n" + ATTACK
     body = f"""(() => {{
       const text = {json.dumps(text)}, seen = [];
       for (const step of [1, 2, 3, 7]) {{
