@@ -1,4 +1,4 @@
-"""The chat page in a real browser: answers as they stream, what is kept, what is refused, how it looks."""
+"""The chat page in a real browser: answers as they stream, what is kept, what is refused."""
 
 from __future__ import annotations
 
@@ -10,52 +10,25 @@ import pytest
 pytest.importorskip("starlette", reason="the package starlette is not installed")
 pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
 
-from tests.apps.serve.page.conftest import DESKTOP, READY
+from tests.apps.serve.page.reading import (
+    ANSWERS,
+    BUSY,
+    ERROR,
+    FOCUS,
+    NOTICE,
+    QUESTIONS,
+    TITLES,
+    answered,
+    ask,
+    fill,
+    find,
+    press_button,
+    reload,
+)
 from tests.apps.serve.page.scripted import ATTACK, KEY, PAGE, POLICY, Script
 from tests.browser import CONTROL, Page
 
-PHONE = (390, 844)
-BOXES = ".code, .table, .bubble, #composer, header"
 SHIFT = 8
-BUSY = "document.body.classList.contains('running')"
-ANSWERS = "[...document.querySelectorAll('.assistant > .markdown')].map((each) => each.textContent)"
-QUESTIONS = "[...document.querySelectorAll('.user .bubble')].map((each) => each.textContent)"
-TITLES = "[...document.querySelectorAll('#conversations .open')].map((each) => each.textContent)"
-ERROR = "document.querySelector('.error p')?.textContent"
-NOTICE = "document.querySelector('#notice').innerText"
-FOCUS = "document.activeElement.id"
-WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-def ask(chat: Page, text: str) -> None:
-    chat.evaluate("document.querySelector('#message').focus()")
-    chat.type(text)
-    chat.press("Enter")
-
-
-def answered(chat: Page, text: str) -> str:
-    """The last answer, once it is complete."""
-    before = chat.evaluate(f"{ANSWERS}.length")
-    ask(chat, text)
-    chat.wait(f"!{BUSY} && {ANSWERS}.length > {before}", 20)
-    return str(chat.evaluate(f"{ANSWERS}.at(-1)"))
-
-
-def reload(chat: Page) -> None:
-    chat.evaluate("window.old = true")
-    chat.call("Page.reload")
-    chat.wait(f"!window.old && document.readyState === 'complete' && {READY}", 20)
-
-
-def find(chat: Page, label: str, inside: str = "") -> str:
-    """The selector of the last element of that label."""
-    selector = f"{inside} [aria-label={json.dumps(label, ensure_ascii=False)}]".strip()
-    assert chat.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length"), selector
-    return selector
-
-
-def press_button(chat: Page, selector: str) -> None:
-    chat.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].at(-1).click()")
 
 
 def test_an_answer_is_shown_with_what_it_cost(chat: Page, script: Script):
@@ -375,19 +348,6 @@ def test_a_server_that_is_gone(chat: Page):
     chat.wait(f"!{BUSY} && {ANSWERS}.at(-1) === 'Hello world, how are you?'", 20)
 
 
-def fill(chat: Page, **fields: str) -> None:
-    """Types into the settings, as a reader does."""
-    press_button(chat, "#open-settings")
-    chat.evaluate("document.querySelector('.more').open = true")
-    for name, text in fields.items():
-        chat.evaluate(
-            f"document.querySelector('#{name}').focus(); document.querySelector('#{name}').select?.()"
-        )
-        chat.type(text)
-    chat.press("Escape")
-    assert chat.evaluate("document.querySelector('#settings').open") is False
-
-
 def test_settings_are_kept_and_sent(chat: Page, script: Script):
     tools = '[{"type": "function", "function": {"name": "get_weather"}}]'
     numbers = {
@@ -451,98 +411,3 @@ def test_shift_and_enter_start_a_line(chat: Page):
         chat.evaluate("document.querySelector('#message').value") == "one\ntwo"
         and chat.evaluate(QUESTIONS) == []
     )
-
-
-def test_a_phone(chat: Page):
-    answered(chat, "rich")
-    chat.look(*PHONE, phone=True)
-    reload(chat)
-    assert chat.evaluate("innerWidth") == PHONE[0] and chat.evaluate(WIDER) == 0
-    inside = (
-        "(({ scrollWidth, clientWidth }) => scrollWidth > clientWidth)(document.querySelector('SELECTOR'))"
-    )
-    assert chat.evaluate(inside.replace("SELECTOR", ".code pre"))  # long lines scroll where they stand
-    assert not chat.evaluate(inside.replace("SELECTOR", "#scroll"))
-    boxes = f"[...document.querySelectorAll('{BOXES}')].map((each) => each.getBoundingClientRect().toJSON())"
-    for box in chat.evaluate(boxes):
-        assert box["left"] >= 0 and box["right"] <= PHONE[0]
-    assert not chat.evaluate(
-        "document.querySelector('#sidebar').checkVisibility({ visibilityProperty: true })"
-    )
-    chat.click("#open-sidebar")
-    assert chat.evaluate("document.querySelector('#sidebar').classList.contains('open')")
-    assert chat.evaluate(FOCUS) == "new-chat" and chat.evaluate("document.querySelector('#main').inert")
-    chat.press("Escape")
-    assert chat.evaluate(FOCUS) == "open-sidebar" and not chat.evaluate(
-        "document.querySelector('#main').inert"
-    )
-    press_button(chat, "#open-settings")
-    assert chat.evaluate(WIDER) == 0
-    chat.press("Escape")
-
-
-def channels(colour: str) -> list[float]:
-    return [float(part) for part in re.findall(r"[\d.]+", colour)[:3]]
-
-
-def contrast(one: str, other: str) -> float:
-    """Of two colours, as WCAG 2 defines it."""
-
-    def luminance(colour: str) -> float:
-        parts = [part / 255 for part in channels(colour)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-COLOURS = """[...document.querySelectorAll(SELECTOR)].filter((each) => each.checkVisibility()).map((each) => {
-  const behind = (at) => getComputedStyle(at).backgroundColor;
-  let at = each;
-  while (at.parentElement && behind(at) === "rgba(0, 0, 0, 0)") at = at.parentElement;
-  return [getComputedStyle(each).color, behind(at), each.outerHTML.slice(0, 80)];
-})"""
-TEXTS = (
-    "p, h1, h2, h3, li, td, th, a, code, kbd, summary span, .code span, .figures span, .open, .primary, "
-    ".plain, .bubble, select, #settings label"
-)
-
-
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_colours_can_be_read(chat: Page, dark: bool):
-    """4.5 : 1 for every text, as WCAG AA wants it."""
-    answered(chat, "rich")
-    answered(chat, "refused")
-    chat.look(*DESKTOP, dark=dark)
-    press_button(chat, "#open-settings")
-    chat.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")
-    found = chat.evaluate(COLOURS.replace("SELECTOR", json.dumps(TEXTS)))
-    assert len(found) > 60
-    assert [each for each in found if contrast(*each[:2]) < 4.5] == []
-    chat.press("Escape")
-
-
-def test_colours_follow_the_system_until_the_reader_chooses(chat: Page):
-    background = "getComputedStyle(document.body).backgroundColor"
-    light = chat.evaluate(background)
-    chat.look(*DESKTOP, dark=True)
-    dark = chat.evaluate(background)
-    assert min(channels(light)) > 200 and max(channels(dark)) < 60
-    chat.click("#theme")
-    assert chat.evaluate(background) == light
-    reload(chat)
-    assert chat.evaluate(background) == light
-    chat.click("#theme")
-    chat.look(*DESKTOP, dark=False)
-    assert chat.evaluate(background) == dark
-
-
-def test_every_control_has_a_name(chat: Page):
-    answered(chat, "weather")
-    nameless = """[...document.querySelectorAll("button, input, textarea, select")]
-      .filter((each) => !(each.textContent.trim() || each.getAttribute("aria-label") || each.labels?.length))
-      .map((each) => each.outerHTML)"""
-    assert chat.evaluate(nameless) == []
-    ids = "[...document.querySelectorAll('[id]')].map((each) => each.id)"
-    assert chat.evaluate(f"{ids}.length - new Set({ids}).size") == 0
