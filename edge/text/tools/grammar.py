@@ -33,11 +33,13 @@ def answer_grammar(
     *,
     parallel: bool = True,
     thought: tuple[str, str] | None = None,
+    content: str | None = None,
 ) -> str | None:
     """The grammar of an answer; None where anything goes, or where the format can't be told from text.
 
     special: ids of the control tokens by their texts. thought: marks between which the answer may think
-    first. Raises EdgeError for a schema that the format can't keep to, if the answer must call.
+    first; empty ones where it follows on thinking. content: an expression of Lark for what it says if it does
+    not call. Raises EdgeError for a schema that the format can't keep to, if the answer must call.
     """
     if choice.mode == "named":
         tools = [tool for tool in tools if tool.name == choice.name]
@@ -45,6 +47,10 @@ def answer_grammar(
     if choice.must_call:
         rules = form.rules(tools, lenient=False, special=special)
         lines += _calls(rules, special, parallel)
+    elif content is not None and tools:
+        rules = form.rules(tools, not any(tool.strict for tool in tools), special)
+        lines += _calls(rules, special, parallel, name="calls")
+        lines.append(f"answer: calls | content\ncontent: {content}")
     elif form.is_bare or not tools:
         return None
     elif choice.mode == "none":
@@ -56,9 +62,11 @@ def answer_grammar(
         lines += _text_with_calls(rules, _trigger(form.openings[0], special), special, parallel)
     if thought is None:
         start = "start: answer"
-    else:
+    elif thought[0]:
         start = "start: thought? answer"
         lines += _thought(*thought, special)
+    else:
+        start = "start: BLANK answer\nBLANK: /\\s{0,4}/"
     return "\n".join(["%llguidance {}", start, *lines, _TEXT, ""])
 
 
@@ -163,19 +171,18 @@ def _pieces(text: str, special: Mapping[str, int]) -> Iterator[str]:
     yield from _pieces(after, special)
 
 
-def _calls(rules: Rules, special: Mapping[str, int], parallel: bool) -> list[str]:
+def _calls(rules: Rules, special: Mapping[str, int], parallel: bool, name: str = "answer") -> list[str]:
     """Calls and nothing else."""
     begin, end, between = (literal(each, special) for each in (rules.begin, rules.end, rules.between))
     more = f"{{0,{MOST_CALLS - 1}}}" if parallel else None
     if rules.several:
-        lines = [f"block: {begin} {rules.call} {end}", "answer: block"]
+        lines = [f"block: {begin} {rules.call} {end}", f"{name}: block"]
         if more:
-            lines += [f"further: {between} block", f"answer_end: further{more}"]
-            lines[1] += " answer_end"
+            lines = [lines[0], f"further: {between} block", f"{name}: block further{more}"]
     else:
-        lines = [f"answer: {begin} {rules.call} {end}"]
+        lines = [f"{name}: {begin} {rules.call} {end}"]
         if more:
-            lines = [f"further: {between} {rules.call}", f"answer: {begin} {rules.call} further{more} {end}"]
+            lines = [f"further: {between} {rules.call}", f"{name}: {begin} {rules.call} further{more} {end}"]
     return [*lines, rules.lark]
 
 
