@@ -175,6 +175,8 @@ def _constraint(request: Request, encoder: PromptEncoder, thinking: Thinking | N
         return None
     if not must and budget is None and find_spec("llguidance") is None:
         return None  # an answer that may call is as good as its model
+    if thinking is not None and request.thinking is False and not thinking.is_open:
+        thinking = None  # what is constrained does not think then
     token = None if thinking is None else tokenizer.special_tokens.get(thinking.opening)
     is_apart = thinking is not None and (thinking.is_open or token is not None)
     thought = None

@@ -16,7 +16,7 @@ from edge.errors import EdgeError
 from edge.text.messages import Tool, ToolChoice
 from edge.text.tools.parts import Rules, ToolFormat
 
-MOST_CALLS = 16
+MOST_CALLS = 8
 """Of an answer that must call: a small model may not stop by itself."""
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OF_OBJECTS = ("type", "properties", "required", "additionalProperties", "$defs", "definitions", "strict")
