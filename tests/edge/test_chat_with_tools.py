@@ -10,7 +10,7 @@ import pytest
 from edge.chat import Chat
 from edge.errors import EdgeError
 from edge.runtime import Model
-from edge.text.messages import Message, Tool
+from edge.text.messages import Message, Tool, ToolCall
 
 ADD = {"type": "function", "function": {"name": "add"}}
 
@@ -46,10 +46,13 @@ def test_a_round_of_calls_computes_only_what_is_new(chat: Chat) -> None:
 
 
 def test_a_refused_call_is_told(chat: Chat) -> None:
-    asked = []
-    chat.run_tools(
-        "What is 3 plus 4?", tool_choice=ADD, allow=asked.append, most_rounds=1, max_new_tokens=150
-    )  # type: ignore[arg-type,func-returns-value]
+    asked: list[ToolCall] = []
+
+    def refuse(call: ToolCall) -> bool:
+        asked.append(call)
+        return False
+
+    chat.run_tools("What is 3 plus 4?", tool_choice=ADD, allow=refuse, most_rounds=1, max_new_tokens=150)
     assert asked and {m.content for m in chat.messages if m.role == "tool"} == {
         "Error: the user refused this call."
     }
