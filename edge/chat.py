@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge.engine.answer import Chunk, Completion, answer_ends
-from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
+from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError
 from edge.system.guards import OneThread
 from edge.system.options import plain
-from edge.text.prompts import Message, PromptEncoder
+from edge.text.messages import Message, parse_messages
+from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Chat:
                 "system": self._system,
                 "thinking": self.thinking,
                 "settings": plain(overlay(self._loaded_settings, self.settings)),
-                "messages": [{"role": m.role, "content": m.content} for m in self._messages],
+                "messages": [message.as_openai() for message in self._messages],
             }
             write_conversation(path, conversation)
 

@@ -4,55 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edge.engine.settings import merge_settings
-from edge.errors import EdgeError, WrongTypeError
+from edge.errors import EdgeError
 from edge.formats.atomic import remove_leftovers, write_failure, write_file
 from edge.formats.guarded_json import parse_object
 from edge.formats.model_folder import read_regular
 from edge.formats.names import user_path
-from edge.text.prompts import Message
+from edge.text.messages import parse_messages
 
-ROLES = ("system", "user", "assistant", "tool")
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 FORMAT = "minicpm-edge-conversation"
 VERSION = 1
-
-
-def parse_messages(given: object) -> list[Message]:
-    """Messages of a list of them, or of objects with `role` and `content`, as other APIs and files have them.
-
-    Raises WrongTypeError for anything else; a key that means nothing here is refused by name.
-    """
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
-        raise WrongTypeError(f"Say a text, or a list of messages, not {_kind(given)}.")
-    return [_parse_message(each) for each in given]
-
-
-def _parse_message(given: object) -> Message:
-    role: object
-    content: object
-    if isinstance(given, Message):
-        role, content, others = given.role, given.content, []
-    elif isinstance(given, Mapping):
-        role, content = given.get("role"), given.get("content")
-        others = [name for name, value in given.items() if name not in ("role", "content") and value]
-    else:
-        raise WrongTypeError(f"A message is an object with role and content, not {_kind(given)}.")
-    if not isinstance(role, str) or role not in ROLES:
-        raise WrongTypeError(f"A message has the role {role!r}; choose one of {', '.join(ROLES)}.")
-    if not isinstance(content, str):
-        raise WrongTypeError(f"The content of the {role}'s message must be a text, not {_kind(content)}.")
-    if others:
-        raise EdgeError(f"A message has the field {others[0]!r}, which means nothing here: leave it out.")
-    return Message(role, content)  # without token ids, which may be another model's
-
-
-def _kind(value: object) -> str:
-    return f"the {type(value).__name__} {value!r}" if value is not None else "None"
 
 
 def write_conversation(path: str | Path, conversation: Mapping[str, Any]) -> None:

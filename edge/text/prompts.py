@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, combinations
 from time import monotonic
 from typing import Any
@@ -27,6 +27,7 @@ from edge.config.fields import shown
 from edge.errors import EdgeError
 from edge.system.notices import notice
 from edge.text.chat_template import ChatTemplate, TemplateLimitError
+from edge.text.messages import Message as Message
 from edge.text.tokenizer.base import Tokenizer
 
 # Noncharacters: no real text contains them.
@@ -35,19 +36,6 @@ _SENTINEL = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 # What a template for plain texts makes of typed parts: it prints the list.
 _PRINTED_PART = re.compile(f"text['\"]: *['\"]{_OPEN}(\\d+){_CLOSE}")
 _FORM_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation.
-
-    tokens: for an answer, the ids that the model produced (without the end token), if they are known and
-    stand for exactly `content`.
-    """
-
-    role: str
-    content: str
-    tokens: tuple[int, ...] | None = None
 
 
 class PromptEncoder:

@@ -165,7 +165,7 @@ def test_an_empty_name_is_not_the_current_folder():
         ([{"content": "Hi"}], "role None"),
         ([{"role": ["user"], "content": "Hi"}], r"role \['user'\]"),
         ([{"role": "user"}], "content of the user's message must be a text, not None"),
-        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "must be a text, not the list"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'image_url'; this model"),
         ([{"role": "user", "content": "Hi", "images": ["x"]}], "'images', which means nothing"),
         ([Message("user", 5)], "must be a text"),  # type: ignore[arg-type]
         ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}], "the assistant's"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
+from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.errors import EdgeError, WrongTypeError
-from edge.text.prompts import Message
+from edge.text.messages import Message, parse_messages
 
 CONVERSATION: dict[str, Any] = {
     "model": "m",
@@ -79,7 +79,7 @@ def test_messages_come_without_token_ids_and_empty_fields() -> None:
         {"role": "tool", "content": "3", "tool_calls": None, "name": ""},
     ]
     assert parse_messages(given) == [Message("assistant", "Hello"), Message("tool", "3")]
-    with pytest.raises(EdgeError, match="'name'"):
-        parse_messages([{"role": "tool", "content": "3", "name": "clock"}])
+    with pytest.raises(EdgeError, match="'images'"):
+        parse_messages([{"role": "tool", "content": "3", "images": ["clock"]}])
     with pytest.raises(WrongTypeError, match="role 'robot'; choose one of system, user, assistant, tool"):
         parse_messages([{"role": "robot", "content": "3"}])
