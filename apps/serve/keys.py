@@ -1,4 +1,4 @@
-"""Who may ask: those with a key, where the server has keys; and only programs and pages that mean this server.
+"""Who may ask: those with a key, if there are keys, and only programs and pages that mean this server.
 
 A page on the web can make a browser send requests to this machine. What a browser adds to those tells: the
 name of the host (a name that an attacker lets point here is none of ours) and the origin of the page.
@@ -93,14 +93,14 @@ def check_host(scope: Scope) -> None:
 
 
 def check_origin(allowed: Collection[str], scope: Scope) -> None:
-    """Raise ApiError for a request of a web page that is neither the server's own nor of an allowed origin."""
+    """Raise ApiError for a request of a web page that is neither our own nor of an allowed origin."""
     origin = (header(scope, b"origin") or b"").decode("latin-1")
     if not origin or "*" in allowed or origin in allowed:
         return
     if urlsplit(origin).netloc.encode() != header(scope, b"host"):
         raise ApiError(
             403,
-            f"Web pages of {origin[:100]} may not use this server; start it with --cors {origin[:100]} to allow it.",
+            f"Web pages of {origin[:100]} may not use this server: start it with --cors and this origin.",
             "permission_error",
             code="origin_not_allowed",
         )

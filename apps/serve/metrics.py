@@ -35,9 +35,7 @@ class Metrics:
             made.labels(model).set_function(value)
 
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-            made = Histogram(
-                f"edge_{name}", what, ("model_name",), registry=self._registry, buckets=buckets
-            )
+            made = Histogram(f"edge_{name}", what, ("model_name",), registry=self._registry, buckets=buckets)
             return made.labels(model)
 
         def kept() -> float:

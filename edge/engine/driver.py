@@ -35,6 +35,10 @@ class ClosedError(EdgeError):
     """No more requests are taken: the driver has been closed, or is about to be."""
 
 
+class NeverBegunError(EdgeError):
+    """A request was cancelled before its turn came."""
+
+
 def _free() -> Constraint | None:
     return None
 
@@ -163,7 +167,10 @@ class Driver:
         with self._changed:
             if self._closing:
                 raise ClosedError("The server is shutting down: ask again when it is back.")
-            if len(self._waiting) >= self._queue and len(self._running) + len(self._waiting) >= self._parallel:
+            if (
+                len(self._waiting) >= self._queue
+                and len(self._running) + len(self._waiting) >= self._parallel
+            ):
                 raise BusyError(
                     f"{len(self._running)} answers are being made and {len(self._waiting)} requests wait "
                     "already: ask again later."
@@ -219,7 +226,8 @@ class Driver:
         for each in waiting:
             while each.left:
                 if each.handle.is_cancelled():
-                    batch.done(each.handle, each.left.popleft(), _nothing(each.handle))
+                    never = NeverBegunError("The request was cancelled.")
+                    batch.done(each.handle, each.left.popleft(), never)
                 elif len(self._running) >= self._parallel or self._must_wait(each):
                     break
                 elif not self._begin(each, batch):
@@ -281,7 +289,7 @@ class Driver:
         try:
             answer.leave()
             if error is not None:
-                raise error
+                raise error if isinstance(error, Exception) else EdgeError("The answer was interrupted.")
             answer.finish()
             if left := answer.flush():
                 batch.chunks(run, [Chunk(left)])
@@ -293,7 +301,3 @@ class Driver:
             self._running.remove(run)
             self._changed.notify_all()
         self._idle()
-
-
-def _nothing(handle: Handle) -> Exception:
-    return EdgeError("The request was cancelled before its turn came.")
