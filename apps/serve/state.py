@@ -20,6 +20,7 @@ from edge.apps.serve.options import ServeOptions
 from edge.apps.serve.preparing import prepare
 from edge.engine.driver import Call, Driver, Work
 from edge.engine.request import Prepared, Request
+from edge.engine.saver import Saver
 from edge.runtime import Model
 from edge.text.reply import ReplyParser
 
@@ -67,14 +68,16 @@ class Served:
         self.is_draining = False
         self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
         self._loop: asyncio.AbstractEventLoop | None = None
+        prefixes = model.scheduler.prefixes
+        self._saver = None if prefixes is None or options.folder is None else Saver(prefixes)
         self.driver = Driver(
             model.session,
             model.tokenizer,
             parallel=options.parallel,
             queue=options.queue,
             hand_over=self._hand_over,
+            ended=lambda: None if self._saver is None else self._saver.tell(),
         )
-        prefixes = model.scheduler.prefixes
         self.metrics = Metrics(
             self.name, lambda: self.driver.load, lambda: None if prefixes is None else prefixes.statistics
         )
@@ -116,6 +119,8 @@ class Served:
     def close(self) -> None:
         """End what is left of answers, and the threads."""
         self.driver.close()
+        if self._saver is not None:
+            self._saver.close()
         self._workers.shutdown(cancel_futures=True)
 
     def _hand_over(self, calls: list[Call]) -> None:

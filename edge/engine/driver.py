@@ -128,19 +128,19 @@ class Driver:
         parallel: int = 4,
         queue: int = 16,
         hand_over: Callable[[list[Call]], Any] = _at_once,
-        idle: Call = lambda: None,
+        ended: Call = lambda: None,
     ) -> None:
         """parallel: answers that are made at once. queue: requests that may wait.
 
         hand_over: gets all calls of readers that a pass led to, together, to make them in their order; by
-        default the driver's thread makes them. It must not raise. idle: called in the driver's thread after
-        an answer has ended, for what is quick.
+        default the driver's thread makes them. It must not raise. ended: called in the driver's thread after
+        each answer, for what is quick.
         """
         self._new_session, self._tokenizer = new_session, tokenizer
         self._probe = new_session()  # never used: it knows the context and the scheduler
         self._scheduler = self._probe.scheduler
         self._parallel, self._queue = parallel, queue
-        self._hand_over, self._idle = hand_over, idle
+        self._hand_over, self._ended = hand_over, ended
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._running: list[_Running] = []
@@ -300,4 +300,4 @@ class Driver:
         with self._changed:
             self._running.remove(run)
             self._changed.notify_all()
-        self._idle()
+        self._ended()
