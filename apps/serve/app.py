@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from edge.apps.serve import chat_completions, health, models
+from edge.apps.serve import chat_completions, completions, health, models, openapi, page, tokens
 from edge.apps.serve.errors import ApiError, Shape, as_api_error, openai_shape, surprise
 from edge.apps.serve.json_in import read_body
 from edge.apps.serve.keys import App, check_host, check_key, check_origin
-from edge.apps.serve.sse import json_bytes
+from edge.apps.serve.responding import error_response
 from edge.apps.serve.state import Asked, Note, Served
 
 Response = App
@@ -30,9 +30,15 @@ class Post:
     shape: Shape = openai_shape
 
 
-POSTS = (Post("/v1/chat/completions", chat_completions.chat_completions),)
-PUBLIC = ("/health",)
-"""Paths that need no key; so do those of the page."""
+POSTS = (
+    Post("/v1/chat/completions", chat_completions.chat_completions),
+    Post("/v1/completions", completions.completions),
+    Post("/tokenize", tokens.tokenize),
+    Post("/detokenize", tokens.detokenize),
+    Post("/apply-template", tokens.apply_template),
+)
+_KEYLESS = ("/health",)
+"""Paths that need no key, beside those of the page."""
 
 
 def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool = False) -> App:
@@ -44,6 +50,8 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
         *(Route(post.path, _Posted(served, post), methods=["POST"]) for post in POSTS),
         *health.routes(served),
         *models.routes(served),
+        *openapi.routes(),
+        *page.routes(served),
     ]
     inner: App = _Errors(Router(routes, redirect_slashes=False))
     shapes = {post.path: post.shape for post in POSTS}
@@ -57,15 +65,6 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
             max_age=600,
         )
     return _Watched(inner, served, shapes)
-
-
-def error_response(error: ApiError, shape: Shape = openai_shape) -> Response:
-    """An error as a response."""
-    from starlette.responses import Response as Plain
-
-    return Plain(
-        json_bytes(shape(error)), error.status, headers=dict(error.headers), media_type="application/json"
-    )
 
 
 class _Posted:
@@ -174,7 +173,7 @@ class _Checked:
             if self._only_local:
                 check_host(scope)
             check_origin(self._served.options.cors, scope)
-            if scope["path"] not in PUBLIC:
+            if scope["path"] not in _KEYLESS and not page.is_public(scope["path"]):
                 check_key(self._keys, scope)
         await self._app(scope, receive, send)
 

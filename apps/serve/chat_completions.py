@@ -21,7 +21,8 @@ from edge.apps.serve.chat_request import read_chat_request
 from edge.apps.serve.errors import openai_shape
 from edge.apps.serve.logprobs import TokenTexts
 from edge.apps.serve.reply import Reply
-from edge.apps.serve.sse import DONE, KEEP_ALIVE, EventStream, event, json_bytes
+from edge.apps.serve.responding import json_response
+from edge.apps.serve.sse import DONE, KEEP_ALIVE, EventStream, event
 from edge.apps.serve.state import Asked, Served, works_of
 from edge.apps.serve.streaming import with_errors
 from edge.engine.request import Request
@@ -58,8 +59,6 @@ def _read(served: Served, asked: Asked) -> _Wanted:
 
 async def chat_completions(served: Served, asked: Asked) -> App:
     """Answer a conversation."""
-    from starlette.responses import Response
-
     wanted = _read(served, asked)
     prepared = await served.prepare(wanted.request)
     works = works_of(prepared, wanted.choices)
@@ -70,7 +69,7 @@ async def chat_completions(served: Served, asked: Asked) -> App:
         return EventStream(with_errors(served, asked, form.stream(answers), openai_shape))
     async with answers:
         replies, ends = await _collect(answers, wanted.choices)
-    return Response(json_bytes(form.whole(replies, ends)), media_type="application/json")
+    return json_response(form.whole(replies, ends))
 
 
 async def _collect(answers: Answers, choices: int) -> tuple[list[Reply], list[End]]:

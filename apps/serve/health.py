@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge.apps.serve.sse import json_bytes
+from edge.apps.serve.responding import json_response
 from edge.apps.serve.state import Served
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ def routes(served: Served) -> list[Route]:
     from starlette.responses import Response
     from starlette.routing import Route
 
-    async def health(request: Any) -> Response:
+    async def health(request: Any) -> Any:
         status = "draining" if served.is_draining else "ok"
-        body = json_bytes({"status": status, "model": served.name, **vars(served.driver.load)})
-        return Response(body, 503 if served.is_draining else 200, media_type="application/json")
+        facts = {"status": status, "model": served.name, **vars(served.driver.load)}
+        return json_response(facts, 503 if served.is_draining else 200)
 
     async def metrics(request: Any) -> Response:
         text, kind = served.metrics.text()

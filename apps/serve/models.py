@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edge.apps.serve.errors import ApiError
-from edge.apps.serve.sse import json_bytes
+from edge.apps.serve.responding import json_response
 from edge.apps.serve.state import Served
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 def routes(served: Served) -> list[Route]:
     """The list, and each model by its name."""
-    from starlette.responses import Response
     from starlette.routing import Route
 
     def described(name: str) -> dict[str, Any]:
@@ -26,16 +25,16 @@ def routes(served: Served) -> list[Route]:
             "max_model_len": served.model.context,
         }
 
-    async def listed(request: Any) -> Response:
+    async def listed(request: Any) -> Any:
         models = [described(name) for name in served.listed_names]
-        return Response(json_bytes({"object": "list", "data": models}), media_type="application/json")
+        return json_response({"object": "list", "data": models})
 
-    async def one(request: Any) -> Response:
+    async def one(request: Any) -> Any:
         name = request.path_params["name"]
         if name not in served.names:
             raise ApiError(
                 404, f"The model {name[:100]!r} is not served here.", param="model", code="model_not_found"
             )
-        return Response(json_bytes(described(name)), media_type="application/json")
+        return json_response(described(name))
 
     return [Route("/v1/models", listed), Route("/v1/models/{name:path}", one)]
