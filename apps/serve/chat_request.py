@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edge.apps.serve.errors import ApiError, refusal
+from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
 from edge.engine.request import Request
 from edge.errors import EdgeError
@@ -15,6 +15,7 @@ _MOST_MESSAGES = 4096
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _BUDGETS = {"low": 512, "medium": 2048}
 """Tokens of thinking that an effort stands for; others have no limit of their own."""
+_FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
 _REFUSED = {
     "functions": "functions are `tools` now.",
     "function_call": "function_call is `tool_choice` now.",
@@ -116,26 +117,27 @@ def read_response_format(fields: Fields, name: str = "response_format") -> Any:
     if form is None:
         return None
     kind = form.required_text("type")
+    if kind not in _FORMATS:
+        raise form.error("type", f"be one of {', '.join(_FORMATS)}")
     if kind == "text":
         return None
     try:
-        from edge.engine.constraints.grammar import Grammar
-
-        if kind == "json_object":
-            return Grammar.json_object()
-        if kind == "json_schema":
-            described = form.object("json_schema")
-            if described is None:
-                raise form.missing("json_schema")
-            schema = described.object("schema")
-            return Grammar.json_object() if schema is None else Grammar.json_schema(schema.values)
-        if kind == "regex":
-            return Grammar.regex(form.required_text("regex"))
-        if kind == "lark":
-            return Grammar.lark(form.required_text("lark"))
+        return _grammar(form, kind)
     except EdgeError as error:
         raise refusal(fields.name(name), str(error)) from None
-    known = "text, json_object, json_schema, regex and lark"
-    raise ApiError(
-        400, f"{form.name('type')} must be one of {known}, got {kind[:40]!r}.", param=form.name("type")
-    )
+
+
+def _grammar(form: Fields, kind: str) -> Any:
+    from edge.engine.constraints.grammar import Grammar
+
+    if kind == "regex":
+        return Grammar.regex(form.required_text("regex"))
+    if kind == "lark":
+        return Grammar.lark(form.required_text("lark"))
+    if kind == "json_object":
+        return Grammar.json_object()
+    described = form.object("json_schema")
+    if described is None:
+        raise form.missing("json_schema")
+    schema = described.object("schema")
+    return Grammar.json_object() if schema is None else Grammar.json_schema(schema.values)
