@@ -24,9 +24,7 @@ Handler = Callable[[Served, Asked], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Post:
-    """A route that takes a JSON object. text: the field with what is to be answered. shape: how its API writes
-    errors.
-    """
+    """A route that takes a JSON object. text: the field with what is answered. shape: of its errors."""
 
     path: str
     handler: Handler

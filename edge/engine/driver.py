@@ -167,13 +167,10 @@ class Driver:
         with self._changed:
             if self._closing:
                 raise ClosedError("The server is shutting down: ask again when it is back.")
-            if (
-                len(self._waiting) >= self._queue
-                and len(self._running) + len(self._waiting) >= self._parallel
-            ):
+            waiting, running = len(self._waiting), len(self._running)
+            if running + waiting >= self._parallel + self._queue:
                 raise BusyError(
-                    f"{len(self._running)} answers are being made and {len(self._waiting)} requests wait "
-                    "already: ask again later."
+                    f"{running} answers are being made and {waiting} requests wait already: ask again later."
                 )
             self._waiting.append(_Waiting(handle, deque(range(len(works)))))
             self._changed.notify_all()
