@@ -88,9 +88,13 @@ class Server:
         return times, json.loads(usage[-1])
 
     def private_bytes(self) -> int:
-        """Memory that only the server's processes have, all of them together."""
+        """Memory that only the server's processes have, all of them together; mapped files are not in it."""
         main = psutil.Process(self.process.pid)
-        return sum(each.memory_full_info().uss for each in (main, *main.children(recursive=True)))
+        return sum(
+            part.private_dirty
+            for each in (main, *main.children(recursive=True))
+            for part in each.memory_maps(grouped=True)
+        )
 
     def end(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
