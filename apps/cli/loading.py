@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,7 @@ def load_model(
     run: RunOptions,
     rope_override: str | None = None,
     speculation: SpeculationOptions | None = None,
+    prefix_folder: Path | None = None,
 ) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
@@ -47,6 +49,7 @@ def load_model(
             rope_override=rope_override,
             **keywords(speculation or SpeculationOptions()),
             progress=progress,
+            prefix_folder=prefix_folder,
         )
 
 

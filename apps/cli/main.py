@@ -17,6 +17,7 @@ from edge.apps.cli.errors import Debugging, run_safely, set_debug, show_notices
 
 COMMANDS = {
     "chat": "edge.apps.chat.command:chat",
+    "serve": "edge.apps.serve.command:serve",
     "inspect": "edge.apps.inspect:inspect",
     "doctor": "edge.apps.doctor:doctor",
     "export": "edge.apps.export:export",

@@ -127,7 +127,9 @@ _MOST_UNREAD = 4
 
 
 class Answer(Job):
-    """An answer in the making. `chunks` is its reader's side; the rest is called by the scheduler."""
+    """An answer in the making. Its reader has `chunks`, or `begin`, `take`, `leave` and `finish`; the rest is
+    called by the scheduler.
+    """
 
     def __init__(
         self,
@@ -139,11 +141,14 @@ class Answer(Job):
         continues: bool,
         constraint: Constraint | None = None,
         visible: Collection[int] = (),
+        choice: int = 0,
     ) -> None:
-        """visible: control tokens that belong to the text, see `Tokenizer.stream`."""
+        """visible: control tokens that belong to the text, see `Tokenizer.stream`. choice: which of several
+        answers to the same prompt, see `Sampler`.
+        """
         super().__init__(session, np.empty(0, np.int32), cancelled)
         self._session, self._prompt, self._settings = session, prompt, settings
-        self._sampler = Sampler(settings.sampling, session.executor)
+        self._sampler = Sampler(settings.sampling, session.executor, choice=choice)
         self._constraint = constraint
         self._ends = answer_ends(settings, tokenizer)
         self._tokenizer, self._continues, self._visible = tokenizer, continues, visible
@@ -163,17 +168,10 @@ class Answer(Job):
         self._speculation = session.speculation
 
     def chunks(self) -> Iterator[Chunk]:
-        """All chunks but that of text which is left, see `flush`."""
+        """All chunks but that of text which is left, see `flush`; passes are run by whoever waits for one."""
         session, scheduler = self._session, self._session.scheduler
-        reused, self._computed_before = session.reused_tokens, session.computed_tokens
-        self.todo = session.plan(self._prompt)
-        if self._speculation is not None:
-            self._speculation.begin()
-        most_tokens = self._settings.max_new_tokens or _EXPECTED_TOKENS
-        self.most_rows = min(session.context, len(self._prompt) + most_tokens)
-        self._reused = session.reused_tokens - reused
         try:
-            scheduler.submit(self)
+            self.begin()
             while True:
                 with session.used():
                     scheduler.collect(self)
@@ -192,11 +190,42 @@ class Answer(Job):
             raise
         finally:
             if not self.abandoned:
-                scheduler.withdraw(self)
-                if self._forget_unread():
-                    session.truncate(len(self._prompt) + len(self._steps))
-        with session.used():
-            session.remember()
+                self.leave()
+        self.finish()
+
+    def begin(self) -> None:
+        """Take part in the passes from now on. Raises as `Session.plan` and `Scheduler.submit` do."""
+        session = self._session
+        reused, self._computed_before = session.reused_tokens, session.computed_tokens
+        self.todo = session.plan(self._prompt)
+        if self._speculation is not None:
+            self._speculation.begin()
+        most_tokens = self._settings.max_new_tokens or _EXPECTED_TOKENS
+        self.most_rows = min(session.context, len(self._prompt) + most_tokens)
+        self._reused = session.reused_tokens - reused
+        session.scheduler.submit(self)
+
+    def take(self) -> list[Chunk]:
+        """The chunks that are there, for a reader that takes all of them after every pass."""
+        taken = list(self._unread)
+        self._unread.clear()
+        return taken
+
+    @property
+    def has_ended(self) -> bool:
+        """No chunk is there and none will come: `leave`, and `finish` unless there is an error."""
+        return self.is_ready and not self._unread
+
+    def leave(self) -> None:
+        """Take no part in passes any more; chunks that nobody has taken are forgotten."""
+        self._session.scheduler.withdraw(self)
+        if self._forget_unread():
+            self._session.truncate(len(self._prompt) + len(self._steps))
+
+    def finish(self) -> None:
+        """Let others find what has been computed."""
+        with self._session.used():
+            self._session.remember()
             if self._speculation is not None:
                 self._speculation.end()
 

@@ -34,6 +34,9 @@ _FILE_NAME = re.compile(r"[0-9a-f]{32}\.kv")
 LEAST_IN_FILE = 1024
 """Tokens of a sequence that is written to a file rather than computed again."""
 
+_GROWN = 1.125
+"""A sequence is written again once it is so much longer than what a file has of it."""
+
 
 def default_prefix_memory() -> int:
     """Bytes: a sixteenth of what the system has left, and 1 GB at most."""
@@ -51,12 +54,16 @@ class _Node:
 
 @dataclass(eq=False)
 class _Kept:
-    """A sequence: rows in memory, in a file, or both."""
+    """A sequence: rows in memory, in a file, or both. beginnings: files of sequences that it goes on from,
+    and in_files, the tokens of the longest.
+    """
 
     tokens: Tokens
     cache: KVCache | None
     path: Path | None = None
     used: int = 0
+    beginnings: tuple[Path, ...] = ()
+    in_files: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,13 @@ class PrefixCache:
             if found is not None and found[1] == len(tokens):
                 self._touch(found[0])
                 return
+            new = _Kept(tokens.copy(), self._executor.fork(cache, len(tokens)))
             for kept in [kept for kept in self._kept if _begins(tokens, kept.tokens)]:
+                own = () if kept.path is None else (kept.path,)
+                new.beginnings += (*kept.beginnings, *own)
+                new.in_files = max(new.in_files, kept.in_files, len(kept.tokens) if own else 0)
                 self._leave(kept)
-            self._add(_Kept(tokens.copy(), self._executor.fork(cache, len(tokens))))
+            self._add(new)
             self.make_room()
 
     def make_room(self) -> None:
@@ -176,6 +187,15 @@ class PrefixCache:
         with self._lock:
             for kept in list(self._kept):
                 self._leave(kept)
+
+    def save(self) -> None:
+        """Write to the folder what is worth a file and is much longer than what has one.
+
+        For a thread of its own: others may use the cache meanwhile.
+        """
+        while (found := self._unsaved()) is not None:
+            if not self._write(found):
+                found.in_files = len(found.tokens)  # not again before it has grown
 
     def forget(self) -> None:
         """Find nothing of before again: the weights are others now. Files stay, for who has the old ones."""
@@ -269,18 +289,65 @@ class PrefixCache:
         if BLOCK <= len(tokens) <= self._context:
             self._add(_Kept(tokens, None, path))
 
-    def _write(self, kept: _Kept) -> None:
-        """Give a sequence a file, if there is a folder and room for it there."""
-        if self._folder is None or self._store is None or len(kept.tokens) < LEAST_IN_FILE:
-            return
-        assert kept.cache is not None
+    def _unsaved(self) -> _Kept | None:
+        """The one of those that `save` is for that was used last."""
+        if self._folder is None or self._store is None:
+            return None
+        with self._lock:
+            found = [
+                kept
+                for kept in self._kept
+                if kept.path is None
+                and kept.cache is not None
+                and len(kept.tokens) >= max(LEAST_IN_FILE, _GROWN * kept.in_files)
+            ]
+            return max(found, key=lambda kept: kept.used, default=None)
+
+    def _write(self, kept: _Kept) -> bool:
+        """Give a sequence a file, if there is a folder and room for it there; False where there is not.
+
+        Files of its beginnings are removed: this one has their rows.
+        """
+        with self._lock:
+            cache, generation = kept.cache, self.generation  # the rows of a kept cache never change
+        if self._folder is None or self._store is None or cache is None or len(kept.tokens) < LEAST_IN_FILE:
+            return False
         key = kept.tokens.tobytes() + repr(sorted(self._identity.items())).encode()
         path = self._folder / f"{hashlib.sha256(key).hexdigest()[:32]}.kv"
-        with suppress(EdgeError, OSError):  # a full disk: it is computed again
+        try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_cache(path, self._identity, kept.tokens, self._store.cache_pages(kept.cache))
-            kept.path = path
+            write_cache(path, self._identity, kept.tokens, self._store.cache_pages(cache))
+        except (EdgeError, OSError):  # a full disk: it is computed again
+            return False
+        with self._lock:
+            if generation == self.generation:
+                self._has_file(kept, path)
             self._limit_files(path)
+        return True
+
+    def _has_file(self, kept: _Kept, path: Path) -> None:
+        beginnings, kept.beginnings = kept.beginnings, ()
+        kept.path = path
+        if kept not in self._kept:  # it went on while it was written
+            longer = [each for each in self._kept if _begins(each.tokens, kept.tokens)]
+            for each in longer[:1]:
+                each.beginnings += (path,)
+                each.in_files = max(each.in_files, len(kept.tokens))
+            if not longer:  # it had to leave memory
+                kept.cache = None
+                self._add(kept)
+        for old in beginnings:
+            if old != path:
+                self._remove(old)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file, and forget what was in it alone."""
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        for kept in [kept for kept in self._kept if kept.path == path]:
+            kept.path = None
+            if kept.cache is None:
+                self._drop(kept)
 
     def _limit_files(self, newest: Path) -> None:
         files = self._files()
@@ -291,11 +358,7 @@ class PrefixCache:
             if path == newest:
                 continue
             total -= size
-            path.unlink(missing_ok=True)
-            for kept in [kept for kept in self._kept if kept.path == path]:
-                kept.path = None
-                if kept.cache is None:
-                    self._drop(kept)
+            self._remove(path)
 
     def _restore(self, kept: _Kept) -> bool:
         """From its file; False, and it is forgotten, if that is gone or damaged."""

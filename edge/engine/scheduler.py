@@ -3,7 +3,8 @@ together.
 
 No thread works for the scheduler. Whoever waits for something (`Scheduler.collect`) runs passes until it is
 there, for all jobs at once; the others that wait meanwhile find theirs done. So one sequence costs no
-hand-over between threads, and nothing is computed while nobody waits.
+hand-over between threads, and nothing is computed while nobody waits. A server has a thread that waits for
+all of its answers (`edge.engine.driver`).
 """
 
 from __future__ import annotations
@@ -271,6 +272,24 @@ class Scheduler:
                         self._running, self._in_pass = None, ()
                         self._changed.notify_all()
                     leads = False
+
+    def run_pass(self) -> None:
+        """Run one pass for all jobs, or return when the one that another thread runs is over.
+
+        For who waits for several jobs at once (`edge.engine.driver`).
+        """
+        self._process.check_process()
+        with self._changed:
+            if self._running is not None:
+                self._changed.wait()
+                return
+            self._running = threading.get_ident()
+        try:
+            self._run_pass()
+        finally:
+            with self._changed:
+                self._running, self._in_pass = None, ()
+                self._changed.notify_all()
 
     def _check_memory(self, job: Job) -> None:
         config, kv_type = self.executor.config, self.executor.info.kv_type

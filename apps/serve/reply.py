@@ -1,0 +1,66 @@
+"""What has come of one answer so far: its text, its thinking, its calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edge.apps.serve.answering import Event, Piece
+from edge.engine.answer import Chunk, Completion
+from edge.text.messages import ToolCall, new_call_id
+from edge.text.reply import CallBegin, CallEnd, ContentText, ReasoningText
+
+
+class Reply:
+    """Collects the events of one choice."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._ids: dict[int, str] = {}
+        self.calls: list[ToolCall] = []
+        self.chunks: list[Chunk] = []
+        self.reasoning_tokens = 0
+
+    @property
+    def content(self) -> str:
+        """What is said."""
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought."""
+        return "".join(self._reasoning)
+
+    def call_id(self, index: int) -> str:
+        """The id of a call, the same from its beginning to its end."""
+        return self._ids.setdefault(index, f"call_{new_call_id()}")
+
+    def take(self, event: Event) -> None:
+        """Take what has come."""
+        if isinstance(event, Piece):
+            self.chunks += event.chunks
+            if event.parts and all(isinstance(part, ReasoningText) for part in event.parts):
+                self.reasoning_tokens += sum(chunk.token is not None for chunk in event.chunks)
+        for part in event.parts:
+            if isinstance(part, ContentText):
+                self._content.append(part.text)
+            elif isinstance(part, ReasoningText):
+                self._reasoning.append(part.text)
+            elif isinstance(part, CallBegin):
+                self.call_id(part.index)
+            elif isinstance(part, CallEnd):
+                self.calls.append(replace(part.call, id=self.call_id(part.index)))
+
+    def note(self, done: Completion) -> str | None:
+        """Why there is nothing to read, if there is nothing."""
+        if self._content or self.calls:
+            return None
+        if self._reasoning and done.stop_reason in ("length", "context"):
+            return "The answer ended while it was thinking: allow more tokens, or a thinking_budget."
+        if self._reasoning:
+            return "The model ended its answer after thinking, without saying anything."
+        if done.stop_reason == "stop":
+            return "The answer began with a stop string."
+        if done.stop_reason == "eos":
+            return "The model ended its answer at once."
+        return None

@@ -1,0 +1,46 @@
+"""Server-sent events: a response that goes on while the answer is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which clients skip: the connection is alive during a long prefill."""
+DONE = b"data: [DONE]\n\n"
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-store"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON without spaces; there is no NaN in it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    """One event; name: its `event:` line, where the API has one."""
+    first = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return first + b"data: " + json_bytes(data) + b"\n\n"
+
+
+class EventStream:
+    """A response of events. Whoever iterates closes the iterator, when the client leaves as well."""
+
+    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> None:
+        """events: what is written at once, one or several whole events."""
+        self._events = events
+        self._headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """See ASGI."""
+        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._headers]})
+        try:
+            async for data in self._events:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        finally:
+            await self._events.aclose()  # type: ignore[attr-defined]
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

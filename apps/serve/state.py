@@ -1,0 +1,143 @@
+"""What all routes of a server share: the model, its driver, and what is counted and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from edge import __version__
+from edge.apps.serve.answering import Answers
+from edge.apps.serve.errors import ApiError
+from edge.apps.serve.json_in import Fields
+from edge.apps.serve.logs import Log
+from edge.apps.serve.metrics import Metrics
+from edge.apps.serve.options import ServeOptions
+from edge.engine.driver import Call, Driver, Work
+from edge.engine.request import Prepared, Request
+from edge.engine.saver import Saver
+from edge.runtime import Model
+from edge.text.reply import ReplyParser
+
+_T = TypeVar("_T")
+_WORKERS = 2  # threads that render templates and encode texts
+
+
+@dataclass
+class Note:
+    """What the log shall say of a request beside its path and status."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    ended: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request to a route. number: its id in logs and answers, hexadecimal. fields: of its body."""
+
+    number: str
+    fields: Fields
+    note: Note
+    started: float
+
+
+def public_name(model: Model) -> str:
+    """What clients call a model: the name it was opened by, of a path the last part."""
+    path = Path(model.name)
+    return path.name if path.is_absolute() or path.exists() else model.name
+
+
+class Served:
+    """A model that is served."""
+
+    def __init__(self, model: Model, options: ServeOptions, log: Log | None = None) -> None:
+        self.model, self.options = model, options
+        self.log = log or Log(options.log_prompts)
+        self.name = public_name(model)
+        self.listed_names = tuple(dict.fromkeys((self.name, *options.alias)))
+        self.names = (*self.listed_names, model.name)
+        self.created = int(time.time())
+        self.fingerprint = f"edge-{__version__}-{model.files.content_hash[:8]}"
+        self.is_draining = False
+        self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        prefixes = model.scheduler.prefixes
+        self._saver = None if prefixes is None or options.folder is None else Saver(prefixes)
+        self.driver = Driver(
+            model.session,
+            model.tokenizer,
+            parallel=options.parallel,
+            queue=options.queue,
+            hand_over=self._hand_over,
+            ended=lambda: None if self._saver is None else self._saver.tell(),
+        )
+        self.metrics = Metrics(
+            self.name, lambda: self.driver.load, lambda: None if prefixes is None else prefixes.statistics
+        )
+
+    def check_model(self, fields: Fields) -> None:
+        """Raise ApiError for a body that names another model; without a name this one is meant."""
+        wanted = fields.text("model")
+        if wanted is not None and wanted not in self.names:
+            known = " or ".join(map(repr, self.listed_names))
+            raise ApiError(
+                404,
+                f"The model {wanted[:100]!r} is not served here: ask for {known}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def log_prompt(self, number: str, fields: Fields) -> None:
+        """What was asked, if that may be written."""
+        if self.log.prompts:
+            self.log.write("prompt", id=number, body=fields.values)
+
+    async def call(self, function: Callable[..., _T], *values: object) -> _T:
+        """Run what takes milliseconds in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *values)
+
+    async def prepare(self, request: Request) -> Prepared:
+        """See `Model.prepare`."""
+        return await self.call(self.model.prepare, request)
+
+    def answers(
+        self, asked: Asked, works: Sequence[Work], parsers: Sequence[ReplyParser] | None = None
+    ) -> Answers:
+        """Ask the driver; to be used in an `async with` block. Raises as `Driver.submit` does."""
+        self._loop = asyncio.get_running_loop()
+        return Answers(
+            self.driver, works, parsers, asked.started, self.metrics, self.options.time_limit, asked.note
+        )
+
+    def close(self) -> None:
+        """End what is left of answers, and the threads."""
+        self.driver.close()
+        if self._saver is not None:
+            self._saver.close()
+        self._workers.shutdown(cancel_futures=True)
+
+    def _hand_over(self, calls: list[Call]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_call_all, calls)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+
+def _call_all(calls: list[Call]) -> None:
+    for call in calls:
+        call()
+
+
+def works_of(prepared: Prepared, choices: int) -> list[Work]:
+    """What the driver shall do for a prepared request."""
+    return [
+        Work(prepared.prompt, prepared.settings, prepared.constraint, prepared.visible, choice)
+        for choice in range(choices)
+    ]

@@ -1,0 +1,303 @@
+"""One thread that runs the passes of a model for the answers of many readers, as a server has them.
+
+A reader submits what it wants and is called back: after every pass with the chunks that it brought, at the
+end with the Completion or with what went wrong. So many answers are made at once, so many requests wait for
+their turn in the order in which they came, and more are refused. While there is nothing to do, the thread
+sleeps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from edge.engine.answer import Answer, Chunk, Completion, Constraint
+from edge.engine.prefix_cache import BLOCK
+from edge.engine.session import Session
+from edge.engine.settings import GenerationSettings
+from edge.errors import ContextError, EdgeError
+from edge.text.tokenizer.base import Tokenizer
+
+Call = Callable[[], Any]
+OnChunks = Callable[[int, list[Chunk]], Any]
+OnDone = Callable[[int, Completion | Exception], Any]
+
+
+class BusyError(EdgeError):
+    """As many requests wait already as may."""
+
+
+class ClosedError(EdgeError):
+    """No more requests are taken: the driver has been closed, or is about to be."""
+
+
+class NeverBegunError(EdgeError):
+    """A request was cancelled before its turn came."""
+
+
+def _free() -> Constraint | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One answer that is wanted.
+
+    prompt: token ids; equal prompts of one request that are the same object are computed once. constraint:
+    makes what the answer has to keep to. visible: control tokens that belong to its text. choice: which of
+    several answers to the same prompt, see `Sampler`.
+    continues: the text goes on with the prompt's, see `generate`.
+    """
+
+    prompt: Sequence[int]
+    settings: GenerationSettings
+    constraint: Callable[[], Constraint | None] = _free
+    visible: Collection[int] = ()
+    choice: int = 0
+    continues: bool = False
+
+
+class Handle:
+    """A request under way."""
+
+    def __init__(self, works: Sequence[Work], on_chunks: OnChunks, on_done: OnDone) -> None:
+        self.works = tuple(works)
+        self.on_chunks, self.on_done = on_chunks, on_done
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End all its answers before the next pass, with what they have; may be called from any thread."""
+        self._cancelled = True
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody did."""
+        return self._cancelled
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Answers of a request that have not begun."""
+
+    handle: Handle
+    left: deque[int]
+
+
+@dataclass(eq=False)
+class _Running:
+    handle: Handle
+    index: int
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class DriverLoad:
+    """running: answers that are made. waiting: requests of which none is."""
+
+    running: int
+    waiting: int
+
+
+@dataclass
+class _Batch:
+    """Calls of readers after a pass."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def chunks(self, run: _Running, chunks: list[Chunk]) -> None:
+        self.calls.append(lambda: run.handle.on_chunks(run.index, chunks))
+
+    def done(self, handle: Handle, index: int, outcome: Completion | Exception) -> None:
+        self.calls.append(lambda: handle.on_done(index, outcome))
+
+
+def _at_once(calls: list[Call]) -> None:
+    for call in calls:
+        call()
+
+
+class Driver:
+    """Answers of one model. Its methods may be called from any thread, callbacks of its own included."""
+
+    def __init__(
+        self,
+        new_session: Callable[[], Session],
+        tokenizer: Tokenizer,
+        *,
+        parallel: int = 4,
+        queue: int = 16,
+        hand_over: Callable[[list[Call]], Any] = _at_once,
+        ended: Call = lambda: None,
+    ) -> None:
+        """parallel: answers that are made at once. queue: requests that may wait.
+
+        hand_over: gets all calls of readers that a pass led to, together, to make them in their order; by
+        default the driver's thread makes them. It must not raise. ended: called in the driver's thread after
+        each answer, for what is quick.
+        """
+        self._new_session, self._tokenizer = new_session, tokenizer
+        self._probe = new_session()  # never used: it knows the context and the scheduler
+        self._scheduler = self._probe.scheduler
+        self._parallel, self._queue = parallel, queue
+        self._hand_over, self._ended = hand_over, ended
+        self._changed = threading.Condition()
+        self._waiting: deque[_Waiting] = deque()
+        self._running: list[_Running] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="edge-driver", daemon=True)
+        self._thread.start()
+
+    @property
+    def load(self) -> DriverLoad:
+        """At this moment."""
+        with self._changed:
+            return DriverLoad(len(self._running), len(self._waiting))
+
+    def submit(self, works: Sequence[Work], on_chunks: OnChunks, on_done: OnDone) -> Handle:
+        """Ask for answers, which belong together as one request.
+
+        on_chunks: called with the number of one of `works` and all its chunks of a pass. on_done: once for
+        each of them, with the Completion, or with the error that ended it. Raises ContextError or EdgeError
+        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `close`.
+        """
+        for work in works:
+            self._probe.check_prompt(work.prompt)
+        handle = Handle(works, on_chunks, on_done)
+        with self._changed:
+            if self._closing:
+                raise ClosedError("The server is shutting down: ask again when it is back.")
+            waiting, running = len(self._waiting), len(self._running)
+            if running + waiting >= self._parallel + self._queue:
+                raise BusyError(
+                    f"{running} answers are being made and {waiting} requests wait already: ask again later."
+                )
+            self._waiting.append(_Waiting(handle, deque(range(len(works)))))
+            self._changed.notify_all()
+        return handle
+
+    def cancel_all(self) -> None:
+        """End all that runs and waits, as `Handle.cancel` does."""
+        with self._changed:
+            for handle in (*(run.handle for run in self._running), *(each.handle for each in self._waiting)):
+                handle.cancel()
+
+    def close(self, deadline: float = 0.0) -> None:
+        """Take no more, give what is there so many seconds to finish, and end the rest."""
+        end = monotonic() + deadline
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            while (self._running or self._waiting) and (left := end - monotonic()) > 0:
+                self._changed.wait(left)
+        self.cancel_all()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # ---- The thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._running or self._closing):
+                    self._changed.wait()
+                if not (self._waiting or self._running):
+                    return
+            batch = _Batch()
+            self._begin_waiting(batch)
+            failed: Exception | None = None
+            try:
+                if self._running:
+                    self._scheduler.run_pass()
+            except Exception as error:  # of the executor, for all that had a part in the pass
+                failed = error
+            for run in list(self._running):
+                self._take(run, batch, failed)
+            if batch.calls:
+                self._hand_over(batch.calls)
+
+    def _begin_waiting(self, batch: _Batch) -> None:
+        """Begin what there is room for, oldest first; what nobody wants any more leaves the queue."""
+        with self._changed:
+            waiting = list(self._waiting)
+        for each in waiting:
+            while each.left:
+                if each.handle.is_cancelled():
+                    never = NeverBegunError("The request was cancelled.")
+                    batch.done(each.handle, each.left.popleft(), never)
+                elif len(self._running) >= self._parallel or self._must_wait(each):
+                    break
+                elif not self._begin(each, batch):
+                    return  # no memory beside the others: wait until one of them ends
+            if not each.left:
+                with self._changed:
+                    self._waiting.remove(each)
+
+    def _must_wait(self, each: _Waiting) -> bool:
+        """Whether another answer is about to leave the same prompt in the prefix cache."""
+        prompt = each.handle.works[each.left[0]].prompt
+        return (
+            self._scheduler.prefixes is not None
+            and len(prompt) > BLOCK
+            and any(
+                run.handle is each.handle
+                and each.handle.works[run.index].prompt is prompt
+                and not run.answer.decodes
+                for run in self._running
+            )
+        )
+
+    def _begin(self, each: _Waiting, batch: _Batch) -> bool:
+        handle, index = each.handle, each.left[0]
+        work = handle.works[index]
+        try:
+            answer = Answer(
+                self._new_session(),
+                work.prompt,
+                work.settings,
+                self._tokenizer,
+                handle.is_cancelled,
+                work.continues,
+                work.constraint(),
+                work.visible,
+                choice=work.choice,
+            )
+            answer.begin()
+        except ContextError as error:
+            if self._running:
+                return False
+            batch.done(handle, index, error)
+        except Exception as error:  # whatever it is, it belongs to this request
+            batch.done(handle, index, error)
+        else:
+            with self._changed:
+                self._running.append(_Running(handle, index, answer))
+        each.left.popleft()
+        return True
+
+    def _take(self, run: _Running, batch: _Batch, failed: Exception | None) -> None:
+        """Pass on what the pass has brought for one answer, and its end."""
+        answer = run.answer
+        if chunks := answer.take():
+            batch.chunks(run, chunks)
+        error = failed or answer.error
+        if error is None and not answer.has_ended:
+            return
+        outcome: Completion | Exception
+        try:
+            answer.leave()
+            if error is not None:
+                raise error if isinstance(error, Exception) else EdgeError("The answer was interrupted.")
+            answer.finish()
+            if left := answer.flush():
+                batch.chunks(run, [Chunk(left)])
+            outcome = answer.completion()
+        except Exception as problem:
+            outcome = problem
+        batch.done(run.handle, run.index, outcome)
+        with self._changed:
+            self._running.remove(run)
+            self._changed.notify_all()
+        self._ended()
