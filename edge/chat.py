@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge.engine.answer import Chunk, Completion, answer_ends
+from edge.engine.constraints.response_format import ResponseFormat, constraint_of
 from edge.engine.conversation_file import parse_messages, read_conversation, write_conversation
 from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
@@ -104,22 +105,27 @@ class Chat:
         """How many of the oldest messages the model no longer sees."""
         return self._dropped
 
-    def send(self, message: Said, **settings: Unpack[Settings]) -> Completion:
+    def send(
+        self, message: Said, *, response_format: ResponseFormat | None = None, **settings: Unpack[Settings]
+    ) -> Completion:
         """Say something and wait for the whole answer; parameters as for `stream`.
 
         After an interrupt (Ctrl-C) the conversation has what there was of the answer, and KeyboardInterrupt
         goes on.
         """
-        return self.stream(message, **settings).result
+        return self.stream(message, response_format=response_format, **settings).result
 
-    def stream(self, message: Said, **settings: Unpack[Settings]) -> Stream:
+    def stream(
+        self, message: Said, *, response_format: ResponseFormat | None = None, **settings: Unpack[Settings]
+    ) -> Stream:
         """Say something; returns the answer in the making.
 
         message: a text, or a list of messages that joins the conversation as a whole; a system message at its
         beginning is the system prompt of a conversation that has none. settings: for this answer only,
-        stronger than the chat's own. Message and answer join the conversation when the answer ends, a
-        cancelled one with what it has; without any token of an answer, nothing is added. An earlier answer
-        that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
+        stronger than the chat's own. response_format: what the answer must look like, see
+        `edge.engine.constraints.response_format`. Message and answer join the conversation when the answer
+        ends, a cancelled one with what it has; without any token of an answer, nothing is added. An earlier
+        answer that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
         conversation does not fit (see context_policy).
         """
         said = parse_messages([{"role": "user", "content": message}] if isinstance(message, str) else message)
@@ -131,6 +137,7 @@ class Chat:
             if said[-1].role == "assistant":
                 raise EdgeError("The last message is the assistant's: end with one that it can answer.")
             chosen = self.chosen_settings(**settings)
+            constraint = constraint_of(response_format, self._tokenizer)
             prompt = self._fit([*self._messages, *said], chosen.max_new_tokens, system)
 
             def record(done: Completion) -> None:
@@ -147,7 +154,9 @@ class Chat:
                     record(done)
                     ended(done)
 
-                return generate(self.session, prompt, chosen, self._tokenizer, cancelled, end)
+                return generate(
+                    self.session, prompt, chosen, self._tokenizer, cancelled, end, constraint=constraint
+                )
 
             stream = Stream(start)
             self.session.begin(stream)

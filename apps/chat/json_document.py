@@ -23,6 +23,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
         "model": model.name,
         "text": done.text,
         "stop_reason": done.stop_reason,
+        "is_complete": done.is_complete,
         "prompt_tokens": done.prompt_tokens,
         "reused_tokens": done.reused_tokens,
         "completion_tokens": len(done.tokens),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edge.chat import Chat
     from edge.engine.answer import Completion
+    from edge.engine.constraints.response_format import ResponseFormat
     from edge.engine.speculative.sequence import SpeculationStatistics
     from edge.runtime import Model
 
@@ -43,13 +44,17 @@ class ChatLoop:
         *,
         system: str | None = None,
         thinking: bool | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> None:
-        """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing."""
+        """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing.
+        response_format: what every answer must look like.
+        """
         self._model = model
         self._chat = chat
         self._view = view
         self._flag_system = system
         self._flag_thinking = thinking
+        self._format = response_format
         self._last: Completion | None = None
         self._answers = 0
         self._handlers: dict[str, Callable[[str], None]] = {
@@ -91,7 +96,7 @@ class ChatLoop:
     def say(self, text: str) -> Completion:
         """Send a message and show the answer."""
         with naming_flags(*self._context_flags()):
-            stream = self._chat.stream(text)
+            stream = self._chat.stream(text, response_format=self._format)
         self._last = self._view.answer(stream)
         self._answers += 1
         return self._last
