@@ -288,10 +288,10 @@ class Answer(Job):
     def _take(self, choice: Sampled) -> int | None:
         """The next token; None if the answer ends."""
         token, constraint = choice.token, self._constraint
-        is_end = token in self._ends
-        if constraint is not None and (not is_end or token in self._tokenizer.eos_ids):
+        own = constraint is not None and token in self._tokenizer.eos_ids  # what a form ends with
+        if constraint is not None and (own or token not in self._ends):
             constraint.advance(token)
-        if is_end:
+        if own or token in self._ends:
             self._reason = "eos"
             return None
         text = self._matcher.push(self._decoder.push(token))
