@@ -21,6 +21,7 @@ FIELDS = {
     "model": str,
     "text": str,
     "stop_reason": str,
+    "is_complete": bool,
     "prompt_tokens": int,
     "reused_tokens": int,
     "completion_tokens": int,

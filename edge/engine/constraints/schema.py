@@ -118,6 +118,8 @@ class _Walk:
             options = [self.resolved(option) for option in node["oneOf"]]
             if alternatives_exclude_each_other(options, self.resolved):
                 _rename(node, "oneOf", "anyOf")
+        if any(name in node for name in _NUMBERS) and "multipleOf" not in node and _may_be_number(node):
+            node["multipleOf"] = _step(node)
         if stricter := _STRICTER.get(node.get("format", "")):
             node["allOf"] = [*node.get("allOf", ()), *copy.deepcopy(stricter)]
 
@@ -241,6 +243,20 @@ def _children(node: Mapping[str, Any], place: str) -> Iterator[tuple[Any, str]]:
             yield child, f"{place}/{name}"
     for name in _LISTS:
         yield from ((each, f"{place}/{name}/{at}") for at, each in enumerate(node.get(name, ())))
+
+
+def _may_be_number(node: Mapping[str, Any]) -> bool:
+    given = node.get("type", "number")
+    return given == "number" or (isinstance(given, list) and "number" in given)
+
+
+def _step(node: Mapping[str, Any]) -> float:
+    """A power of ten that counts beside the bounds in float64: to readers of JSON 48.0000000000000004 is 48,
+    which may be outside of them. And a model might write zeros for ever.
+    """
+    bounds = [abs(node[name]) for name in _NUMBERS if not isinstance(node.get(name, True), bool)]
+    digits = len(str(int(max(bounds, default=0))))
+    return float(f"1e-{max(0, min(9, 14 - digits))}")
 
 
 def _rename(node: dict[str, Any], old: str, new: str) -> None:
