@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge.engine.answer import Chunk, Completion, answer_ends
+from edge.engine.constraints.response_format import ResponseFormat, read_response_format
 from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.engine.generation import Stream
 from edge.engine.request import Request, answer_prepared, prepare
@@ -113,13 +114,21 @@ class Chat:
         """How many of the oldest messages the model no longer sees."""
         return self._dropped
 
-    def send(self, message: Said, *, tool_choice: Choice = None, **settings: Unpack[Settings]) -> Completion:
+    def send(
+        self,
+        message: Said,
+        *,
+        tool_choice: Choice = None,
+        response_format: ResponseFormat | None = None,
+        **settings: Unpack[Settings],
+    ) -> Completion:
         """Say something and wait for the whole answer; parameters as for `stream`.
 
         After an interrupt (Ctrl-C) the conversation has what there was of the answer, and KeyboardInterrupt
         goes on.
         """
-        return self.stream(message, tool_choice=tool_choice, **settings).result
+        stream = self.stream(message, tool_choice=tool_choice, response_format=response_format, **settings)
+        return stream.result
 
     def run_tools(
         self,
@@ -157,13 +166,21 @@ class Chat:
             for call in calls
         ]
 
-    def stream(self, message: Said, *, tool_choice: Choice = None, **settings: Unpack[Settings]) -> Stream:
+    def stream(
+        self,
+        message: Said,
+        *,
+        tool_choice: Choice = None,
+        response_format: ResponseFormat | None = None,
+        **settings: Unpack[Settings],
+    ) -> Stream:
         """Say something; returns the answer in the making.
 
         message: a text, or a list of messages that joins the conversation as a whole; a system message at its
         beginning is the system prompt of a conversation that has none; results of calls have the role `tool`.
-        tool_choice: `auto`, `none`, `required`, or an object that names a function. settings: for this
-        answer only, stronger than the chat's own. Message and answer join the conversation when the answer
+        tool_choice: `auto`, `none`, `required`, or an object that names a function. response_format: what the
+        answer must look like, see `edge.engine.constraints.response_format`. settings: for this answer only,
+        stronger than the chat's own. Message and answer join the conversation when the answer
         ends, a cancelled one with what it has; without any token of an answer, nothing is added. An earlier
         answer that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
         conversation does not fit (see context_policy).
@@ -179,8 +196,11 @@ class Chat:
             choice = parse_tool_choice(tool_choice, self.tools.tools)
             chosen = self.chosen_settings(**settings)
             messages = [*self._messages, *said]
+            grammar = read_response_format(response_format)
             prompt = self._fit(messages, chosen.max_new_tokens, system)
-            request = Request(tuple(messages), self.tools.tools, choice, thinking=self.thinking)
+            request = Request(
+                tuple(messages), self.tools.tools, choice, grammar=grammar, thinking=self.thinking
+            )
             prepared = prepare(request, self._encoder, chosen, prompt)
 
             def record(done: Completion) -> None:

@@ -20,6 +20,7 @@ from edge.config.attention import describe_attention
 from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.answer import Chunk, Completion
+from edge.engine.constraints.response_format import ResponseFormat, constraint_of
 from edge.engine.costs import PassCosts
 from edge.engine.costs_file import costs_path, read_shapes, write_shapes
 from edge.engine.generation import Stream, generate
@@ -302,10 +303,13 @@ class Model:
         *,
         session: Session | None = None,
         parse_special: bool = False,
+        response_format: ResponseFormat | None = None,
         **settings: Unpack[Settings],
     ) -> Completion:
         """Continue a text and wait for the whole of it; parameters as for `stream`."""
-        return self.stream(prompt, session=session, parse_special=parse_special, **settings).result
+        return self.stream(
+            prompt, session=session, parse_special=parse_special, response_format=response_format, **settings
+        ).result
 
     def stream(
         self,
@@ -313,13 +317,15 @@ class Model:
         *,
         session: Session | None = None,
         parse_special: bool = False,
+        response_format: ResponseFormat | None = None,
         **settings: Unpack[Settings],
     ) -> Stream:
         """Continue a text, without any chat template; returns the continuation in the making.
 
         prompt: a text, or token ids (NumPy's too). session: one to reuse, so that what its cache shares with
         the prompt is not computed again; an unfinished answer on it is cancelled. parse_special: let control
-        tokens written in the text count as such.
+        tokens written in the text count as such. response_format: what the continuation must look like, see
+        `edge.engine.constraints.response_format`; what nothing can be held to is an EdgeError.
         """
         chosen = merge_settings(self.generation_config, flags=settings)
         if session is not None and not isinstance(session, Session):
@@ -329,11 +335,14 @@ class Model:
         used = session or self.session()
         tokens = self._tokens(prompt, parse_special)
         used.check_prompt(tokens)
+        constraint = constraint_of(response_format, self.tokenizer)
 
         def start(
             cancelled: Callable[[], bool], ended: Callable[[Completion], None]
         ) -> Generator[Chunk, None, Completion]:
-            return generate(used, tokens, chosen, self.tokenizer, cancelled, ended, continues=True)
+            return generate(
+                used, tokens, chosen, self.tokenizer, cancelled, ended, continues=True, constraint=constraint
+            )
 
         stream = Stream(start)
         used.begin(stream)

@@ -23,6 +23,7 @@ from edge.hub.built_in import BUILT_IN
 
 if TYPE_CHECKING:
     from edge.apps.chat.loop import ChatLoop
+    from edge.engine.constraints.grammar import Grammar
     from edge.runtime import Model as LoadedModel
 
 
@@ -63,6 +64,17 @@ def chat(
         ),
     ] = None,
     yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run calls without asking.")] = False,
+    schema: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Every answer is JSON of the JSON schema in this file."),
+    ] = None,
+    grammar: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Every answer is a text of the Lark grammar in this file."),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Every answer is a text that this regex matches.")
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -88,6 +100,7 @@ def chat(
             "nobody can be asked before a call: add --yes-tools to run them all", param_hint="'--tools'"
         )
     message = None if prompt is None else _message(prompt)
+    form = _form(schema, grammar, regex)
 
     from edge.apps.chat.json_document import answer_document
     from edge.apps.chat.loop import ChatLoop
@@ -99,6 +112,10 @@ def chat(
     started = perf_counter()
     with load_model(model, source, run, rope_override, speculation) as loaded:
         load_seconds = perf_counter() - started
+        if form is not None:
+            from edge.engine.constraints.grammar import compile_grammar
+
+            compile_grammar(form, loaded.tokenizer)  # a mistake in it is said before any message
         conversation = loaded.chat(
             system, context_policy=overflow.value, thinking=think, tools=functions, **settings
         )
@@ -113,7 +130,15 @@ def chat(
         else:
             view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
         allow = None if yes_tools else ask
-        loop = ChatLoop(loaded, conversation, view, system=system, thinking=think, allow=allow)
+        loop = ChatLoop(
+            loaded,
+            conversation,
+            view,
+            system=system,
+            thinking=think,
+            allow=allow,
+            response_format=form,
+        )
         try:
             if interactive:
                 _interact(loop, loaded)
@@ -126,6 +151,33 @@ def chat(
         finally:
             if cache is not None:
                 conversation.session.save(cache)
+
+
+def _form(schema: Path | None, grammar: Path | None, regex: str | None) -> Grammar | None:
+    """What every answer must look like."""
+    from edge.engine.constraints.grammar import Grammar
+    from edge.formats.guarded_json import parse_object
+
+    given = {"--schema": schema, "--grammar": grammar, "--regex": regex}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if len(flags) > 1:
+        raise typer.BadParameter(f"it can't stand beside {flags[0]}", param_hint=f"'{flags[1]}'")
+    if schema is not None:
+        text = _text(schema, "--schema")
+        return Grammar.json_schema(parse_object(text, schema, EdgeError, "give a JSON schema"))
+    if grammar is not None:
+        try:
+            return Grammar.lark(_text(grammar, "--grammar").decode())
+        except UnicodeDecodeError:
+            raise EdgeError(f"The grammar '{grammar}' is not UTF-8 text.") from None
+    return None if regex is None else Grammar.regex(regex)
+
+
+def _text(path: Path, flag: str) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise EdgeError(f"The file '{path}' of {flag} can't be read: {error.strerror or error}.") from None
 
 
 def _message(prompt: str) -> str:

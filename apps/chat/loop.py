@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edge.chat import Chat
     from edge.engine.answer import Completion
+    from edge.engine.constraints.response_format import ResponseFormat
     from edge.engine.speculative.sequence import SpeculationStatistics
     from edge.runtime import Model
     from edge.text.messages import Message, ToolCall
@@ -47,9 +48,10 @@ class ChatLoop:
         system: str | None = None,
         thinking: bool | None = None,
         allow: Callable[[ToolCall], bool] | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> None:
         """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing. allow:
-        whether a call may run, None lets all run.
+        whether a call may run, None lets all run. response_format: what every answer must look like.
         """
         self._model = model
         self._chat = chat
@@ -57,6 +59,7 @@ class ChatLoop:
         self._flag_system = system
         self._flag_thinking = thinking
         self._allow = allow
+        self._format = response_format
         self._last: Completion | None = None
         self._answers = 0
         self._handlers: dict[str, Callable[[str], None]] = {
@@ -106,7 +109,7 @@ class ChatLoop:
 
     def _answer(self, said: str | list[Message]) -> Completion:
         with naming_flags(*self._context_flags()):
-            stream = self._chat.stream(said)
+            stream = self._chat.stream(said, response_format=self._format)
         self._last = self._view.answer(stream)
         self._answers += 1
         return self._last

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from edge.engine.constraints.constraint import Constraint
 from edge.engine.sampling import Sampler
 from edge.engine.scheduler import Job
 from edge.engine.session import Session
@@ -17,6 +18,7 @@ from edge.engine.settings import GenerationSettings
 from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.sequence import PassCost, SpeculationStatistics
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.engine.stop_strings import StopMatcher
 from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.end_tokens import named_token
@@ -54,9 +56,10 @@ class Completion:
     after the first over the time that they took, without the consumer's own. Both 0 if not measurable.
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
-    asked for. speculation: what guesses did for it, None without any. reasoning, content, calls: what the
-    text says as a reply, thinking and calls taken out of the content; None and nothing where it is not read
-    as one (`edge.engine.request`).
+    asked for. speculation: what guesses did for it, None without any. is_complete: False where the answer was
+    to have a form (a `Constraint`) and ended in its middle. reasoning, content, calls: what the text says as
+    a reply, thinking and calls taken out of the content; None and nothing where it is not read as one
+    (`edge.engine.request`).
     """
 
     text: str
@@ -70,54 +73,10 @@ class Completion:
     seed: int
     logprobs: tuple[Sampled, ...] | None = None
     speculation: SpeculationStatistics | None = None
+    is_complete: bool = True
     reasoning: str | None = None
     content: str | None = None
     calls: tuple[ToolCall, ...] = ()
-
-
-class StopMatcher:
-    """Cuts a growing text at the first stop string, holding back what may be the beginning of one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(stop)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, text: str) -> str:
-        """Take more text; returns what is certain to lie before any stop string."""
-        if self.stopped:
-            return ""
-        self._held += text
-        # The one that is complete first counts, so that the pieces in which text arrives make no difference.
-        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            ready, self._held = self._held[: min(found)[1]], ""
-            return ready
-        keep = max((self._overlap(s) for s in self._stop), default=0)
-        cut = len(self._held) - keep
-        ready, self._held = self._held[:cut], self._held[cut:]
-        return ready
-
-    def flush(self) -> str:
-        """The text that was held back: no stop string came of it."""
-        ready, self._held = self._held, ""
-        return ready
-
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
-
-
-class Constraint(Protocol):
-    """What an answer may consist of. It goes forward only: guesses are verified along the tokens drawn."""
-
-    def allowed(self) -> npt.NDArray[np.uint32] | None:
-        """Which tokens may come next, see `edge.executors.protocol.Executor.sample`."""
-
-    def advance(self, token: int) -> None:
-        """This one has come."""
 
 
 _EXPECTED_TOKENS = 512  # of an answer without a limit, when memory is looked at
@@ -151,18 +110,23 @@ class Answer(Job):
         self._sampler = Sampler(settings.sampling, session.executor, choice=choice)
         self._constraint = constraint
         self._ends = answer_ends(settings, tokenizer)
+        if constraint is not None:
+            self._ends = self._ends or tokenizer.eos_ids  # where only its end may follow, it ends
+            continues = True  # a space at its beginning is part of the form
         self._tokenizer, self._continues, self._visible = tokenizer, continues, visible
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
+        self._whole = [constraint is None or constraint.is_complete]  # the texts of so many tokens, from 0 on
         self._decoder, self._matcher = self._text()
         self._unread: deque[Chunk] = deque()
         self._fresh: list[Chunk] = []  # of the present pass
-        self._drawn = 0  # tokens in it, an end token included
+        self._drawn = self._forced = 0  # tokens in it, an end token included
         self._left = ""
         self._reason: StopReason | None = None
         self._shown = False  # whether the reader may know that it has ended
         self._ttft: float | None = None
         self._prefill = 0.0  # seconds
         self._seconds: list[float] = []  # of the steps after the first
+        self._waited = 0.0  # seconds of passes that have brought no token yet
         self._reused = self._computed = 0  # tokens of the prompt
         self._computed_before = session.computed_tokens
         self._speculation = session.speculation
@@ -248,6 +212,8 @@ class Answer(Job):
         """The next tokens, and the guesses behind them."""
         self._opened = rows
         wanted: Logits = "last" if rows == len(self.todo) else "none"
+        if wanted == "none":
+            self.tree = NOTHING
         hidden = self._speculation is not None and self._speculation.wants_hidden
         return self._session.open_step(self.todo[:rows], wanted, tree=self.tree, hidden=hidden, held=True)
 
@@ -256,18 +222,19 @@ class Answer(Job):
         session, tree, decoded = self._session, self.tree, self.decodes
         start = session.length - self._opened - len(tree)
         path: list[int] = []
-        self._drawn = 0
+        self._drawn = self._forced = 0
         if result.error is not None or result.logits is None or not len(tree):
             super().close(result)
         else:
             self.todo = self.todo[self._opened :]
             path = self._verify(tree, result.logits)
             session.close_step(path)
+            self._force()
         if result.error is None and self._speculation is not None:
             rows = [*range(self._opened), *(self._opened + node for node in path)]
             hidden = None if result.hidden is None else result.hidden[rows]
             self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
-            if decoded:
+            if decoded and self._drawn:
                 self._speculation.count(tree, len(path), self._drawn)
 
     def take_logits(self, logits: FloatArray) -> None:
@@ -275,6 +242,7 @@ class Answer(Job):
         if not self.decodes:
             self._session.remember(goes_on=True)  # the prompt: others may begin like it
         self._draw(logits, self._session.tokens)
+        self._force()
 
     @property
     def speculates(self) -> bool:
@@ -293,10 +261,14 @@ class Answer(Job):
         left = room if most is None else most - len(self._steps) - 1
         if room < 1 or left < 1:
             return NOTHING
+        rows = min(budget.rows - len(self.todo) + 1, room)  # all tokens of a step with a tree are part of it
+        if rows < 1:
+            return NOTHING
         tokens = np.concatenate([session.tokens, self.todo])
-        return self._speculation.propose(
-            tokens, replace(budget, rows=min(budget.rows, room), depth=min(budget.depth, left, room))
+        tree = self._speculation.propose(
+            tokens, replace(budget, rows=rows, depth=min(budget.depth, rows, left, room))
         )
+        return tree if self._constraint is None else tree.fitting(self._constraint.fits)
 
     def settle(self, cost: PassCost) -> None:
         """See `SequenceSpeculation.settle`."""
@@ -305,14 +277,18 @@ class Answer(Job):
 
     def publish(self, seconds: float, now: float) -> None:
         """Show the chunks of this pass, and that they were the last ones."""
+        brought = self._drawn + self._forced
         if self._ttft is not None:
-            drawn = max(1, self._drawn)
-            self._seconds += [seconds / drawn] * drawn
+            self._waited += seconds
+            if brought:
+                self._seconds += [self._waited / brought] * brought
+                self._waited = 0.0
         else:
             self._prefill += seconds
             self._computed = self._session.computed_tokens - self._computed_before
             if self.decodes:
                 self._ttft = now - self.submitted
+                self._seconds += [0.0] * (brought - 1)
         self._unread.extend(self._fresh)
         self._fresh = []
         self._shown = self._reason is not None
@@ -343,25 +319,58 @@ class Answer(Job):
             # A repetition penalty counts the prompt too, see SamplingParams.
             counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
             history = np.concatenate([before[counted_from:], path])
-        allowed = None if self._constraint is None else self._constraint.allowed()
-        choice = self._sampler.sample(logits, history, index=len(self._steps), allowed=allowed)
-        if self._constraint is not None:
-            self._constraint.advance(choice.token)
+        self.todo = _EMPTY
         self._drawn += 1
-        if choice.token in self._ends:
+        return self._take(
+            self._sampler.sample(logits, history, index=len(self._steps), allowed=self._allowed())
+        )
+
+    def _take(self, choice: Sampled) -> int | None:
+        """The next token; None if the answer ends."""
+        token, constraint = choice.token, self._constraint
+        own = constraint is not None and token in self._tokenizer.eos_ids  # what a form ends with
+        if constraint is not None and (own or token not in self._ends):
+            constraint.advance(token)
+        if own or token in self._ends:
             self._reason = "eos"
             return None
-        text = self._matcher.push(self._decoder.push(choice.token))
+        text = self._matcher.push(self._decoder.push(token))
         self._steps.append((choice, text))
-        self._fresh.append(Chunk(text, choice.token, choice.logprob, choice.top))
-        self.todo = np.array([choice.token], np.int32)
+        self._whole.append(constraint is None or constraint.is_complete)
+        self._fresh.append(Chunk(text, token, choice.logprob, choice.top))
+        self.todo = np.append(self.todo, np.int32(token))
         if self._matcher.stopped:
             self._reason = "stop"
-        elif len(self._steps) == settings.max_new_tokens:
+        elif len(self._steps) == self._settings.max_new_tokens:
             self._reason = "length"
-        elif len(before) + len(path) >= self._session.context:
+        elif len(self._prompt) + len(self._steps) > self._session.context:
             self._reason = "context"
-        return choice.token if self._reason is None else None
+        return token if self._reason is None else None
+
+    def _force(self) -> None:
+        """Take the tokens that must come: they need no pass before the next token that is drawn.
+
+        With log-probabilities asked for each is drawn, which gives the same tokens.
+        """
+        if self._constraint is None or self._settings.sampling.logprobs is not None:
+            return
+        while self._reason is None and (tokens := self._constraint.forced()):
+            for token in tokens:
+                self._forced += 1
+                if self._take(Sampled(token)) is None:
+                    break
+
+    def _allowed(self) -> npt.NDArray[np.uint32] | None:
+        """The constraint's mask, for the end tokens of this answer."""
+        if self._constraint is None or (mask := self._constraint.allowed()) is None:
+            return None
+        own = self._tokenizer.eos_ids
+        if self._ends != own:
+            ends = self._ends if self._constraint.is_complete else frozenset[int]()
+            for token in own | self._ends:
+                bit = np.uint32(1 << token % 32)
+                mask[token // 32] = mask[token // 32] | bit if token in ends else mask[token // 32] & ~bit
+        return mask
 
     def flush(self) -> str:
         """The text that was held back."""
@@ -385,6 +394,7 @@ class Answer(Job):
             seed=self._sampler.seed,
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
             speculation=None if self._speculation is None else self._speculation.statistics,
+            is_complete=self._constraint is None or (self._whole[-1] and self._reason != "stop"),
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:
@@ -397,6 +407,7 @@ class Answer(Job):
             return False
         read = [choice for choice, _ in self._steps[: len(self._steps) - len(self._unread)]]
         self._unread.clear()
+        self._whole = self._whole[: len(read) + 1]
         self._seconds = self._seconds[: max(0, len(read) - 1)]
         self._reason = "cancelled"
         self._decoder, self._matcher = self._text()

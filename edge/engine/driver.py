@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from edge.engine.answer import Answer, Chunk, Completion, Constraint
+from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.constraints.constraint import Constraint
 from edge.engine.prefix_cache import BLOCK
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings

@@ -127,7 +127,7 @@ class Job(ABC):
         return False
 
     def propose(self, budget: Budget) -> DraftTree:
-        """Guesses behind the only token of `todo`."""
+        """Guesses behind the last token of `todo`."""
         return NOTHING
 
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
@@ -370,9 +370,9 @@ class Scheduler:
     def _shares(self, jobs: list[Job]) -> list[tuple[Job, int]]:
         """Who takes part in the next pass, and with how many tokens.
 
-        First one step of each sequence that decodes, then prompts: all rows that are left, or beside
-        sequences that decode as many as keep the pass short. Prompts share them equally, so that a short
-        one need not wait for a long one.
+        First one step of each sequence that decodes, which has several tokens where a grammar leaves no
+        choice, then prompts: all rows that are left, or beside sequences that decode as many as keep the pass
+        short. Prompts share them equally, so that a short one need not wait for a long one.
         """
         if not jobs:
             return []
@@ -382,14 +382,18 @@ class Scheduler:
         most = self.executor.max_batch
         kept = min(_LEAST_ROWS, max(1, most // 2)) if prompts and (most > 1 or self._turn % 2) else 0
         shares: list[tuple[Job, int]] = []
+        depth = max(job.session.length for job in jobs)
+        within = most
+        if len(jobs) > 1 and any(len(job.todo) > 1 for job in jobs):
+            within = max(_LEAST_ROWS, self.costs.rows_within(PASS_SECONDS, depth))
         for job in (*jobs[start:], *jobs[:start]):
-            if job.decodes and len(job.todo) <= most - kept:
-                shares.append((job, len(job.todo)))
-                most -= len(job.todo)
+            rows = min(len(job.todo), most - kept, within)
+            if job.decodes and rows > 0:
+                shares.append((job, rows))
+                most -= rows
         if shares and prompts:
-            depth = max(job.session.length for job in jobs)
             used = sum(rows for _, rows in shares)
-            most = min(most, max(_LEAST_ROWS, self.costs.rows_within(PASS_SECONDS, depth) - used))
+            most = min(most, max(_LEAST_ROWS, within - used))
         for left, job in zip(
             range(len(prompts), 0, -1), sorted(prompts, key=lambda job: len(job.todo)), strict=True
         ):

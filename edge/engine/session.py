@@ -56,7 +56,8 @@ class Session:
         self._alone = OneThread("session")
         self._answer: weakref.ref[Answer] | None = None
         self._opened = 0
-        self._unsure = False  # a tree is being verified: rows after the opened one may go
+        self._root = 0  # the row that a tree grows from
+        self._unsure = False  # a tree is being verified: rows after the root may go
         speculation = self.scheduler.speculation if speculate else None
         self.speculation = None if speculation is None else speculation.sequence()
         """What guesses how this sequence goes on."""
@@ -263,16 +264,16 @@ class Session:
             self._tokens = grown
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
         self._tokens[before:end] = tokens
-        self._opened = before
+        self._opened, self._root = before, before + root
         self._unsure = len(tree) > 0
         if not len(tree) or tree.is_chain:
             return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, held=held)
-        positions = before + root + np.concatenate([np.zeros(1, np.int32), tree.depths])
+        positions = before + np.concatenate([np.arange(root + 1), root + tree.depths])
         return SequenceStep(
             self._cache,
             tokens,
             positions=positions.astype(np.int32),
-            tree=tree.masks,
+            tree=tree.masks(root),
             logits=wanted,
             hidden=hidden,
             held=held,
@@ -281,7 +282,7 @@ class Session:
     def close_step(self, path: Sequence[int] = ()) -> None:
         """The step has been computed; of its tree the nodes of `path` stay."""
         if self._unsure:
-            first = self._opened + 1
+            first = self._root + 1
             rows = [first + node for node in path]
             tokens = self._tokens[rows]
             self.executor.keep(self._cache, first, rows)

@@ -24,6 +24,7 @@ FIELDS = {
     "content": str,
     "calls": list,
     "stop_reason": str,
+    "is_complete": bool,
     "prompt_tokens": int,
     "reused_tokens": int,
     "completion_tokens": int,

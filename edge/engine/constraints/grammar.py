@@ -130,6 +130,19 @@ def _schema(text: str) -> dict[str, Any]:
     return parse_object(text, "The JSON schema", EdgeError, "make it simpler")
 
 
+def _end_of_object(text: str, start: int) -> int:
+    """The place behind the JSON object that begins at `start`; the end of the text if it has none."""
+    depth = 0
+    for part in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(part[0], 0)
+        if depth == 0:
+            return part.end()
+    return len(text)
+
+
+_BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]')
+
+
 def _with_schemas(lark: str) -> str:
     """A Lark grammar whose inline schemas have been checked and are written in our style."""
     if option := _RULE_OPTIONS.search(lark):
@@ -139,12 +152,7 @@ def _with_schemas(lark: str) -> str:
     parts: list[str] = []
     start = 0
     while found := _INLINE_SCHEMA.search(lark, start):
-        try:
-            _, end = json.JSONDecoder().raw_decode(lark, found.end())
-        except ValueError:  # llguidance says what is wrong, unless this stands in a comment or a text
-            parts.append(lark[start : found.end()])
-            start = found.end()
-            continue
+        end = _end_of_object(lark, found.end())
         styled = {**prepare_schema(_schema(lark[found.end() : end])), "x-guidance": JSON_STYLE}
         parts += [lark[start : found.end()], json.dumps(styled)]
         start = end

@@ -40,20 +40,31 @@ def _property(schema: Mapping[str, Any], name: str) -> Any:
 
 
 def _types(schema: Mapping[str, Any]) -> frozenset[str]:
+    if (values := _listed(schema)) is not None:
+        return frozenset(_type_of(value) for value in values)
     given = schema.get("type", [*_TYPES])
     names = {given} if isinstance(given, str) else {*given}
     return frozenset("number" if name == "integer" else name for name in names)
 
 
+def _type_of(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    kinds = {str: "string", list: "array", dict: "object"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), "number")
+
+
+def _listed(schema: Mapping[str, Any]) -> list[Any] | None:
+    """Its only values."""
+    if "const" in schema:
+        return [schema["const"]]
+    return schema["enum"] if isinstance(schema.get("enum"), list) else None
+
+
 def _values(schema: Mapping[str, Any]) -> frozenset[str] | None:
     """Its only values, as texts that are equal where they are."""
-    if "const" in schema:
-        found = [schema["const"]]
-    elif isinstance(schema.get("enum"), list):
-        found = schema["enum"]
-    else:
-        return None
-    return frozenset(map(_canonical, found))
+    found = _listed(schema)
+    return None if found is None else frozenset(map(_canonical, found))
 
 
 def _canonical(value: Any) -> str:

@@ -48,8 +48,16 @@ _LEAP = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26
 _REAL_DAY = (
     f"^(?:{_LEAP}-02-29|[0-9]{{4}}-(?:02-(?:[01][0-9]|2[0-8])|(?:0[13-9]|1[0-2])-[0-3][0-9]))(?:[tT].*)?$"
 )
-_REAL_DAYS = [{"pattern": _REAL_DAY}, {"pattern": f"^{_YEAR}-"}]
-"""llguidance's dates have a 29th of February in every year, and a year 0."""
+_DAY: list[dict[str, Any]] = [{"pattern": _REAL_DAY}, {"pattern": f"^{_YEAR}-"}]
+_STRICTER: Mapping[str, list[dict[str, Any]]] = {
+    "date": _DAY,
+    "date-time": [*_DAY, {"pattern": "[tT][0-9]{2}:[0-9]{2}:[0-5]"}],
+    "time": [{"pattern": "^[0-9]{2}:[0-9]{2}:[0-5]"}],
+    "hostname": [{"pattern": "^[^-]+(?:-[^-]+)*$", "maxLength": 253}],
+}
+"""What formats must satisfy beside llguidance's own patterns, which have a 29th of February in every year, a
+year 0, leap seconds at any time, and encoded host names (`xn--`) that stand for nothing.
+"""
 
 JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As Python's `json.dumps` writes: one way only, so that a model can't go on with spaces for ever."""
@@ -110,8 +118,10 @@ class _Walk:
             options = [self.resolved(option) for option in node["oneOf"]]
             if alternatives_exclude_each_other(options, self.resolved):
                 _rename(node, "oneOf", "anyOf")
-        if node.get("format") in ("date", "date-time"):
-            node["allOf"] = [*node.get("allOf", ()), *copy.deepcopy(_REAL_DAYS)]
+        if any(name in node for name in _NUMBERS) and "multipleOf" not in node and _may_be_number(node):
+            node["multipleOf"] = _step(node)
+        if stricter := _STRICTER.get(node.get("format", "")):
+            node["allOf"] = [*node.get("allOf", ()), *copy.deepcopy(stricter)]
 
     def target(self, reference: str, place: str) -> Any:
         """What a `$ref` names."""
@@ -166,6 +176,8 @@ class _Walk:
 
     def _keyword(self, node: dict[str, Any], name: str, place: str) -> None:
         value = node[name]
+        if name in _COUNTS and isinstance(value, float) and value.is_integer():
+            value = node[name] = int(value)
         if name in _ANNOTATIONS or name.startswith("x-") or (name in _IDLE and value is _IDLE[name]):
             del node[name]
         elif name in _TARGETS:
@@ -231,6 +243,20 @@ def _children(node: Mapping[str, Any], place: str) -> Iterator[tuple[Any, str]]:
             yield child, f"{place}/{name}"
     for name in _LISTS:
         yield from ((each, f"{place}/{name}/{at}") for at, each in enumerate(node.get(name, ())))
+
+
+def _may_be_number(node: Mapping[str, Any]) -> bool:
+    given = node.get("type", "number")
+    return given == "number" or (isinstance(given, list) and "number" in given)
+
+
+def _step(node: Mapping[str, Any]) -> float:
+    """A power of ten that counts beside the bounds in float64: to readers of JSON 48.0000000000000004 is 48,
+    which may be outside of them. And a model might write zeros for ever.
+    """
+    bounds = [abs(node[name]) for name in _NUMBERS if not isinstance(node.get(name, True), bool)]
+    digits = len(str(int(max(bounds, default=0))))
+    return float(f"1e-{max(0, min(9, 14 - digits))}")
 
 
 def _rename(node: dict[str, Any], old: str, new: str) -> None:

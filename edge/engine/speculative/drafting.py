@@ -58,6 +58,7 @@ class Drafting:
         self._jobs = [job for job, _ in shares]
         self._decoding = [job for job in self._jobs if job.decodes]
         self._rows = sum(rows for _, rows in shares)
+        self._runs = any(job.decodes and rows > 1 for job, rows in shares)
         self._depth = max((job.depth for job in self._jobs), default=0)
         self._plain: float | None = None  # seconds of the same pass without guesses
         for job in self._jobs:
@@ -73,7 +74,7 @@ class Drafting:
     @property
     def is_uniform(self) -> bool:
         """Whether every row of the pass has logits: what rows cost follows from such passes alone."""
-        return len(self._decoding) == len(self._jobs)
+        return len(self._decoding) == len(self._jobs) and not self._runs
 
     def settle(self, seconds: float) -> None:
         """The pass took so long, drafting apart."""

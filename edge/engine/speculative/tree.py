@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,20 @@ class DraftTree:
         """Without the nodes that are deeper."""
         return self._only(np.flatnonzero(self.depths <= depth))
 
+    def fitting(self, fits: Callable[[Sequence[int]], int]) -> DraftTree:
+        """Without what may not come. fits: how many tokens of a path from the root may, one after another."""
+        kept: set[int] = set()
+        inner = {int(parent) for parent in self.parents}
+        for leaf in range(len(self)):
+            if leaf in inner:
+                continue
+            path = [leaf]
+            while (parent := int(self.parents[path[-1]])) >= 0:
+                path.append(parent)
+            path.reverse()
+            kept.update(path[: fits([int(token) for token in self.tokens[path]])])
+        return self if len(kept) == len(self) else self._only(np.array(sorted(kept), np.intp))
+
     def likeliest_path(self) -> DraftTree:
         """Without branches: from the root always on to the likeliest child."""
         path: list[int] = []
@@ -68,12 +82,13 @@ class DraftTree:
                 depths[node] = depths[parent] + 1
         return depths
 
-    @property
-    def masks(self) -> npt.NDArray[np.uint64]:
-        """What a step of the root and all nodes sees of itself: uint64 [1 + n], see `SequenceStep.tree`."""
-        masks = [1]
+    def masks(self, root: int = 0) -> npt.NDArray[np.uint64]:
+        """What a step of `root` tokens, the root and all nodes sees of itself: uint64 [root + 1 + n], see
+        `SequenceStep.tree`.
+        """
+        masks = [(1 << at + 1) - 1 for at in range(root + 1)]
         for node, parent in enumerate(self.parents):
-            masks.append(masks[parent + 1] | 1 << node + 1)
+            masks.append(masks[root + parent + 1] | 1 << root + node + 1)
         return np.array(masks, np.uint64)
 
     def _only(self, kept: npt.NDArray[np.intp]) -> DraftTree:

@@ -56,7 +56,7 @@ def test_equal_chances_keep_parents():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_row_sees_its_path(seed):
     tree = grown(seed, 20)
-    masks = tree.masks
+    masks = tree.masks()
     assert masks.dtype == np.uint64 and masks[0] == 1
     for node in range(20):
         seen = {bit for bit in range(21) if int(masks[node + 1]) >> bit & 1}

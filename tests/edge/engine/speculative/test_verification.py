@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -149,21 +149,34 @@ def test_end_tokens_and_stop_strings(model):
 class Pairs:
     """A constraint: after an even token an odd one comes, and the other way round."""
 
-    def __init__(self) -> None:
-        self._last = 0
+    is_complete = False
+
+    def __init__(self, ends: frozenset[int]) -> None:
+        self._last, self._ends = 0, ends
 
     def allowed(self) -> np.ndarray:
-        bits = sum(1 << token for token in range(VOCABULARY) if token % 2 != self._last % 2)
+        bits = sum(1 << token for token in range(VOCABULARY) if self._is_next(self._last, token))
         return np.frombuffer(bits.to_bytes(16, "little"), np.uint32)
 
     def advance(self, token: int) -> None:
         self._last = token
 
+    def forced(self) -> Sequence[int]:
+        return ()
+
+    def fits(self, tokens: Sequence[int]) -> int:
+        pairs = enumerate(pairwise([self._last, *tokens]))
+        return next((at for at, pair in pairs if not self._is_next(*pair)), len(tokens))
+
+    def _is_next(self, last: int, token: int) -> bool:
+        return token % 2 != last % 2 and token not in self._ends
+
 
 def constrained(model: Model, prompt: list[int], speculate: bool) -> tuple[int, ...]:
     settings = merge_settings(flags={"temperature": 1.0, "seed": 3, "max_new_tokens": 60, "ignore_eos": True})
+    constraint = Pairs(model.tokenizer.eos_ids)
     chunks = generate(
-        model.session(speculate=speculate), prompt, settings, model.tokenizer, constraint=Pairs()
+        model.session(speculate=speculate), prompt, settings, model.tokenizer, constraint=constraint
     )
     return tuple(chunk.token for chunk in chunks if chunk.token is not None)
 
