@@ -227,7 +227,8 @@ def test_thinking_that_takes_all_tokens_leaves_no_content(model: Model) -> None:
 def test_content_of_a_schema_beside_tools(model: Model) -> None:
     from edge.engine.constraints.grammar import Grammar
 
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema["additionalProperties"] = False
     settings = {"seed": 5, "max_new_tokens": 300}
     request = Request(ASKED, tools(1), AUTO, False, Grammar.json_schema(schema), settings=settings)
     done = model.reply(request).result
