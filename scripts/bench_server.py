@@ -45,6 +45,8 @@ class Server:
             "edge",
             "serve",
             model,
+            "--alias",
+            "default",
             "--port",
             "0",
             "--prefix-folder",
@@ -62,6 +64,7 @@ class Server:
     def complete(self, prompt: list[int], tokens: int, **settings: Any) -> tuple[list[float], dict[str, Any]]:
         """When each event came, in seconds after the request, and the usage."""
         body = {
+            "model": "default",
             "prompt": prompt,
             "max_tokens": tokens,
             "temperature": 0,
