@@ -80,7 +80,7 @@ class Server:
         )
         times: list[float] = []
         answer = b""
-        with socket.create_connection((self.at.hostname, self.at.port)) as connection:
+        with socket.create_connection((self.at.hostname, self.at.port or 80)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             started = perf_counter()
             connection.sendall(head.encode() + data)
