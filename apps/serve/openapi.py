@@ -138,7 +138,7 @@ def _number(least: float, most: float) -> dict[str, Any]:
 
 
 _SAMPLING: dict[str, Schema] = {
-    "model": _optional(type="string"),
+    "model": {"type": "string"},
     "max_tokens": _optional(type="integer", minimum=1),
     "temperature": _number(0, 100),
     "top_p": _number(0, 1),
@@ -203,7 +203,7 @@ _SCHEMAS: dict[str, Any] = {
         ),
     ),
     "ChatRequest": _object(
-        ("messages",),
+        ("model", "messages"),
         **_CONVERSATION,
         **_SAMPLING,
         max_completion_tokens=_optional(type="integer", minimum=1),
@@ -237,7 +237,7 @@ _SCHEMAS: dict[str, Any] = {
         x_edge={"type": "object"},
     ),
     "CompletionRequest": _object(
-        ("prompt",),
+        ("model", "prompt"),
         prompt={"type": ["string", "array"]},
         **_SAMPLING,
         echo=_optional(type="boolean"),

@@ -51,10 +51,13 @@ def test_answers_keep_to_the_document(server: Any):
         whole = {"$ref": f"#/components/schemas/{schema}", "components": said["components"]}
         validator(whole).validate(response.json())
 
-    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    chat = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
     check(httpx.post(f"{server.address}/v1/chat/completions", json=chat, timeout=60), "ChatCompletion")
     check(
-        httpx.post(f"{server.address}/v1/completions", json={"prompt": "Hi", "max_tokens": 2}), "Completion"
+        httpx.post(
+            f"{server.address}/v1/completions", json={"model": "default", "prompt": "Hi", "max_tokens": 2}
+        ),
+        "Completion",
     )
     check(httpx.get(f"{server.address}/v1/models"), "Models")
     check(httpx.get(f"{server.address}/health"), "Health")
