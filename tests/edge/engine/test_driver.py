@@ -243,6 +243,16 @@ def test_an_error_is_that_of_one_answer(drive):
         def advance(self, token: int) -> None:
             raise AssertionError
 
+        def forced(self) -> Sequence[int]:
+            return ()
+
+        def fits(self, tokens: Sequence[int]) -> int:
+            return 0
+
+        @property
+        def is_complete(self) -> bool:
+            return False
+
     driver = drive()
     good = ask(driver, work(prompt_of(1)))
     bad = ask(driver, replace(work(prompt_of(2)), constraint=Broken))
