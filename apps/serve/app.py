@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from edge.apps.serve import chat_completions, completions, health, models, openapi, page, tokens
+from edge.apps.serve import chat_completions, completions, health, models, openapi, page_files, tokens
 from edge.apps.serve.errors import ApiError, Shape, as_api_error, openai_shape, refusal, surprise
 from edge.apps.serve.json_in import read_body
 from edge.apps.serve.keys import App, check_host, check_key, check_origin
@@ -53,7 +53,7 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
         *health.routes(served),
         *models.routes(served),
         *openapi.routes(),
-        *page.routes(served),
+        *page_files.routes(served),
     ]
     inner: App = _Errors(Router(routes, redirect_slashes=False))
     shapes = {post.path: post.shape for post in POSTS}
@@ -178,7 +178,7 @@ class _Checked:
             if self._only_local:
                 check_host(scope)
             check_origin(self._served.options.cors, scope)
-            if scope["path"] not in _KEYLESS and not page.is_public(scope["path"]):
+            if scope["path"] not in _KEYLESS and not page_files.is_public(scope["path"]):
                 check_key(self._keys, scope)
         await self._app(scope, receive, send)
 

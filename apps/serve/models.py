@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edge.apps.serve.errors import ApiError
 from edge.apps.serve.responding import json_response
 from edge.apps.serve.state import Served
+from edge.text.chat_template import supports_thinking
 
 if TYPE_CHECKING:
     from starlette.routing import Route
@@ -23,6 +24,7 @@ def routes(served: Served) -> list[Route]:
             "created": served.created,
             "owned_by": "minicpm-edge",
             "max_model_len": served.model.context,
+            "x_edge": {"thinking": supports_thinking(served.model.files.chat_template or "")},
         }
 
     async def listed(request: Any) -> Any:

@@ -18,11 +18,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from edge.apps.serve.page_files import POLICY
+
 PAGE = Path(__file__).resolve().parents[4] / "apps" / "serve" / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
 USAGE = {
     "prompt_tokens": 1024,
     "completion_tokens": 120,

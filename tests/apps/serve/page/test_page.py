@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("starlette", reason="the package starlette is not installed")
 pytest.importorskip("uvicorn", reason="the package uvicorn is not installed")
 
+from edge.apps.serve.page_files import POLICY
 from tests.apps.serve.page.reading import (
     ANSWERS,
     BUSY,
@@ -25,7 +26,7 @@ from tests.apps.serve.page.reading import (
     press_button,
     reload,
 )
-from tests.apps.serve.page.scripted import ATTACK, KEY, PAGE, POLICY, Script
+from tests.apps.serve.page.scripted import ATTACK, KEY, PAGE, Script
 from tests.browser import CONTROL, Page
 
 SHIFT = 8
