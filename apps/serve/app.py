@@ -11,11 +11,12 @@ from time import perf_counter
 from typing import Any
 
 from edge.apps.serve import chat_completions, completions, health, models, openapi, page, tokens
-from edge.apps.serve.errors import ApiError, Shape, as_api_error, openai_shape, surprise
+from edge.apps.serve.errors import ApiError, Shape, as_api_error, openai_shape, refusal, surprise
 from edge.apps.serve.json_in import read_body
 from edge.apps.serve.keys import App, check_host, check_key, check_origin
 from edge.apps.serve.responding import error_response
 from edge.apps.serve.state import Asked, Note, Served
+from edge.errors import ContextError
 
 Response = App
 Handler = Callable[[Served, Asked], Awaitable[Response]]
@@ -23,16 +24,19 @@ Handler = Callable[[Served, Asked], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Post:
-    """A route that takes a JSON object. shape: how its API writes errors."""
+    """A route that takes a JSON object. text: the field with what is to be answered. shape: how its API writes
+    errors.
+    """
 
     path: str
     handler: Handler
+    text: str = "messages"
     shape: Shape = openai_shape
 
 
 POSTS = (
     Post("/v1/chat/completions", chat_completions.chat_completions),
-    Post("/v1/completions", completions.completions),
+    Post("/v1/completions", completions.completions, "prompt"),
     Post("/tokenize", tokens.tokenize),
     Post("/detokenize", tokens.detokenize),
     Post("/apply-template", tokens.apply_template),
@@ -96,7 +100,10 @@ class _Posted:
             leaving.cancel()
 
     async def _answer(self, asked: Asked, scope: Any, receive: Any, send: Any) -> None:
-        response = await self._post.handler(self._served, asked)
+        try:
+            response = await self._post.handler(self._served, asked)
+        except ContextError as error:
+            raise refusal(self._post.text, str(error), "context_length_exceeded") from None
         await response(scope, receive, send)
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:

@@ -43,7 +43,7 @@ def as_api_error(error: Exception) -> ApiError | None:
     if isinstance(error, ClosedError):
         return ApiError(503, str(error), "server_error", code="shutting_down")
     if isinstance(error, ContextError):
-        return refusal("messages", str(error), "context_length_exceeded")
+        return refusal(None, str(error), "context_length_exceeded")
     if isinstance(error, EdgeError) and not isinstance(error, NativeError):
         return refusal(None, str(error))
     return None
