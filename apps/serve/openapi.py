@@ -86,8 +86,8 @@ def _errors(schema: str) -> dict[str, Any]:
     return {
         "default": {
             "description": "What is wrong: 400 a field, 401 the key, 403 the host or the origin, 404 the "
-            "model or the path, 408 a request that does not arrive, 413 one that is too large, 429 too many (with "
-            "Retry-After), 500 a mistake of the server, 503 its end, 504 its time limit.",
+            "model or the path, 408 a request that does not arrive, 413 one that is too large, 429 too many "
+            "(with Retry-After), 500 a mistake of the server, 503 its end, 504 its time limit.",
             "content": {"application/json": {"schema": _ref(schema)}},
         }
     }

@@ -50,7 +50,7 @@ class Completion:
     after the first over the time that they took, without the consumer's own. Both 0 if not measurable.
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
-    asked for. speculation: what guesses did for it, None without any.
+    asked for. speculation: what guesses did for it, None without any. stop_string: the one that ended it.
     """
 
     text: str
@@ -64,6 +64,7 @@ class Completion:
     seed: int
     logprobs: tuple[Sampled, ...] | None = None
     speculation: SpeculationStatistics | None = None
+    stop_string: str | None = None
 
 
 class StopMatcher:
@@ -72,7 +73,12 @@ class StopMatcher:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  # the string that ended the text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has ended."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Take more text; returns what is certain to lie before any stop string."""
@@ -80,10 +86,10 @@ class StopMatcher:
             return ""
         self._held += text
         # The one that is complete first counts, so that the pieces in which text arrives make no difference.
-        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            ready, self._held = self._held[: min(found)[1]], ""
+            _, at, self.found = min(found)
+            ready, self._held = self._held[:at], ""
             return ready
         keep = max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep
@@ -373,6 +379,7 @@ class Answer(Job):
             seed=self._sampler.seed,
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
             speculation=None if self._speculation is None else self._speculation.statistics,
+            stop_string=self._matcher.found,
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from edge.apps.serve.anthropic.request import Wanted
 from edge.apps.serve.answering import Answers, End
+from edge.apps.serve.anthropic.request import Wanted
 from edge.apps.serve.asking import details
 from edge.apps.serve.blocks import Block, Blocks, Change
 from edge.apps.serve.sse import event
@@ -116,10 +116,12 @@ class Form:
     def _ending(self, done: Completion, blocks: Blocks) -> dict[str, Any]:
         """What ended the message."""
         reason = _REASONS.get(done.stop_reason, "end_turn")
+        # A stop string of the model's own is an end like others.
+        own = done.stop_string is not None and done.stop_string not in self._wanted.stops
         called = bool(blocks.reply.calls) and reason in ("end_turn", "stop_sequence")
         return {
-            "stop_reason": "tool_use" if called else reason,
-            "stop_sequence": None if called else done.stop_string,
+            "stop_reason": "tool_use" if called else "end_turn" if own else reason,
+            "stop_sequence": None if called or own else done.stop_string,
             "stop_details": None,
             "container": None,
         }

@@ -31,6 +31,11 @@ class Wanted:
     stream: bool
     shows_thinking: bool
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings that were asked for."""
+        return tuple(self.request.settings.get("stop", ()))
+
 
 def read_request(served: Served, fields: Fields, *, counts: bool = False) -> Wanted:
     """A whole request; counts: one that is only to be counted. ApiError names the field that is wrong."""
@@ -109,7 +114,9 @@ def _choice(fields: Fields, tools: tuple[Tool, ...]) -> tuple[ToolChoice, bool]:
         raise given.missing("type")
     named = ToolChoice("named", given.required_text("name") if kind == "tool" else None)
     choice = {"auto": AUTO, "any": REQUIRED, "none": NONE, "tool": named}[kind]
-    return reading("tool_choice", parse_tool_choice, choice, tools), not given.flag("disable_parallel_tool_use")
+    return reading("tool_choice", parse_tool_choice, choice, tools), not given.flag(
+        "disable_parallel_tool_use"
+    )
 
 
 # ---- Messages ----------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Form:
             call = {"call_id": block.call_id, "name": block.name, "arguments": "" if begins else block.text}
             return {**head, "type": "function_call", **call}
         parts = [] if begins else [self.part(block)]
-        item = {**head, "type": "reasoning", "summary": [], "content": []}
+        item: dict[str, Any] = {**head, "type": "reasoning", "summary": [], "content": []}
         item["summary" if self.wanted.summary else "content"] = parts
         if self.wanted.sealed and not begins:
             item["encrypted_content"] = sealed(block.text)

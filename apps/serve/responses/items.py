@@ -14,7 +14,7 @@ from edge.text.messages import Message, ToolCall, parse_arguments, parse_message
 
 _MOST_ITEMS = 4096
 _SEALED = "edge:"
-"""Before what was thought, in an item's `encrypted_content`: clients hand it back as it is, and not the text."""
+"""Before what was thought, in an item's `encrypted_content`: clients hand that back, and not the text."""
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -82,7 +82,11 @@ class _Reader:
         if role is None:
             raise item.missing("role")
         if not isinstance(item.values.get("content"), (str, list)):
-            raise item.missing("content") if not item.has("content") else item.error("content", "be a text or parts")
+            raise (
+                item.missing("content")
+                if not item.has("content")
+                else item.error("content", "be a text or parts")
+            )
         message = _parsed(item, role, item.values["content"], "content")
         if message.role != "assistant":
             self._end_answer()
@@ -167,7 +171,7 @@ def check_metadata(fields: Fields) -> dict[str, str]:
     given = fields.object("metadata")
     if given is None:
         return {}
-    found = {name: given.text(name, "") for name in given.values}
+    found: dict[str, str] = {name: given.text(name, "") for name in given.values}
     if len(found) > 16 or any(len(name) > 64 or len(text) > 512 for name, text in found.items()):
         raise ApiError(
             400,

@@ -1,4 +1,4 @@
-"""Responses that were asked to be stored, so that later ones may go on from them: in memory, the last ones."""
+"""Responses that were asked to be stored, so that others may go on from them: the last ones, in memory."""
 
 from __future__ import annotations
 

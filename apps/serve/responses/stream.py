@@ -73,10 +73,10 @@ class EventWriter:
 
     def _grown(self, change: Change) -> Iterator[bytes]:
         form, block = self._form, change.block
-        wanted = {} if block.kind != "text" else {"logprobs": []}
-        if wanted and form.wanted.logprobs:
-            wanted = {"logprobs": form.texts.chat(change.chunks)}
-        yield self._event(f"{self._text(block)}.delta", **self._at(block), delta=change.text, **wanted)
+        fields: dict[str, Any] = {"delta": change.text}
+        if block.kind == "text":
+            fields["logprobs"] = form.texts.chat(change.chunks) if form.wanted.logprobs else []
+        yield self._event(f"{self._text(block)}.delta", **self._at(block), **fields)
 
     def _closed(self, change: Change) -> Iterator[bytes]:
         form, block = self._form, change.block
