@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge.errors import EdgeError
     from edge.runtime import Model, load
     from edge.system.notices import EdgeWarning
-    from edge.text.prompts import Message
+    from edge.text.messages import Message, Tool, ToolCall
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "SamplingParams",
     "Session",
     "Stream",
+    "Tool",
+    "ToolCall",
     "__version__",
     "load",
 ]
@@ -49,11 +51,13 @@ _HOME = {
     "Completion": "edge.engine.generation",
     "EdgeError": "edge.errors",
     "EdgeWarning": "edge.system.notices",
-    "Message": "edge.text.prompts",
+    "Message": "edge.text.messages",
     "Model": "edge.runtime",
     "SamplingParams": "edge.engine.settings",
     "Session": "edge.engine.session",
     "Stream": "edge.engine.generation",
+    "Tool": "edge.text.messages",
+    "ToolCall": "edge.text.messages",
     "load": "edge.runtime",
 }
 

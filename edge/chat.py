@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge.engine.answer import Chunk, Completion, answer_ends
 from edge.engine.conversation_file import read_conversation, write_conversation
-from edge.engine.generation import Stream, generate
+from edge.engine.generation import Stream
+from edge.engine.request import Request, answer_prepared, prepare
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, merge_settings, overlay
 from edge.errors import ContextError, EdgeError, WrongTypeError
 from edge.system.guards import OneThread
 from edge.system.options import plain
-from edge.text.messages import Message, parse_messages
+from edge.text.messages import Message, ToolCall, ToolChoice, parse_messages, parse_tool_choice
 from edge.text.prompts import PromptEncoder
 from edge.text.tokenizer.base import Tokenizer
+from edge.text.tools.functions import tool_box
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 Said = str | Sequence[Message | Mapping[str, Any]]
 """What a user says: a text, or messages as `{"role": "user", "content": "..."}`."""
+Choice = ToolChoice | Mapping[str, Any] | str | None
+"""Whether the model calls, see `edge.text.messages.parse_tool_choice`."""
 ContextPolicy = Literal["stop", "drop"]
 
 
@@ -37,6 +41,8 @@ class Chat:
 
     settings: names of `edge.engine.settings.SETTING_NAMES` that hold for every answer; they may be changed
     between answers. thinking: what templates know as `enable_thinking`, None leaves it to the template.
+    tools: what the model may ask to call: functions with types, `edge.Tool`s, or objects in OpenAI's form;
+    answers have `calls` then, and `run_tools` runs them.
     context_policy, when a conversation no longer fits: `stop` raises ContextError, `drop` leaves out the
     oldest turns (a turn is a user's message with all that follows it up to the next one) and keeps the system
     prompt; `messages` keeps them all. An answer that reaches the end of the context in its middle ends with
@@ -54,6 +60,7 @@ class Chat:
         system: str | None = None,
         context_policy: ContextPolicy = "stop",
         thinking: bool | None = None,
+        tools: Sequence[Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if context_policy not in get_args(ContextPolicy):
@@ -62,6 +69,7 @@ class Chat:
         self.session = session
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking
+        self.tools = tool_box(tools)
         self.context_policy = context_policy
         self._alone = OneThread("chat")
         self._system = _checked_system(system)
@@ -105,40 +113,88 @@ class Chat:
         """How many of the oldest messages the model no longer sees."""
         return self._dropped
 
-    def send(self, message: Said, **settings: Unpack[Settings]) -> Completion:
+    def send(self, message: Said, *, tool_choice: Choice = None, **settings: Unpack[Settings]) -> Completion:
         """Say something and wait for the whole answer; parameters as for `stream`.
 
         After an interrupt (Ctrl-C) the conversation has what there was of the answer, and KeyboardInterrupt
         goes on.
         """
-        return self.stream(message, **settings).result
+        return self.stream(message, tool_choice=tool_choice, **settings).result
 
-    def stream(self, message: Said, **settings: Unpack[Settings]) -> Stream:
+    def run_tools(
+        self,
+        message: Said,
+        *,
+        most_rounds: int = 8,
+        tool_choice: Choice = None,
+        allow: Callable[[ToolCall], bool] = lambda call: True,
+        **settings: Unpack[Settings],
+    ) -> Completion:
+        """Say something, run what the model asks to call, tell it the results, and so on until it answers.
+
+        most_rounds: of calls; the last answer is returned then as it is, with its calls. tool_choice: for the
+        first answer. allow: whether a call is run, otherwise the model is told that it was refused. What a
+        function raises is told to the model, too. EdgeError for a tool without a function.
+        """
+        for tool in self.tools.tools:
+            if tool.name not in self.tools.functions:
+                raise EdgeError(f"The tool '{tool.name}' has no function to run: give a Python function.")
+        done = self.send(message, tool_choice=tool_choice, **settings)
+        for _ in range(most_rounds):
+            if not done.calls:
+                break
+            done = self.send(self.results(done.calls, allow), **settings)
+        return done
+
+    def results(
+        self, calls: Sequence[ToolCall], allow: Callable[[ToolCall], bool] = lambda call: True
+    ) -> list[Message]:
+        """Run calls with the chat's functions; returns the messages for `send`. allow: as for `run_tools`."""
+        return [
+            self.tools.run(call)
+            if allow(call)
+            else Message("tool", "Error: the user refused this call.", call_id=call.id, name=call.name)
+            for call in calls
+        ]
+
+    def stream(self, message: Said, *, tool_choice: Choice = None, **settings: Unpack[Settings]) -> Stream:
         """Say something; returns the answer in the making.
 
         message: a text, or a list of messages that joins the conversation as a whole; a system message at its
-        beginning is the system prompt of a conversation that has none. settings: for this answer only,
-        stronger than the chat's own. Message and answer join the conversation when the answer ends, a
-        cancelled one with what it has; without any token of an answer, nothing is added. An earlier answer
-        that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
+        beginning is the system prompt of a conversation that has none; results of calls have the role `tool`.
+        tool_choice: `auto`, `none`, `required`, or an object that names a function. settings: for this
+        answer only, stronger than the chat's own. Message and answer join the conversation when the answer
+        ends, a cancelled one with what it has; without any token of an answer, nothing is added. An earlier
+        answer that is still unfinished is cancelled. Raises ContextError, before anything is computed, if the
         conversation does not fit (see context_policy).
         """
         said = parse_messages([{"role": "user", "content": message}] if isinstance(message, str) else message)
         with self._alone:
             self.session.begin()
             system = self._opening(said)
-            if not said or not said[-1].content:
+            if not said or not (said[-1].content or said[-1].role == "tool"):
                 raise EdgeError("The message is empty: say something.")
             if said[-1].role == "assistant":
                 raise EdgeError("The last message is the assistant's: end with one that it can answer.")
+            choice = parse_tool_choice(tool_choice, self.tools.tools)
             chosen = self.chosen_settings(**settings)
-            prompt = self._fit([*self._messages, *said], chosen.max_new_tokens, system)
+            messages = [*self._messages, *said]
+            prompt = self._fit(messages, chosen.max_new_tokens, system)
+            request = Request(tuple(messages), self.tools.tools, choice, thinking=self.thinking)
+            prepared = prepare(request, self._encoder, chosen, prompt)
 
             def record(done: Completion) -> None:
                 if done.tokens or done.stop_reason == "eos":
                     # A stop string was cut from the text but not from the tokens.
-                    tokens = None if done.stop_reason == "stop" else done.tokens
-                    self._messages += [*said, Message("assistant", done.text, tokens)]
+                    tokens = None if done.stop_reason == "stop" else (*prepared.opening, *done.tokens)
+                    content = done.text if done.content is None else done.content
+                    # An answer that is more than its text says so, even where the rest is empty.
+                    is_more = bool(prepared.opening) or content != done.text
+                    reasoning = (
+                        "" if done.reasoning is None and is_more and not done.calls else done.reasoning
+                    )
+                    answer = Message("assistant", content, tokens, reasoning, done.calls)
+                    self._messages += [*said, answer]
                     self._system = system
 
             def start(
@@ -148,7 +204,7 @@ class Chat:
                     record(done)
                     ended(done)
 
-                return generate(self.session, prompt, chosen, self._tokenizer, cancelled, end)
+                return answer_prepared(prepared, self.session, self._tokenizer, cancelled, end)
 
             stream = Stream(start)
             self.session.begin(stream)
@@ -210,8 +266,8 @@ class Chat:
         """system: None is the chat's own."""
         system = self._system if system is None else system
         first = [] if system is None else [Message("system", system)]
-        variables = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        return self._encoder.encode([*first, *messages], **variables)
+        variables: dict[str, Any] = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        return self._encoder.encode([*first, *messages], self.tools.tools, **variables)
 
     def _fit(
         self, messages: list[Message], max_new_tokens: int | None, system: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +24,7 @@ from edge.engine.costs import PassCosts
 from edge.engine.costs_file import costs_path, read_shapes, write_shapes
 from edge.engine.generation import Stream, generate
 from edge.engine.prefix_cache import PrefixCache, default_prefix_memory
+from edge.engine.request import Prepared, Request, answer_prepared, prepare
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
@@ -243,12 +244,13 @@ class Model:
         *,
         context_policy: ContextPolicy = "stop",
         thinking: bool | None = None,
+        tools: Sequence[Any] | None = None,
         **settings: Unpack[Settings],
     ) -> Chat:
         """A new conversation.
 
-        system: the system prompt, None leaves it to the template. context_policy, thinking: see `Chat`;
-        thinking is refused if the template has no switch for it. settings: names of
+        system: the system prompt, None leaves it to the template. context_policy, thinking, tools: see
+        `Chat`; thinking is refused if the template has no switch for it. settings: names of
         `edge.engine.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
         """
         if thinking is not None and not isinstance(thinking, bool):
@@ -264,8 +266,35 @@ class Model:
             system=system,
             context_policy=context_policy,
             thinking=thinking,
+            tools=tools,
             settings=settings,
         )
+
+    def prepare(self, request: Request) -> Prepared:
+        """What an answer to a request is made of.
+
+        Raises EdgeError for messages that the chat template refuses, for a schema that can't be kept to, and
+        for wrong settings.
+        """
+        settings = merge_settings(self.generation_config, request=request.settings)
+        return prepare(request, self._encoder, settings)
+
+    def reply(self, request: Request, *, session: Session | None = None) -> Stream:
+        """Answer a request; returns the answer in the making, whose chunks have `parts` and whose result has
+        `reasoning`, `content` and `calls`.
+
+        session: as for `stream`. Raises ContextError if the prompt does not fit.
+        """
+        used, prepared = session or self.session(), self.prepare(request)
+        used.check_prompt(prepared.prompt)
+        stream = Stream(partial(answer_prepared, prepared, used, self.tokenizer))
+        used.begin(stream)
+        return stream
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder:
+        """For requests that have nothing to do with each other; only what it knows of the template counts."""
+        return PromptEncoder(self.chat_template, self.tokenizer)
 
     def complete(
         self,

@@ -55,6 +55,14 @@ def chat(
             "--think/--no-think", help="Switch thinking, if the chat template can.", show_default=False
         ),
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Let the model call the public functions of this file; you are asked before each call.",
+        ),
+    ] = None,
+    yes_tools: Annotated[bool, typer.Option("--yes-tools", help="Run calls without asking.")] = False,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -75,16 +83,25 @@ def chat(
         raise typer.BadParameter("it needs --prompt, or messages on stdin", param_hint="'--json'")
     if settings.get("logprobs") is not None and not as_json:
         raise typer.BadParameter("belongs to --json, which shows them", param_hint="'--logprobs'")
+    if tools is not None and not yes_tools and not sys.stdin.isatty():
+        raise typer.BadParameter(
+            "nobody can be asked before a call: add --yes-tools to run them all", param_hint="'--tools'"
+        )
     message = None if prompt is None else _message(prompt)
 
     from edge.apps.chat.json_document import answer_document
     from edge.apps.chat.loop import ChatLoop
+    from edge.apps.chat.tools import ask, functions_of
     from edge.apps.chat.views import JsonView, PlainView, TerminalView, View
+
+    functions = None if tools is None else functions_of(tools.expanduser())
 
     started = perf_counter()
     with load_model(model, source, run, rope_override, speculation) as loaded:
         load_seconds = perf_counter() - started
-        conversation = loaded.chat(system, context_policy=overflow.value, thinking=think, **settings)
+        conversation = loaded.chat(
+            system, context_policy=overflow.value, thinking=think, tools=functions, **settings
+        )
         if cache is not None:
             conversation.session.check_files()  # before a conversation that could not be kept
             if cache.exists():
@@ -95,7 +112,8 @@ def chat(
             view = JsonView(loaded.context, describe)
         else:
             view = TerminalView(loaded.context) if sys.stdout.isatty() else PlainView(loaded.context)
-        loop = ChatLoop(loaded, conversation, view, system=system, thinking=think)
+        allow = None if yes_tools else ask
+        loop = ChatLoop(loaded, conversation, view, system=system, thinking=think, allow=allow)
         try:
             if interactive:
                 _interact(loop, loaded)

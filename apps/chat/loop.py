@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge.apps.chat.tools import shortened, words
 from edge.apps.chat.views import View
 from edge.apps.cli.loading import naming_flags
 from edge.errors import EdgeError
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from edge.engine.answer import Completion
     from edge.engine.speculative.sequence import SpeculationStatistics
     from edge.runtime import Model
+    from edge.text.messages import Message, ToolCall
 
+_MOST_ROUNDS = 8  # of calls for a message
 _COMMANDS = {
     "/help": "list the commands",
     "/reset": "forget the conversation",
@@ -43,13 +46,17 @@ class ChatLoop:
         *,
         system: str | None = None,
         thinking: bool | None = None,
+        allow: Callable[[ToolCall], bool] | None = None,
     ) -> None:
-        """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing."""
+        """system, thinking: what the flags say, stronger than a loaded conversation; None: nothing. allow:
+        whether a call may run, None lets all run.
+        """
         self._model = model
         self._chat = chat
         self._view = view
         self._flag_system = system
         self._flag_thinking = thinking
+        self._allow = allow
         self._last: Completion | None = None
         self._answers = 0
         self._handlers: dict[str, Callable[[str], None]] = {
@@ -89,12 +96,30 @@ class ChatLoop:
         return True
 
     def say(self, text: str) -> Completion:
-        """Send a message and show the answer."""
+        """Send a message and show the answer; run what the model asks to call, and show what it says then."""
+        done = self._answer(text)
+        for _ in range(_MOST_ROUNDS):
+            if not done.calls or done.stop_reason == "cancelled":
+                break
+            done = self._answer(self._results(done.calls))
+        return done
+
+    def _answer(self, said: str | list[Message]) -> Completion:
         with naming_flags(*self._context_flags()):
-            stream = self._chat.stream(text)
+            stream = self._chat.stream(said)
         self._last = self._view.answer(stream)
         self._answers += 1
         return self._last
+
+    def _results(self, calls: Sequence[ToolCall]) -> list[Message]:
+        """Run calls one after the other, each shown with its result."""
+        found = []
+        for call in calls:
+            if self._allow is None:
+                self._remark(f"Call {words(call)}")
+            found += self._chat.results([call], self._allow or (lambda call: True))
+            self._remark(f"{call.name}: {shortened(found[-1].content)}")
+        return found
 
     def status(self) -> str:
         """One line: the model, how full the context is, the speed of the last answer."""

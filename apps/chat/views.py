@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from edge.engine.answer import Completion
     from edge.engine.generation import Stream
+    from edge.text.reply import ReplyPart
 
 
 class View(Protocol):
@@ -39,8 +40,9 @@ class TerminalView:
         from edge.apps.chat.markdown_stream import MarkdownStream
 
         with cancel_on_interrupt(stream), quiet_keyboard(), MarkdownStream(self._console) as markdown:
+            shown = ShownText()
             for chunk in stream:
-                markdown.push(chunk.text)
+                markdown.push(shown.push(chunk.parts))
             done = stream.result
         if note := stop_note(done, self._context):
             self._console.print(note, style="dim")
@@ -61,8 +63,9 @@ class PlainView:
         """Write the answer while it grows, and a line end after it."""
         clean = printable if sys.stdout.isatty() else str
         with stream:
+            shown = ShownText()
             for chunk in stream:
-                sys.stdout.write(clean(chunk.text))
+                sys.stdout.write(clean(shown.push(chunk.parts)))
                 sys.stdout.flush()
             done = stream.result
         sys.stdout.write("\n")
@@ -89,6 +92,27 @@ class JsonView(PlainView):
             done = stream.result
         print_json(self._describe(done))
         return done
+
+
+class ShownText:
+    """What is shown of a reply: thinking between marks, and what is said. Calls are the loop's."""
+
+    def __init__(self) -> None:
+        self._thinks = False
+
+    def push(self, parts: Iterable[ReplyPart]) -> str:
+        """The text of these parts."""
+        from edge.text.reply import ContentText, ReasoningText
+
+        found = []
+        for part in parts:
+            thinks = isinstance(part, ReasoningText)
+            if thinks != self._thinks:
+                found.append("<think>\n" if thinks else "\n</think>\n\n")
+                self._thinks = thinks
+            if isinstance(part, ReasoningText | ContentText):
+                found.append(part.text)
+        return "".join(found)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from edge.apps.serve.json_in import Fields
 from edge.apps.serve.logs import Log
 from edge.apps.serve.metrics import Metrics
 from edge.apps.serve.options import ServeOptions
-from edge.apps.serve.preparing import prepare
 from edge.apps.serve.responses.store import ResponseStore
 from edge.engine.driver import Call, Driver, Work
 from edge.engine.request import Prepared, Request
@@ -107,7 +106,7 @@ class Served:
 
     async def prepare(self, request: Request) -> Prepared:
         """See `Model.prepare`."""
-        return await self.call(prepare, self.model, request)
+        return await self.call(self.model.prepare, request)
 
     def answers(
         self, asked: Asked, works: Sequence[Work], parsers: Sequence[ReplyParser] | None = None
@@ -141,5 +140,6 @@ def _call_all(calls: list[Call]) -> None:
 def works_of(prepared: Prepared, choices: int) -> list[Work]:
     """What the driver shall do for a prepared request."""
     return [
-        Work(prepared.prompt, prepared.settings, prepared.constraint, choice) for choice in range(choices)
+        Work(prepared.prompt, prepared.settings, prepared.constraint, prepared.visible, choice)
+        for choice in range(choices)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -20,6 +20,8 @@ from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.end_tokens import named_token
+from edge.text.messages import ToolCall
+from edge.text.reply import ReplyPart
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
@@ -30,13 +32,15 @@ class Chunk:
     """A piece of an answer: one for every token, and one for text that was left when the answer ended.
 
     text: may be empty, while characters or possible stop strings are incomplete. token: None for left text.
-    logprob, top: as in `Sampled`.
+    logprob, top: as in `Sampled`. parts: what became certain of the reply with it, where that is read
+    (`edge.text.reply`).
     """
 
     text: str
     token: int | None = None
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    parts: tuple[ReplyPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Completion:
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
     asked for. speculation: what guesses did for it, None without any. stop_string: the one that ended it.
+    reasoning, content, calls: what the text says as a reply, thinking and calls taken out of the content; none of
+    it where the text is not read as one (`edge.engine.request`).
     """
 
     text: str
@@ -65,6 +71,9 @@ class Completion:
     logprobs: tuple[Sampled, ...] | None = None
     speculation: SpeculationStatistics | None = None
     stop_string: str | None = None
+    reasoning: str | None = None
+    content: str | None = None
+    calls: tuple[ToolCall, ...] = ()
 
 
 class StopMatcher:
@@ -137,15 +146,18 @@ class Answer(Job):
         cancelled: Callable[[], bool],
         continues: bool,
         constraint: Constraint | None = None,
+        visible: Collection[int] = (),
         choice: int = 0,
     ) -> None:
-        """choice: which of several answers to the same prompt, see `Sampler`."""
+        """visible: control tokens that belong to the text, see `Tokenizer.stream`. choice: which of several
+        answers to the same prompt, see `Sampler`.
+        """
         super().__init__(session, np.empty(0, np.int32), cancelled)
         self._session, self._prompt, self._settings = session, prompt, settings
         self._sampler = Sampler(settings.sampling, session.executor, choice=choice)
         self._constraint = constraint
         self._ends = answer_ends(settings, tokenizer)
-        self._tokenizer, self._continues = tokenizer, continues
+        self._tokenizer, self._continues, self._visible = tokenizer, continues, visible
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
         self._decoder, self._matcher = self._text()
         self._unread: deque[Chunk] = deque()
@@ -383,7 +395,8 @@ class Answer(Job):
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:
-        return self._tokenizer.stream(continues=self._continues), StopMatcher(self._settings.stop)
+        decoder = self._tokenizer.stream(continues=self._continues, visible=self._visible)
+        return decoder, StopMatcher(self._settings.stop)
 
     def _forget_unread(self) -> bool:
         """End the answer with what its reader has taken; whether that is not all."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -48,13 +48,15 @@ class Work:
     """One answer that is wanted.
 
     prompt: token ids; equal prompts of one request that are the same object are computed once. constraint:
-    makes what the answer has to keep to. choice: which of several answers to the same prompt, see `Sampler`.
+    makes what the answer has to keep to. visible: control tokens that belong to its text. choice: which of
+    several answers to the same prompt, see `Sampler`.
     continues: the text goes on with the prompt's, see `generate`.
     """
 
     prompt: Sequence[int]
     settings: GenerationSettings
     constraint: Callable[[], Constraint | None] = _free
+    visible: Collection[int] = ()
     choice: int = 0
     continues: bool = False
 
@@ -167,13 +169,10 @@ class Driver:
         with self._changed:
             if self._closing:
                 raise ClosedError("The server is shutting down: ask again when it is back.")
-            if (
-                len(self._waiting) >= self._queue
-                and len(self._running) + len(self._waiting) >= self._parallel
-            ):
+            waiting, running = len(self._waiting), len(self._running)
+            if running + waiting >= self._parallel + self._queue:
                 raise BusyError(
-                    f"{len(self._running)} answers are being made and {len(self._waiting)} requests wait "
-                    "already: ask again later."
+                    f"{running} answers are being made and {waiting} requests wait already: ask again later."
                 )
             self._waiting.append(_Waiting(handle, deque(range(len(works)))))
             self._changed.notify_all()
@@ -262,6 +261,7 @@ class Driver:
                 handle.is_cancelled,
                 work.continues,
                 work.constraint(),
+                work.visible,
                 choice=work.choice,
             )
             answer.begin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ def generate(
     ended: Callable[[Completion], None] = lambda done: None,
     continues: bool = False,
     constraint: Constraint | None = None,
+    visible: Collection[int] = (),
 ) -> Generator[Chunk, None, Completion]:
     """Answer `prompt`, yielding chunks and returning the Completion.
 
@@ -34,9 +35,10 @@ def generate(
     `cancelled` is asked before every call of the executor. `ended` gets the Completion too, and gets what
     there is of it when an interrupt (KeyboardInterrupt) or `close` ends the generator in its middle; an error
     is no end. continues: the text goes on with the prompt's, so that a leading space stays. constraint: which
-    tokens it may consist of. Raises ContextError if the prompt does not fit.
+    tokens it may consist of. visible: control tokens that belong to its text. Raises ContextError if the
+    prompt does not fit.
     """
-    answer = Answer(session, prompt, settings, tokenizer, cancelled, continues, constraint)
+    answer = Answer(session, prompt, settings, tokenizer, cancelled, continues, constraint, visible)
     try:
         yield from answer.chunks()
         if left := answer.flush():

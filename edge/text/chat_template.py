@@ -57,6 +57,11 @@ class ChatTemplate:
         """Whether the template has a switch for thinking."""
         return supports_thinking(self.source)
 
+    @property
+    def special_tokens(self) -> tuple[tuple[str, str], ...]:
+        """The variables with texts of tokens."""
+        return tuple(sorted(self._special_tokens.items()))
+
     def render(
         self,
         messages: Sequence[Message],

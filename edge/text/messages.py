@@ -207,11 +207,9 @@ def _parse_message(given: object) -> Message:
     if isinstance(given, Message):
         if given.role not in ROLES:
             raise WrongTypeError(f"A message has the role {given.role!r}; choose one of {', '.join(ROLES)}.")
-        content = _content(given.role, given.content)
+        said = _content(given.role, given.content)
         # without token ids, which may be another model's
-        return Message(
-            given.role, content, None, given.reasoning, tuple(given.calls), given.call_id, given.name
-        )
+        return Message(given.role, said, None, given.reasoning, tuple(given.calls), given.call_id, given.name)
     if not isinstance(given, Mapping):
         raise WrongTypeError(f"A message is an object with role and content, not {_kind(given)}.")
     role: object = given.get("role")

@@ -9,6 +9,9 @@ Places are found by rendering a second time with a sentinel instead of each text
 answer (trims it, drops its thinking), that rendering does not become the first one by putting the text back;
 then this answer is encoded from the rendered text, which is always right and only costs time.
 
+An answer with calls or thinking is not its text alone. Where such an answer, written as a plain text that is
+all of what the model produced, gives the same prompt, its ids are kept too.
+
 The sentinels also show whether the template writes every message. One that walks over typed content parts
 writes nothing for a plain string, without a word; then it gets parts, and is refused if that does not help.
 A template that looks at the texts themselves is checked by the rendering with them.
@@ -17,6 +20,7 @@ A template that looks at the texts themselves is checked by the rendering with t
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
@@ -28,7 +32,10 @@ from edge.errors import EdgeError
 from edge.system.notices import notice
 from edge.text.chat_template import ChatTemplate, TemplateLimitError
 from edge.text.messages import Message as Message
-from edge.text.tokenizer.base import Tokenizer
+from edge.text.messages import Tool
+from edge.text.tokenizer.base import LITERAL_MARK, Tokenizer
+from edge.text.tools.description import as_text, with_description
+from edge.text.tools.detection import ToolSupport, template_message, tool_support
 
 # Noncharacters: no real text contains them.
 _OPEN, _CLOSE = "\ufdd1", "\ufdd2"
@@ -44,21 +51,59 @@ class PromptEncoder:
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
         self._template = template
         self._tokenizer = tokenizer
+        self._support: ToolSupport | None = None
+        self._lock = threading.Lock()
         self._typed: frozenset[str] = frozenset()  # roles whose content this template wants as typed parts
         self._encoded: dict[tuple[str, bool], list[int]] = {}  # of the last prompt: most of it comes again
 
-    def encode(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._tokenizer
+
+    @property
+    def template_source(self) -> str:
+        """The text of the template."""
+        return self._template.source
+
+    @property
+    def tool_support(self) -> ToolSupport:
+        """What the template does for tools."""
+        if self._support is None:
+            self._support = tool_support(self._template, tuple(self._tokenizer.special_tokens))
+        return self._support
+
+    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **variables: Any) -> list[int]:
         """Ids of the prompt that lets the model answer `messages`; variables go to the template.
 
-        Raises EdgeError if the template fails, or would leave out a message.
+        tools: what the model may ask to call. A template that knows none, or writes no calls, gets them as
+        text (`edge.text.tools.description`). May be called from several threads. Raises EdgeError if the
+        template fails, or would leave out a message.
         """
+        with self._lock:
+            return self._prompt(messages, tools, variables)
+
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], variables: Mapping[str, Any]
+    ) -> list[int]:
+        if tools or any(message.calls or message.role == "tool" for message in messages):
+            support = self.tool_support
+            if not support.writes:
+                messages = as_text(messages, support.form, tools)
+            if tools and support.tells:
+                variables = {**variables, "tools": [self._all_protected(tool.as_openai()) for tool in tools]}
+            elif tools:
+                messages = with_description(messages, tools)
         marked = self._marked(messages, variables)
         text = self._render(messages, set(), variables)
         spliced = {i for i, message in enumerate(messages) if message.tokens is not None}
-        if self._restored(marked, messages) == text:
+        structured = {i for i in spliced if _is_structured(messages[i])}
+        is_kept = self._restored(marked, messages) == text
+        if not is_kept:
+            self._check_changed(messages, text, variables)
+        if is_kept and not structured:
             parts = self._restored(marked, messages, but=spliced)
         else:
-            self._check_changed(messages, text, variables)
             parts = self._parts(messages, spliced, text, variables)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
@@ -85,7 +130,9 @@ class PromptEncoder:
         for typed in dict.fromkeys((self._typed, *map(frozenset, forms))):
             self._typed = typed
             try:
-                marked = self._render(messages, range(len(messages)), variables)
+                # Calls and thinking are no text that a mark could stand for.
+                plain = [i for i, message in enumerate(messages) if not _is_structured(message)]
+                marked = self._render(messages, plain, variables)
             except TemplateLimitError:
                 raise
             except EdgeError as error:
@@ -123,16 +170,20 @@ class PromptEncoder:
                     f"The chat template writes nothing of the {message.role}'s message {shown(said)}: say it "
                     "in other words, or correct the model's chat_template.jinja."
                 )
-            notice(f"The chat template changes the {message.role}'s message: the model reads another text.")
+            if message.role != "tool":  # a result may well be written as JSON
+                notice(
+                    f"The chat template changes the {message.role}'s message: the model reads another text."
+                )
 
     def _parts(
         self, messages: Sequence[Message], spliced: set[int], text: str, variables: Mapping[str, Any]
     ) -> str:
         """`text` with sentinels for those answers in `spliced` that the template writes as they are."""
-        for kept in (spliced, {i for i in spliced if self._is_verbatim(i, messages, text, variables)}):
-            parts = self._render(messages, kept, variables)
-            if self._restored(parts, messages) == text:
-                return parts
+        if self._is_same(spliced, messages, text, variables):
+            return self._render(messages, spliced, variables)
+        kept = {i for i in spliced if self._is_same({i}, messages, text, variables)}
+        if kept and self._is_same(kept, messages, text, variables):
+            return self._render(messages, kept, variables)
         return text
 
     def _render(
@@ -140,9 +191,15 @@ class PromptEncoder:
     ) -> str:
         plain = []
         for i, message in enumerate(messages):
-            text = f"{_OPEN}{i}{_CLOSE}" if i in marked else self._protected(message.content)
-            content = [{"type": "text", "text": text}] if message.role in self._typed else text
-            plain.append({"role": message.role, "content": content})
+            if i in marked:
+                given: dict[str, Any] = {"role": message.role, "content": f"{_OPEN}{i}{_CLOSE}"}
+                given |= {} if message.role == "assistant" else self._beside(message)
+            else:
+                given = {"role": message.role, "content": self._protected(message.content)}
+                given |= self._beside(message)
+            if message.role in self._typed:
+                given["content"] = [{"type": "text", "text": given["content"]}]
+            plain.append(given)
         rendered = self._template.render(plain, add_generation_prompt=True, **variables)
         if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
             raise EdgeError(
@@ -151,20 +208,51 @@ class PromptEncoder:
             )
         return rendered
 
+    def _beside(self, message: Message) -> dict[str, Any]:
+        """What a message has beside role and content, for the template."""
+        found = template_message(message)
+        return {key: self._all_protected(found[key]) for key in found if key not in ("role", "content")}
+
+    def _all_protected(self, value: Any) -> Any:
+        """The same JSON value with every text in it protected, keys included."""
+        if isinstance(value, str):
+            return self._protected(value)
+        if isinstance(value, Mapping):
+            return {self._protected(str(key)): self._all_protected(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._all_protected(each) for each in value]
+        return value
+
     def _protected(self, content: str) -> str:
         return self._tokenizer.protect(content.replace(_OPEN, "\ufffd").replace(_CLOSE, "\ufffd"))
 
     def _restored(self, parts: str, messages: Sequence[Message], but: Collection[int] = ()) -> str:
         def text(match: re.Match[str]) -> str:
             i = int(match[1])
-            return match[0] if i in but else self._protected(messages[i].content)
+            if i in but:
+                return match[0]
+            if _is_structured(messages[i]):
+                return self._tokenizer.decode(messages[i].tokens or (), skip_special=False, continues=True)
+            return self._protected(messages[i].content)
 
         return _SENTINEL.sub(text, parts)
 
-    def _is_verbatim(
-        self, i: int, messages: Sequence[Message], text: str, variables: Mapping[str, Any]
+    def _is_same(
+        self, kept: Collection[int], messages: Sequence[Message], text: str, variables: Mapping[str, Any]
     ) -> bool:
-        return self._restored(self._render(messages, {i}, variables), messages) == text
+        """Whether the template makes the same prompt of what the model wrote in these answers."""
+        try:
+            found = self._restored(self._render(messages, kept, variables), messages)
+        except TemplateLimitError:
+            raise
+        except EdgeError:  # it may refuse a result without a call
+            return False
+        return found == text or self._unmarked(found) == self._unmarked(text)
+
+    @staticmethod
+    def _unmarked(text: str) -> str:
+        """Without the marks of protection, which what a model wrote does not have."""
+        return text.replace(LITERAL_MARK, "")
 
     def _encode(self, part: str, first: bool) -> list[int]:
         if first:
@@ -182,7 +270,12 @@ def _missing(messages: Sequence[Message], marked: str, typed: Collection[str]) -
     found = {int(i) for i in _SENTINEL.findall(marked)}
     if typed:
         found -= {int(i) for i in _PRINTED_PART.findall(marked)}
-    return set(range(len(messages))) - found
+    return {i for i, message in enumerate(messages) if not _is_structured(message)} - found
+
+
+def _is_structured(message: Message) -> bool:
+    """Whether an answer is more than its text."""
+    return bool(message.calls) or message.reasoning is not None
 
 
 def _opening_answers(messages: Sequence[Message]) -> set[int]:

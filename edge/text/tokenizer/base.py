@@ -6,6 +6,9 @@ import codecs
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
+LITERAL_MARK = "\ufdd0"
+"""Stands inside the text of a control token that must stay text. A noncharacter: no real text contains it."""
+
 
 class StreamDecoder:
     """Decodes token by token; what it returns, joined, equals decoding all ids at once.
@@ -98,8 +101,12 @@ class Tokenizer(Protocol):
         continues: the ids follow earlier text, so that a leading space which belongs to the first word stays.
         """
 
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
-        """A decoder to push generated ids into; parameters as for `decode`."""
+    def stream(
+        self, *, skip_special: bool = True, continues: bool = False, visible: Collection[int] = ()
+    ) -> StreamDecoder:
+        """A decoder to push generated ids into; parameters as for `decode`. visible: control tokens that are
+        not skipped.
+        """
 
     def token_id(self, text: str) -> int | None:
         """The token that stands for exactly this text, a control token or any other; None without one."""

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge.errors import TokenizerError
-from edge.text.tokenizer.base import StreamDecoder
+from edge.text.tokenizer.base import LITERAL_MARK, StreamDecoder
 
 SPACE_SYMBOL = "▁"
 """How SentencePiece writes a space inside a token."""
-LITERAL_MARK = "\ufdd0"
-"""Stands inside the text of a control token that must stay text. A noncharacter: no real text contains it."""
 _SPACES = re.compile(r"\s*")
 
 
@@ -168,10 +166,13 @@ class SegmentTokenizer(ABC):
         stream = self.stream(skip_special=skip_special, continues=continues)
         return "".join([stream.push(token_id) for token_id in ids]) + stream.flush()
 
-    def stream(self, *, skip_special: bool = True, continues: bool = False) -> StreamDecoder:
+    def stream(
+        self, *, skip_special: bool = True, continues: bool = False, visible: Collection[int] = ()
+    ) -> StreamDecoder:
+        skipped = self._special_ids.difference(visible) if visible else self._special_ids
         return StreamDecoder(
             self.token_bytes,
-            self._special_ids if skip_special else (),
+            skipped if skip_special else (),
             self._vocabulary.strip_leading_space and not continues,
         )
 

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("starlette")
@@ -66,6 +68,12 @@ class ServerProcess:
             line = found()
             assert line is not None, (self.log, self.said)
             return line
+
+    def until(self, **facts: int) -> None:
+        """Return when `/health` says so."""
+        end = time.monotonic() + 60
+        while not facts.items() <= (found := httpx.get(f"{self.address}/health").json()).items():
+            assert time.monotonic() < end, found
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""

@@ -42,28 +42,18 @@ def request_lines(server: Any) -> list[dict[str, Any]]:
     return [line for line in server.log if line.get("client_left")]
 
 
-@pytest.fixture(autouse=True)
-def _settled(server: Any):
-    """Nothing of an earlier test is under way."""
-    yield
-    metrics = httpx.get(f"{server.address}/health").json()
-    assert metrics["status"] == "ok"
-
-
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_leaves_ends_its_answer(server: Any, stream: bool):
     """Far from its 2000 tokens: within a step of its connection's end."""
     before = len(request_lines(server))
     with send(server, {**LONG, "stream": stream}) as connection:
         if stream:
-            read_until(connection, b'"content":"')
+            read_until(connection, b'"delta":{"content":"')
         else:
-            while httpx.get(f"{server.address}/health").json()["running"] == 0:
-                pass
+            server.until(running=1)
     with server._changed:
         assert server._changed.wait_for(lambda: len(request_lines(server)) > before, 60)
-    while httpx.get(f"{server.address}/health").json()["running"]:
-        pass  # at most the pass that was under way
+    server.until(running=0)  # after the pass that was under way
     text = httpx.get(f"{server.address}/metrics").text
     assert 'edge_request_success_total{finished_reason="cancelled"' in text
     generated = next(line for line in text.splitlines() if line.startswith("edge_generation_tokens_total{"))
@@ -73,33 +63,27 @@ def test_a_client_that_leaves_ends_its_answer(server: Any, stream: bool):
 def test_a_client_that_waits_in_the_queue_and_leaves(server: Any):
     busy = [send(server, {**LONG, "stream": True}) for _ in range(4)]
     for connection in busy:
-        read_until(connection, b'"content":"')
+        read_until(connection, b'"delta":{"content":"')
     waiting = send(server, {**LONG, "stream": True})
-    while httpx.get(f"{server.address}/health").json()["waiting"] != 1:
-        pass
+    server.until(waiting=1)
     waiting.close()
-    while httpx.get(f"{server.address}/health").json()["waiting"]:
-        pass
-    assert httpx.get(f"{server.address}/health").json()["running"] == 4
+    server.until(waiting=0, running=4)
     for connection in busy:
         connection.close()
-    while httpx.get(f"{server.address}/health").json()["running"]:
-        pass
+    server.until(running=0)
 
 
 def test_too_many_requests_are_told_to_come_again(server: Any):
     busy = [send(server, {**LONG, "stream": True}) for _ in range(7)]
-    while httpx.get(f"{server.address}/health").json()["waiting"] != 3:
-        pass
+    server.until(waiting=3, running=4)
     response = httpx.post(f"{server.address}/v1/chat/completions", json=LONG)
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     for connection in busy:
         connection.close()
-    short = {**LONG, "max_tokens": 2}
-    while (response := httpx.post(f"{server.address}/v1/chat/completions", json=short)).status_code == 429:
-        pass
+    server.until(waiting=0, running=0)
+    response = httpx.post(f"{server.address}/v1/chat/completions", json={**LONG, "max_tokens": 2})
     assert response.json()["choices"][0]["finish_reason"] == "length"
 
 
