@@ -55,8 +55,8 @@ class Completion:
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
     asked for. speculation: what guesses did for it, None without any. stop_string: the one that ended it.
-    reasoning, content, calls: what the text says as a reply, thinking and calls taken out of the content; none of
-    it where the text is not read as one (`edge.engine.request`).
+    reasoning, content, calls: what the text says as a reply, thinking and calls taken out of the content;
+    nothing where it is not read as one (`edge.engine.request`).
     """
 
     text: str
