@@ -89,7 +89,7 @@ class Form:
         """The events for a change of a block."""
         block = change.block
         if change.what == "opened":
-            yield _event("content_block_start", index=block.index, content_block=self._block(block))
+            yield _event("content_block_start", index=block.index, content_block=self._block(block, begins=True))
         elif change.what == "grown":
             if block.kind != "reasoning" or self._wanted.shows_thinking:
                 yield _delta(block, _grown(block, change.text))
@@ -98,18 +98,19 @@ class Form:
                 yield _delta(block, {"type": "signature_delta", "signature": _SIGNATURE})
             yield _event("content_block_stop", index=block.index)
 
-    def _block(self, block: Block) -> dict[str, Any]:
-        """A block; one without pieces has just begun."""
+    def _block(self, block: Block, *, begins: bool = False) -> dict[str, Any]:
+        """A block, with what is in it unless it just begins."""
+        text = "" if begins else block.text
         if block.kind == "text":
-            return {"type": "text", "text": block.text, "citations": None}
+            return {"type": "text", "text": text, "citations": None}
         if block.kind == "reasoning":
-            text = block.text if self._wanted.shows_thinking else ""
-            return {"type": "thinking", "thinking": text, "signature": _SIGNATURE if block.pieces else ""}
+            text = text if self._wanted.shows_thinking else ""
+            return {"type": "thinking", "thinking": text, "signature": "" if begins else _SIGNATURE}
         return {
             "type": "tool_use",
             "id": block.call_id,
             "name": block.name,
-            "input": _input(block),
+            "input": {} if begins else _input(block),
             "caller": {"type": "direct"},
         }
 
@@ -144,7 +145,7 @@ class Form:
         return {**details(done), **({"note": note} if note else {})}
 
 
-def _event(kind: str, **fields: Any) -> bytes:
+def _event(kind: str, /, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
 
 
@@ -162,7 +163,5 @@ def _grown(block: Block, text: str) -> dict[str, Any]:
 
 def _input(block: Block) -> Mapping[str, Any]:
     """The arguments of a call. What can't be read is handed on as it is: an empty object would be a lie."""
-    if not block.pieces:
-        return {}
     arguments = block.text if block.call is None else block.call.arguments
     return {"unreadable": arguments} if isinstance(arguments, str) else arguments

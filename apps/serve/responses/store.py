@@ -57,7 +57,7 @@ class ResponseStore:
             return self.get(name)
         except ApiError:
             raise ApiError(
-                404,
+                400,
                 f"Previous response with id {name[:100]!r} not found: it was not stored, or this server has "
                 "forgotten it.",
                 param="previous_response_id",

@@ -50,10 +50,10 @@ class EventWriter:
                 + DONE
             )
 
-    def _event(self, what: str, **fields: Any) -> bytes:
+    def _event(self, what: str, /, **fields: Any) -> bytes:
         return self._named(f"response.{what}", **fields)
 
-    def _named(self, name: str, **fields: Any) -> bytes:
+    def _named(self, name: str, /, **fields: Any) -> bytes:
         data = {"type": name, "sequence_number": self._next, **fields}
         self._next += 1
         return event(data, name)
