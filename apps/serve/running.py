@@ -63,8 +63,12 @@ def serve(served: Served, keys: tuple[bytes, ...], listener: socket.socket) -> N
             with suppress(AttributeError):  # before the loop
                 self._loop.call_soon_threadsafe(self._told.set)
 
-    Server(config).run(sockets=[listener])
-    served.close()
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        if options.unix_socket is not None:
+            options.unix_socket.unlink(missing_ok=True)
+        served.close()
     served.log.write("stopped")
 
 
