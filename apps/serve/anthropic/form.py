@@ -89,7 +89,9 @@ class Form:
         """The events for a change of a block."""
         block = change.block
         if change.what == "opened":
-            yield _event("content_block_start", index=block.index, content_block=self._block(block, begins=True))
+            yield _event(
+                "content_block_start", index=block.index, content_block=self._block(block, begins=True)
+            )
         elif change.what == "grown":
             if block.kind != "reasoning" or self._wanted.shows_thinking:
                 yield _delta(block, _grown(block, change.text))

@@ -62,7 +62,8 @@ def read_request(served: Served, fields: Fields, before: Sequence[Message]) -> W
     grammar, text = _text(fields)
     effort, summary = _reasoning(fields)
     supports = served.model.chat_template.supports_thinking
-    thinking, budget = read_effort(effort, supports)
+    thinking, usual = read_effort(effort, supports)
+    budget = fields.whole("thinking_budget", 0)
     include = fields.texts("include", 16) or ()
     top_logprobs = fields.whole("top_logprobs", 0, MAX_LOGPROBS)
     settings = read_settings(fields, "max_output_tokens")
@@ -80,7 +81,7 @@ def read_request(served: Served, fields: Fields, before: Sequence[Message]) -> W
         parallel_tool_calls=parallel,
         grammar=grammar,
         thinking=thinking,
-        thinking_budget=budget,
+        thinking_budget=usual if budget is None or not supports else budget,
         settings=settings,
     )
     store = fields.flag("store", True)
