@@ -153,18 +153,12 @@ def test_sentences_of_the_command(run_edge: Callable[..., Any], tmp_path: Path):
             assert len([line for line in done.stderr.splitlines() if line.startswith("Error")]) == 1
 
 
-def test_prompts_are_logged_only_if_asked(start: ServerOf, tiny_folder: str):
-    quiet = start(tiny_folder, "--prefix-folder", "off")
-    loud = start(tiny_folder, "--prefix-folder", "off", "--log-prompts")
-    for server in (quiet, loud):
-        assert complete(server, prompt="abracadabra").status_code == 200
-        assert server.end() == 0
-    assert "abracadabra" not in json.dumps(quiet.log) and "abracadabra" in json.dumps(loud.log)
-
-
-def test_a_server_that_others_reach_says_so(start: ServerOf, tiny_folder: str):
-    server = start(tiny_folder, "--host", "0.0.0.0", "--prefix-folder", "off")
-    assert any("Everybody who reaches 0.0.0.0" in line for line in server.said)
-    at = server.address.replace("0.0.0.0", "127.0.0.1")
-    assert httpx.get(f"{at}/v1/models", headers={"host": "box.example"}).status_code == 200
-    assert server.end() == 0
+def test_a_server_that_others_reach_and_that_logs_prompts(start: ServerOf, tiny_folder: str, server: Any):
+    loud = start(tiny_folder, "--host", "0.0.0.0", "--prefix-folder", "off", "--log-prompts")
+    assert any("Everybody who reaches 0.0.0.0" in line for line in loud.said)
+    loud.address = loud.address.replace("0.0.0.0", "127.0.0.1")
+    assert httpx.get(f"{loud.address}/v1/models", headers={"host": "box.example"}).status_code == 200
+    for each in (loud, server):
+        assert complete(each, prompt="abracadabra").status_code == 200
+    assert loud.end() == 0
+    assert "abracadabra" in json.dumps(loud.log) and "abracadabra" not in json.dumps(server.log)

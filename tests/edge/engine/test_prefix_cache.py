@@ -284,6 +284,44 @@ def test_a_folder_has_everything_when_the_model_is_closed(open_one, tmp_path: Pa
     executor.close()
 
 
+def test_what_has_grown_is_saved_and_takes_the_place_of_its_beginning(open_one, tmp_path: Path):
+    """While the process lives: one that is killed then leaves it behind."""
+    first = open_one()
+    prefixes = PrefixCache(first, MUCH, tmp_path)
+    tokens = tokens_of(2000)
+
+    def saved(length: int) -> list[int]:
+        """Tokens of the files after a sequence of so many has been kept."""
+        keep(first, prefixes, tokens[:length])
+        prefixes.save()
+        again = PrefixCache(first, MUCH, tmp_path)
+        return sorted(len(each) for each in again.token_lists())
+
+    assert saved(LEAST_IN_FILE - 1) == []
+    assert saved(1100) == [1100]
+    assert saved(1150) == [1100]  # it would be written for every token otherwise
+    assert saved(1300) == [1300]
+    assert saved(1310) == [1300]
+    keep(first, prefixes, tokens_of(1200, 5))  # another one
+    assert saved(2000) == [1200, 2000]
+    first.close()
+
+    second = open_one()
+    session = session_of(second, PrefixCache(second, MUCH, tmp_path))
+    session.prefill(np.concatenate([tokens, tokens_of(20, 9)]))
+    assert session.reused_tokens == 2000
+    second.close()
+
+
+def test_what_can_not_be_saved_is_not_tried_again(executor, tmp_path: Path):
+    folder = tmp_path / "taken"
+    folder.write_text("no folder")
+    prefixes = PrefixCache(executor, MUCH, folder)
+    keep(executor, prefixes, tokens_of(1200))
+    prefixes.save()
+    assert prefixes.statistics.sequences == 1 and prefixes._unsaved() is None
+
+
 def test_files_of_others_stay_as_they_are(executor, tmp_path: Path):
     """A user's own in the same folder, one that goes nowhere, and all of ours when weights change."""
     own, nowhere = tmp_path / "my chat.kv", tmp_path / f"{'0' * 32}.kv"
