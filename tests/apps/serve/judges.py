@@ -1,4 +1,4 @@
-"""What others say of the protocols: the schemas that the package llm-comply ships, and streams as they come."""
+"""What others say of the protocols: the schemas that llm-comply ships, and streams as they come."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ WEATHER = {
     },
 }
 CALL = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 60}
-THINKS = {"reasoning": {"effort": "low"}, "thinking_budget": 6, "max_output_tokens": 24}
-_REASONING = "ResponseReasoning"
+COUNT = "Count from 1 to 9."
+THINKS = {"input": COUNT, "reasoning": {"effort": "low"}, "thinking_budget": 6, "max_output_tokens": 24}
+CHANGES = {"status", "output", "usage", "completed_at", "incomplete_details", "x_edge"}
 SCHEMAS = {
     "response.output_text": "ResponseOutputText",
     "response.content_part": "ResponseContentPart",
@@ -78,37 +79,27 @@ def streamed(server: Any, **given: Any) -> dict[str, Any]:
         if "response" in data and data["response"] is not last:
             response = data["response"]
             assert response["status"] == "in_progress" and response["output"] == []
-            assert (
-                {name for name in last if last[name] != response[name]}
-                <= {*("status", "output", "usage", "completed_at", "incomplete_details")} | {"x_edge"}
-                if "x_edge" in response
-                else True
-            )
+            assert {name for name in last if last[name] != response.get(name)} <= CHANGES
     check_items([data for _, data in found[2:-1]], last["output"])
     return dict(last)
 
 
 def check_items(found: list[dict[str, Any]], output: list[dict[str, Any]]) -> None:
     """Each item is added, grows and is done, one behind the other, and is the same in the response."""
-    at = -1
-    text = ""
+    at, text = -1, ""
     for data in found:
-        what = data["type"].rpartition(".")[2]
         if data["type"] == "response.output_item.added":
             at, text = at + 1, ""
             assert data["item"]["status"] == "in_progress"
-        assert data["output_index"] == at
         item = output[at]
-        assert data["item"]["id" if "item" in data else ""] == item["id"] if "item" in data else True
-        assert data.get("item_id", item["id"]) == item["id"]
+        assert data["output_index"] == at
+        assert (data["item"]["id"] if "item" in data else data["item_id"]) == item["id"]
         text += data.get("delta", "")
-        if what == "done":
-            for name in ("text", "arguments"):
-                assert data.get(name, text) == text
-            assert data.get("item", item) == item
-            parts = [*item.get("content", []), *item.get("summary", [])]
-            assert data.get("part", parts[0] if parts else None) == (parts[0] if parts else None)
-            assert text == (parts[0]["text"] if parts else item["arguments"])
+        if data["type"].endswith(".done"):
+            part = next(iter([*item.get("content", []), *item.get("summary", [])]), None)
+            assert text == (item["arguments"] if part is None else part["text"])
+            assert data.get("text", data.get("arguments", text)) == text
+            assert data.get("item", item) == item and data.get("part", part) == part
     assert at == len(output) - 1
 
 
@@ -311,7 +302,8 @@ def test_thinking_is_an_item(thinking: Any):
     first, second = found["output"]
     assert (first["type"], second["type"]) == ("reasoning", "message")
     assert first["content"][0]["type"] == "reasoning_text" and first["content"][0]["text"]
-    assert 0 < found["usage"]["output_tokens_details"]["reasoning_tokens"] <= 6
+    thought = found["usage"]["output_tokens_details"]["reasoning_tokens"]
+    assert 6 <= thought < found["usage"]["output_tokens"]  # the budget, and the closing mark
     assert found["usage"] == stream["usage"]
     assert [item["content"] for item in stream["output"]] == [first["content"], second["content"]]
 
@@ -330,20 +322,20 @@ def test_thoughts_come_back(thinking: Any):
     first = posted(thinking, **THINKS, include=["reasoning.encrypted_content"], store=False)
     thought = first["output"][0]
     assert thought["encrypted_content"]
-    question = {"role": "user", "content": ASK["input"]}
+    question = {"role": "user", "content": COUNT}
     shapes = [
         {"type": "reasoning", "summary": [], "encrypted_content": thought["encrypted_content"]},
         {"type": "reasoning", "summary": [], "content": thought["content"]},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": thought["content"][0]["text"]}]},
     ]
-    lengths = {
-        posted(thinking, input=[question, *item, first["output"][1], {"role": "user", "content": "Why?"}])[
-            "usage"
-        ]["input_tokens"]
-        for item in [[shape] for shape in shapes]
-    }
-    plain = posted(thinking, input=[question, first["output"][1], {"role": "user", "content": "Why?"}])
-    assert len(lengths) == 1 and lengths.pop() > plain["usage"]["input_tokens"]
+    why = {"role": "user", "content": "Why?"}
+
+    def length(*items: dict[str, Any]) -> int:
+        found = posted(thinking, input=[question, *items, first["output"][1], why], max_output_tokens=1)
+        return int(found["usage"]["input_tokens"])
+
+    lengths = {length(item) for item in shapes}
+    assert len(lengths) == 1 and lengths.pop() > length()
 
 
 # ---- Errors ------------------------------------------------------------------------------------------------
