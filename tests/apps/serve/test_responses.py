@@ -240,6 +240,38 @@ def test_items_are_the_messages_of_chat(server: Any, client: Any):
     assert found["output"][0]["content"][0]["text"] == chat.choices[0].message.content
 
 
+def test_what_codex_sends(thinking: Any):
+    """Twelve fields, tools of many types, the whole history, nothing stored."""
+    found = streamed(
+        thinking,
+        instructions="You are a coding agent.",
+        input=[
+            {
+                "type": "message",
+                "role": "developer",
+                "content": [{"type": "input_text", "text": "Be short."}],
+            },
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": COUNT}]},
+        ],
+        tools=[
+            {**WEATHER, "strict": False},
+            {"type": "custom", "name": "apply_patch", "description": "d", "format": {"type": "grammar"}},
+            {"type": "namespace", "name": "mcp", "tools": []},
+            {"type": "web_search", "external_web_access": False},
+            {"type": "local_shell"},
+        ],
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning={"effort": "minimal", "summary": "auto"},
+        store=False,
+        include=["reasoning.encrypted_content"],
+        prompt_cache_key="a",
+        client_metadata={"b": "c"},
+    )
+    assert found["output"][-1]["type"] in ("message", "function_call") and found["store"] is False
+    assert httpx.get(f"{thinking.address}/v1/responses/{found['id']}").status_code == 404
+
+
 # ---- Stored responses --------------------------------------------------------------------------------------
 
 
