@@ -45,6 +45,8 @@ class Server:
             "edge",
             "serve",
             model,
+            "--alias",
+            "default",
             "--port",
             "0",
             "--prefix-folder",
@@ -62,6 +64,7 @@ class Server:
     def complete(self, prompt: list[int], tokens: int, **settings: Any) -> tuple[list[float], dict[str, Any]]:
         """When each event came, in seconds after the request, and the usage."""
         body = {
+            "model": "default",
             "prompt": prompt,
             "max_tokens": tokens,
             "temperature": 0,
@@ -77,7 +80,7 @@ class Server:
         )
         times: list[float] = []
         answer = b""
-        with socket.create_connection((self.at.hostname, self.at.port)) as connection:
+        with socket.create_connection((self.at.hostname, self.at.port or 80)) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             started = perf_counter()
             connection.sendall(head.encode() + data)

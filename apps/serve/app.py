@@ -60,7 +60,7 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
         *health.routes(served),
         *models.routes(served),
         *responses.routes(served),
-        *openapi.routes(),
+        *openapi.routes(served.listed_names),
         *page.routes(served),
     ]
     inner: App = _Errors(Router(routes, redirect_slashes=False))

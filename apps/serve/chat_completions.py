@@ -45,7 +45,7 @@ class _Wanted:
 
 def _read(served: Served, asked: Asked) -> _Wanted:
     fields = asked.fields
-    served.check_model(fields)
+    served.check_model(fields, required=True)
     logprobs = read_logprobs(fields)
     stream, include_usage = read_streaming(fields)
     settings = read_settings(fields, "max_completion_tokens", "max_tokens")
@@ -105,6 +105,7 @@ class _Form:
                 "role": "assistant",
                 "content": reply.content if reply.content or not reply.calls else None,
                 "refusal": None,
+                "annotations": [],
             }
             if reply.reasoning:
                 message["reasoning_content"] = reply.reasoning

@@ -50,7 +50,7 @@ class _Wanted:
 
 
 def _read(served: Served, fields: Fields) -> _Wanted:
-    served.check_model(fields)
+    served.check_model(fields, required=True)
     fields.refuse("suffix", "text can't be put between two others here.", harmless=("",))
     stream, include_usage = read_streaming(fields)
     settings = {"max_new_tokens": _USUAL_TOKENS, **read_settings(fields, "max_tokens")}

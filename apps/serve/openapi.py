@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge import __version__
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 _FINISH: Schema = {"enum": ["stop", "length", "tool_calls"]}
 
 
-def routes() -> list[Route]:
-    """The document's own route."""
+def routes(names: Sequence[str]) -> list[Route]:
+    """The document's own route. names: of the model."""
     from starlette.routing import Route
 
-    found = document()
+    found = document(names)
 
     async def openapi(request: Any) -> Any:
         return json_response(found)
@@ -41,8 +42,8 @@ def routes() -> list[Route]:
     return [Route("/openapi.json", openapi)]
 
 
-def document() -> dict[str, Any]:
-    """The whole document."""
+def document(names: Sequence[str]) -> dict[str, Any]:
+    """The whole document. names: what the model may be asked by."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -55,7 +56,12 @@ def document() -> dict[str, Any]:
         "paths": {**_posts(), **responses.paths(), **anthropic.paths(), **_gets()},
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-            "schemas": {**_SCHEMAS, **responses.SCHEMAS, **anthropic.SCHEMAS},
+            "schemas": {
+                "ModelName": {"enum": list(names)},
+                **_SCHEMAS,
+                **responses.SCHEMAS,
+                **anthropic.SCHEMAS,
+            },
         },
     }
 
@@ -86,7 +92,7 @@ def _gets() -> dict[str, Any]:
 
 
 SAMPLING: dict[str, Schema] = {
-    "model": optional(type="string"),
+    "model": ref("ModelName"),
     "max_tokens": optional(type="integer", minimum=1),
     "temperature": number(0, 100),
     "top_p": number(0, 1),
@@ -130,14 +136,42 @@ _SCHEMAS: dict[str, Any] = {
             code={"type": ["string", "null"]},
         ),
     ),
-    "Message": fields_of(
-        ("role",),
-        role={"enum": ["system", "developer", "user", "assistant", "tool"]},
-        content={"type": ["string", "array", "null"]},
-        name=optional(type="string"),
-        tool_calls=optional(type="array"),
-        tool_call_id=optional(type="string"),
-        reasoning_content=optional(type="string"),
+    "Message": {
+        "anyOf": [
+            fields_of(
+                ("role", "content"),
+                role={"enum": ["system", "developer", "user"]},
+                content=ref("Content"),
+                name=optional(type="string"),
+            ),
+            fields_of(
+                ("role",),
+                role={"const": "assistant"},
+                content=optional(**ref("Content")),
+                name=optional(type="string"),
+                reasoning_content=optional(type="string"),
+                tool_calls=optional(type="array", items=ref("ToolCall")),
+            ),
+            fields_of(
+                ("role", "content"),
+                role={"const": "tool"},
+                content=ref("Content"),
+                name=optional(type="string"),
+                tool_call_id=optional(type="string"),
+            ),
+        ]
+    },
+    "Content": {
+        "anyOf": [
+            TEXT,
+            {"type": "array", "items": fields_of(("type", "text"), type={"const": "text"}, text=TEXT)},
+        ]
+    },
+    "ToolCall": fields_of(
+        ("id", "type", "function"),
+        id=TEXT,
+        type={"const": "function"},
+        function=fields_of(("name", "arguments"), name=TEXT, arguments=TEXT),
     ),
     "Tool": fields_of(
         ("type", "function"),

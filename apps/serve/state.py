@@ -83,9 +83,9 @@ class Served:
             self.name, lambda: self.driver.load, lambda: None if prefixes is None else prefixes.statistics
         )
 
-    def check_model(self, fields: Fields) -> None:
-        """Raise ApiError for a body that names another model; without a name this one is meant."""
-        wanted = fields.text("model")
+    def check_model(self, fields: Fields, *, required: bool = False) -> None:
+        """Raise ApiError for a body that names another model, or none where OpenAI's API wants a name."""
+        wanted = fields.required_text("model") if required else fields.text("model")
         if wanted is not None and wanted not in self.names:
             known = " or ".join(map(repr, self.listed_names))
             raise ApiError(

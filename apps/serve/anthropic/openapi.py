@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge.apps.serve.chat_request import EFFORTS
-from edge.apps.serve.openapi_terms import COUNT, TEXT, Schema, fields_of, number, optional, post
+from edge.apps.serve.openapi_terms import COUNT, TEXT, Schema, fields_of, number, optional, post, ref
 
 
 def paths() -> dict[str, Any]:
@@ -21,19 +21,45 @@ def paths() -> dict[str, Any]:
     }
 
 
-_BLOCKS: Schema = {
-    "anyOf": [TEXT, {"type": "array", "items": fields_of(("type",), type=TEXT, text=TEXT)}],
+def _blocks(*kinds: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [TEXT, {"type": "array", "items": {"anyOf": list(kinds)}}]}
+
+
+_TEXT_BLOCK = fields_of(("type", "text"), type={"const": "text"}, text=TEXT)
+_RESULT = fields_of(
+    ("type", "tool_use_id"),
+    type={"const": "tool_result"},
+    tool_use_id=TEXT,
+    content=_blocks(_TEXT_BLOCK),
+    is_error=optional(type="boolean"),
+)
+_THINKING = fields_of(("type", "thinking"), type={"const": "thinking"}, thinking=TEXT, signature=TEXT)
+_CALL = fields_of(
+    ("type", "id", "name", "input"),
+    type={"const": "tool_use"},
+    id=TEXT,
+    name=TEXT,
+    input={"type": "object"},
+)
+_MESSAGE: Schema = {
+    "anyOf": [
+        fields_of(("role", "content"), role={"const": "user"}, content=_blocks(_TEXT_BLOCK, _RESULT)),
+        fields_of(
+            ("role", "content"),
+            role={"const": "assistant"},
+            content=_blocks(_TEXT_BLOCK, _THINKING, _CALL),
+        ),
+        fields_of(("role", "content"), role={"const": "system"}, content=_blocks(_TEXT_BLOCK)),
+    ]
 }
 _REQUEST: dict[str, Schema] = {
-    "model": TEXT,
+    "model": ref("ModelName"),
     "messages": {
         "type": "array",
         "minItems": 1,
-        "items": fields_of(
-            ("role", "content"), role={"enum": ["user", "assistant", "system"]}, content=_BLOCKS
-        ),
+        "items": _MESSAGE,
     },
-    "system": optional(**_BLOCKS),
+    "system": optional(**_blocks(_TEXT_BLOCK)),
     "tools": optional(
         type="array",
         items=fields_of(

@@ -39,9 +39,7 @@ class Wanted:
 
 def read_request(served: Served, fields: Fields, *, counts: bool = False) -> Wanted:
     """A whole request; counts: one that is only to be counted. ApiError names the field that is wrong."""
-    if not fields.has("model"):
-        raise fields.missing("model")
-    served.check_model(fields)
+    served.check_model(fields, required=True)
     if not counts and not fields.has("max_tokens"):
         raise fields.missing("max_tokens")
     for name, sentence in _REFUSED.items():

@@ -23,16 +23,22 @@ def paths() -> dict[str, Any]:
 
 _STATUS: Schema = {"enum": ["in_progress", "completed", "incomplete"]}
 _NULL: Schema = {"type": "null"}
-_CONTENT: Schema = {"type": ["string", "array"], "items": {"type": "object"}}
+
+
+def _texts(*kinds: str) -> dict[str, Any]:
+    return {"type": "array", "items": fields_of(("type", "text"), type={"enum": list(kinds)}, text=TEXT)}
+
+
+_CONTENT: Schema = {"anyOf": [TEXT, _texts("input_text", "output_text", "text")]}
 
 SCHEMAS: dict[str, Any] = {
     "ResponseRequest": fields_of(
         ("model",),
-        model=TEXT,
+        model=ref("ModelName"),
         input=optional(anyOf=[TEXT, {"type": "array", "items": ref("ResponseInput")}]),
         previous_response_id=optional(type="string"),
         instructions=optional(type="string"),
-        tools=optional(type="array", items=fields_of(("type",), type=TEXT)),
+        tools=optional(type="array", items=ref("ResponseTool")),
         tool_choice=optional(anyOf=[{"enum": ["auto", "none", "required"]}, {"type": "object"}]),
         parallel_tool_calls=optional(type="boolean"),
         reasoning=optional(
@@ -59,19 +65,50 @@ SCHEMAS: dict[str, Any] = {
         safety_identifier=optional(type="string"),
         user=optional(type="string"),
     ),
-    "ResponseInput": fields_of(
-        (),
-        type={"enum": ["message", "function_call", "function_call_output", "reasoning"]},
-        role={"enum": ["user", "assistant", "system", "developer"]},
-        content=_CONTENT,
-        call_id=TEXT,
-        name=TEXT,
-        arguments=TEXT,
-        output=_CONTENT,
-        summary={"type": "array", "items": {"type": "object"}},
-        encrypted_content=optional(type="string"),
-    ),
-    "CompactRequest": fields_of(model=optional(type="string")),
+    "ResponseTool": {
+        "anyOf": [
+            fields_of(
+                ("type", "name"),
+                type={"const": "function"},
+                name={"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+                description=optional(type="string"),
+                parameters=optional(type="object"),
+                strict=optional(type="boolean"),
+            ),
+            fields_of(("type",), type={"type": "string", "not": {"const": "function"}}),
+        ]
+    },
+    "ResponseInput": {
+        "anyOf": [
+            fields_of(
+                ("role", "content"),
+                type={"const": "message"},
+                role={"enum": ["user", "assistant", "system", "developer"]},
+                content=_CONTENT,
+            ),
+            fields_of(
+                ("type", "call_id", "name", "arguments"),
+                type={"const": "function_call"},
+                call_id=TEXT,
+                name=TEXT,
+                arguments=TEXT,
+            ),
+            fields_of(
+                ("type", "call_id", "output"),
+                type={"const": "function_call_output"},
+                call_id=TEXT,
+                output=_CONTENT,
+            ),
+            fields_of(
+                ("type", "summary"),
+                type={"const": "reasoning"},
+                summary=_texts("summary_text"),
+                content=optional(**_texts("reasoning_text")),
+                encrypted_content=optional(type="string"),
+            ),
+        ]
+    },
+    "CompactRequest": fields_of(model=TEXT),
     "Response": fields_of(
         ("id", "object", "created_at", "status", "model", "output", "error", "incomplete_details", "usage"),
         id=TEXT,

@@ -51,9 +51,7 @@ class Wanted:
 
 def read_request(served: Served, fields: Fields, before: Sequence[Message]) -> Wanted:
     """A request that goes on with the messages `before`. ApiError names the field that is wrong."""
-    if not fields.has("model"):
-        raise fields.missing("model")
-    served.check_model(fields)
+    served.check_model(fields, required=True)
     for name, sentence in _REFUSED.items():
         fields.refuse(name, sentence)
     fields.refuse("background", "answers are not made in the background here.", harmless=(False,))

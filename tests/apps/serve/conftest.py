@@ -24,12 +24,8 @@ class ServerProcess:
 
     def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         script = Path(sys.executable).parent / "edge"
-        command = [
-            str(script),
-            "serve",
-            *arguments,
-            *(() if "--unix-socket" in arguments else ("--port", "0")),
-        ]
+        port = () if "--unix-socket" in arguments else ("--port", "0")
+        command = [str(script), "serve", "--alias", "default", *arguments, *port]
         self.process = subprocess.Popen(
             command,
             stderr=subprocess.PIPE,
@@ -101,7 +97,7 @@ def start() -> Iterator[Callable[..., ServerProcess]]:
 @pytest.fixture(scope="session")
 def server(smollm2_gguf: Path, start: Callable[..., ServerProcess]) -> ServerProcess:
     """The default model."""
-    return start("--alias", "default", "--queue", "3", "--prefix-folder", "off", "--max-request", "1MB")
+    return start("--queue", "3", "--prefix-folder", "off", "--max-request", "1MB")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 CHAT = "/v1/chat/completions"
-GOOD = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+GOOD = {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
 def post(server: Any, body: bytes | str, path: str = CHAT, **headers: str) -> httpx.Response:
@@ -35,24 +35,21 @@ def refused(response: httpx.Response) -> dict[str, Any]:
         b"[]",
         b"null",
         b"\xff\xfe{",
-        b'{"messages": 1}',
-        b'{"messages": [1]}',
-        b'{"messages": [{"role": "user"}]}',
-        b'{"messages": [{"role": "user", "content": 5}]}',
-        b'{"messages": [], "messages": [1]}',
-        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1e400}',
-        b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 400 + b"}",
-        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "default", "messages": 1}',
+        b'{"model": "default", "messages": [1]}',
+        b'{"model": "default", "messages": [{"role": "user"}]}',
+        b'{"model": "default", "messages": [{"role": "user", "content": 5}]}',
+        b'{"model": "default", "messages": [], "messages": [1]}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1e400}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 400 + b"}",
+        b'{"model": "default", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"a": ' + b"[" * 4000 + b"]" * 4000 + b"}",
-        b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
-        b'{"messages": [{"role": "user", "content": "x"}], "stop": [""]}',
-        b'{"messages": [{"role": "user", "content": "x"}], "stream": "yes"}',
-        b'{"messages": [{"role": "user", "content": "x"}], "stream_options": {}}',
-        b'{"messages": [{"role": "user", "content": "x"}], "logit_bias": {"99999999": 1}}',
-        b'{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"x": "'
-        + b"y" * 99
-        + b'"},'
-        b' "top_k": -2}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stop": [""]}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream": "yes"}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream_options": {}}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "logit_bias": {"9999999": 1}}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "top_k": -2}',
     ],
     ids=lambda body: body[:40].decode("latin-1"),
 )
@@ -111,7 +108,7 @@ def test_broken_http(server: Any):
             connection.recv(1000)
     with socket.create_connection((at.hostname, at.port)) as connection:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
-        connection.sendall(head.encode() + b'{"messages": ')
+        connection.sendall(head.encode() + b'{"model": "default", "messages": ')
     assert post(server, json.dumps(GOOD)).status_code == 200
 
 

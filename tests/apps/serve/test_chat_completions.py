@@ -121,6 +121,7 @@ def test_earlier_turns_are_found_in_the_cache(client: Any):
     ("given", "param", "code"),
     [
         ({"model": "gpt-4"}, "model", "model_not_found"),
+        ({"extra_body": {"model": None}}, "model", "missing_required_parameter"),
         ({"messages": []}, "messages", None),
         ({"messages": [{"role": "poet", "content": "x"}]}, "messages[0]", None),
         ({"messages": [{"role": "user", "content": "long " * 9000}]}, "messages", "context_length_exceeded"),
@@ -140,7 +141,11 @@ def test_what_is_wrong_is_named(client: Any, given: Any, param: str | None, code
     with pytest.raises(openai.APIStatusError) as raised:
         ask(client, **given)
     error = raised.value
-    assert (error.status_code, error.param, error.code) == (404 if param == "model" else 400, param, code)
+    assert (error.status_code, error.param, error.code) == (
+        404 if code == "model_not_found" else 400,
+        param,
+        code,
+    )
     assert error.type == "invalid_request_error" and "\n" not in error.message
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 LONG = {
+    "model": "default",
     "messages": [{"role": "user", "content": "Tell a long story."}],
     "max_tokens": 2000,
     "ignore_eos": True,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 IMAGES = "the model reads text only: images are refused by name"
-NO_MODEL = "the test leaves out `model`, which means the one that is served, as in llama.cpp's server"
 REASONING = "llm-comply asks only models whose names it knows to think"
 
 PASS = {
@@ -35,6 +34,7 @@ PASS = {
         "chat-tool-calling",
         "chat-streaming-response",
         "chat-streaming-usage",
+        "chat-error-handling",
     ],
     "anthropic": [
         "anth-basic-response",
@@ -50,7 +50,6 @@ FAIL = {
     "image-input": IMAGES,
     "chat-image-input": IMAGES,
     "anth-image-input": IMAGES,
-    "chat-error-handling": NO_MODEL,
 }
 SKIP = {
     "reasoning-summary": REASONING,

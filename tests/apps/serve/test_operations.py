@@ -19,7 +19,14 @@ PROMPT = np.random.default_rng(1).integers(3, 110, 1500).tolist()
 
 
 def complete(server: Any, tokens: int = 4, **given: Any) -> httpx.Response:
-    body = {"prompt": PROMPT, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, **given}
+    body = {
+        "model": "default",
+        "prompt": PROMPT,
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        **given,
+    }
     return httpx.post(f"{server.address}/v1/completions", json=body, timeout=60)
 
 
@@ -58,7 +65,7 @@ def test_a_restarted_server_finds_what_the_last_one_computed(
 def test_sigterm_lets_answers_end(start: ServerOf, tiny_folder: str):
     server = start(tiny_folder, "--prefix-folder", "off")
     lines: list[str] = []
-    body = {"prompt": "abc", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    body = {"model": "default", "prompt": "abc", "max_tokens": 1500, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as response:
         stream = response.iter_lines()
         lines.append(next(stream))
@@ -74,7 +81,7 @@ def test_sigterm_lets_answers_end(start: ServerOf, tiny_folder: str):
 
 def test_a_deadline_ends_answers_with_an_error(start: ServerOf, tiny_folder: str):
     server = start(tiny_folder, "--prefix-folder", "off", "--drain", "0")
-    body = {"prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    body = {"model": "default", "prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as response:
         stream = response.iter_lines()
         next(stream)
