@@ -100,7 +100,7 @@ SCHEMAS: dict[str, Any] = {
                 output=_CONTENT,
             ),
             fields_of(
-                ("type", "summary"),
+                ("type",),
                 type={"const": "reasoning"},
                 summary=_texts("summary_text"),
                 content=optional(**_texts("reasoning_text")),
