@@ -262,7 +262,7 @@ def test_what_codex_sends(thinking: Any):
         ],
         tool_choice="auto",
         parallel_tool_calls=False,
-        reasoning={"effort": "minimal", "summary": "auto"},
+        reasoning={"effort": "none", "summary": "auto"},
         store=False,
         include=["reasoning.encrypted_content"],
         prompt_cache_key="a",
