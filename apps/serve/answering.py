@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from edge.apps.serve.errors import ApiError
 from edge.apps.serve.metrics import Metrics
 from edge.engine.answer import Chunk, Completion
 from edge.engine.driver import Driver, NeverBegunError, Work
-from edge.text.reply import ReplyParser, ReplyPart
+from edge.text.reply import ReplyParser, ReplyPart, joined
 
 if TYPE_CHECKING:
     from edge.apps.serve.state import Note
@@ -133,7 +133,9 @@ class Answers:
             self._metrics.next_token.observe(now - before)
         try:
             parser = None if self._parsers is None else self._parsers[choice]
-            parts = [] if parser is None else parser.push("".join(chunk.text for chunk in chunks))
+            if parser is not None:
+                chunks = [replace(chunk, parts=tuple(parser.push(chunk.text))) for chunk in chunks]
+            parts = joined(part for chunk in chunks for part in chunk.parts)
         except Exception as error:  # it belongs to this request, and not to the loop
             self._fail(error)
         else:

@@ -11,10 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from edge.apps.serve import chat_completions, completions, health, models, openapi, page_files, tokens
+from edge.apps.serve.anthropic import route as anthropic
+from edge.apps.serve.anthropic.errors import PREFIX, anthropic_shape
 from edge.apps.serve.errors import ApiError, Shape, as_api_error, openai_shape, refusal, surprise
 from edge.apps.serve.json_in import read_body
 from edge.apps.serve.keys import App, check_host, check_key, check_origin
 from edge.apps.serve.responding import error_response
+from edge.apps.serve.responses import route as responses
 from edge.apps.serve.state import Asked, Note, Served
 from edge.errors import ContextError
 
@@ -24,21 +27,25 @@ Handler = Callable[[Served, Asked], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Post:
-    """A route that takes a JSON object. text: the field with what is answered. shape: of its errors."""
+    """A route that takes a JSON object. text: the field with what is to be answered."""
 
     path: str
     handler: Handler
     text: str = "messages"
-    shape: Shape = openai_shape
 
 
 POSTS = (
     Post("/v1/chat/completions", chat_completions.chat_completions),
     Post("/v1/completions", completions.completions, "prompt"),
+    Post("/v1/responses", responses.responses, "input"),
+    Post("/v1/responses/compact", responses.compact, "input"),
+    Post("/v1/messages", anthropic.messages),
+    Post("/v1/messages/count_tokens", anthropic.count_tokens),
     Post("/tokenize", tokens.tokenize),
     Post("/detokenize", tokens.detokenize),
     Post("/apply-template", tokens.apply_template),
 )
+_ANSWERING = frozenset(post.path for post in POSTS)
 _KEYLESS = ("/health",)
 """Paths that need no key, beside those of the page."""
 
@@ -52,21 +59,26 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
         *(Route(post.path, _Posted(served, post), methods=["POST"]) for post in POSTS),
         *health.routes(served),
         *models.routes(served),
-        *openapi.routes(),
+        *responses.routes(served),
+        *openapi.routes(served.listed_names),
         *page_files.routes(served),
     ]
     inner: App = _Errors(Router(routes, redirect_slashes=False))
-    shapes = {post.path: post.shape for post in POSTS}
-    inner = _Checked(inner, served, keys, only_local, shapes)
+    inner = _Checked(inner, served, keys, only_local)
     if served.options.cors:
         inner = CORSMiddleware(
             inner,
             allow_origins=list(served.options.cors),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             max_age=600,
         )
-    return _Watched(inner, served, shapes)
+    return _Watched(inner, served)
+
+
+def _shape_of(path: str) -> Shape:
+    """How errors are written at a path, also at one that is not there."""
+    return anthropic_shape if path == PREFIX or path.startswith(f"{PREFIX}/") else openai_shape
 
 
 class _Posted:
@@ -160,17 +172,15 @@ class _Errors:
                 code="not_found" if plain["status"] == 404 else "method_not_allowed",
                 headers={k.decode(): v.decode() for k, v in plain["headers"].items()},
             )
-            await error_response(error)(scope, receive, send)
+            error.number = scope["state"]["number"]
+            await error_response(error, _shape_of(scope["path"]))(scope, receive, send)
 
 
 class _Checked:
     """Lets through who may ask."""
 
-    def __init__(
-        self, app: App, served: Served, keys: tuple[bytes, ...], only_local: bool, shapes: dict[str, Shape]
-    ) -> None:
+    def __init__(self, app: App, served: Served, keys: tuple[bytes, ...], only_local: bool) -> None:
         self._app, self._served, self._keys, self._only_local = app, served, keys, only_local
-        self._shapes = shapes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
@@ -186,8 +196,8 @@ class _Checked:
 class _Watched:
     """Gives each request a number, answers what was raised, and logs and counts what came of it."""
 
-    def __init__(self, app: App, served: Served, shapes: dict[str, Shape]) -> None:
-        self._app, self._served, self._shapes = app, served, shapes
+    def __init__(self, app: App, served: Served) -> None:
+        self._app, self._served = app, served
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
@@ -203,7 +213,9 @@ class _Watched:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", number.encode())]
+                # The first is OpenAI's name, the second Anthropic's.
+                names = (b"x-request-id", b"request-id")
+                message["headers"] = [*message["headers"], *((name, number.encode()) for name in names)]
                 self._served.metrics.responded(status)
             await send(message)
 
@@ -215,11 +227,11 @@ class _Watched:
                 self._served.log.surprise(number, error)
                 told = surprise(number)
             if status == 0:
-                shape = self._shapes.get(scope["path"], openai_shape)
-                await error_response(told, shape)(scope, receive, watched)
+                told.number = number
+                await error_response(told, _shape_of(scope["path"]))(scope, receive, watched)
         finally:
             seconds = perf_counter() - started
-            if note.prompt_tokens is not None or scope["path"] in self._shapes:
+            if note.prompt_tokens is not None or scope["path"] in _ANSWERING:
                 self._served.metrics.request.observe(seconds)
             self._served.log.write(
                 "request",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
 from edge.engine.request import Request
 from edge.errors import EdgeError
-from edge.text.messages import AUTO, Message, parse_messages, parse_tool_choice, parse_tools
+from edge.text.messages import Message, parse_messages, parse_tool_choice, parse_tools
+
+if TYPE_CHECKING:
+    from edge.engine.constraints.grammar import Grammar
+
+_T = TypeVar("_T")
 
 _MOST_MESSAGES = 4096
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _BUDGETS = {"low": 512, "medium": 2048}
 """Tokens of thinking that an effort stands for; others have no limit of their own."""
 _FORMATS = ("text", "json_object", "json_schema", "regex", "lark")
@@ -30,14 +35,13 @@ def read_chat_request(fields: Fields, *, supports_thinking: bool) -> Request:
     for name, sentence in _REFUSED.items():
         fields.refuse(name, sentence, harmless=(False,))
     fields.refuse("modalities", "this model writes text only.", harmless=(["text"],))
-    tools = _reading(fields, "tools", lambda value: parse_tools(value)) or ()
-    choice = _reading(fields, "tool_choice", lambda value: parse_tool_choice(value, tools)) or AUTO
+    tools = reading("tools", parse_tools, fields.values.get("tools"))
+    choice = reading("tool_choice", parse_tool_choice, fields.values.get("tool_choice"), tools)
     variables, thinking = _template_variables(fields, supports_thinking)
-    effort = fields.choice("reasoning_effort", _EFFORTS)
+    wanted, usual = read_effort(fields.choice("reasoning_effort", EFFORTS), supports_thinking)
     budget = fields.whole("thinking_budget", 0)
-    if supports_thinking and effort is not None:
-        thinking = effort not in ("none", "minimal") if thinking is None else thinking
-        budget = _BUDGETS.get(effort) if budget is None else budget
+    thinking = wanted if thinking is None else thinking
+    budget = usual if budget is None else budget
     return Request(
         read_messages(fields),
         tools=tools,
@@ -85,13 +89,19 @@ def _at(message: Any, index: int) -> str:
     return f"messages[{index}]"
 
 
-def _reading(fields: Fields, name: str, read: Any) -> Any:
-    if not fields.has(name):
-        return None
+def reading(name: str, read: Callable[..., _T], *values: Any) -> _T:
+    """What `read` makes of a field's value; what it refuses is the field's fault. name: its full one."""
     try:
-        return read(fields.values[name])
+        return read(*values)
     except EdgeError as error:
-        raise refusal(fields.name(name), str(error)) from None
+        raise refusal(name, str(error)) from None
+
+
+def read_effort(effort: str | None, supports_thinking: bool) -> tuple[bool | None, int | None]:
+    """Whether to think and most tokens of it, for an effort; None where it says nothing."""
+    if effort is None or not supports_thinking:
+        return None, None
+    return effort not in ("none", "minimal"), _BUDGETS.get(effort)
 
 
 def _template_variables(fields: Fields, supports_thinking: bool) -> tuple[dict[str, Any], bool | None]:
@@ -111,23 +121,25 @@ def _template_variables(fields: Fields, supports_thinking: bool) -> tuple[dict[s
     return others, thinking if supports_thinking else None
 
 
-def read_response_format(fields: Fields, name: str = "response_format") -> Any:
+def read_response_format(fields: Fields, name: str = "response_format") -> Grammar | None:
     """The grammar that a format asks for, None for any text."""
     form = fields.object(name)
     if form is None:
         return None
     kind = form.required_text("type")
-    if kind not in _FORMATS:
-        raise form.error("type", f"be one of {', '.join(_FORMATS)}")
     if kind == "text":
         return None
-    try:
-        return _grammar(form, kind)
-    except EdgeError as error:
-        raise refusal(fields.name(name), str(error)) from None
+    return grammar_of(form, kind, form.object("json_schema"))
 
 
-def _grammar(form: Fields, kind: str) -> Any:
+def grammar_of(form: Fields, kind: str, described: Fields | None) -> Grammar:
+    """The grammar of a format of a kind other than text. described: the object with the field `schema`."""
+    if kind not in _FORMATS:
+        raise form.error("type", f"be one of {', '.join(_FORMATS)}")
+    return reading(form.path, _grammar, form, kind, described)
+
+
+def _grammar(form: Fields, kind: str, described: Fields | None) -> Grammar:
     from edge.engine.constraints.grammar import Grammar
 
     if kind == "regex":
@@ -136,7 +148,6 @@ def _grammar(form: Fields, kind: str) -> Any:
         return Grammar.lark(form.required_text("lark"))
     if kind == "json_object":
         return Grammar.json_object()
-    described = form.object("json_schema")
     if described is None:
         raise form.missing("json_schema")
     schema = described.object("schema")

@@ -15,7 +15,9 @@ RETRY_SECONDS = 1
 
 @dataclass
 class ApiError(Exception):
-    """A refusal. kind: OpenAI's `type`. param: the field that is wrong, such as `messages[0].content`."""
+    """A refusal. kind: OpenAI's `type`. param: the field that is wrong, such as `messages[0].content`.
+    number: the request's.
+    """
 
     status: int
     message: str
@@ -23,6 +25,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    number: str | None = None
 
     def __str__(self) -> str:
         return self.message

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edge import __version__
+from edge.apps.serve.anthropic import openapi as anthropic
 from edge.apps.serve.asking import MOST_CHOICES
+from edge.apps.serve.openapi_terms import (
+    COUNT,
+    TEXT,
+    TEXTS,
+    Schema,
+    fields_of,
+    get,
+    number,
+    optional,
+    post,
+    ref,
+)
 from edge.apps.serve.responding import json_response
+from edge.apps.serve.responses import openapi as responses
 from edge.executors.native.library import MAX_LOGPROBS
 
 if TYPE_CHECKING:
     from starlette.routing import Route
 
-Schema = Mapping[str, Any]
+_FINISH: Schema = {"enum": ["stop", "length", "tool_calls"]}
 
 
-def routes() -> list[Route]:
-    """The document's own route."""
+def routes(names: Sequence[str]) -> list[Route]:
+    """The document's own route. names: of the model."""
     from starlette.routing import Route
 
-    found = document()
+    found = document(names)
 
     async def openapi(request: Any) -> Any:
         return json_response(found)
@@ -28,8 +42,8 @@ def routes() -> list[Route]:
     return [Route("/openapi.json", openapi)]
 
 
-def document() -> dict[str, Any]:
-    """The whole document."""
+def document(names: Sequence[str]) -> dict[str, Any]:
+    """The whole document. names: what the model may be asked by."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -39,57 +53,16 @@ def document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "security": [{}, {"bearer": []}],
-        "paths": {**_posts(), **_gets()},
+        "paths": {**_posts(), **responses.paths(), **anthropic.paths(), **_gets()},
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-            "schemas": _SCHEMAS,
-        },
-    }
-
-
-def post(what: str, body: str, answer: str, *, streams: bool = False, error: str = "Error") -> dict[str, Any]:
-    """A path that takes a JSON object. body, answer, error: names of schemas."""
-    content = {"application/json": {"schema": _ref(answer)}}
-    if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-    return {
-        "post": {
-            "summary": what,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(body)}}},
-            "responses": {"200": {"description": "The answer.", "content": content}, **_errors(error)},
-        }
-    }
-
-
-def get(what: str, schema: Schema, kind: str = "application/json", **parameters: Schema) -> dict[str, Any]:
-    """A path that is read. parameters: in its name."""
-    return {
-        "get": {
-            "summary": what,
-            "parameters": [
-                {"name": name, "in": "path", "required": True, "schema": each}
-                for name, each in parameters.items()
-            ],
-            "responses": {
-                "200": {"description": "What is so.", "content": {kind: {"schema": schema}}},
-                **_errors("Error"),
+            "schemas": {
+                "ModelName": {"enum": list(names)},
+                **_SCHEMAS,
+                **responses.SCHEMAS,
+                **anthropic.SCHEMAS,
             },
-        }
-    }
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _errors(schema: str) -> dict[str, Any]:
-    return {
-        "default": {
-            "description": "What is wrong: 400 a field, 401 the key, 403 the host or the origin, 404 the "
-            "model or the path, 408 a request that does not arrive, 413 one that is too large, 429 too many "
-            "(with Retry-After), 500 a mistake of the server, 503 its end, 504 its time limit.",
-            "content": {"application/json": {"schema": _ref(schema)}},
-        }
+        },
     }
 
 
@@ -108,9 +81,9 @@ def _posts() -> dict[str, Any]:
 def _gets() -> dict[str, Any]:
     text: Schema = {"type": "string"}
     return {
-        "/v1/models": get("The names that the model may be asked by.", _ref("Models")),
-        "/v1/models/{name}": get("One of them.", _ref("Model"), name=text),
-        "/health": get("Whether the server takes requests; 503 while it ends.", _ref("Health")),
+        "/v1/models": get("The names that the model may be asked by.", ref("Models")),
+        "/v1/models/{name}": get("One of them.", ref("Model"), name=text),
+        "/health": get("Whether the server takes requests; 503 while it ends.", ref("Health")),
         "/metrics": get("Counts for Prometheus.", text, "text/plain"),
         "/openapi.json": get("This document.", {"type": "object"}),
         "/": get("The page.", text, "text/html"),
@@ -118,53 +91,34 @@ def _gets() -> dict[str, Any]:
     }
 
 
-def _object(required: tuple[str, ...] = (), **properties: Schema) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(required)}
-
-
-def _optional(**schema: Any) -> dict[str, Any]:
-    """A field that may be null, which counts as absent."""
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-_TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
-_FINISH: Schema = {"enum": ["stop", "length", "tool_calls"]}
-
-
-def _number(least: float, most: float) -> dict[str, Any]:
-    return _optional(type="number", minimum=least, maximum=most)
-
-
-_SAMPLING: dict[str, Schema] = {
-    "model": {"type": "string"},
-    "max_tokens": _optional(type="integer", minimum=1),
-    "temperature": _number(0, 100),
-    "top_p": _number(0, 1),
-    "top_k": _optional(type="integer", minimum=-1),
-    "min_p": _number(0, 1),
-    "typical_p": _number(0, 1),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "repetition_penalty": _number(1e-3, 100),
-    "seed": _optional(type="integer"),
-    "stop": {"anyOf": [{"type": "string", "minLength": 1}, _TEXTS, {"type": "null"}]},
-    "logit_bias": _optional(type="object", additionalProperties={"type": "number"}),
-    "n": _optional(type="integer", minimum=1, maximum=MOST_CHOICES),
-    "stream": _optional(type="boolean"),
-    "stream_options": _optional(type="object", properties={"include_usage": {"type": ["boolean", "null"]}}),
+SAMPLING: dict[str, Schema] = {
+    "model": ref("ModelName"),
+    "max_tokens": optional(type="integer", minimum=1),
+    "temperature": number(0, 100),
+    "top_p": number(0, 1),
+    "top_k": optional(type="integer", minimum=-1),
+    "min_p": number(0, 1),
+    "typical_p": number(0, 1),
+    "frequency_penalty": number(-2, 2),
+    "presence_penalty": number(-2, 2),
+    "repetition_penalty": number(1e-3, 100),
+    "seed": optional(type="integer"),
+    "stop": {"anyOf": [{"type": "string", "minLength": 1}, TEXTS, {"type": "null"}]},
+    "logit_bias": optional(type="object", additionalProperties={"type": "number"}),
+    "n": optional(type="integer", minimum=1, maximum=MOST_CHOICES),
+    "stream": optional(type="boolean"),
+    "stream_options": optional(type="object", properties={"include_usage": {"type": ["boolean", "null"]}}),
 }
 
 _CONVERSATION: dict[str, Schema] = {
-    "messages": {"type": "array", "minItems": 1, "items": _ref("Message")},
-    "tools": _optional(type="array", items=_ref("Tool")),
-    "tool_choice": _optional(type=["string", "object"]),
-    "parallel_tool_calls": _optional(type="boolean"),
-    "chat_template_kwargs": _optional(type="object"),
-    "reasoning_effort": _optional(enum=["none", "minimal", "low", "medium", "high", "xhigh"]),
-    "thinking_budget": _optional(type="integer", minimum=0),
-    "response_format": _optional(
+    "messages": {"type": "array", "minItems": 1, "items": ref("Message")},
+    "tools": optional(type="array", items=ref("Tool")),
+    "tool_choice": optional(type=["string", "object"]),
+    "parallel_tool_calls": optional(type="boolean"),
+    "chat_template_kwargs": optional(type="object"),
+    "reasoning_effort": optional(enum=["none", "minimal", "low", "medium", "high", "xhigh"]),
+    "thinking_budget": optional(type="integer", minimum=0),
+    "response_format": optional(
         type="object",
         properties={"type": {"enum": ["text", "json_object", "json_schema", "regex", "lark"]}},
         required=["type"],
@@ -172,125 +126,153 @@ _CONVERSATION: dict[str, Schema] = {
 }
 
 _SCHEMAS: dict[str, Any] = {
-    "Error": _object(
+    "Error": fields_of(
         ("error",),
-        error=_object(
+        error=fields_of(
             ("message", "type", "param", "code"),
-            message=_TEXT,
-            type=_TEXT,
+            message=TEXT,
+            type=TEXT,
             param={"type": ["string", "null"]},
             code={"type": ["string", "null"]},
         ),
     ),
-    "Message": _object(
-        ("role",),
-        role={"enum": ["system", "developer", "user", "assistant", "tool"]},
-        content={"type": ["string", "array", "null"]},
-        name=_optional(type="string"),
-        tool_calls=_optional(type="array"),
-        tool_call_id=_optional(type="string"),
-        reasoning_content=_optional(type="string"),
+    "Message": {
+        "anyOf": [
+            fields_of(
+                ("role", "content"),
+                role={"enum": ["system", "developer", "user"]},
+                content=ref("Content"),
+                name=optional(type="string"),
+            ),
+            fields_of(
+                ("role",),
+                role={"const": "assistant"},
+                content=optional(**ref("Content")),
+                name=optional(type="string"),
+                reasoning_content=optional(type="string"),
+                tool_calls=optional(type="array", items=ref("ToolCall")),
+            ),
+            fields_of(
+                ("role", "content"),
+                role={"const": "tool"},
+                content=ref("Content"),
+                name=optional(type="string"),
+                tool_call_id=optional(type="string"),
+            ),
+        ]
+    },
+    "Content": {
+        "anyOf": [
+            TEXT,
+            {"type": "array", "items": fields_of(("type", "text"), type={"const": "text"}, text=TEXT)},
+        ]
+    },
+    "ToolCall": fields_of(
+        ("id", "type", "function"),
+        id=TEXT,
+        type={"const": "function"},
+        function=fields_of(("name", "arguments"), name=TEXT, arguments=TEXT),
     ),
-    "Tool": _object(
+    "Tool": fields_of(
         ("type", "function"),
         type={"const": "function"},
-        function=_object(
+        function=fields_of(
             ("name",),
-            name=_TEXT,
-            description=_optional(type="string"),
-            parameters=_optional(type="object"),
-            strict=_optional(type="boolean"),
+            name=TEXT,
+            description=optional(type="string"),
+            parameters=optional(type="object"),
+            strict=optional(type="boolean"),
         ),
     ),
-    "ChatRequest": _object(
-        ("model", "messages"),
+    "ChatRequest": fields_of(
+        ("messages",),
         **_CONVERSATION,
-        **_SAMPLING,
-        max_completion_tokens=_optional(type="integer", minimum=1),
-        logprobs=_optional(type="boolean"),
-        top_logprobs=_optional(type="integer", minimum=0, maximum=MAX_LOGPROBS),
+        **SAMPLING,
+        max_completion_tokens=optional(type="integer", minimum=1),
+        logprobs=optional(type="boolean"),
+        top_logprobs=optional(type="integer", minimum=0, maximum=MAX_LOGPROBS),
     ),
-    "ChatCompletion": _object(
+    "ChatCompletion": fields_of(
         ("id", "object", "created", "model", "choices", "usage"),
-        id=_TEXT,
+        id=TEXT,
         object={"const": "chat.completion"},
-        created=_COUNT,
-        model=_TEXT,
-        system_fingerprint=_TEXT,
+        created=COUNT,
+        model=TEXT,
+        system_fingerprint=TEXT,
         choices={
             "type": "array",
-            "items": _object(
+            "items": fields_of(
                 ("index", "message", "finish_reason"),
-                index=_COUNT,
-                message=_object(
+                index=COUNT,
+                message=fields_of(
                     ("role", "content"),
                     role={"const": "assistant"},
                     content={"type": ["string", "null"]},
-                    reasoning_content=_TEXT,
+                    reasoning_content=TEXT,
                     tool_calls={"type": "array"},
                 ),
                 logprobs={"type": ["object", "null"]},
                 finish_reason=_FINISH,
             ),
         },
-        usage=_ref("Usage"),
+        usage=ref("Usage"),
         x_edge={"type": "object"},
     ),
-    "CompletionRequest": _object(
-        ("model", "prompt"),
+    "CompletionRequest": fields_of(
+        ("prompt",),
         prompt={"type": ["string", "array"]},
-        **_SAMPLING,
-        echo=_optional(type="boolean"),
-        logprobs=_optional(type="integer", minimum=0, maximum=MAX_LOGPROBS),
+        **SAMPLING,
+        echo=optional(type="boolean"),
+        logprobs=optional(type="integer", minimum=0, maximum=MAX_LOGPROBS),
     ),
-    "Completion": _object(
+    "Completion": fields_of(
         ("id", "object", "created", "model", "choices", "usage"),
-        id=_TEXT,
+        id=TEXT,
         object={"const": "text_completion"},
-        created=_COUNT,
-        model=_TEXT,
-        system_fingerprint=_TEXT,
+        created=COUNT,
+        model=TEXT,
+        system_fingerprint=TEXT,
         choices={
             "type": "array",
-            "items": _object(
+            "items": fields_of(
                 ("index", "text", "finish_reason"),
-                index=_COUNT,
-                text=_TEXT,
+                index=COUNT,
+                text=TEXT,
                 logprobs={"type": ["object", "null"]},
                 finish_reason=_FINISH,
             ),
         },
-        usage=_ref("Usage"),
+        usage=ref("Usage"),
         x_edge={"type": "object"},
     ),
-    "Usage": _object(
+    "Usage": fields_of(
         ("prompt_tokens", "completion_tokens", "total_tokens"),
-        prompt_tokens=_COUNT,
-        completion_tokens=_COUNT,
-        total_tokens=_COUNT,
-        prompt_tokens_details=_object(cached_tokens=_COUNT),
-        completion_tokens_details=_object(reasoning_tokens=_COUNT),
+        prompt_tokens=COUNT,
+        completion_tokens=COUNT,
+        total_tokens=COUNT,
+        prompt_tokens_details=fields_of(cached_tokens=COUNT),
+        completion_tokens_details=fields_of(reasoning_tokens=COUNT),
     ),
-    "TokenizeRequest": _object(
-        content=_optional(type="string"),
-        prompt=_optional(type="string"),
-        messages=_optional(type="array", items=_ref("Message")),
-        add_special_tokens=_optional(type="boolean"),
-        parse_special=_optional(type="boolean"),
-        with_pieces=_optional(type="boolean"),
+    "TokenizeRequest": fields_of(
+        content=optional(type="string"),
+        prompt=optional(type="string"),
+        messages=optional(type="array", items=ref("Message")),
+        add_special_tokens=optional(type="boolean"),
+        parse_special=optional(type="boolean"),
+        with_pieces=optional(type="boolean"),
     ),
-    "Tokens": _object(("tokens", "count"), tokens={"type": "array"}, count=_COUNT, max_model_len=_COUNT),
-    "DetokenizeRequest": _object(("tokens",), tokens={"type": "array", "items": {"type": "integer"}}),
-    "Text": _object(("content", "prompt"), content=_TEXT, prompt=_TEXT),
-    "TemplateRequest": _object(("messages",), **_CONVERSATION),
-    "Prompt": _object(("prompt",), prompt=_TEXT),
-    "Model": _object(
-        ("id", "object"), id=_TEXT, object={"const": "model"}, created=_COUNT, max_model_len=_COUNT
+    "Tokens": fields_of(("tokens", "count"), tokens={"type": "array"}, count=COUNT, max_model_len=COUNT),
+    "DetokenizeRequest": fields_of(("tokens",), tokens={"type": "array", "items": {"type": "integer"}}),
+    "Text": fields_of(("content", "prompt"), content=TEXT, prompt=TEXT),
+    "TemplateRequest": fields_of(("messages",), **_CONVERSATION),
+    "Prompt": fields_of(("prompt",), prompt=TEXT),
+    "Model": fields_of(
+        ("id", "object"), id=TEXT, object={"const": "model"}, created=COUNT, max_model_len=COUNT
     ),
-    "Models": _object(
-        ("object", "data"), object={"const": "list"}, data={"type": "array", "items": _ref("Model")}
+    "Models": fields_of(
+        ("object", "data"), object={"const": "list"}, data={"type": "array", "items": ref("Model")}
     ),
-    "Health": _object(
-        ("status",), status={"enum": ["ok", "draining"]}, running=_COUNT, waiting=_COUNT, model=_TEXT
+    "Health": fields_of(
+        ("status",), status={"enum": ["ok", "draining"]}, running=COUNT, waiting=COUNT, model=TEXT
     ),
 }

@@ -19,7 +19,8 @@ class Reply:
         self._ids: dict[int, str] = {}
         self.calls: list[ToolCall] = []
         self.chunks: list[Chunk] = []
-        self.reasoning_tokens = 0
+        self._says = False  # whether something else than thoughts has come
+        self._tokens_before = 0
 
     @property
     def content(self) -> str:
@@ -31,6 +32,11 @@ class Reply:
         """What was thought."""
         return "".join(self._reasoning)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens up to what is said, if something was thought before."""
+        return self._tokens_before if self._reasoning else 0
+
     def call_id(self, index: int) -> str:
         """The id of a call, the same from its beginning to its end."""
         return self._ids.setdefault(index, f"call_{new_call_id()}")
@@ -39,8 +45,9 @@ class Reply:
         """Take what has come."""
         if isinstance(event, Piece):
             self.chunks += event.chunks
-            if event.parts and all(isinstance(part, ReasoningText) for part in event.parts):
-                self.reasoning_tokens += sum(chunk.token is not None for chunk in event.chunks)
+            for chunk in event.chunks:
+                self._says = self._says or not all(isinstance(part, ReasoningText) for part in chunk.parts)
+                self._tokens_before += chunk.token is not None and not self._says
         for part in event.parts:
             if isinstance(part, ContentText):
                 self._content.append(part.text)

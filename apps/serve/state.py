@@ -17,6 +17,7 @@ from edge.apps.serve.json_in import Fields
 from edge.apps.serve.logs import Log
 from edge.apps.serve.metrics import Metrics
 from edge.apps.serve.options import ServeOptions
+from edge.apps.serve.responses.store import ResponseStore
 from edge.engine.driver import Call, Driver, Work
 from edge.engine.request import Prepared, Request
 from edge.engine.saver import Saver
@@ -65,6 +66,7 @@ class Served:
         self.created = int(time.time())
         self.fingerprint = f"edge-{__version__}-{model.files.content_hash[:8]}"
         self.is_draining = False
+        self.responses = ResponseStore()
         self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
         self._loop: asyncio.AbstractEventLoop | None = None
         prefixes = model.scheduler.prefixes

@@ -18,14 +18,15 @@ def told(served: Served, asked: Asked, error: Exception) -> ApiError:
     known = as_api_error(error)
     if known is None:
         served.log.surprise(asked.number, error)
-        return surprise(asked.number)
+        known = surprise(asked.number)
+    known.number = asked.number
     return known
 
 
 async def with_errors(
-    served: Served, asked: Asked, events: AsyncIterator[bytes], shape: Shape
+    served: Served, asked: Asked, events: AsyncIterator[bytes], shape: Shape, name: str | None = None
 ) -> AsyncIterator[bytes]:
-    """The same events, and an error as the last one."""
+    """The same events, and an error as the last one. name: of that event, where the API has names."""
     async with aclosing(events):  # type: ignore[type-var]
         try:
             async for data in events:
@@ -33,4 +34,4 @@ async def with_errors(
         except Exception as error:
             known = told(served, asked, error)
             asked.note.ended.append(known.code or known.kind)
-            yield event(shape(known))
+            yield event(shape(known), name)

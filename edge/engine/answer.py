@@ -57,9 +57,9 @@ class Completion:
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
     asked for. speculation: what guesses did for it, None without any. is_complete: False where the answer was
-    to have a form (a `Constraint`) and ended in its middle. reasoning, content, calls: what the text says as
-    a reply, thinking and calls taken out of the content; None and nothing where it is not read as one
-    (`edge.engine.request`).
+    to have a form (a `Constraint`) and ended in its middle. stop_string: the one that ended it. reasoning,
+    content, calls: what the text says as a reply, thinking and calls taken out of the content; None and
+    nothing where it is not read as one (`edge.engine.request`).
     """
 
     text: str
@@ -74,6 +74,7 @@ class Completion:
     logprobs: tuple[Sampled, ...] | None = None
     speculation: SpeculationStatistics | None = None
     is_complete: bool = True
+    stop_string: str | None = None
     reasoning: str | None = None
     content: str | None = None
     calls: tuple[ToolCall, ...] = ()
@@ -395,6 +396,7 @@ class Answer(Job):
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
             speculation=None if self._speculation is None else self._speculation.statistics,
             is_complete=self._constraint is None or (self._whole[-1] and self._reason != "stop"),
+            stop_string=self._matcher.found,
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:

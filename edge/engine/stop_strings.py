@@ -11,7 +11,12 @@ class StopMatcher:
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  # the string that ended the text
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the text has ended."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Take more text; returns what is certain to lie before any stop string."""
@@ -19,10 +24,10 @@ class StopMatcher:
             return ""
         self._held += text
         # The one that is complete first counts, so that the pieces in which text arrives make no difference.
-        found = [(at + len(s), at) for s in self._stop if (at := self._held.find(s)) >= 0]
+        found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            ready, self._held = self._held[: min(found)[1]], ""
+            _, at, self.found = min(found)
+            ready, self._held = self._held[:at], ""
             return ready
         keep = max((self._overlap(s) for s in self._stop), default=0)
         cut = len(self._held) - keep

@@ -111,3 +111,52 @@ def client(server: ServerProcess) -> Any:
     """OpenAI's own client."""
     openai = pytest.importorskip("openai")
     return openai.OpenAI(base_url=f"{server.address}/v1", api_key="not-needed", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def thinking(
+    smollm2_gguf: Path, start: Callable[..., ServerProcess], tmp_path_factory: pytest.TempPathFactory
+) -> ServerProcess:
+    """The default model with a chat template that lets it think."""
+    data = smollm2_gguf.read_bytes()
+    name = b"tokenizer.chat_template"
+    at = data.index(name) + len(name) + 4
+    length = int.from_bytes(data[at : at + 8], "little")
+    template = THINKING_TEMPLATE.ljust(length).encode()
+    assert len(template) == length
+    path = tmp_path_factory.mktemp("thinking") / "smollm2-135m.gguf"
+    path.write_bytes(data[: at + 8] + template + data[at + 8 + length :])
+    return start(str(path), "--alias", "smollm2-135m", "--prefix-folder", "off")
+
+
+THINKING_TEMPLATE = (
+    r"{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content %}"
+    r"{{ '<think>\n' + m.reasoning_content + '\n</think>\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+    r"{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking %}"
+    r"{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+"""As long as the model's own at most, whose place it takes in the file."""
+
+
+@pytest.fixture
+def going_down(smollm2_gguf: Path, start: Callable[..., ServerProcess]) -> Callable[..., Any]:
+    """`going_down(path, body, after)`: the events of a stream whose server is told to end after so many."""
+
+    def events(path: str, body: dict[str, Any], after: int) -> list[tuple[str, dict[str, Any]]]:
+        server = start("--prefix-folder", "off", "--drain", "0")
+        found: list[tuple[str, dict[str, Any]]] = []
+        name = ""
+        body = {**body, "stream": True}
+        with httpx.stream("POST", f"{server.address}{path}", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                if line.startswith("event: "):
+                    name = line[7:]
+                elif line.startswith("data: "):
+                    found.append((name, {} if line == "data: [DONE]" else json.loads(line[6:])))
+                    if len(found) == after:
+                        server.process.terminate()
+            assert response.status_code == 200, found
+        assert server.end() == 0
+        return found
+
+    return events

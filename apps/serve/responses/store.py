@@ -1,0 +1,70 @@
+"""Responses that were asked to be stored, so that others may go on from them: the last ones, in memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge.apps.serve.errors import ApiError
+from edge.text.messages import Message
+
+MOST_RESPONSES = 256
+MOST_CHARACTERS = 16_000_000
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A response, and the conversation up to its end without instructions."""
+
+    response: Mapping[str, Any]
+    messages: tuple[Message, ...]
+
+    @property
+    def size(self) -> int:
+        """Characters, roughly."""
+        return sum(len(each.content) + len(each.reasoning or "") + 200 for each in self.messages)
+
+
+class ResponseStore:
+    """The last responses; those that were not used for the longest time are forgotten first."""
+
+    def __init__(self) -> None:
+        self._stored: OrderedDict[str, Stored] = OrderedDict()
+        self._size = 0
+
+    def add(self, stored: Stored) -> None:
+        """Keep one."""
+        self._stored[stored.response["id"]] = stored
+        self._size += stored.size
+        while len(self._stored) > MOST_RESPONSES or (self._size > MOST_CHARACTERS and len(self._stored) > 1):
+            _, oldest = self._stored.popitem(last=False)
+            self._size -= oldest.size
+
+    def get(self, name: str) -> Stored:
+        """The one with this id; ApiError if there is none."""
+        if name not in self._stored:
+            raise ApiError(
+                404, f"Response with id {name[:100]!r} not found.", param="response_id", code="not_found"
+            )
+        self._stored.move_to_end(name)
+        return self._stored[name]
+
+    def previous(self, name: str) -> Stored:
+        """The one that a request goes on from; ApiError if there is none."""
+        try:
+            return self.get(name)
+        except ApiError:
+            raise ApiError(
+                400,
+                f"Previous response with id {name[:100]!r} not found: it was not stored, or this server has "
+                "forgotten it.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            ) from None
+
+    def remove(self, name: str) -> None:
+        """Forget one; ApiError if there is none."""
+        self._size -= self.get(name).size
+        del self._stored[name]
