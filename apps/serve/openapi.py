@@ -168,10 +168,10 @@ _SCHEMAS: dict[str, Any] = {
         ]
     },
     "ToolCall": fields_of(
-        ("id", "type", "function"),
+        ("function",),
         id=TEXT,
         type={"const": "function"},
-        function=fields_of(("name", "arguments"), name=TEXT, arguments=TEXT),
+        function=fields_of(("name",), name=TEXT, arguments=TEXT),
     ),
     "Tool": fields_of(
         ("type", "function"),

@@ -160,7 +160,7 @@ def _thought(item: Fields) -> str:
         except (binascii.Error, ValueError):
             raise item.error("encrypted_content", "be as this server wrote it") from None
     for name in ("content", "summary"):
-        texts = [part.text("text", "") for part in item.objects(name)]
+        texts = [part.required_text("text") for part in item.objects(name)]
         if text := "".join(texts):
             return text
     return ""

@@ -390,6 +390,7 @@ REFUSED = {
         {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "edge:x"}]},
         "input[0].encrypted_content",
     ),
+    "thought": ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary[0].text"),
     "conversation": ({"conversation": "c"}, "conversation"),
     "background": ({"background": True}, "background"),
     "truncation": ({"truncation": "auto"}, "truncation"),
