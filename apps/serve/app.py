@@ -64,16 +64,16 @@ def make_app(served: Served, keys: tuple[bytes, ...] = (), *, only_local: bool =
         *page_files.routes(served),
     ]
     inner: App = _Errors(Router(routes, redirect_slashes=False))
-    inner = _Checked(inner, served, keys, only_local)
+    inner = _Watched(_Checked(inner, served, keys, only_local), served)
     if served.options.cors:
-        inner = CORSMiddleware(
+        inner = CORSMiddleware(  # outside, so that a page may read errors too
             inner,
             allow_origins=list(served.options.cors),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             max_age=600,
         )
-    return _Watched(inner, served)
+    return inner
 
 
 def _shape_of(path: str) -> Shape:

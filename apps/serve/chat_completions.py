@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ async def chat_completions(served: Served, asked: Asked) -> App:
     answers = served.answers(asked, works, parsers)
     form = _Form(served, asked, wanted)
     if wanted.stream:
-        return EventStream(with_errors(served, asked, form.stream(answers), openai_shape))
+        return EventStream(answers, with_errors(served, asked, form.stream(answers), openai_shape))
     async with answers:
         replies, ends = await _collect(answers, wanted.choices)
     return json_response(form.whole(replies, ends))
@@ -127,7 +127,7 @@ class _Form:
             "x_edge": _details(replies, ends),
         }
 
-    async def stream(self, answers: Answers) -> AsyncIterator[bytes]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """The events."""
         self._head["object"] = "chat.completion.chunk"
         replies = [Reply() for _ in range(self._wanted.choices)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ async def completions(served: Served, asked: Asked) -> App:
     answers = served.answers(asked, works)
     form = _Form(served, asked, wanted, prompts)
     if wanted.stream:
-        return EventStream(with_errors(served, asked, form.stream(answers), openai_shape))
+        return EventStream(answers, with_errors(served, asked, form.stream(answers), openai_shape))
     async with answers:
         return json_response(await form.whole(answers))
 
@@ -146,7 +146,7 @@ class _Form:
         ]
         return {**self._head, "choices": choices, "usage": self._usage(ends), "x_edge": self._details(ends)}
 
-    async def stream(self, answers: Answers) -> AsyncIterator[bytes]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """The events."""
         count = len(self._prompts) * self._wanted.choices
         ends: dict[int, End] = {}

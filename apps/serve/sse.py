@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -28,19 +29,23 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 
 class EventStream:
-    """A response of events. Whoever iterates closes the iterator, when the client leaves as well."""
+    """A response of events about some answers, which end with it."""
 
-    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        answers: AbstractAsyncContextManager[Any],
+        events: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """events: what is written at once, one or several whole events."""
-        self._events = events
+        self._answers, self._events = answers, events
         self._headers = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
-        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._headers]})
-        try:
+        # A client may leave before the first event: a generator that never began would end nothing.
+        async with self._answers, aclosing(self._events):
+            await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self._headers]})
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-        finally:
-            await self._events.aclose()  # type: ignore[attr-defined]
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,10 @@ def told(served: Served, asked: Asked, error: Exception) -> ApiError:
 
 
 async def with_errors(
-    served: Served, asked: Asked, events: AsyncIterator[bytes], shape: Shape, name: str | None = None
-) -> AsyncIterator[bytes]:
+    served: Served, asked: Asked, events: AsyncGenerator[bytes, None], shape: Shape, name: str | None = None
+) -> AsyncGenerator[bytes, None]:
     """The same events, and an error as the last one. name: of that event, where the API has names."""
-    async with aclosing(events):  # type: ignore[type-var]
+    async with aclosing(events):
         try:
             async for data in events:
                 yield data

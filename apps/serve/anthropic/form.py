@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 from edge.apps.serve.answering import Answers, End
@@ -52,7 +52,7 @@ class Form:
             "x_edge": self._details(done, blocks),
         }
 
-    async def stream(self, answers: Answers) -> AsyncIterator[bytes]:
+    async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """The events."""
         blocks = Blocks()
         end: End | None = None

@@ -24,7 +24,9 @@ async def messages(served: Served, asked: Asked) -> App:
     answers = served.answers(asked, works_of(prepared, 1), [prepared.parser()])
     form = Form(served, asked, wanted, prepared)
     if wanted.stream:
-        return EventStream(with_errors(served, asked, form.stream(answers), anthropic_shape, "error"))
+        return EventStream(
+            answers, with_errors(served, asked, form.stream(answers), anthropic_shape, "error")
+        )
     blocks, end = await collect(answers)
     return json_response(form.whole(end, blocks))
 

@@ -38,7 +38,7 @@ async def responses(served: Served, asked: Asked) -> App:
         return response
 
     if wanted.stream:
-        return EventStream(EventWriter(form).write(served, asked, answers, ended))
+        return EventStream(answers, EventWriter(form).write(served, asked, answers, ended))
     blocks, end = await collect(answers)
     if not blocks.blocks:
         blocks.add_empty()

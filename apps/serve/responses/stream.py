@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from edge.apps.serve.answering import Answers, End
@@ -22,7 +22,7 @@ class EventWriter:
 
     async def write(
         self, served: Served, asked: Asked, answers: Answers, ended: Callable[[End, Blocks], dict[str, Any]]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """All of them; an error is the last but one. ended: gives the whole response."""
         blocks = Blocks()
         end: End | None = None

@@ -117,6 +117,8 @@ def test_keys_origins_and_limits(start: ServerOf, tiny_folder: str, tmp_path: Pa
     assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
     shown = models(origin=page, authorization="Bearer first-secret-key")
     assert shown.headers["access-control-allow-origin"] == page
+    refused = models(origin=page)
+    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == page
     other = models(origin="http://other.example", authorization="Bearer first-secret-key")
     assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
     assert "secret-key" not in json.dumps(server.log)
