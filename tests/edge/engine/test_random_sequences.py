@@ -28,6 +28,7 @@ from tests.planted import FreeRows
 
 SECONDS = float(os.environ.get("EDGE_STRESS_SECONDS", "5"))
 THREADS = 6
+LEAST = 12  # answers of each thread, however slow the machine
 SPARSE = SparseConfig(dense_len=128, window_size=128, init_blocks=1, topk=2)
 SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0, "max_new_tokens": 40},
@@ -62,7 +63,7 @@ class Reader(threading.Thread):
         end = time.monotonic() + SECONDS
         session = self._model.session()
         try:
-            while time.monotonic() < end:
+            while time.monotonic() < end or (self.answers < LEAST and time.monotonic() < end + 100):
                 if self._random.random() < 0.2:
                     session = self._model.session()
                 self._one(session)
@@ -136,7 +137,10 @@ def test_every_answer_is_that_of_its_request_alone(
         for reader in readers:
             if reader.fault is not None:
                 raise reader.fault
-        assert all(reader.answers > 2 for reader in readers) and sum(reader.guessed for reader in readers) > 9
+        assert (
+            all(reader.answers >= LEAST for reader in readers)
+            and sum(reader.guessed for reader in readers) > 9
+        )
         assert shared.scheduler.prefixes is not None and shared.scheduler.prefixes.statistics.hits > 0
         shared.scheduler.prefixes.forget()
         del shared, readers, reader
