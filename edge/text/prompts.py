@@ -73,8 +73,11 @@ class PromptEncoder:
             self._support = tool_support(self._template, tuple(self._tokenizer.special_tokens))
         return self._support
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **variables: Any) -> list[int]:
-        """Ids of the prompt that lets the model answer `messages`; variables go to the template.
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: Any
+    ) -> list[int]:
+        """Ids of the prompt that lets the model answer `messages`; variables go to the template, whatever
+        their names.
 
         tools: what the model may ask to call. A template that knows none, or writes no calls, gets them as
         text (`edge.text.tools.description`). May be called from several threads. Raises EdgeError if the
@@ -200,7 +203,7 @@ class PromptEncoder:
             if message.role in self._typed:
                 given["content"] = [{"type": "text", "text": given["content"]}]
             plain.append(given)
-        rendered = self._template.render(plain, add_generation_prompt=True, **variables)
+        rendered = self._template.render(plain, **{**variables, "add_generation_prompt": True})
         if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
             raise EdgeError(
                 f"The chat template writes U+{ord(_OPEN):X} itself, which is no character of any text; "
