@@ -199,7 +199,7 @@ def parse_arguments(text: str) -> Mapping[str, Any] | str:
     if not text.strip():
         return {}
     try:
-        found = parse_json(text, "The arguments", EdgeError, "")
+        found = parse_json(text, "The arguments", EdgeError, "", finite=True)
     except EdgeError:
         return text
     return found if isinstance(found, dict) else text

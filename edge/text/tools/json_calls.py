@@ -194,7 +194,7 @@ def _text(literal: str) -> str | None:
 def _call(text: str) -> ToolCall | None:
     """The call that a whole JSON object is."""
     try:
-        found = parse_json(text, "A call", EdgeError, "")
+        found = parse_json(text, "A call", EdgeError, "", finite=True)
     except EdgeError:
         return None
     if isinstance(found, dict) and isinstance(found.get("function"), dict):

@@ -20,6 +20,7 @@ from edge.text.tools.grammar import Parameter, json_value, options_of, parameter
 from edge.text.tools.parts import CallReader, Rules, State, Steps, whole
 
 _LONGEST = 1 << 20  # characters of a block
+_MOST_BITS = 996  # 300 digits, as in JSON; a hexadecimal number may be longer than Python writes
 _MARK = re.compile(r"<\|?[\w/-]+\|?>|\[/?[A-Z_]+\]")
 _FENCE = re.compile(r"\s*```[a-z]*[ \t]*\n(.*?)\s*(?:```\s*)?\Z", re.DOTALL)
 _TOKEN = re.compile(
@@ -176,6 +177,8 @@ def _plain(node: ast.expr) -> Any:
             raise ValueError("no JSON number")
         if isinstance(value, str):
             return value.encode("utf-16", "surrogatepass").decode("utf-16")  # ValueError for half a pair
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise ValueError("a number that nobody would write in decimal")
         if value is None or isinstance(value, (bool, int, float)):
             return value
     elif isinstance(node, (ast.List, ast.Tuple)):

@@ -51,7 +51,10 @@ def test_no_arguments(text: str) -> None:
     assert parse_messages([{"role": "assistant", "tool_calls": [call]}])[0].calls[0].arguments == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1, "a": 2}', "{'a': 1}", "nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", '{"a": 1, "a": 2}', "{'a': 1}", "nan", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}'],
+)
 def test_arguments_that_are_no_object_stay_text(text: str) -> None:
     call = {"function": {"name": "now", "arguments": text}}
     (found,) = parse_messages([{"role": "assistant", "tool_calls": [call]}])[0].calls

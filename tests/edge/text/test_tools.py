@@ -200,6 +200,11 @@ BROKEN = [
     (MCP, "<|tool_call_start|>now(x=a)<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(**{'a': 1})<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=1e999)<|tool_call_end|>"),
+    (JsonFormat(), '<tool_call>{"arguments": {"a": -Infinity}, "name": "f"}</tool_call>'),
+    (
+        MCP,
+        "<|tool_call_start|>now(x=0x" + "f" * 5000 + ")<|tool_call_end|>",
+    ),  # no decimal number is that long
     (MCP, "<|tool_call_start|>now(x=1, x=2)<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=" + "[" * 5000 + "]" * 5000 + ")<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=" + "-" * 5000 + "1)<|tool_call_end|>"),
@@ -223,6 +228,8 @@ def test_what_is_no_call_stays_text(form: ToolFormat, text: str) -> None:
     [
         (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": [1, ', "f", '{"a": [1, '),
         (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": }}', "f", '{"a": }'),
+        (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": NaN}}', "f", '{"a": NaN}'),
+        (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": 1e999}}', "f", '{"a": 1e999}'),
         (MINICPM5, '<function name="f"><param name="a">1</param><param', "f", '{"a": 1<param'),
         (MINICPM5, '<function name="f"><param name="a">1</param>x</function>', "f", '{"a": 1x'),
         (MINICPM5, '<function name="f">', "f", ""),
@@ -263,6 +270,8 @@ def test_a_call_that_was_cut_keeps_its_raw_text(form: ToolFormat, text: str, nam
          '["</param>"]</param></function>', [("get-weather", {"city": "A & B & C", "days": ["</param>"]})]),
         (MINICPM5, '<function name="f"><param name="a">1</param><param name="b">x</param></function>',
          [("f", {"a": 1, "b": "x"})]),
+        (MINICPM5, '<function name="get-weather"><param name="degrees">1e999</param><param name="days">'
+         '[NaN]</param></function>', [("get-weather", {"degrees": "1e999", "days": "[NaN]"})]),
         (CODER, "<function=now>\n</function>\n</tool_call>", [("now", {})]),
     ],
 )  # fmt: skip
