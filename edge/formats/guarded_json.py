@@ -35,8 +35,8 @@ def parse_json(
     """The JSON value in `data`, UTF-8 if bytes.
 
     where: its path, or words for it. finite: refuse NaN, Infinity and 1e999 as the standard does, so that the
-    value can be written as JSON again; configs of models have them. Raises `error` with the sentence "WHERE is
-    not valid JSON: REASON; ADVICE." for all else that strict JSON forbids, and for documents that are too
+    value can be written as JSON again; configs of models have them. Raises `error` with the sentence "WHERE
+    is not valid JSON: REASON; ADVICE." for all else that strict JSON forbids, and for documents that are too
     large, deeper than 64 levels, or give a key two different values.
     """
     try:
