@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from edge.text.chat_template import ChatTemplate
 from edge.text.messages import Tool, ToolCall
 from edge.text.reply import CallArguments, CallEnd, ContentText, ReplyParser, ReplyPart, joined
+from edge.text.tools import json_calls
 from edge.text.tools.detection import GENERIC, tool_support
 from edge.text.tools.json_calls import JsonFormat
 from edge.text.tools.parts import ToolFormat
-from edge.text.tools.python_calls import PythonFormat
+from edge.text.tools.python_calls import PythonFormat, read_calls
 from edge.text.tools.xml_calls import XmlFormat
 from tests.tool_templates import PHI4, PLAIN, TEMPLATES
 
@@ -305,3 +308,52 @@ def test_no_mark_of_python_stands_in_a_text() -> None:
     assert calls_of(read(MCP, MCP.write([ToolCall("get-weather", value)]))) == [
         ToolCall("get-weather", value)
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'now(city="' + '\\"' * (1 << 18),
+        "now(city='" + "\\'" * (1 << 18),
+        "a" * (1 << 19),
+        '"""' + '\n\\"""' * (1 << 16),
+        "'''" + "\n\\'''" * (1 << 16),
+        '"""' + '\n\\"""' * (1 << 16) + "\\",
+        "```python\nnow()" + "\n" * (1 << 19) + "x",
+        "now()" + " " * (1 << 19) + "x",
+    ],
+    ids=["double", "single", "name", "triple", "triple single", "triple, escape", "fence", "blanks"],
+)
+def test_a_cut_call_is_read_once(text: str) -> None:
+    """Each place was tried up to the end: for these texts that takes many minutes."""
+    assert read_calls(text, TOOLS) is None
+
+
+def test_comments_and_what_looks_like_a_name() -> None:
+    text = "# it's \"\"\" from=now(\nget-weather(city='#a b', exact=true)  # don't(\nnow()\n"
+    for written in (text, f"```python\n{text}\n```\n", f"\n```\n{text}"):
+        found = read_calls(written, TOOLS)
+        assert found == [ToolCall("get-weather", {"city": "#a b", "exact": True}), ToolCall("now", {})]
+
+
+def test_the_beginning_of_a_call_is_not_looked_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each piece all blanks before its name were read again."""
+
+    class Counted:
+        def __init__(self) -> None:
+            self.characters = 0
+
+        def match(self, text: str, start: int, end: int = sys.maxsize) -> re.Match[str] | None:
+            self.characters += min(end, len(text)) - start
+            return head.match(text, start, end)
+
+    head = json_calls._HEAD
+    scanned = []
+    for count in (1 << 12, 1 << 13):
+        counted = Counted()
+        monkeypatch.setattr(json_calls, "_HEAD", counted)
+        text = "<tool_call>{" + " " * count + '"name": "now", "arguments": {}}'
+        assert calls_of(read(JsonFormat(), text, tuple(range(len(text))))) == [ToolCall("now", {})]
+        assert read(JsonFormat(), text, tuple(range(len(text)))) == read(JsonFormat(), text)
+        scanned.append(counted.characters)
+    assert scanned[0] == scanned[1] > 0
