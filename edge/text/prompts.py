@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
 from time import monotonic
@@ -48,8 +48,15 @@ _FORM_SECONDS = 2.0
 class PromptEncoder:
     """Renders and encodes conversations for one model."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        check_text: Callable[[str], None] | None = None,
+    ) -> None:
+        """check_text: raises for a text that is too long to be worth encoding."""
         self._template = template
+        self._check_text = check_text
         self._tokenizer = tokenizer
         self._support: ToolSupport | None = None
         self._lock = threading.Lock()
@@ -108,6 +115,8 @@ class PromptEncoder:
             parts = self._restored(marked, messages, but=spliced)
         else:
             parts = self._parts(messages, spliced, text, variables)
+        if self._check_text is not None:
+            self._check_text(parts)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
         for at, part in enumerate(_SENTINEL.split(parts)):

@@ -329,6 +329,13 @@ def test_a_cut_call_is_read_once(text: str) -> None:
     assert read_calls(text, TOOLS) is None
 
 
+def test_many_openings_are_read_once() -> None:
+    """A small model may write one after the other: each was read to the end."""
+    text = MCP.marks[0] * 10_000 + "now()"
+    found = read(MCP, text)
+    assert calls_of(found) == [ToolCall("now", {})] and content_of(found) == MCP.marks[0] * 9_999
+
+
 def test_comments_and_what_looks_like_a_name() -> None:
     text = "# it's \"\"\" from=now(\nget-weather(city='#a b', exact=true)  # don't(\nnow()\n"
     for written in (text, f"```python\n{text}\n```\n", f"\n```\n{text}"):
