@@ -30,7 +30,7 @@ from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.engine.settings import merge_settings
 from edge.engine.speculative.opening import OFF, open_speculation
-from edge.errors import CheckpointError, ConfigError, EdgeError, WrongTypeError
+from edge.errors import CheckpointError, ConfigError, ContextError, EdgeError, WrongTypeError
 from edge.executors.checks import token_ids
 from edge.executors.memory import MemoryPlan, memory_plan
 from edge.executors.options import RUN_OPTIONS, RunOptions, extra_options
@@ -295,7 +295,25 @@ class Model:
     @cached_property
     def _encoder(self) -> PromptEncoder:
         """For requests that have nothing to do with each other; only what it knows of the template counts."""
-        return PromptEncoder(self.chat_template, self.tokenizer)
+        return PromptEncoder(self.chat_template, self.tokenizer, self.check_text)
+
+    @cached_property
+    def most_characters(self) -> int:
+        """No longer text fits the context: each token would have to be the longest one.
+
+        It takes a moment at first, since all tokens are fetched.
+        """
+        return self.context * self.tokenizer.longest_token
+
+    def check_text(self, text: str) -> None:
+        """Raise ContextError for a text that can't fit, before the time for encoding it is spent: others wait
+        for the tokenizer meanwhile.
+        """
+        if len(text) > self.context and len(text) > self.most_characters:
+            raise ContextError(
+                f"The prompt has {len(text)} characters and the context of {self.context} tokens holds "
+                f"{self.most_characters} at most: shorten it or open the model with a longer context."
+            )
 
     def complete(
         self,
@@ -350,6 +368,7 @@ class Model:
 
     def _tokens(self, prompt: Any, parse_special: bool) -> list[int]:
         if isinstance(prompt, str):
+            self.check_text(prompt)
             return self.tokenizer.encode(prompt, parse_special=parse_special)
         try:
             found: list[int] = token_ids(prompt).tolist()

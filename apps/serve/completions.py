@@ -106,6 +106,7 @@ async def completions(served: Served, asked: Asked) -> App:
 def _encoded(served: Served, prompt: str | list[int]) -> list[int]:
     size = served.model.tokenizer.vocab_size
     if isinstance(prompt, str):
+        served.model.check_text(prompt)
         return served.model.tokenizer.encode(prompt)
     if not all(0 <= token < size for token in prompt):
         raise refusal("prompt", f"prompt has a token id that is not from 0 to {size - 1}.")

@@ -26,7 +26,7 @@ def read_body(data: bytes) -> Fields:
     if not data.strip():
         raise refusal(None, "The request has no body: send a JSON object.")
     try:
-        value = parse_json(data, "The request's body", _BodyError, "send a JSON object")
+        value = parse_json(data, "The request's body", _BodyError, "send a JSON object", finite=True)
     except _BodyError as error:
         raise refusal(None, str(error)) from None
     if not isinstance(value, dict):

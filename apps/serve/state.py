@@ -66,6 +66,7 @@ class Served:
         self.created = int(time.time())
         self.fingerprint = f"edge-{__version__}-{model.files.content_hash[:8]}"
         self.is_draining = False
+        _ = model.most_characters  # fetches all tokens: later an answer might wait while a prompt is encoded
         self.responses = ResponseStore()
         self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -8,6 +8,7 @@ it fails (OverflowError, RecursionError).
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,18 @@ class _Unusable(ValueError):
     """Says what is wrong with a document."""
 
 
-def parse_json(data: bytes | str, where: str | Path, error: type[EdgeError], advice: str) -> Any:
+def parse_json(
+    data: bytes | str, where: str | Path, error: type[EdgeError], advice: str, *, finite: bool = False
+) -> Any:
     """The JSON value in `data`, UTF-8 if bytes.
 
-    where: its path, or words for it. Raises `error` with the sentence "WHERE is not valid JSON: REASON;
-    ADVICE." for all that strict JSON forbids, and for documents that are too large, deeper than 64 levels, or
-    give a key two different values.
+    where: its path, or words for it. finite: refuse NaN, Infinity and 1e999 as the standard does, so that the
+    value can be written as JSON again; configs of models have them. Raises `error` with the sentence "WHERE
+    is not valid JSON: REASON; ADVICE." for all else that strict JSON forbids, and for documents that are too
+    large, deeper than 64 levels, or give a key two different values.
     """
     try:
-        return _parse(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
+        return _parse(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data, finite)
     except _Unusable as reason:
         what = str(reason)
     except UnicodeDecodeError:
@@ -66,14 +70,21 @@ def decode_text(data: bytes, where: str | Path, error: type[EdgeError]) -> str:
         raise error(f"{in_words(where)} is not UTF-8 text; get the file again.") from None
 
 
-def _parse(data: bytes) -> Any:
+def _parse(data: bytes, finite: bool) -> Any:
     if len(data) > MOST_BYTES:
         raise _Unusable(f"it is larger than {MOST_BYTES >> 20} MiB")
     brackets = data.count(b"[") + data.count(b"{")
     if brackets + data.count(b",") > _MOST_VALUES:
         raise _Unusable(f"it has more than {_MOST_VALUES} values")
     integer = _bounded if _LONG_NUMBER.search(data) else None
-    value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_int=integer)
+    number = _finite if finite else None  # it gets NaN and Infinity as well
+    value = json.loads(
+        data.decode("utf-8-sig"),
+        object_pairs_hook=_object,
+        parse_int=integer,
+        parse_float=number,
+        parse_constant=number,
+    )
     if brackets > _DEEPEST and _is_deep(value):
         raise _Unusable(f"it is nested deeper than {_DEEPEST} levels")
     if _SURROGATE.search(data) and not _is_text(json.dumps(value, ensure_ascii=False)):
@@ -94,6 +105,13 @@ def _bounded(digits: str) -> int:
     if len(digits) > _LONGEST_NUMBER:
         raise _Unusable(f"it has a number of {len(digits)} digits")
     return int(digits)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Unusable(f"it has the number {text[:80]}, which JSON can't say")
+    return value
 
 
 def _is_deep(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from edge.errors import EdgeError, WrongTypeError
 from edge.formats.guarded_json import parse_json
+from edge.text.schema_shape import check_shape
 
 ROLES = ("system", "user", "assistant", "tool")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -108,6 +109,7 @@ class Tool:
             raise WrongTypeError(
                 f"The parameters of the tool '{self.name}' must be a JSON schema of the type 'object'."
             )
+        check_shape(self.parameters, f"The parameters of the tool '{self.name}'")
 
     def as_openai(self) -> dict[str, Any]:
         """An entry of `tools`."""
@@ -185,7 +187,7 @@ def parse_tool_choice(given: object, tools: Sequence[Tool]) -> ToolChoice:
             f"tool_choice must be 'auto', 'none', 'required' or an object that names a function, not "
             f"{_kind(given)}."
         )
-    if choice.mode == "named" and name not in {tool.name for tool in tools}:
+    if choice.mode == "named" and all(name != tool.name for tool in tools):
         raise EdgeError(f"tool_choice names the function {name!r:.80}, which is none of the tools.")
     if choice.must_call and not tools:
         raise EdgeError("tool_choice asks for a call, but there are no tools: give some.")
@@ -197,7 +199,7 @@ def parse_arguments(text: str) -> Mapping[str, Any] | str:
     if not text.strip():
         return {}
     try:
-        found = parse_json(text, "The arguments", EdgeError, "")
+        found = parse_json(text, "The arguments", EdgeError, "", finite=True)
     except EdgeError:
         return text
     return found if isinstance(found, dict) else text

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
 from time import monotonic
@@ -48,8 +48,15 @@ _FORM_SECONDS = 2.0
 class PromptEncoder:
     """Renders and encodes conversations for one model."""
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        check_text: Callable[[str], None] | None = None,
+    ) -> None:
+        """check_text: raises for a text that is too long to be worth encoding."""
         self._template = template
+        self._check_text = check_text
         self._tokenizer = tokenizer
         self._support: ToolSupport | None = None
         self._lock = threading.Lock()
@@ -73,8 +80,11 @@ class PromptEncoder:
             self._support = tool_support(self._template, tuple(self._tokenizer.special_tokens))
         return self._support
 
-    def encode(self, messages: Sequence[Message], tools: Sequence[Tool] = (), **variables: Any) -> list[int]:
-        """Ids of the prompt that lets the model answer `messages`; variables go to the template.
+    def encode(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), /, **variables: Any
+    ) -> list[int]:
+        """Ids of the prompt that lets the model answer `messages`; variables go to the template, whatever
+        their names.
 
         tools: what the model may ask to call. A template that knows none, or writes no calls, gets them as
         text (`edge.text.tools.description`). May be called from several threads. Raises EdgeError if the
@@ -105,6 +115,8 @@ class PromptEncoder:
             parts = self._restored(marked, messages, but=spliced)
         else:
             parts = self._parts(messages, spliced, text, variables)
+        if self._check_text is not None:
+            self._check_text(parts)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
         for at, part in enumerate(_SENTINEL.split(parts)):
@@ -200,7 +212,7 @@ class PromptEncoder:
             if message.role in self._typed:
                 given["content"] = [{"type": "text", "text": given["content"]}]
             plain.append(given)
-        rendered = self._template.render(plain, add_generation_prompt=True, **variables)
+        rendered = self._template.render(plain, **{**variables, "add_generation_prompt": True})
         if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
             raise EdgeError(
                 f"The chat template writes U+{ord(_OPEN):X} itself, which is no character of any text; "

@@ -117,5 +117,11 @@ class Tokenizer(Protocol):
         Raises TokenizerError for an id outside the vocabulary.
         """
 
+    @property
+    def longest_token(self) -> int:
+        """Bytes of the longest token. All tokens are fetched for it, so that `token_bytes` never has to wait
+        for an encoding afterwards.
+        """
+
     def close(self) -> None:
         """End the process that encodes; a later encoding starts another."""

@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from edge.errors import TokenizerError
 from edge.text.tokenizer.base import LITERAL_MARK, StreamDecoder
@@ -193,6 +194,10 @@ class SegmentTokenizer(ABC):
                 found = self._piece_bytes(token_id)
             self._bytes[token_id] = found
         return found
+
+    @cached_property
+    def longest_token(self) -> int:
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def _split(self, text: str, pattern: re.Pattern[str] | None) -> Iterator[tuple[str, AddedToken | None]]:
         """Pieces of plain text, each with the added token that follows it (None for the last piece)."""

@@ -18,6 +18,7 @@ _HEAD = re.compile(
     r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("(?:[^"\\]|\\.){1,256}")\s*,\s*'
     r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
+_LONGEST_HEAD = 2048  # characters, blanks included: it is looked for again whenever text comes
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _STRING = re.compile(r'["\\]')
 _ARGUMENTS = ("arguments", "parameters")
@@ -130,8 +131,10 @@ class JsonReader(CallReader):
     def _object(self, start: int) -> Steps[int | None]:
         """The place behind the call in an object; None if it is no call."""
         whole_object = Balance(start)
+        seen = 0
         while True:
-            head = _HEAD.match(self.text, start)
+            head = _HEAD.match(self.text, start, start + _LONGEST_HEAD) if seen < _LONGEST_HEAD else None
+            seen = len(self.text) - start
             name = None if head is None else _text(head[1])
             if head is not None and name and self._may_be(name):
                 return (yield from self._streamed(name, head.end()))
@@ -194,7 +197,7 @@ def _text(literal: str) -> str | None:
 def _call(text: str) -> ToolCall | None:
     """The call that a whole JSON object is."""
     try:
-        found = parse_json(text, "A call", EdgeError, "")
+        found = parse_json(text, "A call", EdgeError, "", finite=True)
     except EdgeError:
         return None
     if isinstance(found, dict) and isinstance(found.get("function"), dict):

@@ -20,11 +20,15 @@ from edge.text.tools.grammar import Parameter, json_value, options_of, parameter
 from edge.text.tools.parts import CallReader, Rules, State, Steps, whole
 
 _LONGEST = 1 << 20  # characters of a block
+_MOST_BITS = 996  # 300 digits, as in JSON; a hexadecimal number may be longer than Python writes
 _MARK = re.compile(r"<\|?[\w/-]+\|?>|\[/?[A-Z_]+\]")
-_FENCE = re.compile(r"\s*```[a-z]*[ \t]*\n(.*?)\s*(?:```\s*)?\Z", re.DOTALL)
+_FENCE = re.compile(r"```[a-z]*[ \t]*\n")
+# A text that does not end and a name that is none are matched as well: otherwise each place in them would be
+# tried anew, up to the end.
 _TOKEN = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""|\'\'\'(?:[^\\]|\\.)*?\'\'\'|"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\''
-    r"|(?P<name>[^\W\d][\w.-]*)(?=\s*(?:\(|=(?!=)))",
+    r'"""(?:[^\\]|\\.)*?(?:"""|\\?\Z)|\'\'\'(?:[^\\]|\\.)*?(?:\'\'\'|\\?\Z)'
+    r'|"(?:[^"\\\n]|\\.)*"?|\'(?:[^\'\\\n]|\\.)*\'?|\#[^\n]*'
+    r"|(?P<name>[^\W\d][\w.-]*)(?P<named>(?=\s*(?:\(|=(?!=))))?",
     re.DOTALL,
 )
 _UNKNOWN_ESCAPE = re.compile(r"(\\[\\'\"abfnrtvxuUN0-7\n])|\\")
@@ -84,7 +88,8 @@ class PythonReader(CallReader):
         opening, closing = self._marks
         end = yield from self._find(closing, len(opening))
         inner = self.text[len(opening) : None if end < 0 else end]
-        calls = read_calls(inner, self._tools)
+        # A further opening begins anew. Read to the end for each of many, they took seconds.
+        calls = None if opening in inner else read_calls(inner, self._tools)
         if not calls:
             return "text", len(opening)
         for call in calls:
@@ -105,11 +110,14 @@ def read_calls(text: str, tools: Sequence[Tool]) -> list[ToolCall] | None:
     """The calls in a block of Python, with the tools' own names; None if it is anything else."""
     if len(text) > _LONGEST:
         return None
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
+    text = text.lstrip()
+    if fence := _FENCE.match(text):
+        text = text[fence.end() :].rstrip().removesuffix("```")
     names: list[str] = []
 
     def replaced(match: re.Match[str]) -> str:
+        if match["name"] is not None and match["named"] is None:
+            return match[0]
         if match["name"] is None:
             return _UNKNOWN_ESCAPE.sub(lambda found: found[1] or "\\\\", match[0])
         names.append(match["name"])
@@ -176,6 +184,8 @@ def _plain(node: ast.expr) -> Any:
             raise ValueError("no JSON number")
         if isinstance(value, str):
             return value.encode("utf-16", "surrogatepass").decode("utf-16")  # ValueError for half a pair
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise ValueError("a number that nobody would write in decimal")
         if value is None or isinstance(value, (bool, int, float)):
             return value
     elif isinstance(node, (ast.List, ast.Tuple)):

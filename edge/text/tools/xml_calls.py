@@ -172,7 +172,7 @@ def value_of(text: str, schema: Any) -> Any:
     if kinds == ("string",):
         return text
     try:
-        found = parse_json(_PYTHON_WORDS.get(text.strip(), text), "A value", EdgeError, "")
+        found = parse_json(_PYTHON_WORDS.get(text.strip(), text), "A value", EdgeError, "", finite=True)
     except EdgeError:
         return text
     kind = _kind(found)

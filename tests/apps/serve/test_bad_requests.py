@@ -45,6 +45,7 @@ def refused(response: httpx.Response) -> dict[str, Any]:
         b'{"model": "default", "messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"a": ' + b"[" * 4000 + b"]" * 4000 + b"}",
         b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "made_up": -Infinity}',
         b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stop": [""]}',
         b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream": "yes"}',
         b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream_options": {}}',

@@ -62,6 +62,21 @@ def test_json_that_is_read(data: bytes | str, value: object):
     assert parse(data) == value
 
 
+@pytest.mark.parametrize(
+    "number",
+    [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e400", b"9" * 290 + b"e20", b"9" * 309 + b".0"],
+)
+def test_numbers_that_are_not_finite_are_refused_where_that_is_asked(number: bytes):
+    """What is read so can be written as JSON again."""
+    with pytest.raises(
+        CheckpointError, match=r"is not valid JSON: it has the number \S+, which JSON can't say;"
+    ):
+        parse_json(b'{"a": [%s]}' % number, "It", CheckpointError, "get it again", finite=True)
+    assert isinstance(parse(number), float)
+    fine = b'[1e308, -0.5, 1e-999, "NaN", "1e999"]'
+    assert parse_json(fine, "It", CheckpointError, "", finite=True) == [1e308, -0.5, 0.0, "NaN", "1e999"]
+
+
 def test_an_object_is_an_object():
     assert parse_object(b"{}", "its header", CheckpointError, "get it again") == {}
     for other in (b"[]", b"3", b'"a"', b"null"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from edge.errors import EdgeError
+from edge.errors import EdgeError, WrongTypeError
 from edge.text.messages import (
     AUTO,
     NONE,
@@ -50,7 +51,10 @@ def test_no_arguments(text: str) -> None:
     assert parse_messages([{"role": "assistant", "tool_calls": [call]}])[0].calls[0].arguments == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1, "a": 2}', "{'a': 1}", "nan"])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", '{"a": 1, "a": 2}', "{'a': 1}", "nan", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}'],
+)
 def test_arguments_that_are_no_object_stay_text(text: str) -> None:
     call = {"function": {"name": "now", "arguments": text}}
     (found,) = parse_messages([{"role": "assistant", "tool_calls": [call]}])[0].calls
@@ -114,6 +118,52 @@ def test_what_is_no_tool(tools: Any, says: str) -> None:
         parse_tools(tools)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("properties", 5),
+        ("properties", None),
+        ("properties", {"a": 5}),
+        ("properties", {5: {}}),
+        ("required", 5),
+        ("required", None),
+        ("required", "ab"),
+        ("required", ["a", ["b"]]),
+        ("type", ["string", ["x"]]),
+        ("type", []),
+        ("type", 5),
+        ("enum", 5),
+        ("anyOf", {"type": "string"}),
+        ("allOf", [5]),
+        ("$defs", []),
+        ("additionalProperties", 5),
+        ("minLength", "5"),
+        ("maxLength", -1),
+        ("maxLength", True),
+    ],
+)
+def test_parameters_of_another_shape_are_refused(keyword: str, value: Any) -> None:
+    """Whoever walks over them later, such as the grammars of calls, relies on it; so also further inside."""
+    bad = {keyword: value}
+    places: list[dict[str, Any]] = [{"properties": {"p": bad}}]
+    places += [{"properties": {"p": {"items": {"anyOf": [True, {"properties": {"q": bad}}]}}}}]
+    places += [{"$defs": {"d": bad}}, {"additionalProperties": bad}]
+    if keyword != "type":
+        places.append(bad)
+    for parameters in places:
+        with pytest.raises(
+            WrongTypeError, match=f"The parameters of the tool 'f' give {re.escape(repr(keyword))}"
+        ):
+            Tool("f", "", parameters)
+
+
+def test_parameters_that_contain_themselves_are_refused() -> None:
+    endless: dict[str, Any] = {}
+    endless["properties"] = {"more": endless}
+    with pytest.raises(WrongTypeError, match="nested deeper"):
+        Tool("f", "", endless)
+
+
 def test_tool_choice() -> None:
     tools = parse_tools([TOOL])
     named = {"type": "function", "function": {"name": "now"}}
@@ -121,7 +171,16 @@ def test_tool_choice() -> None:
     assert parse_tool_choice("required", tools) == REQUIRED
     assert parse_tool_choice(named, tools) == ToolChoice("named", "now")
     assert parse_tool_choice({"type": "function", "name": "now"}, tools) == ToolChoice("named", "now")
-    for given, says in (("any", "'auto', 'none'"), ({"type": "function", "name": "x"}, "'x', which is none")):
+    wrong: list[tuple[Any, str]] = [
+        ("any", "'auto', 'none'"),
+        (["auto"], "'auto', 'none'"),
+        ({"type": "function", "name": "x"}, "'x', which is none"),
+        ({"type": "function", "function": {"name": ["x"]}}, "which is none"),
+        ({"type": "function", "function": {"name": {}}}, "which is none"),
+        ({"type": "function", "name": {}}, "which is none"),
+        (ToolChoice("named", ["x"]), "which is none"),  # type: ignore[arg-type]
+    ]
+    for given, says in wrong:
         with pytest.raises(EdgeError, match=says):
             parse_tool_choice(given, tools)
     with pytest.raises(EdgeError, match="there are no tools"):

@@ -129,6 +129,15 @@ def reference() -> Callable[..., str]:
     return render
 
 
+@pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "rendered"])
+def test_a_variable_may_have_any_name(worker: Worker, name: str) -> None:
+    """What a request calls its variables is no argument of ours."""
+    template = ChatTemplate("{{ rendered }}" + TEXT["plain"], worker=worker)
+    encoder = PromptEncoder(template, Characters())  # type: ignore[arg-type]
+    said = "1" if name == "rendered" else ""
+    assert shown(encoder.encode([USER], **{name: 1})) == f"{said}<|user|>{USER.content}<end>"
+
+
 def test_only_the_beginning_of_a_prompt_gets_a_bos(worker: Worker) -> None:
     """Also where the same text began the prompt before: what was encoded then has one."""
 

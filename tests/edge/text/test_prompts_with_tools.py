@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge.errors import EdgeError
+from edge.engine.request import Request
+from edge.errors import ContextError, EdgeError
 from edge.runtime import Model
 from edge.text.chat_template import ChatTemplate
 from edge.text.messages import Message, Tool, ToolCall
@@ -143,3 +144,30 @@ def test_a_lost_result_is_refused(smollm2: Model) -> None:
     template = QWEN3.replace("m.role == 'tool'", "m.role == 'nobody'")
     with pytest.raises(EdgeError, match="leaves out messages of the role 'tool'"):
         encoder(smollm2, template).encode(CONVERSATION, [WEATHER])
+
+
+def test_a_text_that_can_not_fit_is_never_encoded(smollm2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do tokens come from the process of the tokenizer later, which an encoding keeps for its time."""
+    monkeypatch.delitem(vars(smollm2), "most_characters", raising=False)
+    longest = smollm2.most_characters // smollm2.context
+    process = smollm2.tokenizer._process  # type: ignore[attr-defined]
+    asked: list[str] = []
+
+    def ask(method: str, *_: Any, **others: Any) -> Any:
+        asked.append(method)
+        raise EdgeError("It was asked.")
+
+    monkeypatch.setattr(process, "ask", ask)
+    monkeypatch.setattr(smollm2.tokenizer, "_bytes", {})
+    tokens = range(smollm2.tokenizer.vocab_size)
+    assert max(len(smollm2.tokenizer.token_bytes(token)) for token in tokens) == longest
+    text = "x" * (smollm2.context * longest + 1)
+    with pytest.raises(
+        ContextError, match=f"has {len(text)} characters and the context of {smollm2.context} "
+    ):
+        smollm2.stream(text)
+    with pytest.raises(ContextError, match=f" holds {len(text) - 1} at most: shorten it"):
+        smollm2.prepare(Request((Message("user", text),)))
+    assert asked == []
+    with pytest.raises(EdgeError, match="It was asked"):
+        smollm2.stream(text[1:])

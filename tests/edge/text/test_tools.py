@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from edge.text.chat_template import ChatTemplate
 from edge.text.messages import Tool, ToolCall
 from edge.text.reply import CallArguments, CallEnd, ContentText, ReplyParser, ReplyPart, joined
+from edge.text.tools import json_calls
 from edge.text.tools.detection import GENERIC, tool_support
 from edge.text.tools.json_calls import JsonFormat
 from edge.text.tools.parts import ToolFormat
-from edge.text.tools.python_calls import PythonFormat
+from edge.text.tools.python_calls import PythonFormat, read_calls
 from edge.text.tools.xml_calls import XmlFormat
 from tests.tool_templates import PHI4, PLAIN, TEMPLATES
 
@@ -200,6 +203,11 @@ BROKEN = [
     (MCP, "<|tool_call_start|>now(x=a)<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(**{'a': 1})<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=1e999)<|tool_call_end|>"),
+    (JsonFormat(), '<tool_call>{"arguments": {"a": -Infinity}, "name": "f"}</tool_call>'),
+    (
+        MCP,
+        "<|tool_call_start|>now(x=0x" + "f" * 5000 + ")<|tool_call_end|>",
+    ),  # no decimal number is that long
     (MCP, "<|tool_call_start|>now(x=1, x=2)<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=" + "[" * 5000 + "]" * 5000 + ")<|tool_call_end|>"),
     (MCP, "<|tool_call_start|>now(x=" + "-" * 5000 + "1)<|tool_call_end|>"),
@@ -223,6 +231,8 @@ def test_what_is_no_call_stays_text(form: ToolFormat, text: str) -> None:
     [
         (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": [1, ', "f", '{"a": [1, '),
         (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": }}', "f", '{"a": }'),
+        (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": NaN}}', "f", '{"a": NaN}'),
+        (JsonFormat(), '<tool_call>{"name": "f", "arguments": {"a": 1e999}}', "f", '{"a": 1e999}'),
         (MINICPM5, '<function name="f"><param name="a">1</param><param', "f", '{"a": 1<param'),
         (MINICPM5, '<function name="f"><param name="a">1</param>x</function>', "f", '{"a": 1x'),
         (MINICPM5, '<function name="f">', "f", ""),
@@ -263,6 +273,8 @@ def test_a_call_that_was_cut_keeps_its_raw_text(form: ToolFormat, text: str, nam
          '["</param>"]</param></function>', [("get-weather", {"city": "A & B & C", "days": ["</param>"]})]),
         (MINICPM5, '<function name="f"><param name="a">1</param><param name="b">x</param></function>',
          [("f", {"a": 1, "b": "x"})]),
+        (MINICPM5, '<function name="get-weather"><param name="degrees">1e999</param><param name="days">'
+         '[NaN]</param></function>', [("get-weather", {"degrees": "1e999", "days": "[NaN]"})]),
         (CODER, "<function=now>\n</function>\n</tool_call>", [("now", {})]),
     ],
 )  # fmt: skip
@@ -296,3 +308,59 @@ def test_no_mark_of_python_stands_in_a_text() -> None:
     assert calls_of(read(MCP, MCP.write([ToolCall("get-weather", value)]))) == [
         ToolCall("get-weather", value)
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'now(city="' + '\\"' * (1 << 18),
+        "now(city='" + "\\'" * (1 << 18),
+        "a" * (1 << 19),
+        '"""' + '\n\\"""' * (1 << 16),
+        "'''" + "\n\\'''" * (1 << 16),
+        '"""' + '\n\\"""' * (1 << 16) + "\\",
+        "```python\nnow()" + "\n" * (1 << 19) + "x",
+        "now()" + " " * (1 << 19) + "x",
+    ],
+    ids=["double", "single", "name", "triple", "triple single", "triple, escape", "fence", "blanks"],
+)
+def test_a_cut_call_is_read_once(text: str) -> None:
+    """Each place was tried up to the end: for these texts that takes many minutes."""
+    assert read_calls(text, TOOLS) is None
+
+
+def test_many_openings_are_read_once() -> None:
+    """A small model may write one after the other: each was read to the end."""
+    text = MCP.marks[0] * 10_000 + "now()"
+    found = read(MCP, text)
+    assert calls_of(found) == [ToolCall("now", {})] and content_of(found) == MCP.marks[0] * 9_999
+
+
+def test_comments_and_what_looks_like_a_name() -> None:
+    text = "# it's \"\"\" from=now(\nget-weather(city='#a b', exact=true)  # don't(\nnow()\n"
+    for written in (text, f"```python\n{text}\n```\n", f"\n```\n{text}"):
+        found = read_calls(written, TOOLS)
+        assert found == [ToolCall("get-weather", {"city": "#a b", "exact": True}), ToolCall("now", {})]
+
+
+def test_the_beginning_of_a_call_is_not_looked_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each piece all blanks before its name were read again."""
+
+    class Counted:
+        def __init__(self) -> None:
+            self.characters = 0
+
+        def match(self, text: str, start: int, end: int = sys.maxsize) -> re.Match[str] | None:
+            self.characters += min(end, len(text)) - start
+            return head.match(text, start, end)
+
+    head = json_calls._HEAD
+    scanned = []
+    for count in (1 << 12, 1 << 13):
+        counted = Counted()
+        monkeypatch.setattr(json_calls, "_HEAD", counted)
+        text = "<tool_call>{" + " " * count + '"name": "now", "arguments": {}}'
+        assert calls_of(read(JsonFormat(), text, tuple(range(len(text))))) == [ToolCall("now", {})]
+        assert read(JsonFormat(), text, tuple(range(len(text)))) == read(JsonFormat(), text)
+        scanned.append(counted.characters)
+    assert scanned[0] == scanned[1] > 0
