@@ -90,7 +90,7 @@ class _Posted:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
         state = scope["state"]
-        body = await self._body(scope, receive)
+        body = await self._body(state["started"], receive)
         if body is None:
             return
         fields = read_body(body)
@@ -116,14 +116,20 @@ class _Posted:
             raise refusal(self._post.text, str(error), "context_length_exceeded") from None
         await response(scope, receive, send)
 
-    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+    async def _body(self, started: float, receive: Any) -> bytes | None:
         """The whole body; None if the client has gone."""
         most, parts, size = self._served.options.most_bytes, [], 0
         while True:
             try:
-                message = await asyncio.wait_for(receive(), self._served.options.time_limit)
+                left = self._served.options.time_limit - (perf_counter() - started)  # of all, not of a part
+                message = await asyncio.wait_for(receive(), max(0.0, left))
             except asyncio.TimeoutError:
-                raise ApiError(408, "The request did not arrive in time.", code="timeout") from None
+                raise ApiError(
+                    408,
+                    "The request did not arrive in time.",
+                    code="timeout",
+                    headers={"connection": "close"},
+                ) from None
             if message["type"] == "http.disconnect":
                 return None
             parts.append(message.get("body", b""))

@@ -151,7 +151,7 @@ class _Form:
         count = len(self._prompts) * self._wanted.choices
         ends: dict[int, End] = {}
         offsets = [0] * count
-        nothing = {"usage": None} if self._wanted.include_usage else {}
+        nothing: dict[str, Any] = {"usage": None} if self._wanted.include_usage else {}
         async with answers:
             if self._wanted.echo:
                 echoes = (self._choice(index, self._echo(index), (), 0) for index in range(count))
@@ -166,12 +166,15 @@ class _Form:
                     else:
                         choice = self._choice(index, each.text, each.chunks, offsets[index])
                         offsets[index] += len(each.text)
-                    data.append(event({**self._head, "choices": [choice], **nothing}))
+                    # A client that did not ask for usage gets no event without a choice.
+                    over = len(ends) == count and not self._wanted.include_usage
+                    last = {"x_edge": self._details(ends)} if over else nothing
+                    data.append(event({**self._head, "choices": [choice], **last}))
                 yield b"".join(data) or KEEP_ALIVE
-        last: dict[str, Any] = {**self._head, "choices": [], "x_edge": self._details(ends)}
         if self._wanted.include_usage:
-            last["usage"] = self._usage(ends)
-        yield event(last) + DONE
+            last = {"x_edge": self._details(ends), "usage": self._usage(ends)}
+            yield event({**self._head, "choices": [], **last})
+        yield DONE
 
     def _choice(
         self, index: int, text: str, chunks: Sequence[Chunk], offset: int, end: End | None = None

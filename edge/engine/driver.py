@@ -162,7 +162,7 @@ class Driver:
 
         on_chunks: called with the number of one of `works` and all its chunks of a pass. on_done: once for
         each of them, with the Completion, or with the error that ended it. Raises ContextError or EdgeError
-        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `close`.
+        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `stop` or `close`.
         """
         for work in works:
             self._probe.check_prompt(work.prompt)
@@ -179,9 +179,11 @@ class Driver:
             self._changed.notify_all()
         return handle
 
-    def cancel_all(self) -> None:
-        """End all that runs and waits, as `Handle.cancel` does."""
+    def stop(self) -> None:
+        """Take no more, and end all that runs and waits, as `Handle.cancel` does."""
         with self._changed:
+            self._closing = True
+            self._changed.notify_all()
             for handle in (*(run.handle for run in self._running), *(each.handle for each in self._waiting)):
                 handle.cancel()
 
@@ -193,7 +195,7 @@ class Driver:
             self._changed.notify_all()
             while (self._running or self._waiting) and (left := end - monotonic()) > 0:
                 self._changed.wait(left)
-        self.cancel_all()
+        self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

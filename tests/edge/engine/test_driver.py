@@ -288,6 +288,16 @@ def test_close_lets_answers_end_or_ends_them(model, drive):
     assert isinstance(waiting.wait()[0], NeverBegunError)
 
 
+def test_a_driver_that_stops_takes_no_more(drive):
+    driver = drive()
+    reader = ask(driver, work(prompt_of(0), max_new_tokens=900))
+    assert reader.first.wait(60)
+    driver.stop()
+    with pytest.raises(ClosedError):
+        ask(driver, work(prompt_of(1)))
+    assert reader.wait()[0].stop_reason == "cancelled"
+
+
 def test_other_threads_use_the_model_meanwhile(model, drive):
     expected = model.complete(prompt_of(5), **settings_of())
     driver = drive()
