@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -46,6 +47,8 @@ POSTS = (
     Post("/apply-template", tokens.apply_template),
 )
 _ANSWERING = frozenset(post.path for post in POSTS)
+_LARGE = 1 << 16
+"""Bytes of a body that is read in a thread, so that nobody waits for it."""
 _KEYLESS = ("/health",)
 """Paths that need no key, beside those of the page."""
 
@@ -93,7 +96,8 @@ class _Posted:
         body = await self._body(state["started"], receive)
         if body is None:
             return
-        fields = read_body(body)
+        read = partial(self._served.call, state["started"], read_body)
+        fields = await read(body) if len(body) > _LARGE else read_body(body)
         self._served.log_prompt(state["number"], fields)
         asked = Asked(state["number"], fields, state["note"], state["started"])
         answering = asyncio.ensure_future(self._answer(asked, scope, receive, send))

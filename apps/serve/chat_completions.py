@@ -60,7 +60,7 @@ def _read(served: Served, asked: Asked) -> _Wanted:
 async def chat_completions(served: Served, asked: Asked) -> App:
     """Answer a conversation."""
     wanted = _read(served, asked)
-    prepared = await served.prepare(wanted.request)
+    prepared = await served.prepare(asked, wanted.request)
     works = works_of(prepared, wanted.choices)
     parsers = [prepared.parser() for _ in works]
     answers = served.answers(asked, works, parsers)

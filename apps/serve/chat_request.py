@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _MOST_MESSAGES = 4096
-_MOST_TOOLS = 1024
+MOST_TOOLS = 1024
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _BUDGETS = {"low": 512, "medium": 2048}
 """Tokens of thinking that an effort stands for; others have no limit of their own."""
@@ -59,9 +59,9 @@ def read_chat_request(fields: Fields, *, supports_thinking: bool) -> Request:
 def check_tools(fields: Fields) -> None:
     """Raise ApiError for more `tools` than any client has: each is a part of the prompt and of a grammar."""
     given = fields.values.get("tools")
-    if isinstance(given, list) and len(given) > _MOST_TOOLS:
+    if isinstance(given, list) and len(given) > MOST_TOOLS:
         name = fields.name("tools")
-        raise refusal(name, f"{name} may have {_MOST_TOOLS} entries at most.")
+        raise refusal(name, f"{name} may have {MOST_TOOLS} entries at most.")
 
 
 def read_messages(fields: Fields) -> tuple[Message, ...]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _USUAL_TOKENS = 16
 """Of an answer without `max_tokens`, as in OpenAI's API."""
-_MOST_PROMPTS = 64
+_MOST_ANSWERS = 64
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def _prompts(fields: Fields) -> list[str | list[int]]:
     found = [given] if isinstance(given, str) or _is_ids(given) else given
     if not isinstance(found, list) or not found or not all(isinstance(p, str) or _is_ids(p) for p in found):
         raise fields.error("prompt", "be a text, token ids, or a list of either")
-    if len(found) > _MOST_PROMPTS:
-        raise refusal("prompt", f"prompt may have {_MOST_PROMPTS} texts at most.")
+    choices = read_choices(fields)
+    if len(found) * choices > _MOST_ANSWERS:
+        raise refusal("prompt", f"A request may ask for {_MOST_ANSWERS} answers at most: prompts times n.")
     return found
 
 
@@ -87,9 +88,9 @@ def _is_ids(value: Any) -> bool:
 
 async def completions(served: Served, asked: Asked) -> App:
     """Continue texts."""
-    wanted = _read(served, asked.fields)
+    wanted = await served.call(asked.started, _read, served, asked.fields)
     settings = merge_settings(served.model.generation_config, wanted.settings)
-    prompts = [await served.call(_encoded, served, prompt) for prompt in wanted.prompts]
+    prompts = [await served.call(asked.started, _encoded, served, prompt) for prompt in wanted.prompts]
     works = [
         Work(prompt, settings, choice=choice, continues=True)
         for prompt in prompts

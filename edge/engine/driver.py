@@ -2,8 +2,8 @@
 
 A reader submits what it wants and is called back: after every pass with the chunks that it brought, at the
 end with the Completion or with what went wrong. So many answers are made at once, so many requests wait for
-their turn in the order in which they came, and more are refused. While there is nothing to do, the thread
-sleeps.
+their turn in the order in which they came, and more are refused. A request of many answers takes turns with
+the others. While there is nothing to do, the thread sleeps.
 """
 
 from __future__ import annotations
@@ -226,6 +226,7 @@ class Driver:
         with self._changed:
             waiting = list(self._waiting)
         for each in waiting:
+            before = len(each.left)
             while each.left:
                 if each.handle.is_cancelled():
                     never = NeverBegunError("The request was cancelled.")
@@ -234,9 +235,11 @@ class Driver:
                     break
                 elif not self._begin(each, batch):
                     return  # no memory beside the others: wait until one of them ends
-            if not each.left:
+            if len(each.left) < before:
                 with self._changed:
                     self._waiting.remove(each)
+                    if each.left:  # others come first now
+                        self._waiting.append(each)
 
     def _must_wait(self, each: _Waiting) -> bool:
         """Whether another answer is about to leave the same prompt in the prefix cache."""

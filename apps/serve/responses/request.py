@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SUMMARIES = ("auto", "concise", "detailed")
 VERBOSITIES = ("low", "medium", "high")
 _CHOICES = ("auto", "none", "required")
+LONGEST_NAME = 512
+"""Of what a client calls its user, its cache, its format: a response repeats it."""
 _LOGPROBS = "message.output_text.logprobs"
 _SEALED = "reasoning.encrypted_content"
 _REFUSED = {
@@ -99,9 +101,9 @@ def read_request(served: Served, fields: Fields, before: Sequence[Message]) -> W
         "background": False,
         "service_tier": "default",
         "metadata": check_metadata(fields),
-        "safety_identifier": fields.text("safety_identifier"),
-        "prompt_cache_key": fields.text("prompt_cache_key"),
-        "user": fields.text("user"),
+        "safety_identifier": fields.text("safety_identifier", most=LONGEST_NAME),
+        "prompt_cache_key": fields.text("prompt_cache_key", most=LONGEST_NAME),
+        "user": fields.text("user", most=LONGEST_NAME),
     }
     return Wanted(
         request,
@@ -178,7 +180,7 @@ def _text(fields: Fields) -> tuple[Grammar | None, dict[str, Any]]:
     said: dict[str, Any] = {"type": kind}
     if kind == "json_schema":
         said |= {
-            "name": form.text("name", "answer"),
+            "name": form.text("name", "answer", most=LONGEST_NAME),
             "description": form.text("description"),
             "schema": form.values.get("schema"),
             "strict": form.flag("strict", True),

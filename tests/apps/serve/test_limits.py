@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import httpx
@@ -80,3 +82,51 @@ def test_tools(serve: Callable[..., Served], kind: str):
         with pytest.raises(ApiError, match=sentence) as raised:
             read(tools)
         assert (raised.value.param or "").startswith("tools")
+
+
+def test_requests_that_are_read_are_counted_and_timed(serve: Callable[..., Served]):
+    """Also one whose time is up, as long as a thread is busy with it."""
+    served = serve(parallel=1, queue=0, time_limit=100)
+    gate = threading.Event()
+
+    async def ask() -> tuple[list[Any], httpx.Response, httpx.Response]:
+        now = perf_counter()
+        late = [served.call(now - 200, gate.wait), served.call(now - 200, gate.wait)]
+        ended = await asyncio.gather(*late, return_exceptions=True)
+        waiting = asyncio.ensure_future(served.call(now, gate.wait))
+        await asyncio.sleep(0)
+        busy = await post(served, "/tokenize", content="a")
+        gate.set()
+        await waiting
+        return ended, busy, await post(served, "/tokenize", content="a")
+
+    ended, busy, free = asyncio.run(ask())
+    assert [(each.status, each.code) for each in ended] == [(504, "timeout")] * 2
+    assert busy.status_code == 429 and "retry-after" in busy.headers and free.status_code == 200
+
+
+def test_a_body_that_comes_in_drops(serve: Callable[..., Served]):
+    """Each in time, and all of it never."""
+    app, sent = make_app(serve(time_limit=1)), []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/tokenize", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 60))
+    assert sent[0]["status"] == 408 and (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_answers_and_ids(serve: Callable[..., Served]):
+    served = serve()
+    many = posted(served, "/v1/completions", prompt=["a"] * 33, n=2)
+    assert many.status_code == 400 and "64 answers at most" in many.text
+    ids = posted(served, "/detokenize", tokens=[1] * (1 << 18) + [1])
+    assert ids.status_code == 400 and "262144 ids at most" in ids.text
+    large = posted(served, "/detokenize", tokens=[3] * 50_000)  # read in a thread
+    assert large.status_code == 200 and large.json()["content"]
+    assert posted(served, "/detokenize", tokens=[[]] * 50_000).json()["error"]["param"] == "tokens[0]"
