@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from edge.apps.serve.errors import ApiError
+from edge.apps.serve.errors import ApiError, too_late
 from edge.apps.serve.metrics import Metrics
 from edge.engine.answer import Chunk, Completion
 from edge.engine.driver import Driver, NeverBegunError, Work
@@ -164,8 +164,7 @@ class Answers:
 
     def _reason(self) -> ApiError:
         if self._is_late:
-            sentence = f"The answer took longer than the server's limit of {self._time_limit:g} seconds."
-            return ApiError(504, sentence, "server_error", code="timeout")
+            return too_late(self._time_limit)
         return ApiError(503, "The server is shutting down.", "server_error", code="shutting_down")
 
     def _fail(self, error: Exception) -> None:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -46,6 +47,8 @@ POSTS = (
     Post("/apply-template", tokens.apply_template),
 )
 _ANSWERING = frozenset(post.path for post in POSTS)
+_LARGE = 1 << 16
+"""Bytes of a body that is read in a thread, so that nobody waits for it."""
 _KEYLESS = ("/health",)
 """Paths that need no key, beside those of the page."""
 
@@ -90,10 +93,11 @@ class _Posted:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """See ASGI."""
         state = scope["state"]
-        body = await self._body(scope, receive)
+        body = await self._body(state["started"], receive)
         if body is None:
             return
-        fields = read_body(body)
+        read = partial(self._served.call, state["started"], read_body)
+        fields = await read(body) if len(body) > _LARGE else read_body(body)
         self._served.log_prompt(state["number"], fields)
         asked = Asked(state["number"], fields, state["note"], state["started"])
         answering = asyncio.ensure_future(self._answer(asked, scope, receive, send))
@@ -116,14 +120,20 @@ class _Posted:
             raise refusal(self._post.text, str(error), "context_length_exceeded") from None
         await response(scope, receive, send)
 
-    async def _body(self, scope: Any, receive: Any) -> bytes | None:
+    async def _body(self, started: float, receive: Any) -> bytes | None:
         """The whole body; None if the client has gone."""
         most, parts, size = self._served.options.most_bytes, [], 0
         while True:
             try:
-                message = await asyncio.wait_for(receive(), self._served.options.time_limit)
+                left = self._served.options.time_limit - (perf_counter() - started)  # of all, not of a part
+                message = await asyncio.wait_for(receive(), max(0.0, left))
             except asyncio.TimeoutError:
-                raise ApiError(408, "The request did not arrive in time.", code="timeout") from None
+                raise ApiError(
+                    408,
+                    "The request did not arrive in time.",
+                    code="timeout",
+                    headers={"connection": "close"},
+                ) from None
             if message["type"] == "http.disconnect":
                 return None
             parts.append(message.get("body", b""))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def _read(served: Served, asked: Asked) -> _Wanted:
 async def chat_completions(served: Served, asked: Asked) -> App:
     """Answer a conversation."""
     wanted = _read(served, asked)
-    prepared = await served.prepare(wanted.request)
+    prepared = await served.prepare(asked, wanted.request)
     works = works_of(prepared, wanted.choices)
     parsers = [prepared.parser() for _ in works]
     answers = served.answers(asked, works, parsers)
@@ -136,19 +136,31 @@ class _Form:
             first = {"role": "assistant", "content": "", "refusal": None}
             yield b"".join(self._chunk(choice, first) for choice in range(self._wanted.choices))
             async for events in answers:
-                data = [part for each in events for part in self._written(replies[each.choice], each)]
-                ends |= {each.choice: each for each in events if isinstance(each, End)}
+                data = []
+                for each in events:
+                    replies[each.choice].take(each)
+                    if isinstance(each, End):
+                        ends[each.choice] = each
+                    over = len(ends) == len(replies) and not self._wanted.include_usage
+                    data += self._written(
+                        replies[each.choice], each, self._last(replies, ends) if over else {}
+                    )
                 if data or not events:
                     yield b"".join(data) or KEEP_ALIVE
-        ordered = [ends[choice] for choice in range(self._wanted.choices)]
-        last: dict[str, Any] = {**self._head, "choices": [], "x_edge": _details(replies, ordered)}
         if self._wanted.include_usage:
-            last["usage"] = usage(ordered, sum(reply.reasoning_tokens for reply in replies))
-        yield event(last) + DONE
+            yield event({**self._head, "choices": [], **self._last(replies, ends)})
+        yield DONE
 
-    def _written(self, reply: Reply, each: Event) -> list[bytes]:
-        """The events for what came of one choice."""
-        reply.take(each)
+    def _last(self, replies: Sequence[Reply], ends: Mapping[int, End]) -> dict[str, Any]:
+        """What the last event has beside others. Unless usage was asked for, it is one with a choice."""
+        ordered = [ends[choice] for choice in range(self._wanted.choices)]
+        found: dict[str, Any] = {"x_edge": _details(replies, ordered)}
+        if self._wanted.include_usage:
+            found["usage"] = usage(ordered, sum(reply.reasoning_tokens for reply in replies))
+        return found
+
+    def _written(self, reply: Reply, each: Event, last: Mapping[str, Any]) -> list[bytes]:
+        """The events for what came of one choice. last: what its end says of all."""
         deltas = [delta for part in each.parts if (delta := _delta(part, reply)) is not None]
         written = [self._chunk(each.choice, delta) for delta in deltas]
         if self._wanted.logprobs and isinstance(each, Piece) and each.chunks:
@@ -158,15 +170,20 @@ class _Form:
             written[:1] = [self._chunk(each.choice, delta, logprobs)]
         if isinstance(each, End):
             finish = finish_reason(each.completion, bool(reply.calls))
-            written.append(self._chunk(each.choice, {}, finish=finish))
+            written.append(self._chunk(each.choice, {}, finish=finish, last=last))
         return written
 
     def _chunk(
-        self, choice: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None
+        self,
+        choice: int,
+        delta: dict[str, Any],
+        logprobs: Any = None,
+        finish: str | None = None,
+        last: Mapping[str, Any] | None = None,
     ) -> bytes:
         entry = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         usage_field = {"usage": None} if self._wanted.include_usage else {}
-        return event({**self._head, "choices": [entry], **usage_field})
+        return event({**self._head, "choices": [entry], **usage_field, **(last or {})})
 
 
 def _delta(part: ReplyPart, reply: Reply) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _MOST_MESSAGES = 4096
+MOST_TOOLS = 1024
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _BUDGETS = {"low": 512, "medium": 2048}
 """Tokens of thinking that an effort stands for; others have no limit of their own."""
@@ -35,6 +36,7 @@ def read_chat_request(fields: Fields, *, supports_thinking: bool) -> Request:
     for name, sentence in _REFUSED.items():
         fields.refuse(name, sentence, harmless=(False,))
     fields.refuse("modalities", "this model writes text only.", harmless=(["text"],))
+    check_tools(fields)
     tools = reading("tools", parse_tools, fields.values.get("tools"))
     choice = reading("tool_choice", parse_tool_choice, fields.values.get("tool_choice"), tools)
     variables, thinking = _template_variables(fields, supports_thinking)
@@ -52,6 +54,14 @@ def read_chat_request(fields: Fields, *, supports_thinking: bool) -> Request:
         thinking_budget=budget if supports_thinking else None,
         template_variables=variables,
     )
+
+
+def check_tools(fields: Fields) -> None:
+    """Raise ApiError for more `tools` than any client has: each is a part of the prompt and of a grammar."""
+    given = fields.values.get("tools")
+    if isinstance(given, list) and len(given) > MOST_TOOLS:
+        name = fields.name("tools")
+        raise refusal(name, f"{name} may have {MOST_TOOLS} entries at most.")
 
 
 def read_messages(fields: Fields) -> tuple[Message, ...]:

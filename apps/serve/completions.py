@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _USUAL_TOKENS = 16
 """Of an answer without `max_tokens`, as in OpenAI's API."""
-_MOST_PROMPTS = 64
+_MOST_ANSWERS = 64
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def _prompts(fields: Fields) -> list[str | list[int]]:
     found = [given] if isinstance(given, str) or _is_ids(given) else given
     if not isinstance(found, list) or not found or not all(isinstance(p, str) or _is_ids(p) for p in found):
         raise fields.error("prompt", "be a text, token ids, or a list of either")
-    if len(found) > _MOST_PROMPTS:
-        raise refusal("prompt", f"prompt may have {_MOST_PROMPTS} texts at most.")
+    choices = read_choices(fields)
+    if len(found) * choices > _MOST_ANSWERS:
+        raise refusal("prompt", f"A request may ask for {_MOST_ANSWERS} answers at most: prompts times n.")
     return found
 
 
@@ -87,9 +88,9 @@ def _is_ids(value: Any) -> bool:
 
 async def completions(served: Served, asked: Asked) -> App:
     """Continue texts."""
-    wanted = _read(served, asked.fields)
+    wanted = await served.call(asked.started, _read, served, asked.fields)
     settings = merge_settings(served.model.generation_config, wanted.settings)
-    prompts = [await served.call(_encoded, served, prompt) for prompt in wanted.prompts]
+    prompts = [await served.call(asked.started, _encoded, served, prompt) for prompt in wanted.prompts]
     works = [
         Work(prompt, settings, choice=choice, continues=True)
         for prompt in prompts
@@ -152,7 +153,7 @@ class _Form:
         count = len(self._prompts) * self._wanted.choices
         ends: dict[int, End] = {}
         offsets = [0] * count
-        nothing = {"usage": None} if self._wanted.include_usage else {}
+        nothing: dict[str, Any] = {"usage": None} if self._wanted.include_usage else {}
         async with answers:
             if self._wanted.echo:
                 echoes = (self._choice(index, self._echo(index), (), 0) for index in range(count))
@@ -167,12 +168,15 @@ class _Form:
                     else:
                         choice = self._choice(index, each.text, each.chunks, offsets[index])
                         offsets[index] += len(each.text)
-                    data.append(event({**self._head, "choices": [choice], **nothing}))
+                    # A client that did not ask for usage gets no event without a choice.
+                    over = len(ends) == count and not self._wanted.include_usage
+                    last = {"x_edge": self._details(ends)} if over else nothing
+                    data.append(event({**self._head, "choices": [choice], **last}))
                 yield b"".join(data) or KEEP_ALIVE
-        last: dict[str, Any] = {**self._head, "choices": [], "x_edge": self._details(ends)}
         if self._wanted.include_usage:
-            last["usage"] = self._usage(ends)
-        yield event(last) + DONE
+            last = {"x_edge": self._details(ends), "usage": self._usage(ends)}
+            yield event({**self._head, "choices": [], **last})
+        yield DONE
 
     def _choice(
         self, index: int, text: str, chunks: Sequence[Chunk], offset: int, end: End | None = None

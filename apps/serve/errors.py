@@ -52,6 +52,12 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def too_late(seconds: float) -> ApiError:
+    """The end of a request at the server's time limit."""
+    sentence = f"The answer took longer than the server's limit of {seconds:g} seconds."
+    return ApiError(504, sentence, "server_error", code="timeout")
+
+
 def surprise(number: str) -> ApiError:
     """What a client is told of our own mistake; the log has the rest under the same number."""
     message = f"Something unexpected went wrong in the server; its log tells more under {number}."

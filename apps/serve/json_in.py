@@ -71,13 +71,16 @@ class Fields:
         if self.has(field) and self.values[field] not in harmless:
             raise refusal(self.name(field), f"{self.name(field)}: {sentence}", "unsupported_parameter")
 
-    def text(self, field: str, default: _T = None) -> str | _T:  # type: ignore[assignment]
-        """A text."""
+    def text(self, field: str, default: _T = None, *, most: int | None = None) -> str | _T:  # type: ignore[assignment]
+        """A text, of so many characters at most."""
         if not self.has(field):
             return default
         value = self.values[field]
         if not isinstance(value, str):
             raise self.error(field, "be a text")
+        if most is not None and len(value) > most:
+            name = self.name(field)
+            raise refusal(name, f"{name} may have {most} characters at most.")
         return value
 
     def required_text(self, field: str) -> str:

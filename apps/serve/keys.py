@@ -97,7 +97,11 @@ def check_origin(allowed: Collection[str], scope: Scope) -> None:
     origin = (header(scope, b"origin") or b"").decode("latin-1")
     if not origin or "*" in allowed or origin in allowed:
         return
-    if urlsplit(origin).netloc.encode() != header(scope, b"host"):
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:
+        host = ""
+    if not host or host.encode() != header(scope, b"host"):
         raise ApiError(
             403,
             f"Web pages of {origin[:100]} may not use this server: start it with --cors and this origin.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge import __version__
 from edge.apps.serve.anthropic import openapi as anthropic
 from edge.apps.serve.asking import MOST_CHOICES
+from edge.apps.serve.chat_request import MOST_TOOLS
 from edge.apps.serve.openapi_terms import (
     COUNT,
     TEXT,
@@ -112,7 +113,7 @@ SAMPLING: dict[str, Schema] = {
 
 _CONVERSATION: dict[str, Schema] = {
     "messages": {"type": "array", "minItems": 1, "items": ref("Message")},
-    "tools": optional(type="array", items=ref("Tool")),
+    "tools": optional(type="array", maxItems=MOST_TOOLS, items=ref("Tool")),
     "tool_choice": optional(type=["string", "object"]),
     "parallel_tool_calls": optional(type="boolean"),
     "chat_template_kwargs": optional(type="object"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.apps.serve.app import make_app
+from edge.apps.serve.connections import connection_type
 from edge.apps.serve.keys import is_loopback, read_keys
 from edge.apps.serve.options import ServeOptions
 from edge.apps.serve.state import Served
@@ -19,6 +21,8 @@ from edge.system.notices import notice
 
 _BACKLOG = 512
 _KEEP_ALIVE = 75  # seconds that a connection may be idle
+_LAST_WORDS = 5  # seconds in which clients are told that their answers have been ended
+_FEW_WORDS = 1  # the same after a second signal
 
 
 def serve(served: Served, keys: tuple[bytes, ...], listener: socket.socket) -> None:
@@ -36,8 +40,9 @@ def serve(served: Served, keys: tuple[bytes, ...], listener: socket.socket) -> N
         server_header=False,
         date_header=False,  # it would wake the process every second
         timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(options.drain) + _LAST_WORDS,
         ws="none",
-        http="h11",
+        http=connection_type(options.time_limit, _KEEP_ALIVE),
         loop="asyncio",
     )
     for name in ("uvicorn.error", "asyncio"):
@@ -54,14 +59,16 @@ def serve(served: Served, keys: tuple[bytes, ...], listener: socket.socket) -> N
                 await self._told.wait()
             served.is_draining = True
             served.log.write("draining", seconds=options.drain, **vars(served.driver.load))
-            self._loop.call_later(options.drain, served.driver.cancel_all)
+            self._loop.call_later(options.drain, served.driver.stop)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            if self.should_exit:
-                served.driver.cancel_all()
-            self.should_exit = True
-            with suppress(AttributeError):  # before the loop
-                self._loop.call_soon_threadsafe(self._told.set)
+            again, self.should_exit = self.should_exit, True
+            with suppress(AttributeError, RuntimeError):  # before the loop, and after it
+                self._loop.call_soon_threadsafe(self._end_now if again else self._told.set)
+
+        def _end_now(self) -> None:
+            served.driver.stop()
+            self._loop.call_later(_FEW_WORDS, setattr, self, "force_exit", True)
 
     try:
         Server(config).run(sockets=[listener])

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from time import perf_counter
+from typing import Any, TypeVar
 
 from edge import __version__
 from edge.apps.serve.answering import Answers
-from edge.apps.serve.errors import ApiError
+from edge.apps.serve.errors import ApiError, too_late
 from edge.apps.serve.json_in import Fields
 from edge.apps.serve.logs import Log
 from edge.apps.serve.metrics import Metrics
 from edge.apps.serve.options import ServeOptions
 from edge.apps.serve.responses.store import ResponseStore
-from edge.engine.driver import Call, Driver, Work
+from edge.engine.driver import BusyError, Call, Driver, Work
 from edge.engine.request import Prepared, Request
 from edge.engine.saver import Saver
 from edge.runtime import Model
@@ -69,6 +70,7 @@ class Served:
         _ = model.most_characters  # fetches all tokens: later an answer might wait while a prompt is encoded
         self.responses = ResponseStore()
         self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
+        self._calls: set[Future[Any]] = set()  # until their threads are done with them
         self._loop: asyncio.AbstractEventLoop | None = None
         prefixes = model.scheduler.prefixes
         self._saver = None if prefixes is None or options.folder is None else Saver(prefixes)
@@ -101,13 +103,27 @@ class Served:
         if self.log.prompts:
             self.log.write("prompt", id=number, body=fields.values)
 
-    async def call(self, function: Callable[..., _T], *values: object) -> _T:
-        """Run what takes milliseconds in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *values)
+    async def call(self, started: float, function: Callable[..., _T], *values: object) -> _T:
+        """Run what takes milliseconds or more in a thread.
 
-    async def prepare(self, request: Request) -> Prepared:
-        """See `Model.prepare`."""
-        return await self.call(self.model.prepare, request)
+        started: when the request came, of `perf_counter`. Raises BusyError if more calls are under way
+        than requests may be, ApiError if the request's time is up first.
+        """
+        if len(self._calls) >= _WORKERS + self.options.parallel + self.options.queue:
+            raise BusyError(f"{len(self._calls)} requests are being read already: ask again later.")
+        call = self._workers.submit(function, *values)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        limit = self.options.time_limit
+        try:
+            left = max(0.0, limit - (perf_counter() - started))
+            return await asyncio.wait_for(asyncio.wrap_future(call), left)
+        except asyncio.TimeoutError:
+            raise too_late(limit) from None
+
+    async def prepare(self, asked: Asked, request: Request) -> Prepared:
+        """See `Model.prepare`; raises as `call` does."""
+        return await self.call(asked.started, self.model.prepare, request)
 
     def answers(
         self, asked: Asked, works: Sequence[Work], parsers: Sequence[ReplyParser] | None = None

@@ -57,9 +57,9 @@ class Completion:
     stop_reason: `eos` (an end token), `stop` (a stop string), `length` (max_new_tokens), `context` (the
     window is full) or `cancelled`. seed: what repeats this answer. logprobs: one entry per token, None if not
     asked for. speculation: what guesses did for it, None without any. is_complete: False where the answer was
-    to have a form (a `Constraint`) and ended in its middle. stop_string: the one that ended it. reasoning,
-    content, calls: what the text says as a reply, thinking and calls taken out of the content; None and
-    nothing where it is not read as one (`edge.engine.request`).
+    to have a form (a `Constraint`) and ended in its middle. stop_string: the one that ended it, with
+    `eos` a control token. reasoning, content, calls: what the text says as a reply, thinking and calls taken
+    out of the content; None and nothing where it is not read as one (`edge.engine.request`).
     """
 
     text: str
@@ -123,6 +123,7 @@ class Answer(Job):
         self._drawn = self._forced = 0  # tokens in it, an end token included
         self._left = ""
         self._reason: StopReason | None = None
+        self._stop: str | None = None  # the control token among the stop strings that ended it
         self._shown = False  # whether the reader may know that it has ended
         self._ttft: float | None = None
         self._prefill = 0.0  # seconds
@@ -333,7 +334,8 @@ class Answer(Job):
         if constraint is not None and (own or token not in self._ends):
             constraint.advance(token)
         if own or token in self._ends:
-            self._reason = "eos"
+            self._reason, named = "eos", self._tokenizer.special_tokens
+            self._stop = next((text for text in self._settings.stop if named.get(text) == token), None)
             return None
         text = self._matcher.push(self._decoder.push(token))
         self._steps.append((choice, text))
@@ -396,7 +398,7 @@ class Answer(Job):
             logprobs=sampled if self._settings.sampling.logprobs is not None else None,
             speculation=None if self._speculation is None else self._speculation.statistics,
             is_complete=self._constraint is None or (self._whole[-1] and self._reason != "stop"),
-            stop_string=self._matcher.found,
+            stop_string=self._matcher.found or self._stop,
         )
 
     def _text(self) -> tuple[StreamDecoder, StopMatcher]:
@@ -411,7 +413,7 @@ class Answer(Job):
         self._unread.clear()
         self._whole = self._whole[: len(read) + 1]
         self._seconds = self._seconds[: max(0, len(read) - 1)]
-        self._reason = "cancelled"
+        self._reason, self._stop = "cancelled", None
         self._decoder, self._matcher = self._text()
         self._steps = [(choice, self._matcher.push(self._decoder.push(choice.token))) for choice in read]
         return True

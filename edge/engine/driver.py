@@ -2,8 +2,8 @@
 
 A reader submits what it wants and is called back: after every pass with the chunks that it brought, at the
 end with the Completion or with what went wrong. So many answers are made at once, so many requests wait for
-their turn in the order in which they came, and more are refused. While there is nothing to do, the thread
-sleeps.
+their turn in the order in which they came, and more are refused. A request of many answers takes turns with
+the others. While there is nothing to do, the thread sleeps.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Driver:
 
         on_chunks: called with the number of one of `works` and all its chunks of a pass. on_done: once for
         each of them, with the Completion, or with the error that ended it. Raises ContextError or EdgeError
-        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `close`.
+        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `stop` or `close`.
         """
         for work in works:
             self._probe.check_prompt(work.prompt)
@@ -179,9 +179,11 @@ class Driver:
             self._changed.notify_all()
         return handle
 
-    def cancel_all(self) -> None:
-        """End all that runs and waits, as `Handle.cancel` does."""
+    def stop(self) -> None:
+        """Take no more, and end all that runs and waits, as `Handle.cancel` does."""
         with self._changed:
+            self._closing = True
+            self._changed.notify_all()
             for handle in (*(run.handle for run in self._running), *(each.handle for each in self._waiting)):
                 handle.cancel()
 
@@ -193,7 +195,7 @@ class Driver:
             self._changed.notify_all()
             while (self._running or self._waiting) and (left := end - monotonic()) > 0:
                 self._changed.wait(left)
-        self.cancel_all()
+        self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -224,6 +226,7 @@ class Driver:
         with self._changed:
             waiting = list(self._waiting)
         for each in waiting:
+            before = len(each.left)
             while each.left:
                 if each.handle.is_cancelled():
                     never = NeverBegunError("The request was cancelled.")
@@ -232,9 +235,11 @@ class Driver:
                     break
                 elif not self._begin(each, batch):
                     return  # no memory beside the others: wait until one of them ends
-            if not each.left:
+            if len(each.left) < before:
                 with self._changed:
                     self._waiting.remove(each)
+                    if each.left:  # others come first now
+                        self._waiting.append(each)
 
     def _must_wait(self, each: _Waiting) -> bool:
         """Whether another answer is about to leave the same prompt in the prefix cache."""

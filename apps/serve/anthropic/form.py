@@ -118,7 +118,8 @@ class Form:
 
     def _ending(self, done: Completion, blocks: Blocks) -> dict[str, Any]:
         """What ended the message."""
-        reason = _REASONS.get(done.stop_reason, "end_turn")
+        # A control token that was asked for ends an answer as the model's own end does.
+        reason = "stop_sequence" if done.stop_string else _REASONS.get(done.stop_reason, "end_turn")
         # A stop string of the model's own is an end like others.
         own = done.stop_string is not None and done.stop_string not in self._wanted.stops
         called = bool(blocks.reply.calls) and reason in ("end_turn", "stop_sequence")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge.apps.serve.chat_request import EFFORTS
+from edge.apps.serve.chat_request import EFFORTS, MOST_TOOLS
 from edge.apps.serve.openapi_terms import COUNT, TEXT, Schema, fields_of, number, optional, post, ref
 
 
@@ -62,6 +62,7 @@ _REQUEST: dict[str, Schema] = {
     "system": optional(**_blocks(_TEXT_BLOCK)),
     "tools": optional(
         type="array",
+        maxItems=MOST_TOOLS,
         items=fields_of(
             ("name", "input_schema"),
             type=optional(const="custom"),

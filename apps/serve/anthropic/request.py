@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.apps.serve.asking import read_settings
-from edge.apps.serve.chat_request import EFFORTS, grammar_of, read_effort, reading
+from edge.apps.serve.chat_request import EFFORTS, check_tools, grammar_of, read_effort, reading
 from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
 from edge.apps.serve.state import Served
 from edge.engine.request import Request
-from edge.text.messages import AUTO, NONE, REQUIRED, Message, Tool, ToolCall, ToolChoice, parse_tool_choice
+from edge.text.messages import (
+    AUTO,
+    NONE,
+    REQUIRED,
+    Message,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    parse_tool_choice,
+    parse_tools,
+)
 
 _MOST_MESSAGES = 4096
 _MOST_STOPS = 16
@@ -44,9 +54,8 @@ def read_request(served: Served, fields: Fields, *, counts: bool = False) -> Wan
         raise fields.missing("max_tokens")
     for name, sentence in _REFUSED.items():
         fields.refuse(name, sentence, harmless=([],))
-    tools = tuple(_tool(each) for each in fields.objects("tools"))
-    if double := {tool.name for tool in tools if [each.name for each in tools].count(tool.name) > 1}:
-        raise refusal("tools", f"Two tools have the name '{min(double)}': give each its own.")
+    check_tools(fields)
+    tools = reading("tools", parse_tools, [_tool(each) for each in fields.objects("tools")])
     choice, parallel = _choice(fields, tools)
     settings = read_settings(fields, "max_tokens")
     stops = fields.list("stop_sequences")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def messages(served: Served, asked: Asked) -> App:
     """Answer a conversation."""
     wanted = read_request(served, asked.fields)
-    prepared = await served.prepare(wanted.request)
+    prepared = await served.prepare(asked, wanted.request)
     answers = served.answers(asked, works_of(prepared, 1), [prepared.parser()])
     form = Form(served, asked, wanted, prepared)
     if wanted.stream:
@@ -34,5 +34,5 @@ async def messages(served: Served, asked: Asked) -> App:
 async def count_tokens(served: Served, asked: Asked) -> App:
     """How many tokens a request would be."""
     wanted = read_request(served, asked.fields, counts=True)
-    prepared = await served.prepare(wanted.request)
+    prepared = await served.prepare(asked, wanted.request)
     return json_response({"input_tokens": len(prepared.prompt)})

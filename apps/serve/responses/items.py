@@ -53,6 +53,7 @@ class _Reader:
         self._names = {call.id: call.name for message in before for call in message.calls}
         self._messages: list[Message] = []
         self._answer: Message | None = None  # of the assistant, while more may belong to it
+        self._thoughts: list[str] = []  # before it, joined once: there may be thousands
 
     def messages(self) -> tuple[Message, ...]:
         """All that was read."""
@@ -118,13 +119,13 @@ class _Reader:
             self._end_answer()
         text = _thought(item)
         if text:
-            answer = self._answer or Message("assistant", "")
-            self._answer = replace(answer, reasoning=(answer.reasoning or "") + text)
+            self._answer = self._answer or Message("assistant", "")
+            self._thoughts.append(text)
 
     def _end_answer(self) -> None:
         if self._answer is not None and (self._answer.content or self._answer.calls):
-            self._messages.append(self._answer)
-        self._answer = None
+            self._messages.append(replace(self._answer, reasoning="".join(self._thoughts) or None))
+        self._answer, self._thoughts = None, []
 
 
 def _parsed(item: Fields, role: str, content: object, field: str) -> Message:

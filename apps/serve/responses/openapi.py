@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edge.apps.serve.chat_request import EFFORTS
+from edge.apps.serve.chat_request import EFFORTS, MOST_TOOLS
 from edge.apps.serve.openapi_terms import COUNT, TEXT, Schema, fields_of, get, number, optional, post, ref
-from edge.apps.serve.responses.request import SUMMARIES, VERBOSITIES
+from edge.apps.serve.responses.request import LONGEST_NAME, SUMMARIES, VERBOSITIES
 from edge.executors.native.library import MAX_LOGPROBS
 
 
@@ -38,7 +38,7 @@ SCHEMAS: dict[str, Any] = {
         input=optional(anyOf=[TEXT, {"type": "array", "items": ref("ResponseInput")}]),
         previous_response_id=optional(type="string"),
         instructions=optional(type="string"),
-        tools=optional(type="array", items=ref("ResponseTool")),
+        tools=optional(type="array", maxItems=MOST_TOOLS, items=ref("ResponseTool")),
         tool_choice=optional(anyOf=[{"enum": ["auto", "none", "required"]}, {"type": "object"}]),
         parallel_tool_calls=optional(type="boolean"),
         reasoning=optional(
@@ -61,9 +61,9 @@ SCHEMAS: dict[str, Any] = {
         truncation=optional(const="disabled"),
         metadata=optional(type="object", additionalProperties=TEXT),
         client_metadata=optional(type="object"),
-        prompt_cache_key=optional(type="string"),
-        safety_identifier=optional(type="string"),
-        user=optional(type="string"),
+        prompt_cache_key=optional(type="string", maxLength=LONGEST_NAME),
+        safety_identifier=optional(type="string", maxLength=LONGEST_NAME),
+        user=optional(type="string", maxLength=LONGEST_NAME),
     ),
     "ResponseTool": {
         "anyOf": [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge.apps.serve.asking import read_settings
-from edge.apps.serve.chat_request import EFFORTS, grammar_of, read_effort, reading
+from edge.apps.serve.chat_request import EFFORTS, check_tools, grammar_of, read_effort, reading
 from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
 from edge.apps.serve.responses.items import check_metadata, read_input
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SUMMARIES = ("auto", "concise", "detailed")
 VERBOSITIES = ("low", "medium", "high")
 _CHOICES = ("auto", "none", "required")
+LONGEST_NAME = 512
+"""Of what a client calls its user, its cache, its format: a response repeats it."""
 _LOGPROBS = "message.output_text.logprobs"
 _SEALED = "reasoning.encrypted_content"
 _REFUSED = {
@@ -99,9 +101,9 @@ def read_request(served: Served, fields: Fields, before: Sequence[Message]) -> W
         "background": False,
         "service_tier": "default",
         "metadata": check_metadata(fields),
-        "safety_identifier": fields.text("safety_identifier"),
-        "prompt_cache_key": fields.text("prompt_cache_key"),
-        "user": fields.text("user"),
+        "safety_identifier": fields.text("safety_identifier", most=LONGEST_NAME),
+        "prompt_cache_key": fields.text("prompt_cache_key", most=LONGEST_NAME),
+        "user": fields.text("user", most=LONGEST_NAME),
     }
     return Wanted(
         request,
@@ -121,31 +123,32 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice, Any]:
     Other kinds of tools run on a server, and this one has none: a client that offers them as well can do
     without.
     """
+    check_tools(fields)
     functions = [tool for tool in fields.objects("tools") if tool.required_text("type") == "function"]
-    tools: list[Tool] = []
+    tools: dict[str, Tool] = {}
     for function in functions:
-        found = reading(function.path, parse_tools, [function.values])
-        if any(tool.name == found[0].name for tool in tools):
-            raise refusal(function.path, f"Two tools have the name '{found[0].name}': give each its own.")
-        tools += found
+        (tool,) = reading(function.path, parse_tools, [function.values])
+        if tool.name in tools:
+            raise refusal(function.path, f"Two tools have the name '{tool.name}': give each its own.")
+        tools[tool.name] = tool
     given = fields.values.get("tool_choice")
     if isinstance(given, Mapping) and given.get("type") == "allowed_tools":
         return _allowed(Fields(given, "tool_choice"), tools)
-    choice = reading("tool_choice", parse_tool_choice, given, tools)
+    choice = reading("tool_choice", parse_tool_choice, given, tuple(tools.values()))
     echoed = {"type": "function", "name": choice.name} if choice.mode == "named" else choice.mode
-    return tuple(tools), choice, echoed
+    return tuple(tools.values()), choice, echoed
 
 
-def _allowed(choice: Fields, tools: Sequence[Tool]) -> tuple[tuple[Tool, ...], ToolChoice, Any]:
+def _allowed(choice: Fields, tools: Mapping[str, Tool]) -> tuple[tuple[Tool, ...], ToolChoice, Any]:
     mode = choice.choice("mode", _CHOICES, "auto")
     allowed = list(choice.objects("tools"))
     names = [tool.required_text("name") for tool in allowed if tool.text("type") == "function"]
-    known = {tool.name for tool in tools}
     for name in names:
-        if name not in known:
+        if name not in tools:
             where = choice.name("tools")
             raise refusal(where, f"{where} names the function {name[:80]!r}, which is none of the tools.")
-    kept = tuple(tool for tool in tools if tool.name in names)
+    wanted = set(names)
+    kept = tuple(tool for name, tool in tools.items() if name in wanted)
     found = reading("tool_choice", parse_tool_choice, mode, kept)
     echoed = {
         "type": "allowed_tools",
@@ -177,7 +180,7 @@ def _text(fields: Fields) -> tuple[Grammar | None, dict[str, Any]]:
     said: dict[str, Any] = {"type": kind}
     if kind == "json_schema":
         said |= {
-            "name": form.text("name", "answer"),
+            "name": form.text("name", "answer", most=LONGEST_NAME),
             "description": form.text("description"),
             "schema": form.values.get("schema"),
             "strict": form.flag("strict", True),

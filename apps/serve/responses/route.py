@@ -27,7 +27,7 @@ async def responses(served: Served, asked: Asked) -> App:
     previous = asked.fields.text("previous_response_id")
     before = () if previous is None else served.responses.previous(previous).messages
     wanted = read_request(served, asked.fields, before)
-    prepared = await served.prepare(wanted.request)
+    prepared = await served.prepare(asked, wanted.request)
     answers = served.answers(asked, works_of(prepared, 1), [prepared.parser()])
     form = Form(served, asked.number, wanted, prepared)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from edge.apps.serve.errors import ApiError
+from edge.apps.serve.sse import json_bytes
 from edge.text.messages import Message
 
 MOST_RESPONSES = 256
@@ -21,10 +23,16 @@ class Stored:
     response: Mapping[str, Any]
     messages: tuple[Message, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Characters, roughly."""
-        return sum(len(each.content) + len(each.reasoning or "") + 200 for each in self.messages)
+        """Characters of all that is kept, roughly."""
+        return len(json_bytes(self.response)) + sum(map(_size, self.messages))
+
+
+def _size(message: Message) -> int:
+    calls = sum(200 + len(call.name) + len(json_bytes(call.arguments)) for call in message.calls)
+    ids = 8 * len(message.tokens or ())
+    return 200 + len(message.content) + len(message.reasoning or "") + ids + calls
 
 
 class ResponseStore:

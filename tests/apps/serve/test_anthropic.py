@@ -136,6 +136,15 @@ def test_the_stop_sequence_that_came_is_told(server: Any):
         assert found["content"][0]["text"] == text[: text.index(stop)]
 
 
+@pytest.mark.parametrize(("stop", "token"), [("<|im_end|>", "2"), ("<|endoftext|>", "0")])
+def test_a_stop_sequence_may_be_a_control_token(server: Any, stop: str, token: str):
+    for how in (posted, streamed):
+        found = how(server, stop_sequences=["never said", stop], logit_bias={token: 100})
+        assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", stop)
+    unasked = posted(server, stop_sequences=["never said"], logit_bias={"2": 100})
+    assert (unasked["stop_reason"], unasked["stop_sequence"]) == ("end_turn", None)
+
+
 def test_tokens_are_counted_as_they_are_read(server: Any, claude: Any):
     given = {"model": MODEL, "system": [{"type": "text", "text": "Be short."}], "messages": USER}
     counted = claude.messages.count_tokens(**given, tools=[WEATHER])

@@ -83,7 +83,7 @@ def test_paths_and_methods(server: Any):
 
 
 def test_only_names_of_this_machine_are_answered(server: Any):
-    def status(**headers: str) -> int:
+    def status(**headers: str | bytes) -> int:
         return httpx.get(f"{server.address}/v1/models", headers=headers).status_code
 
     port = urlsplit(server.address).port
@@ -92,7 +92,8 @@ def test_only_names_of_this_machine_are_answered(server: Any):
     for host in ("example.com", f"example.com:{port}", "localhost.example.com", "", "127.0.0.1.example.com"):
         assert status(host=host) == 403, host
     assert status(origin=f"http://127.0.0.1:{port}") == 200
-    assert status(origin="https://example.com") == status(origin="null") == 403
+    for origin in ("https://example.com", "null", "http://[", "http://[x]", "//", "http://\u2100.example"):
+        assert status(origin=origin.encode()) == 403, origin
 
 
 def test_broken_http(server: Any):

@@ -58,6 +58,14 @@ def test_a_stream_is_the_same_text(client: Any, whole: Any):
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stream_has_a_choice_in_every_event_unless_usage_is_asked_for(client: Any, n: int):
+    *before, last = streamed(client, n=n)[2]
+    assert all(len(chunk.choices) == 1 and not hasattr(chunk, "x_edge") for chunk in before)
+    assert last.choices[0].finish_reason == "length" and last.usage is None
+    assert [each["stop_reason"] for each in last.x_edge["choices"]] == ["length"] * n
+
+
 def test_choices_are_numbered_and_repeatable(client: Any):
     found = ask(client, n=3, temperature=1.0)
     texts = {choice.index: choice.message.content for choice in found.choices}

@@ -36,6 +36,13 @@ def test_echo_and_streams(client: Any):
     assert chunks[-1].usage.completion_tokens == 5
 
 
+def test_a_stream_has_a_choice_in_every_event_unless_usage_is_asked_for(client: Any):
+    *before, last = ask(client, ["One, two,", "A, b,"], stream=True)
+    assert all(len(chunk.choices) == 1 and not hasattr(chunk, "x_edge") for chunk in before)
+    assert last.choices[0].finish_reason == "length" and last.usage is None
+    assert [each["stop_reason"] for each in last.x_edge["choices"]] == ["length"] * 2
+
+
 def test_logprobs(client: Any):
     found = ask(client, "One, two, three,", logprobs=2).choices[0]
     assert "".join(found.logprobs.tokens) == found.text and found.logprobs.text_offset[0] == 0

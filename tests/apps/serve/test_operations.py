@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -79,8 +80,20 @@ def test_sigterm_lets_answers_end(start: ServerOf, tiny_folder: str):
     assert [c["finish_reason"] for each in last for c in each["choices"]][-1] == "length"
 
 
+def half_sent(server: Any) -> socket.socket:
+    """A connection whose request's body never ends."""
+    at = urlsplit(server.address)
+    connection = socket.create_connection((at.hostname, at.port))
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {at.netloc}\r\nExpect: 100-continue\r\n"
+    connection.sendall(f"{head}Content-Length: 500\r\n\r\n".encode())
+    assert b" 100 " in connection.recv(100)  # the server waits for the body
+    return connection
+
+
 def test_a_deadline_ends_answers_with_an_error(start: ServerOf, tiny_folder: str):
+    """And does not wait for who says nothing."""
     server = start(tiny_folder, "--prefix-folder", "off", "--drain", "0")
+    silent = half_sent(server)
     body = {"model": "default", "prompt": "abc", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as response:
         stream = response.iter_lines()
@@ -88,6 +101,15 @@ def test_a_deadline_ends_answers_with_an_error(start: ServerOf, tiny_folder: str
         server.process.send_signal(signal.SIGTERM)
         lines = [line for line in stream if line]
     assert json.loads(lines[-1][6:])["error"]["code"] == "shutting_down" and server.end() == 0
+    silent.close()
+
+
+def test_a_second_signal_ends_at_once(start: ServerOf, tiny_folder: str):
+    server = start(tiny_folder, "--prefix-folder", "off", "--drain", "3000")
+    with half_sent(server):
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("draining")
+        assert server.end() == 0
 
 
 def test_keys_origins_and_limits(start: ServerOf, tiny_folder: str, tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 
 from edge.apps.serve.errors import ApiError
 from edge.apps.serve.responses.store import MOST_RESPONSES, ResponseStore, Stored
-from edge.text.messages import Message
+from edge.text.messages import Message, ToolCall
 from tests.apps.serve.judges import complaints, events
 
 openai = pytest.importorskip("openai")
@@ -323,6 +323,33 @@ def test_the_store_forgets_what_is_oldest():
     assert store.get("b").messages == (large,)
     with pytest.raises(ApiError):
         store.get("a")
+
+
+@pytest.mark.parametrize("name", ["user", "safety_identifier", "prompt_cache_key"])
+def test_what_a_response_repeats_is_short(server: Any, name: str):
+    answer = httpx.post(f"{server.address}/v1/responses", json={**ASK, name: "x" * 513}, timeout=60)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        Stored({"id": "b", "text": "x" * 16_000_000}, ()),
+        Stored({"id": "b"}, (Message("assistant", "", tuple(range(2_000_000))),)),
+        Stored({"id": "b"}, (Message("assistant", "", calls=(ToolCall("f", {"x": "y" * 16_000_000}),)),)),
+    ],
+    ids=["response", "tokens", "arguments"],
+)
+def test_all_that_is_stored_counts(large: Stored):
+    store = ResponseStore()
+    store.add(Stored({"id": "a"}, ()))
+    store.add(large)
+    with pytest.raises(ApiError):
+        store.get("a")
+    store.remove("b")
+    store.add(Stored({"id": "c"}, ()))
+    store.add(Stored({"id": "d"}, ()))
+    assert store.get("c").response["id"] == "c"
 
 
 # ---- Thinking ----------------------------------------------------------------------------------------------

@@ -143,6 +143,22 @@ def test_no_more_answers_than_may_run_and_the_others_in_order(drive, passes):
     assert max(len(steps) for steps in passes) == 2
 
 
+def test_a_request_of_many_answers_takes_turns_with_others(drive):
+    driver = drive(parallel=2)
+    order: list[str] = []
+    readers = []
+    for name, count in (("many", 12), ("one", 1)):
+        reader = Reader(count)
+        done = reader.on_done
+        reader.on_done = lambda index, out, name=name, done=done: (order.append(name), done(index, out))[1]  # type: ignore[method-assign]
+        works = [work(prompt_of(n), max_new_tokens=60) for n in range(count)]
+        driver.submit(works, reader.on_chunks, reader.on_done)
+        readers.append(reader)
+    for reader in readers:
+        reader.wait()
+    assert "one" in order[:-2]
+
+
 def test_one_hand_over_for_all_that_a_pass_brings(drive, passes):
     handed: list[int] = []
 
@@ -286,6 +302,16 @@ def test_close_lets_answers_end_or_ends_them(model, drive):
     driver.close()
     assert running.wait()[0].stop_reason == "cancelled"
     assert isinstance(waiting.wait()[0], NeverBegunError)
+
+
+def test_a_driver_that_stops_takes_no_more(drive):
+    driver = drive()
+    reader = ask(driver, work(prompt_of(0), max_new_tokens=900))
+    assert reader.first.wait(60)
+    driver.stop()
+    with pytest.raises(ClosedError):
+        ask(driver, work(prompt_of(1)))
+    assert reader.wait()[0].stop_reason == "cancelled"
 
 
 def test_other_threads_use_the_model_meanwhile(model, drive):
