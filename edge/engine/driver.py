@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.prefix_cache import BLOCK
 from edge.engine.session import Session
@@ -164,10 +165,13 @@ class Driver:
 
         on_chunks: called with the number of one of `works` and all its chunks of a pass. on_done: once for
         each of them, with the Completion, or with the error that ended it. Raises ContextError or EdgeError
-        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `close`.
+        for a prompt or settings that can't be answered, BusyError if too many wait, ClosedError after
+        `close`.
         """
         for work in works:
             self._probe.check_prompt(work.prompt)
+        for settings in {id(work.settings): work.settings for work in works}.values():
+            check_settings(settings, self._tokenizer)
         handle = Handle(works, on_chunks, on_done)
         with self._changed:
             if self._broken:

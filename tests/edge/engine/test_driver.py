@@ -15,7 +15,7 @@ from edge.engine.answer import Answer, Chunk, Completion
 from edge.engine.driver import BusyError, ClosedError, Driver, DriverLoad, Handle, NeverBegunError, Work
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.settings import merge_settings
-from edge.errors import ContextError, EdgeError
+from edge.errors import ContextError, EdgeError, TokenizerError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
@@ -233,6 +233,17 @@ def test_a_prompt_that_does_not_fit_is_refused_at_once(drive):
         ask(driver, work(prompt_of(1, CONTEXT + 1)))
     with pytest.raises(EdgeError, match="empty"):
         ask(driver, work([]))
+
+
+def test_settings_for_another_vocabulary_are_refused_at_once(model, drive, passes):
+    driver = drive()
+    for wrong in ({"logit_bias": {119: 1.0, 120: 1.0}}, {"eos_token_id": 120, "ignore_eos": False}):
+        with pytest.raises(TokenizerError, match="120"):
+            ask(driver, work(prompt_of(1)), work(prompt_of(2), **wrong))
+    with pytest.raises(TokenizerError, match="logit_bias has the token id 120, which is outside"):
+        model.stream(prompt_of(1), logit_bias={120: 1.0})
+    assert driver.load == DriverLoad(0, 0) and passes == []
+    assert len(ask(driver, work(prompt_of(1), logit_bias={119: 1.0})).wait()[0].tokens) == 30
 
 
 def test_an_error_is_that_of_one_answer(drive):

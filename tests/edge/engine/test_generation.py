@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.engine.answer import Completion, StopMatcher, answer_ends
+from edge.engine.answer import Completion, StopMatcher
+from edge.engine.answer_settings import answer_ends
 from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
