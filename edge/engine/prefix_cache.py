@@ -118,10 +118,10 @@ class PrefixCache:
 
     @property
     def statistics(self) -> PrefixStatistics:
-        """What is kept and what it was good for."""
-        with self._lock:
-            files = sum(kept.cache is None for kept in self._kept)
-            return PrefixStatistics(len(self._kept), files, self._counts.hits, self._counts.rows)
+        """What is kept and what it was good for. Never waits, also while others write files."""
+        sequences = tuple(self._kept)
+        files = sum(kept.cache is None for kept in sequences)
+        return PrefixStatistics(len(sequences), files, self._counts.hits, self._counts.rows)
 
     def token_lists(self) -> list[Tokens]:
         """The tokens of what is kept, oldest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.prefix_cache import BLOCK, LEAST_IN_FILE, PrefixCache
+from edge.engine.prefix_cache import BLOCK, LEAST_IN_FILE, PrefixCache, PrefixStatistics
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.errors import EdgeError
@@ -351,6 +352,24 @@ def test_what_is_left_when_the_thread_shall_end_is_not_written(executor, tmp_pat
         keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
     prefixes.save(lambda: len(list(tmp_path.glob("*.kv"))) == 2)
     assert len(list(tmp_path.glob("*.kv"))) == 2
+
+
+def test_statistics_do_not_wait_for_a_file(executor, tmp_path: Path, monkeypatch):
+    """A server's thread for all its requests asks for them."""
+    prefixes = PrefixCache(executor, 0, tmp_path)
+    seen: list[PrefixStatistics] = []
+
+    def asked_meanwhile(*given: Any) -> None:
+        asking = Thread(target=lambda: seen.append(prefixes.statistics), daemon=True)
+        asking.start()
+        asking.join(30)
+        assert seen, "it waits for the file"
+        write_cache(*given)
+
+    monkeypatch.setattr("edge.engine.prefix_cache.write_cache", asked_meanwhile)
+    keep(executor, prefixes, tokens_of(LEAST_IN_FILE))
+    assert [each.sequences for each in seen] == [1]
+    assert prefixes.statistics.in_files == 1
 
 
 def test_files_of_others_stay_as_they_are(executor, tmp_path: Path):
