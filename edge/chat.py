@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edge.engine.answer import Chunk, Completion, answer_ends
+from edge.engine.answer import Chunk, Completion
+from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.response_format import ResponseFormat, read_response_format
 from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.engine.generation import Stream
@@ -66,7 +67,7 @@ class Chat:
     ) -> None:
         if context_policy not in get_args(ContextPolicy):
             raise EdgeError(f"Unknown context policy '{context_policy}'; choose 'stop' or 'drop'.")
-        answer_ends(merge_settings(flags=settings), tokenizer)  # a wrong one fails here, not at an answer
+        check_settings(merge_settings(flags=settings), tokenizer)  # a wrong one fails here, not at an answer
         self.session = session
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking

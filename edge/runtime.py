@@ -20,6 +20,7 @@ from edge.config.attention import describe_attention
 from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
 from edge.engine.answer import Chunk, Completion
+from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.response_format import ResponseFormat, constraint_of
 from edge.engine.costs import PassCosts
 from edge.engine.costs_file import costs_path, read_shapes, write_shapes
@@ -353,6 +354,7 @@ class Model:
         used = session or self.session()
         tokens = self._tokens(prompt, parse_special)
         used.check_prompt(tokens)
+        check_settings(chosen, self.tokenizer)
         constraint = constraint_of(response_format, self.tokenizer)
 
         def start(

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edge.engine.answer_settings import answer_ends
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.sampling import Sampler
 from edge.engine.scheduler import Job
@@ -21,7 +22,6 @@ from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.engine.stop_strings import StopMatcher
 from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
-from edge.text.end_tokens import named_token
 from edge.text.messages import ToolCall
 from edge.text.reply import ReplyPart
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
@@ -114,6 +114,10 @@ class Answer(Job):
         if constraint is not None:
             self._ends = self._ends or tokenizer.eos_ids  # where only its end may follow, it ends
             continues = True  # a space at its beginning is part of the form
+        # Forced tokens that a bias may have forbidden are drawn, which says that none is left.
+        self._must_draw = {token for token, bias in settings.sampling.logit_bias.items() if bias == -np.inf}
+        if not self._must_draw.isdisjoint(self._ends):
+            self._must_draw |= tokenizer.eos_ids
         self._tokenizer, self._continues, self._visible = tokenizer, continues, visible
         self._steps: list[tuple[Sampled, str]] = []  # tokens with the text that became certain with them
         self._whole = [constraint is None or constraint.is_complete]  # the texts of so many tokens, from 0 on
@@ -353,12 +357,14 @@ class Answer(Job):
     def _force(self) -> None:
         """Take the tokens that must come: they need no pass before the next token that is drawn.
 
-        With log-probabilities asked for each is drawn, which gives the same tokens.
+        With log-probabilities asked for each is drawn, which gives the same tokens and errors.
         """
         if self._constraint is None or self._settings.sampling.logprobs is not None:
             return
         while self._reason is None and (tokens := self._constraint.forced()):
             for token in tokens:
+                if token in self._must_draw:
+                    return
                 self._forced += 1
                 if self._take(Sampled(token)) is None:
                     break
@@ -417,16 +423,3 @@ class Answer(Job):
         self._decoder, self._matcher = self._text()
         self._steps = [(choice, self._matcher.push(self._decoder.push(choice.token))) for choice in read]
         return True
-
-
-def answer_ends(settings: GenerationSettings, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end an answer with these settings; TokenizerError for one that the model does not have.
-
-    A stop string that is a control token is one of them: such a token has no text in an answer.
-    """
-    stops = {tokenizer.special_tokens[text] for text in settings.stop if text in tokenizer.special_tokens}
-    if settings.ignore_eos:
-        return frozenset(stops)
-    instead = settings.eos_token_ids
-    own = tokenizer.eos_ids if instead is None else [named_token(tokenizer, str(token)) for token in instead]
-    return frozenset({*own, *stops, *(named_token(tokenizer, token) for token in settings.eos)})

@@ -11,11 +11,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.prefix_cache import BLOCK
 from edge.engine.session import Session
@@ -147,7 +149,8 @@ class Driver:
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._running: list[_Running] = []
-        self._closing = False
+        self._closing = self._broken = False
+        self._has_memory = True  # for one more answer, as far as is known
         self._thread = threading.Thread(target=self._run, name="edge-driver", daemon=True)
         self._thread.start()
 
@@ -162,12 +165,17 @@ class Driver:
 
         on_chunks: called with the number of one of `works` and all its chunks of a pass. on_done: once for
         each of them, with the Completion, or with the error that ended it. Raises ContextError or EdgeError
-        for a prompt that can't be answered, BusyError if too many wait, ClosedError after `stop` or `close`.
+        for a prompt or settings that can't be answered, BusyError if too many wait, ClosedError after `stop`
+        or `close`.
         """
         for work in works:
             self._probe.check_prompt(work.prompt)
+        for settings in {id(work.settings): work.settings for work in works}.values():
+            check_settings(settings, self._tokenizer)
         handle = Handle(works, on_chunks, on_done)
         with self._changed:
+            if self._broken:
+                raise ClosedError("No answers can be made any more after an error: start the server again.")
             if self._closing:
                 raise ClosedError("The server is shutting down: ask again when it is back.")
             waiting, running = len(self._waiting), len(self._running)
@@ -202,24 +210,53 @@ class Driver:
     # ---- The thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._running or self._closing):
-                    self._changed.wait()
-                if not (self._waiting or self._running):
-                    return
-            batch = _Batch()
-            self._begin_waiting(batch)
-            failed: Exception | None = None
-            try:
-                if self._running:
-                    self._scheduler.run_pass()
-            except Exception as error:  # of the executor, for all that had a part in the pass
-                failed = error
-            for run in list(self._running):
-                self._take(run, batch, failed)
-            if batch.calls:
-                self._hand_over(batch.calls)
+        batch = _Batch()
+        try:
+            while self._has_work():
+                self._turn(batch)
+                calls, batch = batch.calls, _Batch()
+                if calls:
+                    self._hand_over(calls)
+        except BaseException:  # a mistake of ours: without this thread its readers would wait for ever
+            self._end_all(batch)
+            raise
+
+    def _has_work(self) -> bool:
+        """Sleeps until there is some; False when there will be none."""
+        with self._changed:
+            while not (self._waiting or self._running or self._closing):
+                self._changed.wait()
+            return bool(self._waiting or self._running)
+
+    def _turn(self, batch: _Batch) -> None:
+        """One pass, and what it leads to."""
+        self._begin_waiting(batch)
+        failed: BaseException | None = None
+        try:
+            if self._running:
+                self._scheduler.run_pass()
+        except BaseException as error:  # of the executor, for all that had a part in the pass
+            failed = error
+        for run in list(self._running):
+            self._take(run, batch, failed)
+
+    def _end_all(self, batch: _Batch) -> None:
+        """With an error, and take no more."""
+        with self._changed:
+            self._closing = self._broken = True
+            running, waiting = list(self._running), list(self._waiting)
+            self._running.clear()
+            self._waiting.clear()
+            self._changed.notify_all()
+        ended = EdgeError("The answer was interrupted by an error: start the server again.")
+        for run in running:
+            with suppress(BaseException):
+                run.answer.leave()
+            batch.done(run.handle, run.index, ended)
+        for each in waiting:
+            for index in each.left:
+                batch.done(each.handle, index, ended)
+        self._hand_over(batch.calls)
 
     def _begin_waiting(self, batch: _Batch) -> None:
         """Begin what there is room for, oldest first; what nobody wants any more leaves the queue."""
@@ -231,10 +268,10 @@ class Driver:
                 if each.handle.is_cancelled():
                     never = NeverBegunError("The request was cancelled.")
                     batch.done(each.handle, each.left.popleft(), never)
-                elif len(self._running) >= self._parallel or self._must_wait(each):
+                elif len(self._running) >= self._parallel or not self._has_memory or self._must_wait(each):
                     break
-                elif not self._begin(each, batch):
-                    return  # no memory beside the others: wait until one of them ends
+                else:
+                    self._begin(each, batch)
             if len(each.left) < before:
                 with self._changed:
                     self._waiting.remove(each)
@@ -255,7 +292,11 @@ class Driver:
             )
         )
 
-    def _begin(self, each: _Waiting, batch: _Batch) -> bool:
+    def _begin(self, each: _Waiting, batch: _Batch) -> None:
+        """The next answer of a request, unless there is no memory for it beside the others.
+
+        To ask for memory empties the prefix cache: it is done again when one of the others has ended.
+        """
         handle, index = each.handle, each.left[0]
         work = handle.works[index]
         try:
@@ -273,17 +314,17 @@ class Driver:
             answer.begin()
         except ContextError as error:
             if self._running:
-                return False
+                self._has_memory = False
+                return
             batch.done(handle, index, error)
-        except Exception as error:  # whatever it is, it belongs to this request
-            batch.done(handle, index, error)
+        except BaseException as error:  # whatever it is, it belongs to this request
+            batch.done(handle, index, _told(error))
         else:
             with self._changed:
                 self._running.append(_Running(handle, index, answer))
         each.left.popleft()
-        return True
 
-    def _take(self, run: _Running, batch: _Batch, failed: Exception | None) -> None:
+    def _take(self, run: _Running, batch: _Batch, failed: BaseException | None) -> None:
         """Pass on what the pass has brought for one answer, and its end."""
         answer = run.answer
         if chunks := answer.take():
@@ -295,15 +336,21 @@ class Driver:
         try:
             answer.leave()
             if error is not None:
-                raise error if isinstance(error, Exception) else EdgeError("The answer was interrupted.")
+                raise error
             answer.finish()
             if left := answer.flush():
                 batch.chunks(run, [Chunk(left)])
             outcome = answer.completion()
-        except Exception as problem:
-            outcome = problem
+        except BaseException as problem:
+            outcome = _told(problem)
         batch.done(run.handle, run.index, outcome)
         with self._changed:
             self._running.remove(run)
+            self._has_memory = True
             self._changed.notify_all()
         self._ended()
+
+
+def _told(error: BaseException) -> Exception:
+    """To readers, who expect no end of a thread or a panic of native code."""
+    return error if isinstance(error, Exception) else EdgeError("The answer was interrupted.")

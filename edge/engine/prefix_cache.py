@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class _Node:
 @dataclass(eq=False)
 class _Kept:
     """A sequence: rows in memory, in a file, or both. beginnings: files of sequences that it goes on from,
-    and in_files, the tokens of the longest.
+    and in_files, the tokens of the longest file that there was of it.
     """
 
     tokens: Tokens
@@ -118,10 +118,10 @@ class PrefixCache:
 
     @property
     def statistics(self) -> PrefixStatistics:
-        """What is kept and what it was good for."""
-        with self._lock:
-            files = sum(kept.cache is None for kept in self._kept)
-            return PrefixStatistics(len(self._kept), files, self._counts.hits, self._counts.rows)
+        """What is kept and what it was good for. Never waits, also while others write files."""
+        sequences = tuple(self._kept)
+        files = sum(kept.cache is None for kept in sequences)
+        return PrefixStatistics(len(sequences), files, self._counts.hits, self._counts.rows)
 
     def token_lists(self) -> list[Tokens]:
         """The tokens of what is kept, oldest first."""
@@ -188,12 +188,13 @@ class PrefixCache:
             for kept in list(self._kept):
                 self._leave(kept)
 
-    def save(self) -> None:
+    def save(self, closing: Callable[[], bool] = lambda: False) -> None:
         """Write to the folder what is worth a file and is much longer than what has one.
 
-        For a thread of its own: others may use the cache meanwhile.
+        For a thread of its own: others may use the cache meanwhile. closing: asked before each file, whether
+        to leave the rest.
         """
-        while (found := self._unsaved()) is not None:
+        while not closing() and (found := self._unsaved()) is not None:
             if not self._write(found):
                 found.in_files = len(found.tokens)  # not again before it has grown
 
@@ -328,6 +329,7 @@ class PrefixCache:
     def _has_file(self, kept: _Kept, path: Path) -> None:
         beginnings, kept.beginnings = kept.beginnings, ()
         kept.path = path
+        kept.in_files = len(kept.tokens)  # not again before it has grown, also if the file has to go
         if kept not in self._kept:  # it went on while it was written
             longer = [each for each in self._kept if _begins(each.tokens, kept.tokens)]
             for each in longer[:1]:

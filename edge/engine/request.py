@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from edge.engine.answer import Chunk, Completion
+from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.generation import generate
 from edge.engine.session import Session
@@ -82,9 +83,11 @@ def prepare(
 ) -> Prepared:
     """What an answer to a request is made of. prompt: of the request, if it is known.
 
-    Raises EdgeError for messages that the template refuses, and for a schema that can't be kept to.
+    Raises EdgeError for messages that the template refuses, for a schema that can't be kept to, and for
+    settings that name tokens which the model does not have.
     """
     tokenizer = encoder.tokenizer
+    check_settings(settings, tokenizer)
     if request.tool_choice.must_call and not request.tools:
         raise EdgeError("The tool choice asks for a call, but there are no tools: give some.")
     if prompt is None:

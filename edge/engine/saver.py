@@ -46,4 +46,4 @@ class Saver:
                 if self._closing:
                     return
                 self._told = False
-            self._prefixes.save()
+            self._prefixes.save(lambda: self._closing)

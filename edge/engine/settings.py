@@ -31,6 +31,10 @@ def _by_default(name: str) -> str:
     return f"by default the model's own; {LOCAL_CHAT[name]:g} where it says nothing about sampling."
 
 
+MAX_BIASES = 4096
+"""Token ids of a `logit_bias`, each of which is added at every token."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen; the defaults leave the model's own distribution as it is, with every filter off.
@@ -87,6 +91,11 @@ class SamplingParams:
             raise EdgeError(f"logprobs must be at most {MAX_LOGPROBS}, got {self.logprobs}.")
         if not isinstance(self.logit_bias, Mapping):
             raise EdgeError(f"logit_bias must map token ids to numbers, got {self.logit_bias!r}.")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise EdgeError(
+                f"logit_bias must have at most {MAX_BIASES} token ids, got {len(self.logit_bias)}: leave "
+                "some out."
+            )
         for token, bias in self.logit_bias.items():
             number = _is_float32(bias) or bias == -math.inf
             if isinstance(token, bool) or not isinstance(token, int) or token < 0 or not number:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from edge.engine.constraints.matcher import GrammarConstraint
-from edge.engine.constraints.schema import JSON_STYLE, prepare_schema, schema_text
+from edge.engine.constraints.schema import JSON_STYLE, LONGEST, prepare_schema, schema_text
 from edge.engine.constraints.vocabulary import Vocabulary, require_llguidance, vocabulary_of
 from edge.errors import EdgeError, WrongTypeError
 from edge.formats.guarded_json import parse_object
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 
 _MOST_KEPT = 64  # compiled grammars of one tokenizer
-_LONGEST = 1 << 20  # characters of a source
 _INLINE_SCHEMA = re.compile(r"%json\s*(?=\{)")
-_RULE_OPTIONS = re.compile(r"^\s*[?!]?[\w-]+\s*\[[^\]\n]*?\b(stop|temperature|max_tokens)\s*=", re.MULTILINE)
+# These run over a client's text, so none of them may look at it again from every place: blanks at the
+# beginning of a line end with it, and a quotation that nothing closes goes to the end.
+_RULE_OPTIONS = re.compile(
+    r"^[^\S\n]*[?!]?[\w-]+\s*\[[^\]\n]*?\b(stop|temperature|max_tokens)\s*=", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ _LOCK = threading.Lock()
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary) -> LLMatcher:
     llguidance = require_llguidance()
-    if len(grammar.source) > _LONGEST:
-        raise EdgeError(f"The grammar has more than {_LONGEST} characters: make it smaller.")
+    if len(grammar.source) > LONGEST:
+        raise EdgeError(f"The grammar has more than {LONGEST} characters: make it smaller.")
     try:
         source = _source(grammar, llguidance)
     except ValueError as error:
@@ -140,7 +143,7 @@ def _end_of_object(text: str, start: int) -> int:
     return len(text)
 
 
-_BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]')
+_BRACES = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[{}]', re.DOTALL)
 
 
 def _with_schemas(lark: str) -> str:
@@ -182,7 +185,7 @@ def _refusal(grammar: Grammar, said: str) -> EdgeError:
 
 
 _PLACE = re.compile(r"(?:at )?(\d+)\((\d+)\): ")
-_QUOTED = re.compile(r"\n\s+\d+ \| ")  # lines of the source, with a mark below them
+_QUOTED = re.compile(r"\n[^\S\n]+\d+ \| ")  # lines of the source, with a mark below them
 _REGEX = re.compile(r"regex parse error:\n.*\n( +)\^+\nerror: (.*)")
 
 

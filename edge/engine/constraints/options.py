@@ -4,35 +4,86 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+
+from edge.errors import EdgeError
 
 _TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 
 
-def alternatives_exclude_each_other(options: Sequence[Any], resolved: Callable[[Any], Any]) -> bool:
-    """By their types, by their values, or by a property that all of a pair require (a tag).
+_MOST_STEPS = 200_000
 
-    options: schemas, references in their place already resolved. resolved: does it for those inside.
+
+class Alternatives:
+    """Compares options of one JSON schema, whose nodes stay as they are meanwhile.
+
+    resolved: what stands behind a schema that is a reference.
     """
-    return all(_apart(one, other, resolved) for one, other in combinations(options, 2))
+
+    def __init__(self, resolved: Callable[[Any], Any]) -> None:
+        self._resolved = resolved
+        self._facts: dict[int, _Facts] = {}
+        self._steps = 0
+
+    def exclude_each_other(self, options: Sequence[Any]) -> bool:
+        """By their types, by their values, or by a property that all of a pair require (a tag).
+
+        options: references in their place already resolved. Raises EdgeError where that takes too long.
+        """
+        return all(self._apart(one, other) for one, other in combinations(options, 2))
+
+    def _apart(self, one: Any, other: Any) -> bool:
+        """Whether one of the pairs that both must hold differs; each pair is looked at once."""
+        pairs, seen = [(one, other)], {(id(one), id(other))}
+        while pairs:
+            one, other = pairs.pop()
+            self._count(1)
+            if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+                continue
+            facts, others = self._facts_of(one), self._facts_of(other)
+            if facts.types.isdisjoint(others.types):
+                return True
+            if facts.values is not None and others.values is not None:
+                self._count(min(len(facts.values), len(others.values)))
+                if facts.values.isdisjoint(others.values):
+                    return True
+            if one.get("type") != "object" or other.get("type") != "object":
+                continue
+            self._count(len(facts.properties))
+            for name, inner in facts.properties.items():
+                if name in others.properties:
+                    pair = inner, others.properties[name]
+                    key = id(pair[0]), id(pair[1])
+                    if key not in seen:
+                        seen.add(key)
+                        pairs.append(pair)
+        return False
+
+    def _facts_of(self, schema: Mapping[str, Any]) -> _Facts:
+        found = self._facts.get(id(schema))
+        if found is None:
+            required = schema.get("required", ())
+            properties = {name: self._resolved(_property(schema, name)) for name in required}
+            found = self._facts[id(schema)] = _Facts(_types(schema), _values(schema), properties)
+        return found
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._steps > _MOST_STEPS:
+            raise EdgeError(
+                "The options of 'oneOf' in the JSON schema are too many to compare: say anyOf, or give fewer."
+            )
 
 
-def _apart(one: Any, other: Any, resolved: Callable[[Any], Any]) -> bool:
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return False
-    if _types(one).isdisjoint(_types(other)):
-        return True
-    values = _values(one), _values(other)
-    if values[0] is not None and values[1] is not None and values[0].isdisjoint(values[1]):
-        return True
-    if one.get("type") != "object" or other.get("type") != "object":
-        return False
-    return any(
-        _apart(resolved(_property(one, name)), resolved(_property(other, name)), resolved)
-        for name in one.get("required", ())
-        if name in other.get("required", ())
-    )
+@dataclass(frozen=True)
+class _Facts:
+    """Of a schema: what its values may be, and the schemas of the properties that it requires."""
+
+    types: frozenset[str]
+    values: frozenset[str] | None
+    properties: Mapping[str, Any]
 
 
 def _property(schema: Mapping[str, Any], name: str) -> Any:

@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edge.engine.constraints.options import alternatives_exclude_each_other
+from edge.engine.constraints.finite import can_end
+from edge.engine.constraints.options import Alternatives
 from edge.errors import EdgeError, WrongTypeError
 from edge.formats.guarded_json import parse_object
 
@@ -41,6 +42,9 @@ _IDLE: Mapping[str, Any] = {"uniqueItems": False, "nullable": False, "unevaluate
 
 _DRAFTS = ("http://json-schema.org/", "https://json-schema.org/")
 _DEEPEST = 100  # schemas in each other, references followed
+_MOST_NODES = 20_000  # schemas in a schema: some 0.3 s
+LONGEST = 1 << 20
+"""Characters of a schema, and of any grammar."""
 _EXACT = 1 << 53  # whole numbers up to it are themselves in float64, which llguidance computes with
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
@@ -71,7 +75,10 @@ def prepare_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(schema, Mapping):
         raise WrongTypeError(f"A JSON schema is an object, got {_shown(schema)}.")
-    root = parse_object(schema_text(schema), "The JSON schema", EdgeError, "make it simpler")
+    text = schema_text(schema)
+    if len(text) > LONGEST:
+        raise EdgeError(f"The JSON schema has more than {LONGEST} characters: make it smaller.")
+    root = parse_object(text, "The JSON schema", EdgeError, "make it simpler")
     style = root.get("$schema", _DRAFTS[0])
     if not isinstance(style, str) or not style.startswith(_DRAFTS):
         raise EdgeError(f"'$schema' at # names {_shown(style)}: give a JSON schema of json-schema.org's.")
@@ -80,7 +87,8 @@ def prepare_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
             del root[name]
     walk = _Walk(root)
     walk.visit(root, "#", 0)
-    if not walk.can_end(root, ()):
+    walk.say_one_of()
+    if not can_end(root, lambda reference: walk.target(reference, "#")):
         raise EdgeError("Nothing satisfies the JSON schema: what it requires contains itself without an end.")
     return root
 
@@ -99,6 +107,7 @@ class _Walk:
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         self._seen: set[int] = set()
+        self._choices: list[dict[str, Any]] = []
 
     def visit(self, node: Any, place: str, depth: int) -> None:
         if isinstance(node, bool) or id(node) in self._seen:
@@ -107,21 +116,28 @@ class _Walk:
             raise EdgeError(f"The JSON schema has {_shown(node)} at {place}, where a schema should stand.")
         if depth > _DEEPEST:
             raise EdgeError(f"The JSON schema is nested more than {_DEEPEST} deep: make it flatter.")
+        if len(self._seen) == _MOST_NODES:
+            raise EdgeError(f"The JSON schema consists of more than {_MOST_NODES} schemas: make it smaller.")
         self._seen.add(id(node))
         for name in [*node]:
             self._keyword(node, name, place)
         for child, where in _children(node, place):
             self.visit(child, where, depth + 1)
         if isinstance(reference := node.get("$ref"), str):
-            self.visit(self.target(reference, place), reference, depth + 1)
+            self.visit(self.target(reference, place), _short(reference), depth + 1)
         if "oneOf" in node and "anyOf" not in node:
-            options = [self.resolved(option) for option in node["oneOf"]]
-            if alternatives_exclude_each_other(options, self.resolved):
-                _rename(node, "oneOf", "anyOf")
+            self._choices.append(node)
         if any(name in node for name in _NUMBERS) and "multipleOf" not in node and _may_be_number(node):
             node["multipleOf"] = _step(node)
         if stricter := _STRICTER.get(node.get("format", "")):
             node["allOf"] = [*node.get("allOf", ()), *copy.deepcopy(stricter)]
+
+    def say_one_of(self) -> None:
+        """As `anyOf`, where that says the same; once all that options may refer to has been checked."""
+        alternatives = Alternatives(self.resolved)
+        for node in self._choices:
+            if alternatives.exclude_each_other([self.resolved(option) for option in node["oneOf"]]):
+                _rename(node, "oneOf", "anyOf")
 
     def target(self, reference: str, place: str) -> Any:
         """What a `$ref` names."""
@@ -135,12 +151,14 @@ class _Walk:
         found: Any = self._root
         for part in unquote(reference).split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+            if isinstance(found, list) and len(key) < 10 and key.isdecimal() and int(key) < len(found):
                 found = found[int(key)]
             elif isinstance(found, dict) and key in found:
                 found = found[key]
             else:
-                raise EdgeError(f"'$ref' at {place} names {reference}, which the schema does not have.")
+                raise EdgeError(
+                    f"'$ref' at {place} names {_short(reference)}, which the schema does not have."
+                )
         return found
 
     def resolved(self, node: Any) -> Any:
@@ -152,27 +170,6 @@ class _Walk:
                 break
             node = self.target(node["$ref"], "#")
         return node
-
-    def can_end(self, node: Any, above: tuple[int, ...]) -> bool:
-        """Whether a finite value can satisfy it, by what it requires. above: the schemas it is part of."""
-        if not isinstance(node, dict):
-            return True
-        if id(node) in above:
-            return False
-        above = (*above, id(node))
-        parts: list[Any] = [*node.get("allOf", ())]
-        if "$ref" in node:
-            parts.append(self.target(node["$ref"], "#"))
-        if node.get("type") == "object":
-            properties = node.get("properties", {})
-            parts += [properties[name] for name in node.get("required", ()) if name in properties]
-        if node.get("type") == "array" and node.get("minItems", 0) > 0:
-            first = node.get("prefixItems") or [node.get("items", True)]
-            parts += [first[0] if isinstance(first, list) and first else first]
-        alternatives = [node[name] for name in ("anyOf", "oneOf") if node.get(name)]
-        return all(self.can_end(part, above) for part in parts) and all(
-            any(self.can_end(option, above) for option in options) for options in alternatives
-        )
 
     def _keyword(self, node: dict[str, Any], name: str, place: str) -> None:
         value = node[name]
@@ -212,6 +209,8 @@ def _check_value(node: Mapping[str, Any], name: str, value: Any, place: str) -> 
         raise EdgeError(f"'required' at {place} should be a list of names, got {_shown(value)}.")
     if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
         raise EdgeError(f"'{name}' at {place} should be a whole number from 0 on, got {_shown(value)}.")
+    if name in _NUMBERS and not isinstance(value, (int, float)):  # older drafts have true and false here
+        raise EdgeError(f"'{name}' at {place} should be a number, got {_shown(value)}.")
     if name == "multipleOf" and not (isinstance(value, (int, float)) and value > 0):
         raise EdgeError(f"'multipleOf' at {place} should be a number above 0, got {_shown(value)}.")
     if name in (*_NUMBERS, "const", "enum"):
@@ -221,7 +220,8 @@ def _check_value(node: Mapping[str, Any], name: str, value: Any, place: str) -> 
                     f"'{name}' at {place} has {_shown(number)}, which is too large to be exact: stay within "
                     f"{_EXACT}."
                 )
-    if name == "minProperties" and value > max(1, len(node.get("required", ()))):
+    required = node.get("required")  # looked at by itself, before or after this
+    if name == "minProperties" and value > max(1, len(required) if isinstance(required, list) else 0):
         # Names beside those of `properties` may repeat, and a repeated one counts once.
         raise EdgeError(
             f"'minProperties' at {place} is not supported beyond 1 and the number of required properties: "
@@ -234,7 +234,7 @@ def _check_value(node: Mapping[str, Any], name: str, value: Any, place: str) -> 
 def _children(node: Mapping[str, Any], place: str) -> Iterator[tuple[Any, str]]:
     for name in _MAPS:
         for key, child in node.get(name, {}).items():
-            yield child, f"{place}/{name}/{key.replace('~', '~0').replace('/', '~1')}"
+            yield child, f"{place}/{name}/{_short(key.replace('~', '~0').replace('/', '~1'))}"
     for name in _SCHEMAS:
         child = node.get(name, True)
         if isinstance(child, list):  # `items` of older drafts
@@ -278,5 +278,8 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.engine.answer import Chunk, Completion
-from edge.engine.driver import BusyError, ClosedError, Driver, Handle, NeverBegunError, Work
+from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.driver import BusyError, ClosedError, Driver, DriverLoad, Handle, NeverBegunError, Work
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.settings import merge_settings
-from edge.errors import ContextError, EdgeError
+from edge.errors import ContextError, EdgeError, TokenizerError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
@@ -251,6 +251,17 @@ def test_a_prompt_that_does_not_fit_is_refused_at_once(drive):
         ask(driver, work([]))
 
 
+def test_settings_for_another_vocabulary_are_refused_at_once(model, drive, passes):
+    driver = drive()
+    for wrong in ({"logit_bias": {119: 1.0, 120: 1.0}}, {"eos_token_id": 120, "ignore_eos": False}):
+        with pytest.raises(TokenizerError, match="120"):
+            ask(driver, work(prompt_of(1)), work(prompt_of(2), **wrong))
+    with pytest.raises(TokenizerError, match="logit_bias has the token id 120, which is outside"):
+        model.stream(prompt_of(1), logit_bias={120: 1.0})
+    assert driver.load == DriverLoad(0, 0) and passes == []
+    assert len(ask(driver, work(prompt_of(1), logit_bias={119: 1.0})).wait()[0].tokens) == 30
+
+
 def test_an_error_is_that_of_one_answer(drive):
     class Broken:
         def allowed(self) -> None:
@@ -286,6 +297,78 @@ def test_a_pass_that_fails_ends_what_took_part(model, drive, monkeypatch):
     assert isinstance(ask(driver, work(prompt_of(1))).wait()[0], MemoryError)
     monkeypatch.setattr(model.executor, "forward", forward)
     assert len(ask(driver, work(prompt_of(1))).wait()[0].tokens) == 30
+
+
+class Panic(BaseException):
+    """As native code raises it, beside all Exceptions."""
+
+
+def panic(*_: Any) -> Any:
+    raise Panic
+
+
+def test_a_panic_ends_what_took_part_and_nothing_else(model, drive, monkeypatch):
+    driver = drive()
+    with monkeypatch.context() as broken:
+        broken.setattr(model.executor, "forward", panic)
+        assert isinstance(ask(driver, work(prompt_of(1))).wait()[0], EdgeError)
+    bad = ask(driver, replace(work(prompt_of(2)), constraint=panic))
+    assert isinstance(bad.wait()[0], EdgeError)
+    with monkeypatch.context() as broken:
+        broken.setattr(Answer, "completion", panic)
+        assert isinstance(ask(driver, work(prompt_of(3))).wait()[0], EdgeError)
+    assert len(ask(driver, work(prompt_of(1))).wait()[0].tokens) == 30
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("place", ["_must_wait", "_take"])
+def test_nobody_waits_for_a_thread_that_has_ended(drive, monkeypatch, place):
+    driver = drive(parallel=2)
+    begins = threading.Event()
+
+    def held() -> None:
+        begins.wait()
+
+    first = ask(driver, replace(work(prompt_of(1)), constraint=held))
+    others = ask(driver, work(prompt_of(2)), work(prompt_of(3)))
+    monkeypatch.setattr(driver, place, panic)
+    begins.set()
+    for reader in (first, others):
+        assert all("interrupted" in str(outcome) for outcome in reader.wait())
+    with pytest.raises(ClosedError, match="start the server again"):
+        ask(driver, work(prompt_of(4)))
+    assert driver.load == DriverLoad(0, 0)
+
+
+def test_memory_is_asked_for_again_when_an_answer_has_ended(model, drive, monkeypatch):
+    """Each time the prefix cache is emptied, so not at every pass."""
+    row = model.executor.config.kv_bytes_per_token(model.executor.info.kv_type)
+    asked: list[int] = []
+
+    def for_one() -> int:
+        asked.append(1)
+        return 60 * row
+
+    monkeypatch.setattr("edge.engine.scheduler._ALWAYS_THERE", 0)
+    monkeypatch.setattr("edge.engine.scheduler.available_memory", for_one)
+    driver = drive(parallel=3)
+    readers = [ask(driver, work(prompt_of(n))) for n in range(3)]
+    assert [len(reader.wait()[0].tokens) for reader in readers] == [30] * 3
+    assert len(asked) <= 9  # each answer once for itself, and the one that waits twice beside another
+
+
+def test_who_waits_for_memory_may_cancel(model, drive, monkeypatch):
+    row = model.executor.config.kv_bytes_per_token(model.executor.info.kv_type)
+    monkeypatch.setattr("edge.engine.scheduler._ALWAYS_THERE", 0)
+    monkeypatch.setattr("edge.engine.scheduler.available_memory", lambda: 500 * row)
+    driver = drive(parallel=3)
+    long = [ask(driver, work(prompt_of(n), max_new_tokens=400)) for n in range(3)]
+    assert long[0].first.wait(60)
+    long[2].handle.cancel()
+    assert isinstance(long[2].wait()[0], NeverBegunError) and not long[1].outcomes
+    long[0].handle.cancel()
+    long[1].handle.cancel()
+    assert long[0].wait()[0].stop_reason == "cancelled"
 
 
 def test_close_lets_answers_end_or_ends_them(model, drive):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from dataclasses import replace
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.engine.answer import Completion, StopMatcher, answer_ends
+from edge.engine.answer import Completion, StopMatcher
+from edge.engine.answer_settings import answer_ends
+from edge.engine.constraints.grammar import Grammar
 from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
@@ -317,8 +320,9 @@ def test_rates_count_what_was_computed(make_bundle, tiny_config, monkeypatch):
 
 
 def test_a_stream_that_failed_says_why(smollm2):
-    stream = smollm2.stream(PROMPT, logit_bias={smollm2.config.vocab_size: 1.0})
-    with pytest.raises(EdgeError, match="logit bias"):
+    forbidden = dict.fromkeys(smollm2.tokenizer.encode("a", add_bos=False), -math.inf)
+    stream = smollm2.stream(PROMPT, response_format=Grammar.regex("a"), logit_bias=forbidden)
+    with pytest.raises(EdgeError, match="No token is allowed"):
         next(stream)
-    with pytest.raises(EdgeError, match="logit bias"):
+    with pytest.raises(EdgeError, match="No token is allowed"):
         _ = stream.result

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.prefix_cache import BLOCK, LEAST_IN_FILE, PrefixCache
+from edge.engine.prefix_cache import BLOCK, LEAST_IN_FILE, PrefixCache, PrefixStatistics
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.errors import EdgeError
@@ -19,6 +21,7 @@ from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
+from edge.formats.kv_file import write_cache
 
 MUCH = 1 << 40
 
@@ -320,6 +323,53 @@ def test_what_can_not_be_saved_is_not_tried_again(executor, tmp_path: Path):
     keep(executor, prefixes, tokens_of(1200))
     prefixes.save()
     assert prefixes.statistics.sequences == 1 and prefixes._unsaved() is None
+
+
+def test_more_than_the_folder_may_hold_is_written_once(executor, tmp_path: Path, monkeypatch):
+    """Sequences in memory, whose files make each other go."""
+    written: list[int] = []
+
+    def counted(path: Path, identity: Any, tokens: np.ndarray, *rest: Any) -> None:
+        written.append(len(tokens))
+        assert len(written) <= 4, "a sequence is written again and again"
+        write_cache(path, identity, tokens, *rest)
+
+    monkeypatch.setattr("edge.engine.prefix_cache.write_cache", counted)
+    prefixes = PrefixCache(executor, MUCH, tmp_path, most_file_bytes=1)
+    for seed in range(3):
+        keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
+    prefixes.save()
+    assert written == [LEAST_IN_FILE] * 3 and len(list(tmp_path.glob("*.kv"))) == 1
+    assert prefixes.statistics.sequences == 3 and prefixes.statistics.in_files == 0
+    keep(executor, prefixes, np.concatenate([tokens_of(LEAST_IN_FILE, 0), tokens_of(200, 9)]))
+    prefixes.save()
+    assert written[3:] == [LEAST_IN_FILE + 200]  # it has grown
+
+
+def test_what_is_left_when_the_thread_shall_end_is_not_written(executor, tmp_path: Path):
+    prefixes = PrefixCache(executor, MUCH, tmp_path)
+    for seed in range(3):
+        keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
+    prefixes.save(lambda: len(list(tmp_path.glob("*.kv"))) == 2)
+    assert len(list(tmp_path.glob("*.kv"))) == 2
+
+
+def test_statistics_do_not_wait_for_a_file(executor, tmp_path: Path, monkeypatch):
+    """A server's thread for all its requests asks for them."""
+    prefixes = PrefixCache(executor, 0, tmp_path)
+    seen: list[PrefixStatistics] = []
+
+    def asked_meanwhile(*given: Any) -> None:
+        asking = Thread(target=lambda: seen.append(prefixes.statistics), daemon=True)
+        asking.start()
+        asking.join(30)
+        assert seen, "it waits for the file"
+        write_cache(*given)
+
+    monkeypatch.setattr("edge.engine.prefix_cache.write_cache", asked_meanwhile)
+    keep(executor, prefixes, tokens_of(LEAST_IN_FILE))
+    assert [each.sequences for each in seen] == [1]
+    assert prefixes.statistics.in_files == 1
 
 
 def test_files_of_others_stay_as_they_are(executor, tmp_path: Path):

@@ -12,7 +12,7 @@ import pytest
 from edge.engine.generation import Stream
 from edge.engine.request import Prepared, Request, answer_prepared, prepare
 from edge.engine.settings import merge_settings
-from edge.errors import EdgeError
+from edge.errors import EdgeError, TokenizerError
 from edge.runtime import Model
 from edge.text.chat_template import ChatTemplate
 from edge.text.messages import AUTO, NONE, REQUIRED, Message, Tool, ToolChoice
@@ -255,3 +255,18 @@ def test_what_can_not_be_kept_to_is_refused(model: Model) -> None:
     assert model.prepare(Request(ASKED, (odd,))).prompt
     with pytest.raises(EdgeError, match="'tempo'"):
         model.prepare(Request(ASKED, settings={"tempo": 1}))
+
+
+def test_settings_of_another_vocabulary_are_refused_before_anything_is_computed(model: Model) -> None:
+    size = model.tokenizer.vocab_size
+    messages = (Message("user", "Hello"),)
+    model.prepare(Request(messages, settings={"logit_bias": {size - 1: 1.0}}))
+    chat = model.chat()
+    for wrong in ({"logit_bias": {size: 1.0}}, {"eos_token_id": size}):
+        with pytest.raises(TokenizerError, match=f"{size}"):
+            model.prepare(Request(messages, settings=wrong))
+        with pytest.raises(TokenizerError, match=f"{size}"):
+            chat.stream("Hello", **wrong)
+        with pytest.raises(TokenizerError, match=f"{size}"):
+            model.chat(**wrong)
+    assert chat.messages == ()

@@ -213,6 +213,7 @@ def test_wrong_values_are_named(settings, word):
         {"temperature": 0, "top_k": 0, "seed": 0, "logprobs": 0, "penalty_window": 0},
         {"presence_penalty": FLOAT32_MAX, "frequency_penalty": -FLOAT32_MAX},
         {"logit_bias": {0: -math.inf, 2**31 - 1: FLOAT32_MAX}},
+        {"logit_bias": dict.fromkeys(range(4096), 1.0)},
     ],
 )
 def test_the_borders_of_the_ranges_belong_to_them(settings):
@@ -224,6 +225,7 @@ def test_the_borders_of_the_ranges_belong_to_them(settings):
     ("settings", "word"),
     [
         ({"logit_bias": {2**31: 0.0}}, "2147483648"),
+        ({"logit_bias": dict.fromkeys(range(4097), 1.0)}, "at most 4096 token ids, got 4097"),
         ({"logit_bias": {1: math.inf}}, "logit_bias"),
         ({"presence_penalty": math.nextafter(FLOAT32_MAX, math.inf)}, "presence_penalty"),
         ({"typical_p": 1.001}, "typical_p"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from edge.engine.answer import Completion
 from edge.engine.constraints.grammar import Grammar
 from edge.engine.prefix_cache import PrefixCache
+from edge.errors import NativeError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.quant.scheme import QuantScheme
@@ -85,6 +87,17 @@ def test_forced_tokens_together_and_one_by_one(model, monkeypatch, settings):
     rows = [session.prefill(longer) for session in sessions]
     assert (rows[0] == rows[1]).all()
     assert sessions[0].reused_tokens >= len(PROMPT) + len(together.tokens) - 40
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+@pytest.mark.parametrize("end", [False, True])
+def test_a_forced_token_that_is_forbidden_is_an_error(model, logprobs, end):
+    """Also where it would need no draw: a name in the middle, or the end."""
+    done = plain(model, temperature=0)
+    assert done.stop_reason == "eos"
+    forbidden = dict.fromkeys(model.tokenizer.eos_ids if end else done.tokens[1:2], -math.inf)
+    with pytest.raises(NativeError, match="No token is allowed"):
+        plain(model, temperature=0, logprobs=logprobs, logit_bias=forbidden)
 
 
 def chunk_count(model: Model, settings: dict[str, Any]) -> int:

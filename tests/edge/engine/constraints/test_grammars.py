@@ -284,6 +284,7 @@ UNUSABLE = [
     (Grammar.lark("start: <|nothing|>"), 'unknown special token: "<|nothing|>" (line 1, column 8)'),
     (Grammar.lark('start: start "a"'), "Nothing satisfies the Lark grammar."),
     (Grammar.lark("start[temperature=0.5]: /a+/"), "The option 'temperature' of a rule"),
+    (Grammar.lark("start: a\r\n \t a [ lazy, max_tokens = 3]: /a/"), "The option 'max_tokens' of a rule"),
     (Grammar.lark(""), "The Lark grammar is not usable"),
     (Grammar.lark("start: " + "(" * 9000 + '"a"' + ")" * 9000), "lark grammar too deeply nested"),
 ]  # fmt: skip
@@ -336,3 +337,22 @@ def test_options_inside_of_a_schema_are_not_believed(smollm2):
     assert texts == {("{}", True)}
     with pytest.raises(EdgeError, match="'foo' of JSON schema"):
         Grammar.json_schema({**schema, "foo": 1})
+
+
+MANY = 200_000
+HUGE = [
+    (Grammar.lark("\n" * MANY), "The Lark grammar is not usable"),
+    (Grammar.lark(" " * MANY), "The Lark grammar is not usable"),
+    (Grammar.lark("start: x\n" + "\n" * MANY), "The Lark grammar is not usable"),
+    (Grammar.lark("\n" * MANY + "start: x"), "The Lark grammar is not usable"),
+    (Grammar.lark("start: \n" + " \n" * MANY + "x"), "The Lark grammar is not usable"),
+    (Grammar.lark('start: %json {"' + '\\"' * MANY), "Unterminated string"),
+    (Grammar.lark('start: %json {"' + '\\\n"' * MANY), "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("grammar", "sentence"), HUGE)
+def test_a_text_of_blanks_or_quotes_is_read_once(smollm2, grammar, sentence):
+    """Patterns that begin anew at each of them look at its characters 10^10 times."""
+    with pytest.raises(EdgeError, match=re.escape(sentence)):
+        compile_grammar(grammar, smollm2.tokenizer)
