@@ -58,11 +58,11 @@ def test_both_go_on_as_if_alone(executor, run_all, tokens_of, shared: int):
 def test_shared_rows_are_had_once(executor, run_all, tokens_of):
     """A page more for what is written, of rows and of summaries; all of it is given back."""
     assert isinstance(executor, SharesRows) and executor.cache_bytes == 0
-    tokens = tokens_of(executor.config, 5200)
+    tokens = tokens_of(executor.config, 1300)
     first = executor.new_cache()
     run_all(executor, first, tokens)
     alone = executor.cache_bytes
-    forks = [executor.fork(first, 5200) for _ in range(10)]
+    forks = [executor.fork(first, 1300) for _ in range(10)]
     assert executor.cache_bytes == alone
     before = memory_of(executor, first)
     page = memory_of(executor, executor.fork(first, 1)).nbytes
