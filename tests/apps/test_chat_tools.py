@@ -96,7 +96,9 @@ def test_calls_in_a_conversation(
         chat = model.chat(tools=functions_of(path), temperature=0, max_new_tokens=150)
         required = iter([{"type": "function", "name": "add"}])
         stream = chat.stream
-        monkeypatch.setattr(chat, "stream", lambda said: stream(said, tool_choice=next(required, "none")))
+        monkeypatch.setattr(
+            chat, "stream", lambda said, **form: stream(said, tool_choice=next(required, "none"), **form)
+        )
         loop = ChatLoop(model, chat, PlainView(model.context))
         done = loop.say("Add 3 and 4.")
     said = capsys.readouterr()

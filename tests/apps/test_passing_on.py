@@ -183,7 +183,7 @@ def test_align_of_other_shapes(run_inside, tmp_path):
     ],
 )
 def test_why_an_answer_ended(reason, note):
-    assert stop_note(SimpleNamespace(stop_reason=reason, tokens=[1, 2, 3]), 64) == note
+    assert stop_note(SimpleNamespace(stop_reason=reason, tokens=[1, 2, 3], is_complete=True), 64) == note
 
 
 def test_lines_as_wide_as_the_terminal():
