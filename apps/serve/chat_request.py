@@ -64,8 +64,8 @@ def check_tools(fields: Fields) -> None:
         raise refusal(name, f"{name} may have {MOST_TOOLS} entries at most.")
 
 
-def read_messages(fields: Fields) -> tuple[Message, ...]:
-    """The field `messages`."""
+def listed_messages(fields: Fields) -> list[Any]:
+    """The entries of the field `messages`, of which there is one at least."""
     given = fields.list("messages")
     if given is None:
         raise fields.missing("messages")
@@ -73,8 +73,13 @@ def read_messages(fields: Fields) -> tuple[Message, ...]:
         raise fields.error("messages", "have at least one message")
     if len(given) > _MOST_MESSAGES:
         raise refusal("messages", f"messages may have {_MOST_MESSAGES} entries at most.")
+    return given
+
+
+def read_messages(fields: Fields) -> tuple[Message, ...]:
+    """The field `messages`."""
     found: list[Message] = []
-    for index, each in enumerate(given):
+    for index, each in enumerate(listed_messages(fields)):
         try:
             found += parse_messages([_plain(each)])
         except EdgeError as error:

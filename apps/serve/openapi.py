@@ -126,6 +126,18 @@ _CONVERSATION: dict[str, Schema] = {
     ),
 }
 
+
+def _head_of(kind: str) -> dict[str, Schema]:
+    """What an answer begins with."""
+    return {
+        "id": TEXT,
+        "object": {"const": kind},
+        "created": COUNT,
+        "model": TEXT,
+        "system_fingerprint": TEXT,
+    }
+
+
 _SCHEMAS: dict[str, Any] = {
     "Error": fields_of(
         ("error",),
@@ -195,11 +207,7 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "ChatCompletion": fields_of(
         ("id", "object", "created", "model", "choices", "usage"),
-        id=TEXT,
-        object={"const": "chat.completion"},
-        created=COUNT,
-        model=TEXT,
-        system_fingerprint=TEXT,
+        **_head_of("chat.completion"),
         choices={
             "type": "array",
             "items": fields_of(
@@ -228,11 +236,7 @@ _SCHEMAS: dict[str, Any] = {
     ),
     "Completion": fields_of(
         ("id", "object", "created", "model", "choices", "usage"),
-        id=TEXT,
-        object={"const": "text_completion"},
-        created=COUNT,
-        model=TEXT,
-        system_fingerprint=TEXT,
+        **_head_of("text_completion"),
         choices={
             "type": "array",
             "items": fields_of(

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.apps.serve.asking import read_settings
-from edge.apps.serve.chat_request import EFFORTS, check_tools, grammar_of, read_effort, reading
+from edge.apps.serve.chat_request import (
+    EFFORTS,
+    check_tools,
+    grammar_of,
+    listed_messages,
+    read_effort,
+    reading,
+)
 from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
 from edge.apps.serve.state import Served
@@ -24,7 +31,6 @@ from edge.text.messages import (
     parse_tools,
 )
 
-_MOST_MESSAGES = 4096
 _MOST_STOPS = 16
 _LEAST_BUDGET = 1024
 _REFUSED = {
@@ -130,13 +136,7 @@ def _choice(fields: Fields, tools: tuple[Tool, ...]) -> tuple[ToolChoice, bool]:
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:
-    given = fields.list("messages")
-    if given is None:
-        raise fields.missing("messages")
-    if not given:
-        raise fields.error("messages", "have at least one message")
-    if len(given) > _MOST_MESSAGES:
-        raise refusal("messages", f"messages may have {_MOST_MESSAGES} entries at most.")
+    given = listed_messages(fields)
     found: list[Message] = []
     if fields.has("system"):
         found.append(Message("system", _text(fields, "system")))

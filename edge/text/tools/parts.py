@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
@@ -45,7 +46,7 @@ def whole(index: int, call: ToolCall) -> list[CallPart]:
     return [CallBegin(index, call.name), CallArguments(index, call.arguments_json), CallEnd(index, call)]
 
 
-class CallReader:
+class CallReader(ABC):
     """Reads one block of calls, in whatever pieces it comes.
 
     text: all of it since the opening, which `push` gets first. state: `more` text is needed; the calls are
@@ -72,9 +73,9 @@ class CallReader:
         parts, self._parts = self._parts, []
         return parts
 
+    @abstractmethod
     def _read(self) -> Steps[tuple[State, int]]:
         """Yields where more text is needed, and only while that may come; returns state and used."""
-        raise NotImplementedError
 
     def _starts(self, at: int, *marks: str) -> Steps[str | None]:
         """Which of these texts stands at a place, the first that fits."""
