@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ def ended(programs: list[Program]) -> list[int]:
     return [program.wait() for program in programs]
 
 
+def learned(config: Path, out: Path, said: Path) -> list[Program]:
+    """Two processes that learn to the end.
+
+    gloo has ended one of them by itself ("double free or corruption", once in hundreds of runs; docs/log.md): then
+    both are started again, as `torchrun --max-restarts` does, and go on from their checkpoint.
+    """
+    two = ranks(2, "run", config, "--out", out, out=said)
+    if min(codes := ended(two)) < 0:
+        warnings.warn(f"a process died of signal {-min(codes)}: {two[0].complained}", stacklevel=2)
+        two = ranks(2, "run", config, "--out", out, out=said)
+        codes = ended(two)
+    assert codes == [0, 0], two[0].complained + two[1].complained
+    return two
+
+
 def assert_close_runs(one: Path, two: Path, steps: int = 6) -> None:
     torch.testing.assert_close(
         torch.tensor(losses(two)[-steps:]), torch.tensor(losses(one)[-steps:]), atol=2e-3, rtol=2e-3
@@ -51,8 +67,7 @@ def test_two_processes_learn_as_one_and_go_on_as_one(tmp_path: Path, sections: d
     whole = {**sections, "schedule": {"steps": 6, "kind": "constant", "warm_up": 2}}
     run(tmp_path, "one", **whole)
     config = write_config(tmp_path, **half)
-    two = ranks(2, "run", config, "--out", tmp_path / "two", out=tmp_path / "said")
-    assert ended(two) == [0, 0], two[0].complained + two[1].complained
+    two = learned(config, tmp_path / "two", tmp_path / "said")
     assert two[0].printed.count("Trained") == 1 and not two[1].printed and not two[1].complained
     if not sections:  # rounded weights jump
         run(tmp_path, "half", **half)
@@ -65,8 +80,7 @@ def test_two_processes_learn_as_one_and_go_on_as_one(tmp_path: Path, sections: d
     config = write_config(
         tmp_path, **{**whole, "start": {"path": str(tmp_path / "first"), "what": "everything"}}
     )
-    forth = ranks(2, "run", config, "--out", tmp_path / "forth", out=tmp_path / "said")
-    assert ended(forth) == [0, 0], forth[0].complained + forth[1].complained
+    learned(config, tmp_path / "forth", tmp_path / "said")
     assert_close_runs(tmp_path / "one", tmp_path / "forth", 3)
     assert (tmp_path / "forth" / "multi_token.safetensors").exists() == bool(sections)
     if sections:
@@ -143,8 +157,7 @@ def test_buckets_are_shared(tmp_path: Path):
     sections = {"data": {"buckets": [16, 48], "divisor": 2}, "evaluation": {"sources": {}}}
     run(tmp_path, "one", **sections)
     config = write_config(tmp_path, **sections)
-    two = ranks(2, "run", config, "--out", tmp_path / "two", out=tmp_path / "said")
-    assert ended(two) == [0, 0], two[0].complained
+    learned(config, tmp_path / "two", tmp_path / "said")
     assert_close_runs(tmp_path / "one", tmp_path / "two")
 
 
