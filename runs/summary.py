@@ -41,21 +41,29 @@ def ternary(runs: Path) -> dict[str, Any]:
 def mup(runs: Path) -> dict[str, Any]:
     """Held-out losses by parametrisation, width and learning rate; the best rate of each seed and of their
     mean.
+
+    Seeds may have rates of their own: the best mean is one of the rates that all have.
     """
-    losses: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    losses: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for folder in _folders(runs / "mup"):
-        kind, width, rate, _ = folder.name.split("-")
-        losses[kind, width][rate].append(_held_out(folder))
+        kind, width, rate, seed = folder.name.split("-")
+        losses[kind, width][rate][seed] = _held_out(folder)
     found: dict[str, Any] = defaultdict(dict)
     for (kind, width), rates in sorted(losses.items(), key=lambda item: int(item[0][1])):
         ordered = dict(sorted(rates.items(), key=lambda item: float(item[0])))
-        means = {rate: statistics.mean(values) for rate, values in ordered.items()}
-        seeds = [dict(zip(ordered, row, strict=True)) for row in zip(*ordered.values(), strict=True)]
+        seeds = sorted({seed for by_seed in ordered.values() for seed in by_seed})
+        means = {rate: statistics.mean(by_seed.values()) for rate, by_seed in ordered.items()}
+        common = [rate for rate, by_seed in ordered.items() if len(by_seed) == len(seeds)]
+        best = min(common, key=means.__getitem__)
         found[kind][width] = {
             "losses": {rate: None if mean == float("inf") else mean for rate, mean in means.items()},
-            "best": min(means, key=means.__getitem__),
-            "at_edge": min(means, key=means.__getitem__) in (*list(means)[:1], *list(means)[-1:]),
-            "best_by_seed": [min(row, key=row.__getitem__) for row in seeds],
+            "seeds": {rate: len(by_seed) for rate, by_seed in ordered.items()},
+            "best": best,
+            "at_edge": best in (*list(means)[:1], *list(means)[-1:]),
+            "best_by_seed": [
+                min((by_seed[seed], rate) for rate, by_seed in ordered.items() if seed in by_seed)[1]
+                for seed in seeds
+            ],
         }
     both = found.pop("both", {})
     return {"kinds": {kind: {**both, **widths} for kind, widths in found.items()}}

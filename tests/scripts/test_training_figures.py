@@ -65,6 +65,17 @@ def test_the_best_rate_moves_by_steps_of_the_grid(tmp_path: Path):
     assert row(losses, "none", "64")[-2:] == ["3.0000", "diverged"]
 
 
+def test_seeds_may_have_rates_of_their_own(tmp_path: Path):
+    """The best mean is among the rates that all seeds have, also where one seed alone has a lower loss."""
+    for rate, losses in {"0.005": (3.2, 3.1), "0.01": (3.0, 3.4), "0.02": (2.9, None)}.items():
+        for seed, loss in enumerate(losses):
+            if loss is not None:
+                leave(tmp_path / "mup" / f"mup-64-{rate}-{seed}", loss)
+    found = summary.mup(tmp_path)["kinds"]["mup"]["64"]
+    assert found["best"] == "0.005" and found["best_by_seed"] == ["0.02", "0.005"]
+    assert found["seeds"] == {"0.005": 2, "0.01": 2, "0.02": 1}
+
+
 def test_ways_to_ternary_weights_stand_beside_the_float_run(tmp_path: Path):
     for name, loss in {"float": 3.0, "stable": 3.3, "share-0": 5.0, "share-0.4": 3.1}.items():
         leave(tmp_path / "ternary" / f"{name}-0", loss)
