@@ -86,10 +86,10 @@ class PythonReader(CallReader):
 
     def _read(self) -> Steps[tuple[State, int]]:
         opening, closing = self._marks
-        end = yield from self._find(closing, len(opening))
-        inner = self.text[len(opening) : None if end < 0 else end]
         # A further opening begins anew. Read to the end for each of many, they took seconds.
-        calls = None if opening in inner else read_calls(inner, self._tools)
+        end = yield from self._find(closing, len(opening), opening)
+        inner = self.text[len(opening) : None if end < 0 else end]
+        calls = None if end < 0 and opening in inner else read_calls(inner, self._tools)
         if not calls:
             return "text", len(opening)
         for call in calls:
