@@ -134,7 +134,14 @@ class Served:
         """Ask the driver; to be used in an `async with` block. Raises as `Driver.submit` does."""
         self._loop = asyncio.get_running_loop()
         return Answers(
-            self.driver, works, parsers, asked.started, self.metrics, self.options.time_limit, asked.note
+            self.driver,
+            works,
+            parsers,
+            asked.started,
+            self.metrics,
+            self.options.time_limit,
+            asked.note,
+            self.model.remember_answer,
         )
 
     def close(self, patience: float = _LAST_SECONDS) -> None:
