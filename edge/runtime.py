@@ -281,6 +281,10 @@ class Model:
         settings = merge_settings(self.generation_config, request=request.settings)
         return prepare(request, self._encoder, settings)
 
+    def remember_answer(self, prompt: Sequence[int], done: Completion) -> None:
+        """Let an answer to a prepared prompt keep its ids when it comes back as text, see `AnswerMemory`."""
+        self._encoder.answers.remember(prompt, done.text, done.tokens)
+
     def reply(self, request: Request, *, session: Session | None = None) -> Stream:
         """Answer a request; returns the answer in the making, whose chunks have `parts` and whose result has
         `reasoning`, `content` and `calls`.

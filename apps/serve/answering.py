@@ -7,10 +7,10 @@ disconnect, a time limit or an error has to do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge.apps.serve.errors import ApiError, too_late
 from edge.apps.serve.metrics import Metrics
@@ -63,12 +63,14 @@ class Answers:
         metrics: Metrics,
         time_limit: float,
         note: Note,
+        remember: Callable[[Sequence[int], Completion], Any],
     ) -> None:
         """parsers: one for each of `works`, None to leave the texts as they are. started: when the request
-        came, of `perf_counter`. Raises as `Driver.submit` does.
+        came, of `perf_counter`. remember: gets the prompt and the completion of each answer with a parser.
+        Raises as `Driver.submit` does.
         """
         self._loop = asyncio.get_running_loop()
-        self._parsers = parsers
+        self._works, self._parsers, self._remember = works, parsers, remember
         self._started, self._metrics, self._note = started, metrics, note
         self._time_limit, self._is_late = time_limit, False
         self._events: list[Event] = []
@@ -155,6 +157,8 @@ class Answers:
         if outcome.stop_reason == "cancelled":
             self._fail(self._reason())
             return
+        if self._parsers is not None:
+            self._remember(self._works[choice].prompt, outcome)
         try:
             parts = [] if self._parsers is None else self._parsers[choice].finish()
         except Exception as error:

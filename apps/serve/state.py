@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, TypeVar
 
 from edge import __version__
@@ -19,6 +19,7 @@ from edge.apps.serve.logs import Log
 from edge.apps.serve.metrics import Metrics
 from edge.apps.serve.options import ServeOptions
 from edge.apps.serve.responses.store import ResponseStore
+from edge.apps.serve.workers import Workers
 from edge.engine.driver import BusyError, Call, Driver, Work
 from edge.engine.request import Prepared, Request
 from edge.engine.saver import Saver
@@ -27,6 +28,8 @@ from edge.text.reply import ReplyParser
 
 _T = TypeVar("_T")
 _WORKERS = 2  # threads that render templates and encode texts
+_LEAST_SECONDS = 0.2  # for each, whatever the others took
+_LAST_SECONDS = 30.0  # in which all threads have to end, a file that is being written included
 
 
 @dataclass
@@ -69,11 +72,11 @@ class Served:
         self.is_draining = False
         _ = model.most_characters  # fetches all tokens: later an answer might wait while a prompt is encoded
         self.responses = ResponseStore()
-        self._workers = ThreadPoolExecutor(_WORKERS, "edge-prepare")
+        self._workers = Workers(_WORKERS, "edge-prepare")
         self._calls: set[Future[Any]] = set()  # until their threads are done with them
         self._loop: asyncio.AbstractEventLoop | None = None
         prefixes = model.scheduler.prefixes
-        self._saver = None if prefixes is None or options.folder is None else Saver(prefixes)
+        self._saver = None if prefixes is None else Saver(prefixes)
         self.driver = Driver(
             model.session,
             model.tokenizer,
@@ -131,15 +134,34 @@ class Served:
         """Ask the driver; to be used in an `async with` block. Raises as `Driver.submit` does."""
         self._loop = asyncio.get_running_loop()
         return Answers(
-            self.driver, works, parsers, asked.started, self.metrics, self.options.time_limit, asked.note
+            self.driver,
+            works,
+            parsers,
+            asked.started,
+            self.metrics,
+            self.options.time_limit,
+            asked.note,
+            self.model.remember_answer,
         )
 
-    def close(self) -> None:
-        """End what is left of answers, and the threads."""
-        self.driver.close()
-        if self._saver is not None:
-            self._saver.close()
-        self._workers.shutdown(cancel_futures=True)
+    def close(self, patience: float = _LAST_SECONDS) -> None:
+        """End what is left of answers, and the threads.
+
+        patience: seconds for all of that. What hangs beyond them is named in the log, and ends with the
+        process.
+        """
+        end = monotonic() + patience
+
+        def left() -> float:
+            return max(_LEAST_SECONDS, end - monotonic())
+
+        hanging = [] if self.driver.close(patience=left()) else ["answers"]
+        if self._saver is not None and not self._saver.close(left()):
+            hanging.append("files of prefixes")
+        if not self._workers.close(left()):
+            hanging.append("requests that are read")
+        if hanging:
+            self.log.write("hanging", what=hanging, seconds=patience)
 
     def _hand_over(self, calls: list[Call]) -> None:
         assert self._loop is not None

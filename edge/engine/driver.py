@@ -3,7 +3,8 @@
 A reader submits what it wants and is called back: after every pass with the chunks that it brought, at the
 end with the Completion or with what went wrong. So many answers are made at once, so many requests wait for
 their turn in the order in which they came, and more are refused. A request of many answers takes turns with
-the others. While there is nothing to do, the thread sleeps.
+the others. A prompt whose beginning is in a file waits until that has been read, and the others go on. While
+there is nothing to do, the thread sleeps.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from typing import Any
 from edge.engine.answer import Answer, Chunk, Completion
 from edge.engine.answer_settings import check_settings
 from edge.engine.constraints.constraint import Constraint
-from edge.engine.prefix_cache import BLOCK
+from edge.engine.prefix_cache import Fetch
+from edge.engine.prefix_tree import BLOCK
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.errors import ContextError, EdgeError
+from edge.executors.checks import token_ids
 from edge.text.tokenizer.base import Tokenizer
 
 Call = Callable[[], Any]
 OnChunks = Callable[[int, list[Chunk]], Any]
 OnDone = Callable[[int, Completion | Exception], Any]
+
+LAST_SECONDS = 10.0
+"""What a pass or a callback may take when all has been told to end."""
 
 
 class BusyError(EdgeError):
@@ -67,14 +73,17 @@ class Work:
 class Handle:
     """A request under way."""
 
-    def __init__(self, works: Sequence[Work], on_chunks: OnChunks, on_done: OnDone) -> None:
+    def __init__(self, works: Sequence[Work], on_chunks: OnChunks, on_done: OnDone, wake: Call) -> None:
+        """wake: called when it is cancelled."""
         self.works = tuple(works)
         self.on_chunks, self.on_done = on_chunks, on_done
+        self._wake = wake
         self._cancelled = False
 
     def cancel(self) -> None:
         """End all its answers before the next pass, with what they have; may be called from any thread."""
         self._cancelled = True
+        self._wake()
 
     def is_cancelled(self) -> bool:
         """Whether somebody did."""
@@ -83,10 +92,13 @@ class Handle:
 
 @dataclass(eq=False)
 class _Waiting:
-    """Answers of a request that have not begun."""
+    """Answers of a request that have not begun. fetch: of the next one's prompt, while it takes the place of
+    an answer that runs.
+    """
 
     handle: Handle
     left: deque[int]
+    fetch: Fetch | None = None
 
 
 @dataclass(eq=False)
@@ -150,6 +162,7 @@ class Driver:
         self._waiting: deque[_Waiting] = deque()
         self._running: list[_Running] = []
         self._closing = self._broken = False
+        self._woken = False  # something has changed for those that wait
         self._has_memory = True  # for one more answer, as far as is known
         self._thread = threading.Thread(target=self._run, name="edge-driver", daemon=True)
         self._thread.start()
@@ -172,7 +185,7 @@ class Driver:
             self._probe.check_prompt(work.prompt)
         for settings in {id(work.settings): work.settings for work in works}.values():
             check_settings(settings, self._tokenizer)
-        handle = Handle(works, on_chunks, on_done)
+        handle = Handle(works, on_chunks, on_done, self._wake)
         with self._changed:
             if self._broken:
                 raise ClosedError("No answers can be made any more after an error: start the server again.")
@@ -184,28 +197,38 @@ class Driver:
                     f"{running} answers are being made and {waiting} requests wait already: ask again later."
                 )
             self._waiting.append(_Waiting(handle, deque(range(len(works)))))
-            self._changed.notify_all()
+            self._wake()
         return handle
 
     def stop(self) -> None:
         """Take no more, and end all that runs and waits, as `Handle.cancel` does."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._wake()
             for handle in (*(run.handle for run in self._running), *(each.handle for each in self._waiting)):
                 handle.cancel()
 
-    def close(self, deadline: float = 0.0) -> None:
-        """Take no more, give what is there so many seconds to finish, and end the rest."""
+    def close(self, deadline: float = 0.0, patience: float = LAST_SECONDS) -> bool:
+        """Take no more, give what is there so many seconds to finish, and end the rest.
+
+        patience: seconds in which that has to be done. Returns whether it was: a call that hangs, of a reader
+        or of a constraint, is left to itself.
+        """
         end = monotonic() + deadline
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._wake()
             while (self._running or self._waiting) and (left := end - monotonic()) > 0:
                 self._changed.wait(left)
         self.stop()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(patience)
+        return not self._thread.is_alive()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     # ---- The thread ----------------------------------------------------------------------------------------
 
@@ -224,9 +247,12 @@ class Driver:
     def _has_work(self) -> bool:
         """Sleeps until there is some; False when there will be none."""
         with self._changed:
-            while not (self._waiting or self._running or self._closing):
+            while not (self._running or self._woken):
+                if self._closing and not self._waiting:
+                    return False
                 self._changed.wait()
-            return bool(self._waiting or self._running)
+            self._woken = False
+            return bool(self._waiting or self._running) or not self._closing
 
     def _turn(self, batch: _Batch) -> None:
         """One pass, and what it leads to."""
@@ -254,6 +280,7 @@ class Driver:
                 run.answer.leave()
             batch.done(run.handle, run.index, ended)
         for each in waiting:
+            _let_go(each)
             for index in each.left:
                 batch.done(each.handle, index, ended)
         self._hand_over(batch.calls)
@@ -266,17 +293,41 @@ class Driver:
             before = len(each.left)
             while each.left:
                 if each.handle.is_cancelled():
+                    _let_go(each)
                     never = NeverBegunError("The request was cancelled.")
                     batch.done(each.handle, each.left.popleft(), never)
-                elif len(self._running) >= self._parallel or not self._has_memory or self._must_wait(each):
+                elif not self._has_place(each) or self._must_wait(each) or self._is_reading(each):
                     break
                 else:
                     self._begin(each, batch)
+                    _let_go(each)
             if len(each.left) < before:
                 with self._changed:
                     self._waiting.remove(each)
                     if each.left:  # others come first now
                         self._waiting.append(each)
+                    self._wake()  # a place may be free again
+
+    def _has_place(self, each: _Waiting) -> bool:
+        """Whether one more may run, those included whose prompts are read from files."""
+        with self._changed:
+            reading = sum(other.fetch is not None for other in self._waiting if other is not each)
+        return len(self._running) + reading < self._parallel and self._has_memory
+
+    def _is_reading(self, each: _Waiting) -> bool:
+        """Whether the beginning of the next prompt is on its way from a file; begins with that."""
+        prefixes = self._scheduler.prefixes
+        if prefixes is None:
+            return False
+        while True:
+            if each.fetch is None:
+                prompt = token_ids(each.handle.works[each.left[0]].prompt)
+                each.fetch = prefixes.fetch(prompt[:-1], self._wake)
+            if each.fetch is None or each.fetch.is_there:
+                return False
+            if not each.fetch.is_over:
+                return True
+            _let_go(each)  # the file is damaged, or others needed the memory
 
     def _must_wait(self, each: _Waiting) -> bool:
         """Whether another answer is about to leave the same prompt in the prefix cache."""
@@ -347,10 +398,17 @@ class Driver:
         with self._changed:
             self._running.remove(run)
             self._has_memory = True
-            self._changed.notify_all()
+            self._wake()
         self._ended()
 
 
 def _told(error: BaseException) -> Exception:
     """To readers, who expect no end of a thread or a panic of native code."""
     return error if isinstance(error, Exception) else EdgeError("The answer was interrupted.")
+
+
+def _let_go(each: _Waiting) -> None:
+    """The rows of its prompt need not stay in memory for it any more."""
+    if each.fetch is not None:
+        each.fetch.release()
+        each.fetch = None

@@ -3,67 +3,36 @@
 Kept sequences share their memory with each other and with the sessions that go on from them, page by page.
 Those used longest ago go first when all caches together pass a limit: into a file, if there is a folder for
 them, else altogether.
+
+Files are read and written, and memory is freed, outside of the lock. A server lets a thread of its own do
+that (`attend`, `fetch`), so that the thread of its passes never does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-
-from edge.errors import EdgeError
+from edge.engine.prefix_files import LEAST_IN_FILE, PrefixFiles
+from edge.engine.prefix_tree import BLOCK, Kept, PrefixTree, Tokens, begins
 from edge.executors.protocol import Executor, KVCache, SharesRows, StoresCaches, shares_rows
-from edge.formats.kv_file import read_cache, read_tokens, write_cache
 from edge.system.memory import available_memory
-
-Tokens = npt.NDArray[np.int32]
-
-BLOCK = 64
-"""Tokens of an edge of the tree; fewer in common are not worth a new cache."""
-
-_FILE_NAME = re.compile(r"[0-9a-f]{32}\.kv")
-
-LEAST_IN_FILE = 1024
-"""Tokens of a sequence that is written to a file rather than computed again."""
 
 _GROWN = 1.125
 """A sequence is written again once it is so much longer than what a file has of it."""
+
+_BEYOND = 256 << 20
+"""Bytes beyond twice the limit that wait for a slow disk; what would be more is not written."""
 
 
 def default_prefix_memory() -> int:
     """Bytes: a sixteenth of what the system has left, and 1 GB at most."""
     available = available_memory()
     return min(1 << 30, (8 << 30 if available is None else available) // 16)
-
-
-class _Node:
-    """What begins with the blocks on the way here."""
-
-    def __init__(self) -> None:
-        self.children: dict[bytes, _Node] = {}
-        self.kept: list[_Kept] = []
-
-
-@dataclass(eq=False)
-class _Kept:
-    """A sequence: rows in memory, in a file, or both. beginnings: files of sequences that it goes on from,
-    and in_files, the tokens of the longest file that there was of it.
-    """
-
-    tokens: Tokens
-    cache: KVCache | None
-    path: Path | None = None
-    used: int = 0
-    beginnings: tuple[Path, ...] = ()
-    in_files: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,11 +47,23 @@ class PrefixStatistics:
     rows: int
 
 
-@dataclass
-class _Counts:
-    turn: int = 0
-    hits: int = 0
-    rows: int = 0
+class Fetch:
+    """Rows that are on their way from a file into memory, or are there, and stay until `release`.
+
+    is_over: nothing is read any more. May be used from any thread.
+    """
+
+    def __init__(self, is_there: Callable[[], bool], let_go: Callable[[], Any], is_over: bool) -> None:
+        self._is_there, self._let_go, self.is_over = is_there, let_go, is_over
+
+    @property
+    def is_there(self) -> bool:
+        """Whether they are in memory: a file may be damaged, and memory may be needed for something else."""
+        return self.is_over and self._is_there()
+
+    def release(self) -> None:
+        """They need not stay; to be called once."""
+        self._let_go()
 
 
 class PrefixCache:
@@ -102,51 +83,82 @@ class PrefixCache:
         assert shares_rows(executor)
         self._executor = cast(SharesRows, executor)
         self._new_cache = executor.new_cache
-        self._context = executor.context
-        self._store = cast(StoresCaches, executor) if executor.capabilities.cache_files else None
         self._most_bytes = most_bytes
-        self._most_file_bytes = most_file_bytes
         self._lock = threading.RLock()
-        self._root = _Node()
-        self._kept: list[_Kept] = []
-        self._counts = _Counts()
+        self._tree = PrefixTree()
+        self._hits = self._rows = 0
+        self._keeper: Callable[[], Any] | None = None
+        self._may_write = True
         self.generation = 0
         """Counts up when what was computed before can't be used any more."""
-        self._folder = folder if self._store is not None else None
-        for path, _ in self._files():
-            self._find_again(path)
+        self._files: PrefixFiles | None = None
+        if folder is not None and executor.capabilities.cache_files:
+            self._files = PrefixFiles(cast(StoresCaches, executor), folder, most_file_bytes)
+            for path, tokens in self._files.usable():
+                if BLOCK <= len(tokens) <= executor.context:
+                    self._tree.add(Kept(tokens, None, path))
 
     @property
     def statistics(self) -> PrefixStatistics:
         """What is kept and what it was good for. Never waits, also while others write files."""
-        sequences = tuple(self._kept)
+        sequences = tuple(self._tree.kept)
         files = sum(kept.cache is None for kept in sequences)
-        return PrefixStatistics(len(sequences), files, self._counts.hits, self._counts.rows)
+        return PrefixStatistics(len(sequences), files, self._hits, self._rows)
 
     def token_lists(self) -> list[Tokens]:
         """The tokens of what is kept, oldest first."""
         with self._lock:
-            return [kept.tokens for kept in sorted(self._kept, key=lambda kept: kept.used)]
+            return [kept.tokens for kept in sorted(self._tree.kept, key=lambda kept: kept.used)]
+
+    def attend(self, keeper: Callable[[], Any] | None) -> None:
+        """Let `keeper` be told when there is something to do for `make_room`; it returns at once.
+
+        None: whoever finds or puts something makes room himself, and waits for the files.
+        """
+        self._keeper = keeper
 
     def find(self, tokens: Tokens, more_than: int) -> tuple[KVCache, int] | None:
         """A new cache with the rows of the longest beginning of `tokens` that is kept, and their number.
 
-        None if that is not a block longer than `more_than`.
+        None if that is not a block longer than `more_than`. Reads a file, unless `fetch` has done so.
+        """
+        while True:
+            with self._lock:
+                found = self._tree.longest(tokens)
+                if found is None or found[1] < more_than + BLOCK:
+                    return None
+                kept, rows = found
+                cache = kept.cache
+            if cache is None and (cache := self._restore(kept)) is None:
+                continue  # it is found no more
+            fork = self._executor.fork(cache, rows)
+            with self._lock:
+                self._tree.touch(kept)
+                self._hits += 1
+                self._rows += rows
+            del cache  # the last one frees it
+            self._trim()
+            return fork, rows
+
+    def fetch(self, tokens: Tokens, over: Callable[[], Any]) -> Fetch | None:
+        """Let what `find` would find be in memory, without waiting for a file; None if it finds nothing.
+
+        over: called when the fetch is over if it is not at once, in another thread.
         """
         with self._lock:
-            found = self._longest(tokens)
-            if found is None or found[1] < more_than + BLOCK:
+            found = self._tree.longest(tokens)
+            if found is None or found[1] < BLOCK:
                 return None
-            kept, rows = found
-            if kept.cache is None and not self._restore(kept):
-                return self.find(tokens, more_than)
-            assert kept.cache is not None
-            self._touch(kept)
-            self._counts.hits += 1
-            self._counts.rows += rows
-            fork = self._executor.fork(kept.cache, rows)
-            self.make_room()
-            return fork, rows
+            kept = found[0]
+            kept.pins += 1
+            is_over = kept.cache is not None
+        fetch = Fetch(lambda: kept.cache is not None, partial(self._unpin, kept), is_over)
+        if not is_over:
+            reading = threading.Thread(
+                target=self._fetch, args=(kept, fetch, over), name="edge-restore", daemon=True
+            )
+            reading.start()
+        return fetch
 
     def put(self, tokens: Tokens, cache: KVCache, *, goes_on: bool = False) -> None:
         """Keep a sequence, whose rows stand in `cache`. Sequences that are its beginning give way to it.
@@ -155,38 +167,40 @@ class PrefixCache:
         """
         if len(tokens) < BLOCK or (goes_on and self._executor.cache_bytes > self._most_bytes):
             return
+        if self._is_kept(tokens):
+            return
+        new = Kept(tokens.copy(), self._executor.fork(cache, len(tokens)))
+        gone: list[KVCache | None] = []
         with self._lock:
-            found = self._longest(tokens)
-            if found is not None and found[1] == len(tokens):
-                self._touch(found[0])
+            if self._is_kept(tokens):  # by now
                 return
-            new = _Kept(tokens.copy(), self._executor.fork(cache, len(tokens)))
-            for kept in [kept for kept in self._kept if _begins(tokens, kept.tokens)]:
+            for kept in [kept for kept in self._tree.kept if begins(tokens, kept.tokens)]:
                 own = () if kept.path is None else (kept.path,)
                 new.beginnings += (*kept.beginnings, *own)
                 new.in_files = max(new.in_files, kept.in_files, len(kept.tokens) if own else 0)
-                self._leave(kept)
-            self._add(new)
-            self.make_room()
+                gone.append(self._tree.leave(kept))
+            self._tree.add(new)
+        gone.clear()
+        self._trim()
 
-    def make_room(self) -> None:
-        """Let what was used longest ago leave memory, until all caches are within the limit."""
-        with self._lock:
-            in_memory = sorted(
-                (kept for kept in self._kept if kept.cache is not None), key=lambda kept: kept.used
-            )
-            for kept in in_memory:
-                if self._executor.cache_bytes <= self._most_bytes:
-                    return
-                if kept.path is None:
-                    self._write(kept)
-                self._leave(kept)
+    def make_room(self, *, write: bool = True, most_bytes: int | None = None) -> None:
+        """Let what was used longest ago leave memory, until all caches are within the limit.
+
+        write: give it a file before. most_bytes: another limit.
+        """
+        most = self._most_bytes if most_bytes is None else most_bytes
+        while (kept := self._to_leave(most)) is not None:
+            if write and kept.path is None:
+                self._write(kept)
+            with self._lock:
+                gone = None if kept.pins else self._tree.leave(kept)
+            del gone
 
     def leave_memory(self) -> None:
         """Forget what is in memory; what has a file is found there."""
         with self._lock:
-            for kept in list(self._kept):
-                self._leave(kept)
+            gone = [self._tree.leave(kept) for kept in list(self._tree.kept)]
+        gone.clear()
 
     def save(self, closing: Callable[[], bool] = lambda: False) -> None:
         """Write to the folder what is worth a file and is much longer than what has one.
@@ -198,195 +212,142 @@ class PrefixCache:
             if not self._write(found):
                 found.in_files = len(found.tokens)  # not again before it has grown
 
+    def write_no_more(self) -> None:
+        """For a folder that does not answer: from now on nothing is given a file."""
+        self._may_write = False
+
     def forget(self) -> None:
         """Find nothing of before again: the weights are others now. Files stay, for who has the old ones."""
         with self._lock:
             self.generation += 1
-            for kept in list(self._kept):
-                self._drop(kept)
+            gone = [self._tree.drop(kept) for kept in list(self._tree.kept)]
+        gone.clear()
 
     def close(self) -> None:
         """Write to the folder, if there is one, what has no file yet; nothing is kept afterwards."""
         with self._lock:
-            for kept in sorted(self._kept, key=lambda kept: kept.used):
-                if kept.path is None and kept.cache is not None:
-                    self._write(kept)
-            self.forget()
+            left = sorted(self._tree.kept, key=lambda kept: kept.used)
+        for kept in left:
+            if kept.path is None and kept.cache is not None:
+                self._write(kept)
+        self.forget()
 
-    # ---- The tree ------------------------------------------------------------------------------------------
+    # ---- Memory and files ----------------------------------------------------------------------------------
 
-    def _longest(self, tokens: Tokens) -> tuple[_Kept, int] | None:
-        """What begins most like `tokens`, and how much of it does; rather in memory than in a file."""
-        node, depth = self._root, 0
-        for block in _blocks(tokens):
-            if block not in node.children:
-                break
-            node, depth = node.children[block], depth + 1
-        at = depth * BLOCK
-        rest = tokens[at : at + BLOCK]
-        lengths = [(at + _common(rest, kept.tokens[at : at + BLOCK]), kept) for kept in node.kept]
-        if not lengths:
+    def _trim(self) -> None:
+        """Make room, or have it made."""
+        if self._keeper is None:
+            self.make_room()
+        elif self._executor.cache_bytes > self._most_bytes:
+            self.make_room(write=False, most_bytes=2 * self._most_bytes + _BEYOND)
+            self._keeper()
+
+    def _is_kept(self, tokens: Tokens) -> bool:
+        """Whether just these are, or more: then they have been used."""
+        with self._lock:
+            found = self._tree.longest(tokens)
+            if found is None or found[1] < len(tokens):
+                return False
+            self._tree.touch(found[0])
+            return True
+
+    def _to_leave(self, most_bytes: int) -> Kept | None:
+        """What has to leave memory first; None if nothing has to, or can."""
+        if self._executor.cache_bytes <= most_bytes:
             return None
-        rows, kept = max(lengths, key=lambda one: (one[0], one[1].cache is not None, one[1].used))
-        return (kept, rows) if rows > 0 else None
+        with self._lock:
+            able = (kept for kept in self._tree.kept if kept.cache is not None and not kept.pins)
+            return min(able, key=lambda kept: kept.used, default=None)
 
-    def _add(self, kept: _Kept) -> None:
-        self._kept.append(kept)
-        self._touch(kept)
-        node = self._root
-        node.kept.append(kept)
-        for block in _blocks(kept.tokens):
-            node = node.children.setdefault(block, _Node())
-            node.kept.append(kept)
+    def _unpin(self, kept: Kept) -> None:
+        with self._lock:
+            kept.pins -= 1
+        self._trim()
 
-    def _leave(self, kept: _Kept) -> None:
-        """Out of memory, and out of the tree unless it has a file."""
-        kept.cache = None
-        if kept.path is None:
-            self._drop(kept)
-
-    def _drop(self, kept: _Kept) -> None:
-        """Out of the tree. A file stays where it is."""
-        self._kept.remove(kept)
-        kept.cache = None
-        node = self._root
-        node.kept.remove(kept)
-        for block in _blocks(kept.tokens):
-            child = node.children[block]
-            child.kept.remove(kept)
-            if not child.kept:
-                del node.children[block]
-                return
-            node = child
-
-    def _touch(self, kept: _Kept) -> None:
-        self._counts.turn += 1
-        kept.used = self._counts.turn
-
-    # ---- Files ---------------------------------------------------------------------------------------------
-
-    @property
-    def _identity(self) -> Mapping[str, str]:
-        """What the bits of a row depend on, which is more than what makes it usable."""
-        assert self._store is not None
-        return {**self._store.cache_identity, "arithmetic": self._store.arithmetic}
-
-    def _files(self) -> list[tuple[Path, int]]:
-        """Our own in the folder and their sizes, oldest first; other processes may remove some meanwhile."""
-        found = []
-        with suppress(OSError):
-            for path in () if self._folder is None else self._folder.iterdir():
-                if _FILE_NAME.fullmatch(path.name):
-                    with suppress(OSError):
-                        status = path.stat()
-                        found.append((status.st_mtime_ns, path, status.st_size))
-        return [(path, size) for _, path, size in sorted(found)]
-
-    def _find_again(self, path: Path) -> None:
+    def _fetch(self, kept: Kept, fetch: Fetch, over: Callable[[], Any]) -> None:
         try:
-            tokens = read_tokens(path, self._identity)
-        except (EdgeError, OSError):
-            return  # of another model or setting: it may be wanted by another process
-        if BLOCK <= len(tokens) <= self._context:
-            self._add(_Kept(tokens, None, path))
+            self._restore(kept)
+        except BaseException:  # a mistake of ours: it must not be tried again for ever
+            with self._lock:
+                self._tree.drop(kept)
+            raise
+        finally:
+            fetch.is_over = True
+            over()
 
-    def _unsaved(self) -> _Kept | None:
+    def _restore(self, kept: Kept) -> KVCache | None:
+        """From its file; None, and it is forgotten, if that is gone or damaged."""
+        with kept.reading:
+            with self._lock:
+                cache, path, generation = kept.cache, kept.path, self.generation
+            if cache is not None:  # another one has read it
+                return cache
+            if path is not None and self._files is not None:
+                cache = self._files.read(path, self._new_cache)
+            with self._lock:
+                if cache is None:
+                    self._tree.drop(kept)
+                elif generation != self.generation or kept not in self._tree.kept:
+                    return None
+                else:
+                    kept.cache = cache
+        return cache
+
+    def _unsaved(self) -> Kept | None:
         """The one of those that `save` is for that was used last."""
-        if self._folder is None or self._store is None:
+        if self._files is None or not self._may_write:
             return None
         with self._lock:
             found = [
                 kept
-                for kept in self._kept
+                for kept in self._tree.kept
                 if kept.path is None
                 and kept.cache is not None
                 and len(kept.tokens) >= max(LEAST_IN_FILE, _GROWN * kept.in_files)
             ]
             return max(found, key=lambda kept: kept.used, default=None)
 
-    def _write(self, kept: _Kept) -> bool:
+    def _write(self, kept: Kept) -> bool:
         """Give a sequence a file, if there is a folder and room for it there; False where there is not.
 
         Files of its beginnings are removed: this one has their rows.
         """
         with self._lock:
             cache, generation = kept.cache, self.generation  # the rows of a kept cache never change
-        if self._folder is None or self._store is None or cache is None or len(kept.tokens) < LEAST_IN_FILE:
+        if self._files is None or not self._may_write or cache is None:
             return False
-        key = kept.tokens.tobytes() + repr(sorted(self._identity.items())).encode()
-        path = self._folder / f"{hashlib.sha256(key).hexdigest()[:32]}.kv"
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_cache(path, self._identity, kept.tokens, self._store.cache_pages(cache))
-        except (EdgeError, OSError):  # a full disk: it is computed again
+        path = self._files.write(kept.tokens, cache)
+        if path is None:
             return False
+        removed: list[Path] = []
         with self._lock:
             if generation == self.generation:
-                self._has_file(kept, path)
-            self._limit_files(path)
+                removed += self._has_file(kept, path)
+        removed += self._files.beyond_limit(path)
+        with self._lock:
+            for each in removed:
+                self._forget_file(each)
+        self._files.remove(removed)
         return True
 
-    def _has_file(self, kept: _Kept, path: Path) -> None:
+    def _has_file(self, kept: Kept, path: Path) -> list[Path]:
+        """Returns the files that it takes the place of."""
         beginnings, kept.beginnings = kept.beginnings, ()
         kept.path = path
         kept.in_files = len(kept.tokens)  # not again before it has grown, also if the file has to go
-        if kept not in self._kept:  # it went on while it was written
-            longer = [each for each in self._kept if _begins(each.tokens, kept.tokens)]
+        if kept not in self._tree.kept:  # it went on while it was written
+            longer = [each for each in self._tree.kept if begins(each.tokens, kept.tokens)]
             for each in longer[:1]:
                 each.beginnings += (path,)
                 each.in_files = max(each.in_files, len(kept.tokens))
             if not longer:  # it had to leave memory
                 kept.cache = None
-                self._add(kept)
-        for old in beginnings:
-            if old != path:
-                self._remove(old)
+                self._tree.add(kept)
+        return [old for old in beginnings if old != path]
 
-    def _remove(self, path: Path) -> None:
-        """Remove a file, and forget what was in it alone."""
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        for kept in [kept for kept in self._kept if kept.path == path]:
+    def _forget_file(self, path: Path) -> None:
+        """And what is in it alone."""
+        for kept in [kept for kept in self._tree.kept if kept.path == path]:
             kept.path = None
             if kept.cache is None:
-                self._drop(kept)
-
-    def _limit_files(self, newest: Path) -> None:
-        files = self._files()
-        total = sum(size for _, size in files)
-        for path, size in files:
-            if total <= self._most_file_bytes:
-                return
-            if path == newest:
-                continue
-            total -= size
-            self._remove(path)
-
-    def _restore(self, kept: _Kept) -> bool:
-        """From its file; False, and it is forgotten, if that is gone or damaged."""
-        assert self._store is not None and kept.path is not None
-        try:
-            stored = read_cache(kept.path, self._identity)
-            cache = self._new_cache()
-            self._store.restore(cache, len(stored.tokens), stored.memory)
-        except (EdgeError, OSError):
-            self._drop(kept)
-            return False
-        kept.cache = cache
-        return True
-
-
-def _blocks(tokens: Tokens) -> Iterator[bytes]:
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-        yield tokens[start : start + BLOCK].tobytes()
-
-
-def _common(a: Tokens, b: Tokens) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if different.size else n
-
-
-def _begins(tokens: Tokens, beginning: Tokens) -> bool:
-    n = len(beginning)
-    return n <= len(tokens) and np.array_equal(tokens[:n], beginning)
+                self._tree.drop(kept)

@@ -1,4 +1,4 @@
-"""A thread that gives long sequences of a prefix cache their files while answers are made."""
+"""A thread that makes room in a prefix cache and gives long sequences their files, while answers are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _NICENESS = 10  # what is computed meanwhile comes first
 
 
 class Saver:
-    """So that a process that is killed leaves what it has computed behind. Sleeps until it is told."""
+    """So that answers need not wait for a disk, and that a process that is killed leaves what it has computed
+    behind. Sleeps until it is told.
+    """
 
     def __init__(self, prefixes: PrefixCache) -> None:
         self._prefixes = prefixes
@@ -21,6 +23,7 @@ class Saver:
         self._told = self._closing = False
         self._thread = threading.Thread(target=self._run, name="edge-saver", daemon=True)
         self._thread.start()
+        prefixes.attend(self.tell)
 
     def tell(self) -> None:
         """Something has been put into the cache; returns at once."""
@@ -28,12 +31,20 @@ class Saver:
             self._told = True
             self._changed.notify()
 
-    def close(self) -> None:
-        """End the thread, after the file that it writes."""
+    def close(self, patience: float) -> bool:
+        """End the thread, after the file that it writes.
+
+        patience: seconds to wait for that. Returns whether it has ended; else its folder does not answer, and
+        nothing more is written there.
+        """
+        self._prefixes.attend(None)
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            self._prefixes.write_no_more()
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         if sys.platform == "linux":  # elsewhere it would be the whole process's
@@ -46,4 +57,5 @@ class Saver:
                 if self._closing:
                     return
                 self._told = False
+            self._prefixes.make_room()
             self._prefixes.save(lambda: self._closing)

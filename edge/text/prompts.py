@@ -30,6 +30,7 @@ from typing import Any
 from edge.config.fields import shown
 from edge.errors import EdgeError
 from edge.system.notices import notice
+from edge.text.answer_memory import AnswerMemory
 from edge.text.chat_template import ChatTemplate, TemplateLimitError
 from edge.text.messages import Message as Message
 from edge.text.messages import Tool
@@ -57,6 +58,8 @@ class PromptEncoder:
         """check_text: raises for a text that is too long to be worth encoding."""
         self._template = template
         self._check_text = check_text
+        self.answers = AnswerMemory()
+        """What was answered before: such answers keep the ids that they had."""
         self._tokenizer = tokenizer
         self._support: ToolSupport | None = None
         self._lock = threading.Lock()
@@ -106,7 +109,7 @@ class PromptEncoder:
                 messages = with_description(messages, tools)
         marked = self._marked(messages, variables)
         text = self._render(messages, set(), variables)
-        spliced = {i for i, message in enumerate(messages) if message.tokens is not None}
+        spliced = {i for i, message in enumerate(messages) if self._may_be_known(message)}
         structured = {i for i in spliced if _is_structured(messages[i])}
         is_kept = self._restored(marked, messages) == text
         if not is_kept:
@@ -119,15 +122,44 @@ class PromptEncoder:
             self._check_text(parts)
         ids: list[int] = []
         fresh: dict[tuple[str, bool], list[int]] = {}
+
+        def encoded(text: str) -> list[int]:
+            if not text and ids:  # the BOS comes with the first part, even if an answer follows at once
+                return []
+            key = (text, not ids)
+            fresh[key] = self._encoded[key] if key in self._encoded else self._encode(*key)
+            return fresh[key]
+
+        text = ""  # since the last answer whose ids are known
         for at, part in enumerate(_SENTINEL.split(parts)):
-            if at % 2:
-                ids += messages[int(part)].tokens or ()
-            elif part or at == 0:  # the BOS comes with the first part, even if an answer follows at once
-                key = (part, at == 0)
-                fresh[key] = self._encoded[key] if key in self._encoded else self._encode(*key)
-                ids += fresh[key]
+            if at % 2 == 0:
+                text += part
+                continue
+            before, message = ids + encoded(text), messages[int(part)]
+            known = self._ids_of(message, before)
+            if known is None:
+                text += self._protected(message.content)
+            else:
+                ids, text = [*before, *known], ""
+        ids += encoded(text)
         self._encoded = fresh
         return ids
+
+    def _may_be_known(self, message: Message) -> bool:
+        """Whether the model's own ids of a message are known, perhaps."""
+        if message.tokens is not None:
+            return True
+        is_plain = message.role == "assistant" and not _is_structured(message)
+        return is_plain and self.answers.has(message.content)
+
+    def _ids_of(self, message: Message, before: Sequence[int]) -> Sequence[int] | None:
+        """The model's own ids of a message behind these; None if they are not known."""
+        if message.tokens is not None:
+            return message.tokens
+        found = self.answers.find(before, message.content)
+        if found is None or self._tokenizer.decode(found, skip_special=False) != message.content:
+            return None
+        return found
 
     def _marked(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         """The conversation with a sentinel for each text, in the form in which the template writes them all.

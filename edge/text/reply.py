@@ -31,6 +31,8 @@ class ContentText:
     text: str
 
 
+_FIRST_PIECE = 512  # characters that a reader gets first: what is no call shows that soon
+
 ReplyPart = ReasoningText | ContentText | CallBegin | CallArguments | CallEnd
 
 
@@ -59,8 +61,8 @@ class ReplyParser:
             self._read = self._thought if thinking.is_open else self._start
         self._reader: CallReader | None = None
         self._parts: list[ReplyPart] = []
-        self._held = ""
-        self._blank = ""  # at the end of what was said or thought
+        self._unread = Unread()
+        self._blank: list[str] = []  # at the end of what was said or thought
         self._any = False  # something that is not blank was said, since the last thought or call
         self._said = False
         self._structure = False
@@ -75,20 +77,21 @@ class ReplyParser:
         return self._go_on("", final=True)
 
     def _go_on(self, text: str, final: bool) -> list[ReplyPart]:
-        self._held += text
+        self._unread.add(text)
         while self._read(final):
             pass
         if final and self._blank and not self._structure:
-            self._parts.append(ContentText(self._blank))
+            self._parts.append(ContentText("".join(self._blank)))
         parts, self._parts = self._parts, []
         return parts
 
     def _start(self, final: bool) -> bool:
         """Whether it thinks."""
         assert self._thinking is not None
-        opening, begun = self._thinking.opening, self._held.lstrip()
+        opening, begun = self._thinking.opening, self._unread.rest.lstrip()
         if begun.startswith(opening):
-            self._held = begun[len(opening) :]
+            self._unread.take()
+            self._unread.add(begun[len(opening) :])
             self._read = self._thought
             return True
         if opening.startswith(begun) and not final:
@@ -99,56 +102,53 @@ class ReplyParser:
     def _thought(self, final: bool) -> bool:
         assert self._thinking is not None
         self._structure = True
-        closing = self._thinking.closing
-        before, found, behind = self._held.partition(closing)
-        if not found:
-            keep = 0 if final else overlap(self._held, closing)
-            before, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        text = self._blank + before
-        text = text if self._any else text.lstrip()
-        said = text.rstrip()
-        self._blank = text[len(said) :]
-        if said:
-            self._any = True
-            self._parts.append(ReasoningText(said))
-        if not found:
+        closing, unread = self._thinking.closing, self._unread
+        at = unread.find(closing)
+        if at < 0:
+            before = unread.take(len(unread) - (0 if final else overlap(unread.tail(len(closing)), closing)))
+        else:
+            before = unread.take(at)
+            unread.take(len(closing))
+        self._pass_on(before, ReasoningText)
+        if at < 0:
             return False
-        self._held, self._blank, self._any = behind, "", False
+        self._blank, self._any = [], False
         self._read = self._content
         return True
 
     def _content(self, final: bool) -> bool:
-        marks = (*self._openings_now(), *self._control)
-        at, mark = _first(self._held, marks)
-        partial = None if final else _partial(self._held, marks)
+        unread, marks = self._unread, (*self._openings_now(), *self._control)
+        at, mark = _first(unread, marks)
+        partial = None if final else _partial(unread, marks)
         if partial is not None and (at is None or partial <= at):
-            self._say(self._held[:partial])
-            self._held = self._held[partial:]
+            self._say(unread.take(partial))
             # What was said may have ended the time of bare calls.
-            return bool(self._held) and partial > 0 and marks != (*self._openings_now(), *self._control)
+            return len(unread) > 0 and partial > 0 and marks != (*self._openings_now(), *self._control)
         if at is None:
-            self._say(self._held)
-            self._held = ""
+            self._say(unread.take())
             return False
-        self._say(self._held[:at])
+        self._say(unread.take(at))
         if mark not in self._openings_now():
             if mark in self._openings:  # bare, and something was said before it
                 self._say(mark)
-            self._held = self._held[at + len(mark) :]
+            unread.take(len(mark))
             return True
         assert self._calls is not None
-        self._held = self._held[at:]
         self._reader = self._calls.reader(self._tools, self._index)
         self._read = self._call
         return True
 
     def _call(self, final: bool) -> bool:
         assert self._reader is not None
-        reader = self._reader
-        text, self._held = self._held, ""
-        parts = reader.push(text, final)
+        reader, unread = self._reader, self._unread
+        parts: list[ReplyPart] = []
+        size = _FIRST_PIECE
+        while reader.state == "more" and (len(unread) or final):
+            piece = unread.take(size)
+            parts += reader.push(piece, final and not len(unread))
+            size *= 2
         if parts:
-            self._structure, self._blank, self._any = True, "", False
+            self._structure, self._blank, self._any = True, [], False
             self._parts += parts
             self._index += sum(isinstance(part, CallEnd) for part in parts)
         if reader.state == "more":
@@ -159,7 +159,7 @@ class ReplyParser:
             for mark in self._control:
                 text = text.replace(mark, "")
             self._say(text)
-        self._held = reader.text[reader.used :]
+        unread.put_back(reader.text, len(reader.text) - reader.used)
         self._reader, self._read = None, self._content
         return True
 
@@ -168,15 +168,71 @@ class ReplyParser:
         return () if bare else self._openings
 
     def _say(self, text: str) -> None:
-        text = self._blank + text
+        self._said = self._said or bool(text.strip())
+        self._pass_on(text, ContentText)
+
+    def _pass_on(self, text: str, kind: type[ContentText] | type[ReasoningText]) -> None:
+        """A part of this text, and of the blanks before it; those at its end wait for what follows them."""
         if self._structure and not self._any:
-            text = text.lstrip()
+            self._blank, text = [], text.lstrip()
         said = text.rstrip() if self._structure or self._openings else text
-        self._blank = text[len(said) :]
         if said:
-            self._said = self._said or not said.isspace()
             self._any = True
-            self._parts.append(ContentText(said))
+            self._parts.append(kind("".join(self._blank) + said))
+            self._blank = []
+        if len(text) > len(said):
+            self._blank.append(text[len(said) :])
+
+
+class Unread:
+    """Text that has not been read, and where the next of each mark stands in it.
+
+    Copied, and searched for marks to its end, at each of many openings, a long text would take minutes.
+    """
+
+    def __init__(self) -> None:
+        self._text, self._at = "", 0
+        self._next: dict[str, tuple[int, int]] = {}  # from where it was looked for, and its place
+
+    def __len__(self) -> int:
+        return len(self._text) - self._at
+
+    @property
+    def rest(self) -> str:
+        """All of it."""
+        return self._text[self._at :]
+
+    def tail(self, most: int) -> str:
+        """Its last characters."""
+        return self._text[max(self._at, len(self._text) - most) :]
+
+    def add(self, text: str) -> None:
+        """More has come."""
+        if text:
+            self._text, self._at = self.rest + text, 0
+            self._next.clear()
+
+    def take(self, most: int | None = None) -> str:
+        """Its first characters, which count as read; all of it by default."""
+        end = len(self._text) if most is None else min(self._at + most, len(self._text))
+        taken, self._at = self._text[self._at : end], end
+        return taken
+
+    def put_back(self, text: str, count: int) -> None:
+        """The last `count` characters of what was taken, the end of `text`, were not read after all."""
+        if count <= self._at:
+            self._at -= count
+        else:
+            self._text, self._at = text[len(text) - count :] + self.rest, 0
+            self._next.clear()
+
+    def find(self, mark: str) -> int:
+        """The characters before the next one of these; -1 without any."""
+        looked, at = self._next.get(mark, (len(self._text) + 1, -1))
+        if looked > self._at or 0 <= at < self._at:
+            at = self._text.find(mark, self._at)
+            self._next[mark] = self._at, at
+        return at if at < 0 else at - self._at
 
 
 def overlap(text: str, mark: str) -> int:
@@ -185,15 +241,15 @@ def overlap(text: str, mark: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)
 
 
-def _first(text: str, marks: Iterable[str]) -> tuple[int | None, str]:
+def _first(text: Unread, marks: Iterable[str]) -> tuple[int | None, str]:
     """The place of the first of these marks in a text, and the longest one there."""
     found = [(at, -len(mark), mark) for mark in marks if (at := text.find(mark)) >= 0]
     return (min(found)[0], min(found)[2]) if found else (None, "")
 
 
-def _partial(text: str, marks: Iterable[str]) -> int | None:
+def _partial(text: Unread, marks: Iterable[str]) -> int | None:
     """Where the end of a text begins that may become a mark; None if it can't."""
-    longest = max((overlap(text, mark) for mark in marks), default=0)
+    longest = max((overlap(text.tail(len(mark)), mark) for mark in marks), default=0)
     return len(text) - longest if longest else None
 
 

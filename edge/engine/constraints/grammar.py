@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from edge.engine.constraints.matcher import GrammarConstraint
+from edge.engine.constraints.repetition import check_lark, check_regex
 from edge.engine.constraints.schema import JSON_STYLE, LONGEST, prepare_schema, schema_text
 from edge.engine.constraints.vocabulary import Vocabulary, require_llguidance, vocabulary_of
 from edge.errors import EdgeError, WrongTypeError
@@ -122,8 +123,10 @@ def _source(grammar: Grammar, llguidance: Any) -> str:
     """As llguidance takes it."""
     matcher = llguidance.LLMatcher
     if grammar.kind == "regex":
+        check_regex(grammar.source, "regex")
         return str(matcher.grammar_from_regex(llguidance.regex_to_lark(grammar.source, "dws")))
     if grammar.kind == "lark":
+        check_lark(grammar.source)
         return str(matcher.grammar_from_lark(_with_schemas(grammar.source)))
     schema = {"type": "object"} if grammar.kind == "json_object" else _schema(grammar.source)
     return str(matcher.grammar_from_json_schema(json.dumps(prepare_schema(schema)), overrides=JSON_STYLE))

@@ -15,6 +15,7 @@ from typing import Any
 
 from edge.engine.constraints.finite import can_end
 from edge.engine.constraints.options import Alternatives
+from edge.engine.constraints.repetition import check_regex
 from edge.errors import EdgeError, WrongTypeError
 from edge.formats.guarded_json import parse_object
 
@@ -190,6 +191,11 @@ class _Walk:
 
 
 def _check_value(node: Mapping[str, Any], name: str, value: Any, place: str) -> None:
+    if name == "pattern" and isinstance(value, str):
+        check_regex(value, f"pattern at {place}")
+    if name == "patternProperties" and isinstance(value, dict):
+        for pattern in value:
+            check_regex(pattern, f"pattern of a name at {place}")
     if name == "$ref" and not isinstance(value, str):
         raise EdgeError(f"'$ref' at {place} should be a text such as #/$defs/NAME, got {_shown(value)}.")
     if name in _LISTS and not (isinstance(value, list) and value):

@@ -289,10 +289,11 @@ class NativeExecutor(ExecutorFacts):
     def restore(self, cache: KVCache, n: int, memory: npt.NDArray[np.uint8]) -> None:
         """Make n rows, the pages of `cache_pages` one after the other, the content of the cache."""
         rows = whole_number(n, "the number of rows")
-        with self._lock():
-            native.check(
-                native.library().edge_cache_restore(handle_of(cache), rows, memory.ctypes.data, memory.nbytes)
-            )
+        self._lock.check_process()
+        # No lock: pages are taken under the pool's own, and a pass of others must not wait for the copying.
+        native.check(
+            native.library().edge_cache_restore(handle_of(cache), rows, memory.ctypes.data, memory.nbytes)
+        )
 
     def repeat(self, cache: KVCache, n: int) -> None:
         """Grow the cache to n rows by repeating those it has: plausible values without a prefill."""

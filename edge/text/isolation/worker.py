@@ -31,6 +31,7 @@ _START = (
     "import sys; sys.path += sys.argv[2:]; from edge.text.isolation.server import serve; serve(sys.argv[1])"
 )
 _START_SECONDS = 120.0
+_LOOK_SECONDS = 0.05
 _MAX_REPLY = 1 << 25
 _REPLY_PER_CHARACTER = 16  # of the request: ids are numbers with a comma, and each character may be a token
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
@@ -84,9 +85,14 @@ class Worker:
             return self._ask(method, seconds, arguments)
 
     def close(self) -> None:
-        """End the process now; a later call starts another."""
-        with self._lock:
+        """End the process now, and with it the call that it works on; a later call starts another."""
+        while not self._lock.acquire(timeout=_LOOK_SECONDS):
+            if (process := self._process) is not None:
+                process.kill()
+        try:
             self._stop()
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _ended_by_errors(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from edge.errors import EdgeError
 from edge.text.messages import Tool, ToolChoice
 from edge.text.tools.parts import Rules, ToolFormat
 
+_NOTHING = '""'
 MOST_CALLS = 8
 """Of an answer that must call: a small model may not stop by itself."""
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OF_OBJECTS = ("type", "properties", "required", "additionalProperties", "$defs", "definitions", "strict")
 _WORDS = ("title", "description", "$schema", "$id", "$comment", "examples", "default")
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "patternProperties", "if", "unevaluatedProperties")
+_MOST_SHARED = 1 << 20  # characters, as many as a grammar may have
 _TEXT = "TEXT: /(?s:.*)/"
 
 
@@ -122,11 +124,19 @@ def parameters_of(tool: Tool, lenient: bool) -> list[Parameter]:
             )
     shared = {key: given[key] for key in ("$defs", "definitions") if key in given}
     properties = given.get("properties") or {}
-    required = [name for name in given.get("required", ()) if isinstance(name, str)]
+    required = dict.fromkeys(name for name in given.get("required", ()) if isinstance(name, str))
     names = [*(name for name in properties if name in required), *required, *properties]
+    schemas = {name: _object(properties.get(name, {})) for name in dict.fromkeys(names)}
+    # Each is a grammar of its own, with all definitions: only those have them that may need some.
+    refer = {name for name, schema in schemas.items() if shared and '"$ref"' in json.dumps(schema)}
+    if len(refer) > 1 and len(refer) * len(json.dumps(shared)) > _MOST_SHARED:
+        raise EdgeError(
+            f"{len(refer)} parameters of the tool '{tool.name}' refer to definitions that are too long to be "
+            "repeated for each of them: make them shorter."
+        )
     return [
-        Parameter(name, {**shared, **_object(properties.get(name, {}))}, name in required)
-        for name in dict.fromkeys(names)
+        Parameter(name, {**shared, **schema} if name in refer else schema, name in required)
+        for name, schema in schemas.items()
     ]
 
 
@@ -138,37 +148,35 @@ def options_of(schema: Mapping[str, Any]) -> list[Any] | None:
     return list(listed) if isinstance(listed, (list, tuple)) and listed else None
 
 
-def sequence(rules: Sequence[tuple[str, bool]], separator: str = "") -> str:
-    """Rules in a row, each with whether it must be there, with a separator between those that are."""
-    if not separator:
-        return " ".join(rule if must else f"{rule}?" for rule, must in rules) or '""'
+def sequence(rules: Sequence[tuple[str, bool]]) -> str:
+    """Rules in a row, each with whether it must be there."""
+    return " ".join(rule if must else f"{rule}?" for rule, must in rules) or _NOTHING
+
+
+def listed(rules: Sequence[tuple[str, bool]], separator: str, name: str) -> list[str]:
+    """Lines with a rule of this name: the rules in a row with a separator between those that are there.
+
+    Those that must be there come first.
+    """
     gap = quoted(separator)
-    found = []
-    for at, (rule, must) in enumerate(rules):
-        rest = (f"{gap} {each}" if needed else f"({gap} {each})?" for each, needed in rules[at + 1 :])
-        found.append(" ".join([rule, *rest]))
-        if must:
-            break
-    else:
-        found.append('""')
-    return " | ".join(found)
+    if not rules:
+        return [f"{name}: {_NOTHING}"]
+    if rules[0][1]:
+        rest = (f"{gap} {rule}" if must else f"({gap} {rule})?" for rule, must in rules[1:])
+        return [f"{name}: {' '.join([rules[0][0], *rest])}"]
+    # Any of them may be the first; what may follow it is a rule for each place.
+    firsts = [f"{rule} {name}_{at}" for at, (rule, _) in enumerate(rules)]
+    lines = [f"{name}: {' | '.join([*firsts, _NOTHING])}"]
+    for at, (rule, _) in enumerate(rules[1:]):
+        lines.append(f"{name}_{at}: ({gap} {rule})? {name}_{at + 1}")
+    return [*lines, f"{name}_{len(rules) - 1}: {_NOTHING}"]
 
 
 def literal(text: str, special: Mapping[str, int]) -> str:
     """A text as a sequence of Lark, the control tokens in it as tokens."""
-    return " ".join(_pieces(text, special))
-
-
-def _pieces(text: str, special: Mapping[str, int]) -> Iterator[str]:
     texts = sorted((each for each in special if each and each in text), key=len, reverse=True)
-    if not texts:
-        if text:
-            yield quoted(text)
-        return
-    before, _, after = text.partition(texts[0])
-    yield from _pieces(before, special)
-    yield f"<[{special[texts[0]]}]>"
-    yield from _pieces(after, special)
+    pieces = re.split(f"({'|'.join(map(re.escape, texts))})", text) if texts else [text]
+    return " ".join(f"<[{special[each]}]>" if each in texts else quoted(each) for each in pieces if each)
 
 
 def _calls(rules: Rules, special: Mapping[str, int], parallel: bool, name: str = "answer") -> list[str]:

@@ -20,6 +20,7 @@ _HEAD = re.compile(
 )
 _LONGEST_HEAD = 2048  # characters, blanks included: it is looked for again whenever text comes
 _STRUCTURE = re.compile(r'["{}\[\]]')
+_STRICT = re.compile(r'["{}\[\]]|[^ \t\r\n,:0-9.+\-EtruefalsnNIity]')  # and what JSON has in texts alone
 _STRING = re.compile(r'["\\]')
 _ARGUMENTS = ("arguments", "parameters")
 
@@ -27,10 +28,13 @@ _ARGUMENTS = ("arguments", "parameters")
 class Balance:
     """Finds the end of a JSON object or list in text that grows, by its brackets."""
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, strict: bool = False) -> None:
+        """strict: stop at a character that JSON does not have there, a mark's for example: `is_broken`."""
         self._at = start
+        self._structure = _STRICT if strict else _STRUCTURE
         self._depth = 0
         self._in_string = False
+        self.is_broken = False
 
     def open(self) -> None:
         """A bracket stands before the start."""
@@ -39,10 +43,13 @@ class Balance:
     def end(self, text: str) -> int | None:
         """The place behind it; None if `text`, which may only have grown, does not have that."""
         at = self._at
-        while found := (_STRING if self._in_string else _STRUCTURE).search(text, at):
+        while found := (_STRING if self._in_string else self._structure).search(text, at):
             at, character = found.end(), found[0]
             if character == '"':
                 self._in_string = not self._in_string
+            elif not self._in_string and character not in "{}[]":
+                self.is_broken = True
+                return None
             elif character == "\\":
                 if at == len(text):
                     self._at = at - 1
@@ -130,7 +137,7 @@ class JsonReader(CallReader):
 
     def _object(self, start: int) -> Steps[int | None]:
         """The place behind the call in an object; None if it is no call."""
-        whole_object = Balance(start)
+        whole_object = Balance(start, strict=True)
         seen = 0
         while True:
             head = _HEAD.match(self.text, start, start + _LONGEST_HEAD) if seen < _LONGEST_HEAD else None
@@ -139,7 +146,7 @@ class JsonReader(CallReader):
             if head is not None and name and self._may_be(name):
                 return (yield from self._streamed(name, head.end()))
             end = whole_object.end(self.text)
-            if end is not None or self._final:
+            if end is not None or self._final or whole_object.is_broken:
                 break
             yield
         call = None if end is None else _call(self.text[start:end])

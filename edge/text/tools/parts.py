@@ -95,12 +95,17 @@ class CallReader(ABC):
                 return at
             yield
 
-    def _find(self, mark: str, at: int) -> Steps[int]:
-        """Where `mark` stands next, or -1."""
-        while (found := self.text.find(mark, at)) < 0 and not self._final:
-            at = max(at, len(self.text) - len(mark) + 1)
+    def _find(self, mark: str, at: int, other: str | None = None) -> Steps[int]:
+        """Where `mark` stands next, or -1, also if `other` comes before it."""
+        longest = max(len(mark), len(other or ""))
+        while True:
+            found = self.text.find(mark, at)
+            if other is not None and self.text.find(other, at, found if found >= 0 else None) >= 0:
+                return -1
+            if found >= 0 or self._final:
+                return found
+            at = max(at, len(self.text) - longest + 1)
             yield
-        return found
 
 
 class ToolFormat(Protocol):

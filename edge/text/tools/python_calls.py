@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.text.messages import Tool, ToolCall
-from edge.text.tools.grammar import Parameter, json_value, options_of, parameters_of, quoted, sequence
+from edge.text.tools.grammar import Parameter, json_value, listed, options_of, parameters_of, quoted
 from edge.text.tools.parts import CallReader, Rules, State, Steps, whole
 
 _LONGEST = 1 << 20  # characters of a block
@@ -67,7 +67,7 @@ class PythonFormat:
             parameters = parameters_of(tool, lenient)
             names = [(f"argument{i}_{j}", each.required) for j, each in enumerate(parameters)]
             lines.append(f'call{i}: {quoted(alias(tool.name) + "(")} arguments{i} ")"')
-            lines.append(f"arguments{i}: {sequence(names, ', ')}")
+            lines += listed(names, ", ", f"arguments{i}")
             for (rule, _), each in zip(names, parameters, strict=True):
                 lines.append(f"{rule}: {quoted(alias(each.name) + '=')} ({_value(each, lenient)})")
         return Rules(self.begin, self.end, self.between, False, "call", "\n".join(lines))
@@ -86,10 +86,10 @@ class PythonReader(CallReader):
 
     def _read(self) -> Steps[tuple[State, int]]:
         opening, closing = self._marks
-        end = yield from self._find(closing, len(opening))
-        inner = self.text[len(opening) : None if end < 0 else end]
         # A further opening begins anew. Read to the end for each of many, they took seconds.
-        calls = None if opening in inner else read_calls(inner, self._tools)
+        end = yield from self._find(closing, len(opening), opening)
+        inner = self.text[len(opening) : None if end < 0 else end]
+        calls = None if end < 0 and opening in inner else read_calls(inner, self._tools)
         if not calls:
             return "text", len(opening)
         for call in calls:

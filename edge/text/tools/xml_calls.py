@@ -31,6 +31,7 @@ from edge.text.tools.parts import CallArguments, CallBegin, CallEnd, CallReader,
 _ENTITY = re.compile("&(?:lt|gt|amp|quot|apos);")
 _CDATA = ("<![CDATA[", "]]>")
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_LONGEST_NAME = 256  # characters
 _STRING_KEYWORDS = ("pattern", "format")
 
 
@@ -204,12 +205,11 @@ class XmlReader(CallReader):
         if not (yield from self._starts(at, form.function[0])):
             return failed
         at += len(form.function[0])
-        end = yield from self._find(form.function[1], at)
-        name = self.text[at:end]
-        if end < 0 or not name or len(name) > 256 or any(character in name for character in "<>\n"):
+        end = yield from self._end_of_name(form.function[1], at)
+        if end is None:
             return failed
+        name = self._plain(self.text[at:end])
         at = end + len(form.function[1])
-        name = self._plain(name)
         at = yield from self._arguments(name, at)
         self._index += 1
         if outer:
@@ -217,6 +217,19 @@ class XmlReader(CallReader):
             if (yield from self._starts(behind, form.end.strip())):
                 at = behind + len(form.end.strip())
         return "done", at
+
+    def _end_of_name(self, mark: str, at: int) -> Steps[int | None]:
+        """Where a name ends, before `mark`; None if it is none."""
+        while True:
+            end = self.text.find(mark, at, at + _LONGEST_NAME + len(mark))
+            name = self.text[at : at + _LONGEST_NAME if end < 0 else end]
+            if end == at or any(character in name for character in "<>\n"):
+                return None
+            if end > 0:
+                return end
+            if self._final or len(self.text) >= at + _LONGEST_NAME + len(mark):
+                return None
+            yield
 
     def _arguments(self, name: str, at: int) -> Steps[int]:
         """Pass on the arguments; returns the place behind the function."""
@@ -289,8 +302,8 @@ class XmlReader(CallReader):
         begin = yield from self._blank(at)
         if self.text[begin : begin + 1] not in ("{", "["):
             return None
-        balance = Balance(begin)
-        while (end := balance.end(self.text)) is None and not self._final:
+        balance = Balance(begin, strict=True)
+        while (end := balance.end(self.text)) is None and not (self._final or balance.is_broken):
             yield
         if end is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 openai = pytest.importorskip("openai")
@@ -171,3 +172,15 @@ def test_models(client: Any):
     assert ask(client, model="default", max_tokens=1).model == "smollm2-135m"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt/4")
+
+
+def test_an_answer_that_comes_back_need_not_be_computed_again(server: Any):
+    """Also where its text would be encoded to other ids than the model wrote, as in hot samples."""
+    for seed in range(3):
+        messages = [{"role": "user", "content": f"Invent ten strange words, {seed}."}]
+        body = {"model": "default", "messages": messages, "temperature": 2, "seed": seed, "max_tokens": 80}
+        first = httpx.post(f"{server.address}/v1/chat/completions", json=body, timeout=60).json()
+        messages += [first["choices"][0]["message"], {"role": "user", "content": "More."}]
+        again = httpx.post(f"{server.address}/v1/chat/completions", json=body, timeout=60).json()
+        cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"] - 2

@@ -18,6 +18,7 @@ from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError, TokenizerError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
+from edge.formats.kv_file import read_cache
 from edge.runtime import Model
 
 BATCH = 16
@@ -418,3 +419,96 @@ def test_an_idle_driver_sleeps(drive):
     while time.thread_time() < mine + 0.2:  # one that does not sleep would have as much
         pass
     assert used() - before < 0.02
+
+
+class Held:
+    """A function that waits when it is called, until it is let go."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.entered, self.let_go = threading.Event(), threading.Event()
+        self._function = function
+
+    def __call__(self, *given: Any) -> Any:
+        self.entered.set()
+        assert self.let_go.wait(60)
+        return self._function(*given)
+
+
+@pytest.fixture
+def stored(model, tmp_path, monkeypatch) -> tuple[list[int], Held]:
+    """A prompt that is in a file alone, and what holds up its reading."""
+    prompt = prompt_of(7, 900) + prompt_of(8, 110)
+    monkeypatch.setattr("edge.engine.prefix_files.LEAST_IN_FILE", 512)
+    model.scheduler.prefixes = prefixes = PrefixCache(model.executor, 1 << 30, tmp_path)
+    model.complete(prompt, **settings_of(max_new_tokens=1))
+    prefixes.close()
+    model.scheduler.prefixes = PrefixCache(model.executor, 1 << 30, tmp_path)
+    assert model.scheduler.prefixes.statistics.in_files == 1
+    held = Held(read_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.read_cache", held)
+    return prompt, held
+
+
+def test_others_go_on_while_a_prefix_is_read_from_a_file(drive, stored):
+    prompt, held = stored
+    driver = drive(parallel=2)
+    slow = ask(driver, work(prompt, max_new_tokens=3))
+    assert held.entered.wait(60)
+    waiting = [ask(driver, work(prompt_of(n))) for n in range(3)]
+    for reader in waiting:
+        assert reader.wait()[0].stop_reason == "length"
+    assert not slow.outcomes and driver.load == DriverLoad(0, 1)
+    held.let_go.set()
+    (done,) = slow.wait()
+    assert done.reused_tokens == len(prompt) - 1
+
+
+def test_what_is_read_from_a_file_has_its_place(drive, stored, passes):
+    """No more answers run and come from files than may run."""
+    prompt, held = stored
+    driver = drive(parallel=1)
+    slow = ask(driver, work(prompt, max_new_tokens=3))
+    assert held.entered.wait(60)
+    other = ask(driver, work(prompt_of(1)))
+    passes.clear()
+    held.let_go.set()
+    slow.wait(), other.wait()
+    assert passes[:1] == [[1]] and max(map(len, passes)) == 1
+
+
+def test_a_request_that_waits_for_a_file_can_be_cancelled(drive, stored):
+    prompt, held = stored
+    driver = drive(parallel=1)
+    slow = ask(driver, work(prompt))
+    assert held.entered.wait(60) and slow.handle is not None
+    other = ask(driver, work(prompt_of(1)))
+    slow.handle.cancel()
+    (outcome,) = slow.wait()
+    assert isinstance(outcome, NeverBegunError)
+    assert other.wait()[0].stop_reason == "length"
+    assert driver.close(), "a file that is read does not hold it up"
+    held.let_go.set()
+
+
+def test_a_prefix_whose_file_is_damaged_is_computed(drive, stored, tmp_path):
+    prompt, held = stored
+    for path in tmp_path.glob("*.kv"):
+        path.write_bytes(path.read_bytes()[:-9])
+    held.let_go.set()
+    (done,) = ask(drive(), work(prompt, max_new_tokens=2)).wait()
+    assert done.reused_tokens == 0 and len(done.tokens) == 2
+
+
+def test_a_call_that_hangs_does_not_hold_up_the_end(model, drive):
+    """Of a reader, or of what makes a constraint."""
+    for hangs in ("reader", "constraint"):
+        held = Held(lambda *given: None)
+        driver = Driver(model.session, model.tokenizer)
+        one = work(prompt_of(1))
+        if hangs == "constraint":
+            one = replace(one, constraint=held)
+        driver.submit([one], held if hangs == "reader" else print, print)
+        assert held.entered.wait(60)
+        assert not driver.close(patience=0)
+        held.let_go.set()
+        assert driver.close()

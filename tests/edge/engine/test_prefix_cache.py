@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.engine.prefix_cache import BLOCK, LEAST_IN_FILE, PrefixCache, PrefixStatistics
+from edge.engine.prefix_cache import PrefixCache, PrefixStatistics
+from edge.engine.prefix_files import LEAST_IN_FILE
+from edge.engine.prefix_tree import BLOCK
+from edge.engine.saver import Saver
 from edge.engine.scheduler import Scheduler
 from edge.engine.session import Session
 from edge.errors import EdgeError
@@ -21,7 +24,7 @@ from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
-from edge.formats.kv_file import write_cache
+from edge.formats.kv_file import read_cache, write_cache
 
 MUCH = 1 << 40
 
@@ -334,7 +337,7 @@ def test_more_than_the_folder_may_hold_is_written_once(executor, tmp_path: Path,
         assert len(written) <= 4, "a sequence is written again and again"
         write_cache(path, identity, tokens, *rest)
 
-    monkeypatch.setattr("edge.engine.prefix_cache.write_cache", counted)
+    monkeypatch.setattr("edge.engine.prefix_files.write_cache", counted)
     prefixes = PrefixCache(executor, MUCH, tmp_path, most_file_bytes=1)
     for seed in range(3):
         keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
@@ -366,7 +369,7 @@ def test_statistics_do_not_wait_for_a_file(executor, tmp_path: Path, monkeypatch
         assert seen, "it waits for the file"
         write_cache(*given)
 
-    monkeypatch.setattr("edge.engine.prefix_cache.write_cache", asked_meanwhile)
+    monkeypatch.setattr("edge.engine.prefix_files.write_cache", asked_meanwhile)
     keep(executor, prefixes, tokens_of(LEAST_IN_FILE))
     assert [each.sequences for each in seen] == [1]
     assert prefixes.statistics.in_files == 1
@@ -427,3 +430,113 @@ def test_what_a_session_loaded_is_for_itself_alone(executor, tmp_path: Path):
     loaded.load(tmp_path / "s.kv")
     loaded.remember()
     assert prefixes.statistics.sequences == 0
+
+
+class Held:
+    """A function that waits when it is called, until it is let go."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.entered, self.let_go = Event(), Event()
+        self._function = function
+
+    def __call__(self, *given: Any) -> Any:
+        self.entered.set()
+        assert self.let_go.wait(60)
+        return self._function(*given)
+
+
+def test_nobody_waits_for_a_file_that_is_written_to_make_room(executor, tmp_path: Path, monkeypatch):
+    """With a thread for that: sequences are put and found meanwhile, and room is made at last."""
+    held = Held(write_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.write_cache", held)
+    prefixes = PrefixCache(executor, one_sequence(executor), tmp_path)
+    saver = Saver(prefixes)
+    keep(executor, prefixes, tokens_of(LEAST_IN_FILE, 1))
+    assert held.entered.wait(60)
+    for seed in (2, 3):
+        keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
+        assert prefixes.find(tokens_of(LEAST_IN_FILE, seed), more_than=0) is not None
+    assert len(list(tmp_path.glob("*.kv"))) == 0
+    held.let_go.set()
+    assert saver.close(60)
+    prefixes.make_room()
+    assert prefixes.statistics.in_files == 3 and executor.cache_bytes == 0
+
+
+def test_nobody_waits_for_a_file_that_another_one_reads(executor, tmp_path: Path, monkeypatch):
+    first, second = tokens_of(LEAST_IN_FILE, 1), tokens_of(LEAST_IN_FILE, 2)
+    stored = PrefixCache(executor, MUCH, tmp_path)
+    keep(executor, stored, first)
+    stored.close()
+    held = Held(read_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.read_cache", held)
+    prefixes = PrefixCache(executor, MUCH, tmp_path)
+    found: list[Any] = []
+    reading = Thread(target=lambda: found.append(prefixes.find(first, more_than=0)), daemon=True)
+    reading.start()
+    assert held.entered.wait(60)
+    keep(executor, prefixes, second)
+    assert prefixes.find(second, more_than=0) is not None
+    assert prefixes.statistics.in_files == 1 and not found
+    held.let_go.set()
+    reading.join(60)
+    assert found[0][1] == len(first)
+
+
+def test_a_fetch_keeps_what_it_has_read_in_memory(executor, tmp_path: Path):
+    """Whatever the limit is, until it is released; unless memory is needed for something else."""
+    tokens = tokens_of(LEAST_IN_FILE)
+    prefixes = PrefixCache(executor, 0, tmp_path)
+    keep(executor, prefixes, tokens)
+    assert executor.cache_bytes == 0 and prefixes.fetch(tokens_of(100, 9), lambda: None) is None
+
+    def fetched() -> Any:
+        over = Event()
+        fetch = prefixes.fetch(tokens, over.set)
+        assert fetch is not None and (fetch.is_over or over.wait(60)) and fetch.is_over
+        return fetch
+
+    first, second = fetched(), fetched()
+    prefixes.make_room()
+    first.release()
+    assert second.is_there and executor.cache_bytes > 0
+    second.release()
+    assert executor.cache_bytes == 0
+    third = fetched()
+    assert third.is_there
+    prefixes.leave_memory()
+    assert not third.is_there and executor.cache_bytes == 0
+    third.release()
+    (path,) = tmp_path.glob("*.kv")
+    path.write_bytes(path.read_bytes()[:-7])
+    assert not fetched().is_there and prefixes.statistics.sequences == 0
+
+
+def test_what_a_slow_disk_can_not_take_is_not_written(executor, tmp_path: Path, monkeypatch):
+    """Memory has a limit also while a file is written."""
+    held = Held(write_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.write_cache", held)
+    size = one_sequence(executor)
+    monkeypatch.setattr("edge.engine.prefix_cache._BEYOND", 10 * size)
+    prefixes = PrefixCache(executor, size, tmp_path)
+    saver = Saver(prefixes)
+    for seed in range(8):
+        keep(executor, prefixes, tokens_of(LEAST_IN_FILE, seed))
+        assert executor.cache_bytes <= 12 * size + 5 * size  # and the one that is being written
+    assert 1 < prefixes.statistics.sequences < 8
+    held.let_go.set()
+    assert saver.close(60)
+
+
+def test_a_file_that_can_not_be_written_to_its_end_holds_up_no_end(executor, tmp_path: Path, monkeypatch):
+    held = Held(write_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.write_cache", held)
+    prefixes = PrefixCache(executor, MUCH, tmp_path)
+    saver = Saver(prefixes)
+    keep(executor, prefixes, tokens_of(LEAST_IN_FILE))
+    saver.tell()
+    assert held.entered.wait(60)
+    assert not saver.close(0)
+    prefixes.close()  # waits for nothing, and does not try it again
+    held.let_go.set()
+    assert saver.close(60)

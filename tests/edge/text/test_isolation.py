@@ -132,6 +132,31 @@ def test_close_and_garbage_end_the_process(worker: Worker) -> None:
 
 
 @posix
+def test_close_ends_the_call_that_is_under_way(template: ChatTemplate, worker: Worker) -> None:
+    template.render([{"role": "user", "content": "a"}])
+    assert worker._process is not None
+    os.kill(worker._process.pid, signal.SIGSTOP)  # it would take until the limit of the call
+    failures: list[Exception] = []
+
+    def render() -> None:
+        try:
+            template.render([{"role": "user", "content": "b"}])
+        except Exception as error:
+            failures.append(error)
+
+    rendering = threading.Thread(target=render)
+    rendering.start()
+    while not worker._lock.locked():
+        time.sleep(0.01)
+    closing = threading.Thread(target=worker.close, daemon=True)
+    closing.start()
+    closing.join(3)
+    assert not closing.is_alive(), "it waits for the call"
+    rendering.join(60)
+    assert len(failures) == 1 and worker._process is None
+
+
+@posix
 def test_a_forked_child_gets_a_process_of_its_own(template: ChatTemplate, worker: Worker) -> None:
     first = process_of(worker)
     worker._lock.acquire()  # as if another thread were asking at this moment

@@ -12,6 +12,7 @@ import pytest
 
 from edge.errors import EdgeError
 from edge.system.notices import EdgeWarning
+from edge.text.answer_memory import AnswerMemory
 from edge.text.chat_template import ChatTemplate, TemplateLimitError, template_worker
 from edge.text.isolation.worker import Worker
 from edge.text.prompts import Message, PromptEncoder
@@ -260,3 +261,41 @@ def test_the_published_templates_keep_every_message(prompt: Callable[..., str], 
             for message in messages:
                 text = "\x07\x08\t" if message.tokens else message.content.strip()
                 assert text in found
+
+
+def test_answers_keep_their_ids_when_they_come_back_as_text(smollm2) -> None:
+    """Behind the prompt that they answered, and nowhere else; what they say is the same."""
+    tokenizer = smollm2.tokenizer
+    encoder = PromptEncoder(smollm2.chat_template, tokenizer)
+    asked = [Message("user", "Hello")]
+    prompt = encoder.encode(asked)
+    own = [
+        token for letter in "Hi there" for token in tokenizer.encode(letter, add_bos=False, continues=True)
+    ]
+    assert own != tokenizer.encode("Hi there", add_bos=False, continues=True)
+    again = [*asked, Message("assistant", "Hi there"), Message("user", "Yes?")]
+    plain = encoder.encode(again)
+    encoder.answers.remember(prompt, "Hi there", own)
+    found = encoder.encode(again)
+    assert found[: len(prompt) + len(own)] == [*prompt, *own] and found != plain
+    assert tokenizer.decode(found, skip_special=False) == tokenizer.decode(plain, skip_special=False)
+    longer = [*again, Message("assistant", "Hi there"), Message("user", "No.")]
+    assert encoder.encode(longer)[: len(found)] == found  # the second one answered something else
+    other = [Message("user", "Hullo"), *again[1:]]
+    assert encoder.encode(other) == PromptEncoder(smollm2.chat_template, tokenizer).encode(other)
+    encoder.answers.remember(prompt, "Hi there", own[:-1])  # does not say that
+    assert encoder.encode(again) == plain
+
+
+def test_an_answer_memory_has_a_limit() -> None:
+    memory = AnswerMemory(30)
+    memory.remember([1], "0123456789", [1, 2])
+    memory.remember([2], "0123456789", [3, 4])
+    assert memory.find([1], "0123456789") == [1, 2] and memory.find([3], "0123456789") is None
+    memory.remember([1], "ab", [7, 8])
+    memory.remember([1], "ab", [7, 9])
+    memory.remember([4], "abc", [9])
+    assert memory.find([2], "0123456789") is None and memory.find([1], "ab") == [7, 9]
+    assert memory.has("0123456789") and memory.has("abc") and not memory.has("x")
+    memory.remember([1], "x" * 40, [])
+    assert not memory.has("abc") and not memory.has("x" * 40) and memory._size == 0

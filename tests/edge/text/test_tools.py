@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge.errors import EdgeError
 from edge.text.chat_template import ChatTemplate
-from edge.text.messages import Tool, ToolCall
+from edge.text.messages import REQUIRED, Tool, ToolCall
 from edge.text.reply import CallArguments, CallEnd, ContentText, ReplyParser, ReplyPart, joined
 from edge.text.tools import json_calls
 from edge.text.tools.detection import GENERIC, tool_support
+from edge.text.tools.grammar import answer_grammar
 from edge.text.tools.json_calls import JsonFormat
 from edge.text.tools.parts import ToolFormat
 from edge.text.tools.python_calls import PythonFormat, read_calls
@@ -364,3 +366,27 @@ def test_the_beginning_of_a_call_is_not_looked_for_forever(monkeypatch: pytest.M
         assert read(JsonFormat(), text, tuple(range(len(text)))) == read(JsonFormat(), text)
         scanned.append(counted.characters)
     assert scanned[0] == scanned[1] > 0
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("form", [MCP, XmlFormat()], ids=["python", "xml"])
+def test_the_grammar_of_many_parameters_grows_with_their_number(form: ToolFormat, required: bool) -> None:
+    """Every optional parameter had all that may follow it in its own alternative."""
+
+    def size(count: int) -> int:
+        properties = {f"p{n:05}": {"type": "integer"} for n in range(count)}
+        schema = {"type": "object", "properties": properties, "required": [*properties] if required else []}
+        return len(answer_grammar(form, [Tool("f", "", schema)], REQUIRED, {}) or "")
+
+    assert size(800) < 4.5 * size(200)
+
+
+def test_definitions_are_repeated_for_those_that_need_them() -> None:
+    shared = {"$defs": {"a": {"enum": ["x" * 100] * 100}}}
+    properties: dict[str, Any] = {f"p{n}": {"type": "integer"} for n in range(500)}
+    schema = {"properties": {"q": {"$ref": "#/$defs/a"}, **properties}, **shared}
+    found = answer_grammar(MCP, [Tool("f", "", schema)], REQUIRED, {})
+    assert found is not None and found.count("x" * 100) == 100
+    many = {"properties": {f"p{n}": {"$ref": "#/$defs/a"} for n in range(500)}, **shared}
+    with pytest.raises(EdgeError, match="500 parameters of the tool 'f' refer to definitions"):
+        answer_grammar(MCP, [Tool("f", "", many)], REQUIRED, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 from typing import Any
 
 import jsonschema
@@ -13,6 +14,9 @@ from edge.engine.constraints.grammar import Grammar, compile_grammar
 from edge.engine.constraints.matcher import GrammarConstraint
 from edge.engine.constraints.schema import FORMATS, KEYWORDS
 from edge.errors import EdgeError, WrongTypeError
+from edge.text.messages import REQUIRED, Tool
+from edge.text.tools.grammar import answer_grammar
+from edge.text.tools.python_calls import PythonFormat
 from tests.walks import allowed_tokens, walk
 
 PERSON = {
@@ -356,3 +360,19 @@ def test_a_text_of_blanks_or_quotes_is_read_once(smollm2, grammar, sentence):
     """Patterns that begin anew at each of them look at its characters 10^10 times."""
     with pytest.raises(EdgeError, match=re.escape(sentence)):
         compile_grammar(grammar, smollm2.tokenizer)
+
+
+@pytest.mark.parametrize("required", [0, 1, 3])
+def test_arguments_in_a_row_may_be_left_out(smollm2, required):
+    """Any of those that are optional, in their order, with commas between those that are there."""
+    names = ["a", "b", "c"]
+    properties = {name: {"type": "boolean"} for name in names}
+    tool = Tool("f", "", {"type": "object", "properties": properties, "required": names[:required]})
+    lark = answer_grammar(PythonFormat("<", ">"), [tool], REQUIRED, {}, parallel=False)
+    for chosen in product((False, True), repeat=3):
+        there = [name for name, is_there in zip(names, chosen, strict=True) if is_there]
+        for text in (f"<f({', '.join(f'{name}=True' for name in there)})>", f"<f({', '.join(there)},)>"):
+            constraint = compile_grammar(Grammar.lark(lark), smollm2.tokenizer)
+            tokens = smollm2.tokenizer.encode(text, add_bos=False, continues=True)
+            whole = constraint.fits(tokens) == len(tokens)
+            assert whole == (text[-3] != "," and there[:required] == names[:required]), text
