@@ -128,6 +128,8 @@ class _Walk:
             self.visit(self.target(reference, place), _short(reference), depth + 1)
         if "oneOf" in node and "anyOf" not in node:
             self._choices.append(node)
+        if node.get("type") == "integer" and "const" not in node and "enum" not in node:
+            _bound(node)
         if any(name in node for name in _NUMBERS) and "multipleOf" not in node and _may_be_number(node):
             node["multipleOf"] = _step(node)
         if stricter := _STRICTER.get(node.get("format", "")):
@@ -254,6 +256,14 @@ def _children(node: Mapping[str, Any], place: str) -> Iterator[tuple[Any, str]]:
 def _may_be_number(node: Mapping[str, Any]) -> bool:
     given = node.get("type", "number")
     return given == "number" or (isinstance(given, list) and "number" in given)
+
+
+def _bound(node: dict[str, Any]) -> None:
+    """A small model may write digits for ever; beyond these, readers round a whole number anyhow."""
+    if "minimum" not in node and "exclusiveMinimum" not in node:
+        node["minimum"] = -_EXACT
+    if "maximum" not in node and "exclusiveMaximum" not in node:
+        node["maximum"] = _EXACT
 
 
 def _step(node: Mapping[str, Any]) -> float:

@@ -46,3 +46,12 @@ def test_a_format_allows_what_it_means(smollm2, name: str):
     schema = {"type": "string", "format": name}
     assert [text for text in RIGHT[name] if not accepts(smollm2, schema, json.dumps(text))] == []
     assert [text for text in WRONG[name] if accepts(smollm2, schema, json.dumps(text))] == []
+
+
+def test_a_whole_number_has_an_end(smollm2):
+    """Its digits can't go on for ever, and bounds of the schema's own count."""
+    fit = {"type": "integer"}
+    assert accepts(smollm2, fit, str(2**53)) and accepts(smollm2, fit, str(-(2**53)))
+    assert not accepts(smollm2, fit, "9" * 17) and not accepts(smollm2, fit, "-" + "9" * 17)
+    assert not accepts(smollm2, {"type": "integer", "minimum": 5}, "4")
+    assert accepts(smollm2, {"type": "integer", "exclusiveMaximum": -3}, "-4")
