@@ -6,6 +6,7 @@ No client library is measured. The requests are those of `/v1/completions`, whic
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -98,14 +99,19 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 class Server:
-    """`edge serve` on a free port, without guesses. A context manager, which kills it."""
+    """`edge serve` on a free port. A context manager, which kills it."""
 
-    def __init__(self, model: str, folder: Path | None = None, *arguments: str) -> None:
-        """folder: of KV caches, by default none are kept."""
+    def __init__(
+        self,
+        model: str,
+        folder: Path | None = None,
+        arguments: Sequence[str] = ("--speculate", "off", "--time-limit", "3600"),
+        log: Path | None = None,
+    ) -> None:
+        """folder: of KV caches, by default none are kept. log: a file that what it says is added to."""
         started = perf_counter()
         command = [sys.executable, "-m", "edge", "serve", model, "--alias", "default", "--port", "0"]
-        command += ["--prefix-folder", "off" if folder is None else str(folder), "--speculate", "off"]
-        command += ["--time-limit", "3600", *arguments]
+        command += ["--prefix-folder", "off" if folder is None else str(folder), *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         said = ""
@@ -115,7 +121,15 @@ class Server:
                 raise SystemExit(f"{said}The server did not start.")
         self.at = urlsplit(found[1])
         self.start_seconds = perf_counter() - started
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        self._log = log
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with (self._log or Path(os.devnull)).open("a", encoding="utf-8") as file:
+            for line in self.process.stderr:
+                file.write(line)
+                file.flush()
 
     def __enter__(self) -> Server:
         return self
