@@ -178,4 +178,7 @@ BENCHMARKS = {
         needs=(_clang,),
     ),
     "torture": Benchmark(f"python -m tests.torture --kills 100 {_WRITES}", 20, timed=False),
+    "soak": Benchmark(
+        "python -m tests.torture.soak --seconds 3600 --state BUILD/soak", 65, timed=False, state="soak"
+    ),
 }
