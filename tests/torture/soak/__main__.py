@@ -23,7 +23,7 @@ def main() -> int:
     """Exits with 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300, help="of traffic, in all runs together")
-    parser.add_argument("--life", type=float, default=300, help="seconds until a server is ended")
+    parser.add_argument("--life", type=float, default=300, help="seconds of a server, once it is warm")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--threads", type=int, help="of the server: 1 is faster where others compute, too")
     parser.add_argument("--seed", type=int, default=0)

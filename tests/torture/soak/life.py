@@ -34,14 +34,16 @@ class Life:
     def __init__(
         self, report: Report, folder: Path, model: str, seconds: float, arguments: Sequence[str] = ()
     ) -> None:
-        """folder: of prefixes and the log. arguments: of the server, beside those of all lives."""
+        """folder: of prefixes and the log. seconds: once every known request was made and the conversations
+        have grown. arguments: of the server, beside those of all lives.
+        """
         self._report, self._folder, self._seconds = report, folder / "prefixes", seconds
         self._chance = random.Random(f"{report.seed} {report.lives}")
         self._gate, self._over = threading.Event(), threading.Event()
         self._busy, self._changed = 0, threading.Condition()
         pairs = [(known, stream) for known in KNOWN for stream in (False, True)]
         self._chance.shuffle(pairs)
-        self._first: deque[tuple[Known, bool]] = deque(pairs)  # once all of it was asked, memory is watched
+        self._first: deque[tuple[Known, bool]] = deque(pairs)  # then memory is watched
         self._server = Server(model, self._folder, (*_ARGUMENTS, *arguments), folder / "server.log")
         self._address = urlunsplit(self._server.at)
         self._client = self._connect()
@@ -60,24 +62,26 @@ class Life:
             threads = [threading.Thread(target=self._talk, args=(number,)) for number in range(CLIENTS)]
             for thread in threads:
                 thread.start()
-            began = time.monotonic()
+            begun = time.monotonic()
             self._gate.set()
             while len(report.conversations) < _CONVERSATIONS:
                 report.made += 1
                 report.conversations.append(Conversation(report.made, 0))
             for conversation in report.conversations:
                 self._grow(conversation)
-            while (left := self._seconds - (time.monotonic() - began)) > 0 and not report.is_full:
-                self._over.wait(min(left, self._seconds / _SAMPLES))
-                if not self._first:
-                    samples.append(self._sample())
+            while self._first and not report.is_full:
+                time.sleep(0.1)
+            warm = time.monotonic()
+            while (left := self._seconds - (time.monotonic() - warm)) > 0 and not report.is_full:
+                time.sleep(min(left, self._seconds / _SAMPLES))
+                samples.append(self._sample())
                 self._again(self._chance.choice(report.conversations))
             last = threading.Thread(target=self._grow, args=(self._chance.choice(report.conversations),))
             last.start()
             self._end()
             for thread in (*threads, last):
                 thread.join()
-        report.seconds += time.monotonic() - began
+        report.seconds += time.monotonic() - begun
         report.lives += 1
         report.remembered(samples)
         report.conversations = [each for each in report.conversations if each.length < _LONGEST]
