@@ -18,7 +18,7 @@ from scripts.server.client import Server, random_prompt
 
 from .known import KNOWN, PATIENCE, Known, answer
 from .report import Conversation, Report
-from .rude import LARGEST, RUDE
+from .rude import LARGEST, LONG, RUDE
 
 CLIENTS = 6
 _CONVERSATIONS, _LONGEST = 3, 2000  # tokens of the longest
@@ -69,6 +69,10 @@ class Life:
                 report.conversations.append(Conversation(report.made, 0))
             for conversation in report.conversations:
                 self._grow(conversation)
+            for conversation in report.conversations:
+                self._again(conversation)
+            for path, body in LONG:
+                self._report.counted("long", self._client.post(path, json=body).status_code)
             while self._first and not report.is_full:
                 time.sleep(0.1)
             warm = time.monotonic()

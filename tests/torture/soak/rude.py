@@ -16,7 +16,6 @@ from .known import KNOWN, PATIENCE
 
 LARGEST = 200_000
 """Bytes of a request, as the server is told."""
-_ENDLESS = {"max_tokens": 150, "ignore_eos": True, "stream": True}
 _SHORT = {"max_tokens": 4, "max_output_tokens": 4, "seed": 5}
 """So that answers to odd settings are neither long nor kept by the prefix cache: memory is watched."""
 
@@ -29,10 +28,17 @@ def _send(at: SplitResult, path: str, body: bytes, length: int | None = None) ->
     return connection
 
 
+LONG = tuple(
+    (known.path, {**known.body, "max_tokens": 150, "ignore_eos": True})
+    for known in KNOWN
+    if known.name in ("chat 0", "messages 1", "completions 3")
+)
+"""What is left in the middle. Few, and shorter than a page of the cache, so that memory can be watched."""
+
+
 def _long(chance: random.Random) -> tuple[str, bytes]:
-    """A request that would take long; its prompt is a known one."""
-    known = chance.choice([each for each in KNOWN if "max_tokens" in each.body and "n" not in each.body])
-    return known.path, json.dumps({**known.body, **_ENDLESS}).encode()
+    path, body = chance.choice(LONG)
+    return path, json.dumps({**body, "stream": True}).encode()
 
 
 def cancel(at: SplitResult, client: httpx.Client, chance: random.Random) -> int | None:
@@ -74,13 +80,14 @@ def garbage(at: SplitResult, client: httpx.Client, chance: random.Random) -> int
     return None
 
 
-_PATHS = tuple(dict.fromkeys(known.path for known in KNOWN))
+_PLAIN = tuple(known for known in KNOWN if "tools" not in known.body)
+"""Their prompts are too short for the prefix cache."""
 _WRONG: tuple[Any, ...] = (None, -1, 1e308, "", "x" * 5000, [], {}, [[]], True, {"type": "a"}, "\ud83d")
 
 
 def malformed(at: SplitResult, client: httpx.Client, chance: random.Random) -> int | None:
     """A known request with a field that is wrong, broken JSON, or JSON that is none of an object."""
-    known = chance.choice(KNOWN)
+    known = chance.choice(_PLAIN)
     body = dict(known.body)
     kind = chance.randrange(4)
     if kind == 0:
