@@ -71,7 +71,7 @@ def measured(part: str, job: Job) -> dict[str, Any]:
 _SIZES = {
     "tokens": (96, "of an answer"),
     "rounds": (5, "of streams, restarts and peers"),
-    "turns": (60, "of the part one"),
+    "turns": (40, "of the part one"),
     "turn": (32, "tokens of such a turn"),
     "first": (60, "prompts beside three streams"),
     "depth": (32640, "tokens of the conversation that comes back"),

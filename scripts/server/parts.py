@@ -25,6 +25,7 @@ from .client import SAMPLING, Server, ask, at_once, random_prompt
 PROMPT = 32  # tokens
 _TALK = 512  # tokens of the answers beside which a prompt comes
 _GROWTH = 2  # of a long conversation from one message to the next
+_SAVING = 300.0  # seconds until a file has to be there
 _QUESTION = 8  # tokens that are new when it comes back
 
 
@@ -179,7 +180,10 @@ def restart(job: Job) -> dict[str, Any]:
             before = _files(folder)
             answer = server.ask(prompt[:length], 2)
             seconds, computed = seconds + answer.times[0], computed + length - answer.cached
+            end = perf_counter() + _SAVING
             while length > 1.2 * answer.cached and not _files(folder) - before:
+                if perf_counter() > end:
+                    raise SystemExit(f"{length} tokens have no file after {_SAVING:.0f} seconds.")
                 time.sleep(0.05)
     back, cached, starts = [], [], []
     for number in range(job.options.rounds):
