@@ -23,6 +23,8 @@ EXECUTIONS ?= 200000
 FUZZED := build/fuzz-python
 # Of each kind of write.
 KILLS ?= 100
+# Seconds of mixed traffic against a server; SOAK=3600 is the hour of the docs.
+SOAK ?= 300
 # Building everything at once can freeze a small machine.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
 
@@ -110,9 +112,11 @@ fuzz-native: setup packages
 fuzz: setup fuzz-native
 	$(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder $(FUZZED)
 
-# Kills, full disks and two writers at once, in the middle of every kind of write (docs/fuzzing.md).
+# Kills, full disks and two writers at once, in the middle of every kind of write; then mixed traffic against a server
+# that is killed now and then, which goes on where it was ended (docs/fuzzing.md).
 torture: setup
 	$(BIN)/python -m tests.torture --kills $(KILLS)
+	$(BIN)/python -m tests.torture.soak --seconds $(SOAK) --state build/soak
 
 # The kernels beside the limits of the machine; let it be idle.
 bench-kernels: setup

@@ -1,6 +1,6 @@
 """What a form costs an answer, and what it saves: one JSON document as the last line.
 
-    python scripts/bench_constraints.py [--model NAME] [--answers N]
+    python scripts/bench_constraints.py [--model NAME ...] [--answers N]
 
 Masks: the time that a constraint takes of each token, beside the token's own. Answers with a form and without
 are made in turn, as are those of a rigid form with forced tokens together and one by one. Times are of one
@@ -90,17 +90,17 @@ class Timed:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--model", nargs="+", default=["random:minicpm4-0.5b", "smollm2-135m"])
     options.add_argument("--answers", type=int, default=8)
     given = options.parse_args()
-    with edge.load(given.model, speculate="off", prefix_memory=0) as model:
-        info = model.executor.info
-        document = {
-            "machine": {"tier": info.tier, "threads": info.threads, "load": round(os.getloadavg()[0], 2)},
-            "model": given.model,
-            **measured(model, given.answers),
-        }
-        print(json.dumps(document))
+    load, found = round(os.getloadavg()[0], 2), {}
+    for name in given.model:
+        with edge.load(name, speculate="off", prefix_memory=0) as model:
+            info = model.executor.info
+            found[name] = measured(model, given.answers)
+            print(f"{name}: {json.dumps(found[name])}", flush=True)
+    machine = {"tier": info.tier, "threads": info.threads, "load": load}
+    print(json.dumps({"machine": machine, "models": found}))
 
 
 def measured(model: edge.Model, answers: int) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def measured(model: edge.Model, answers: int) -> dict[str, Any]:
         compiled[name] = perf_counter() - started
     masks: list[float] = []
     rows: dict[str, list[tuple[int, float]]] = {}
-    valid = whole = 0
+    valid = whole = kept = 0
     for number in range(answers):
         about = BOOKS[number % len(BOOKS)]
         prompt = f"Describe a book about {about} as JSON with title, summary, keywords and pages."
@@ -127,6 +127,7 @@ def measured(model: edge.Model, answers: int) -> dict[str, Any]:
         masks += timed.seconds[1:]
         free = ask(model, prompt, None, number)
         whole += held.is_complete
+        kept += held.is_complete and is_valid(held.text, OPEN)
         valid += is_valid(free.text, OPEN)
         rigid = Grammar.json_schema(RIGID)
         together = ask(model, prompt, Timed(compile_grammar(rigid, tokenizer)), number)
@@ -149,6 +150,7 @@ def measured(model: edge.Model, answers: int) -> dict[str, Any]:
         "forced_speedup": speeds["together"] / speeds["one by one"],
         "answers": answers,
         "whole_with_form": whole,
+        "valid_with_form": kept,
         "valid_without_form": valid,
     }
 

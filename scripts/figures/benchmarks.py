@@ -148,6 +148,17 @@ BENCHMARKS = {
     "speculation-planted-8b": Benchmark(
         f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9
     ),
+    "server": Benchmark(
+        "python scripts/bench_server.py --state BUILD/server", 10, state="server", per_machine=True
+    ),
+    "server-peer": Benchmark(
+        "python scripts/bench_server.py --parts peer --state BUILD/server-peer",
+        3,
+        state="server-peer",
+        needs=(_server,),
+        per_machine=True,
+    ),
+    "constraints": Benchmark("python scripts/bench_constraints.py", 2, per_machine=True),
     # Each of these scripts trains what is not trained yet, and ends with the document.
     "training-wsd": Benchmark("runs/wsd.sh", 240, timed=False),
     "training-mup": Benchmark("runs/mup.sh", 240, timed=False),
@@ -167,4 +178,7 @@ BENCHMARKS = {
         needs=(_clang,),
     ),
     "torture": Benchmark(f"python -m tests.torture --kills 100 {_WRITES}", 20, timed=False),
+    "soak": Benchmark(
+        "python -m tests.torture.soak --seconds 3600 --state BUILD/soak", 65, timed=False, state="soak"
+    ),
 }

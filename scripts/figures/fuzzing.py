@@ -36,8 +36,33 @@ def torture(document: Document) -> Lines:
     return lines
 
 
+def soak(document: Document) -> Lines:
+    lines: Lines = [["what", "target", "found"]]
+    growth = document["most_growth"]
+    flat = "not measured" if growth is None else f"{percent(growth, 1)}{': missed' if growth > 0.02 else ''}"
+    statuses = ", ".join(f"{count:,} with {name}" for name, count in sorted(document["statuses"].items()))
+    ends = ", ".join(f"{count} by {name}" for name, count in document["ends"].items())
+    found = len(document["findings"])
+    return [
+        *lines,
+        ["traffic", "1 hour", f"{document['seconds'] / 60:.0f} minutes"],
+        ["requests", "", f"{sum(document['requests'].values()):,}"],
+        ["ends of the server", "", ends],
+        ["responses by status (none: the client left, or sent no request)", "", statuses],
+        ["answers equal to those of a quiet server", "all", f"{document['compared']:,} compared"],
+        ["long conversations found again", "all", f"{document['prefixes']:,} times asked"],
+        ["most growth of private memory in a life", "2 %", flat],
+        [
+            "findings, of these kinds and statuses of 500 and above",
+            "0",
+            str(found) if not found else f"{found}: missed",
+        ],
+    ]
+
+
 TABLES = {
     "fuzz": Table(PAGE, ("fuzz",), readers),
     "fuzz-native": Table(PAGE, ("fuzz-native",), programs),
     "torture": Table(PAGE, ("torture",), torture),
+    "soak": Table(PAGE, ("soak",), soak),
 }

@@ -67,11 +67,15 @@ LOOKUPS = {
 """Ways of llama.cpp to look up, with its defaults and with shorter matches and guesses for short answers."""
 
 
+_ALONE = ["-np", "1", "--cache-ram", "0"]
+"""One answer at a time, and none that it has seen before."""
+
+
 def llama(server: str, settings: dict[str, list[str]]) -> list[Way]:
     """llama.cpp's server, plain and with these arguments."""
     ways = {"plain": list[str](), **settings}
     return [
-        Way("llama.cpp", name, "run_llama.py", {"server": server, "arguments": arguments})
+        Way("llama.cpp", name, "run_llama.py", {"server": server, "arguments": [*_ALONE, *arguments]})
         for name, arguments in ways.items()
     ]
 

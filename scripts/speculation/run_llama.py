@@ -31,7 +31,7 @@ def serving(job: dict[str, Any]) -> Iterator[str]:
     """The address of a server that runs meanwhile."""
     port = _free_port()
     command = [job["server"], "-m", job["model"], "-t", str(job["threads"]), "-c", str(job["context"])]
-    command += ["-np", "1", "--host", "127.0.0.1", "--port", str(port), "--cache-ram", "0", *job["arguments"]]
+    command += ["--host", "127.0.0.1", "--port", str(port), *job["arguments"]]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripts.figures import __main__ as program
-from scripts.figures import measuring, pages, peers, targets
+from scripts.figures import measuring, pages, peers, server, targets
 from scripts.figures.benchmarks import BENCHMARKS
 from scripts.figures.declaration import Benchmark, Document, Lines, Table
 
@@ -233,3 +233,64 @@ def test_every_folder_of_documents_names_the_machine_of_its_documents():
     for path in Path(measuring.DOCUMENTS).glob("*/*.json"):
         facts = json.loads(path.read_text(encoding="utf-8"))["machine"]
         assert path.parent.name == measuring.machine_kind(facts)
+
+
+# ---- the server and its forms
+
+
+def served(first: float = 0.15, added: float = 225.0, back: float = 0.99, cached: int = 32640) -> Document:
+    """What scripts/bench_server.py prints of a model."""
+    added_by = {"server beyond pass": [added, added, 300.0], "server beyond stream": [90.0, 100.0, 110.0]}
+    found = {
+        "memory": {"idle_private_bytes": 130_000_000},
+        "one": {"added_microseconds": added_by, "milliseconds": {"pass": [8.0, 8.125, 9.0]}},
+        "streams": {
+            "ratio": [2.4, 2.5, 2.6],
+            "one_tokens_per_second": [99, 100, 101],
+            "four_tokens_per_second": [249, 250, 251],
+        },
+        "first": {"p50_seconds": 0.1, "p95_seconds": first},
+        "restart": {
+            **{"tokens": 32640, "cached_tokens": cached, "computed_tokens": 32640, "computed_seconds": 300.4},
+            **{"back_seconds": [0.4, 0.5, 0.6], "most_back_seconds": back},
+        },
+    }
+    return {"models": {"ours": found}}
+
+
+def cell_of(lines: Lines, what: str) -> str:
+    ((*_, cell),) = (line for line in lines if line[0].startswith(what))
+    return cell
+
+
+def test_the_targets_of_the_server():
+    rates = {"edge": [300, 330, 340], "llama.cpp": [100, 150, 151], "llama.cpp -fa": [100, 140, 190]}
+    peer = {"models": {"ours": {"peer": {"ratio": [2.1, 2.2, 2.3], "tokens_per_second": rates}}}}
+    lines = server.server(served(), peer)
+    assert lines[0] == ["what", "target", "`ours`"] and not any("missed" in line[2] for line in lines)
+    assert cell_of(lines, "HTTP, JSON and scheduling") == "225 µs (225 to 300)"
+    assert cell_of(lines, "first token of a long") == "0.50 s, 0.99 s at most; 32,640 tokens"
+    assert cell_of(lines, "ours / llama.cpp's") == "330 / 150 tokens/s"
+    for what, missed in (
+        ("first token of 32", served(first=0.151)),
+        ("HTTP, JSON", served(added=226)),
+        ("first token of a long", served(back=1.0)),
+        ("first token of a long", served(cached=32000)),
+    ):
+        assert cell_of(server.server(missed, None), what).endswith(": missed")
+    assert cell_of(server.server(served(), None), "four streams in turn") == "not measured"
+    assert cell_of(server.server(None, peer), "four streams, of one") == "not measured"
+
+
+def test_the_targets_of_forms():
+    def forms(share: float, valid: int) -> Document:
+        found: Document = {"mask_share_of_a_token": share, "mask_seconds": {"median": 4e-5, "p99": 9e-5}}
+        found |= {"valid_with_form": valid, "whole_with_form": 7, "valid_without_form": 1, "answers": 8}
+        found |= {"compile_seconds": {"open": 0.02, "rigid": 0.01}, "vocabulary_seconds": 0.5}
+        return {"models": {"ours": {**found, "forced_speedup": 1.5}}}
+
+    met, missed = (server.constraints(each) for each in (forms(0.05, 7), forms(0.051, 6)))
+    assert cell_of(met, "masks, of a token's") == "5.0 %"
+    assert cell_of(missed, "masks, of a token's") == "5.1 %: missed"
+    assert cell_of(met, "whole answers with the form") == "7 of 7"
+    assert cell_of(missed, "whole answers with the form") == "6 of 7: missed"

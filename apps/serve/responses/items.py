@@ -15,6 +15,9 @@ from edge.text.messages import Message, ToolCall, parse_arguments, parse_message
 _MOST_ITEMS = 4096
 _SEALED = "edge:"
 """Before what was thought, in an item's `encrypted_content`: clients hand that back, and not the text."""
+THOUGHTS = ("reasoning_text", "text")
+"""Parts of a reasoning item's `content`; Codex knows the second name, too."""
+SUMMARY = ("summary_text",)
 _ROLES = ("user", "assistant", "system", "developer")
 
 
@@ -154,17 +157,24 @@ def _place(item: Fields, content: object, field: str) -> str:
 
 def _thought(item: Fields) -> str:
     """What a reasoning item says, whichever of its forms has it."""
+    summary, content = _parts(item, "summary", SUMMARY), _parts(item, "content", THOUGHTS)
     hidden = item.text("encrypted_content")
     if hidden is not None and hidden.startswith(_SEALED):
         try:
             return base64.b64decode(hidden[len(_SEALED) :], b"-_", validate=True).decode()
         except (binascii.Error, ValueError):
             raise item.error("encrypted_content", "be as this server wrote it") from None
-    for name in ("content", "summary"):
-        texts = [part.required_text("text") for part in item.objects(name)]
-        if text := "".join(texts):
-            return text
-    return ""
+    return content or summary
+
+
+def _parts(item: Fields, name: str, kinds: Sequence[str]) -> str:
+    """The texts of parts of these types."""
+    texts = []
+    for part in item.objects(name):
+        if part.choice("type", kinds) is None:
+            raise part.missing("type")
+        texts.append(part.required_text("text"))
+    return "".join(texts)
 
 
 def check_metadata(fields: Fields) -> dict[str, str]:

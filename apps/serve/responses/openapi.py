@@ -6,6 +6,7 @@ from typing import Any
 
 from edge.apps.serve.chat_request import EFFORTS, MOST_TOOLS
 from edge.apps.serve.openapi_terms import COUNT, TEXT, Schema, fields_of, get, number, optional, post, ref
+from edge.apps.serve.responses.items import SUMMARY, THOUGHTS
 from edge.apps.serve.responses.request import LONGEST_NAME, SUMMARIES, VERBOSITIES
 from edge.executors.native.library import MAX_LOGPROBS
 
@@ -102,8 +103,8 @@ SCHEMAS: dict[str, Any] = {
             fields_of(
                 ("type",),
                 type={"const": "reasoning"},
-                summary=_texts("summary_text"),
-                content=optional(**_texts("reasoning_text")),
+                summary=_texts(*SUMMARY),
+                content=optional(**_texts(*THOUGHTS)),
                 encrypted_content=optional(type="string"),
             ),
         ]

@@ -37,7 +37,11 @@ class ServerProcess:
         self._changed = threading.Condition()
         self._ended = False
         threading.Thread(target=self._read, daemon=True).start()
-        self.address = self.wait_for("listening")["at"]
+        try:
+            self.address = self.wait_for("listening")["at"]
+        except BaseException:
+            self.process.kill()  # nobody else knows of it
+            raise
 
     def _read(self) -> None:
         assert self.process.stderr is not None

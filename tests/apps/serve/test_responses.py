@@ -417,7 +417,18 @@ REFUSED = {
         {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "edge:x"}]},
         "input[0].encrypted_content",
     ),
-    "thought": ({"input": [{"type": "reasoning", "summary": [{}]}]}, "input[0].summary[0].text"),
+    "thought": (
+        {"input": [{"type": "reasoning", "summary": [{"type": "summary_text"}]}]},
+        "input[0].summary[0].text",
+    ),
+    "thought without kind": (
+        {"input": [{"type": "reasoning", "summary": [], "content": [{"text": ""}]}]},
+        "input[0].content[0].type",
+    ),
+    "kind of thought": (
+        {"input": [{"type": "reasoning", "summary": [{"type": "reasoning_text", "text": "a"}]}]},
+        "input[0].summary[0].type",
+    ),
     "conversation": ({"conversation": "c"}, "conversation"),
     "background": ({"background": True}, "background"),
     "truncation": ({"truncation": "auto"}, "truncation"),
