@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge.errors import EdgeError
 from edge.executors.protocol import KVCache, StoresCaches
-from edge.formats.kv_file import read_cache, read_tokens, write_cache
+from edge.formats.kv_file import read_tokens, reading_cache, write_cache
 
 Tokens = npt.NDArray[np.int32]
 
@@ -55,9 +55,9 @@ class PrefixFiles:
     def read(self, path: Path, new_cache: Callable[[], KVCache]) -> KVCache | None:
         """A cache with the rows of a file; None if that is gone or damaged."""
         try:
-            stored = read_cache(path, self._identity)
-            cache = new_cache()
-            self._store.restore(cache, len(stored.tokens), stored.memory)
+            with reading_cache(path, self._identity) as stored:
+                cache = new_cache()
+                self._store.restore(cache, len(stored.tokens), stored.memory)
         except (EdgeError, OSError, MemoryError):
             return None
         return cache

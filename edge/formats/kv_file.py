@@ -13,7 +13,9 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +88,24 @@ def write_cache(
 
 def read_cache(path: str | Path, identity: Mapping[str, str]) -> StoredCache:
     """The contents of a file that fits `identity`. Raises EdgeError with the reason for any other."""
+    with reading_cache(path, identity) as stored:
+        return stored
+
+
+@contextmanager
+def reading_cache(path: str | Path, identity: Mapping[str, str]) -> Iterator[StoredCache]:
+    """The same, to be used while another thread computes the checksum.
+
+    Raises EdgeError at the block's end if that does not match: what was made of the contents is worth nothing
+    then.
+    """
     path = user_path(path)
     stored, checksum = _mapped(path, identity)
-    if _checksum(stored.tokens.view(np.uint8), stored.memory) != checksum:
-        raise _damaged(path, "its checksum does not match")
-    return StoredCache(stored.tokens.astype(np.int32, copy=False), stored.memory)
+    with ThreadPoolExecutor(1, "edge-checksum") as pool:
+        found = pool.submit(_checksum, stored.tokens.view(np.uint8), stored.memory)
+        yield StoredCache(stored.tokens.astype(np.int32, copy=False), stored.memory)
+        if found.result() != checksum:
+            raise _damaged(path, "its checksum does not match")
 
 
 def read_tokens(path: str | Path, identity: Mapping[str, str]) -> npt.NDArray[np.int32]:

@@ -213,6 +213,21 @@ def test_restored_rows_continue_like_the_original(executor, run_all, tokens_of):
     )
 
 
+def test_many_pages_are_restored_by_two_threads(minicpm, make_bundle, open_native, tokens_of):
+    """More than 16 MB, an odd number of pages, every one with its own content."""
+    config = minicpm(max_position_embeddings=1 << 18)
+    executor = open_native(make_bundle(config, INT4), kv_type="float16")
+    source, copied = executor.new_cache(), executor.new_cache()
+    forward(executor, source, tokens_of(config, 8))
+    length = 256 * 300 + 5
+    executor.repeat(source, length)
+    memory = memory_of(executor, source)
+    assert memory.nbytes > 32 << 20
+    memory[:] = np.random.default_rng(0).integers(0, 256, memory.size, np.uint8)
+    executor.restore(copied, length, memory)
+    np.testing.assert_array_equal(memory_of(executor, copied), memory)
+
+
 @pytest.mark.parametrize("length", [10, 256, 257])
 def test_memory_of_another_size_is_not_restored(executor, run_all, tokens_of, length: int):
     """Whole pages of 256 positions, not a byte less or more; else the cache stays as it is."""

@@ -18,7 +18,7 @@ from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError, TokenizerError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.formats.kv_file import read_cache
+from edge.formats.kv_file import reading_cache
 from edge.runtime import Model
 
 BATCH = 16
@@ -444,8 +444,8 @@ def stored(model, tmp_path, monkeypatch) -> tuple[list[int], Held]:
     prefixes.close()
     model.scheduler.prefixes = PrefixCache(model.executor, 1 << 30, tmp_path)
     assert model.scheduler.prefixes.statistics.in_files == 1
-    held = Held(read_cache)
-    monkeypatch.setattr("edge.engine.prefix_files.read_cache", held)
+    held = Held(reading_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.reading_cache", held)
     return prompt, held
 
 

@@ -24,7 +24,7 @@ from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
-from edge.formats.kv_file import read_cache, write_cache
+from edge.formats.kv_file import reading_cache, write_cache
 
 MUCH = 1 << 40
 
@@ -468,8 +468,8 @@ def test_nobody_waits_for_a_file_that_another_one_reads(executor, tmp_path: Path
     stored = PrefixCache(executor, MUCH, tmp_path)
     keep(executor, stored, first)
     stored.close()
-    held = Held(read_cache)
-    monkeypatch.setattr("edge.engine.prefix_files.read_cache", held)
+    held = Held(reading_cache)
+    monkeypatch.setattr("edge.engine.prefix_files.reading_cache", held)
     prefixes = PrefixCache(executor, MUCH, tmp_path)
     found: list[Any] = []
     reading = Thread(target=lambda: found.append(prefixes.find(first, more_than=0)), daemon=True)
