@@ -42,8 +42,8 @@ def ended(programs: list[Program]) -> list[int]:
 def learned(config: Path, out: Path, said: Path) -> list[Program]:
     """Two processes that learn to the end.
 
-    One of them has died in PyTorch or gloo ("double free or corruption", once in hundreds of runs): then both are
-    started again, as `torchrun --max-restarts` does, and go on from their checkpoint (docs/log.md).
+    One of them has died in PyTorch or gloo ("double free or corruption", once in hundreds of runs): then
+    both are started again, as `torchrun --max-restarts` does, and go on from their checkpoint (docs/log.md).
     """
     two = ranks(2, "run", config, "--out", out, out=said)
     if min(codes := ended(two)) < 0:
