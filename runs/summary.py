@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 from collections import defaultdict
@@ -165,7 +166,8 @@ def _by_kind(folder: Path, pattern: str) -> dict[str, Any]:
 
 def _spread(values: Iterable[float]) -> dict[str, Any]:
     found = list(values)
-    deviation = statistics.stdev(found) if len(found) > 1 else None
+    has_spread = len(found) > 1 and all(map(math.isfinite, found))
+    deviation = statistics.stdev(found) if has_spread else None
     return {"mean": statistics.mean(found), "deviation": deviation, "runs": len(found), "values": found}
 
 

@@ -65,6 +65,14 @@ def test_the_best_rate_moves_by_steps_of_the_grid(tmp_path: Path):
     assert row(losses, "none", "64")[-2:] == ["3.0000", "diverged"]
 
 
+def test_one_of_two_seeds_may_diverge(tmp_path: Path):
+    leave(tmp_path / "ternary" / "float-0", 3.0)
+    leave(tmp_path / "ternary" / "share-0.4-0", 3.1)
+    leave(tmp_path / "ternary" / "share-0.4-1", None)
+    document = json.loads(json.dumps(summary.ternary(tmp_path)))
+    assert row(training.ternary(document), "ternary on the last 40 %") == ["diverged", ""]
+
+
 def test_seeds_may_have_rates_of_their_own(tmp_path: Path):
     """The best mean is among the rates that all seeds have, also where one seed alone has a lower loss."""
     for rate, losses in {"0.005": (3.2, 3.1), "0.01": (3.0, 3.4), "0.02": (2.9, None)}.items():
