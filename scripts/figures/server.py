@@ -27,11 +27,6 @@ def _memory(found: Document) -> str:
     return _judged(f"{idle / 1e6:.0f} MB", idle <= _MEMORY)
 
 
-def _mapped(found: Document) -> str:
-    idle = found["memory"]["idle_private_bytes_mapped"]
-    return _judged(f"{idle / 1e6:.0f} MB", idle <= _MEMORY)
-
-
 def _added(found: Document) -> str:
     added = found["one"]["added_microseconds"]["server beyond pass"]
     return _judged(_between(added, 0, "µs"), added[1] <= _ADDED)
@@ -90,7 +85,6 @@ def _peer_rates(found: Document) -> str:
 
 _ROWS: tuple[tuple[str, str, int, Cell], ...] = (
     ("private memory of all processes, idle", "130 MB", 0, _memory),
-    ("the same with `--mmap`: the weights are their file", "130 MB", 0, _mapped),
     ("HTTP, JSON and scheduling of a token, one stream", "225 µs", 0, _added),
     ("of it beyond `model.stream` in a process", "", 0, _beyond_stream),
     ("a token's bare pass, sampling included", "", 0, _token),

@@ -98,10 +98,6 @@ def at_once(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return results
 
 
-USUAL = ("--speculate", "off", "--time-limit", "3600")
-"""Arguments of the servers that are measured."""
-
-
 class Server:
     """`edge serve` on a free port. A context manager, which kills it."""
 
@@ -109,7 +105,7 @@ class Server:
         self,
         model: str,
         folder: Path | None = None,
-        arguments: Sequence[str] = USUAL,
+        arguments: Sequence[str] = ("--speculate", "off", "--time-limit", "3600"),
         log: Path | None = None,
     ) -> None:
         """folder: of KV caches, by default none are kept. log: a file that what it says is added to."""

@@ -20,7 +20,7 @@ import edge
 from edge.measure.profile.measure import Bench
 from edge.runtime import Model
 
-from .client import SAMPLING, USUAL, Server, ask, at_once, random_prompt
+from .client import SAMPLING, Server, ask, at_once, random_prompt
 
 PROMPT = 32  # tokens
 _TALK = 512  # tokens of the answers beside which a prompt comes
@@ -50,12 +50,7 @@ def quartiles(values: Iterable[float], digits: int) -> list[float]:
 
 
 def memory(job: Job) -> dict[str, Any]:
-    """Private bytes of all processes before any request, and after four answers at once. By default the
-    weights may be a copy of their file in huge pages; mapped, they are the file.
-    """
-    with Server(job.model, arguments=(*USUAL, "--mmap")) as server:
-        time.sleep(1)
-        mapped = server.private_bytes()
+    """Private bytes of all processes before any request, and after four answers at once."""
     with Server(job.model) as server:
         time.sleep(1)
         idle = server.private_bytes()
@@ -64,7 +59,6 @@ def memory(job: Job) -> dict[str, Any]:
     return {
         "start_seconds": round(server.start_seconds, 3),
         "idle_private_bytes": idle,
-        "idle_private_bytes_mapped": mapped,
         "private_bytes_after_answers": after,
     }
 

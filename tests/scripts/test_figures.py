@@ -242,7 +242,7 @@ def served(first: float = 0.15, added: float = 225.0, back: float = 0.99, cached
     """What scripts/bench_server.py prints of a model."""
     added_by = {"server beyond pass": [added, added, 300.0], "server beyond stream": [90.0, 100.0, 110.0]}
     found = {
-        "memory": {"idle_private_bytes": 130_000_000, "idle_private_bytes_mapped": 129_000_000},
+        "memory": {"idle_private_bytes": 130_000_000},
         "one": {"added_microseconds": added_by, "milliseconds": {"pass": [8.0, 8.125, 9.0]}},
         "streams": {
             "ratio": [2.4, 2.5, 2.6],
