@@ -44,6 +44,7 @@ from edge.system.guards import OneCall
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
 
+_NOTHING = StepResult()
 _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
 
 
@@ -173,7 +174,7 @@ class NativeExecutor(ExecutorFacts):
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """See `edge.executors.protocol.Executor.forward`: all tokens go through each matrix together."""
         check_caches(steps)
-        results = [StepResult()] * len(steps)
+        results = [_NOTHING] * len(steps)
         passed: list[tuple[int, _StepMemory]] = []
         for index, step in enumerate(steps):
             try:
