@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,10 @@ class Answers:
         try:
             parser = None if self._parsers is None else self._parsers[choice]
             if parser is not None:
-                chunks = [replace(chunk, parts=tuple(parser.push(chunk.text))) for chunk in chunks]
+                chunks = [
+                    Chunk(each.text, each.token, each.logprob, each.top, tuple(parser.push(each.text)))
+                    for each in chunks
+                ]
             parts = joined(part for chunk in chunks for part in chunk.parts)
         except Exception as error:  # it belongs to this request, and not to the loop
             self._fail(error)

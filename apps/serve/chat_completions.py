@@ -22,7 +22,7 @@ from edge.apps.serve.errors import openai_shape
 from edge.apps.serve.logprobs import TokenTexts
 from edge.apps.serve.reply import Reply
 from edge.apps.serve.responding import json_response
-from edge.apps.serve.sse import DONE, KEEP_ALIVE, EventStream, event
+from edge.apps.serve.sse import DONE, KEEP_ALIVE, Events, EventStream
 from edge.apps.serve.state import Asked, Served, works_of
 from edge.apps.serve.streaming import with_errors
 from edge.engine.request import Request
@@ -96,6 +96,7 @@ class _Form:
             "model": served.name,
             "system_fingerprint": served.fingerprint,
         }
+        self._events = Events({**self._head, "object": "chat.completion.chunk"})
 
     def whole(self, replies: Sequence[Reply], ends: Sequence[End]) -> dict[str, Any]:
         """All of it."""
@@ -129,7 +130,6 @@ class _Form:
 
     async def stream(self, answers: Answers) -> AsyncGenerator[bytes, None]:
         """The events."""
-        self._head["object"] = "chat.completion.chunk"
         replies = [Reply() for _ in range(self._wanted.choices)]
         ends: dict[int, End] = {}
         async with answers:
@@ -148,7 +148,7 @@ class _Form:
                 if data or not events:
                     yield b"".join(data) or KEEP_ALIVE
         if self._wanted.include_usage:
-            yield event({**self._head, "choices": [], **self._last(replies, ends)})
+            yield self._events.event({"choices": [], **self._last(replies, ends)})
         yield DONE
 
     def _last(self, replies: Sequence[Reply], ends: Mapping[int, End]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class _Form:
     ) -> bytes:
         entry = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         usage_field = {"usage": None} if self._wanted.include_usage else {}
-        return event({**self._head, "choices": [entry], **usage_field, **(last or {})})
+        return self._events.event({"choices": [entry], **usage_field, **(last or {})})
 
 
 def _delta(part: ReplyPart, reply: Reply) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from edge.apps.serve.errors import openai_shape, refusal
 from edge.apps.serve.json_in import Fields
 from edge.apps.serve.logprobs import TokenTexts
 from edge.apps.serve.responding import json_response
-from edge.apps.serve.sse import DONE, KEEP_ALIVE, EventStream, event
+from edge.apps.serve.sse import DONE, KEEP_ALIVE, Events, EventStream
 from edge.apps.serve.state import Asked, Served
 from edge.apps.serve.streaming import with_errors
 from edge.engine.answer import Chunk
@@ -154,10 +154,11 @@ class _Form:
         ends: dict[int, End] = {}
         offsets = [0] * count
         nothing: dict[str, Any] = {"usage": None} if self._wanted.include_usage else {}
+        written = Events(self._head)
         async with answers:
             if self._wanted.echo:
                 echoes = (self._choice(index, self._echo(index), (), 0) for index in range(count))
-                yield b"".join(event({**self._head, "choices": [each], **nothing}) for each in echoes)
+                yield b"".join(written.event({"choices": [each], **nothing}) for each in echoes)
             async for events in answers:
                 data = []
                 for each in events:
@@ -171,11 +172,11 @@ class _Form:
                     # A client that did not ask for usage gets no event without a choice.
                     over = len(ends) == count and not self._wanted.include_usage
                     last = {"x_edge": self._details(ends)} if over else nothing
-                    data.append(event({**self._head, "choices": [choice], **last}))
+                    data.append(written.event({"choices": [choice], **last}))
                 yield b"".join(data) or KEEP_ALIVE
         if self._wanted.include_usage:
             last = {"x_edge": self._details(ends), "usage": self._usage(ends)}
-            yield event({**self._head, "choices": [], **last})
+            yield written.event({"choices": [], **last})
         yield DONE
 
     def _choice(

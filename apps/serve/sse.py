@@ -15,17 +15,30 @@ _HEADERS = (
     (b"cache-control", b"no-cache, no-store"),
     (b"x-accel-buffering", b"no"),
 )
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def json_bytes(value: Any) -> bytes:
     """JSON without spaces; there is no NaN in it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event; name: its `event:` line, where the API has one."""
     first = b"" if name is None else b"event: " + name.encode() + b"\n"
     return first + b"data: " + json_bytes(data) + b"\n\n"
+
+
+class Events:
+    """Events that all begin with the same fields, which are written as JSON once."""
+
+    def __init__(self, head: Mapping[str, Any]) -> None:
+        """head: one field at least."""
+        self._begin = b"data: " + json_bytes(head)[:-1] + b","
+
+    def event(self, data: Mapping[str, Any]) -> bytes:
+        """One event. data: its other fields, one at least."""
+        return self._begin + json_bytes(data)[1:] + b"\n\n"
 
 
 class EventStream:

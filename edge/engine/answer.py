@@ -226,7 +226,6 @@ class Answer(Job):
     def close(self, result: StepResult) -> None:
         """Take what came of the step, as far as the guesses were right."""
         session, tree, decoded = self._session, self.tree, self.decodes
-        start = session.length - self._opened - len(tree)
         path: list[int] = []
         self._drawn = self._forced = 0
         if result.error is not None or result.logits is None or not len(tree):
@@ -237,6 +236,7 @@ class Answer(Job):
             session.close_step(path)
             self._force()
         if result.error is None and self._speculation is not None:
+            start = session.length - self._opened - len(path)
             rows = [*range(self._opened), *(self._opened + node for node in path)]
             hidden = None if result.hidden is None else result.hidden[rows]
             self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
@@ -247,7 +247,7 @@ class Answer(Job):
         """Choose the next token."""
         if not self.decodes:
             self._session.remember(goes_on=True)  # the prompt: others may begin like it
-        self._draw(logits, self._session.tokens)
+        self._draw(logits)
         self._force()
 
     @property
@@ -304,27 +304,26 @@ class Answer(Job):
 
         Match sampling: what is drawn is what plain decoding would draw, whatever was guessed.
         """
-        session = self._session
-        before = session.tokens[: session.length - len(tree)]
         path: list[int] = []
         while True:
             row = self._opened + path[-1] if path else self._opened - 1
-            drawn = self._draw(logits[row], before, tree.tokens[path])
+            drawn = self._draw(logits[row], tree, path)
             children = [] if drawn is None else tree.children(path[-1] if path else -1)
             match = [child for child in children if tree.tokens[child] == drawn]
             if not match:
                 return path
             path.append(match[0])
 
-    def _draw(
-        self, logits: FloatArray, before: npt.NDArray[np.int32], path: npt.NDArray[np.int32] = _EMPTY
-    ) -> int | None:
-        """Choose the token after `before` and `path`; None if the answer ends."""
-        settings, history = self._settings, before
-        if settings.sampling.has_penalties:
+    def _draw(self, logits: FloatArray, tree: DraftTree = NOTHING, path: Sequence[int] = ()) -> int | None:
+        """Choose the token after the cache's, or after a path of the tree at its end; None if the answer
+        ends.
+        """
+        settings, history = self._settings.sampling, _EMPTY
+        if settings.has_penalties:
             # A repetition penalty counts the prompt too, see SamplingParams.
-            counted_from = 0 if settings.sampling.repetition_penalty != 1 else len(self._prompt)
-            history = np.concatenate([before[counted_from:], path])
+            counted_from = 0 if settings.repetition_penalty != 1 else len(self._prompt)
+            before = self._session.tokens[counted_from : self._session.length - len(tree)]
+            history = np.concatenate([before, tree.tokens[list(path)]])
         self.todo = _EMPTY
         self._drawn += 1
         return self._take(
@@ -345,7 +344,7 @@ class Answer(Job):
         self._steps.append((choice, text))
         self._whole.append(constraint is None or constraint.is_complete)
         self._fresh.append(Chunk(text, token, choice.logprob, choice.top))
-        self.todo = np.append(self.todo, np.int32(token))
+        self.todo = np.array([*self.todo.tolist(), token], np.int32)
         if self._matcher.stopped:
             self._reason = "stop"
         elif len(self._steps) == self._settings.max_new_tokens:

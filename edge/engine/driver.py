@@ -158,7 +158,8 @@ class Driver:
         self._scheduler = self._probe.scheduler
         self._parallel, self._queue = parallel, queue
         self._hand_over, self._ended = hand_over, ended
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # the same lock, which is quicker taken by itself
         self._waiting: deque[_Waiting] = deque()
         self._running: list[_Running] = []
         self._closing = self._broken = False
@@ -170,7 +171,7 @@ class Driver:
     @property
     def load(self) -> DriverLoad:
         """At this moment."""
-        with self._changed:
+        with self._lock:
             return DriverLoad(len(self._running), len(self._waiting))
 
     def submit(self, works: Sequence[Work], on_chunks: OnChunks, on_done: OnDone) -> Handle:
@@ -186,7 +187,7 @@ class Driver:
         for settings in {id(work.settings): work.settings for work in works}.values():
             check_settings(settings, self._tokenizer)
         handle = Handle(works, on_chunks, on_done, self._wake)
-        with self._changed:
+        with self._lock:
             if self._broken:
                 raise ClosedError("No answers can be made any more after an error: start the server again.")
             if self._closing:
@@ -202,7 +203,7 @@ class Driver:
 
     def stop(self) -> None:
         """Take no more, and end all that runs and waits, as `Handle.cancel` does."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._wake()
             for handle in (*(run.handle for run in self._running), *(each.handle for each in self._waiting)):
@@ -215,7 +216,7 @@ class Driver:
         or of a constraint, is left to itself.
         """
         end = monotonic() + deadline
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._wake()
             while (self._running or self._waiting) and (left := end - monotonic()) > 0:
@@ -226,7 +227,7 @@ class Driver:
         return not self._thread.is_alive()
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._woken = True
             self._changed.notify_all()
 
@@ -246,7 +247,7 @@ class Driver:
 
     def _has_work(self) -> bool:
         """Sleeps until there is some; False when there will be none."""
-        with self._changed:
+        with self._lock:
             while not (self._running or self._woken):
                 if self._closing and not self._waiting:
                     return False
@@ -268,7 +269,7 @@ class Driver:
 
     def _end_all(self, batch: _Batch) -> None:
         """With an error, and take no more."""
-        with self._changed:
+        with self._lock:
             self._closing = self._broken = True
             running, waiting = list(self._running), list(self._waiting)
             self._running.clear()
@@ -287,7 +288,7 @@ class Driver:
 
     def _begin_waiting(self, batch: _Batch) -> None:
         """Begin what there is room for, oldest first; what nobody wants any more leaves the queue."""
-        with self._changed:
+        with self._lock:
             waiting = list(self._waiting)
         for each in waiting:
             before = len(each.left)
@@ -302,7 +303,7 @@ class Driver:
                     self._begin(each, batch)
                     _let_go(each)
             if len(each.left) < before:
-                with self._changed:
+                with self._lock:
                     self._waiting.remove(each)
                     if each.left:  # others come first now
                         self._waiting.append(each)
@@ -310,7 +311,7 @@ class Driver:
 
     def _has_place(self, each: _Waiting) -> bool:
         """Whether one more may run, those included whose prompts are read from files."""
-        with self._changed:
+        with self._lock:
             reading = sum(other.fetch is not None for other in self._waiting if other is not each)
         return len(self._running) + reading < self._parallel and self._has_memory
 
@@ -371,7 +372,7 @@ class Driver:
         except BaseException as error:  # whatever it is, it belongs to this request
             batch.done(handle, index, _told(error))
         else:
-            with self._changed:
+            with self._lock:
                 self._running.append(_Running(handle, index, answer))
         each.left.popleft()
 
@@ -395,7 +396,7 @@ class Driver:
         except BaseException as problem:
             outcome = _told(problem)
         batch.done(run.handle, run.index, outcome)
-        with self._changed:
+        with self._lock:
             self._running.remove(run)
             self._has_memory = True
             self._wake()

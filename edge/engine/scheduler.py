@@ -208,7 +208,8 @@ class Scheduler:
         self.costs = PassCosts()
         self._jobs: list[Job] = []
         self._turn = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # the same lock, which is quicker taken by itself
         self._running: int | None = None  # the thread that runs a pass
         self._in_pass: tuple[Job, ...] = ()
         self._process = OneCall("model")
@@ -220,7 +221,7 @@ class Scheduler:
         """
         job.submitted = perf_counter()
         self._process.check_process()
-        with self._changed:
+        with self._lock:
             # What is left of an earlier job of the session, whose end was interrupted.
             self._jobs = [each for each in self._jobs if each.session is not job.session]
             self._check_memory(job)
@@ -230,14 +231,14 @@ class Scheduler:
         """Forget a job, after the pass that it is part of. Does nothing for one that is not there."""
         if self._process.is_inherited:
             return  # nobody runs a pass here
-        with self._changed:
+        with self._lock:
             self._jobs = [each for each in self._jobs if each is not job]
             while job in self._in_pass and self._running != threading.get_ident():
                 self._changed.wait()
 
     def settle(self, session: Stepped) -> None:
         """Return when no pass is under way for a session, whose last job may have been abandoned in one."""
-        with self._changed:
+        with self._lock:
             while self._running not in (None, threading.get_ident()) and any(
                 job.session is session for job in self._in_pass
             ):
@@ -252,7 +253,7 @@ class Scheduler:
         leads = False
         while True:
             try:
-                with self._changed:
+                with self._lock:
                     if self._running == threading.get_ident():
                         raise EdgeError(
                             "This model is in the middle of a call: its observer must not use it."
@@ -268,7 +269,7 @@ class Scheduler:
                 self._run_pass()
             finally:
                 if leads:
-                    with self._changed:
+                    with self._lock:
                         self._running, self._in_pass = None, ()
                         self._changed.notify_all()
                     leads = False
@@ -279,7 +280,7 @@ class Scheduler:
         For who waits for several jobs at once (`edge.engine.driver`).
         """
         self._process.check_process()
-        with self._changed:
+        with self._lock:
             if self._running is not None:
                 self._changed.wait()
                 return
@@ -287,7 +288,7 @@ class Scheduler:
         try:
             self._run_pass()
         finally:
-            with self._changed:
+            with self._lock:
                 self._running, self._in_pass = None, ()
                 self._changed.notify_all()
 
@@ -308,7 +309,7 @@ class Scheduler:
             )
 
     def _run_pass(self) -> None:
-        with self._changed:
+        with self._lock:
             self._jobs = [job for job in self._jobs if not job.abandoned]
             jobs = tuple(self._jobs)
             for job in jobs:
@@ -382,9 +383,9 @@ class Scheduler:
         most = self.executor.max_batch
         kept = min(_LEAST_ROWS, max(1, most // 2)) if prompts and (most > 1 or self._turn % 2) else 0
         shares: list[tuple[Job, int]] = []
-        depth = max(job.session.length for job in jobs)
         within = most
         if len(jobs) > 1 and any(len(job.todo) > 1 for job in jobs):
+            depth = max(job.session.length for job in jobs)
             within = max(_LEAST_ROWS, self.costs.rows_within(PASS_SECONDS, depth))
         for job in (*jobs[start:], *jobs[:start]):
             rows = min(len(job.todo), most - kept, within)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -87,13 +87,13 @@ class Session:
         with self.used():
             self._answer = None if answer is None else weakref.ref(answer)
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> AbstractContextManager[None]:
         """For this thread alone; the answer that holds the session ends, unless this is its own doing."""
-        with self._alone:
-            if self._answer is not None and (holder := self._answer()) is not None:
-                holder.give_way()
-            yield
+        return _Use(self._alone, self._end_answer)
+
+    def _end_answer(self) -> None:
+        if self._answer is not None and (holder := self._answer()) is not None:
+            holder.give_way()
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -294,3 +294,22 @@ class Session:
         """Leave the cache as it was before the step."""
         self._truncate(self._opened)
         self._unsure = False
+
+
+class _Use(AbstractContextManager[None]):
+    """A thread's use of a session. A class, as one is made for every token and a generator costs more."""
+
+    def __init__(self, alone: OneThread, begin: Callable[[], None]) -> None:
+        """begin: called when the thread is alone."""
+        self._alone, self._begin = alone, begin
+
+    def __enter__(self) -> None:
+        self._alone.__enter__()
+        try:
+            self._begin()
+        except BaseException:
+            self._alone.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._alone.__exit__()

@@ -22,6 +22,8 @@ class StopMatcher:
         """Take more text; returns what is certain to lie before any stop string."""
         if self.stopped:
             return ""
+        if not self._stop:
+            return text
         self._held += text
         # The one that is complete first counts, so that the pieces in which text arrives make no difference.
         found = [(at + len(s), at, s) for s in self._stop if (at := self._held.find(s)) >= 0]
@@ -29,7 +31,7 @@ class StopMatcher:
             _, at, self.found = min(found)
             ready, self._held = self._held[:at], ""
             return ready
-        keep = max((self._overlap(s) for s in self._stop), default=0)
+        keep = max(self._overlap(s) for s in self._stop)
         cut = len(self._held) - keep
         ready, self._held = self._held[:cut], self._held[cut:]
         return ready

@@ -27,6 +27,8 @@ def integers(values: Any, what: str, kind: type[np.integer] = np.int32) -> npt.N
     what: their name in a message. Raises WrongTypeError for anything else (booleans too), and EdgeError for a
     number that `kind` does not hold.
     """
+    if isinstance(values, np.ndarray) and values.dtype == kind and values.ndim == 1:
+        return np.ascontiguousarray(values)
     if isinstance(values, (str, bytes, bytearray, Mapping, Set)):
         raise WrongTypeError(f"{what} must be a list of whole numbers, not {type(values).__name__}.")
     array: Any

@@ -103,20 +103,14 @@ class HostSampling:
         """See `edge.executors.protocol.Executor.sample`."""
         from edge.executors.native.library import check, library  # only what draws needs it
 
-        seen = np.ascontiguousarray(history, np.int32)
+        seen = np.ascontiguousarray(history, np.int32) if len(history) else _EMPTY
         plain = np.ascontiguousarray(logits, np.float32)
         if plain.ndim != 1:
             raise EdgeError(f"A sampler takes the logits of one token, got an array of shape {plain.shape}.")
-        words = -(-plain.size // 32)
-        if allowed is not None and (allowed.dtype != np.uint32 or allowed.shape != (words,)):
-            raise EdgeError(
-                f"A token mask for {plain.size} tokens is uint32 [{words}], got {allowed.dtype} "
-                f"{list(allowed.shape)}."
-            )
-        mask = None if allowed is None else np.ascontiguousarray(allowed)
+        mask = None if allowed is None else _mask(allowed, plain.size)
         sampling, draw, result = options.native
         draw.logits, draw.vocab_size = plain.ctypes.data, plain.size
-        draw.history, draw.history_length = seen.ctypes.data, seen.size
+        draw.history, draw.history_length = seen.ctypes.data if seen.size else None, seen.size
         draw.allowed = None if mask is None else mask.ctypes.data
         draw.index = index
         check(library().edge_sample(sampling, draw, result))
@@ -127,3 +121,14 @@ class HostSampling:
         return Sampled(
             result.token, result.logprob, tuple((token, value) for token, value in top if token >= 0)
         )
+
+
+def _mask(allowed: npt.NDArray[np.uint32], tokens: int) -> npt.NDArray[np.uint32]:
+    """The same in one piece; EdgeError for one of another size or type."""
+    words = -(-tokens // 32)
+    if allowed.dtype != np.uint32 or allowed.shape != (words,):
+        raise EdgeError(
+            f"A token mask for {tokens} tokens is uint32 [{words}], got {allowed.dtype} "
+            f"{list(allowed.shape)}."
+        )
+    return np.ascontiguousarray(allowed)

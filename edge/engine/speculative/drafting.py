@@ -59,12 +59,12 @@ class Drafting:
         self._decoding = [job for job in self._jobs if job.decodes]
         self._rows = sum(rows for _, rows in shares)
         self._runs = any(job.decodes and rows > 1 for job, rows in shares)
-        self._depth = max((job.depth for job in self._jobs), default=0)
         self._plain: float | None = None  # seconds of the same pass without guesses
         for job in self._jobs:
             job.tree = NOTHING
         guessing = [job for job in self._decoding if job.wants_to_guess()]
-        if guessing and self._is_known(costs) and (curve := costs.curve(self._depth)) is not None:
+        depth = max(job.depth for job in self._jobs) if guessing else 0
+        if guessing and self._is_known(costs, depth) and (curve := costs.curve(depth)) is not None:
             self._plain = float(curve.extra(self._rows, 0)[0])
             room = min(most_rows - self._rows, most_in_tree - 1)
             if room > 0:
@@ -78,17 +78,19 @@ class Drafting:
 
     def settle(self, seconds: float) -> None:
         """The pass took so long, drafting apart."""
+        speculating = [job for job in self._decoding if job.speculates]
+        if not speculating:
+            return
         guesses = max(1, sum(len(job.tree) for job in self._decoding))
         plain = seconds if self._plain is None else self._plain
-        for job in self._decoding:
-            if job.speculates:
-                extra = (seconds - plain) * len(job.tree) / guesses
-                certain = self.is_uniform and self._plain is not None
-                job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
+        certain = self.is_uniform and self._plain is not None
+        for job in speculating:
+            extra = (seconds - plain) * len(job.tree) / guesses
+            job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
 
-    def _is_known(self, costs: PassCosts) -> bool:
+    def _is_known(self, costs: PassCosts, depth: int) -> bool:
         """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
-        return not self.is_uniform or costs.is_fresh(self._rows, self._depth)
+        return not self.is_uniform or costs.is_fresh(self._rows, depth)
 
     def _propose(self, jobs: list[Speculating], curve: Curve, room: int, branches: bool) -> None:
         sequences = len(self._decoding)

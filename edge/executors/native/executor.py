@@ -44,6 +44,7 @@ from edge.system.guards import OneCall
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
 
+_NOTHING = StepResult()
 _BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
 
 
@@ -138,6 +139,16 @@ class NativeExecutor(ExecutorFacts):
             workspace_bytes=int(lib.edge_model_workspace_bytes(handle)),
             mapped_weights=weight_memory.mapped,
         )
+        self._capabilities = Capabilities(
+            batch_invariant=True,
+            trees=True,
+            max_tree=native.MAX_TREE,
+            hidden_states=True,
+            sparse_attention=sparse_obstacle(config) is None,
+            cache_files=True,
+            kv_types=tuple(native.KV_TYPE),
+        )
+        self._is_observed = False
         self._observer_error: BaseException | None = None
         self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
         self._finalizer = native.finalize(self, lib.edge_model_destroy, handle)
@@ -152,15 +163,7 @@ class NativeExecutor(ExecutorFacts):
     @property
     def capabilities(self) -> Capabilities:
         """Dense and sparse attention, and trees."""
-        return Capabilities(
-            batch_invariant=True,
-            trees=True,
-            max_tree=native.MAX_TREE,
-            hidden_states=True,
-            sparse_attention=sparse_obstacle(self._config) is None,
-            cache_files=True,
-            kv_types=tuple(native.KV_TYPE),
-        )
+        return self._capabilities
 
     def new_cache(self) -> NativeCache:
         """An empty cache; memory is committed as it fills."""
@@ -171,7 +174,7 @@ class NativeExecutor(ExecutorFacts):
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """See `edge.executors.protocol.Executor.forward`: all tokens go through each matrix together."""
         check_caches(steps)
-        results = [StepResult()] * len(steps)
+        results = [_NOTHING] * len(steps)
         passed: list[tuple[int, _StepMemory]] = []
         for index, step in enumerate(steps):
             try:
@@ -188,12 +191,12 @@ class NativeExecutor(ExecutorFacts):
         records = (native.Step * len(passed))()
         with self._lock():
             self._check_open()
-            for at, (_, memory) in enumerate(passed):
-                records[at] = memory.record()
-            lengths = [memory.cache.length for _, memory in passed]
+            for record, (_, memory) in zip(records, passed, strict=True):
+                memory.write(record)
+            lengths = [memory.cache.length for _, memory in passed] if self._is_observed else []
             self._observer_error = None
             status = native.library().edge_forward(self.handle, records, len(passed), _address(logits))
-            if all(record.status == 0 for record in records):
+            if status != 0 and all(record.status == 0 for record in records):
                 native.check(status)  # of the pass as a whole
             if self._observer_error is not None:
                 for (_, memory), length in zip(passed, lengths, strict=True):
@@ -318,6 +321,7 @@ class NativeExecutor(ExecutorFacts):
         with self._lock():
             self._check_open()
             native.check(native.library().edge_model_observe(self.handle, hook, None))
+            self._is_observed = observer is not None
             self._observer = hook  # the library holds its address
 
     def open_draft(self, files: DraftFiles) -> NativeDraft:
@@ -358,25 +362,25 @@ class _StepMemory:
         self._tree = _per_token(step.tree, np.uint64, self.n, "tree")
         self.logits_count = _choice({"none": 0, "last": 1, "all": self.n}, step.logits, "choice of logits")
         self._hidden = np.empty((self.n, config.hidden_size), np.float32) if step.hidden else None
-        self._indices = integers(step.layers, "layers")
-        count = self._indices.size
+        plain = isinstance(step.layers, tuple) and not step.layers
+        self._indices = None if plain else integers(step.layers, "layers")
+        count = 0 if self._indices is None else self._indices.size
         self._layers = np.empty((count, self.n, config.hidden_size), np.float32) if count else None
 
-    def record(self) -> native.Step:
-        """The step as libedge takes it."""
-        return native.Step(
-            size=ctypes.sizeof(native.Step),
-            n=self.n,
-            cache=handle_of(self.cache),
-            tokens=self._tokens.ctypes.data,
-            positions=_address(self._positions),
-            tree=_address(self._tree),
-            logits_count=self.logits_count,
-            layer_count=self._indices.size,
-            layer_indices=self._indices.ctypes.data,
-            hidden=_address(self._hidden),
-            layer_outputs=_address(self._layers),
-        )
+    def write(self, record: native.Step) -> None:
+        """The step as libedge takes it; what the record has zeros for stays as it is."""
+        record.size = ctypes.sizeof(native.Step)
+        record.n = self.n
+        record.cache = handle_of(self.cache)
+        record.tokens = self._tokens.ctypes.data
+        record.logits_count = self.logits_count
+        record.positions = _address(self._positions)
+        record.tree = _address(self._tree)
+        record.hidden = _address(self._hidden)
+        if self._indices is not None:
+            record.layer_count = self._indices.size
+            record.layer_indices = _address(self._indices)
+            record.layer_outputs = _address(self._layers)
 
     def result(self, logits: npt.NDArray[np.float32]) -> StepResult:
         """What the step asked for, after the pass."""

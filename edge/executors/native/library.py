@@ -338,6 +338,8 @@ _FUNCTIONS = {
     "edge_sample": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(SampleResult))),
     "edge_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
 }
+_INSTANT = ("edge_cache_length",)
+"""Functions during which no other Python thread is let in: to get back in after it would take far longer."""
 
 
 def path() -> Path:
@@ -368,6 +370,8 @@ def library() -> ctypes.CDLL:
             raise NativeError(
                 f"The native library '{where}' lacks {name}; build it again with `pip install .`."
             )
+        if name in _INSTANT:
+            function = getattr(ctypes.PyDLL(str(where)), name)
         setattr(lib, name, checked(function, result, arguments))
     if lib.edge_abi_version() != ABI_VERSION:
         raise NativeError(

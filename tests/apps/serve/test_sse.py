@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge.apps.serve.sse import EventStream
+from edge.apps.serve.sse import Events, EventStream, event
 
 
 @pytest.mark.parametrize("leaves_at", range(4), ids="with-{}".format)
@@ -40,3 +40,9 @@ def test_the_answers_end_with_the_stream(leaves_at: int):
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(respond())
     assert ended == ["answers"] and len(sent) == leaves_at
+
+
+def test_events_with_a_common_beginning_are_written_like_others():
+    head = {"id": "cmpl-1", "created": 1, "model": 'a "name" é'}
+    data = {"choices": [{"text": "}\u2028{", "logprobs": None}], "usage": None}
+    assert Events(head).event(data) == event({**head, **data})
