@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from concurrent.futures import Future
+from time import perf_counter, sleep
 from typing import Any
 
 import httpx
@@ -84,15 +85,26 @@ def test_tools(serve: Callable[..., Served], kind: str):
         assert (raised.value.param or "").startswith("tools")
 
 
-def test_requests_that_are_read_are_counted_and_timed(serve: Callable[..., Served]):
+def test_requests_that_are_read_are_counted_and_timed(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+):
     """Also one whose time is up, as long as a thread is busy with it."""
     served = serve(parallel=1, queue=0, time_limit=100)
     gate = threading.Event()
+    submit = served._workers.submit
+
+    def begun(function: Callable[..., Any], *values: object) -> Future[Any]:
+        future = submit(function, *values)
+        while not future.running():
+            sleep(0.001)
+        return future
 
     async def ask() -> tuple[list[Any], httpx.Response, httpx.Response]:
         now = perf_counter()
-        late = [served.call(now - 200, gate.wait), served.call(now - 200, gate.wait)]
-        ended = await asyncio.gather(*late, return_exceptions=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(served._workers, "submit", begun)
+            late = [served.call(now - 200, gate.wait), served.call(now - 200, gate.wait)]
+            ended = await asyncio.gather(*late, return_exceptions=True)
         waiting = asyncio.ensure_future(served.call(now, gate.wait))
         await asyncio.sleep(0)
         busy = await post(served, "/tokenize", content="a")

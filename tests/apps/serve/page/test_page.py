@@ -344,7 +344,8 @@ def test_a_server_that_is_gone(chat: Page):
     chat.evaluate("window.before = fetch, window.fetch = () => before('http://127.0.0.1:1/'), true")
     answered(chat, "hello")
     assert chat.evaluate(ERROR) == "The server can't be reached; is it still running?"
-    chat.evaluate("problems.length = 0, window.fetch = before, true")  # the policy has refused that address
+    chat.wait("problems.length > 0", 20)  # the policy has refused that address, and says so a moment later
+    chat.evaluate("problems.length = 0, window.fetch = before, true")
     press_button(chat, ".error button")
     chat.wait(f"!{BUSY} && {ANSWERS}.at(-1) === 'Hello world, how are you?'", 20)
 
