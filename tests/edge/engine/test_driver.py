@@ -20,6 +20,7 @@ from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.formats.kv_file import reading_cache
 from edge.runtime import Model
+from tests.held import Held
 
 BATCH = 16
 CONTEXT = 1024
@@ -419,19 +420,6 @@ def test_an_idle_driver_sleeps(drive):
     while time.thread_time() < mine + 0.2:  # one that does not sleep would have as much
         pass
     assert used() - before < 0.02
-
-
-class Held:
-    """A function that waits when it is called, until it is let go."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.entered, self.let_go = threading.Event(), threading.Event()
-        self._function = function
-
-    def __call__(self, *given: Any) -> Any:
-        self.entered.set()
-        assert self.let_go.wait(60)
-        return self._function(*given)
 
 
 @pytest.fixture

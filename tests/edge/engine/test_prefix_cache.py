@@ -25,6 +25,7 @@ from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
 from edge.formats.kv_file import reading_cache, write_cache
+from tests.held import Held
 
 MUCH = 1 << 40
 
@@ -430,19 +431,6 @@ def test_what_a_session_loaded_is_for_itself_alone(executor, tmp_path: Path):
     loaded.load(tmp_path / "s.kv")
     loaded.remember()
     assert prefixes.statistics.sequences == 0
-
-
-class Held:
-    """A function that waits when it is called, until it is let go."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.entered, self.let_go = Event(), Event()
-        self._function = function
-
-    def __call__(self, *given: Any) -> Any:
-        self.entered.set()
-        assert self.let_go.wait(60)
-        return self._function(*given)
 
 
 def test_nobody_waits_for_a_file_that_is_written_to_make_room(executor, tmp_path: Path, monkeypatch):
