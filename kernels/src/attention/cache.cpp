@@ -27,9 +27,7 @@ void in_two(int64_t count, int64_t bytes, const Work &work) {
     std::thread other;
     try {
         if (half < count) other = std::thread(work, half, count);
-    } catch (const std::system_error &) {
-        work(half, count);
-    }
+    } catch (const std::system_error &) { work(half, count); }
     work(0, half);
     if (other.joinable()) other.join();
 }
