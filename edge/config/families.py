@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from edge.config import ModelConfig
-from edge.config.network import RopeType
 from edge.config.fields import Fields, listed
+from edge.config.network import RopeType
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.errors import ConfigError
 from edge.system.registry import Registry, load_plugins

@@ -87,7 +87,7 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     ],
     "rope_scaling": [
         {"rope_scaling": {"type": "linear", "factor": 4.0}},
-        {"rope_scaling": {"type": "su", **LISTS}, "partial_rotary_factor": 0.75},
+        {"rope_scaling": {"type": "su", **LISTS, ORIGINAL: 64}, "partial_rotary_factor": 0.75},
         {"rope_scaling": {"type": "longrope", **LISTS}, "partial_rotary_factor": 0.75, ORIGINAL: 32},
     ],
     "partial_rotary_factor": [
@@ -139,8 +139,8 @@ OF_EVERY_CONFIG = {
     *("transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype"),
     *("chunk_size_feed_forward", "is_encoder_decoder", "id2label", "label2id", "problem_type"),
 }
-"""Fields of the class that all configs of transformers inherit from: what programs write about themselves, and
-what does not exist for a language model."""
+"""Fields of all configs of transformers: what programs write about themselves, and what does not exist for a
+language model."""
 
 
 def fields_of(family: str) -> set[str]:

@@ -92,7 +92,7 @@ def test_the_first_family_of_a_gguf_architecture_is_read(monkeypatch: pytest.Mon
 
 def test_unknown_family_is_named():
     with pytest.raises(
-        ConfigError, match="family 'perceptron' is unknown here; known are minicpm, llama, .*phi3"
+        ConfigError, match=r"family 'perceptron' is unknown here; known are minicpm, llama, .*phi3"
     ):
         network_tensors(replace(SMALL, model_type="perceptron"))
 
