@@ -213,6 +213,9 @@ def test_an_absent_field_is_what_transformers_takes(tmp_path: Path, family: str)
     for name in base(family):
         absent = base(family)
         del absent[name]
-        for data in (absent, {**base(family), name: None}):
+        null = {**base(family), name: None}
+        for data in (absent, null)[
+            : 1 if name == "rope_theta" else 2
+        ]:  # their classes fail with a null theta
             found = outcome(data, tmp_path / "changed")
             assert isinstance(found, torch.Tensor) or name in found
