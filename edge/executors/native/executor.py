@@ -85,6 +85,9 @@ class NativeExecutor(ExecutorFacts):
             "rope": hashlib.sha256(frequency.tobytes() + np.float32(rope_scale).tobytes()).hexdigest(),
             "attention": "dense" if sparse is None else repr(sparse),
         }
+        without_rope = (ctypes.c_uint8 * config.num_hidden_layers)()
+        for layer in config.layers_without_rope:
+            without_rope[layer] = 1
         c_config = native.Config(
             size=ctypes.sizeof(native.Config),
             vocab_size=config.vocab_size,
@@ -105,6 +108,7 @@ class NativeExecutor(ExecutorFacts):
             rope_scale=rope_scale,
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             sparse=sparse_constants(sparse),
+            layers_without_rope=without_rope,
         )
         self._tensors = dict(files.tensors)
         self._replaced: dict[str, npt.NDArray[np.uint8]] = {}
