@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +12,7 @@ import torch
 import transformers
 
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-from edge.config import ModelConfig
-from edge.config.huggingface import config_from_hf, config_to_hf
-from edge.model.network.decoder import Decoder
-from edge.model.weights.checkpoint import load_decoder, load_tensors, save_huggingface
+from edge.model.weights.checkpoint import load_decoder, save_huggingface
 
 from .tiny import byte_tokenizer_files
 
