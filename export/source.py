@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
-from edge.config.families import family_of
 from edge.config.fields import listed, unique
 from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
+from edge.config.tensors import parts_beyond
 from edge.errors import ExportError, TokenizerError
 from edge.export.calibration import calibration
 from edge.export.options import DEFAULT_HEAD, ExportOptions, named_scheme
@@ -46,13 +46,7 @@ _COMPUTED = {role.name for role in (*DECODER, *QKV_BIASES, *QK_NORMS)}
 
 def check_parts(config: ModelConfig, what: str) -> None:
     """Raise ExportError for a network with parts that no target computes; what: the sentence's subject."""
-    parts = tuple(
-        dict.fromkeys(
-            role.words if role.part is None else role.part.words
-            for role in family_of(config).roles
-            if role.name not in _COMPUTED and role.is_in(config)
-        )
-    )
+    parts = parts_beyond(config, lambda role: role.name in _COMPUTED)
     if parts:
         raise ExportError(
             f"{what} can't deal with {listed(parts)}, which this {config.model_type} network has; run it "

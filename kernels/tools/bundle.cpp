@@ -198,12 +198,15 @@ void Bundle::read_config(const Json &json) {
     }
     config.rope_scale = 1.0f;
     config.inverse_frequency = inverse_frequency_.data();
-    for (const auto &[field, layers] : json.members("config")) {
-        if (field != "layers_without_rope") continue;  // left out where there are none
-        layers_without_rope_.resize(size_t(config.layers));
-        config.layers_without_rope = layers_without_rope_.data();
-        for (const Json &layer : layers.items("layers_without_rope")) {
-            layers_without_rope_[size_t(layer.integer("layers_without_rope", 0, config.layers - 1))] = 1;
+    layers_without_rope_.resize(size_t(config.layers));
+    config.layers_without_rope = layers_without_rope_.data();
+    for (const auto &[field, value] : json.members("config")) {  // these are left out where they say nothing
+        if (field == "layers_without_rope") {
+            for (const Json &layer : value.items("layers_without_rope")) {
+                layers_without_rope_[size_t(layer.integer("layers_without_rope", 0, config.layers - 1))] = 1;
+            }
+        } else if (field == "sliding_window") {  // beyond it something else would have to be computed
+            most_context = std::min(most_context, size("sliding_window"));
         }
     }
 }

@@ -23,6 +23,7 @@ from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.config.tensors import EMBEDDING, HEAD, beyond_llama, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ExportError, NativeError
+from edge.executors.checks import check_parts
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.export.artifact import export_model
@@ -267,10 +268,9 @@ def test_a_weight_beside_the_tensor_that_it_is_fused_in(tmp_path: Path, part: st
 def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):
     config = oak()
     assert beyond_llama(config) == ("biases of q, k and v", "norms of q and k", "layers without RoPE")
-    source = make_source(tmp_path, config)
     words = "biases of q, k and v, norms of q and k and layers without RoPE"
-    with pytest.raises(NativeError, match=f"native executor does not compute {words}, which this oak"):
-        open_executor(source.bundle)
+    with pytest.raises(NativeError, match=f"cuda executor does not compute {words}, which this oak"):
+        check_parts(config, "cuda", beyond_llama(config))
     odd = Source(make_source(tmp_path, replace(config, layers_without_rope=(0,))).bundle)
     with pytest.raises(ExportError, match="which layers do without RoPE"):
         export_model(odd, ExportOptions("gguf"), tmp_path / "gguf")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.rope import rope_parameters
-from edge.config.tensors import NetworkTensor, network_tensors
+from edge.config.tensors import NetworkTensor, network_tensors, parts_beyond
 from edge.errors import EdgeError, NativeError
 from edge.executors.checks import check_parts, integers, token_ids, whole_number
 from edge.executors.native import library as native
@@ -64,7 +64,7 @@ class NativeExecutor(ExecutorFacts):
         fast (`edge.executors.weights`).
         """
         config = files.config
-        check_parts(config, "native")
+        check_parts(config, "native", parts_beyond(config, lambda role: role.native is not None))
         self._config = config
         self._context = context
         self._max_batch = min(options.max_batch, context)
