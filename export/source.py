@@ -105,6 +105,12 @@ class Source:
         """Shape and scheme of every tensor, in the order in which decoding reads them."""
         return self.bundle.tensors
 
+    def layers_with(self, name: str) -> int:
+        """How many layers have a tensor of this name inside the layer."""
+        return sum(
+            f"model.layers.{layer}.{name}" in self.tensors for layer in range(self.config.num_hidden_layers)
+        )
+
     def tensor(self, name: str) -> npt.NDArray[np.floating[Any]] | QuantizedMatrix:
         """One tensor in plain order: codes and scales, float16 [rows, columns], or a float32 norm [n]."""
         info = self.tensors[name]

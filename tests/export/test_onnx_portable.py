@@ -32,7 +32,7 @@ from edge.text.tokenizer.load import load_tokenizer
 from tests import toy_scheme  # noqa: F401  # registers toy5
 from tests.steps import forward
 
-from .tiny import llama_config, make_source, minicpm_config
+from .tiny import PARTIAL, llama_config, make_source, minicpm_config
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
@@ -85,8 +85,8 @@ def keys_of_their_own(weights: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [lambda weights: None, keys_of_their_own], ids=["one matrix", "three"])
 def test_parts_beyond_a_llama(change, oak, tmp_path: Path, export_bundle, distance):
-    """Biases, norms of q and k, and a layer without RoPE."""
-    bundle = make_source(tmp_path, oak(minicpm_config()), change=change).bundle
+    """Biases, norms of q and k, partial RoPE, and a layer without it."""
+    bundle = make_source(tmp_path, oak(minicpm_config(rope=PARTIAL)), change=change).bundle
     artifact = export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
     tokens = np.arange(5, 65, dtype=np.int32)
     assert distance(opened(artifact), bundle, tokens, CONTEXT, (7, 1, 30)) < ROUNDED

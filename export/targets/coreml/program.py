@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge.config import ModelConfig
-from edge.config.rope import rope_parameters
+from edge.config.rope import rope_parameters, rope_tables
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.source import Source
 from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
@@ -183,5 +183,5 @@ def _rotary_tables(config: ModelConfig, context: int) -> tuple[Any, Any]:
     frequencies, factor = rope_parameters(
         config.rope, config.head_dim, context, config.max_position_embeddings
     )
-    angles = np.arange(context)[:, None] * frequencies[None].astype(np.float64)
-    return (np.cos(angles) * factor).astype(np.float16), (np.sin(angles) * factor).astype(np.float16)
+    cos, sin = rope_tables(np.arange(context, dtype=np.float64), frequencies, factor)
+    return cos.astype(np.float16), sin.astype(np.float16)

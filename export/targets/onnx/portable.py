@@ -14,7 +14,7 @@ from itertools import chain
 
 import numpy as np
 
-from edge.config.rope import rope_parameters
+from edge.config.rope import rope_parameters, rope_tables
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.targets import Progress
 from edge.export.targets.onnx.graph import LOGITS_FROM, MICROSOFT, ROW_LOGITS, GraphBuilder
@@ -72,9 +72,8 @@ class PortableDecoder:
         frequencies, scale = rope_parameters(
             config.rope, config.head_dim, self.context, config.max_position_embeddings
         )
-        angles = np.arange(self.context, dtype=np.float32)[:, None] * frequencies
-        for name, function in (("cos", np.cos), ("sin", np.sin)):
-            values = (function(angles) * scale).astype(np.float32)
+        tables = rope_tables(np.arange(self.context, dtype=np.float32), frequencies, scale)
+        for name, values in zip(("cos", "sin"), tables, strict=True):
             self.graph.tensor(f"rotary.{name}", "float32", values.shape, [values])
 
     def _caches(self) -> None:
