@@ -20,7 +20,8 @@ import numpy.typing as npt
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
 from edge.config.fields import listed, unique
-from edge.config.tensors import beyond_llama
+from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
+from edge.config.tensors import parts_beyond
 from edge.errors import ExportError, TokenizerError
 from edge.export.calibration import calibration
 from edge.export.options import DEFAULT_HEAD, ExportOptions, named_scheme
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
 
 _BLOCK_WEIGHTS = 1 << 22
+_COMPUTED = {role.name for role in (*DECODER, *QKV_BIASES, *QK_NORMS)}
 
 
 def check_parts(config: ModelConfig, what: str) -> None:
-    """Raise ExportError for a network with more parts than a Llama; what: the sentence's subject."""
-    parts = beyond_llama(config)
+    """Raise ExportError for a network with parts that no target computes; what: the sentence's subject."""
+    parts = parts_beyond(config, lambda role: role.name in _COMPUTED)
     if parts:
         raise ExportError(
             f"{what} can't deal with {listed(parts)}, which this {config.model_type} network has; run it "
@@ -102,6 +104,12 @@ class Source:
     def tensors(self) -> Mapping[str, BundleTensor]:
         """Shape and scheme of every tensor, in the order in which decoding reads them."""
         return self.bundle.tensors
+
+    def layers_with(self, name: str) -> int:
+        """How many layers have a tensor of this name inside the layer."""
+        return sum(
+            f"model.layers.{layer}.{name}" in self.tensors for layer in range(self.config.num_hidden_layers)
+        )
 
     def tensor(self, name: str) -> npt.NDArray[np.floating[Any]] | QuantizedMatrix:
         """One tensor in plain order: codes and scales, float16 [rows, columns], or a float32 norm [n]."""

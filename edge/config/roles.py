@@ -195,6 +195,7 @@ QKV_BIASES: tuple[Role, ...] = (
         ("queries",),
         "attention biases",
         gguf="attn_q.bias",
+        native=16,
         part=QKV_BIAS,
         heads="num_attention_heads",
         fused=f"{_QKV}.bias",
@@ -204,6 +205,7 @@ QKV_BIASES: tuple[Role, ...] = (
         ("keys",),
         "attention biases",
         gguf="attn_k.bias",
+        native=17,
         part=QKV_BIAS,
         heads="num_key_value_heads",
         fused=f"{_QKV}.bias",
@@ -213,6 +215,7 @@ QKV_BIASES: tuple[Role, ...] = (
         ("keys",),
         "attention biases",
         gguf="attn_v.bias",
+        native=18,
         part=QKV_BIAS,
         fused=f"{_QKV}.bias",
     ),
@@ -220,7 +223,23 @@ QKV_BIASES: tuple[Role, ...] = (
 """Added to queries, keys and values before anything else happens to them."""
 
 QK_NORMS: tuple[Role, ...] = (
-    Role("self_attn.q_norm.weight", ("head",), NORMS, gguf="attn_q_norm.weight", part=QK_NORM, heads="each"),
-    Role("self_attn.k_norm.weight", ("head",), NORMS, gguf="attn_k_norm.weight", part=QK_NORM, heads="each"),
+    Role(
+        "self_attn.q_norm.weight",
+        ("head",),
+        NORMS,
+        gguf="attn_q_norm.weight",
+        native=19,
+        part=QK_NORM,
+        heads="each",
+    ),
+    Role(
+        "self_attn.k_norm.weight",
+        ("head",),
+        NORMS,
+        gguf="attn_k_norm.weight",
+        native=20,
+        part=QK_NORM,
+        heads="each",
+    ),
 )
 """RMSNorm of every head of q and k, before it is rotated."""

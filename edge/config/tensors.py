@@ -5,12 +5,12 @@ Names are those of Llama in Hugging Face, whatever the family's own checkpoints 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from edge.config import ModelConfig
 from edge.config.families import Family, family_of
-from edge.config.roles import EMBEDDING, EXPERTS, FINAL_NORM, HEAD, Role, Shape
+from edge.config.roles import DECODER, EMBEDDING, EXPERTS, FINAL_NORM, HEAD, Role, Shape
 from edge.errors import CheckpointError, ConfigError
 
 __all__ = [
@@ -25,7 +25,10 @@ __all__ = [
     "expected_tensors",
     "layer_tensors",
     "network_tensors",
+    "parts_beyond",
 ]
+
+_LLAMA = {role.name for role in DECODER}
 
 
 @dataclass(frozen=True)
@@ -75,16 +78,22 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
 
 def beyond_llama(config: ModelConfig) -> tuple[str, ...]:
     """What the network has that a Llama has not and its weights can't make up for, in words."""
-    found = [
+    found = parts_beyond(config, lambda role: role.name in _LLAMA)
+    if config.layers_without_rope:
+        found += ("layers without RoPE",)
+    if config.rope.rotary_dim is not None:
+        found += ("partial rotary embedding",)
+    return found
+
+
+def parts_beyond(config: ModelConfig, computed: Callable[[Role], bool]) -> tuple[str, ...]:
+    """The network's parts, in words, that have tensors of roles which are not computed."""
+    words = (
         role.words if role.part is None else role.part.words
         for role in family_of(config).roles
-        if role.native is None and role.is_in(config)
-    ]
-    if config.layers_without_rope:
-        found.append("layers without RoPE")
-    if config.rope.rotary_dim is not None:
-        found.append("partial rotary embedding")
-    return tuple(dict.fromkeys(found))
+        if role.is_in(config) and not computed(role)
+    )
+    return tuple(dict.fromkeys(words))
 
 
 def check_dense(config: ModelConfig) -> None:

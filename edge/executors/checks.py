@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig
 from edge.config.fields import listed
-from edge.config.tensors import beyond_llama
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError, WrongTypeError
 
 MAX_TREE = 64
@@ -133,9 +132,8 @@ def check_layers(layers: Sequence[int], config: ModelConfig) -> None:
             raise EdgeError(f"The model has {config.num_hidden_layers} layers: there is no layer {layer}.")
 
 
-def check_parts(config: ModelConfig, executor: str) -> None:
-    """Raise NativeError for a network with parts that an executor's kernels do not compute."""
-    parts = beyond_llama(config)
+def check_parts(config: ModelConfig, executor: str, parts: Sequence[str]) -> None:
+    """Raise NativeError for a network with parts, in words, that an executor's kernels do not compute."""
     if parts:
         raise NativeError(
             f"The {executor} executor does not compute {listed(parts)}, which this {config.model_type} "

@@ -128,9 +128,9 @@ def quantize_layer(
             errors.append({"name": full_name, **_errors(weight, rounded, gram)})
             weight.copy_(rounded)
             packed[full_name] = pack(matrix, matrix.scheme)
-    for name in ("input_layernorm", "post_attention_layernorm"):
-        norm = layer.get_parameter(f"{name}.weight").numpy()
-        packed[f"{prefix}{name}.weight"] = norm.view(np.uint8).reshape(-1)
+    for name, vector in layer.named_parameters():  # norms and biases, into which scales may be folded
+        if vector.dim() == 1:
+            packed[f"{prefix}{name}"] = vector.numpy().view(np.uint8).reshape(-1)
     return packed, errors, exponents
 
 

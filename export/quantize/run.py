@@ -63,6 +63,7 @@ def quantize_checkpoint(
         "calibration": None,
     }
     if options.is_calibrated:
+        checkpoint.config.check_window(options.length)
         text = calibration(checkpoint, options.calibration, options.sequences, options.length)
         report["options"]["calibration"] = text.source
         report["calibration"] = {"source": text.source, "sha256": text.sha256}

@@ -81,8 +81,8 @@ def _fold(layer: Layer, stage: Stage, scales: Tensor) -> None:
         layer.get_parameter(f"{name}.weight").mul_(scales)
     if stage.producer == "self_attn.v_proj":
         scales = _by_query_head(layer, scales)[:, 0].flatten()
-    producer = layer.get_parameter(f"{stage.producer}.weight")
-    producer.div_(scales if producer.dim() == 1 else scales.unsqueeze(1))
+    for producer in layer.get_submodule(stage.producer).parameters():  # of a linear, its bias as well
+        producer.div_(scales if producer.dim() == 1 else scales.unsqueeze(1))
 
 
 def _by_query_head(layer: Layer, channels: Tensor) -> Tensor:

@@ -13,19 +13,21 @@ struct Model {
     Network network;
     edge_model *model = nullptr;
 
-    Model(int32_t kind, int32_t kv_type, int32_t activations, bool sparse, const std::string &tier)
-        : network(kind, kv_type, activations, sparse, context) {
+    Model(int32_t kind, int32_t kv_type, int32_t activations, bool sparse, bool more, const std::string &tier)
+        : network(kind, kv_type, activations, sparse, context, more) {
         require(edge_model_create(&network.config, network.weights.data(), int64_t(network.weights.size()),
                                   &alone(), tier.c_str(), &model) == EDGE_OK);
     }
 };
 
 const Model &model_of(uint8_t tier, uint8_t choice) {
-    static Model *models[4][5][3][2][8];  // kept until the end
+    static Model *models[4][5][3][2][2][8];  // kept until the end
     const int kind = choice % 4, kv_type = choice % 80 / 16, activations = choice / 4 % 4 % 3,
-              sparse = choice >> 7;
-    Model *&model = models[kind][kv_type][activations][sparse][tier % 8];
-    if (model == nullptr) model = new Model(1 + kind, kv_type, activations, sparse != 0, tier_of(tier % 8));
+              sparse = choice >> 7, more = tier / 8 % 2;
+    Model *&model = models[kind][kv_type][activations][sparse][more][tier % 8];
+    if (model == nullptr) {
+        model = new Model(1 + kind, kv_type, activations, sparse != 0, more != 0, tier_of(tier % 8));
+    }
     return *model;
 }
 

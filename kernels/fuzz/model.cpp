@@ -73,7 +73,7 @@ void change(Input *input, edge_config *config, std::vector<edge_weight> *weights
 bool accepts(Input input) {
     const std::string tier = tier_of(input.take<uint8_t>());
     const uint8_t choice = input.take<uint8_t>();
-    const Network network(1 + choice % 4, choice / 4 % 3, choice / 12 % 2, choice & 128, 80);
+    const Network network(1 + choice % 4, choice / 4 % 3, choice / 12 % 2, choice & 128, 80, choice & 64);
     edge_config config = network.config;
     std::vector<edge_weight> weights = network.weights;
     for (int64_t i = input.below_or(3); i > 0; --i) change(&input, &config, &weights);
@@ -82,6 +82,9 @@ bool accepts(Input input) {
         frequencies[i] = network.config.inverse_frequency[i % (Network::head_dim / 2)];
     }
     config.inverse_frequency = frequencies;
+    constexpr int32_t most_layers = 4096;
+    const std::vector<uint8_t> without(size_t(std::clamp(config.layers, 0, most_layers)), 1);
+    if (config.layers_without_rope != nullptr) config.layers_without_rope = without.data();
     // Every weight's memory is as large as it says, so that a read behind it is seen.
     std::vector<std::vector<uint8_t>> memory;
     for (edge_weight &weight : weights) {

@@ -15,7 +15,9 @@ struct Network {
     edge_config config{};
     std::vector<edge_weight> weights;
 
-    Network(int32_t kind, int32_t kv_type, int32_t activations, bool sparse, int32_t context) {
+    // more: with biases, norms of heads, and no rotation.
+    Network(int32_t kind, int32_t kv_type, int32_t activations, bool sparse, int32_t context,
+            bool more = false) {
         config.size = sizeof config;
         config.vocab_size = vocab;
         config.hidden_size = hidden;
@@ -32,6 +34,7 @@ struct Network {
         config.embedding_scale = config.residual_scale = config.logit_scale = config.rope_scale = 1.0f;
         for (int i = 0; i < head_dim / 2; ++i) frequencies_[i] = 1.0f / float(1 + i * i);
         config.inverse_frequency = frequencies_;
+        if (more) config.layers_without_rope = one_layer_;
         if (sparse) config.sparse = {1, 32, 16, 64, 1, 64, 2, 70, 0};
         const struct {
             int32_t role;
@@ -46,9 +49,15 @@ struct Network {
                       {EDGE_MLP_NORM, 1, hidden},
                       {EDGE_GATE, inner, hidden},
                       {EDGE_UP, inner, hidden},
-                      {EDGE_DOWN, hidden, inner}};
+                      {EDGE_DOWN, hidden, inner},
+                      {EDGE_Q_BIAS, 1, heads * head_dim},
+                      {EDGE_K_BIAS, 1, kv_heads * head_dim},
+                      {EDGE_V_BIAS, 1, kv_heads * head_dim},
+                      {EDGE_Q_NORM, 1, head_dim},
+                      {EDGE_K_NORM, 1, head_dim}};
         std::minstd_rand random(7);
         for (const auto &shape : shapes) {
+            if (shape.role > EDGE_DOWN && !more) continue;
             const bool norm = shape.rows == 1;
             const int64_t padded = (shape.columns + 31) / 32 * 32, tiles = (shape.rows + 15) / 16;
             const int bits = kind == EDGE_F16 ? 16 : kind == EDGE_INT8 ? 8 : kind == EDGE_INT4 ? 4 : 2;
@@ -91,6 +100,7 @@ struct Network {
     }
 
     float frequencies_[head_dim / 2];
+    const uint8_t one_layer_[1] = {1};
     std::vector<std::vector<uint8_t>> memory_;
 };
 

@@ -168,9 +168,11 @@ typedef struct {
     int32_t activations; /* edge_activations */
     int32_t kv_type;     /* edge_kv_type */
     float rms_norm_eps, embedding_scale, residual_scale, logit_scale;
-    float rope_scale;               /* factor on cos and sin */
-    const float *inverse_frequency; /* [head_dim / 2], copied */
+    float rope_scale;               /* factor on cos and sin of the pairs that turn */
+    const float *inverse_frequency; /* [head_dim / 2], copied; a pair of 0 is left as it is */
     edge_sparse sparse;
+    const uint8_t
+        *layers_without_rope; /* [layers], copied; not 0: queries and keys are not rotated. NULL: all are */
 } edge_config;
 
 typedef enum {
@@ -185,7 +187,15 @@ typedef enum {
     EDGE_MLP_NORM = 8,
     EDGE_GATE = 9,
     EDGE_UP = 10,
-    EDGE_DOWN = 11
+    EDGE_DOWN = 11,
+    /* 12 .. 15 are those of a draft, edge_draft_role. The rest is float32, as norms are, and may be absent: the biases
+     * together, added before anything else happens to queries, keys and values, and the norms [1][head_dim] together,
+     * of every head before it is rotated. */
+    EDGE_Q_BIAS = 16,
+    EDGE_K_BIAS = 17,
+    EDGE_V_BIAS = 18,
+    EDGE_Q_NORM = 19,
+    EDGE_K_NORM = 20
 } edge_role;
 
 typedef struct {
@@ -286,13 +296,13 @@ typedef struct {
     int32_t kv_type;   /* edge_kv_type */
     int32_t head_rows; /* of a head of its own; 0: the target's head */
     float rms_norm_eps, residual_scale;
-    float rope_scale;               /* factor on cos and sin */
+    float rope_scale;               /* factor on cos and sin of the pairs that turn */
     const float *inverse_frequency; /* [head_dim / 2], copied; NULL: queries and keys are not rotated */
     const int32_t *head_tokens;     /* [head_rows] the tokens of its head's rows, each once, copied */
 } edge_draft_config;
 
-/* A draft's weights have these roles, those of edge_role that are in a layer, of which the first layer may lack the
- * attention norm, and EDGE_HEAD, [head_rows][hidden_size], for a head of its own. */
+/* A draft's weights have these roles, those of edge_role up to EDGE_DOWN that are in a layer, of which the first layer
+ * may lack the attention norm, and EDGE_HEAD, [head_rows][hidden_size], for a head of its own. */
 typedef enum {
     EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size]: embedding, then hidden state */
     EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; these three may be absent, the norms together */

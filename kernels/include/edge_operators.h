@@ -40,7 +40,8 @@ EDGE_API edge_parallel edge_tasks_parallel(const edge_tasks *tasks);
 EDGE_API edge_status edge_embedding(const edge_host *host, const edge_matrix *w, const int64_t *tokens,
                                     int64_t n, float scale, float *out);
 
-/* out[n][2][half]: cosines, then sines, of position * inverse_frequency[half], times `scale`. */
+/* out[n][2][half]: cosines, then sines, of position * inverse_frequency[half], times `scale`; of a frequency of 0 they are
+ * 1 and 0, so that the pair is left as it is. */
 EDGE_API edge_status edge_rope_table(const int64_t *positions, int64_t n, const float *inverse_frequency,
                                      int64_t half, float scale, float *out);
 

@@ -28,7 +28,12 @@ const Role roles[] = {{"model.embed_tokens.weight", EDGE_EMBEDDING},
                       {"post_attention_layernorm.weight", EDGE_MLP_NORM},
                       {"mlp.gate_proj.weight", EDGE_GATE},
                       {"mlp.up_proj.weight", EDGE_UP},
-                      {"mlp.down_proj.weight", EDGE_DOWN}};
+                      {"mlp.down_proj.weight", EDGE_DOWN},
+                      {"self_attn.q_proj.bias", EDGE_Q_BIAS},
+                      {"self_attn.k_proj.bias", EDGE_K_BIAS},
+                      {"self_attn.v_proj.bias", EDGE_V_BIAS},
+                      {"self_attn.q_norm.weight", EDGE_Q_NORM},
+                      {"self_attn.k_norm.weight", EDGE_K_NORM}};
 
 struct Layout {
     const char *name;
@@ -193,6 +198,17 @@ void Bundle::read_config(const Json &json) {
     }
     config.rope_scale = 1.0f;
     config.inverse_frequency = inverse_frequency_.data();
+    layers_without_rope_.resize(size_t(config.layers));
+    config.layers_without_rope = layers_without_rope_.data();
+    for (const auto &[field, value] : json.members("config")) {  // these are left out where they say nothing
+        if (field == "layers_without_rope") {
+            for (const Json &layer : value.items("layers_without_rope")) {
+                layers_without_rope_[size_t(layer.integer("layers_without_rope", 0, config.layers - 1))] = 1;
+            }
+        } else if (field == "sliding_window") {  // beyond it something else would have to be computed
+            most_context = std::min(most_context, size("sliding_window"));
+        }
+    }
 }
 
 void Bundle::read_decoder(const std::string &folder) {

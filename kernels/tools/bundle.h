@@ -60,6 +60,7 @@ class Bundle {
     const Memory file_;
     bool tied_ = false;
     std::vector<float> inverse_frequency_;
+    std::vector<uint8_t> layers_without_rope_;
 };
 
 }  // namespace tools

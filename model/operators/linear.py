@@ -110,9 +110,12 @@ def embedding(tokens: Tensor, weight: Tensor, matrix: Sequence[int], scale: floa
     ),
 )
 def rope_table(positions: Tensor, inverse_frequency: Tensor, scale: float) -> Tensor:
-    """Cosines and sines of positions (int64 [...]) x frequencies [half], times `scale` -> [..., 2, half]."""
+    """Cosines and sines of positions (int64 [...]) x frequencies [half], times `scale` -> [..., 2, half].
+
+    Those of a frequency of 0 are 1 and 0: a pair that is not rotated is left as it is.
+    """
     angles = positions.float().unsqueeze(-1) * inverse_frequency
-    return torch.stack([angles.cos(), angles.sin()], -2) * scale
+    return torch.stack([angles.cos(), angles.sin()], -2) * torch.where(inverse_frequency == 0, 1.0, scale)
 
 
 @operator(

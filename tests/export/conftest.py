@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edge.config import ModelConfig
 from edge.executors.protocol import Executor
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
@@ -16,7 +17,16 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.model.executor import TorchExecutor
 from edge.model.weights.checkpoint import reference_from_bundle
+from tests.oak import OAK, registered
+from tests.oak import oak as oak_of
 from tests.steps import forward
+
+
+@pytest.fixture(scope="module")
+def oak() -> Iterator[Callable[[ModelConfig], ModelConfig]]:
+    """`oak(config)`: the same network with biases, norms of q and k, and a layer without RoPE."""
+    with registered(OAK):
+        yield oak_of
 
 
 @pytest.fixture

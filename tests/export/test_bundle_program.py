@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edge.executors.options import RunOptions
 from edge.export.artifact import export_model
 from edge.export.options import ExportOptions
 from edge.quant.scheme import QuantScheme
+from tests.oak import OAK, oak, registered
 from tests.steps import forward
 
 from .tiny import llama_config, make_source, minicpm_config
@@ -34,7 +35,22 @@ CASES = [
     pytest.param(
         llama_config(sparse=SPARSE, max_position_embeddings=400), QuantScheme("int8", 0), id="sparse"
     ),
+    pytest.param(
+        oak(
+            llama_config(
+                rope=RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64, rotary_dim=48)
+            )
+        ),
+        QuantScheme("int4", 32),
+        id="beyond-a-llama",
+    ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def families() -> Iterator[None]:
+    with registered(OAK):
+        yield
 
 
 @pytest.fixture

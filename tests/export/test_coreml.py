@@ -17,15 +17,19 @@ from edge.export.options import ExportOptions
 from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.quant.scheme import QuantScheme
+from tests.oak import oak
 from tests.steps import forward
 
-from .tiny import llama_config, make_source, minicpm_config
+from .tiny import PARTIAL, llama_config, make_source, minicpm_config
 
 pytest.importorskip("coremltools")
+pytestmark = pytest.mark.usefixtures("oak")
 COREML = ExportOptions("coreml")
 TERNARY = QuantScheme("ternary", 128)
+OAK = oak(minicpm_config(rope=PARTIAL))  # biases, norms of q and k, partial RoPE, and a layer without it
 CASES = [
     pytest.param(minicpm_config(), QuantScheme("int4", 32), id="minicpm-int4-g32"),
+    pytest.param(OAK, QuantScheme("int4", 32), id="oak-int4-g32"),
     pytest.param(llama_config(num_hidden_layers=1, hidden_size=192), QuantScheme("int4", 128), id="ragged"),
     pytest.param(minicpm_config(num_hidden_layers=1), TERNARY, id="ternary"),
     pytest.param(llama_config(num_hidden_layers=1), QuantScheme("int8", 0), id="int8-row"),
@@ -59,9 +63,10 @@ def test_weights_and_logits_come_back(tmp_path: Path, config: ModelConfig, schem
         np.testing.assert_array_equal(found.astype(np.float32), source.floats(name))
 
 
-def test_the_cache_is_continued_and_cut_back(tmp_path: Path):
+@pytest.mark.parametrize("config", [minicpm_config(), OAK], ids=["minicpm", "oak"])
+def test_the_cache_is_continued_and_cut_back(tmp_path: Path, config: ModelConfig):
     """Prefill in pieces, decoding, and going back to an earlier position give the native logits."""
-    source = make_source(tmp_path, minicpm_config())
+    source = make_source(tmp_path, config)
     reloaded = program(export_model(source, COREML, tmp_path / "out"))
     tokens = np.arange(3, 43, dtype=np.int32)
     executor = exact_executor(source.bundle, 256)

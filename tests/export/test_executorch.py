@@ -24,7 +24,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
-from tests.export.tiny import llama_config, make_source, minicpm_config
+from tests.export.tiny import PARTIAL, llama_config, make_source, minicpm_config
 from tests.steps import forward
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
@@ -74,6 +74,13 @@ def portable(folder: Path) -> tuple[Source, Artifact]:
     return source, exported(source, folder / "portable", context=CONTEXT, portable=True)
 
 
+@pytest.fixture(scope="module")
+def grown(folder: Path, oak) -> tuple[Source, Artifact]:
+    """Biases, norms of q and k, partial RoPE, and a layer without it."""
+    source = make_source(folder, oak(minicpm_config(rope=PARTIAL)))
+    return source, exported(source, folder / "grown", context=CONTEXT)
+
+
 @pytest.fixture
 def both(full: Artifact, source: Source):
     executors = (
@@ -93,6 +100,22 @@ def assert_equal(executors, caches, tokens, **wanted) -> None:
     found, truth = (forward(e, c, tokens, **wanted) for e, c in zip(executors, caches, strict=True))
     for name in ("logits", "hidden"):
         np.testing.assert_array_equal(getattr(found, name), getattr(truth, name))
+
+
+def test_parts_beyond_a_llama(grown):
+    source, artifact = grown
+    executors = (
+        open_executor(artifact, RunOptions(threads=2)),
+        open_executor(source.bundle, RunOptions(context=CONTEXT, threads=2, kv_type="float16")),
+    )
+    caches = [executor.new_cache() for executor in executors]
+    for count, wanted in ((40, "last"), (1, "last"), (17, "all"), (1, "last")):
+        assert_equal(executors, caches, tokens_of(count, count), logits=wanted, hidden=True)
+    tree = np.array([0b1, 0b11, 0b101], np.uint64)
+    places = np.array([59, 60, 60], np.int32)
+    assert_equal(executors, caches, [5, 6, 7], positions=places, tree=tree, logits="all")
+    for executor in executors:
+        executor.close()
 
 
 def test_full_equals_native(both):
@@ -187,8 +210,8 @@ def test_full_passes_its_check(full: Artifact):
     assert result.passed and result.agreement == 1
 
 
-def test_sizes_are_as_planned(full: Artifact, source: Source, portable):
-    for model, artifact in ((source, full), portable):
+def test_sizes_are_as_planned(full: Artifact, source: Source, portable, grown):
+    for model, artifact in ((source, full), portable, grown):
         options = ExportOptions(
             "executorch", context=CONTEXT, portable=artifact.manifest.flavour == "portable"
         )

@@ -17,7 +17,7 @@ from edge.export.targets.executorch.weights import PortableWeights, portable_wei
 from edge.formats.artifact.folder import Artifact
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
-from tests.export.tiny import llama_config, make_source, minicpm_config
+from tests.export.tiny import PARTIAL, llama_config, make_source, minicpm_config
 from tests.steps import forward
 
 pytest.importorskip("executorch", reason="the package executorch is not installed")
@@ -41,14 +41,15 @@ def mixed(weights) -> None:
         weights[name] = quantize(weights[name].dequantize(), QuantScheme.parse(scheme))
 
 
-@pytest.fixture(scope="module", params=[*SCHEMES, "mixed"])
-def artifact(request, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Two layers with muP scales, LongRoPE and an untied head."""
+@pytest.fixture(scope="module", params=[*SCHEMES, "mixed", "oak"])
+def artifact(request, tmp_path_factory: pytest.TempPathFactory, oak) -> Artifact:
+    """Two layers with muP scales, LongRoPE and an untied head; of an oak everything beyond a Llama, too."""
     folder = tmp_path_factory.mktemp("portable")
-    name = "int4-g32" if request.param == "mixed" else request.param
+    config = oak(minicpm_config(rope=PARTIAL)) if request.param == "oak" else minicpm_config()
+    name = request.param if request.param in SCHEMES else "int4-g32"
     change = mixed if request.param == "mixed" else lambda weights: None
     head = QuantScheme("int8", 32)
-    source = make_source(folder, minicpm_config(), QuantScheme.parse(name), head=head, change=change)
+    source = make_source(folder, config, QuantScheme.parse(name), head=head, change=change)
     return export_model(
         source, ExportOptions("executorch", context=CONTEXT, portable=True), folder / "portable"
     )

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.checkpoints.synthetic import RandomCheckpoint
-from edge.config import ModelConfig, families
+from edge.config import ModelConfig
 from edge.config.families import FIXED, Family, register_family
 from edge.config.gguf import config_from_gguf, config_to_gguf
 from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.config.tensors import EMBEDDING, HEAD, beyond_llama, expected_tensors
 from edge.errors import CheckpointError, ConfigError, ExportError, NativeError
+from edge.executors.checks import check_parts
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.export.artifact import export_model
@@ -36,6 +37,8 @@ from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import load_decoder, save_huggingface
 from edge.model.weights.fold import fold_mup
 from edge.quant.scheme import QuantScheme
+from tests.oak import OAK, registered
+from tests.oak import oak as oak_of
 from tests.steps import forward
 
 from .tiny import byte_tokenizer_files, make_source
@@ -61,15 +64,6 @@ ACORN = Family(
     defaults={"tie_word_embeddings": True, "rope_theta": 50000.0, "rms_norm_eps": 1e-6},
     fixed={**FIXED, "activation": ("swiglu",)},
 )
-OAK = Family(
-    "oak",
-    "OakForCausalLM",
-    gguf="oak",
-    roles=(*DECODER, *QKV_BIASES, *QK_NORMS),
-    rope_interval=2,
-    gguf_pairs=True,
-    fused=True,
-)
 ACORN_JSON = {
     "model_type": "acorn",
     "architectures": ["AcornForCausalLM"],
@@ -88,13 +82,10 @@ TOKENS = torch.arange(24) * 7 % 264
 
 
 @pytest.fixture(autouse=True)
-def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Family], Family]]:
+def register() -> Iterator[Callable[[Family], Family]]:
     """Families of a test are forgotten after it."""
-    monkeypatch.setattr(families.FAMILIES, "_found", dict(families.FAMILIES._found))
-    monkeypatch.setattr(families, "_BY_GGUF", dict(families._BY_GGUF))
-    for family in (ACORN, OAK):
-        register_family(family)
-    yield register_family
+    with registered(ACORN, OAK):
+        yield register_family
 
 
 def network(config: ModelConfig, seed: int = 0) -> Decoder:
@@ -119,7 +110,7 @@ def acorn(**changes: Any) -> ModelConfig:
 
 
 def oak(**changes: Any) -> ModelConfig:
-    return replace(acorn(), model_type="oak", layers_without_rope=(1,), **changes)
+    return oak_of(replace(acorn(), **changes))
 
 
 def write_gguf(source: Source, folder: Path) -> GGUFCheckpoint:
@@ -277,13 +268,9 @@ def test_a_weight_beside_the_tensor_that_it_is_fused_in(tmp_path: Path, part: st
 def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):
     config = oak()
     assert beyond_llama(config) == ("biases of q, k and v", "norms of q and k", "layers without RoPE")
-    source = make_source(tmp_path, config)
     words = "biases of q, k and v, norms of q and k and layers without RoPE"
-    with pytest.raises(NativeError, match=f"native executor does not compute {words}, which this oak"):
-        open_executor(source.bundle)
-    for target in ("bundle", "onnx", "executorch", "coreml"):
-        with pytest.raises(ExportError, match=f"can't deal with {words}"):
-            export_model(source, ExportOptions(target), tmp_path / target)
+    with pytest.raises(NativeError, match=f"cuda executor does not compute {words}, which this oak"):
+        check_parts(config, "cuda", beyond_llama(config))
     odd = Source(make_source(tmp_path, replace(config, layers_without_rope=(0,))).bundle)
     with pytest.raises(ExportError, match="which layers do without RoPE"):
         export_model(odd, ExportOptions("gguf"), tmp_path / "gguf")

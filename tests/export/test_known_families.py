@@ -121,18 +121,6 @@ def test_a_window_limits_the_context(tmp_path: Path, name: str):
         override_rope(bundle.config, {"max_position_embeddings": 4096}).check_context(LENGTH + 1)
 
 
-def test_the_native_executor_runs_a_mistral_within_its_window(tmp_path: Path):
-    model = theirs(CASES["mistral-window"])
-    convert(HuggingFaceCheckpoint(save(model, tmp_path / "model")), tmp_path / "bundle", quantize="f16")
-    bundle = Bundle.open(tmp_path / "bundle")
-    options = RunOptions("native", threads=1, activations="float32", kv_type="float32")
-    executor = open_executor(bundle, options)
-    assert executor.context == LENGTH
-    found = run(executor)
-    executor.close()
-    assert largest_error(found, reference_from_bundle(bundle)(TOKENS)) < EXACT
-
-
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm3", "phi3-long"])
 def test_a_bundle_runs_with_torch(tmp_path: Path, name: str):
     """Random weights of float16, through the bundle's manifest."""

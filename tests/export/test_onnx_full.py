@@ -22,6 +22,8 @@ from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from tests.steps import TREE, forward, paths, tree_masks
 
+from .tiny import PARTIAL
+
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
@@ -36,11 +38,17 @@ def opened(artifact: Artifact, threads: int = 2):
 
 @pytest.fixture
 def both(make_bundle, minicpm, export_bundle):
-    """`both(scheme, context=512, **config)`: executors of the exported folder and of the bundle."""
+    """`both(scheme, context=512, family=oak, **config)`: executors of the exported folder and of the bundle."""
     natives = []
 
-    def make(scheme: str = "int4-g32", context: int = CONTEXT, threads: int = 2, **fields):
-        bundle = make_bundle(minicpm(**fields), QuantScheme.parse(scheme), tokenizer=True)
+    def make(
+        scheme: str = "int4-g32",
+        context: int = CONTEXT,
+        threads: int = 2,
+        family=lambda config: config,
+        **fields,
+    ):
+        bundle = make_bundle(family(minicpm(**fields)), QuantScheme.parse(scheme), tokenizer=True)
         artifact = export_bundle(bundle, "onnx", context=context)
         natives.append(open_executor(bundle, RunOptions(context=context, kv_type="float16")))
         return opened(artifact, threads), natives[-1]
@@ -77,6 +85,13 @@ def assert_equal_runs(executors, tokens, chunks) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_bit_is_that_of_the_native_executor(scheme, tied, both, tokens_of):
     executors = both(scheme, tie_word_embeddings=tied)
+    assert_equal_runs(executors, tokens_of(executors[0].config, 300), (7, 1, 130, 33))
+
+
+@pytest.mark.parametrize("sparse", [None, SPARSE], ids=["dense", "sparse"])
+def test_parts_beyond_a_llama(sparse, oak, both, tokens_of):
+    """Biases, norms of q and k, partial RoPE, and a layer without it."""
+    executors = both(family=oak, rope=PARTIAL, sparse=sparse, num_hidden_layers=3)
     assert_equal_runs(executors, tokens_of(executors[0].config, 300), (7, 1, 130, 33))
 
 

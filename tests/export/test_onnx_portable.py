@@ -25,13 +25,14 @@ from edge.export.targets.onnx.genai import genai_config
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.manifest import FileEntry
 from edge.hub.built_in import BUILT_IN
+from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantScheme
 from edge.runtime import load
 from edge.text.tokenizer.load import load_tokenizer
 from tests import toy_scheme  # noqa: F401  # registers toy5
 from tests.steps import forward
 
-from .tiny import llama_config, make_source
+from .tiny import PARTIAL, llama_config, make_source, minicpm_config
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
@@ -75,6 +76,21 @@ def test_logits_are_those_of_the_reference(scheme, minicpm, make_bundle, export_
     rounded = distance(opened(artifact), bundle, tokens, CONTEXT, (7, 1, 30))
     assert rounded < (EXACT if scheme == "f16" else ROUNDED)
     assert distance(opened(without_rounding(artifact)), bundle, tokens, CONTEXT) < EXACT
+
+
+def keys_of_their_own(weights: dict[str, Any]) -> None:
+    name = "model.layers.0.self_attn.k_proj.weight"
+    weights[name] = quantize(weights[name].dequantize(), QuantScheme("int8", 32))
+
+
+@pytest.mark.parametrize("change", [lambda weights: None, keys_of_their_own], ids=["one matrix", "three"])
+def test_parts_beyond_a_llama(change, oak, tmp_path: Path, export_bundle, distance):
+    """Biases, norms of q and k, partial RoPE, and a layer without it."""
+    bundle = make_source(tmp_path, oak(minicpm_config(rope=PARTIAL)), change=change).bundle
+    artifact = export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
+    tokens = np.arange(5, 65, dtype=np.int32)
+    assert distance(opened(artifact), bundle, tokens, CONTEXT, (7, 1, 30)) < ROUNDED
+    assert distance(opened(without_rounding(artifact)), bundle, tokens, CONTEXT, (7, 1, 30)) < EXACT
 
 
 @pytest.mark.parametrize("scheme", ["int4-g32", "int4-g32-min", "int8-g32", "ternary-g128", "f16"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ LONGROPE = RopeConfig(
     short_factor=tuple(1 + i / 64 for i in range(32)),
     long_factor=tuple(1 + i / 8 for i in range(32)),
 )
+PARTIAL = replace(
+    LONGROPE,
+    rotary_dim=48,
+    short_factor=LONGROPE.short_factor[:24],
+    long_factor=LONGROPE.long_factor[:24],
+)
+"""The same for three quarters of the rows of a head of 64."""
 
 
 @dataclass

@@ -14,10 +14,14 @@ from edge.errors import NativeError
 from edge.executors.native import library as native
 from edge.executors.native.executor import _weight
 from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
+from tests.steps import forward
 
 NAN = float("nan")
+F32 = QuantScheme("f32").packing
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,9 @@ def test_a_weight_that_is_missing(create, role: int):
     ("change", "sentence"),
     [
         ({"role": 12}, "Unknown weight role 12"),
+        ({"role": 15}, "Unknown weight role 15"),
+        ({"role": 21}, "Unknown weight role 21"),
+        ({"role": 16}, "bias of q_proj of layer 0: expected 1 x 512 float32, got 512 x 144"),
         ({"role": -1}, "Unknown weight role -1"),
         ({"layer": 2}, "q_proj: layer 2 does not exist"),
         ({"layer": -1}, "q_proj: layer -1 does not exist"),
@@ -156,6 +163,52 @@ def test_where_a_weight_belongs_is_checked(create, change: dict[str, int], sente
 
     with pytest.raises(NativeError, match=sentence):
         create(misplace)
+
+
+VECTORS = {16: 512, 17: 128, 18: 128, 19: 64, 20: 64}
+"""Sizes of the biases of q, k and v, and of the norms of heads of q and k."""
+
+
+def vectors(*roles: int, layers: tuple[int, ...] = (0, 1), size: int | None = None) -> list[native.Weight]:
+    """Such weights, of ones."""
+    ones = np.ones(512, np.float32)
+    matrices = {role: native.matrix(F32, 1, size or VECTORS[role], ones.ctypes.data) for role in roles}
+    found = [
+        native.Weight(role=role, layer=layer, matrix=matrices[role]) for layer in layers for role in roles
+    ]
+    for weight in found:
+        weight.kept = ones  # they borrow it
+    return found
+
+
+@pytest.mark.parametrize("roles", [(16, 17, 18), (19, 20), tuple(VECTORS)], ids=str)
+def test_biases_and_norms_of_heads_come_together(create, roles: tuple[int, ...]):
+    create(lambda config, weights: weights.extend(vectors(*roles)))
+    for missing in roles:
+        some = [role for role in roles if role != missing]
+        for lacking in (vectors(*some), [*vectors(*some), *vectors(missing, layers=(0,))]):
+            with pytest.raises(NativeError, match=r"The (bias of ._proj|norm of .) of layer . is missing"):
+                create(lambda config, weights, lacking=lacking: weights.extend(lacking))
+
+
+@pytest.mark.parametrize("role", VECTORS)
+def test_sizes_of_biases_and_norms_of_heads(create, role: int):
+    size = VECTORS[role] // 2
+    with pytest.raises(NativeError, match=f"expected 1 x {2 * size} float32, got 1 x {size} of kind 0"):
+        create(lambda config, weights: weights.extend(vectors(role, size=size)))
+
+
+def test_only_what_is_there_is_replaced(bundle):
+    """A model without biases gets none afterwards, and goes on as it was."""
+    executor = open_executor(bundle, RunOptions(threads=1))
+    before = forward(executor, executor.new_cache(), [5, 6, 7]).logits
+    for role in VECTORS:
+        (weight,) = vectors(role, layers=(1,))
+        status = native.library().edge_model_replace(executor.handle, ctypes.byref(weight), 1)
+        with pytest.raises(NativeError, match=r"The model has no (bias|norm) of .* to replace"):
+            native.check(status)
+    np.testing.assert_array_equal(forward(executor, executor.new_cache(), [5, 6, 7]).logits, before)
+    executor.close()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM
-from edge.config.roles import DECODER
+from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
 from edge.executors.drafts import MAX_BRANCHES
 from edge.executors.executorch import library as executorch
 from edge.executors.native import draft, operators
@@ -42,7 +42,7 @@ STRUCTURES = [
     and value.__module__ == module.__name__
 ]
 BUILT_IN = [KINDS.get(name) for name in ("f32", "f16", "int8", "int4", "ternary")]
-ROLES = {role.name.removesuffix(".weight"): role.native for role in DECODER if role.native is not None}
+ROLES = {role.name.removesuffix(".weight"): role.native for role in (*DECODER, *QKV_BIASES, *QK_NORMS)}
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **native._FUNCTIONS,
     **draft._FUNCTIONS,
@@ -303,7 +303,13 @@ def test_roles(headers):
         "mlp.gate_proj": "GATE",
         "mlp.up_proj": "UP",
         "mlp.down_proj": "DOWN",
+        "self_attn.q_proj.bias": "Q_BIAS",
+        "self_attn.k_proj.bias": "K_BIAS",
+        "self_attn.v_proj.bias": "V_BIAS",
+        "self_attn.q_norm": "Q_NORM",
+        "self_attn.k_norm": "K_NORM",
     }
+    assert names.keys() == ROLES.keys()
     for name, role in names.items():
         assert ROLES[name] == headers.constants[f"EDGE_{role}"], name
 

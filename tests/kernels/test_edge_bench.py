@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,10 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
     return change
 
 
+def with_field(name: str, value: Any) -> Callable[[str], str]:
+    return replaced('"num_experts": 0', f'"num_experts": 0, "{name}": {json.dumps(value)}')
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -166,6 +171,12 @@ def replaced(old: str, new: str) -> Callable[[str], str]:
         ),
         (replaced('"version": 1', f'"version": {2**32 + 1}'), "not a manifest of version 1"),
         (replaced('"num_experts": 0', f'"num_experts": {2**32}'), "mixtures of experts"),
+        (
+            with_field("layers_without_rope", [1, 2]),
+            "'layers_without_rope' should be a whole number from 0 to 1",
+        ),
+        (with_field("layers_without_rope", 1), "'layers_without_rope' should be"),
+        (with_field("sliding_window", 0), "'sliding_window' should be a whole number from 1"),
         (replaced('"group": 32', f'"group": {2**32 + 32}'), "'group' should be a whole number"),
         (
             replaced('"vocab_size": 96', '"vocab_size": 18446744073709551712'),

@@ -91,3 +91,9 @@ def test_numbers(
     assert found["bytes"] == [sum(sizes.values()), sum(sizes.values()) - unused]
     assert found["operations"] == [products, 1003 * 144, 2 * 3 * 8 * 64]
     assert found["integer"] is integer and (HEAD in sizes) is not tied
+
+
+def test_a_window_ends_the_context(read, minicpm, make_bundle):
+    """Attention through it is not computed."""
+    assert read(make_bundle(minicpm(sliding_window=100, sliding_layers=(0,))))["sizes"][-1] == 100
+    assert read(make_bundle(minicpm(sliding_window=2000, sliding_layers=(0, 1))))["sizes"][-1] == 1024

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edge.config import KVType, SparseConfig
 from edge.config.rope import rope_parameters
+from edge.config.tensors import beyond_llama
 from edge.errors import EdgeError, NativeError
 from edge.executors.checks import MAX_TREE, check_kept_rows, check_parts, whole_number
 from edge.executors.cuda.cache import CudaCache, PagePool
@@ -90,7 +91,7 @@ class CudaExecutor(ExecutorFacts):
         a model that does not fit.
         """
         config = files.config
-        check_parts(config, "cuda")
+        check_parts(config, "cuda", beyond_llama(config))
         self._config, self._context = config, context
         self._lock = OneCall("model")
         self._device: Device | None = device

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.rope import rope_parameters
-from edge.config.tensors import NetworkTensor, network_tensors
+from edge.config.tensors import NetworkTensor, network_tensors, parts_beyond
 from edge.errors import EdgeError, NativeError
 from edge.executors.checks import check_parts, integers, token_ids, whole_number
 from edge.executors.native import library as native
@@ -64,7 +64,7 @@ class NativeExecutor(ExecutorFacts):
         fast (`edge.executors.weights`).
         """
         config = files.config
-        check_parts(config, "native")
+        check_parts(config, "native", parts_beyond(config, lambda role: role.native is not None))
         self._config = config
         self._context = context
         self._max_batch = min(options.max_batch, context)
@@ -85,6 +85,9 @@ class NativeExecutor(ExecutorFacts):
             "rope": hashlib.sha256(frequency.tobytes() + np.float32(rope_scale).tobytes()).hexdigest(),
             "attention": "dense" if sparse is None else repr(sparse),
         }
+        without_rope = (ctypes.c_uint8 * config.num_hidden_layers)()
+        for layer in config.layers_without_rope:
+            without_rope[layer] = 1
         c_config = native.Config(
             size=ctypes.sizeof(native.Config),
             vocab_size=config.vocab_size,
@@ -105,6 +108,7 @@ class NativeExecutor(ExecutorFacts):
             rope_scale=rope_scale,
             inverse_frequency=frequency.ctypes.data_as(ctypes.POINTER(ctypes.c_float)),
             sparse=sparse_constants(sparse),
+            layers_without_rope=without_rope,
         )
         self._tensors = dict(files.tensors)
         self._replaced: dict[str, npt.NDArray[np.uint8]] = {}

@@ -9,7 +9,18 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -179,6 +190,7 @@ class Config(Record):
         ),
         ("inverse_frequency", POINTER(c_float)),
         ("sparse", Sparse),
+        ("layers_without_rope", POINTER(c_uint8)),
     )
 
 

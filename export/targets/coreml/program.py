@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge.config import ModelConfig
-from edge.config.rope import rope_parameters
+from edge.config.rope import rope_parameters, rope_tables
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.source import Source
 from edge.export.targets.coreml.sparse import SparseAttention, SparseLayout
@@ -117,10 +117,16 @@ class _Graph:
         q, k, v = (self._linear(x, f"{name}.{part}_proj.weight") for part in "qkv")
         q = mb.transpose(x=mb.reshape(x=q, shape=[-1, heads, size]), perm=[1, 0, 2])
         k, v = (mb.transpose(x=mb.reshape(x=y, shape=[-1, kv_heads, size]), perm=[1, 0, 2]) for y in (k, v))
-        keys = self._append(f"keys_{layer}", self._rotate(k))
+        if f"{name}.q_norm.weight" in self.source.tensors:
+            q, k = (
+                self._norm(self._float32(y), f"{name}.{part}_norm.weight") for y, part in ((q, "q"), (k, "k"))
+            )
+        if layer not in config.layers_without_rope:
+            q, k = self._rotate(q), self._rotate(k)
+        keys = self._append(f"keys_{layer}", k)
         values = self._append(f"values_{layer}", v)
         # Query heads of a group share keys: [KV heads, group, n, size] against [KV heads, 1, m, size].
-        q = mb.reshape(x=self._rotate(q), shape=[kv_heads, heads // kv_heads, -1, size])
+        q = mb.reshape(x=q, shape=[kv_heads, heads // kv_heads, -1, size])
         if self.sparse is None:
             seen = self.seen
         else:
@@ -152,7 +158,7 @@ class _Graph:
         return mb.concat(values=[left, right], axis=-1)
 
     def _norm(self, x: Any, name: str, scale: float = 1.0) -> Any:
-        """RMSNorm of float32 [n, hidden], times `scale`, as float16."""
+        """RMSNorm of the last dimension of a float32 tensor, times `scale`, as float16."""
         mb = self.mb
         mean = mb.reduce_mean(x=mb.mul(x=x, y=x), axes=[-1], keep_dims=True)
         normed = mb.mul(x=x, y=mb.rsqrt(x=mean, epsilon=np.float32(self.config.rms_norm_eps)))
@@ -160,7 +166,9 @@ class _Graph:
         return mb.cast(x=mb.mul(x=normed, y=factor), dtype="fp16")
 
     def _linear(self, x: Any, name: str) -> Any:
-        return self.mb.linear(x=x, weight=self.weights.matrix(name))
+        bias = f"{name.removesuffix('.weight')}.bias"
+        given = {"bias": self.weights.bias(bias)} if bias in self.source.tensors else {}
+        return self.mb.linear(x=x, weight=self.weights.matrix(name), **given)
 
     def _add(self, x: Any, y: Any) -> Any:
         """x + residual scale * y, in float32."""
@@ -175,5 +183,5 @@ def _rotary_tables(config: ModelConfig, context: int) -> tuple[Any, Any]:
     frequencies, factor = rope_parameters(
         config.rope, config.head_dim, context, config.max_position_embeddings
     )
-    angles = np.arange(context)[:, None] * frequencies[None].astype(np.float64)
-    return (np.cos(angles) * factor).astype(np.float16), (np.sin(angles) * factor).astype(np.float16)
+    cos, sin = rope_tables(np.arange(context, dtype=np.float64), frequencies, factor)
+    return cos.astype(np.float16), sin.astype(np.float16)

@@ -33,6 +33,7 @@ RUNTIME = RuntimeRange("coreml", "18.0")  # iOS 18 has states, int4 blocks and 2
 _SPEC_VERSION = 9
 _LIMIT = 1e-3  # nats; weights and rotary tables are float16, the check's arithmetic is float32
 _OPERATOR_BYTES = {2: 430, 16: 0}  # of a tensor's constexpr in model.mlmodel, by the bits of a code
+_BIASES, _HEAD_NORMS, _ROTATION = 580, 3_170, 2_920  # of a layer of one function in model.mlmodel
 _LARGEST_CONTEXT = 1 << 16
 _REMARK = (
     "The saved program was evaluated operator by operator in NumPy: prediction by Core ML itself needs macOS "
@@ -134,6 +135,9 @@ def _program_bytes(source: Source, layout: SparseLayout | None) -> int:
     config = source.config
     tensors = sum(_OPERATOR_BYTES.get(code_bits(info.scheme), 105) for info in source.tensors.values())
     untied = 1000 * (not config.tie_word_embeddings)
+    tensors += _BIASES * source.layers_with("self_attn.q_proj.bias")
+    tensors += _HEAD_NORMS * source.layers_with("self_attn.q_norm.weight")
+    tensors -= _ROTATION * len(config.layers_without_rope)
     if layout is None:
         return 11_050 + 15_150 * config.num_hidden_layers + untied + tensors
     common, layer = 37_200, 73_000

@@ -35,10 +35,15 @@ def block_width(info: BundleTensor) -> int:
     return math.gcd(info.scheme.group or info.columns, info.columns)
 
 
+def is_bias(info: BundleTensor) -> bool:
+    """Whether a matrix has it as its bias; other vectors are norms."""
+    return info.name.endswith(".bias")
+
+
 def type_name(info: BundleTensor) -> str:
     """How the program stores a tensor, for the manifest; ExportError for what Core ML can't hold exactly."""
     if len(info.shape) == 1:
-        return "float32"
+        return "float16" if is_bias(info) else "float32"
     if info.scheme.minimum:
         raise ExportError(
             f"Tensor '{info.name}' has a minimum per group ({info.scheme}), which Core ML does not know; "
@@ -52,15 +57,17 @@ def type_name(info: BundleTensor) -> str:
 def stored_bytes(info: BundleTensor) -> int:
     """Size of a tensor in weight.bin: codes, and a float16 scale per block."""
     if len(info.shape) == 1:
-        return padded_bytes(4 * info.columns)
+        return padded_bytes((2 if is_bias(info) else 4) * info.columns)
     codes = padded_bytes(info.rows * info.columns * code_bits(info.scheme) // 8)
     return codes if info.scheme.is_float else codes + padded_bytes(2 * _blocks(info))
 
 
 def shared_bytes(infos: Iterable[BundleTensor]) -> int:
     """What matrices of the same shape share in weight.bin: zero biases, and the tables of ternary blocks."""
+    infos = list(infos)
     matrices = [info for info in infos if len(info.shape) == 2]
-    biases = {info.rows for info in matrices}
+    biased = {info.name.removesuffix(".bias") for info in infos if is_bias(info)}
+    biases = {info.rows for info in matrices if info.name.removesuffix(".weight") not in biased}
     tables = {(info.shape, _blocks(info)) for info in matrices if code_bits(info.scheme) == 2}
     return sum(padded_bytes(2 * rows) for rows in biases) + sum(
         padded_bytes(4 * blocks) for _, blocks in tables
@@ -97,6 +104,12 @@ class Weights:
             lookup = _LOOKUP[None, None, :, None]
             data = mb.constexpr_lut_to_dense(indices=data, lut=lookup, name=f"{label}_codes")
         return mb.constexpr_blockwise_shift_scale(data=data, scale=scales, name=label)
+
+    def bias(self, name: str) -> Any:
+        """A MIL variable of a bias: float16 [rows]."""
+        from coremltools.converters.mil import Builder as mb
+
+        return mb.const(val=self.source.floats(name).astype(np.float16), name=name.replace(".", "_"))
 
 
 def _stored(source: Source, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16] | None]:

@@ -1,5 +1,8 @@
 """The full flavour of ExecuTorch: a decoder layer is six of our operators, on the bundle's own packed bytes.
 
+Biases and norms of q and k stand between the first and the second of them, in ExecuTorch's own operators and
+our `rms_norm`; a layer without RoPE has a table of frequencies 0.
+
 The arithmetic is the native decoder's (`edge.model.operators.linear`, `edge.model.operators.cache`). All
 methods of the .pte share one module, and with it the weights and the KV cache:
 
@@ -36,6 +39,7 @@ class FullNetwork(nn.Module):
     """The decoder on operators of the `edge` namespace."""
 
     inverse_frequency: Tensor
+    no_frequency: Tensor
 
     def __init__(self, source: Source, context: int, sparse: SparseConfig | None) -> None:
         super().__init__()
@@ -52,7 +56,10 @@ class FullNetwork(nn.Module):
             config.rope, config.head_dim, context, config.max_position_embeddings
         )
         self.register_buffer("inverse_frequency", torch.from_numpy(np.asarray(frequency, np.float32)))
+        if config.layers_without_rope:
+            self.register_buffer("no_frequency", torch.zeros_like(self.inverse_frequency))
         self.shapes: dict[str, list[int]] = {}
+        self.tensors = source.tensors.keys()
         for name, info in source.tensors.items():
             if len(info.shape) == 1:
                 data = torch.from_numpy(np.array(source.floats(name)))
@@ -75,8 +82,9 @@ class FullNetwork(nn.Module):
         ops, config = torch.ops.edge, self.config
         x = ops.embedding(tokens, self.weight(EMBEDDING), self.shapes[EMBEDDING], config.embedding_scale)
         rope = ops.rope_table(positions, self.inverse_frequency, self.rope_scale)
+        without = ops.rope_table(positions, self.no_frequency, 1.0) if config.layers_without_rope else rope
         for layer in range(config.num_hidden_layers):
-            x = self._layer(x, rope, start, tree, layer)
+            x = self._layer(x, without if layer in config.layers_without_rope else rope, start, tree, layer)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -108,6 +116,7 @@ class FullNetwork(nn.Module):
             _INT8_ACTIVATIONS,
         )
         cache: Tensor = getattr(self, f"cache_{layer}")
+        qkv = self._heads(qkv, f"{prefix}self_attn")
         queries = ops.kv_append(qkv, rope, start, cache, tree, *self.cache.arguments)
         seen = ops.paged_attention(queries, start, cache, tree, *self.cache.arguments)
         x = self._linear(seen, f"{prefix}self_attn.o_proj.weight", x)
@@ -122,6 +131,19 @@ class FullNetwork(nn.Module):
             _INT8_ACTIVATIONS,
         )
         return self._linear(inner, f"{prefix}mlp.down_proj.weight", x)
+
+    def _heads(self, qkv: Tensor, attention: str) -> Tensor:
+        """q, k and v [n, all heads] with their biases, and every head of q and k normed."""
+        if f"{attention}.q_proj.bias" in self.tensors:
+            qkv = qkv + torch.cat([self.weight(f"{attention}.{part}_proj.bias") for part in "qkv"])
+        if f"{attention}.q_norm.weight" not in self.tensors:
+            return qkv
+        config, eps = self.config, self.config.rms_norm_eps
+        heads = qkv.unflatten(-1, (-1, config.head_dim))
+        q, k, v = heads.split([config.num_attention_heads, *[config.num_key_value_heads] * 2], -2)
+        q = torch.ops.edge.rms_norm(q, self.weight(f"{attention}.q_norm.weight"), eps, 1.0)
+        k = torch.ops.edge.rms_norm(k, self.weight(f"{attention}.k_norm.weight"), eps, 1.0)
+        return torch.cat([q, k, v], -2).flatten(-2)
 
     def _linear(self, x: Tensor, name: str, residual: Tensor) -> Tensor:
         scale = self.config.residual_scale

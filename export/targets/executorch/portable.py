@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edge.config import ModelConfig
-from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
+from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD, expected_tensors
 from edge.export.targets.executorch.lowering import Entry
 from edge.export.targets.executorch.weights import (
     Matrix,
@@ -64,8 +64,8 @@ class PortableNetwork(nn.Module):
         """See the class; the tokens' keys and values are written at rows start_pos .. start_pos + n."""
         ids = tokens.reshape(-1)
         rows = start_pos + torch.arange(ids.shape[0])
-        angles = self.cosines.index_select(1, rows), self.sines.index_select(1, rows)
-        cos, sin = (table.squeeze(0).unsqueeze(1) for table in angles)
+        tables = self.cosines.index_select(1, rows), self.sines.index_select(1, rows)
+        angles = tuple(table.squeeze(0).unsqueeze(1) for table in tables)
         used: int = ((start_pos + ids.shape[0] + _BLOCK - 1) // _BLOCK * _BLOCK)[0].item()  # type: ignore[assignment]
         torch._check(used >= _BLOCK)
         torch._check(used <= self.capacity)
@@ -73,20 +73,22 @@ class PortableNetwork(nn.Module):
         group = self.config.num_attention_heads // self.config.num_key_value_heads
         mask = torch.where(seen, 0.0, _HIDDEN).repeat(group, 1)
         x = self.embedding(ids) * self.config.embedding_scale
-        q, k, v = self.first(x, cos, sin)
+        q, k, v = self.first(x, *(angles if self._rotates(0) else ()))
         for layer, stage in enumerate(self.stages):
             keys, values = getattr(self, f"keys_{layer}"), getattr(self, f"values_{layer}")
             # index_put is the one update that the runtime's reinplace pass turns into a write without a copy.
             keys[:, rows] = k
             values[:, rows] = v
-            last = layer == self.config.num_hidden_layers - 1
             given = (x, q, keys[:, :used], values[:, :used], mask)
-            if last:
+            if layer == self.config.num_hidden_layers - 1:
                 (x,) = stage(*given)
             else:
-                x, q, k, v = stage(*given, cos, sin)
+                x, q, k, v = stage(*given, *(angles if self._rotates(layer + 1) else ()))
         logits: Tensor = self.head(x[-1:])[0]
         return logits
+
+    def _rotates(self, layer: int) -> bool:
+        return layer not in self.config.layers_without_rope
 
 
 class _Programs:
@@ -96,6 +98,8 @@ class _Programs:
         self.config, self.read, self.most = config, read, max_tokens
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.group, self.dim = self.heads // self.kv_heads, config.head_dim
+        self._rotated = (("q", self.heads), ("k", self.kv_heads))
+        self.tensors = expected_tensors(config).keys()
         tokens, used = Size("tokens", max_tokens), Size("used", capacity)
         self._x: Shape = (tokens, config.hidden_size)
         self._angle: Shape = (tokens, 1, self.dim // 2)
@@ -105,10 +109,10 @@ class _Programs:
         self._mask: Shape = (tokens * self.group, used)
 
     def first(self) -> nn.Module:
-        """x, cos, sin -> q, k, v of layer 0."""
+        """x (, cos, sin) -> q, k, v of layer 0; cos and sin for a layer that rotates."""
         graph = XnnpackGraph()
-        x, cos, sin = graph.input(self._x), *self._angles(graph)
-        return graph.lowered(self._projections(graph, x, cos, sin, 0))
+        x = graph.input(self._x)
+        return graph.lowered(self._projections(graph, x, self._angles(graph, 0), 0))
 
     def stage(self, layer: int) -> nn.Module:
         """x, q, keys, values, mask (, cos, sin) -> x after this layer (, q, k, v of the next one)."""
@@ -116,12 +120,12 @@ class _Programs:
         x, q = graph.input(self._x), graph.input(self._q)
         keys, values = graph.input(self._cache), graph.input(self._cache)
         mask = graph.input(self._mask)
-        angles = None if last else self._angles(graph)
+        angles = () if last else self._angles(graph, layer + 1)
         scores = graph.add(graph.matmul(q, keys, transposed=True), mask)
         seen = graph.matmul(graph.softmax(scores), values)
         x = self._residual(graph, x, self._merged(graph, seen), f"model.layers.{layer}.self_attn.o_proj")
         x = self._mlp(graph, x, f"model.layers.{layer}")
-        projections = {} if angles is None else self._projections(graph, x, *angles, layer + 1)
+        projections = {} if last else self._projections(graph, x, angles, layer + 1)
         return graph.lowered({x: self._x, **projections})
 
     def head(self) -> nn.Module:
@@ -133,29 +137,45 @@ class _Programs:
         logits = graph.quantized_linear(self._normed(graph, x, norm), portable_weights(self.read(name)))
         return graph.lowered({logits: (1, config.vocab_size)})
 
-    def _angles(self, graph: XnnpackGraph) -> tuple[int, int]:
-        return graph.input(self._angle), graph.input(self._angle)
+    def _angles(self, graph: XnnpackGraph, layer: int) -> tuple[int, ...]:
+        """cos and sin for the queries and keys of a layer; () where it does without them."""
+        rotates = layer not in self.config.layers_without_rope
+        return (graph.input(self._angle), graph.input(self._angle)) if rotates else ()
 
     def _floats(self, name: str) -> npt.NDArray[np.float32]:
         return np.asarray(self.read(name), np.float32).reshape(-1)
 
     def _normed(self, graph: XnnpackGraph, x: int, weight: npt.NDArray[np.float32]) -> int:
-        """RMSNorm; XNNPACK has no mean over columns, so it is a matrix of one row."""
-        size = len(weight)
-        mean = graph.linear(graph.square(x), np.full((1, size), 1 / size, np.float32))
-        eps = graph.constant(np.array([self.config.rms_norm_eps], np.float32))
-        scaled = graph.multiply(x, graph.rsqrt(graph.add(mean, eps)))
-        return graph.multiply(scaled, graph.constant(weight))
+        """RMSNorm of rows."""
+        factor = self._inverse_rms(graph, (x,), len(weight))
+        return graph.multiply(graph.multiply(x, factor), graph.constant(weight))
 
-    def _projections(self, graph: XnnpackGraph, x: int, cos: int, sin: int, layer: int) -> dict[int, Shape]:
+    def _inverse_rms(self, graph: XnnpackGraph, parts: Sequence[int], size: int) -> int:
+        """1 / rms of rows of `size` columns, which may lie in equal parts.
+
+        XNNPACK has no mean over columns, so it is a matrix of one row.
+        """
+        weights = np.full((1, size // len(parts)), 1 / size, np.float32)
+        mean = graph.constant(np.array([self.config.rms_norm_eps], np.float32))
+        for part in parts:
+            mean = graph.add(graph.linear(graph.square(part), weights), mean)
+        return graph.rsqrt(mean)
+
+    def _projections(
+        self, graph: XnnpackGraph, x: int, angles: tuple[int, ...], layer: int
+    ) -> dict[int, Shape]:
         """q [kv_heads, group * n, dim], rotated and scaled; k, rotated, and v [kv_heads, n, dim]."""
         prefix, half, most = f"model.layers.{layer}.", self.dim // 2, self.most
         normed = self._normed(graph, x, self._floats(f"{prefix}input_layernorm.weight"))
         q, k, v = (portable_weights(self.read(f"{prefix}self_attn.{part}_proj.weight")) for part in "qkv")
         # The first halves of all heads, then the second ones: a rotation mixes one with the other.
-        order = [q.rows(self._halves(self.heads, 0)), k.rows(self._halves(self.kv_heads, 0))]
-        order += [q.rows(self._halves(self.heads, 1)), k.rows(self._halves(self.kv_heads, 1)), v]
-        y = self._joined(graph, normed, order)
+        places = [(part, self._halves(heads, at)) for at in (0, 1) for part, heads in self._rotated]
+        order = [(q if part == "q" else k).rows(rows) for part, rows in places]
+        y = self._joined(graph, normed, [*order, v])
+        if f"{prefix}self_attn.q_proj.bias" in self.tensors:
+            b = {part: self._floats(f"{prefix}self_attn.{part}_proj.bias") for part in "qkv"}
+            biases = [*(b[part][rows] for part, rows in places), b["v"]]
+            y = graph.add(y, graph.constant(np.concatenate(biases)))
         heads = self.heads + self.kv_heads
         first, second = (
             graph.reshape(
@@ -165,10 +185,15 @@ class _Programs:
             )
             for at in (0, 1)
         )
-        turned = graph.concatenate(
-            graph.subtract(graph.multiply(first, cos), graph.multiply(second, sin)),
-            graph.add(graph.multiply(second, cos), graph.multiply(first, sin)),
-        )
+        if f"{prefix}self_attn.q_norm.weight" in self.tensors:
+            first, second = self._normed_heads(graph, (first, second), f"{prefix}self_attn")
+        if angles:
+            cos, sin = angles
+            first, second = (
+                graph.subtract(graph.multiply(first, cos), graph.multiply(second, sin)),
+                graph.add(graph.multiply(second, cos), graph.multiply(first, sin)),
+            )
+        turned = graph.concatenate(first, second)
         queries = graph.slice(turned, 1, 0, self.heads)
         queries = graph.multiply(queries, graph.constant(np.array([self.dim**-0.5], np.float32)))
         grouped = (self.kv_heads, self.group, self.dim)
@@ -181,6 +206,21 @@ class _Programs:
         values = graph.slice(y, 1, 2 * heads * half, 2 * heads * half + width)
         values = graph.reshape(values, (0, self.kv_heads, self.dim), (most, self.kv_heads, self.dim))
         return {queries: self._q, keys: self._kv, graph.transpose(values, (1, 0, 2)): self._kv}
+
+    def _normed_heads(self, graph: XnnpackGraph, halves: tuple[int, int], attention: str) -> tuple[int, int]:
+        """RMSNorm of every head of q and k, whose halves are [n, heads, dim / 2]."""
+        factor = self._inverse_rms(graph, halves, self.dim)
+        weight = np.concatenate(
+            [
+                np.tile(self._floats(f"{attention}.{part}_norm.weight"), (heads, 1))
+                for part, heads in self._rotated
+            ]
+        )
+        first, second = (
+            graph.multiply(graph.multiply(half, factor), graph.constant(columns))
+            for half, columns in zip(halves, np.split(weight, 2, axis=1), strict=True)
+        )
+        return first, second
 
     def _halves(self, heads: int, half: int) -> npt.NDArray[np.int64]:
         """Rows of the first (0) or second (1) halves of the heads of a projection."""

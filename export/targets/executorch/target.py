@@ -33,6 +33,10 @@ MAX_TOKENS = 256
 """Most tokens of one `forward` call."""
 
 _GRAPH, _LAYER = {"full": 13_000, "portable": 16_600}, {"full": 11_000, "portable": 14_900}  # bytes
+_LAYER_PARTS = {  # bytes of graph beside those, by what a layer may have
+    "self_attn.q_proj.bias": {"full": 1_700, "portable": 350},
+    "self_attn.q_norm.weight": {"full": 5_100, "portable": 2_100},
+}
 _FORMULA = {
     "full": "the bundle's packed tensors, padded to 64 bytes; {graph} + {layer} bytes of graph per layer",
     "portable": "per matrix rows x columns x bits / 8, 2 bytes (int8: 4) per scale and, for int4, 1 per "
@@ -63,7 +67,7 @@ class ExecuTorchTarget:
         flavour, sparse, context = _flavour(options), _sparse(source, options), source.context(options)
         tokenizer = runner_tokenizer(source)
         size = _model_bytes(source, context, flavour)
-        graph = {"graph": _GRAPH[flavour], "layer": _LAYER[flavour]}
+        graph = {"graph": _GRAPH[flavour], "layer": _layer_bytes(source, flavour)}
         return Plan(
             files={MODEL: size, **({TOKENIZER: len(tokenizer)} if tokenizer else {})},
             formula=_FORMULA[flavour].format(**graph),
@@ -148,8 +152,14 @@ def _write_portable(source: Source, context: int, out: Path) -> dict[str, str]:
     }
 
 
+def _layer_bytes(source: Source, flavour: str) -> int:
+    """Graph of a layer."""
+    parts = (sizes[flavour] for name, sizes in _LAYER_PARTS.items() if source.layers_with(name))
+    return _LAYER[flavour] + sum(parts)
+
+
 def _model_bytes(source: Source, context: int, flavour: str) -> int:
-    graph = _GRAPH[flavour] + _LAYER[flavour] * source.config.num_hidden_layers
+    graph = _GRAPH[flavour] + _layer_bytes(source, flavour) * source.config.num_hidden_layers
     if flavour == "full":
         return graph + sum(-(-info.bytes // 64) * 64 for info in source.tensors.values())
     tables = 4 * context * source.config.head_dim
@@ -166,7 +176,9 @@ def _packed_bytes(source: Source) -> int:
 def _portable_bytes(source: Source, name: str) -> int:
     info = source.tensors[name]
     if len(info.shape) == 1:
-        return 4 * info.columns
+        config = source.config  # a norm of heads is repeated for each of them
+        heads = {"q_norm": config.num_attention_heads, "k_norm": config.num_key_value_heads}
+        return 4 * info.columns * heads.get(name.split(".")[-2], 1)
     if not keeps_codes(info.scheme, info.columns):
         return info.rows * info.columns + 4 * info.rows
     groups = info.scheme.groups(info.columns)

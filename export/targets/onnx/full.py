@@ -1,9 +1,10 @@
 """The full flavour of the ONNX target: a decoder of our own operators (docs/operators.md), domain `edge`.
 
 A layer is six nodes, whose arithmetic is the native decoder's: int8 activations, a float16 KV cache, and
-sparse attention where the model has it. Weights are the bundle's file,
-whose tensors the graph refers to by their names. Caches are changed in place: a caller
-binds one memory as `cache.N` and as `cache_out.N`.
+sparse attention where the model has it. Biases and norms of q and k are more nodes between the first and the
+second one; a layer without RoPE has a table of frequencies 0. Weights are the bundle's file, whose tensors
+the graph refers to by their names. Caches are changed in place: a caller binds one memory as `cache.N` and as
+`cache_out.N`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class FullDecoder:
         )
         graph.constant("inverse_frequency", frequencies)
         self._node("rope_table", [positions, "inverse_frequency"], "rope", scale=scale)
+        if config.layers_without_rope:
+            graph.constant("no_frequency", np.zeros_like(frequencies))
+            self._node("rope_table", [positions, "no_frequency"], "no_rope", scale=1.0)
         stream = self._node(
             "embedding",
             [tokens, self._weights(EMBEDDING)],
@@ -82,13 +86,9 @@ class FullDecoder:
     def _end(self, stream: str) -> None:
         """Hidden states of all tokens, and the logits of those that are wanted."""
         graph, config = self.graph, self.config
-        norm = self._norm(FINAL_NORM)
+        norm = self._floats(FINAL_NORM)
         eps = config.rms_norm_eps
-        graph.output(
-            self._node("rms_norm", [stream, norm], "hidden", eps=eps, scale=1.0),
-            "float32",
-            ["tokens", config.hidden_size],
-        )
+        graph.output(self._norm(stream, "hidden", FINAL_NORM), "float32", ["tokens", config.hidden_size])
         bounds = [graph.constant(f"int64.{n}", np.array([n], np.int64)) for n in (2**62, 0)]
         graph.node("Slice", [stream, LOGITS_FROM, *bounds], "wanted")
         head = EMBEDDING if config.tie_word_embeddings else HEAD
@@ -114,7 +114,7 @@ class FullDecoder:
         self._node(
             "rms_norm_linear",
             [
-                *(stream, self._norm(f"{tensors}.input_layernorm.weight")),
+                *(stream, self._floats(f"{tensors}.input_layernorm.weight")),
                 *map(self._weights, qkv),
             ],
             f"{prefix}.qkv",
@@ -124,14 +124,15 @@ class FullDecoder:
             activations=rounding,
         )
         queries = f"{prefix}.queries"
-        inputs = [f"{prefix}.qkv", "rope", "start", cache, "tree"]
+        rope = "no_rope" if layer in config.layers_without_rope else "rope"
+        inputs = [self._heads(layer, f"{prefix}.qkv"), rope, "start", cache, "tree"]
         graph.node("kv_append", inputs, [queries, cache_out], DOMAIN, **self._shape)
         self._node("paged_attention", [queries, "start", cache_out, "tree"], f"{prefix}.seen", **self._shape)
         attended = self._add(
             f"{prefix}.seen", f"{tensors}.self_attn.o_proj.weight", stream, f"{prefix}.attended"
         )
         gate, up = (f"{tensors}.mlp.{part}_proj.weight" for part in ("gate", "up"))
-        norm = self._norm(f"{tensors}.post_attention_layernorm.weight")
+        norm = self._floats(f"{tensors}.post_attention_layernorm.weight")
         self._node(
             "rms_norm_swiglu",
             [attended, norm, self._weights(gate), self._weights(up)],
@@ -142,6 +143,37 @@ class FullDecoder:
         )
         down = f"{tensors}.mlp.down_proj.weight"
         return self._add(f"{prefix}.inner", down, attended, f"{prefix}.stream")
+
+    def _heads(self, layer: int, qkv: str) -> str:
+        """q, k and v side by side with their biases, and every head of q and k normed."""
+        graph, config, prefix = self.graph, self.config, f"layers.{layer}"
+        attention = f"model.layers.{layer}.self_attn"
+        if f"{attention}.q_proj.bias" in self.bundle.tensors:
+            biases = [self._floats(f"{attention}.{name}_proj.bias") for name in "qkv"]
+            graph.node("Concat", biases, f"{prefix}.biases", axis=0)
+            qkv = graph.node("Add", [qkv, f"{prefix}.biases"], f"{prefix}.biased")
+        if f"{attention}.q_norm.weight" not in self.bundle.tensors:
+            return qkv
+        keys, size = config.num_key_value_heads * config.head_dim, config.head_dim
+        widths = {"q": config.num_attention_heads * size, "k": keys, "v": keys}
+        parts = [f"{prefix}.{name}" for name in widths]
+        graph.node("Split", [qkv, self._shape_of("qkv", [*widths.values()])], parts, axis=1)
+        for at, name in enumerate("qk"):
+            x = graph.node(
+                "Reshape", [parts[at], self._shape_of("head", [-1, size])], f"{prefix}.{name}_heads"
+            )
+            x = self._norm(x, f"{prefix}.{name}_norm", f"{attention}.{name}_norm.weight")
+            rows = self._shape_of(name, [-1, widths[name]])
+            parts[at] = graph.node("Reshape", [x, rows], f"{prefix}.{name}_normed")
+        return graph.node("Concat", parts, f"{prefix}.heads", axis=1)
+
+    def _norm(self, x: str, output: str, tensor: str) -> str:
+        """Rows of x, normed."""
+        eps = self.config.rms_norm_eps
+        return self._node("rms_norm", [x, self._floats(tensor)], output, eps=eps, scale=1.0)
+
+    def _shape_of(self, name: str, sizes: list[int]) -> str:
+        return self.graph.constant(f"shape.{name}", np.array(sizes, np.int64))
 
     def _add(self, x: str, tensor: str, residual: str, output: str) -> str:
         """residual + muP's scale (place 2) x product."""
@@ -157,7 +189,8 @@ class FullDecoder:
     def _node(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
         return self.graph.node(operator, inputs, output, DOMAIN, **attributes)
 
-    def _norm(self, tensor: str) -> str:
+    def _floats(self, tensor: str) -> str:
+        """A norm or a bias."""
         columns, offset = self.bundle.tensors[tensor].columns, self.bundle.offset(tensor)
         return self.graph.refer(tensor, "float32", [columns], WEIGHTS, offset)
 

@@ -14,7 +14,7 @@ from itertools import chain
 
 import numpy as np
 
-from edge.config.rope import rope_parameters
+from edge.config.rope import rope_parameters, rope_tables
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.export.targets import Progress
 from edge.export.targets.onnx.graph import LOGITS_FROM, MICROSOFT, ROW_LOGITS, GraphBuilder
@@ -72,9 +72,8 @@ class PortableDecoder:
         frequencies, scale = rope_parameters(
             config.rope, config.head_dim, self.context, config.max_position_embeddings
         )
-        angles = np.arange(self.context, dtype=np.float32)[:, None] * frequencies
-        for name, function in (("cos", np.cos), ("sin", np.sin)):
-            values = (function(angles) * scale).astype(np.float32)
+        tables = rope_tables(np.arange(self.context, dtype=np.float32), frequencies, scale)
+        for name, values in zip(("cos", "sin"), tables, strict=True):
             self.graph.tensor(f"rotary.{name}", "float32", values.shape, [values])
 
     def _caches(self) -> None:
@@ -88,7 +87,7 @@ class PortableDecoder:
 
     def _layer(self, layer: int, stream: str, pending: str) -> tuple[str, str]:
         """stream, pending: the residual stream and what has still to be added to it; returns the same."""
-        graph, config = self.graph, self.config
+        graph = self.graph
         prefix, tensors = f"layers.{layer}", f"model.layers.{layer}"
         weights = [f"{tensors}.self_attn.{name}_proj.weight" for name in "qkv"]
         normed, stream = self._add_norm(stream, pending, f"{prefix}.input_norm", f"{tensors}.input_layernorm")
@@ -100,19 +99,7 @@ class PortableDecoder:
                 self._linear(normed, f"{prefix}.{part}", [name], sums)
                 for part, name in zip("qkv", weights, strict=True)
             ]
-        past = [cache_name("past", layer, part) for part in ("key", "value")]
-        present = [cache_name("present", layer, part) for part in ("key", "value")]
-        attended = graph.node(
-            "GroupQueryAttention",
-            [*qkv, *past, "seqlens_k", "total_sequence_length", "rotary.cos", "rotary.sin"],
-            [f"{prefix}.attention", *present],
-            domain=MICROSOFT,
-            num_heads=config.num_attention_heads,
-            kv_num_heads=config.num_key_value_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
-            scale=config.head_dim**-0.5,
-        )
+        attended = self._attention(layer, qkv)
         output = self._scaled_linear(attended, f"{prefix}.output", f"{tensors}.self_attn.o_proj.weight")
         normed, stream = self._add_norm(
             stream, output, f"{prefix}.mlp_norm", f"{tensors}.post_attention_layernorm"
@@ -128,6 +115,53 @@ class PortableDecoder:
         return stream, self._scaled_linear(
             f"{prefix}.inner", f"{prefix}.down", f"{tensors}.mlp.down_proj.weight"
         )
+
+    def _attention(self, layer: int, qkv: list[str]) -> str:
+        """qkv: queries, keys and values, or all three in the first of them."""
+        config, rotates = self.config, layer not in self.config.layers_without_rope
+        past = [cache_name("past", layer, part) for part in ("key", "value")]
+        present = [cache_name("present", layer, part) for part in ("key", "value")]
+        return self.graph.node(
+            "GroupQueryAttention",
+            [
+                *(*self._heads(layer, qkv), *past, "seqlens_k", "total_sequence_length"),
+                *(("rotary.cos", "rotary.sin") if rotates else ()),
+            ],
+            [f"layers.{layer}.attention", *present],
+            domain=MICROSOFT,
+            num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
+            do_rotary=int(rotates),
+            rotary_interleaved=0,
+            scale=config.head_dim**-0.5,
+        )
+
+    def _heads(self, layer: int, qkv: list[str]) -> list[str]:
+        """The same with biases, and every head of q and k normed."""
+        graph, config = self.graph, self.config
+        prefix, attention, size = f"layers.{layer}", f"model.layers.{layer}.self_attn", config.head_dim
+        if f"{attention}.q_proj.bias" in self.bundle.tensors:
+            biases = {name: [f"{attention}.{name}_proj.bias"] for name in "qkv"}
+            if "" in qkv:
+                biases = {"qkv": [bias for (bias,) in biases.values()]}
+            for at, (name, tensors) in enumerate(biases.items()):
+                bias = self._vector(f"{prefix}.{name}.bias", tensors)
+                qkv[at] = graph.node("Add", [qkv[at], bias], f"{prefix}.{name}.biased")
+        if f"{attention}.q_norm.weight" not in self.bundle.tensors:
+            return qkv
+        heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+        if "" in qkv:
+            sizes = [size * count for count in (*heads.values(), config.num_key_value_heads)]
+            packed, qkv = qkv[0], [f"{prefix}.{name}" for name in "qkv"]
+            graph.node("Split", [packed, self._integers("qkv_sizes", sizes)], qkv, axis=2)
+        for at, (name, count) in enumerate(heads.items()):
+            rows = graph.node(
+                "Reshape", [qkv[at], self._integers("head_shape", [0, 0, -1, size])], f"{prefix}.{name}.heads"
+            )
+            normed = self._norm(rows, f"{prefix}.{name}_norm", f"{attention}.{name}_norm.weight")
+            width = self._integers(f"{name}_width", [0, 0, count * size])
+            qkv[at] = graph.node("Reshape", [normed, width], f"{prefix}.{name}.normed")
+        return qkv
 
     def _norm(self, x: str, name: str, tensor: str, scale: float = 1.0) -> str:
         return self.graph.node(
@@ -153,10 +187,15 @@ class PortableDecoder:
         return name, f"{name}.stream"
 
     def _norm_weight(self, name: str, tensor: str, scale: float = 1.0) -> str:
+        return self._vector(f"{name}.weight", [tensor], scale)
+
+    def _vector(self, name: str, tensors: Sequence[str], scale: float = 1.0) -> str:
+        """Norms or biases, one after another, times `scale`."""
         values = (
-            float_vector(self.bundle, each) * np.float32(scale) for each in (tensor,)
+            float_vector(self.bundle, each) * np.float32(scale) for each in tensors
         )  # read when written
-        return self.graph.tensor(f"{name}.weight", "float32", self.bundle.tensors[tensor].shape, values)
+        size = sum(self.bundle.tensors[each].columns for each in tensors)
+        return self.graph.tensor(name, "float32", [size], values)
 
     def _embedding(self) -> str:
         graph, config = self.graph, self.config

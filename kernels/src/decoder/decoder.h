@@ -41,7 +41,7 @@ struct edge_model {
     void finish(edge_step *step, const edge::Sequence &sequence, const float *logits);
 
     edge::Matrix embedding_, untied_head_;
-    edge::Norm final_norm_;
+    edge::Vector final_norm_;
     std::vector<edge::Layer> layers_;
     edge::LayerRunner runner_;
 

@@ -108,27 +108,39 @@ void LayerRunner::store_rows(const Layer &layer, int64_t index, bool with_querie
     {
         const Stage stage(observer_, "qkv", index, {queries_.data(), n, columns.query, columns.query_stride},
                           {&layer.q, &layer.k, &layer.v});
-        const LinearJob projections[] = {{&layer.k, keys_.data(), columns.kv_stride},
-                                         {&layer.v, values_.data(), columns.kv_stride},
-                                         {&layer.q, queries_.data(), columns.query_stride}};
+        const LinearJob projections[] = {
+            {&layer.k, keys_.data(), columns.kv_stride, false, 1.0f, data_of(layer.k_bias)},
+            {&layer.v, values_.data(), columns.kv_stride, false, 1.0f, data_of(layer.v_bias)},
+            {&layer.q, queries_.data(), columns.query_stride, false, 1.0f, data_of(layer.q_bias)}};
         run_linear(parallel_, kernels_, input_, n, projections, with_queries ? 3 : 2);
     }
-    append_rows(index, with_queries ? shape.heads : 0);
+    append_rows(layer, index, with_queries ? shape.heads : 0);
 }
 
-// Rotates queries and keys, and writes keys and values into the caches.
-void LayerRunner::append_rows(int64_t layer, int64_t heads) {
+// RMSNorm of every head of a row, if the layer has one.
+void LayerRunner::norm_heads(const Vector &norm, int64_t heads, float *row) const {
+    if (norm.empty()) return;
+    const int64_t dim = shape.cache.head_dim;
+    for (float *head = row; head < row + heads * dim; head += dim) {
+        kernels_.rms_norm(head, norm.data(), shape.norm_eps, 1.0f, dim, dim, head);
+    }
+}
+
+// Norms and rotates queries and keys, and writes keys and values into the caches.
+void LayerRunner::append_rows(const Layer &layer, int64_t index, int64_t heads) {
     const LayerColumns &columns = shape.columns;
     const int64_t n = tokens();
-    const Stage stage(observer_, "rope_cache", layer, {keys_.data(), n, columns.kv, columns.kv_stride}, {},
+    const Stage stage(observer_, "rope_cache", index, {keys_.data(), n, columns.kv, columns.kv_stride}, {},
                       n * shape.cache.position_bytes() / shape.cache.layers);
     parallel_for(parallel_, int64_t(pieces_.size()), 1, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t token = pieces_[size_t(begin)].first; token < pieces_[size_t(end - 1)].last; ++token) {
-            append_token(kernels_, *tokens_[size_t(token)].cache, layer, tokens_[size_t(token)].row,
-                         &rope_[size_t(token * shape.cache.head_dim)], heads,
-                         &queries_[size_t(token * columns.query_stride)],
-                         &keys_[size_t(token * columns.kv_stride)],
-                         &values_[size_t(token * columns.kv_stride)]);
+            float *const queries = &queries_[size_t(token * columns.query_stride)];
+            float *const keys = &keys_[size_t(token * columns.kv_stride)];
+            norm_heads(layer.q_norm, heads, queries);
+            norm_heads(layer.k_norm, shape.cache.kv_heads, keys);
+            append_token(kernels_, *tokens_[size_t(token)].cache, index, tokens_[size_t(token)].row,
+                         layer.rotates ? &rope_[size_t(token * shape.cache.head_dim)] : nullptr, heads,
+                         queries, keys, &values_[size_t(token * columns.kv_stride)]);
         }
     });
 }

@@ -15,11 +15,16 @@
 
 namespace edge {
 
-// A norm's weight, zero-padded to the stride of the hidden state.
-using Norm = std::vector<float>;
+// A bias, or a norm's weight, which is zero-padded to the stride of the rows that it norms.
+using Vector = std::vector<float>;
+inline const float *data_of(const Vector &vector) { return vector.empty() ? nullptr : vector.data(); }
 
+// Of the vectors only the MLP's norm is never empty; an empty one is not there.
 struct Layer {
-    Norm attention_norm, mlp_norm;  // the first may be empty: then there is none
+    Vector attention_norm, mlp_norm;
+    Vector q_bias, k_bias, v_bias;
+    Vector q_norm, k_norm;  // of every head, before it is rotated
+    bool rotates = true;
     Matrix q, k, v, o, gate, up, down;
 };
 
@@ -86,7 +91,7 @@ class LayerRunner {
     float *hidden(int64_t token) { return &hidden_[size_t(token * shape.columns.hidden_stride)]; }
     float *normed(int64_t row) { return &normed_[size_t(row * shape.columns.hidden_stride)]; }
     // Row `row` of the normed states: the token's.
-    void norm_row(const Norm &norm, float scale, int64_t token, int64_t row) {
+    void norm_row(const Vector &norm, float scale, int64_t token, int64_t row) {
         kernels_.rms_norm(hidden(token), norm.data(), shape.norm_eps, scale, shape.columns.hidden,
                           shape.columns.hidden_stride, normed(row));
     }
@@ -105,7 +110,8 @@ class LayerRunner {
         int64_t first, last;
     };
 
-    void append_rows(int64_t layer, int64_t heads);
+    void append_rows(const Layer &layer, int64_t index, int64_t heads);
+    void norm_heads(const Vector &norm, int64_t heads, float *row) const;
 
     const edge_parallel &parallel_;
     const Kernels &kernels_;

@@ -8,13 +8,50 @@
 namespace edge {
 
 const char *role_name(int role) {
-    static const char *const names[role_count] = {"embedding", "head",      "final norm", "attention norm",
-                                                  "q_proj",    "k_proj",    "v_proj",     "o_proj",
-                                                  "MLP norm",  "gate_proj", "up_proj",    "down_proj"};
+    static const char *const names[] = {"embedding",
+                                        "head",
+                                        "final norm",
+                                        "attention norm",
+                                        "q_proj",
+                                        "k_proj",
+                                        "v_proj",
+                                        "o_proj",
+                                        "MLP norm",
+                                        "gate_proj",
+                                        "up_proj",
+                                        "down_proj",
+                                        "fc",
+                                        "bias of fc",
+                                        "norm of embeddings",
+                                        "norm of hidden states",
+                                        "bias of q_proj",
+                                        "bias of k_proj",
+                                        "bias of v_proj",
+                                        "norm of q",
+                                        "norm of k"};
+    static_assert(sizeof names / sizeof *names == role_count, "every role has a name");
     return names[role];
 }
 
-edge_status set_vector(const edge_matrix &given, const char *what, int64_t size, int64_t stride, Norm *out) {
+Vector Layer::*optional_vector(int role) {
+    switch (role) {
+        case EDGE_Q_BIAS:
+            return &Layer::q_bias;
+        case EDGE_K_BIAS:
+            return &Layer::k_bias;
+        case EDGE_V_BIAS:
+            return &Layer::v_bias;
+        case EDGE_Q_NORM:
+            return &Layer::q_norm;
+        case EDGE_K_NORM:
+            return &Layer::k_norm;
+        default:
+            return nullptr;
+    }
+}
+
+edge_status set_vector(const edge_matrix &given, const char *what, int64_t size, int64_t stride,
+                       Vector *out) {
     Matrix checked;
     if (const edge_status status = check_matrix(given, what, &checked)) return status;
     if (checked.kind != EDGE_F32 || checked.rows != 1 || checked.columns != size) {
@@ -39,11 +76,18 @@ edge_status set_matrix(const edge_matrix &given, const char *what, int64_t rows,
     return EDGE_OK;
 }
 
-edge_status set_in_layer(int role, const edge_matrix &given, const char *what, const LayerColumns &columns,
+edge_status set_in_layer(int role, const edge_matrix &given, const char *what, const LayerShape &shape,
                          Layer *layer) {
+    const LayerColumns &columns = shape.columns;
     const auto matrix = [&](int64_t rows, int64_t inputs, Matrix *out) {
         return set_matrix(given, what, rows, inputs, out);
     };
+    if (Vector Layer::*const vector = optional_vector(role)) {
+        const int64_t size = is_head_norm(role)    ? shape.cache.head_dim
+                             : role == EDGE_Q_BIAS ? columns.query
+                                                   : columns.kv;
+        return set_vector(given, what, size, size, &(layer->*vector));
+    }
     switch (role) {
         case EDGE_ATTENTION_NORM:
             return set_vector(given, what, columns.hidden, columns.hidden_stride, &layer->attention_norm);

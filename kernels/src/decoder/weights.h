@@ -1,4 +1,4 @@
-// Norms and matrices of a network as a caller gives them, checked.
+// Vectors and matrices of a network as a caller gives them, checked.
 #pragma once
 
 #include <cstdint>
@@ -8,17 +8,22 @@
 
 namespace edge {
 
-// The name of an edge_role in sentences.
+// Of edge_role and edge_draft_role.
+constexpr int role_count = 21;
 const char *role_name(int role);
-constexpr int role_count = 12;
-inline bool is_in_layer(int role) { return role >= EDGE_ATTENTION_NORM; }
+inline bool is_of_draft(int role) { return role >= EDGE_DRAFT_FC && role <= EDGE_DRAFT_HIDDEN_NORM; }
+inline bool is_bias(int role) { return role >= EDGE_Q_BIAS && role <= EDGE_V_BIAS; }
+inline bool is_head_norm(int role) { return role == EDGE_Q_NORM || role == EDGE_K_NORM; }
+inline bool is_in_layer(int role) { return role >= EDGE_ATTENTION_NORM && !is_of_draft(role); }
 
 // A vector of `size` floats, zero-padded to `stride`.
-edge_status set_vector(const edge_matrix &given, const char *what, int64_t size, int64_t stride, Norm *out);
+edge_status set_vector(const edge_matrix &given, const char *what, int64_t size, int64_t stride, Vector *out);
 edge_status set_matrix(const edge_matrix &given, const char *what, int64_t rows, int64_t columns,
                        Matrix *out);
 // role: one that is in a layer.
-edge_status set_in_layer(int role, const edge_matrix &given, const char *what, const LayerColumns &columns,
+edge_status set_in_layer(int role, const edge_matrix &given, const char *what, const LayerShape &shape,
                          Layer *layer);
+// The bias or the norm of heads that a role stands for; nullptr for another role.
+Vector Layer::*optional_vector(int role);
 
 }  // namespace edge

@@ -138,7 +138,7 @@ void edge_draft::join(int64_t row, int32_t token, const float *state) {
     const int64_t size = shape.columns.hidden, stride = shape.columns.hidden_stride;
     float *const halves[] = {&joined_[size_t(row * edge::row_stride(2 * size))],
                              &joined_[size_t(row * edge::row_stride(2 * size) + size)]};
-    const edge::Norm *const norms[] = {&embedding_norm_, &hidden_norm_};
+    const edge::Vector *const norms[] = {&embedding_norm_, &hidden_norm_};
     float *const plain = &unnormed_[size_t(row * stride)], *const normed = runner_.normed(row);
     for (int half = 0; half < 2; ++half) {
         if (half == 0) {
@@ -160,11 +160,8 @@ void edge_draft::run_fc(int64_t rows) {
     const edge::LayerColumns &columns = runner_.shape.columns;
     runner_.input().prepare(target.parallel, target.kernels, joined_.data(), edge::row_stride(fc_.columns),
                             rows, {&fc_}, [](int64_t) {});
-    const bool has_bias = !fc_bias_.empty();
-    for (int64_t row = 0; has_bias && row < rows; ++row) {
-        std::memcpy(runner_.hidden(row), fc_bias_.data(), size_t(columns.hidden) * sizeof(float));
-    }
-    const edge::LinearJob job{&fc_, runner_.hidden(0), columns.hidden_stride, has_bias, 1.0f};
+    const edge::LinearJob job{&fc_, runner_.hidden(0),      columns.hidden_stride, false,
+                              1.0f, edge::data_of(fc_bias_)};
     run_linear(target.parallel, target.kernels, runner_.input(), rows, &job, 1);
 }
 

@@ -49,7 +49,7 @@ struct edge_draft {
     edge::Observer observer_;  // nobody listens
     edge::LayerRunner runner_;
     edge::Matrix fc_, own_head_, planned_head_;
-    edge::Norm fc_bias_, embedding_norm_, hidden_norm_;
+    edge::Vector fc_bias_, embedding_norm_, hidden_norm_;
     std::vector<edge::Layer> layers_;
 
     std::vector<float> joined_,

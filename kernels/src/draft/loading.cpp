@@ -6,22 +6,14 @@
 #include "draft/draft.h"
 
 using edge::fail;
-using edge::role_count;
 using edge::role_name;
 
 namespace {
 
-// Of edge_draft_role, which goes on where edge_role ends.
-const char *const own_names[] = {"fc", "bias of fc", "norm of embeddings", "norm of hidden states"};
-constexpr int own_count = 4, all_roles = role_count + own_count;
-static_assert(EDGE_DRAFT_FC == role_count, "the roles of a draft follow those of a decoder");
-
-const char *name_of(int role) { return role < role_count ? role_name(role) : own_names[role - role_count]; }
-
-bool in_layer(int role) { return role < role_count && edge::is_in_layer(role); }
+constexpr int most_roles = EDGE_DRAFT_HIDDEN_NORM + 1;
 
 edge::LayerShape shape_of(const edge_model &target, const edge_draft_config &c) {
-    std::vector<float> frequency(size_t(c.head_dim / 2), 0.0f);  // without rotary positions: no angle ever
+    std::vector<float> frequency(size_t(c.head_dim / 2), 0.0f);  // without rotary positions: no pair turns
     if (c.inverse_frequency) frequency.assign(c.inverse_frequency, c.inverse_frequency + c.head_dim / 2);
     const int64_t query = int64_t(c.heads) * c.head_dim, kv = int64_t(c.kv_heads) * c.head_dim;
     return {
@@ -34,7 +26,7 @@ edge::LayerShape shape_of(const edge_model &target, const edge_draft_config &c) 
         edge_activations(target.config.activations),
         c.rms_norm_eps,
         c.residual_scale,
-        c.inverse_frequency ? c.rope_scale : 1.0f,
+        c.rope_scale,
         frequency};
 }
 
@@ -52,22 +44,22 @@ edge_draft::edge_draft(const edge_model &target_model, const edge_draft_config &
 
 edge_status edge_draft::set_weight(const edge_weight &weight, std::vector<bool> *seen) {
     const int role = weight.role;
-    const bool known = role >= 0 && role < all_roles && role != EDGE_EMBEDDING && role != EDGE_FINAL_NORM;
+    const bool known = role >= 0 && role < most_roles && role != EDGE_EMBEDDING && role != EDGE_FINAL_NORM;
     if (!known || (role == EDGE_HEAD && head_tokens_.empty())) {
         return fail(EDGE_INVALID, "A draft of this shape has no weight of role %d.", role);
     }
-    if (weight.layer < 0 || weight.layer >= (in_layer(role) ? layer_count_ : 1)) {
-        return fail(EDGE_INVALID, "%s of a draft: layer %d does not exist.", name_of(role), weight.layer);
+    if (weight.layer < 0 || weight.layer >= (edge::is_in_layer(role) ? layer_count_ : 1)) {
+        return fail(EDGE_INVALID, "%s of a draft: layer %d does not exist.", role_name(role), weight.layer);
     }
     char what[64];
-    std::snprintf(what, sizeof what, in_layer(role) ? "%s of a draft's layer %d" : "%s of a draft",
-                  name_of(role), weight.layer);
-    const size_t place = size_t(weight.layer * all_roles + role);
+    std::snprintf(what, sizeof what, edge::is_in_layer(role) ? "%s of a draft's layer %d" : "%s of a draft",
+                  role_name(role), weight.layer);
+    const size_t place = size_t(weight.layer * most_roles + role);
     if ((*seen)[place]) return fail(EDGE_INVALID, "%s is given twice.", what);
     (*seen)[place] = true;
 
     const edge::LayerColumns &columns = runner_.shape.columns;
-    const auto vector = [&](edge::Norm *out) {
+    const auto vector = [&](edge::Vector *out) {
         return edge::set_vector(weight.matrix, what, columns.hidden, columns.hidden_stride, out);
     };
     switch (role) {
@@ -82,12 +74,13 @@ edge_status edge_draft::set_weight(const edge_weight &weight, std::vector<bool> 
         case EDGE_HEAD:
             return edge::set_matrix(weight.matrix, what, head_rows_, columns.hidden, &own_head_);
         default:
-            return edge::set_in_layer(role, weight.matrix, what, columns, &layers_[size_t(weight.layer)]);
+            return edge::set_in_layer(role, weight.matrix, what, runner_.shape,
+                                      &layers_[size_t(weight.layer)]);
     }
 }
 
 edge_status edge_draft::load(const edge_weight *weights, int64_t count) {
-    std::vector<bool> seen(size_t(layer_count_ * all_roles));
+    std::vector<bool> seen(size_t(layer_count_ * most_roles));
     for (int64_t i = 0; i < count; ++i) {
         if (const edge_status status = set_weight(weights[i], &seen)) return status;
     }
@@ -96,9 +89,9 @@ edge_status edge_draft::load(const edge_weight *weights, int64_t count) {
             const bool wanted = role == EDGE_DRAFT_FC         ? layer == 0
                                 : role == EDGE_HEAD           ? layer == 0 && !head_tokens_.empty()
                                 : role == EDGE_ATTENTION_NORM ? layer > 0
-                                                              : in_layer(role);
-            if (wanted && !seen[size_t(layer * all_roles + role)]) {
-                return fail(EDGE_INVALID, "The %s of a draft's layer %d is missing.", name_of(role), layer);
+                                                              : edge::is_in_layer(role);
+            if (wanted && !seen[size_t(layer * most_roles + role)]) {
+                return fail(EDGE_INVALID, "The %s of a draft's layer %d is missing.", role_name(role), layer);
             }
         }
     }

@@ -42,6 +42,10 @@ void finish_tiles(const LinearJob &job, int64_t tile, int tiles, int64_t distanc
                 for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r) {
                     out[r] += job.scale * values[r];
                 }
+            } else if (job.bias != nullptr) {
+                for (int64_t r = 0; r < std::min<int64_t>(rows, tile_rows); ++r) {
+                    out[r] = values[r] + job.bias[row + r];
+                }
             } else if (rows >= tile_rows) {
                 std::memcpy(out, values, tile_rows * sizeof(float));
             } else {

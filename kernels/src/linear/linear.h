@@ -90,13 +90,14 @@ class LinearInput {
 // Which kernel computes a matrix's operator, in a few words.
 const char *linear_kernel(const Matrix &matrix, edge_activations mode);
 
-// out[n][rows] = input x matrix^T, or out += scale * that.
+// out[n][rows] = input x matrix^T, plus bias[rows] unless that is nullptr; or out += scale * the product.
 struct LinearJob {
     const Matrix *matrix;
     float *out;
     int64_t stride;
     bool accumulate = false;
     float scale = 1.0f;
+    const float *bias = nullptr;
 };
 
 // Runs several operators on the same prepared input as one parallel region.

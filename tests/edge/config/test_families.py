@@ -27,7 +27,9 @@ def test_native_numbers_are_those_of_the_header():
     text = HEADER.read_text(encoding="utf-8")
     body = text[text.rindex("typedef enum", 0, text.index("} edge_role;")) : text.index("} edge_role;")]
     numbers = {name: int(number) for name, number in re.findall(r"EDGE_(\w+) = (\d+)", body)}
-    assert {role.name.removesuffix(".weight"): role.native for role in DECODER} == {
+    assert {
+        role.name.removesuffix(".weight"): role.native for role in (*DECODER, *QKV_BIASES, *QK_NORMS)
+    } == {
         "model.embed_tokens": numbers["EMBEDDING"],
         "lm_head": numbers["HEAD"],
         "model.norm": numbers["FINAL_NORM"],
@@ -40,9 +42,14 @@ def test_native_numbers_are_those_of_the_header():
         "mlp.gate_proj": numbers["GATE"],
         "mlp.up_proj": numbers["UP"],
         "mlp.down_proj": numbers["DOWN"],
+        "self_attn.q_proj.bias": numbers["Q_BIAS"],
+        "self_attn.k_proj.bias": numbers["K_BIAS"],
+        "self_attn.v_proj.bias": numbers["V_BIAS"],
+        "self_attn.q_norm": numbers["Q_NORM"],
+        "self_attn.k_norm": numbers["K_NORM"],
     }
-    assert len(numbers) == len(DECODER)
-    assert all(role.native is None for role in (*MOE, *QKV_BIASES, *QK_NORMS))
+    assert len(numbers) == len({*DECODER, *QKV_BIASES, *QK_NORMS})
+    assert all(role.native is None for role in MOE)
 
 
 def test_tensors_in_the_order_of_decoding():
