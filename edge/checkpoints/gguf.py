@@ -36,10 +36,10 @@ class GGUFCheckpoint:
 
     Where llama.cpp rotates neighbouring pairs, the rows of q and k are stored interleaved, whatever the type;
     they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
-    counterpart exists; Q4_K keeps its codes with scales rounded to float16, Q5_1, Q5_K and Q6_K become int8
-    (`TensorInfo.exact`). Float matrices that hold ternary values are found by those values. Raises
-    CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types, ConfigError for
-    metadata that it does not understand.
+    counterpart exists; Q4_K and IQ4_XS keep their codes with scales rounded to float16, Q2_K, Q3_K, Q5_1,
+    Q5_K and Q6_K become int8 (`TensorInfo.exact`). Float matrices that hold ternary values are found by those
+    values. Raises CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types,
+    ConfigError for metadata that it does not understand.
     """
 
     def __init__(
@@ -180,7 +180,8 @@ class GGUFCheckpoint:
             if len(shape) == 1:
                 raise CheckpointError(f"{where} should be of a float type, not {kind}.")
             scheme = gguf_blocks.SCHEMES.get(kind) or gguf_blocks.ROUNDED[kind]
-            return TensorInfo(name, shape, kind, scheme, exact=kind in gguf_blocks.SCHEMES and kind != "Q4_K")
+            exact = kind in gguf_blocks.SCHEMES and kind not in gguf_blocks.INEXACT
+            return TensorInfo(name, shape, kind, scheme, exact)
         if len(shape) == 1:
             return TensorInfo(name, shape, kind, QuantScheme("f32"))
         ternary = find_ternary(shape[0], lambda rows: self._floats(source_name, rows))
