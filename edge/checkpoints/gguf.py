@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) as a Checkpoint: names, row order, types and metadata.
 
-The container is read by `edge.formats.gguf_file`, the block formats by `gguf_blocks`; configuration and
-tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
+The container is read by `edge.formats.gguf_file` and `gguf_parts`, the block formats by `gguf_blocks`;
+configuration and tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge.config.generation import read_generation_config
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
-from edge.formats.gguf_file import GGUFFile
+from edge.formats.gguf_parts import open_gguf
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
@@ -32,7 +32,7 @@ _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors
 
 
 class GGUFCheckpoint:
-    """A GGUF file of an architecture that a model family names.
+    """A GGUF file of an architecture that a model family names; of a split file any part may be named.
 
     Where llama.cpp rotates neighbouring pairs, the rows of q and k are stored interleaved, whatever the type;
     they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
@@ -50,12 +50,8 @@ class GGUFCheckpoint:
         """
         self._path = Path(path)
         self._source, self._settings = source or str(path), settings or {}
-        file = GGUFFile(self._path)
+        file = open_gguf(self._path)
         self._metadata = file.metadata
-        if self._field("split.count", (int, float), "a number", 1) > 1:
-            raise CheckpointError(
-                f"'{self._path}' is one part of a split GGUF file; join them with `llama-gguf-split --merge`."
-            )
         self._raw = {tensor.name: tensor for tensor in file.tensors}
         short, long = self._rope_factors()
         self._config = config_from_gguf(
