@@ -139,5 +139,6 @@ def _scales(facts: ModelFacts) -> str:
 
 
 def _rope(rope: RopeConfig) -> str:
-    text = f"RoPE {rope.type}, theta {rope.theta:g}"
+    fixed = "" if rope.regime is None else f" ({rope.regime} factors)"
+    text = f"RoPE {rope.type}{fixed}, theta {rope.theta:g}"
     return text if rope.type in ("default", "longrope") else f"{text}, factor {rope.factor:g}"
