@@ -81,7 +81,7 @@ def refuse_ignored(
             continue
         if name in asked or value != getattr(default, name):
             declared = options_of(RunOptions).get(name)
-            flag = f" ({declared.flag or '--' + name})" if declared else ""
+            flag = f" ({declared.flag or '--' + name.replace('_', '-')})" if declared else ""
             why = "has no use for it" if only is None else f"computes '{files.path}' with {only}"
             advice = "leave the option out"
             if name == "kv_type" and arithmetic is not None and arithmetic.other_kv_types:
