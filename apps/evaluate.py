@@ -12,6 +12,7 @@ from edge.apps.cli.loading import RopeOverride, keywords, load_model
 from edge.apps.cli.options import MODEL_HELP, Group, Hub, Json, Model, Out, Run, Source, expand
 from edge.apps.cli.terminal import convert_progress, error_console, output_console, print_json
 from edge.config import KVChoice
+from edge.config.rope_regime import RopeRegime
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
@@ -46,12 +47,17 @@ class SideOptions:
     quantize: str | None = same(SourceOptions, "quantize")
     kv_type: KVChoice = same(RunOptions, "kv_type")
     activations: str = same(RunOptions, "activations")
+    rope_regime: RopeRegime = same(RunOptions, "rope_regime")
     executor: str | None = same(RunOptions, "executor")
 
     def run(self, threads: int | None) -> RunOptions:
         """How it is run."""
         return RunOptions(
-            executor=self.executor, threads=threads, activations=self.activations, kv_type=self.kv_type
+            executor=self.executor,
+            threads=threads,
+            activations=self.activations,
+            kv_type=self.kv_type,
+            rope_regime=self.rope_regime,
         )
 
 

@@ -145,7 +145,8 @@ def _window(config: ModelConfig) -> str:
 
 
 def _rope(rope: RopeConfig) -> str:
-    text = f"RoPE {rope.type}, theta {rope.theta:g}"
+    fixed = "" if rope.regime is None else f" ({rope.regime} factors)"
+    text = f"RoPE {rope.type}{fixed}, theta {rope.theta:g}"
     if rope.rotary_dim is not None:
         text += f", {rope.rotary_dim} rows of a head"
     return text if rope.type in ("default", "longrope") else f"{text}, factor {rope.factor:g}"

@@ -67,11 +67,11 @@ def dry_run(
     The model is converted only where the plan depends on its weights: for exact ternary types.
     """
     hub: dict[str, Any] = {"revision": revision, "offline": offline}
-    source = plan_source(model, options, progress, **hub).selecting(options.selection)
+    source = plan_source(model, options, progress, **hub).as_asked(options)
     try:
         plan = plan_export(source, options)
     except UnreadWeightsError:
-        source = open_source(model, options, progress, **hub).selecting(options.selection)
+        source = open_source(model, options, progress, **hub).as_asked(options)
         plan = plan_export(source, options)
     memory = max(plan.export_memory, quantizing_memory(source, options))
     return {
@@ -99,7 +99,7 @@ def export_model(
     """
     out = Path(out)
     refuse_existing(out)
-    source = source.selecting(options.selection)
+    source = source.as_asked(options)
     plan = plan_export(source, options)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from edge.config.attention import AttentionMode, Selection
+from edge.config.rope_regime import RopeRegime
 from edge.engine.settings import GenerationSettings
 from edge.errors import BundleError, EdgeError, ExportError
 from edge.executors.options import RunOptions
@@ -43,6 +44,7 @@ class ExportOptions:
     context: int | None = same(RunOptions, "context")
     attention: AttentionMode = same(RunOptions, "attention")
     selection: Selection | None = same(RunOptions, "selection")
+    rope_regime: RopeRegime = same(RunOptions, "rope_regime")
     eos: tuple[str, ...] = same(GenerationSettings, "eos")
     draft: str | None = option(
         None,

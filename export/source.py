@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
-from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
+from edge.config.attention import asked_attention, resolve_attention, with_selection
 from edge.config.fields import listed, unique
 from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
+from edge.config.rope_regime import with_regime
 from edge.config.tensors import parts_beyond
 from edge.errors import ExportError, TokenizerError
 from edge.export.calibration import calibration
@@ -78,9 +79,9 @@ class Source:
         """Opened; TokenizerError when it is missing or contradicts the vocabulary."""
         return open_tokenizer(self.bundle)
 
-    def selecting(self, selection: Selection | None) -> Source:
-        """The same with the constants of somebody's choice of blocks, which the artifact will name."""
-        config = with_selection(self.bundle.config, selection)
+    def as_asked(self, options: ExportOptions) -> Source:
+        """The same with the choice of blocks and of rotary factors that the artifact is to have."""
+        config = with_regime(with_selection(self.bundle.config, options.selection), options.rope_regime)
         return Source(self.bundle.with_config(config), self.report, self.eos, self.draft)
 
     @property

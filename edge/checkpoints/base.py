@@ -25,7 +25,7 @@ class TensorInfo:
 
     shape: (rows, columns), or (n,) for a norm. source_type: what the file calls its type, for `edge inspect`.
     scheme: how it is stored when that has an exact counterpart here, or f16/f32 for floats.
-    exact: False when reading must round it (GGUF's Q5_1, Q5_K and Q6_K become int8).
+    exact: False when reading must round it (GGUF's Q5_K becomes int8).
     """
 
     name: str

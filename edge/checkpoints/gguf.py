@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) as a Checkpoint: names, row order, types and metadata.
 
-The container is read by `edge.formats.gguf_file`, the block formats by `gguf_blocks`; configuration and
-tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
+The container is read by `edge.formats.gguf_file` and `gguf_parts`, the block formats by `gguf_blocks`;
+configuration and tokenizer metadata are understood by `edge.config` and `edge.text.tokenizer`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
 from edge.config.row_order import rows_in_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
-from edge.formats.gguf_file import GGUFFile
+from edge.formats.gguf_parts import open_gguf
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 
@@ -34,11 +34,11 @@ _Rows = slice | npt.NDArray[np.intp]
 
 
 class GGUFCheckpoint:
-    """A GGUF file of an architecture that a model family names.
+    """A GGUF file of an architecture that a model family names; of a split file any part may be named.
 
     Rows of q and k are put into the order of the network (`edge.config.row_order`), and fused tensors are
-    taken apart, whatever the type. Matrices keep their type where an exact counterpart exists; Q4_K keeps
-    its codes with scales rounded to float16, Q5_1, Q5_K and Q6_K become int8
+    taken apart, whatever the type. Matrices keep their type where an exact counterpart exists; Q4_K and
+    IQ4_XS keep their codes with scales rounded to float16, Q2_K, Q3_K, Q5_1, Q5_K and Q6_K become int8
     (`TensorInfo.exact`). Float matrices that hold ternary values are found by those values. Raises
     CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types, ConfigError for
     metadata that it does not understand.
@@ -52,12 +52,8 @@ class GGUFCheckpoint:
         """
         self._path = Path(path)
         self._source, self._settings = source or str(path), settings or {}
-        file = GGUFFile(self._path)
+        file = open_gguf(self._path)
         self._metadata = file.metadata
-        if self._field("split.count", (int, float), "a number", 1) > 1:
-            raise CheckpointError(
-                f"'{self._path}' is one part of a split GGUF file; join them with `llama-gguf-split --merge`."
-            )
         self._raw = {tensor.name: tensor for tensor in file.tensors}
         short, long = self._rope_factors()
         self._config = config_from_gguf(
@@ -177,7 +173,8 @@ class GGUFCheckpoint:
             if len(shape) == 1:
                 raise CheckpointError(f"{where} should be of a float type, not {kind}.")
             scheme = gguf_blocks.SCHEMES.get(kind) or gguf_blocks.ROUNDED[kind]
-            return TensorInfo(name, shape, kind, scheme, exact=kind in gguf_blocks.SCHEMES and kind != "Q4_K")
+            exact = kind in gguf_blocks.SCHEMES and kind not in gguf_blocks.INEXACT
+            return TensorInfo(name, shape, kind, scheme, exact)
         if len(shape) == 1:
             return TensorInfo(name, shape, kind, QuantScheme("f32"))
         at = self._rows_at[name]

@@ -22,11 +22,15 @@ SCHEMES = {
     "Q5_0": QuantScheme("int8", 32),
     "Q8_0": QuantScheme("int8", 32),
     "IQ4_NL": QuantScheme("int8", 32),
+    "IQ4_XS": QuantScheme("int8", 32),
+    "Q3_K": QuantScheme("int8", 32),
     "TQ1_0": QuantScheme("ternary", 256),
     "TQ2_0": QuantScheme("ternary", 256),
 }
-"""Types whose codes are kept. All are exact but Q4_K, see `unpack_blocks`."""
-ROUNDED = dict.fromkeys(("Q5_1", "Q5_K", "Q6_K"), QuantScheme("int8", 32))
+"""Types whose codes are kept."""
+INEXACT = ("Q4_K", "IQ4_XS", "Q3_K")
+"""Those of them that lose something all the same, see `unpack_blocks`."""
+ROUNDED = dict.fromkeys(("Q2_K", "Q5_1", "Q5_K", "Q6_K"), QuantScheme("int8", 32))
 """Types without a counterpart here: dequantized and rounded to int8."""
 _IQ4_NL = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
@@ -36,9 +40,10 @@ _IQ4_NL = np.array(
 def unpack_blocks(raw: Bytes, type_name: str) -> QuantizedMatrix:
     """The codes and scales of rows of blocks of a type in SCHEMES.
 
-    raw: uint8 [rows, bytes per row]. Codes come out as they are in the file. Q4_K stores a scale as a 6-bit
-    integer times a float16 (up to 17 significant bits); it is rounded to float16 here, a relative error of at
-    most 2^-11 in scale and minimum, so Q4_K counts as inexact.
+    raw: uint8 [rows, bytes per row]. Codes come out as they are in the file, but for Q3_K. Q4_K and IQ4_XS
+    store a scale as a 6-bit integer times a float16 (up to 17 significant bits); it is rounded to float16
+    here, a relative error of at most 2^-11 in scale and minimum. A weight of Q3_K is the float16 times the
+    product of two integers; that product becomes the code, and where it is 128, the largest, it becomes 127.
     """
     unpack, block_bytes = _UNPACK[type_name]
     rows = raw.shape[0]
@@ -99,6 +104,32 @@ def _iq4_nl(blocks: Bytes) -> _Parts:
     return _IQ4_NL[_nibbles(blocks[..., 2:])], _half(blocks, 0), None
 
 
+def _iq4_xs(blocks: Bytes) -> _Parts:
+    """Eight 6-bit scales, 32 stands for zero: low nibbles in four bytes, high pairs of bits in a word."""
+    low = blocks[..., 4:8, None] >> np.array([0, 4], np.uint8) & 15
+    high = blocks[..., 2:4, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    shape = (*blocks.shape[:2], 8)
+    scales = (low.reshape(shape) | high.reshape(shape) << 4).astype(np.int8) - np.int8(32)
+    codes = _IQ4_NL[_nibbles(blocks[..., 8:].reshape(*shape, 16))]
+    with np.errstate(over="ignore"):  # as for Q4_K
+        return codes, (_half(blocks, 0).astype(np.float32) * scales).astype(np.float16), None
+
+
+def _q3_k(blocks: Bytes) -> _Parts:
+    """Sixteen codes -4..3 share a 6-bit scale, of which 32 stands for zero."""
+    quarters, shape = np.array([0, 2, 4, 6], np.uint8)[:, None], blocks.shape[:2]
+    low = blocks[..., None, 96:104] >> np.array([0, 4], np.uint8)[:, None] & 15
+    high = blocks[..., None, 104:108] >> quarters & 3
+    scales = (low.reshape(*shape, 16) | high.reshape(*shape, 16) << 4).astype(np.int8) - np.int8(32)
+    pairs = blocks[..., 32:96].reshape(*shape, 2, 1, 32) >> quarters & 3
+    third = blocks[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes = (pairs.reshape(*shape, 16, 16) | third.reshape(*shape, 16, 16) << 2).astype(np.int8)
+    codes -= np.int8(4)
+    codes *= scales[..., None]
+    codes[codes == -128] = 127  # 128, which int8 lacks: -4 times -32
+    return codes, np.repeat(_half(blocks, 108), 8, axis=-1), None
+
+
 def _tq1_0(blocks: Bytes) -> _Parts:
     """Five base-3 digits in a byte, as a fraction of 256: times 3^n modulo 256 brings digit n to the top."""
 
@@ -123,6 +154,8 @@ _UNPACK: dict[str, tuple[Callable[[Bytes], _Parts], int]] = {
     "Q5_0": (_q5_0, 22),
     "Q8_0": (_q8_0, 34),
     "IQ4_NL": (_iq4_nl, 18),
+    "IQ4_XS": (_iq4_xs, 136),
+    "Q3_K": (_q3_k, 110),
     "TQ1_0": (_tq1_0, 54),
     "TQ2_0": (_tq2_0, 66),
 }

@@ -169,10 +169,8 @@ def gguf_rope_tensors(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]
     """Factors by which llama.cpp divides the frequencies, float32 [rotary_dim / 2], by tensor name."""
     rope = config.rope
     if rope.type == "longrope":
-        return {
-            "rope_factors_long.weight": np.array(rope.long_factor, np.float32),
-            "rope_factors_short.weight": np.array(rope.short_factor, np.float32),
-        }
+        short, long = (np.array(factors, np.float32) for factors in rope.factor_lists)
+        return {"rope_factors_long.weight": long, "rope_factors_short.weight": short}
     if rope.type == "llama3":
         length = config.max_position_embeddings
         rotated = rope.rotary_dim or config.head_dim

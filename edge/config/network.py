@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from edge.errors import ConfigError, ContextError
 
+FixedRegime = Literal["short", "long"]
 RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 KVType = Literal["int16", "float16", "float32", "int8", "int4"]
 KVChoice = Literal["auto", "int16", "float16", "float32", "int8", "int4"]
@@ -25,7 +26,7 @@ _SIZES = (
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
 _MOST_EXPERTS = 1000
 _MAY_LACK = ("layers_without_rope", "sliding_window", "sliding_layers")
-_ROPE_MAY_LACK = ("rotary_dim",)
+_ROPE_MAY_LACK = ("rotary_dim", "regime")
 """Left out of the JSON at their defaults, which older programs know."""
 
 
@@ -41,6 +42,7 @@ class RopeConfig:
     them high_freq_factor and low_freq_factor). truncate: yarn's ramp begins and ends at whole pairs.
     rotary_dim: rows of every head that are rotated, the first and the second halves of its pairs, which are
     the first pairs (i, i + head_dim / 2) here; None: all. The rules above see it in place of head_dim.
+    regime: the list of longrope for every length (`edge.config.rope_regime`); None leaves it to the context.
     """
 
     type: RopeType = "default"
@@ -56,6 +58,7 @@ class RopeConfig:
     mscale_all_dim: float | None = None
     truncate: bool = True
     rotary_dim: int | None = None
+    regime: FixedRegime | None = None
 
     def __post_init__(self) -> None:
         if self.type not in get_args(RopeType):
@@ -67,6 +70,8 @@ class RopeConfig:
         for name in ("original_max_position_embeddings", "attention_factor"):
             if getattr(self, name) is not None:
                 check_sizes(self, name)
+        if self.regime is not None and (self.type != "longrope" or self.regime not in get_args(FixedRegime)):
+            raise ConfigError(f"rope_type {self.type} has no regime {self.regime!r}.")
         if self.rotary_dim is not None:
             check_sizes(self, "rotary_dim", whole=True)
         for name in ("theta", "original_max_position_embeddings"):
@@ -86,6 +91,13 @@ class RopeConfig:
                     raise ConfigError(f"rope_type longrope needs the field '{name}'.")
                 if not all(0 < value <= _LARGEST for value in values):
                     raise ConfigError(f"The values of '{name}' must be positive numbers.")
+
+    @property
+    def factor_lists(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """longrope's lists for contexts up to the original length and beyond; both are those of a regime."""
+        if self.regime == "short":
+            return self.short_factor, self.short_factor
+        return self.long_factor if self.regime == "long" else self.short_factor, self.long_factor
 
     def check_head(self, head_dim: int) -> None:
         """Raise ConfigError where it does not fit heads of that size."""

@@ -69,7 +69,7 @@ def _rotated_pairs(
         return _llama3(rope, head_dim), 1.0
     if rope.type == "longrope":
         original = rope.original_max_position_embeddings or max_position_embeddings
-        factors = rope.long_factor if context > original else rope.short_factor
+        factors = rope.factor_lists[context > original]
         scale = rope.attention_factor
         if scale is None:
             scale = longrope_scale(original, max_position_embeddings)

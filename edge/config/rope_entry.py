@@ -97,7 +97,8 @@ def write_rope(rope: RopeConfig) -> dict[str, Any] | None:
     if rope.type != "longrope":
         entry["factor"] = rope.factor
     if rope.type == "longrope":
-        entry |= {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
+        short, long = rope.factor_lists
+        entry |= {"short_factor": list(short), "long_factor": list(long)}
     if rope.type == "llama3":
         entry |= {"high_freq_factor": rope.beta_fast, "low_freq_factor": rope.beta_slow}
     if rope.type == "yarn":
@@ -143,7 +144,7 @@ def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> ModelConf
             if data[one] is None:
                 del data[one]
     if kind == old.type:
-        merged = write_rope(old) or {}
+        merged = write_rope(replace(old, regime=None)) or {}
         if kind == "longrope":
             # The factor on cos and sin belongs to training: other lists or a longer context leave it alone.
             merged.setdefault("attention_factor", longrope_scale(trained, config.max_position_embeddings))
@@ -165,7 +166,8 @@ def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> ModelConf
         # A config grows the base from its max_position_embeddings, which is the new context here.
         trained = Fields(data, _OVERRIDE).integer(_LENGTH)
         rope = replace(rope, original_max_position_embeddings=trained)
-    return replace(config, rope=rope, max_position_embeddings=max_positions)
+    regime = old.regime if kind == old.type else None
+    return replace(config, rope=replace(rope, regime=regime), max_position_embeddings=max_positions)
 
 
 def _type(entry: Mapping[str, Any], where: str) -> str:

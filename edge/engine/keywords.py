@@ -11,6 +11,7 @@ from typing import TypedDict
 
 from edge.config import KVChoice
 from edge.config.attention import AttentionMode, Selection
+from edge.config.rope_regime import RopeRegime
 
 
 class Settings(TypedDict, total=False):
@@ -52,5 +53,6 @@ class LoadOptions(TypedDict, total=False):
     kv_type: KVChoice | None
     attention: AttentionMode
     selection: Selection | None
+    rope_regime: RopeRegime
     tier: str | None
     max_batch: int

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edge.config import KVChoice, KVType
 from edge.config.attention import asked_attention, with_selection
+from edge.config.rope_regime import with_regime
 from edge.errors import EdgeError
 from edge.executors.memory import check_memory, memory_plan
 from edge.executors.options import RunOptions, kv_beside
@@ -66,6 +67,8 @@ def refuse_ignored(
             fixed["kv_type"] = arithmetic.kv_type
     if files.attention is not None:
         fixed["attention"] = files.attention
+    if files.target is not None:
+        fixed["rope_regime"] = "the one that it was exported with"
     if options.activations == "float16" and not spec.arithmetic:
         raise EdgeError(
             f"activations (--activations) can't be float16: the executor '{spec.name}' computes with int8, "
@@ -78,7 +81,7 @@ def refuse_ignored(
             continue
         if name in asked or value != getattr(default, name):
             declared = options_of(RunOptions).get(name)
-            flag = f" ({declared.flag or '--' + name})" if declared else ""
+            flag = f" ({declared.flag or '--' + name.replace('_', '-')})" if declared else ""
             why = "has no use for it" if only is None else f"computes '{files.path}' with {only}"
             advice = "leave the option out"
             if name == "kv_type" and arithmetic is not None and arithmetic.other_kv_types:
@@ -123,6 +126,8 @@ def open_executor(
     context = _context(files, options.context)
     make = spec.load()
     refuse_ignored(spec, files, options, asked)
+    if options.rope_regime != "auto":
+        files = files.with_config(with_regime(files.config, options.rope_regime))
     fixed = spec.fixed(files)
     activations = activations_of(spec, files, options.activations)
     kv_type = kv_type_of(spec, files, activations, options.kv_type)

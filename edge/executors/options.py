@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from edge.config import KVChoice, KVType
 from edge.config.attention import AttentionMode, Selection
+from edge.config.rope_regime import RopeRegime
 from edge.executors.registry import EXECUTORS
 from edge.system.options import Option, check_option, check_options, option
 from edge.system.registry import Registry
@@ -100,6 +101,12 @@ class RunOptions:
         "Sparse attention with blocks chosen as in the paper and CPM.cu, in MiniCPM4's published code, or in "
         "later InfLLM-V2 code; by default by the model's sparse_config.",
         choices=get_args(Selection),
+    )
+    rope_regime: RopeRegime = option(
+        "auto",
+        "LongRoPE's factors of short or of long texts, whatever the context; auto: long for a context beyond "
+        "the length that the model was first trained for.",
+        choices=get_args(RopeRegime),
     )
     tier: str | None = None
     max_batch: int = 256

@@ -145,6 +145,8 @@ class GGUFFile:
             raise CheckpointError(
                 f"Tensor {shown(name)} of '{self.path}' is of the type number {kind}, which is not supported."
             ) from None
+        if 0 in shape:  # whose other sizes nothing would bound
+            raise self._damaged(f"its tensor {shown(name)} is empty")
         columns = shape[0] if shape else 1
         if columns % block:
             raise self._damaged(f"a row of its tensor {shown(name)} is no whole number of blocks")
@@ -154,7 +156,7 @@ class GGUFFile:
         dtype = np.dtype(_FLOATS_AND_INTEGERS.get(tensor_type.name, "|u1"))
         rows = shape[:0:-1]
         last = columns if tensor_type.name in _FLOATS_AND_INTEGERS else columns // block * block_bytes
-        data: npt.NDArray[Any] = np.frombuffer(self._map, dtype, size // dtype.itemsize, start if size else 0)
+        data: npt.NDArray[Any] = np.frombuffer(self._map, dtype, size // dtype.itemsize, start)
         return GGUFTensor(name, shape, tensor_type, data.reshape(*rows, last)), size
 
     def _number(self, letter: str) -> Any:

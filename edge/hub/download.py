@@ -7,7 +7,7 @@ what they mean everywhere. GGUF files are in `edge.hub.gguf_files`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -111,7 +111,7 @@ def _fetch(model: HubModel, wanted: Wanted, known: Path | None) -> Path:
     return Path(snapshot_download(model.repo, revision=model.revision, allow_patterns=patterns))
 
 
-def _refuse_gguf_alone(model: HubModel, files: list[str]) -> None:
+def _refuse_gguf_alone(model: HubModel, files: Collection[str]) -> None:
     """Raise CheckpointError with what to type, if there are GGUF files."""
     if files:
         raise CheckpointError(

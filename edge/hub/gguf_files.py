@@ -1,5 +1,7 @@
 """GGUF files on the Hugging Face hub: what `owner/repo:file.gguf` and `owner/repo:Q4_K_M` mean, and their
 download into the hub's cache.
+
+A file in several parts goes by the name of its first one, and all of them are downloaded.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from edge.errors import CheckpointError
+from edge.formats.gguf_parts import part_name
 from edge.hub.connection import HubModel, cached_snapshot, connected, is_offline, needs_network
 
 _SUFFIX = ".gguf"
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 _MOST_SHOWN = 12
 
 
@@ -23,21 +25,31 @@ def split_name(text: str) -> tuple[str, str | None] | None:
     return None if found is None else (found[1], found[2])
 
 
-def gguf_files(files: Iterable[str]) -> list[str]:
-    """The GGUF files among a repository's, in their order by name."""
-    return sorted(file for file in files if file.lower().endswith(_SUFFIX))
+def gguf_files(files: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The GGUF files among a repository's, in their order by name: the name of each, and its parts, which may
+    be missing; a file that is no part of another is its own.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for file in sorted(file for file in files if file.lower().endswith(_SUFFIX)):
+        if (name := _whole(file)) not in found:
+            part = part_name(file)
+            found[name] = (file,) if part is None else part.all
+    return found
 
 
 def local_gguf_files(snapshot: Path | None) -> list[str]:
-    """Those of a folder in the hub's cache, where a file has its name only when all of it has come."""
+    """Those of a folder in the hub's cache that are there with all parts; a file has its name only when all
+    of it has come.
+    """
     if snapshot is None:
         return []
-    found = snapshot.rglob("*")
-    return gguf_files(file.relative_to(snapshot).as_posix() for file in found if file.is_file())
+    files = {file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()}
+    return [name for name, parts in gguf_files(files).items() if files.issuperset(parts)]
 
 
-def choices(model: HubModel, files: Sequence[str]) -> str:
+def choices(model: HubModel, files: Iterable[str]) -> str:
     """What to type for these files; a long list is cut."""
+    files = list(files)
     names = [f"{model.repo}:{file}" for file in files[:_MOST_SHOWN]]
     more = len(files) - len(names)
     return ", ".join(names) + (f" and {more} more" if more > 0 else "")
@@ -46,7 +58,8 @@ def choices(model: HubModel, files: Sequence[str]) -> str:
 def download_gguf(
     model: HubModel, wanted: str, *, offline: bool = False, progress: bool = False
 ) -> tuple[Path, str]:
-    """(the file in the hub's cache, its name in the repository), downloaded if it is not there yet.
+    """(the file in the hub's cache, its name in the repository), downloaded if it is not there yet; of a file
+    in parts that is the first one, and the others lie beside it.
 
     wanted: a file of the repository, or a quantization such as `Q4_K_M` that is in the name of one file
     alone. offline, progress, and what serves when the hub cannot be reached: as in
@@ -62,7 +75,7 @@ def download_gguf(
         if known is None:
             raise _several(model, wanted, local)
         return known
-    if known is not None and model.is_commit and wanted == known[1]:
+    if known is not None and model.is_commit and _whole(wanted) == known[1]:
         return known
     with connected(model, progress) as attempt:
         return _fetch(model, wanted, known)
@@ -76,25 +89,30 @@ def _fetch(model: HubModel, wanted: str, known: tuple[Path, str] | None) -> tupl
     from huggingface_hub import hf_hub_download
 
     info = model.ask()
-    file = _choose(model, wanted, gguf_files(sibling.rfilename for sibling in info.siblings or ()))
+    there = {sibling.rfilename for sibling in info.siblings or ()}
+    files = gguf_files(there)
+    file = _choose(model, wanted, files)
+    missing = sorted({*files[file]} - there)
+    if missing:
+        raise CheckpointError(
+            f"'{model.named(file)}' is a GGUF file of {len(files[file])} parts, and '{missing[0]}' is not on "
+            "the hub; choose another file or model."
+        )
     if known is not None and known[1] == file and info.sha in known[0].parts:
         return known  # snapshots are named by their commit
-    return Path(hf_hub_download(model.repo, file, revision=model.revision)), file
+    first, *others = files[file]
+    path = Path(hf_hub_download(model.repo, first, revision=model.revision))
+    for part in others:
+        hf_hub_download(model.repo, part, revision=info.sha)  # of the same commit, if a branch moves
+    return path, file
 
 
-def _choose(model: HubModel, wanted: str, files: list[str]) -> str:
+def _choose(model: HubModel, wanted: str, files: Iterable[str]) -> str:
     """The one of the repository's files that is meant; CheckpointError if there is none, or several."""
+    files = list(files)
     if not files:
         raise CheckpointError(f"'{model.repo}' on the hub has no GGUF files; leave ':{wanted}' out.")
     found = _matching(wanted, files)
-    parts = [file for file in found if _PART.search(file)]
-    if found and parts == found:
-        whole = [file for file in files if not _PART.search(file)]
-        others = f"name a whole one ({choices(model, whole)})" if whole else "take another repository"
-        raise CheckpointError(
-            f"'{model.repo}:{wanted}' is split into parts, which can't be read: {others}, or download all "
-            "parts, join them with `llama-gguf-split --merge` and name the result."
-        )
     if len(found) > 1:
         raise _several(model, wanted, found)
     if not found:
@@ -104,6 +122,12 @@ def _choose(model: HubModel, wanted: str, files: list[str]) -> str:
             f"{choices(model, close)}."
         )
     return found[0]
+
+
+def _whole(file: str) -> str:
+    """The name that a file goes by: of a part that of the first."""
+    part = part_name(file)
+    return file if part is None else part.of(1)
 
 
 def _several(model: HubModel, wanted: str, files: list[str]) -> CheckpointError:
@@ -117,6 +141,6 @@ def _matching(wanted: str, files: Sequence[str]) -> list[str]:
     `model-Q4_K_M.gguf` and not of `model-IQ4_K_M.gguf`.
     """
     if wanted.lower().endswith(_SUFFIX):
-        return [file for file in files if file == wanted]
+        return [file for file in files if file == _whole(wanted)]
     word = re.compile(rf"(?:^|[-._]){re.escape(wanted)}(?:$|[-.])", re.IGNORECASE)
     return [file for file in files if word.search(PurePosixPath(file).name[: -len(_SUFFIX)])]

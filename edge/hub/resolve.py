@@ -21,6 +21,7 @@ from edge.formats.artifact.folder import Artifact
 from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.manifest import MANIFEST
 from edge.formats.bundle.reader import Bundle
+from edge.formats.gguf_parts import first_part, parts_beside
 from edge.formats.model_files import ModelFiles, ModelTexts
 from edge.hub.built_in import BUILT_IN, BuiltInModel
 from edge.hub.convert import Progress, convert, plan_bundle
@@ -211,7 +212,7 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
             f"A revision belongs to a hub id, but '{text}' is a local path; leave the revision out."
         )
     if not path.is_dir():
-        return _Found("gguf", path=path)
+        return _Found("gguf", path=first_part(path))
     if (path / MANIFEST).is_file():
         return _Found("bundle", path=path)
     return _Found("exported" if _is_exported(path) else "folder", path=path)
@@ -272,7 +273,8 @@ def _recipe(found: _Found, quantize: str | None, head: str | None, verify: bool)
 def _key(found: _Found, options: dict[str, Any]) -> CacheKey:
     """The key of a file or folder; a downloaded one lies under the name of a commit, so its label counts."""
     assert found.path is not None
-    key = source_key(found.path, options)
+    parts = parts_beside(found.path)[1:] if found.kind == "gguf" else ()
+    key = source_key(found.path, options, parts)
     facts = key.facts if found.settings is None else {**key.facts, "generation_config": found.settings}
     return CacheKey(found.hub_label or key.label, facts)
 

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +67,12 @@ class CacheEntry:
     quantization: tuple[str, ...] = ()
 
 
-def source_key(path: str | Path, options: Mapping[str, Any]) -> CacheKey:
-    """The key of a file, or of a folder with all its files, converted with `options`."""
+def source_key(path: str | Path, options: Mapping[str, Any], parts: Iterable[Path] = ()) -> CacheKey:
+    """The key of a file, or of a folder with all its files, converted with `options`; parts: of the file."""
     path = Path(path).resolve()
     try:
         files = sorted(child for child in path.iterdir() if child.is_file()) if path.is_dir() else [path]
+        files += parts
         # Links are followed: a hub download is a folder of links to its blobs.
         found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     except OSError as error:

@@ -8,6 +8,7 @@ from.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from edge.config import ModelConfig, RopeConfig
 from edge.config.draft import DraftConfig
+from edge.config.rope_regime import follow_regime
 from edge.errors import CheckpointError
 from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
 from edge.model.network.kv_cache import GrowingCache
@@ -31,7 +33,8 @@ class Draft(nn.Module):
     def __init__(self, config: DraftConfig, decoder: Decoder) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        shape = layer_shape(config)
+        plain = layer_shape(config)
+        shape = replace(plain, rope=follow_regime(plain.rope, decoder.config.rope))
         self.config, self.shape = config, shape
         self._target = (decoder,)  # in a tuple: no submodule
         self.input_norm1, self.input_norm2 = (

@@ -78,9 +78,11 @@ def _yarn(rope: RopeConfig, lengths: _Lengths) -> tuple[Tensor, float]:
 
 
 def _longrope(rope: RopeConfig, lengths: _Lengths) -> tuple[Tensor, float]:
-    """LongRoPE: a factor per dimension, from the long list if the context passes the original length."""
+    """LongRoPE: a factor per dimension, from the long list if the context passes the original length and no
+    regime is fixed."""
     original = rope.original_max_position_embeddings or lengths.published
-    factors = rope.long_factor if lengths.context > original else rope.short_factor
+    is_long = lengths.context > original if rope.regime is None else rope.regime == "long"
+    factors = rope.long_factor if is_long else rope.short_factor
     ratio = lengths.published / original
     scale = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
     if rope.attention_factor is not None:

@@ -44,6 +44,7 @@ CHAT = ("chat", "smollm2-135m", "--prompt", "Hello")
         (("--rope-override", '{"rope_type": "spiral"}'), ("spiral",)),
         (("--think",), ("thinking",)),
         (("--attention", "sparse"), ("8192", "dense_len", "--attention dense")),
+        (("--rope-regime", "long"), ("no long regime (--rope-regime)", "rope_type is default")),
     ],
 )
 def test_options_out_of_range(run_inside: Callable[..., Any], smollm2: str, options: tuple[str, ...], words):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config import RopeConfig
 from edge.config.draft import DraftConfig
+from edge.config.rope_regime import with_regime
 from edge.errors import ConfigError, ContextError, EdgeError, NativeError, TokenizerError, WrongTypeError
 from edge.executors.drafts import DraftPlan, DraftRows, Tried, drafts_of
 from edge.formats.bundle.reader import Bundle
@@ -108,6 +111,33 @@ def test_every_variant_is_as_in_pytorch(bundle, draft_of, native, reference, var
         assert_alike(found, theirs.run(caches[1], part(rows, first, last), PLAN))
         assert len(found.tokens) == PLAN.room
         assert caches[0].length == caches[1].length == last
+
+
+@pytest.mark.parametrize("opened", ["native", "reference"])
+def test_a_draft_rotates_in_the_regime_of_its_target(
+    minicpm, make_bundle, draft_of, request, opened: str
+) -> None:
+    """Not in that which its own original length would give it in this context."""
+    short, long = tuple(1 + i / 8 for i in range(32)), tuple(2.0 + i for i in range(32))
+    rope = RopeConfig("longrope", original_max_position_embeddings=64, short_factor=short, long_factor=long)
+    target = make_bundle(minicpm(rope=rope))
+    run = request.getfixturevalue(opened)
+
+    def tried(draft_rope: RopeConfig, regime: Literal["auto", "short", "long"]) -> Tried:
+        files = draft_of(target, rope=draft_rope)
+        network = run(target.with_config(with_regime(target.config, regime)), files)
+        return network.run(network.new_cache(), rows_of(files.config, 40), PLAN)
+
+    fixed = {name: replace(rope, regime=name) for name in ("short", "long")}
+    short_tried, long_tried = tried(fixed["short"], "short"), tried(fixed["long"], "long")
+    assert not np.allclose(short_tried.logprobs, long_tried.logprobs, atol=1e-3)
+    for own, regime, wanted in (
+        (rope, "auto", long_tried),  # a context of 1024
+        (rope, "short", short_tried),
+        (rope, "long", long_tried),
+        (fixed["short"], "long", long_tried),
+    ):
+        np.testing.assert_array_equal(tried(own, regime).logprobs, wanted.logprobs)
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8", "ternary"])

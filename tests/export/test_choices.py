@@ -81,7 +81,7 @@ def test_references_of_the_right_shape(tiny_config, tokens, logits, fits):
 
 def test_the_plan_takes_the_larger_memory(monkeypatch, tiny_config):
     """Of writing and of quantizing before it, which is never at the same time."""
-    source = SimpleNamespace(name="n", context=lambda options: 64, selecting=lambda selection: source)
+    source = SimpleNamespace(name="n", context=lambda options: 64, as_asked=lambda options: source)
     monkeypatch.setattr(module, "small_files_bytes", lambda source: 5)
     monkeypatch.setattr(module, "plan_source", lambda *given, **hub: source)
     for writing, quantizing in ((10, 20), (20, 10)):

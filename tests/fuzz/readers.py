@@ -26,6 +26,7 @@ from edge.formats.artifact.manifest import ARTIFACT
 from edge.formats.bundle.reader import Bundle
 from edge.formats.bundle.stamps import Stamps
 from edge.formats.draft.files import DraftFiles
+from edge.formats.gguf_parts import first_part, open_gguf
 from edge.formats.kv_file import read_cache
 from edge.formats.safetensors import SafetensorsFile
 from edge.measure.alignment import align
@@ -43,6 +44,7 @@ from tests.fuzz.seeds import (
     cubins,
     draft_bundle,
     gguf_file,
+    gguf_parts,
     kv_file,
     made,
     pickle,
@@ -85,6 +87,11 @@ def read_gguf(folder: Path) -> None:
     for info in checkpoint.tensors:
         checkpoint.read(info.name)
     _ = checkpoint.tokenizer_files, checkpoint.chat_template, checkpoint.generation_config
+
+
+def read_gguf_parts(folder: Path) -> None:
+    """Where the tensors of all parts lie."""
+    open_gguf(first_part(folder / "m-00002-of-00002.gguf"))
 
 
 def read_safetensors(folder: Path) -> None:
@@ -242,6 +249,14 @@ READERS = {
             lambda: made(gguf_file),
             ("m.gguf",),
             (f"{FORMATS}/gguf_file.py", f"{CHECKPOINTS}/gguf.py"),
+            mutate_bytes,
+        ),
+        Reader(
+            "gguf parts",
+            read_gguf_parts,
+            lambda: made(gguf_parts),
+            ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"),
+            (f"{FORMATS}/gguf_file.py", f"{FORMATS}/gguf_parts.py"),
             mutate_bytes,
         ),
         Reader(

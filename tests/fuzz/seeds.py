@@ -186,6 +186,15 @@ def gguf_file(folder: Path) -> None:
     writer.close()
 
 
+def gguf_parts(folder: Path) -> None:
+    """The same in two parts."""
+    from tests.split_gguf import split_gguf
+
+    gguf_file(folder)
+    split_gguf(folder / "m.gguf", folder / "m.gguf", 8)
+    (folder / "m.gguf").unlink()
+
+
 def safetensors_file(folder: Path) -> None:
     """Tensors of several types."""
     specs = [

@@ -38,7 +38,8 @@ class Case:
         if rope.type == "yarn":
             words |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
         if rope.type == "longrope":
-            words |= {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
+            lists = {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
+            words |= lists if rope.regime is None else dict.fromkeys(lists, lists[f"{rope.regime}_factor"])
         if rope.type == "llama3":
             words |= {"high_freq_factor": rope.beta_fast, "low_freq_factor": rope.beta_slow}
         if rope.type in ("yarn", "longrope", "llama3"):
@@ -84,6 +85,8 @@ CASES = {
     ),
     "longrope-short": Case(longrope(), 32, 32),
     "longrope-long": Case(longrope(), 128, 48),
+    "longrope-short-fixed": Case(longrope(regime="short"), 128, 48),
+    "longrope-long-fixed": Case(longrope(regime="long"), 128, 24),
     "longrope-attention": Case(longrope(attention_factor=1.25), 128, 48),
 }
 

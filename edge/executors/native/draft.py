@@ -12,6 +12,7 @@ import numpy as np
 from edge.config import ModelConfig
 from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM, DraftConfig, draft_tensors
 from edge.config.rope import rope_parameters
+from edge.config.rope_regime import follow_regime
 from edge.errors import NativeError
 from edge.executors.checks import whole_number
 from edge.executors.drafts import DraftPlan, DraftRows, Tried
@@ -113,8 +114,9 @@ class NativeDraft:
         self._weights = open_weights(files)
         frequency, rope_scale = None, 1.0
         if config.rope is not None:
+            rope = follow_regime(config.rope, target.config.rope)
             frequency, rope_scale = rope_parameters(
-                config.rope, config.head_dim, context, config.max_position_embeddings
+                rope, config.head_dim, context, config.max_position_embeddings
             )
             frequency = np.ascontiguousarray(frequency, np.float32)
         ids = None if files.token_ids is None else np.ascontiguousarray(files.token_ids, np.int32)

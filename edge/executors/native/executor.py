@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.config.rope import rope_parameters
+from edge.config.rope_regime import without_regime
 from edge.config.tensors import NetworkTensor, network_tensors, parts_beyond
 from edge.errors import EdgeError, NativeError
 from edge.executors.checks import check_parts, integers, token_ids, whole_number
@@ -78,7 +79,7 @@ class NativeExecutor(ExecutorFacts):
         )
         frequency = np.ascontiguousarray(frequency, np.float32)
         self._cache_identity = {
-            "model": files.content_hash,
+            "model": files.with_config(without_regime(config)).content_hash,  # the regime is in "rope"
             "layout": f"native {native.CACHE_LAYOUT}",
             "activations": options.activations,
             "kv_type": options.kv_stored,  # after what it may follow from

@@ -55,6 +55,8 @@ def check_options(options: ProfileOptions) -> None:
         raise ProfileError("edge_bench does not report operators: leave --ops out.")
     if options.activations not in ("auto", "int8"):
         raise ProfileError("edge_bench measures with int8 activations only: leave --activations out.")
+    if options.rope_regime != "auto":
+        raise ProfileError("edge_bench measures the same time in both regimes: leave --rope-regime out.")
     if options.executor != (None,) or options.attention != ("auto",):
         raise ProfileError("edge_bench has one executor and attention: leave --executor and --attention out.")
     if options.streams != (1,) or options.rows:

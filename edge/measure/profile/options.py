@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from edge.config import KVChoice
 from edge.config.attention import AttentionMode
+from edge.config.rope_regime import RopeRegime
 from edge.errors import EdgeError
 from edge.executors.options import RunOptions
 from edge.hub.options import SourceOptions
@@ -70,6 +71,7 @@ class ProfileOptions:
     attention: tuple[AttentionMode, ...] = several(RunOptions, "attention")
     kv_type: tuple[KVChoice, ...] = several(RunOptions, "kv_type")
     activations: str = same(RunOptions, "activations")
+    rope_regime: RopeRegime = same(RunOptions, "rope_regime")
     repeat: int = option(5, "Measurements of each test.", least=1)
     fill: str = option(
         "prefill",

@@ -92,6 +92,7 @@ def profile(
                 activations=activations_of(spec, files, options.activations),
                 kv_type=asked,
                 attention=attention,
+                rope_regime=options.rope_regime,
             )
             worker = stack.enter_context(Worker(Setup(str(files.path), asdict(run), options.fill)))
             _check_passes(spec.name, worker.ready, options)
@@ -167,7 +168,9 @@ def _arithmetic(
     """(attention that is active, KV type) of each run; an exported folder has its own."""
     if files.attention is not None:
         for mode, kv_type in product(options.attention, options.kv_type):
-            refuse_ignored(spec, files, RunOptions(attention=mode, kv_type=kv_type))
+            refuse_ignored(
+                spec, files, RunOptions(attention=mode, kv_type=kv_type, rope_regime=options.rope_regime)
+            )
         return [(files.attention, kv_type_of(spec, files, "int8"))]
     activations = activations_of(spec, files, options.activations)
     kv_types = dict.fromkeys(kv_type_of(spec, files, activations, each) for each in options.kv_type)

@@ -12,6 +12,9 @@ import pytest
 from edge.config import RopeConfig
 from edge.config.huggingface import config_from_hf
 from edge.config.rope import rope_parameters
+from edge.config.rope_entry import override_rope, write_rope
+from edge.config.rope_regime import with_regime
+from edge.errors import ConfigError
 
 FACTORS = [1.0 + 0.37 * i for i in range(32)]
 
@@ -147,6 +150,35 @@ def test_longrope_list_follows_the_context() -> None:
     short, _ = rope_parameters(rope, 64, 100, 100)
     long, _ = rope_parameters(rope, 64, 101, 100)
     np.testing.assert_allclose(short, 2 * long, rtol=1e-7)
+
+
+def test_a_fixed_regime_holds_at_every_length() -> None:
+    rope = RopeConfig("longrope", 10000.0, 1.0, 100, (1.0,) * 32, (2.0,) * 32)
+    for regime, context in (("short", 100), ("long", 101)):
+        wanted, scale = rope_parameters(rope, 64, context, 200)
+        fixed = replace(rope, regime=regime)
+        for length in (1, 100, 101, 5000):
+            found, its_scale = rope_parameters(fixed, 64, length, 200)
+            np.testing.assert_array_equal(found, wanted)
+            assert its_scale == scale
+        # Formats that know no regime get the same list twice.
+        factors = list(rope.short_factor if regime == "short" else rope.long_factor)
+        entry = write_rope(fixed)
+        assert entry is not None and entry["short_factor"] == entry["long_factor"] == factors
+    for wrong in (RopeConfig(theta=1e6), rope):
+        with pytest.raises(ConfigError, match=f"rope_type {wrong.type} has no regime 'middle'"):
+            replace(wrong, regime="middle")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="rope_type default has no regime 'long'"):
+        RopeConfig(regime="long")
+
+
+def test_an_override_keeps_the_regime_and_both_lists() -> None:
+    entry, head_dim, length = CASES["longrope"]
+    config = with_regime(config_from_hf(config_json(entry, head_dim, length)), "long")
+    longer = override_rope(config, {"max_position_embeddings": 4 * length})
+    assert longer.rope.regime == "long" and longer.rope.short_factor == config.rope.short_factor
+    assert with_regime(longer, "short").rope.factor_lists == (config.rope.short_factor,) * 2
+    assert override_rope(config, {"rope_type": "default"}).rope.regime is None
 
 
 def test_longrope_scale_depends_on_the_config_and_not_on_the_context() -> None:

@@ -234,7 +234,7 @@ def _full(descriptor: int) -> None:
         ("layout", "by another version of this program"),
         ("kv_type", "with another --kv:"),
         ("activations", "with another --activations:"),
-        ("rope", "with another --context or --rope-override:"),
+        ("rope", "with another --context, --rope-regime or --rope-override:"),
         ("attention", "with another --attention:"),
         ("colour", "with another colour:"),
     ],

@@ -84,6 +84,8 @@ ALIGNMENT = b"general.alignment"
         (container((), (info(b"w", (4,) * 5),), bytes(9999)), "5 dimensions"),
         (container((), (info(b"w", (1 << 32, 1 << 32)),), bytes(64)), "'w' reaches beyond its end"),
         (container((), (info(b"w", (1 << 63, 2)),), bytes(64)), "'w' reaches beyond its end"),
+        (container((), (info(b"w", (0, 1 << 63)),), bytes(64)), "'w' is empty"),
+        (container((), (info(b"w", (1 << 40, 1 << 40, 0)),), bytes(64)), "'w' is empty"),
         (container((), (info(b"w", (8,), offset=(1 << 64) - 32),), bytes(64)), "beyond its end"),
         (container((), (info(b"w", (8,), offset=64),), bytes(64)), "beyond its end"),
         (container((), (info(b"w", (8,), offset=4),), bytes(64)), "not aligned"),

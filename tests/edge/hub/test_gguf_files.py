@@ -18,6 +18,7 @@ from edge.hub.gguf_files import split_name
 from edge.hub.resolve import open_model
 from tests.fuzz.seeds import gguf_file
 from tests.hub_server import Hub
+from tests.split_gguf import split_gguf
 
 Open = Callable[..., dict[str, Any]]
 FILES = (
@@ -26,9 +27,8 @@ FILES = (
     "Tiny-Q8_0.gguf",
     "more/Tiny-F16.gguf",
     "more/tiny.q8_0.GGUF",
-    "Tiny-BF16-00001-of-00002.gguf",
-    "Tiny-BF16-00002-of-00002.gguf",
 )
+PARTS = ("Tiny-BF16-00001-of-00002.gguf", "Tiny-BF16-00002-of-00002.gguf")
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def repo(hub: Hub) -> Path:
     for name in FILES:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "m.gguf", folder / name)
+    assert [part.name for part in split_gguf(folder / "m.gguf", folder / "Tiny-BF16.gguf", 8)] == list(PARTS)
     (folder / "m.gguf").unlink()
     (folder / "README.md").write_text("not wanted")
     return folder
@@ -111,6 +112,43 @@ def test_a_quantization_that_one_file_has(hub: Hub, repo: Path, edge_open: Open)
     assert "fits several files" in edge_open(hub.url, "org/files:Q8_0", {"offline": True})["message"]
 
 
+def test_a_file_in_parts(hub: Hub, repo: Path, edge_open: Open) -> None:
+    """Any part and the quantization name the whole; what came only in part is completed."""
+    whole, name = f"org/files:{PARTS[0]}", PARTS[1]
+    found = edge_open(hub.url, f"org/files:{name}", {})
+    assert found["source"] == whole and found["path"].startswith("org-files-Tiny-BF16-"), found
+    assert sorted(downloads(hub)) == [
+        f"GET /org/files/resolve/{revision}/{part}"
+        for revision, part in sorted(zip((Hub.COMMIT, "main"), reversed(PARTS), strict=True))
+    ]
+    hub.requests.clear()
+    for again in ("BF16", *PARTS):
+        assert edge_open(hub.url, f"org/files:{again}", {}) == found
+        assert edge_open(hub.url, f"org/files:{again}", {"offline": True}) == found
+    assert downloads(hub) == []
+    pinned = edge_open(hub.url, f"org/files:{PARTS[1]}", {"revision": Hub.COMMIT})
+    assert pinned["source"] == f"{whole}@{Hub.COMMIT}", pinned
+
+    (snapshot,) = (hub.root.parent / "hf").rglob(f"{Hub.COMMIT}/{PARTS[1]}")
+    snapshot.unlink()
+    offline = edge_open(hub.url, f"org/files:{name}", {"offline": True})
+    assert f"'org/files:{name}' has not been downloaded yet" in offline["message"]
+    assert edge_open(hub.url, f"org/files:{name}", {}) == found
+
+
+def test_a_repository_that_lacks_a_part(hub: Hub, repo: Path, edge_open: Open) -> None:
+    for part in PARTS:
+        kept = (repo / part).read_bytes()
+        (repo / part).unlink()
+        found = edge_open(hub.url, "org/files:BF16", {})
+        assert found["message"] == (
+            f"'org/files:{PARTS[0]}' is a GGUF file of 2 parts, and '{part}' is not on the hub; choose "
+            "another file or model."
+        )
+        (repo / part).write_bytes(kept)
+    assert downloads(hub) == []
+
+
 @pytest.mark.parametrize("by", ["plan_model", "open_checkpoint"])
 def test_whatever_opens_a_model_takes_such_names(hub: Hub, repo: Path, edge_open: Open, by: str) -> None:
     found = edge_open(hub.url, "org/files:Q4_K_M", {"by": by})
@@ -146,8 +184,7 @@ def test_refusals_say_what_there_is_and_download_nothing(hub: Hub, repo: Path, e
         ("org/files:Q5_K_M", {}, "no GGUF file 'Q5_K_M'"),
         ("org/files:tiny-q8_0.gguf", {}, "no GGUF file 'tiny-q8_0.gguf'", "has: org/files:"),
         ("org/files:../../x.gguf", {}, "no GGUF file '../../x.gguf'"),
-        ("org/files:BF16", {}, "is split into parts, which can't be read: name a whole one", whole),
-        ("org/files:Tiny-BF16-00001-of-00002.gguf", {}, "join them with `llama-gguf-split --merge`"),
+        ("org/files:Tiny-BF16-00003-of-00003.gguf", {}, "no GGUF file 'Tiny-BF16-00003-of-00003.gguf'"),
         ("org/tiny:Q4_K_M", {}, "'org/tiny' on the hub has no GGUF files; leave ':Q4_K_M' out"),
         ("org/unknown:Q4_K_M", {}, "There is no model 'org/unknown' on the hub"),
         ("org/files:Q4_K_M", {"revision": "v9"}, "no revision 'v9'"),
@@ -183,7 +220,7 @@ def test_a_repository_whose_file_was_downloaded_is_no_checkpoint_offline(
 def test_many_files_are_not_all_listed(hub: Hub, repo: Path, edge_open: Open) -> None:
     for number in range(20):
         (repo / f"Z{number}.gguf").touch()
-    assert edge_open(hub.url, "org/files", {})["message"].endswith(" and 15 more.")
+    assert edge_open(hub.url, "org/files", {})["message"].endswith(" and 14 more.")
 
 
 def test_a_path_with_a_colon_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -335,10 +335,17 @@ def test_bad_options_are_refused(changes, sentence):
         ProfileOptions(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"streams": (1, 2)}, {"rows": (4,)}])
-def test_what_edge_bench_does_not_measure_is_refused(changes):
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"streams": (1, 2)}, "--streams and --rows"),
+        ({"rows": (4,)}, "--streams and --rows"),
+        ({"rope_regime": "long"}, "--rope-regime"),
+    ],
+)
+def test_what_edge_bench_does_not_measure_is_refused(changes, flags):
     check_options(ProfileOptions())
-    with pytest.raises(ProfileError, match="leave --streams and --rows out"):
+    with pytest.raises(ProfileError, match=f"leave {flags} out"):
         check_options(ProfileOptions(**changes))
 
 
