@@ -36,7 +36,13 @@ from edge.text.messages import Message as Message
 from edge.text.messages import Tool
 from edge.text.tokenizer.base import LITERAL_MARK, Tokenizer
 from edge.text.tools.description import as_text, with_description
-from edge.text.tools.detection import ToolSupport, template_message, tool_support
+from edge.text.tools.detection import (
+    ToolSupport,
+    messages_with,
+    template_message,
+    tool_support,
+    variables_with,
+)
 
 # Noncharacters: no real text contains them.
 _OPEN, _CLOSE = "\ufdd1", "\ufdd2"
@@ -104,7 +110,8 @@ class PromptEncoder:
             if not support.writes:
                 messages = as_text(messages, support.form, tools)
             if tools and support.tells:
-                variables = {**variables, "tools": [self._all_protected(tool.as_openai()) for tool in tools]}
+                given = [self._all_protected(tool.as_openai()) for tool in tools]
+                variables = {**variables, **variables_with(given, support.way)}
             elif tools:
                 messages = with_description(messages, tools)
         marked = self._marked(messages, variables)
@@ -233,7 +240,7 @@ class PromptEncoder:
     def _render(
         self, messages: Sequence[Message], marked: Collection[int], variables: Mapping[str, Any]
     ) -> str:
-        plain = []
+        plain: list[Mapping[str, Any]] = []
         for i, message in enumerate(messages):
             if i in marked:
                 given: dict[str, Any] = {"role": message.role, "content": f"{_OPEN}{i}{_CLOSE}"}
@@ -244,6 +251,8 @@ class PromptEncoder:
             if message.role in self._typed:
                 given["content"] = [{"type": "text", "text": given["content"]}]
             plain.append(given)
+        if tools := variables.get("tools"):
+            plain = messages_with(plain, tools, self.tool_support.way)
         rendered = self._template.render(plain, **{**variables, "add_generation_prompt": True})
         if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
             raise EdgeError(
