@@ -45,7 +45,7 @@ def inspect(
 
     with convert_progress(model) as progress:
         files = open_model(model, **keywords(source), progress=progress)
-    trained = files.context or files.config.max_position_embeddings
+    trained = files.context or files.config.longest_context
     if plan.context is not None and plan.context > trained:
         raise ContextError(
             f"A context of {plan.context} tokens is beyond the {trained} that the model was made for: plan "

@@ -133,7 +133,7 @@ class Source:
 
     def context(self, options: ExportOptions) -> int:
         """The context in tokens that the artifact is made for; ContextError beyond the trained one."""
-        tokens = self.config.max_position_embeddings if options.context is None else options.context
+        tokens = self.config.longest_context if options.context is None else options.context
         self.config.check_context(tokens)
         return tokens
 

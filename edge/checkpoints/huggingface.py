@@ -34,6 +34,7 @@ from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.fields import listed
 from edge.config.huggingface import config_from_hf
+from edge.config.row_order import rows_in_hf
 from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, check_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.guarded_json import decode_text
@@ -216,7 +217,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
     def _rows(self, name: str, at: slice) -> npt.NDArray[np.float32]:
         """Some rows of a matrix as float32."""
         if name in self._packed:
-            return self._packed[name].rows(at.start, at.stop).read_float32()
+            return self._packed[name].rows(at).read_float32()
         stored = self._stored[name]
         return to_float32(stored.array()[at], stored.dtype, f"Tensor '{name}'")
 
@@ -247,9 +248,15 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
             whole = open_int4(stem, sum(sizes), columns, settings, entries, read, where)
             start = 0
             for each, size in zip(names, sizes, strict=True):
-                found[each] = whole if len(names) == 1 else whole.rows(start, start + size)
+                rows = self._rows_at(each, start, size)
+                found[each] = whole if len(names) == 1 and isinstance(rows, slice) else whole.rows(rows)
                 start += size
         return found
+
+    def _rows_at(self, name: str, start: int, size: int) -> slice | npt.NDArray[np.intp]:
+        """Where the rows of a tensor lie in one that has them from `start` on, in the network's order."""
+        order = rows_in_hf(self._network[name], self._config)
+        return slice(start, start + size) if order is None else start + order
 
     def _belongs_to_packed(self, name: str) -> bool:
         """Whether a tensor is a part of a packed layer, or a bias of zeros, which some packers add."""
@@ -287,7 +294,9 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                     f"call '{self._network[ours].hf}'; the file belongs to another model."
                 )
             if not parts:
-                place(ours, Stored(file, name, shape))
+                order = rows_in_hf(self._network[ours], self._config) if ours in self._network else None
+                fits = order is not None and shape[:1] == order.shape  # others are refused for their shape
+                place(ours, Stored(file, name, shape, order if fits else None))
                 continue
             sizes = [self._network[each].shape[0] for each in parts]
             if shape[:1] != (sum(sizes),):
@@ -297,7 +306,7 @@ class HuggingFaceCheckpoint(HuggingFaceTexts):
                 )
             start = 0
             for each, size in zip(parts, sizes, strict=True):
-                place(each, Stored(file, name, (size, *shape[1:]), slice(start, start + size)))
+                place(each, Stored(file, name, (size, *shape[1:]), self._rows_at(each, start, size)))
                 start += size
         return found
 

@@ -138,15 +138,15 @@ class Int4Linear:
         weights *= scales[:, group_of]
         return weights
 
-    def rows(self, start: int, stop: int) -> Int4Linear:
+    def rows(self, at: slice | npt.NDArray[np.intp]) -> Int4Linear:
         """Some of its rows as a matrix of their own: fused layers are stored as one."""
 
         def groups() -> _Groups:
             whole = self._groups()
-            return whole._replace(scales=whole.scales[start:stop], zeros=whole.zeros[start:stop])
+            return whole._replace(scales=whole.scales[at], zeros=whole.zeros[at])
 
-        shape = (stop - start, self.shape[1])
-        return Int4Linear(shape, self.source_type, self._group, groups, lambda: self._codes()[start:stop])
+        shape = (np.arange(self.shape[0])[at].size, self.shape[1])
+        return Int4Linear(shape, self.source_type, self._group, groups, lambda: self._codes()[at])
 
     def _describe(self) -> tuple[QuantScheme, bool]:
         scales, zeros, group_of = self._groups()

@@ -44,12 +44,13 @@ class WeightFile(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor of the network lies: a tensor of a file, or rows of one that it shares with others."""
+    """Where a tensor of the network lies: a tensor of a file, or rows of one: it shares it with others, or
+    has them in another order."""
 
     file: WeightFile
     name: str
     shape: tuple[int, ...]
-    rows: slice | None = None
+    rows: slice | npt.NDArray[np.intp] | None = None
 
     @property
     def dtype(self) -> str:

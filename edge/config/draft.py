@@ -7,12 +7,11 @@ FR-Spec, arXiv 2502.14856) tells the next token. Embedding and head are the targ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from edge.config.network import ModelConfig, RopeConfig, check_sizes, exact_fields, tuples
+from edge.config.network import ModelConfig, RopeConfig, check_sizes, exact_fields, plain_json
 from edge.config.roles import DECODER, HEAD, Shape
 from edge.errors import ConfigError
 
@@ -102,13 +101,8 @@ class DraftConfig:
             raise ConfigError(
                 f"head_rows is {self.head_rows}, more than the {self.vocab_size} tokens of the vocabulary."
             )
-        if self.rope is not None and self.rope.type == "longrope":
-            for name in ("short_factor", "long_factor"):
-                count = len(getattr(self.rope, name))
-                if count != self.head_dim // 2:
-                    raise ConfigError(
-                        f"'{name}' has {count} values; head_dim {self.head_dim} needs {self.head_dim // 2}."
-                    )
+        if self.rope is not None:
+            self.rope.check_head(self.head_dim)
 
     def with_head(self, rows: int | None) -> DraftConfig:
         """The same draft with so many rows of a head of its own; None: with the target's head."""
@@ -130,8 +124,7 @@ class DraftConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form: plain JSON values."""
-        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return data
+        return plain_json(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DraftConfig:
@@ -141,7 +134,7 @@ class DraftConfig:
             if not isinstance(known[name], bool):
                 raise ConfigError(f"'draft.{name}' must be true or false, not {known[name]!r}.")
         if known["rope"] is not None:
-            known["rope"] = RopeConfig(**tuples(exact_fields(RopeConfig, known["rope"], "draft.rope")))
+            known["rope"] = RopeConfig.from_json(known["rope"], "draft.rope")
         return cls(**known)
 
 

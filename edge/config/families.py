@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from edge.config import ModelConfig
 from edge.config.fields import Fields, listed
-from edge.config.roles import DECODER, MOE, Role
+from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.errors import ConfigError
 from edge.system.registry import Registry, load_plugins
 
@@ -85,7 +85,10 @@ class Family:
     counterpart: the family of the same network without muP scales (with them, if `scaled` is false).
     rope_interval: every so many layers, the last one does not rotate q and k. gguf_pairs: llama.cpp rotates
     neighbouring rows, so a GGUF file has the two halves of every head interleaved. fused: its checkpoints
-    keep the tensors that `Role.fused` names in one.
+    keep the tensors that `Role.fused` names in one. partial_rotary: `partial_rotary_factor` is computed.
+    required: fields that may not be absent, since transformers has a number of its own for them then.
+    windows: which layers see only the last `sliding_window` tokens where no `layer_types` tell: all of them,
+    or, if `use_sliding_window` is true, those from `max_window_layers` on ("upper") or those without RoPE.
     """
 
     model_type: str
@@ -101,6 +104,9 @@ class Family:
     rope_interval: int | None = None
     gguf_pairs: bool = False
     fused: bool = False
+    partial_rotary: bool = False
+    required: tuple[str, ...] = ()
+    windows: Literal["all", "upper", "without rope"] | None = None
 
     def layers_without_rope(self, layers: int) -> tuple[int, ...]:
         """Numbers of the layers that do not rotate q and k, of so many."""
@@ -211,5 +217,80 @@ register_family(
         roles=(*DECODER, *MOE),
         counterpart="minicpm",
         gguf_pairs=True,
+    )
+)
+
+
+def _fixed_except(*names: str) -> Mapping[str, tuple[Any, ...]]:
+    return {name: values for name, values in FIXED.items() if name not in names}
+
+
+register_family(
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        gguf="llama",
+        defaults={"sliding_window": 4096},
+        required=("num_key_value_heads",),
+        fixed=_fixed_except("sliding_window"),
+        windows="all",
+        gguf_pairs=True,
+    )
+)
+register_family(
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        gguf="qwen2",
+        roles=(*DECODER, *QKV_BIASES),
+        defaults={"sliding_window": 4096, "max_window_layers": 28},
+        required=("num_key_value_heads",),
+        fixed=_fixed_except("sliding_window", "layer_types"),
+        windows="upper",
+    )
+)
+register_family(
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        gguf="qwen3",
+        roles=(*DECODER, *QK_NORMS),
+        defaults={"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+        required=("num_key_value_heads",),
+        fixed=_fixed_except("sliding_window", "layer_types"),
+        windows="upper",
+    )
+)
+register_family(
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        gguf="smollm3",
+        defaults={"tie_word_embeddings": True, "rope_theta": 2000000.0},
+        required=("num_key_value_heads",),
+        fixed=_fixed_except("sliding_window", "layer_types"),
+        rope_interval=4,
+        windows="without rope",
+        gguf_pairs=True,
+    )
+)
+_QKV, _GATE_UP = "attn_qkv.weight", "ffn_up.weight"
+register_family(
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        gguf="phi3",
+        roles=renamed(
+            DECODER,
+            gguf={
+                **{f"self_attn.{name}_proj.weight": _QKV for name in "qkv"},
+                **{f"mlp.{name}_proj.weight": _GATE_UP for name in ("gate", "up")},
+            },
+        ),
+        defaults={"original_max_position_embeddings": 4096},
+        fixed=_fixed_except("sliding_window", "partial_rotary_factor"),
+        windows="all",
+        fused=True,
+        partial_rotary=True,
     )
 )

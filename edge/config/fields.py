@@ -39,6 +39,11 @@ class Fields:
             refuse_two(self.where, {key: value, name: self.data.get(name)})
         return self.defaults.get(name) if value is None else value
 
+    def is_null(self, name: str) -> bool:
+        """Whether null stands there, which some fields tell apart from being absent."""
+        key = self.key(name)
+        return key in self.data and self.data[key] is None
+
     def integer(self, name: str, default: int | None = None) -> int:
         """A whole number; required if there is no default, as in the methods below."""
         value = self._required(name, default)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.config.families import Family, every_last, family_from_hf, mup_scales, scaled_family
 from edge.config.fields import Fields, head_size, listed, refuse_two, shown
 from edge.config.rope_entry import read_rope, write_rope
+from edge.config.windows import sliding_layers_from_hf, sliding_layers_to_hf
 from edge.errors import ConfigError
 from edge.system.notices import notice
 
@@ -39,6 +40,9 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     family = family_from_hf(model_type, plain.texts("architectures"))
     source = Fields(data, _WHERE, names=family.fields, defaults=family.defaults)
     check_fixed(data, family.fixed)
+    for name in family.required:
+        if source.key(name) not in data:
+            raise ConfigError(f"config.json lacks the required field '{source.key(name)}'.")
 
     hidden_size = source.integer("hidden_size")
     layers = source.integer("num_hidden_layers")
@@ -47,7 +51,10 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     scales = mup_scales(source, _MUP, family)
     pad = source.optional_integer("pad_token_id")
     experts = _experts(source)
-    config = ModelConfig(
+    head_dim = head_size(source.optional_integer("head_dim"), hidden_size, heads)
+    without_rope = _layers_without_rope(source, family, layers)
+    window, sliding = sliding_layers_from_hf(source, family, layers, without_rope)
+    return ModelConfig(
         model_type=model_type,
         vocab_size=source.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -55,10 +62,10 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=source.integer("num_key_value_heads", heads),
-        head_dim=head_size(source.optional_integer("head_dim"), hidden_size, heads),
+        head_dim=head_dim,
         rms_norm_eps=source.number("rms_norm_eps"),
         max_position_embeddings=max_positions,
-        rope=rope_from_hf(source, max_positions),
+        rope=rope_from_hf(source, max_positions, head_dim if family.partial_rotary else None),
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
         bos_token_id=next(iter(_known_ids(source, "bos_token_id")), None),
         eos_token_ids=_known_ids(source, "eos_token_id"),
@@ -70,8 +77,10 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         sparse=_sparse(source.get("sparse_config")),
         num_experts=experts,
         num_experts_per_tok=source.integer("num_experts_per_tok") if experts else 0,
+        layers_without_rope=without_rope,
+        sliding_window=window,
+        sliding_layers=sliding,
     )
-    return replace(config, layers_without_rope=_layers_without_rope(source, family, layers))
 
 
 def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -107,7 +116,13 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     if family.rope_interval is not None:
         without = config.layers_without_rope
         values["no_rope_layers"] = [int(layer not in without) for layer in range(config.num_hidden_layers)]
-    return {family.fields.get(name, name): value for name, value in values.items() if value is not None}
+    if config.rope.rotary_dim is not None:
+        values["partial_rotary_factor"] = config.rope.rotary_dim / config.head_dim
+    if _LENGTH in family.defaults:
+        values[_LENGTH] = config.rope.original_max_position_embeddings
+    values = {name: value for name, value in values.items() if value is not None}
+    values |= sliding_layers_to_hf(config, family)
+    return {family.fields.get(name, name): value for name, value in values.items()}
 
 
 def check_fixed(data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -136,9 +151,11 @@ def _experts(source: Fields) -> int:
     return source.integer(names[0], source.optional_integer(names[1]) or 0)
 
 
-def rope_from_hf(source: Fields, max_positions: int) -> RopeConfig:
+def rope_from_hf(source: Fields, max_positions: int, head_dim: int | None = None) -> RopeConfig:
     """A config's rotary embedding by transformers' rules: `rope_scaling` stands in for the whole of
     `rope_parameters`, theta counts inside before outside, the original length outside before inside.
+
+    head_dim: of a family whose `partial_rotary_factor` is computed, None for others.
     """
     scaling, parameters = (_object(source, name) for name in ("rope_scaling", "rope_parameters"))
     name, entry = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
@@ -149,10 +166,23 @@ def rope_from_hf(source: Fields, max_positions: int) -> RopeConfig:
     if length is not None:
         _say_which(_LENGTH, ("the top level", length), (where, entry.get(_LENGTH)))
         entry[_LENGTH] = length
-    rope = read_rope(entry, where, source.number("rope_theta", 10000.0), max_positions)
+    rotary_dim = None if head_dim is None else _rotary_dim(source, entry, where, head_dim)
+    rope = read_rope(entry, where, source.number("rope_theta", 10000.0), max_positions, rotary_dim)
     if scaling and parameters:
         _check_replaced(rope.theta, scaling, parameters)
     return rope
+
+
+def _rotary_dim(source: Fields, entry: dict[str, Any], where: str, head_dim: int) -> int | None:
+    """How many rows of a head are rotated, None for all; the factor counts inside of the entry first."""
+    name = "partial_rotary_factor"
+    outside = source.optional_number(name)
+    _say_which(name, (where, entry.get(name)), ("the top level", outside))
+    inside = Fields(entry, where).optional_number(name)
+    entry.pop(name, None)
+    factor = next((each for each in (inside, outside) if each is not None), 1.0)
+    rotated = int(head_dim * factor)
+    return None if rotated == head_dim else rotated
 
 
 def _object(source: Fields, name: str) -> dict[str, Any]:

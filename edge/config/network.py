@@ -24,7 +24,9 @@ _SIZES = (
 )
 _MOST_LAYERS = 1000  # beyond any network; a damaged count would fill the memory with tensor names
 _MOST_EXPERTS = 1000
-_MAY_LACK = ("layers_without_rope",)  # left out of the JSON at their defaults, which older programs know
+_MAY_LACK = ("layers_without_rope", "sliding_window", "sliding_layers")
+_ROPE_MAY_LACK = ("rotary_dim",)
+"""Left out of the JSON at their defaults, which older programs know."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class RopeConfig:
     attention_factor: overrides the factor by which cos and sin are multiplied (yarn and longrope). beta_fast,
     beta_slow: turns over the original length between which the ramp of yarn and llama3 lies (llama3 calls
     them high_freq_factor and low_freq_factor). truncate: yarn's ramp begins and ends at whole pairs.
+    rotary_dim: rows of every head that are rotated, the first and the second halves of its pairs, which are
+    the first pairs (i, i + head_dim / 2) here; None: all. The rules above see it in place of head_dim.
     """
 
     type: RopeType = "default"
@@ -51,6 +55,7 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    rotary_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.type not in get_args(RopeType):
@@ -62,6 +67,8 @@ class RopeConfig:
         for name in ("original_max_position_embeddings", "attention_factor"):
             if getattr(self, name) is not None:
                 check_sizes(self, name)
+        if self.rotary_dim is not None:
+            check_sizes(self, "rotary_dim", whole=True)
         for name in ("theta", "original_max_position_embeddings"):
             if getattr(self, name) is not None and getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be above 1, not {getattr(self, name)!r}.")
@@ -79,6 +86,25 @@ class RopeConfig:
                     raise ConfigError(f"rope_type longrope needs the field '{name}'.")
                 if not all(0 < value <= _LARGEST for value in values):
                     raise ConfigError(f"The values of '{name}' must be positive numbers.")
+
+    def check_head(self, head_dim: int) -> None:
+        """Raise ConfigError where it does not fit heads of that size."""
+        rotated = head_dim if self.rotary_dim is None else self.rotary_dim
+        if rotated % 2 or rotated > head_dim:
+            raise ConfigError(
+                f"rotary_dim (head_dim times partial_rotary_factor) is {rotated}, but must be an even number "
+                f"up to head_dim ({head_dim})."
+            )
+        for name in ("short_factor", "long_factor"):
+            count = len(getattr(self, name))
+            if self.type == "longrope" and count != rotated // 2:
+                said = f"head_dim {head_dim}" if rotated == head_dim else f"rotary_dim {rotated}"
+                raise ConfigError(f"'{name}' has {count} values; {said} needs {rotated // 2}.")
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> RopeConfig:
+        """From a manifest's object; an unknown or missing field is a ConfigError with the field's name."""
+        return cls(**tuples(exact_fields(cls, data, where, _ROPE_MAY_LACK)))
 
 
 @dataclass(frozen=True)
@@ -148,6 +174,9 @@ class ModelConfig:
 
     scale_emb, scale_depth, dim_model_base: MiniCPM's muP scales; None means a plain Llama (scale 1).
     num_experts: 0 for a dense network. layers_without_rope: numbers of the layers that do not rotate q and k.
+    sliding_layers: numbers of the layers whose queries see only the last sliding_window tokens, their own
+    among them. Nothing here computes that: such a network runs with contexts up to the window, in which it
+    makes no difference.
     """
 
     model_type: str
@@ -172,6 +201,8 @@ class ModelConfig:
     num_experts: int = 0
     num_experts_per_tok: int = 0
     layers_without_rope: tuple[int, ...] = ()
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_type, str):
@@ -201,20 +232,19 @@ class ModelConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, but must lie between 1 and num_experts "
                 f"({self.num_experts})."
             )
-        without = self.layers_without_rope
-        whole = isinstance(without, tuple) and all(type(layer) is int for layer in without)
-        if not whole or list(without) != sorted(set(without) & set(range(self.num_hidden_layers))):
-            raise ConfigError(
-                "layers_without_rope must be ascending numbers of layers, below num_hidden_layers "
-                f"({self.num_hidden_layers}), not {without!r}."
-            )
-        if self.rope.type == "longrope":
-            for name in ("short_factor", "long_factor"):
-                count = len(getattr(self.rope, name))
-                if count != self.head_dim // 2:
-                    raise ConfigError(
-                        f"'{name}' has {count} values; head_dim {self.head_dim} needs {self.head_dim // 2}."
-                    )
+        for name in ("layers_without_rope", "sliding_layers"):
+            layers = getattr(self, name)
+            whole = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
+            if not whole or list(layers) != sorted(set(layers) & set(range(self.num_hidden_layers))):
+                raise ConfigError(
+                    f"{name} must be ascending numbers of layers, below num_hidden_layers "
+                    f"({self.num_hidden_layers}), not {layers!r}."
+                )
+        if self.sliding_window is not None:
+            check_sizes(self, "sliding_window", whole=True)
+        if bool(self.sliding_layers) != (self.sliding_window is not None):
+            raise ConfigError("sliding_window and sliding_layers must stand together, or neither.")
+        self.rope.check_head(self.head_dim)
         ids = {"bos_token_id": (self.bos_token_id,), "pad_token_id": (self.pad_token_id,)}
         for name, values in {**ids, "eos_token_ids": self.eos_token_ids}.items():
             for value in values:
@@ -243,13 +273,28 @@ class ModelConfig:
         """muP, place 3: factor on the final normed hidden state before the LM head."""
         return 1.0 if self.dim_model_base is None else self.dim_model_base / self.hidden_size
 
+    @property
+    def longest_context(self) -> int:
+        """The longest context in tokens that it can be run with, which is also the default."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+
     def check_context(self, context: int) -> None:
-        """Raise ContextError if `context` tokens are more than the model was made for."""
+        """Raise ContextError if `context` tokens are more than the model was made for, or than its layers
+        with a sliding window see at once."""
+        self.check_window(context)
         if context > self.max_position_embeddings:
             raise ContextError(
                 f"A context of {context} tokens is beyond the {self.max_position_embeddings} that the model "
                 "was made for: ask for less, or extend it knowingly with a RoPE override such as "
                 '{"rope_type": "yarn", "factor": 4}.'
+            )
+
+    def check_window(self, tokens: int) -> None:
+        """Raise ContextError for a sequence that its layers with a sliding window would not see whole."""
+        if self.sliding_window is not None and tokens > self.sliding_window:
+            raise ContextError(
+                f"A context of {tokens} tokens is beyond the model's sliding_window of {self.sliding_window}, "
+                "and attention through a window is not computed: ask for less."
             )
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:
@@ -261,14 +306,13 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form: plain JSON values; newer fields are left out where they say nothing."""
-        data: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in data.items() if value or name not in _MAY_LACK}
+        return plain_json(self, _MAY_LACK)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
         known = exact_fields(cls, data, "config", _MAY_LACK)
-        known["rope"] = RopeConfig(**tuples(exact_fields(RopeConfig, known["rope"], "config.rope")))
+        known["rope"] = RopeConfig.from_json(known["rope"], "config.rope")
         if known["sparse"] is not None:
             known["sparse"] = SparseConfig(**exact_fields(SparseConfig, known["sparse"], "config.sparse"))
         return cls(**tuples(known))
@@ -282,6 +326,18 @@ def check_sizes(instance: Any, *names: str, whole: bool = False) -> None:
         number = isinstance(value, kinds) and not isinstance(value, bool)
         if not number or not 0 < value <= _LARGEST:
             raise ConfigError(f"{name} must be a positive {wanted}, not {value!r}.")
+
+
+def plain_json(config: Any, may_lack: Collection[str] = ()) -> dict[str, Any]:
+    """A dataclass with a `rope` as plain JSON values, without what it and that may lack and says nothing."""
+    data: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if data["rope"] is not None:
+        data["rope"] = _without_defaults(data["rope"], _ROPE_MAY_LACK)
+    return _without_defaults(data, may_lack)
+
+
+def _without_defaults(data: dict[str, Any], may_lack: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value or name not in may_lack}
 
 
 def exact_fields(cls: type, data: Any, where: str, may_lack: Collection[str] = ()) -> dict[str, Any]:

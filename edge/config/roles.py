@@ -37,9 +37,11 @@ class Role:
     of tensor in `edge inspect`. gguf: llama.cpp's name inside the layer; None: it has none. native: its
     number in edge.h (edge_role); None: the native executor has no place for it. part: the optional part that
     it belongs to. heads: the config's field that counts its heads, if its rows are rotated: the rows of a
-    head are two halves, which turn with each other. joins_stream: its output is added to the residual stream.
+    head are two halves, which turn with each other; "each": it has one row for those of each head.
+    joins_stream: its output is added to the residual stream.
     hf: its name in the family's own checkpoints, where that differs. fused: the name under which checkpoints
-    may keep it in one tensor with others, below each other in the order of the table.
+    may keep it in one tensor with others, below each other in the order of the table. Roles with one name in
+    GGUF are fused there in the same way.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Role:
     gguf: str | None = None
     native: int | None = None
     part: Part | None = None
-    heads: Literal["num_attention_heads", "num_key_value_heads"] | None = None
+    heads: Literal["num_attention_heads", "num_key_value_heads", "each"] | None = None
     joins_stream: bool = False
     hf: str | None = None
     fused: str | None = None
@@ -218,7 +220,7 @@ QKV_BIASES: tuple[Role, ...] = (
 """Added to queries, keys and values before anything else happens to them."""
 
 QK_NORMS: tuple[Role, ...] = (
-    Role("self_attn.q_norm.weight", ("head",), NORMS, gguf="attn_q_norm.weight", part=QK_NORM),
-    Role("self_attn.k_norm.weight", ("head",), NORMS, gguf="attn_k_norm.weight", part=QK_NORM),
+    Role("self_attn.q_norm.weight", ("head",), NORMS, gguf="attn_q_norm.weight", part=QK_NORM, heads="each"),
+    Role("self_attn.k_norm.weight", ("head",), NORMS, gguf="attn_k_norm.weight", part=QK_NORM, heads="each"),
 )
 """RMSNorm of every head of q and k, before it is rotated."""

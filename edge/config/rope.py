@@ -8,6 +8,7 @@ that the cache is made for: a live cache never sees two sets of frequencies.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,41 @@ def rope_parameters(
     """Inverse frequencies, float32 [head_dim / 2], and the factor on cos and sin.
 
     context: the longest sequence in tokens that the cache will hold. max_position_embeddings: the config's.
-    The angle of pair i at position p is p * frequencies[i].
+    The angle of pair i at position p is p * frequencies[i]. Pairs that are not rotated (`rotary_dim`) have
+    frequency 0, and the factor is not for them; see `rope_tables`.
     """
+    rotated = rope.rotary_dim or head_dim
+    frequencies, scale = _rotated_pairs(rope, rotated, context, max_position_embeddings)
+    still = np.zeros((head_dim - rotated) // 2, np.float32)
+    return np.concatenate([frequencies, still]), scale
+
+
+def rope_tables(
+    positions: npt.NDArray[Any], frequencies: Frequencies, scale: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """cos and sin of the angles [n, head_dim / 2], times the factor; 1 and 0 where the frequency is 0.
+
+    positions: [n], of the type of floats to compute in. frequencies, scale: of `rope_parameters`.
+    """
+    angles = positions[:, None] * frequencies.astype(positions.dtype)
+    factors = np.where(frequencies == 0, 1.0, scale).astype(positions.dtype)
+    return np.cos(angles) * factors, np.sin(angles) * factors
+
+
+def rotary_order(head_dim: int, rotary_dim: int) -> npt.NDArray[np.intp]:
+    """Row of a head in Hugging Face's files for every row here, where the first rotary_dim ones are rotated.
+
+    There pair i is (i, i + rotary_dim / 2), as in GPT-NeoX, and the others follow behind; here every pair
+    i is (i, i + head_dim / 2), and those that are not rotated are the last ones of both halves.
+    """
+    turned, still = np.arange(rotary_dim).reshape(2, -1), np.arange(rotary_dim, head_dim).reshape(2, -1)
+    return np.concatenate([turned, still], axis=1).reshape(-1)
+
+
+def _rotated_pairs(
+    rope: RopeConfig, head_dim: int, context: int, max_position_embeddings: int
+) -> tuple[Frequencies, float]:
+    """The same for the pairs that are rotated; head_dim: twice their number, as in the functions below."""
     if rope.type == "linear":
         return _frequencies(rope.theta, head_dim) / np.float32(rope.factor), 1.0
     if rope.type == "dynamic":

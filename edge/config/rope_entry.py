@@ -39,10 +39,13 @@ _ALIASES = {"su": "longrope", "ntk": "dynamic", "none": "default"}
 _OVERRIDE = "the RoPE override"
 
 
-def read_rope(entry: Mapping[str, Any], where: str, theta: float, max_positions: int) -> RopeConfig:
+def read_rope(
+    entry: Mapping[str, Any], where: str, theta: float, max_positions: int, rotary_dim: int | None = None
+) -> RopeConfig:
     """A RopeConfig from the keys of a Hugging Face `rope_scaling` or `rope_parameters` entry.
 
-    theta: where the entry has none. Raises ConfigError for a key that is missing, unknown or of a wrong kind.
+    theta: where the entry has none. rotary_dim: see RopeConfig; an entry that says it itself is refused.
+    Raises ConfigError for a key that is missing, unknown or of a wrong kind.
     """
     for name in entry:
         if name not in {*_KEYS, *WITHOUT_EFFECT, "type", "rope_type", "rope_theta", "partial_rotary_factor"}:
@@ -82,6 +85,7 @@ def read_rope(entry: Mapping[str, Any], where: str, theta: float, max_positions:
         mscale=source.optional_number("mscale"),
         mscale_all_dim=source.optional_number("mscale_all_dim"),
         truncate=source.boolean("truncate", True),
+        rotary_dim=rotary_dim,
     )
 
 
@@ -156,7 +160,7 @@ def override_rope(config: ModelConfig, override: Mapping[str, Any]) -> ModelConf
         stretched = kind in ("linear", "yarn", "dynamic") and "factor" in override
         wanted = round(entry.integer(_LENGTH) * entry.number("factor")) if stretched else None
     max_positions = config.max_position_embeddings if wanted is None else wanted
-    rope = read_rope(data, _OVERRIDE, old.theta, max_positions)
+    rope = read_rope(data, _OVERRIDE, old.theta, max_positions, old.rotary_dim)
     if kind == "dynamic":
         # A config grows the base from its max_position_embeddings, which is the new context here.
         trained = Fields(data, _OVERRIDE).integer(_LENGTH)

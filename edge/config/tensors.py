@@ -82,6 +82,8 @@ def beyond_llama(config: ModelConfig) -> tuple[str, ...]:
     ]
     if config.layers_without_rope:
         found.append("layers without RoPE")
+    if config.rope.rotary_dim is not None:
+        found.append("partial rotary embedding")
     return tuple(dict.fromkeys(found))
 
 

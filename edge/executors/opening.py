@@ -145,7 +145,7 @@ def open_executor(
 def _context(files: ModelFiles, asked: int | None) -> int:
     """What was asked for, or the most; raises if that is beyond the files' own."""
     if files.context is None:
-        context = files.config.max_position_embeddings if asked is None else asked
+        context = files.config.longest_context if asked is None else asked
         files.config.check_context(context)
         return context
     if asked is not None and asked > files.context:

@@ -160,7 +160,7 @@ def inspect_model(files: ModelFiles, *, context: int | None = None, kv_type: KVC
         generation_config=files.generation_config,
         activations=activations,
         kv_type=stored,
-        memory=memory_plan(files, context or files.context or config.max_position_embeddings, stored),
+        memory=memory_plan(files, context or files.context or config.longest_context, stored),
     )
 
 

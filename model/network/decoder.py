@@ -211,7 +211,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, context: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.context = context or config.max_position_embeddings
+        self.context = context or config.longest_context
         self.model = Backbone(config, self.context)
         self.lm_head = (
             None
@@ -261,6 +261,8 @@ class Decoder(nn.Module):
         """
         n = tokens.shape[-1]
         past = 0 if cache is None else cache.length
+        if self.config.sliding_window is not None:
+            self.config.check_window(past + n)
         rows = past + torch.arange(n, device=tokens.device)
         if mask is None:
             mask = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril()

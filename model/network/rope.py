@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edge.config import ModelConfig, RopeConfig, RopeType
 
 
 @dataclass(frozen=True)
 class _Lengths:
-    """head_dim, the context the model runs with, and the number of positions it was published for."""
+    """Rows of a head that are rotated, the context the model runs with, and the number of positions it was
+    published for."""
 
     head_dim: int
     context: int
@@ -110,21 +112,26 @@ _RULES: dict[RopeType, Callable[[RopeConfig, _Lengths], tuple[Tensor, float]]] =
 
 
 def rope_frequencies(config: ModelConfig, context: int) -> tuple[Tensor, float]:
-    """(inverse frequencies float32 [head_dim / 2], factor on cos and sin) for a context in tokens."""
-    lengths = _Lengths(config.head_dim, context, config.max_position_embeddings)
+    """(inverse frequencies float32 [head_dim / 2], factor on cos and sin) for a context in tokens.
+
+    The frequency of pairs that are not rotated is 0; the factor is not for them.
+    """
+    lengths = _Lengths(config.rope.rotary_dim or config.head_dim, context, config.max_position_embeddings)
     inverse, scale = _RULES[config.rope.type](config.rope, lengths)
-    return inverse.float(), scale
+    return functional.pad(inverse.float(), (0, config.head_dim // 2 - inverse.numel())), scale
 
 
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of the angles position * frequency."""
 
     inverse_frequency: Tensor
+    scale: Tensor
 
     def __init__(self, config: ModelConfig, context: int) -> None:
         super().__init__()
-        inverse, self.scale = rope_frequencies(config, context)
+        inverse, scale = rope_frequencies(config, context)
         self.register_buffer("inverse_frequency", inverse, persistent=False)
+        self.register_buffer("scale", torch.where(inverse == 0, 1.0, scale), persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions int [..., n] -> cos, sin float32 [..., 1, n, head_dim / 2]; the 1 is for the heads."""

@@ -20,6 +20,7 @@ from edge.checkpoints.weight_files import INDEX, SAFETENSORS
 from edge.config import ModelConfig
 from edge.config.families import family_of
 from edge.config.huggingface import config_to_hf
+from edge.config.row_order import inverse, rows_in_hf
 from edge.config.tensors import check_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.atomic import Partial, write_failure, write_file
@@ -123,7 +124,9 @@ def _as_family(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, 
     parts: dict[str, list[Tensor]] = {}
     for name, tensor in network_tensors(config).items():
         theirs = tensor.fused if fused and tensor.fused is not None else tensor.hf
-        parts.setdefault(theirs, []).append(tensors[name])
+        rows = rows_in_hf(tensor, config)
+        kept = tensors[name]
+        parts.setdefault(theirs, []).append(kept if rows is None else kept[torch.from_numpy(inverse(rows))])
     return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
 

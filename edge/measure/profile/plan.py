@@ -108,7 +108,7 @@ def plan(
     for name in quantize:
         own = device is None or device.cpu is None
         network = _network(model, name, head, kv_type if own or kv_type != "auto" else _ARM_KV)
-        tokens = network.config.max_position_embeddings if context is None else context
+        tokens = network.config.longest_context if context is None else context
         network.config.check_context(tokens)
         tests = _tests(tokens, depth, prefill, streams, rows)
         plans.append(_plan(network, tokens, max(streams), memory, device, tests))
@@ -195,7 +195,7 @@ def _plan(
     longest = None
     if memory is not None:
         room = (memory - cost.resident - workspace) // row
-        longest = max(0, min(room, config.max_position_embeddings))
+        longest = max(0, min(room, config.longest_context))
     return Plan(
         quantize=str(network.scheme),
         kv_type=network.kv_type,
