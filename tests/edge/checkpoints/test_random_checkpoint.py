@@ -116,7 +116,7 @@ def test_seeds() -> None:
 def test_presets(name: str) -> None:
     checkpoint = RandomCheckpoint(name, QuantScheme("int4", 32))
     assert checkpoint.source == f"random:{name}"
-    assert checkpoint.config.max_position_embeddings == 131072
+    assert checkpoint.config == preset(name)
     vocabulary = json.loads(checkpoint.tokenizer_files["tokenizer.json"])["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(checkpoint.config.vocab_size))
     assert checkpoint.chat_template == CHAT_TEMPLATE and checkpoint.generation_config == {}
