@@ -242,6 +242,8 @@ _BUILT_IN: dict[str, ModelConfig] = {
         bos=199999,
         tied=True,
         eps=1e-5,
+        sliding_window=262144,  # longer than the context
+        sliding_layers=tuple(range(32)),
     ),
     "llama-3.2-1b": _llama32(2048, 16, 32, 64),
     "llama-3.2-3b": _llama32(3072, 28, 24, 128),
