@@ -49,7 +49,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     heads = source.integer("num_attention_heads")
     max_positions = source.integer("max_position_embeddings")
     scales = mup_scales(source, _MUP, family)
-    pad = source.optional_integer("pad_token_id")
+    pad = None if source.is_null("pad_token_id") else source.optional_integer("pad_token_id")
     experts = _experts(source)
     head_dim = head_size(source.optional_integer("head_dim"), hidden_size, heads)
     without_rope = _layers_without_rope(source, family, layers)
@@ -120,7 +120,9 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         values["partial_rotary_factor"] = config.rope.rotary_dim / config.head_dim
     if _LENGTH in family.defaults:
         values[_LENGTH] = config.rope.original_max_position_embeddings
-    values = {name: value for name, value in values.items() if value is not None}
+    # An absent token is that of the class in transformers, and null is none.
+    kept = ("bos_token_id", "pad_token_id")
+    values = {name: value for name, value in values.items() if value is not None or name in kept}
     values |= sliding_layers_to_hf(config, family)
     return {family.fields.get(name, name): value for name, value in values.items()}
 
@@ -139,6 +141,8 @@ def check_fixed(data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -
 def _known_ids(source: Fields, name: str) -> tuple[int, ...]:
     """Token ids of a field; one that the network does not have is left out, with a notice."""
     size = source.integer("vocab_size")
+    if source.is_null(name):
+        return ()
     for token in (ids := source.ids(name)):
         if token >= size:
             notice(f"config.json names the {name} {token}, but has only {size} tokens: it is ignored.")

@@ -1,4 +1,4 @@
-"""Every family that is declared, in Hugging Face's form: the network computes what transformers' own class does."""
+"""Every family that is declared computes what its own class in transformers does, and is read and written."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import pytest
 import torch
 import transformers
 
+from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
-from edge.config import ModelConfig
-from edge.config.huggingface import config_from_hf, config_to_hf
-from edge.model.network.decoder import Decoder
-from edge.model.weights.checkpoint import load_decoder, load_tensors, save_huggingface
+from edge.config.huggingface import config_from_hf
+from edge.config.rope import rope_parameters
+from edge.export.options import ExportOptions
+from edge.export.targets.gguf.target import TARGET as GGUF
+from edge.model.weights.checkpoint import load_decoder, save_huggingface
+from edge.quant.scheme import QuantScheme
 
-from .tiny import byte_tokenizer_files
+from .tiny import byte_tokenizer_files, make_source
 
 EXACT = 5e-5  # of the truth's standard deviation, as in tests/correctness
 LENGTH = 300
@@ -134,3 +137,30 @@ def test_the_network_is_that_of_the_familys_own_class(tmp_path: Path, name: str)
     assert {*back.state_dict()} == {*model.state_dict()}
     with torch.no_grad():
         torch.testing.assert_close(back(TOKENS[None]).logits[0], truth, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2", "mistral-window", "qwen2", "qwen3", "smollm3", "phi3-long"])
+def test_gguf_and_back(tmp_path: Path, name: str):
+    config = config_from_hf(theirs(CASES[name]).config.to_dict())
+    source = make_source(tmp_path, config, QuantScheme("int8", 32))
+    written = GGUF.write(source, ExportOptions("gguf"), tmp_path, None)
+    found = GGUFCheckpoint(tmp_path / written.model)
+    # Mistral is a Llama there; what a window leaves of the context is all of it.
+    assert found.config == replace(
+        config,
+        model_type="llama" if config.model_type == "mistral" else config.model_type,
+        max_position_embeddings=config.longest_context,
+        sliding_window=None,
+        sliding_layers=(),
+        rope=found.config.rope,
+        eos_token_ids=found.config.eos_token_ids,
+    )
+    length = config.longest_context
+    for ours, theirs_ in zip(
+        rope_parameters(config.rope, config.head_dim, length, config.max_position_embeddings),
+        rope_parameters(found.config.rope, config.head_dim, length, length),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs_, rtol=1e-6)
+    for tensor in source.tensors:
+        np.testing.assert_array_equal(found.read_float32(tensor), source.floats(tensor), err_msg=tensor)
