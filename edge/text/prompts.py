@@ -192,8 +192,11 @@ class PromptEncoder:
                 missing = _missing(messages, marked, typed)
                 if not missing:
                     return marked
-                if missing.issubset(_opening_answers(messages)):
-                    usable = usable or (typed, marked)
+                if usable is None and (
+                    missing.issubset(_opening_answers(messages))
+                    or self._are_left_behind(messages, missing, variables)
+                ):
+                    usable = typed, marked
                 roles = sorted({messages[i].role for i in missing})
                 problem = problem or EdgeError(
                     f"The chat template leaves out messages of the role {' and '.join(map(repr, roles))}: "
@@ -206,6 +209,26 @@ class PromptEncoder:
             return usable[1]
         assert problem is not None
         raise problem
+
+    def _are_left_behind(
+        self, messages: Sequence[Message], missing: set[int], variables: Mapping[str, Any]
+    ) -> bool:
+        """Whether the template writes these messages as long as the last question is open, and leaves them
+        out behind it: Mistral's does so with the system prompt where results of calls follow.
+        """
+        asked = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        open_ = messages[: asked + 1]
+        if max(missing) >= asked or len(open_) == len(messages):
+            return False
+        plain = [i for i, message in enumerate(open_) if not _is_structured(message)]
+        try:
+            if _missing(open_, self._render(open_, plain, variables), self._typed):
+                return False
+        except EdgeError:
+            return False
+        roles = " and ".join(repr(role) for role in sorted({messages[i].role for i in missing}))
+        notice(f"The chat template leaves out messages of the role {roles} behind calls of tools.")
+        return True
 
     def _check_changed(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> None:
         """Look at the messages that are not in `text` as they were said: EdgeError for one of which nothing

@@ -5,7 +5,6 @@ thinking, calls, settings and the end of an answer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

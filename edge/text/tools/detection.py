@@ -150,9 +150,7 @@ def template_message(message: Message) -> dict[str, Any]:
     return found
 
 
-def _render(
-    template: ChatTemplate, messages: list[dict[str, Any]], opened: bool, way: Way
-) -> str | None:
+def _render(template: ChatTemplate, messages: list[dict[str, Any]], opened: bool, way: Way) -> str | None:
     tools = [_TOOL.as_openai()]
     given = messages_with(messages, tools, way)
     try:
