@@ -114,7 +114,7 @@ def test_thinking_between_plain_marks_has_a_budget(tokenizer):
     """As of MiniCPM4.1, whose marks are several tokens, and of Qwen3, whose marks are no control tokens."""
     constraint = limited(tokenizer, 3)
     assert constraint.allowed() is None and constraint.is_complete
-    advance(constraint, tokenizer.encode("\n<think>\n", continues=True))
+    advance(constraint, tokenizer.encode("\n<think>", continues=True))
     closing = tuple(tokenizer.encode("\n</think>", continues=True))
     thought = tokenizer.encode(" one two three four", continues=True)
     for token in thought[:3]:
