@@ -52,6 +52,12 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     pad = None if source.is_null("pad_token_id") else source.optional_integer("pad_token_id")
     experts = _experts(source)
     head_dim = head_size(source.optional_integer("head_dim"), hidden_size, heads)
+    rope = rope_from_hf(source, max_positions, head_dim if family.partial_rotary else None)
+    if rope.type not in family.rope_types:
+        raise ConfigError(
+            f"config.json has the rope_type {rope.type}, but models of type {family.model_type} have only "
+            f"{listed(family.rope_types)}."
+        )
     without_rope = _layers_without_rope(source, family, layers)
     window, sliding = sliding_layers_from_hf(source, family, layers, without_rope)
     return ModelConfig(
@@ -65,7 +71,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         rms_norm_eps=source.number("rms_norm_eps"),
         max_position_embeddings=max_positions,
-        rope=rope_from_hf(source, max_positions, head_dim if family.partial_rotary else None),
+        rope=rope,
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
         bos_token_id=next(iter(_known_ids(source, "bos_token_id")), None),
         eos_token_ids=_known_ids(source, "eos_token_id"),
