@@ -116,6 +116,77 @@ PHI4 = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}
 """
+PHI4_MINI = """
+{%- for m in messages %}
+    {%- if m.role == 'system' and 'tools' in m and m['tools'] is not none %}
+        {{- '<|' + m.role + '|>' + m.content + '<|tool|>' + m['tools'] + '<|/tool|>' + '<|end|>' }}
+    {%- else %}
+        {{- '<|' + m.role + '|>' + m.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% else %}{{- eos_token }}{% endif %}
+"""
+SMOLLM3 = """
+{%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}
+{%- set mode = '/think' if enable_thinking else '/no_think' %}
+{%- set given = messages[0].content if messages[0].role == 'system' else '' %}
+{%- if '/no_think' in given %}{% set mode = '/no_think' %}{% endif %}
+{{- '<|im_start|>system\\n## Metadata\\n\\nToday Date: ' ~ strftime_now('%d %B %Y') ~ '\\n' }}
+{{- 'Reasoning Mode: ' + mode + '\\n\\n' + given.replace('/no_think', '').replace('/think', '').rstrip() }}
+{%- if xml_tools or python_tools %}
+    {%- set ns = namespace(text='\\n\\n### Tools\\n\\n<tools>\\n') %}
+    {%- for tool in xml_tools[:] %}{% set ns.text = ns.text ~ (tool | string) ~ '\\n' %}{% endfor %}
+    {{- ns.text + '</tools>\\\n\\\nWrite calls between <tool_call> and </tool_call>.' }}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- for m in messages %}
+    {%- if m.role == 'user' or m.role == 'tool' %}
+        {{- '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}
+    {%- elif m.role == 'assistant' %}
+        {%- generation %}
+        {{- '<|im_start|>assistant\\n' + ('' if mode == '/think' else '<think>\\n\\n</think>\\n') }}
+        {{- m.content.lstrip('\\n') + '<|im_end|>\\n' }}
+        {%- endgeneration %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' + ('' if mode == '/think' else '<think>\\n\\n</think>\\n') }}
+{%- endif %}
+"""
+MISTRAL = """
+{%- if messages[0].role == 'system' %}
+    {%- set system, messages = messages[0].content, messages[1:] %}
+{%- endif %}
+{%- set asked = messages | selectattr('role', 'equalto', 'user') | list %}
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {%- if tools is not none and m == asked[-1] %}
+            {{- '[AVAILABLE_TOOLS] [' }}
+            {%- for tool in tools %}
+                {{- tool | tojson }}{{- ', ' if not loop.last else '][/AVAILABLE_TOOLS]' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '[INST] ' + (system + '\\n\\n' if loop.last and system is defined else '') }}
+        {{- m.content + '[/INST]' }}
+    {%- elif m.tool_calls is defined and m.tool_calls is not none %}
+        {{- '[TOOL_CALLS] [' }}
+        {%- for call in m.tool_calls %}
+            {%- set out = call.function | tojson %}
+            {{- out[:-1] }}
+            {%- if call.id is not defined or call.id | length != 9 %}
+                {{- raise_exception('Ids of calls have nine letters and digits') }}
+            {%- endif %}
+            {{- ', "id": "' + call.id + '"}' }}{{- ', ' if not loop.last else ']' + eos_token }}
+        {%- endfor %}
+    {%- elif m.role == 'assistant' %}
+        {{- ' ' + m.content | trim + eos_token }}
+    {%- elif m.role == 'tool' %}
+        {{- '[TOOL_RESULTS] {"content": ' + m.content | string + ', ' }}
+        {{- '"call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}
+"""
 PLAIN = """
 {%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
@@ -128,3 +199,4 @@ TEMPLATES = {
     "lfm2": LFM2,
     "llama3.2": LLAMA32,
 }
+NAMED = {"bos_token": "<s>", "eos_token": "</s>"}

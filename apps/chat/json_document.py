@@ -27,6 +27,7 @@ def answer_document(model: Model, chat: Chat, load_seconds: float, done: Complet
         "content": done.text if done.content is None else done.content,
         "calls": [call.as_openai() for call in done.calls],
         "stop_reason": done.stop_reason,
+        "note": done.note,
         "is_complete": done.is_complete,
         "prompt_tokens": done.prompt_tokens,
         "reused_tokens": done.reused_tokens,

@@ -134,12 +134,15 @@ def quiet_keyboard() -> Iterator[None]:
 
 
 def stop_note(done: Completion, context: int) -> str | None:
-    """Why an answer ended, unless the model ended it, and whether it lacks a part of its form."""
-    lacks = "" if done.is_complete else "; the answer is incomplete"
+    """Why an answer ended, unless the model ended it, whether it lacks a part of its form, and why there is
+    nothing to read.
+    """
+    thinks = done.note is not None and bool(done.reasoning)
+    lacks = "; it was still thinking" if thinks else "" if done.is_complete else "; the answer is incomplete"
     notes = {
         "length": f"(stopped: the limit of {len(done.tokens)} tokens is reached{lacks})",
         "context": f"(stopped: the context of {context} tokens is full; /reset begins anew{lacks})",
         "cancelled": f"(stopped: cancelled{lacks})",
         "stop": f"(stopped: a stop string came up{lacks})",
     }
-    return notes.get(done.stop_reason)
+    return notes.get(done.stop_reason) or (f"({done.note})" if done.note else None)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from edge.apps.serve.answering import Event, Piece
 from edge.engine.answer import Chunk, Completion
 from edge.text.messages import ToolCall, new_call_id
-from edge.text.reply import CallBegin, CallEnd, ContentText, ReasoningText
+from edge.text.reply import CallBegin, CallEnd, ContentText, ReasoningText, why_empty
 
 
 class Reply:
@@ -62,12 +62,4 @@ class Reply:
         """Why there is nothing to read, if there is nothing."""
         if self._content or self.calls:
             return None
-        if self._reasoning and done.stop_reason in ("length", "context"):
-            return "The answer ended while it was thinking: allow more tokens, or a thinking_budget."
-        if self._reasoning:
-            return "The model ended its answer after thinking, without saying anything."
-        if done.stop_reason == "stop":
-            return "The answer began with a stop string."
-        if done.stop_reason == "eos":
-            return "The model ended its answer at once."
-        return None
+        return why_empty(bool(self._reasoning), done.stop_reason)

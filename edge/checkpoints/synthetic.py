@@ -230,12 +230,16 @@ def _random_words(
 def _tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
     """`tokenizer.json` (byte-level BPE without merges) and its configuration.
 
-    Ids: <unk> 0, <s> 1, </s> 2, the 256 bytes, made-up words; <|im_end|> and <|im_start|> have MiniCPM4's ids
-    when the vocabulary reaches that far, else the last two.
+    Ids: <s> and </s> are the config's, 1 and 2 without any, <unk> is the first that is left (0 with those),
+    then the 256 bytes, made-up words; <|im_end|> and <|im_start|> have MiniCPM4's ids when the vocabulary
+    reaches that far, else the last two.
     """
     size = config.vocab_size
     im_end = _IM_END if size > _IM_END + 1 else size - 2
-    special = {0: "<unk>", 1: "<s>", 2: "</s>", im_end: "<|im_end|>", im_end + 1: "<|im_start|>"}
+    special = {im_end: "<|im_end|>", im_end + 1: "<|im_start|>"}
+    special.setdefault(1 if config.bos_token_id is None else config.bos_token_id, "<s>")
+    special.setdefault(next(iter(config.eos_token_ids), 2), "</s>")
+    special[next(token_id for token_id in range(size) if token_id not in special)] = "<unk>"
     spellings = iter(_byte_alphabet())
     vocabulary: dict[str, int] = {}
     words = 0

@@ -23,7 +23,7 @@ from edge.engine.stop_strings import StopMatcher
 from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.messages import ToolCall
-from edge.text.reply import ReplyPart
+from edge.text.reply import ReplyPart, why_empty
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
 
 StopReason = Literal["eos", "stop", "length", "context", "cancelled"]
@@ -78,6 +78,13 @@ class Completion:
     reasoning: str | None = None
     content: str | None = None
     calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """Why there is nothing to read, if there is nothing."""
+        if self.calls or (self.text if self.content is None else self.content):
+            return None
+        return why_empty(bool(self.reasoning), self.stop_reason)
 
 
 _EXPECTED_TOKENS = 512  # of an answer without a limit, when memory is looked at

@@ -191,14 +191,17 @@ def _constraint(request: Request, encoder: PromptEncoder, thinking: Thinking | N
         if must:
             raise
         inner = None
-    if thinking is None or not is_apart or (inner is None and budget is None):
+    if thinking is None or (inner is None and budget is None):
         return inner
-    from edge.engine.constraints.thinking import AfterThinking, ThinkingBudget
+    from edge.engine.constraints.thinking import AfterThinking, LimitedThinking, ThinkingBudget
 
     limit = None
     if budget is not None:
         closing = tokenizer.encode(f"\n{thinking.closing}", add_bos=False, parse_special=True, continues=True)
         limit = ThinkingBudget(budget, tuple(closing))
+    if not is_apart:
+        marks = (thinking.opening, thinking.closing)
+        return inner if limit is None else LimitedThinking(inner, marks, tokenizer, limit)
     opens = None if thinking.is_open else token
     return AfterThinking(inner, thinking.closing, tokenizer, opens=opens, budget=limit)
 

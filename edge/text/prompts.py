@@ -36,7 +36,13 @@ from edge.text.messages import Message as Message
 from edge.text.messages import Tool
 from edge.text.tokenizer.base import LITERAL_MARK, Tokenizer
 from edge.text.tools.description import as_text, with_description
-from edge.text.tools.detection import ToolSupport, template_message, tool_support
+from edge.text.tools.detection import (
+    ToolSupport,
+    messages_with,
+    template_message,
+    tool_support,
+    variables_with,
+)
 
 # Noncharacters: no real text contains them.
 _OPEN, _CLOSE = "\ufdd1", "\ufdd2"
@@ -104,7 +110,8 @@ class PromptEncoder:
             if not support.writes:
                 messages = as_text(messages, support.form, tools)
             if tools and support.tells:
-                variables = {**variables, "tools": [self._all_protected(tool.as_openai()) for tool in tools]}
+                given = [self._all_protected(tool.as_openai()) for tool in tools]
+                variables = {**variables, **variables_with(given, support.way)}
             elif tools:
                 messages = with_description(messages, tools)
         marked = self._marked(messages, variables)
@@ -185,8 +192,11 @@ class PromptEncoder:
                 missing = _missing(messages, marked, typed)
                 if not missing:
                     return marked
-                if missing.issubset(_opening_answers(messages)):
-                    usable = usable or (typed, marked)
+                if usable is None and (
+                    missing.issubset(_opening_answers(messages))
+                    or self._are_left_behind(messages, missing, variables)
+                ):
+                    usable = typed, marked
                 roles = sorted({messages[i].role for i in missing})
                 problem = problem or EdgeError(
                     f"The chat template leaves out messages of the role {' and '.join(map(repr, roles))}: "
@@ -199,6 +209,26 @@ class PromptEncoder:
             return usable[1]
         assert problem is not None
         raise problem
+
+    def _are_left_behind(
+        self, messages: Sequence[Message], missing: set[int], variables: Mapping[str, Any]
+    ) -> bool:
+        """Whether the template writes these messages as long as the last question is open, and leaves them
+        out behind it: Mistral's does so with the system prompt where results of calls follow.
+        """
+        asked = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        open_ = messages[: asked + 1]
+        if max(missing) >= asked or len(open_) == len(messages):
+            return False
+        plain = [i for i, message in enumerate(open_) if not _is_structured(message)]
+        try:
+            if _missing(open_, self._render(open_, plain, variables), self._typed):
+                return False
+        except EdgeError:
+            return False
+        roles = " and ".join(repr(role) for role in sorted({messages[i].role for i in missing}))
+        notice(f"The chat template leaves out messages of the role {roles} behind calls of tools.")
+        return True
 
     def _check_changed(self, messages: Sequence[Message], text: str, variables: Mapping[str, Any]) -> None:
         """Look at the messages that are not in `text` as they were said: EdgeError for one of which nothing
@@ -233,7 +263,7 @@ class PromptEncoder:
     def _render(
         self, messages: Sequence[Message], marked: Collection[int], variables: Mapping[str, Any]
     ) -> str:
-        plain = []
+        plain: list[Mapping[str, Any]] = []
         for i, message in enumerate(messages):
             if i in marked:
                 given: dict[str, Any] = {"role": message.role, "content": f"{_OPEN}{i}{_CLOSE}"}
@@ -244,6 +274,8 @@ class PromptEncoder:
             if message.role in self._typed:
                 given["content"] = [{"type": "text", "text": given["content"]}]
             plain.append(given)
+        if tools := variables.get("tools"):
+            plain = messages_with(plain, tools, self.tool_support.way)
         rendered = self._template.render(plain, **{**variables, "add_generation_prompt": True})
         if not {*_SENTINEL.findall(rendered)} <= {str(i) for i in marked}:
             raise EdgeError(

@@ -235,6 +235,22 @@ class Unread:
         return at if at < 0 else at - self._at
 
 
+def why_empty(thinks: bool, stop_reason: str) -> str | None:
+    """Why an answer has nothing to read and no calls; None for one that was cancelled, say.
+
+    thinks: whether it has thoughts.
+    """
+    if thinks and stop_reason in ("length", "context"):
+        return "The answer ended while it was thinking: allow more tokens, or a thinking_budget."
+    if thinks:
+        return "The model ended its answer after thinking, without saying anything."
+    if stop_reason == "stop":
+        return "The answer began with a stop string."
+    if stop_reason == "eos":
+        return "The model ended its answer at once."
+    return None
+
+
 def overlap(text: str, mark: str) -> int:
     """Length of the longest end of a text that begins a mark and is not all of it."""
     longest = min(len(mark) - 1, len(text))

@@ -183,7 +183,17 @@ def test_align_of_other_shapes(run_inside, tmp_path):
     ],
 )
 def test_why_an_answer_ended(reason, note):
-    assert stop_note(SimpleNamespace(stop_reason=reason, tokens=[1, 2, 3], is_complete=True), 64) == note
+    done = SimpleNamespace(stop_reason=reason, tokens=[1, 2, 3], is_complete=True, note=None, reasoning=None)
+    assert stop_note(done, 64) == note
+
+
+@pytest.mark.parametrize("reason", ["length", "eos"])
+def test_why_nothing_was_said(reason):
+    """Of a model that thinks: its limit was spent, or it ended."""
+    note = {"length": "The answer ended while it was thinking.", "eos": "It ended."}[reason]
+    done = SimpleNamespace(stop_reason=reason, tokens=[1, 2, 3], is_complete=True, note=note, reasoning="Hm.")
+    wanted = "(stopped: the limit of 3 tokens is reached; it was still thinking)"
+    assert stop_note(done, 64) == (wanted if reason == "length" else "(It ended.)")
 
 
 def test_lines_as_wide_as_the_terminal():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -96,8 +96,7 @@ class AfterThinking:
         if not (self._thinks or self._may_open):
             return len(tokens) if self._constraint is None else self._constraint.fits(tokens)
         if self._closing:
-            pairs = zip(tokens, self._closing, strict=False)
-            return next((at for at, (one, other) in enumerate(pairs) if one != other), len(tokens))
+            return _alike(tokens, self._closing)
         ends = self._tokenizer.eos_ids
         return next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
 
@@ -131,6 +130,86 @@ class AfterThinking:
             if self._tail.endswith(self._mark[:begun]):
                 found += _tokens_beyond(self._tokenizer, self._mark[begun:])
         return found
+
+
+class LimitedThinking:
+    """A `Constraint` that ends in time what an answer thinks between marks that are plain text.
+
+    The answer begins to think by itself, and its form, if there is one, has a place for that.
+    """
+
+    def __init__(
+        self,
+        constraint: Constraint | None,
+        marks: tuple[str, str],
+        tokenizer: Tokenizer,
+        budget: ThinkingBudget,
+    ) -> None:
+        """constraint: of the whole answer. marks: around its thinking."""
+        self._constraint, self._tokenizer, self._budget = constraint, tokenizer, budget
+        self._opening, self._mark = (mark.encode() for mark in marks)
+        self._text = b""  # that may hold the mark, or the beginning of one
+        self._waits, self._thinks = True, False
+        self._thought = 0  # tokens
+        self._closing: deque[int] = deque()
+        self._free = np.full(-(-tokenizer.vocab_size // 32), 0xFFFFFFFF, np.uint32)
+        _clear(self._free, tokenizer.eos_ids)
+
+    def allowed(self) -> npt.NDArray[np.uint32] | None:
+        """See `Constraint`."""
+        if self._closing:
+            return _only(self._free, self._closing[0])
+        if self._constraint is not None:
+            return self._constraint.allowed()
+        return self._free.copy() if self._thinks else None
+
+    def advance(self, token: int) -> None:
+        """See `Constraint`."""
+        if self._constraint is not None:
+            self._constraint.advance(token)
+        if self._closing:
+            self._closing.popleft()
+            self._thinks = len(self._closing) > 0
+        elif self._thinks:
+            self._thought += 1
+            self._text += self._tokenizer.token_bytes(token)
+        elif self._waits:
+            self._begin(self._text + self._tokenizer.token_bytes(token))
+        if self._thinks and not self._closing:
+            self._thinks = self._mark not in self._text
+            self._text = self._text[-len(self._mark) :]
+            if self._thinks and self._thought >= self._budget.most_tokens:
+                self._closing.extend(self._budget.closing)
+
+    def forced(self) -> Sequence[int]:
+        """See `Constraint`."""
+        if self._closing:
+            return tuple(self._closing)
+        return () if self._constraint is None else self._constraint.forced()
+
+    def fits(self, tokens: Sequence[int]) -> int:
+        """See `Constraint`. Guesses do not see the end of the budget."""
+        if self._closing:
+            return _alike(tokens, self._closing)
+        return len(tokens) if self._constraint is None else self._constraint.fits(tokens)
+
+    @property
+    def is_complete(self) -> bool:
+        """See `Constraint`."""
+        return not self._thinks and (self._constraint is None or self._constraint.is_complete)
+
+    def _begin(self, text: bytes) -> None:
+        """Whether the answer, of which this is all, thinks."""
+        begun = text.lstrip()
+        self._thinks = begun.startswith(self._opening)
+        self._waits = not self._thinks and self._opening.startswith(begun)
+        self._text = begun[len(self._opening) :] if self._thinks else text
+
+
+def _alike(tokens: Sequence[int], closing: Iterable[int]) -> int:
+    """How many of the first tokens are those of the closing."""
+    pairs = zip(tokens, closing, strict=False)
+    return next((at for at, (one, other) in enumerate(pairs) if one != other), len(tokens))
 
 
 def _tokens_beyond(tokenizer: Tokenizer, mark: bytes) -> tuple[int, ...]:

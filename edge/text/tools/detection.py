@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, get_args
 
 from edge.errors import EdgeError
+from edge.system.notices import notice
 from edge.text.chat_template import ChatTemplate, TemplateLimitError
 from edge.text.messages import Message, Tool, ToolCall
 from edge.text.thinking import thinking_marks
@@ -36,20 +38,46 @@ _BY_TOKEN = (  # where a template tells of tools and does not write calls
 )
 
 
+Way = Literal["tools", "xml_tools", "system"]
+"""How templates take tools: as the variable `tools`, which nearly all do, as SmolLM3's `xml_tools`, or in the
+field `tools` of the system message, as Phi-4-mini's.
+"""
+
+
 @dataclass(frozen=True)
 class ToolSupport:
     """What a chat template does for tools.
 
     form: how calls are written. tells: it tells the model which tools there are. writes: it writes the calls
-    and the results of earlier turns.
+    and the results of earlier turns. way: how it takes the tools.
     """
 
     form: ToolFormat
     tells: bool
     writes: bool
+    way: Way = "tools"
 
 
 GENERIC = ToolSupport(JsonFormat(), tells=False, writes=False)
+
+
+def variables_with(tools: Sequence[Mapping[str, Any]], way: Way) -> dict[str, Any]:
+    """The variables of a template that tell of tools, which are objects in OpenAI's form."""
+    if way == "xml_tools":
+        return {way: [tool["function"] for tool in tools]}
+    return {"tools": list(tools)}
+
+
+def messages_with(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], way: Way
+) -> list[Mapping[str, Any]]:
+    """The messages that tell a template of tools."""
+    if way != "system":
+        return list(messages)
+    text = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "tools": text}, *messages[1:]]
+    return [{"role": "system", "content": "", "tools": text}, *messages]
 
 
 def tool_support(template: ChatTemplate, special_tokens: Collection[str]) -> ToolSupport:
@@ -63,21 +91,30 @@ def _support(source: str, named: tuple[tuple[str, str], ...], special: tuple[str
         return GENERIC
     template = ChatTemplate(source, dict(named))
     question: dict[str, Any] = {"role": "user", "content": _QUESTION}
-    asked = _render(template, [question], True)
-    if asked is None or _NAME not in asked:
+    for way in get_args(Way):
+        asked = _render(template, [question], True, way)
+        if asked is not None and _NAME in asked:
+            break
+    else:
         return GENERIC
-    form = _format(template, question, asked, thinking_marks(source, special))
+    one, two = _calls(template, question, asked, way, thinking_marks(source, special))
+    form = None if one is None else _read(one, two)
     if form is not None:
-        return ToolSupport(form, tells=True, writes=True)
-    known = (each for mark, each in _BY_TOKEN if mark in special or mark in source)
-    return ToolSupport(next(known, GENERIC.form), tells=True, writes=False)
+        return ToolSupport(form, tells=True, writes=True, way=way)
+    known = next((each for mark, each in _BY_TOKEN if mark in special or mark in source), None)
+    if one is not None and known is None:
+        notice(
+            "The chat template writes calls of tools in a syntax that is not known here: calls of the model "
+            "stay in the text of its answers."
+        )
+    return ToolSupport(known or GENERIC.form, tells=True, writes=False, way=way)
 
 
-def _format(
-    template: ChatTemplate, question: dict[str, Any], asked: str, thinking: tuple[str, str] | None
-) -> ToolFormat | None:
-    """From what the template makes of an answer with one call, and with two."""
-    plain = _render(template, [question, {"role": "assistant", "content": _ANSWER}], False)
+def _calls(
+    template: ChatTemplate, question: dict[str, Any], asked: str, way: Way, thinking: tuple[str, str] | None
+) -> list[str | None]:
+    """What the template makes of an answer with one call, and with two; None where it writes none."""
+    plain = _render(template, [question, {"role": "assistant", "content": _ANSWER}], False, way)
     heads = [asked.rpartition(_QUESTION)[2]]
     tail = ""
     if plain is not None and _ANSWER in plain:
@@ -87,13 +124,13 @@ def _format(
     for count in (1, 2):
         message = Message("assistant", "", calls=(_CALL,) * count)
         given = template_message(message)
-        found = _render(template, [question, given], False)
+        found = _render(template, [question, given], False, way)
         if found is None:
-            found = _render(template, [question, {**given, "content": None}], False)
+            found = _render(template, [question, {**given, "content": None}], False, way)
         if found is not None:
             found = _without(found.rpartition(_QUESTION)[2], heads, tail, thinking)
         called.append(found if found is not None and _NAME in found else None)
-    return None if called[0] is None else _read(called[0], called[1])
+    return called
 
 
 def template_message(message: Message) -> dict[str, Any]:
@@ -113,9 +150,11 @@ def template_message(message: Message) -> dict[str, Any]:
     return found
 
 
-def _render(template: ChatTemplate, messages: list[dict[str, Any]], opened: bool) -> str | None:
+def _render(template: ChatTemplate, messages: list[dict[str, Any]], opened: bool, way: Way) -> str | None:
+    tools = [_TOOL.as_openai()]
+    given = messages_with(messages, tools, way)
     try:
-        return template.render(messages, add_generation_prompt=opened, tools=[_TOOL.as_openai()])
+        return template.render(given, add_generation_prompt=opened, **variables_with(tools, way))
     except TemplateLimitError:
         raise
     except EdgeError:

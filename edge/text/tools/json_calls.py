@@ -132,7 +132,8 @@ class JsonReader(CallReader):
                 return "done", at + len(closing)
             end = (yield from self._object(at)) if self.text.startswith("{", at) else None
             if end is None:
-                return ("done", done) if some else ("text", max(1, len(opening)))
+                closed = self.text.find("]", done, at) if is_list and some else -1
+                return ("done", max(done, closed + 1)) if some else ("text", max(1, len(opening)))
             at = done = end
 
     def _object(self, start: int) -> Steps[int | None]:

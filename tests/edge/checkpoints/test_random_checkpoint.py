@@ -10,7 +10,7 @@ import pytest
 
 from edge.checkpoints.synthetic import CHAT_TEMPLATE, RandomCheckpoint, random_matrix
 from edge.config import ModelConfig
-from edge.config.presets import PRESETS, preset
+from edge.config.presets import preset
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.errors import CheckpointError, ConfigError
 from edge.quant.packing import dequantize, pack, unpack
@@ -112,13 +112,15 @@ def test_seeds() -> None:
     assert (first.data != other.data).mean() > 0.9 and (first.data != neighbour.data).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", ["minicpm4-0.5b", "smollm2-135m", "minicpm5-1b", "smollm3-3b"])
 def test_presets(name: str) -> None:
     checkpoint = RandomCheckpoint(name, QuantScheme("int4", 32))
     assert checkpoint.source == f"random:{name}"
-    assert checkpoint.config.max_position_embeddings == 131072
+    assert checkpoint.config == preset(name)
     vocabulary = json.loads(checkpoint.tokenizer_files["tokenizer.json"])["model"]["vocab"]
     assert sorted(vocabulary.values()) == list(range(checkpoint.config.vocab_size))
+    assert vocabulary["<s>"] == checkpoint.config.bos_token_id
+    assert vocabulary["</s>"] == checkpoint.config.eos_token_ids[0]
     assert checkpoint.chat_template == CHAT_TEMPLATE and checkpoint.generation_config == {}
 
 

@@ -15,7 +15,7 @@ from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.config.fields import refuse_two
 from edge.config.gguf import config_from_gguf
 from edge.config.huggingface import config_from_hf
-from edge.config.presets import PRESETS, preset
+from edge.config.presets import PRESETS
 from edge.config.rope import rope_parameters
 from edge.config.rope_entry import override_rope
 from edge.config.tensors import check_dense, check_tensors, expected_tensors
@@ -425,22 +425,6 @@ def test_override_by_type() -> None:
 def test_override_refusals(override: Any, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         override_rope(llama(), override)
-
-
-def test_presets() -> None:
-    sizes = {}
-    for name in PRESETS:
-        config = preset(name)
-        assert config.max_position_embeddings == 131072
-        sizes[name] = sum(int(np.prod(shape)) for shape in expected_tensors(config).values()) / 1e9
-    assert sizes["minicpm4-0.5b"] == pytest.approx(0.434, abs=0.001)
-    assert sizes["minicpm4-8b"] == pytest.approx(8.19, abs=0.01)
-    assert sizes["minicpm-1.2b"] == pytest.approx(1.36, abs=0.01)
-    assert sizes["minicpm-moe-8x2b"] == pytest.approx(13.87, abs=0.01)
-    assert sizes["smollm2-135m"] == pytest.approx(0.1345, abs=0.0001)
-    assert sizes["minicpm-2.4b"] == pytest.approx(2.72, abs=0.01)
-    with pytest.raises(ConfigError, match=r"minicpm4-0\.5b"):
-        preset("minicpm4-0.5")
 
 
 def test_check_tensors_names_the_tensor() -> None:

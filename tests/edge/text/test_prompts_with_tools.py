@@ -13,7 +13,7 @@ from edge.runtime import Model
 from edge.text.chat_template import ChatTemplate
 from edge.text.messages import Message, Tool, ToolCall
 from edge.text.prompts import PromptEncoder
-from tests.tool_templates import PLAIN, QWEN3, TEMPLATES
+from tests.tool_templates import PHI4_MINI, PLAIN, QWEN3, SMOLLM3, TEMPLATES
 
 WEATHER = Tool("get-weather", "The weather.", {"type": "object", "properties": {"city": {"type": "string"}}})
 ASKED = Message("user", "Is it nice?")
@@ -65,7 +65,10 @@ def test_a_template_without_tools_gets_them_as_text(smollm2: Model) -> None:
     assert alone.startswith("<|im_start|>system\nYou can call functions")
 
 
-@pytest.mark.parametrize("template", [*TEMPLATES.values(), PLAIN], ids=[*TEMPLATES, "plain"])
+OTHERS = {"plain": PLAIN, "smollm3": SMOLLM3, "phi-4-mini": PHI4_MINI}
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), *OTHERS.values()], ids=[*TEMPLATES, *OTHERS])
 def test_nothing_of_tools_injects_control_tokens(smollm2: Model, template: str) -> None:
     """In descriptions, schemas, names of arguments, arguments, results, reasoning: all comes from others."""
     special = set(smollm2.tokenizer.special_tokens.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge.engine.constraints.grammar import Grammar, compile_grammar
-from edge.engine.constraints.thinking import AfterThinking, ThinkingBudget
+from edge.engine.constraints.thinking import AfterThinking, LimitedThinking, ThinkingBudget
 from edge.engine.generation import generate
 from edge.engine.settings import merge_settings
 from edge.text.tokenizer.base import Tokenizer
@@ -102,3 +102,52 @@ def test_an_answer_that_thinks(smollm2):
         texts.append("".join(chunk.text for chunk in chunks))
     assert settings.max_new_tokens == 40 and texts[0] == texts[1]
     assert texts[0].partition("</think>")[2] in ("yes", "no")
+
+
+def limited(tokenizer, most: int, form: Grammar | None = None) -> LimitedThinking:
+    closing = tuple(tokenizer.encode("\n</think>", continues=True))
+    inner = None if form is None else compile_grammar(form, tokenizer)
+    return LimitedThinking(inner, ("<think>", "</think>"), tokenizer, ThinkingBudget(most, closing))
+
+
+def test_thinking_between_plain_marks_has_a_budget(tokenizer):
+    """As of MiniCPM4.1, whose marks are several tokens, and of Qwen3, whose marks are no control tokens."""
+    constraint = limited(tokenizer, 3)
+    assert constraint.allowed() is None and constraint.is_complete
+    advance(constraint, tokenizer.encode("\n<think>", continues=True))
+    closing = tuple(tokenizer.encode("\n</think>", continues=True))
+    thought = tokenizer.encode(" one two three four", continues=True)
+    for token in thought[:3]:
+        assert constraint.forced() == () and not constraint.is_complete
+        assert not bits_of(constraint, tokenizer) & tokenizer.eos_ids
+        constraint.advance(token)
+    assert constraint.forced() == closing and bits_of(constraint, tokenizer) == {closing[0]}
+    assert constraint.fits([closing[0], thought[0]]) == 1
+    advance(constraint, list(closing))
+    assert constraint.allowed() is None and constraint.is_complete and constraint.forced() == ()
+    advance(constraint, thought)  # it is free from now on
+    assert constraint.forced() == () and constraint.fits(thought) == len(thought)
+
+
+def test_thinking_that_ends_by_itself_or_never_begins(tokenizer):
+    for text in ("<think>One</think>Yes <think> no more than text", "So <think> is no thinking", " <thing>"):
+        constraint = limited(tokenizer, 9)
+        for token in tokenizer.encode(f"{text} and so on and on", continues=True):
+            assert constraint.forced() == ()
+            constraint.advance(token)
+        assert constraint.allowed() is None and constraint.is_complete
+    none = limited(tokenizer, 0)
+    advance(none, tokenizer.encode("<think>", continues=True))
+    assert none.forced() == tuple(tokenizer.encode("\n</think>", continues=True))
+
+
+def test_the_form_goes_along_with_plain_marks(tokenizer):
+    form = Grammar.regex(r"(<think>[a-z ]{4,}\n</think>)?(yes|no)")
+    constraint = limited(tokenizer, 2, form)
+    advance(constraint, tokenizer.encode("<think>", continues=True))
+    advance(constraint, tokenizer.encode("one two", continues=True))
+    assert constraint.forced()[-1:] == tuple(tokenizer.encode("</think>", continues=True)[-1:])
+    advance(constraint, list(constraint.forced()))
+    assert constraint.fits(tokenizer.encode("yes", continues=True)) == 1 and not constraint.is_complete
+    advance(constraint, tokenizer.encode("yes", continues=True))
+    assert constraint.is_complete
