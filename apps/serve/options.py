@@ -50,6 +50,12 @@ class ServeOptions:
         f"Keep the KV caches of long conversations here; {OFF} keeps none. By default in the cache folder.",
         metavar="FOLDER",
     )
+    rest_after: float = option(
+        60.0,
+        "Give the memory of copied weights back after so many seconds without a request; 0 keeps it. The "
+        "next answer reads their file until the copy is there again.",
+        least=0,
+    )
     log_prompts: bool = option(False, "Write prompts and answers to the log as well.")
 
     def __post_init__(self) -> None:

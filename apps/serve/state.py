@@ -84,6 +84,7 @@ class Served:
             queue=options.queue,
             hand_over=self._hand_over,
             ended=lambda: None if self._saver is None else self._saver.tell(),
+            rest_after=options.rest_after or None,
         )
         self.metrics = Metrics(
             self.name, lambda: self.driver.load, lambda: None if prefixes is None else prefixes.statistics

@@ -146,8 +146,10 @@ class Driver:
         queue: int = 16,
         hand_over: Callable[[list[Call]], Any] = _at_once,
         ended: Call = lambda: None,
+        rest_after: float | None = None,
     ) -> None:
-        """parallel: answers that are made at once. queue: requests that may wait.
+        """parallel: answers that are made at once. queue: requests that may wait. rest_after: seconds
+        without a request after which the executor gives memory back; None: it keeps all.
 
         hand_over: gets all calls of readers that a pass led to, together, to make them in their order; by
         default the driver's thread makes them. It must not raise. ended: called in the driver's thread after
@@ -158,6 +160,7 @@ class Driver:
         self._scheduler = self._probe.scheduler
         self._parallel, self._queue = parallel, queue
         self._hand_over, self._ended = hand_over, ended
+        self._rest_after = rest_after
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # the same lock, which is quicker taken by itself
         self._waiting: deque[_Waiting] = deque()
@@ -247,13 +250,19 @@ class Driver:
 
     def _has_work(self) -> bool:
         """Sleeps until there is some; False when there will be none."""
-        with self._lock:
-            while not (self._running or self._woken):
-                if self._closing and not self._waiting:
-                    return False
-                self._changed.wait()
-            self._woken = False
-            return bool(self._waiting or self._running) or not self._closing
+        within = self._rest_after
+        while True:
+            with self._lock:
+                while not (self._running or self._woken):
+                    if self._closing and not self._waiting:
+                        return False
+                    if not self._changed.wait(within):
+                        break
+                else:
+                    self._woken = False
+                    return bool(self._waiting or self._running) or not self._closing
+            self._scheduler.rest()  # without the lock: who asks now must not wait for it
+            within = None
 
     def _turn(self, batch: _Batch) -> None:
         """One pass, and what it leads to."""

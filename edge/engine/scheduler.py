@@ -26,7 +26,7 @@ from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
-from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
+from edge.executors.protocol import Executor, FloatArray, Logits, Rests, SequenceStep, StepResult
 from edge.system.guards import OneCall
 from edge.system.memory import available_memory
 from edge.system.units import format_bytes
@@ -291,6 +291,11 @@ class Scheduler:
             with self._lock:
                 self._running, self._in_pass = None, ()
                 self._changed.notify_all()
+
+    def rest(self) -> None:
+        """Give back the memory that comes back by itself with the next pass, if the executor can."""
+        if isinstance(self.executor, Rests):
+            self.executor.rest()
 
     def _check_memory(self, job: Job) -> None:
         config, kv_type = self.executor.config, self.executor.info.kv_type

@@ -300,6 +300,14 @@ def takes_weights(executor: Executor) -> bool:
 
 
 @runtime_checkable
+class Rests(Protocol):
+    """An executor that can do with less memory while nobody asks it."""
+
+    def rest(self) -> None:
+        """Give back what comes back by itself with the next pass. For any thread."""
+
+
+@runtime_checkable
 class TakesWeights(Protocol):
     """An executor whose weights can be replaced while it is open, as training does."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -87,37 +88,81 @@ class MappedWeights:
         return True
 
 
-class HugePageFile:
-    """A private copy of a file's first bytes in huge pages (in ordinary ones where the system has no others).
+class Region:
+    """Zeroed memory in huge pages (in ordinary ones where the system has no others); start: its address."""
 
-    start: address of the first byte, aligned to 64.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        """Raises BundleError if the file is shorter or can't be read."""
+    def __init__(self, size: int) -> None:
         lib, region = native.library(), ctypes.c_void_p()
         native.check(lib.edge_region_create(size, ctypes.byref(region)))
         self._finalizer = native.finalize(self, lib.edge_region_destroy, region, size)
         self.start, self.bytes = region.value or 0, size
-        memory = memoryview((ctypes.c_char * size).from_address(self.start)).cast("B")
+
+    def move_to(self, other: Region) -> None:
+        """Become the memory of another one of the same size, at its address; this one is gone then."""
+        native.check(native.library().edge_region_move(self.start, other.start, self.bytes))
+        self._finalizer.detach()
+
+
+class HugePageFile:
+    """A private copy of a file's first bytes in huge pages.
+
+    start: address of the first byte, aligned to 64. rests: the copy has been given back, and the file itself
+    is read in its place.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises BundleError if the file is shorter or can't be read."""
+        self.rests = False
+        self._path = path
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise BundleError(f"Cannot read '{path}': {error.strerror or error}.") from None
-        try:
+        weakref.finalize(self, os.close, self._file)
+        self._written = self._state()
+        self._region = self._copy(size)
+        self.start, self.bytes = self._region.start, size
 
-            def read(start: int) -> None:
-                stop = min(start + _PIECE, size)
-                while start < stop:
-                    count = os.preadv(descriptor, [memory[start:stop]], start)
-                    if count == 0:
-                        raise BundleError(f"'{path}' became shorter while it was read; convert it again.")
-                    start += count
+    def rest(self) -> None:
+        """Give the copy back. Nobody may read it meanwhile.
 
-            with ThreadPoolExecutor(_READERS) as pool:
-                list(pool.map(read, range(0, size, _PIECE)))
-        finally:
-            os.close(descriptor)
+        Nothing happens where the system can't do that, or if the file was written to since it was read.
+        """
+        if not self.rests and self._state() == self._written:
+            lib = native.library()
+            self.rests = lib.edge_region_rest(self.start, self.bytes, self._file) == 0
+
+    def copied(self) -> Region:
+        """A new copy, for `wake`; others may read the file in its place meanwhile.
+
+        Raises BundleError if the file has become shorter, NativeError if there is no memory.
+        """
+        return self._copy(self.bytes)
+
+    def wake(self, copy: Region) -> None:
+        """Put a new copy in its old place. Nobody may read meanwhile."""
+        copy.move_to(self._region)
+        self.rests = False
+
+    def _state(self) -> tuple[int, int]:
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns
+
+    def _copy(self, size: int) -> Region:
+        region = Region(size)
+        memory = memoryview((ctypes.c_char * size).from_address(region.start)).cast("B")
+
+        def read(start: int) -> None:
+            stop = min(start + _PIECE, size)
+            while start < stop:
+                count = os.preadv(self._file, [memory[start:stop]], start)
+                if count == 0:
+                    raise BundleError(f"'{self._path}' became shorter while it was read; convert it again.")
+                start += count
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(read, range(0, size, _PIECE)))
+        return region
 
 
 class CopiedWeights:
@@ -128,16 +173,16 @@ class CopiedWeights:
     def __init__(self, files: PackedFiles) -> None:
         self._offsets = {name: files.offset(name) for name in files.tensors}
         self.bytes = _size(files)
-        self._copy = HugePageFile(files.weights_file, self.bytes)
+        self.copy = HugePageFile(files.weights_file, self.bytes)
 
     def address(self, name: str) -> int:
         """Address of a tensor's first byte."""
-        return self._copy.start + self._offsets[name]
+        return self.copy.start + self._offsets[name]
 
     @property
     def huge_bytes(self) -> int | None:
         """The system may have had too few huge pages for all of it."""
-        return huge_page_bytes(self._copy.start, self.bytes)
+        return huge_page_bytes(self.copy.start, self.bytes)
 
 
 def _size(files: PackedFiles) -> int:

@@ -113,6 +113,12 @@ typedef enum {
 /* Zeroed memory for weights, in huge pages where the system has them. */
 EDGE_API edge_status edge_region_create(uint64_t bytes, void **region);
 EDGE_API void edge_region_destroy(void *region, uint64_t bytes);
+/* Puts the first bytes of an open file in the place of a region's, which gives its memory back: they are read from the
+ * file when they are used. EDGE_UNSUPPORTED where edge_region_move is. Nobody may read the region meanwhile. */
+EDGE_API edge_status edge_region_rest(void *region, uint64_t bytes, int32_t file);
+/* Makes the memory of one region that of another of the same size, without a copy; the first is no region any more, as
+ * after edge_region_destroy. Nobody may read either of them meanwhile. */
+EDGE_API edge_status edge_region_move(void *from, void *to, uint64_t bytes);
 
 /* Reads a mapped file (or a part) into memory and maps what is there, in huge pages where the system keeps the file so;
  * EDGE_UNSUPPORTED where the system has no such call. */

@@ -26,6 +26,7 @@ PROMPT = 32  # tokens
 _TALK = 512  # tokens of the answers beside which a prompt comes
 _GROWTH = 2  # of a long conversation from one message to the next
 _SAVING = 300.0  # seconds until a file has to be there
+_REST = 2.0  # seconds until a server rests
 _QUESTION = 8  # tokens that are new when it comes back
 
 
@@ -50,16 +51,29 @@ def quartiles(values: Iterable[float], digits: int) -> list[float]:
 
 
 def memory(job: Job) -> dict[str, Any]:
-    """Private bytes of all processes before any request, and after four answers at once."""
-    with Server(job.model) as server:
-        time.sleep(1)
+    """Private bytes of all processes: after the start, at rest, after four answers, and at rest again.
+
+    Beside them the time to the first token of a new prompt at rest, and of others right after it.
+    """
+    plain = ("--speculate", "off", "--time-limit", "3600")
+    with Server(job.model, arguments=(*plain, "--rest-after", str(_REST))) as server:
+        time.sleep(0.5)
+        awake = server.private_bytes()
+        time.sleep(2 * _REST)
         idle = server.private_bytes()
-        at_once([partial(server.ask, job.prompt(seed), job.options.tokens) for seed in range(4)])
+        first = [server.ask(job.prompt(seed), 2).times[0] for seed in range(4)]
+        at_once([partial(server.ask, job.prompt(seed), job.options.tokens) for seed in range(4, 8)])
         after = server.private_bytes()
+        time.sleep(2 * _REST)
+        again = server.private_bytes()
     return {
         "start_seconds": round(server.start_seconds, 3),
+        "awake_private_bytes": awake,
         "idle_private_bytes": idle,
         "private_bytes_after_answers": after,
+        "idle_private_bytes_after_answers": again,
+        "first_seconds_at_rest": round(first[0], 4),
+        "first_seconds_awake": quartiles(first[1:], 4),
     }
 
 

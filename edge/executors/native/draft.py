@@ -102,7 +102,9 @@ class Target(Protocol):
 
 
 class NativeDraft:
-    """A `DraftNetwork`; its keys and values are float16, or float32 if the target's are."""
+    """A `DraftNetwork`; its keys and values are float16, or float32 if the target's are. weights: where they
+    lie.
+    """
 
     def __init__(self, files: DraftFiles, target: Target, *, lock: OneCall) -> None:
         """files: of the draft. target: lives as long as the draft. lock: entered for every call, as calls of
@@ -111,7 +113,7 @@ class NativeDraft:
         config, context = files.config, target.context
         config.check_target(target.config, f"'{files.path}'")
         self._config, self._target, self._lock = config, target, lock
-        self._weights = open_weights(files)
+        self.weights = open_weights(files)
         frequency, rope_scale = None, 1.0
         if config.rope is not None:
             rope = follow_regime(config.rope, target.config.rope)
@@ -144,7 +146,7 @@ class NativeDraft:
                     files.tensors[name].scheme.packing,
                     files.tensors[name].rows,
                     files.tensors[name].columns,
-                    self._weights.address(name),
+                    self.weights.address(name),
                 ),
             )
             for name, tensor in draft_tensors(config).items()

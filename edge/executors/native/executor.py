@@ -23,6 +23,7 @@ from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
 from edge.executors.native.operators import EXPORTED_KV, LayerCache
 from edge.executors.native.pool import ThreadPool
+from edge.executors.native.resting import RestingWeights
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
@@ -74,6 +75,8 @@ class NativeExecutor(ExecutorFacts):
         # The model borrows this memory.
         weight_memory = open_weights(files, options.mmap)
         self._weights: WeightMemory | None = weight_memory
+        self._resting = RestingWeights(self._lock)
+        self._resting.add(weight_memory)
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, context, config.max_position_embeddings
         )
@@ -170,6 +173,14 @@ class NativeExecutor(ExecutorFacts):
         """Dense and sparse attention, and trees."""
         return self._capabilities
 
+    def rest(self) -> None:
+        """See `edge.executors.protocol.Rests`: a copy of the weights' file leaves memory."""
+        self._resting.rest()
+
+    def wait_for_weights(self) -> None:
+        """Until a copy that comes back after a rest is there; a pass need not wait for it."""
+        self._resting.join()
+
     def new_cache(self) -> NativeCache:
         """An empty cache; memory is committed as it fills."""
         with self._lock():
@@ -196,6 +207,7 @@ class NativeExecutor(ExecutorFacts):
         records = (native.Step * len(passed))()
         with self._lock():
             self._check_open()
+            self._resting.wake()
             for record, (_, memory) in zip(records, passed, strict=True):
                 memory.write(record)
             lengths = [memory.cache.length for _, memory in passed] if self._is_observed else []
@@ -335,6 +347,7 @@ class NativeExecutor(ExecutorFacts):
             self._check_open()
             draft = NativeDraft(files, self, lock=self._lock)
             self._drafts.add(draft)
+            self._resting.add(draft.weights)
             return draft
 
     def close(self) -> None:

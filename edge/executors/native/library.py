@@ -303,6 +303,8 @@ _FUNCTIONS = {
     ),
     "edge_region_create": (_STATUS, (c_uint64, POINTER(c_void_p))),
     "edge_region_destroy": (None, (c_void_p, c_uint64)),
+    "edge_region_rest": (_STATUS, (c_void_p, c_uint64, c_int32)),
+    "edge_region_move": (_STATUS, (c_void_p, c_void_p, c_uint64)),
     "edge_mapping_prefault": (_STATUS, (c_void_p, c_uint64)),
     "edge_linear": (
         _STATUS,

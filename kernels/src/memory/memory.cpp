@@ -2,6 +2,7 @@
 #include "memory/memory.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -70,6 +71,35 @@ edge_status edge_region_create(uint64_t bytes, void **region) {
 
 void edge_region_destroy(void *region, uint64_t bytes) {
     if (region != nullptr) edge::unmap_memory(region, bytes);
+}
+
+edge_status edge_region_rest(void *region, uint64_t bytes, int32_t file) {
+    if (region == nullptr || bytes == 0) return edge::fail(EDGE_INVALID, "edge_region_rest: no region.");
+#if defined(__linux__)
+    struct stat found;
+    if (fstat(file, &found) != 0 || found.st_size < 0 || uint64_t(found.st_size) < bytes) {
+        return edge::fail(EDGE_INVALID, "edge_region_rest: the file is shorter than the region.");
+    }
+    // What follows the file in its last page are zeros; the pages behind it stay the region's own.
+    if (mmap(region, bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0) == region) return EDGE_OK;
+    return edge::fail(EDGE_INVALID, "edge_region_rest: the file can't be mapped.");
+#else
+    (void)file;
+    return edge::fail(EDGE_UNSUPPORTED, "This system can't move memory.");
+#endif
+}
+
+edge_status edge_region_move(void *from, void *to, uint64_t bytes) {
+    if (from == nullptr || to == nullptr || bytes == 0) {
+        return edge::fail(EDGE_INVALID, "edge_region_move: a region is missing.");
+    }
+#if defined(__linux__)
+    const uint64_t size = mapped_bytes(bytes);
+    if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to) return EDGE_OK;
+    return edge::fail(EDGE_NO_MEMORY, "edge_region_move: the system refuses to move memory.");
+#else
+    return edge::fail(EDGE_UNSUPPORTED, "This system can't move memory.");
+#endif
 }
 
 edge_status edge_mapping_prefault(const void *address, uint64_t bytes) {

@@ -500,3 +500,22 @@ def test_a_call_that_hangs_does_not_hold_up_the_end(model, drive):
         assert not driver.close(patience=0)
         held.let_go.set()
         assert driver.close()
+
+
+def test_the_executor_rests_while_nobody_asks(model, drive, monkeypatch) -> None:
+    rests = threading.Semaphore(0)
+    monkeypatch.setattr(model.executor, "rest", rests.release)
+    driver = drive(rest_after=0.01)
+    assert rests.acquire(timeout=60)
+    (before,) = ask(driver, work(prompt_of(1))).wait()
+    assert rests.acquire(timeout=60)
+    (after,) = ask(driver, work(prompt_of(1))).wait()
+    assert before.text == after.text
+
+
+def test_an_executor_keeps_its_memory_if_it_is_not_told_to_rest(model, drive, monkeypatch) -> None:
+    rests = threading.Semaphore(0)
+    monkeypatch.setattr(model.executor, "rest", rests.release)
+    driver = drive()
+    ask(driver, work(prompt_of(1))).wait()
+    assert not rests.acquire(timeout=0.1)

@@ -1,4 +1,4 @@
-"""`python -m tests.torture.soak --seconds 3600 [--life 300] [--seed 0] [--state FOLDER]`: mixed traffic.
+"""`python -m tests.torture.soak --seconds 3600 [--life 900] [--seed 0] [--state FOLDER]`: mixed traffic.
 
 Six clients ask for whole answers and streams, leave in the middle, and send what is too large or no request
 at all; long conversations grow beside them. The server is killed after a life (every third time told to end)
@@ -23,7 +23,7 @@ def main() -> int:
     """Exits with 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=300, help="of traffic, in all runs together")
-    parser.add_argument("--life", type=float, default=300, help="seconds of a server, once it is warm")
+    parser.add_argument("--life", type=float, default=900, help="seconds of a server, once it is warm")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--threads", type=int, help="of the server: 1 is faster where others compute, too")
     parser.add_argument("--seed", type=int, default=0)
