@@ -308,7 +308,7 @@ class NextToken(Protocol):
     """One sequence of `DrawsTokens.decode`, made once for all its tokens."""
 
     def put(self, token: int, index: int) -> None:
-        """The token that the next pass appends. index: of the one that it then draws, see `Executor.sample`."""
+        """The token that the next pass appends. index: of the one that is drawn then, see `Executor.sample`."""
 
 
 class DrawsTokens(Protocol):
@@ -320,8 +320,8 @@ class DrawsTokens(Protocol):
         """For a sequence whose tokens may be any and are drawn without penalties; no log-probabilities."""
 
     def decode(self, steps: Sequence[Any]) -> list[int | EdgeError]:
-        """The next token of every sequence, or why it has none, its cache being as it was: the same tokens
-        and errors as those of `forward` and `sample`. Raises as `forward` does.
+        """The next token of every sequence, or why it has none: what `forward` and `sample` give. Raises as
+        `forward` does. The cache of a sequence for which no token could be drawn has grown.
         """
 
 

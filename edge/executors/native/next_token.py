@@ -13,8 +13,9 @@ from edge.executors.sampling import DrawOptions
 
 
 class NativeNextToken:
-    """See `edge.executors.protocol.NextToken`. Between two passes the processor's caches have lost Python's objects,
-    so that each one that is not made or asked again counts.
+    """See `edge.executors.protocol.NextToken`.
+
+    A pass drives Python's objects out of the processor's caches: each one that is not asked after it counts.
     """
 
     def __init__(self, cache: KVCache, options: DrawOptions, vocab_size: int) -> None:
