@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,22 @@ import numpy.typing as npt
 from edge.engine.costs import PassCosts
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.speculative.drafter import Budget
-from edge.engine.speculative.drafting import Drafting
+from edge.engine.speculative.drafting import Drafting, is_uniform
 from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
-from edge.executors.protocol import Executor, FloatArray, Logits, Rests, SequenceStep, StepResult
+from edge.executors.protocol import (
+    DrawsTokens,
+    Executor,
+    FloatArray,
+    Logits,
+    NextToken,
+    Rests,
+    SequenceStep,
+    StepResult,
+    draws_tokens,
+)
 from edge.system.guards import OneCall
 from edge.system.memory import available_memory
 from edge.system.units import format_bytes
@@ -133,6 +143,21 @@ class Job(ABC):
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that it wants of the pass that comes is to append its token and have the next one
+        drawn.
+        """
+        return False
+
+    def open_next(self) -> NextToken:
+        """The step that does this."""
+        raise NotImplementedError
+
+    def close_next(self, drawn: int | EdgeError) -> None:
+        """Take what came of it."""
+        raise NotImplementedError
+
     def open(self, rows: int) -> SequenceStep:
         """The step of the next `rows` tokens."""
         self._opened = rows
@@ -206,6 +231,7 @@ class Scheduler:
         self.prefixes = prefixes
         self.speculation = speculation
         self.costs = PassCosts()
+        self._draws = draws_tokens(executor)
         self._jobs: list[Job] = []
         self._turn = 0
         self._lock = threading.RLock()
@@ -321,15 +347,18 @@ class Scheduler:
                 _cancel_if_wanted(job)
             shares = self._shares([job for job in jobs if job.wants_rows])
             self._in_pass = tuple(job for job, _ in shares)
-        drafting = self._draft(shares)
+        drafting = self._draft(shares) if any(job.speculates for job, _ in shares) else None
         started = perf_counter()
+        plain = self._draws and all(job.is_plain for job, _ in shares)
+        uniform = plain or is_uniform(shares)
+        run = cast(DrawsTokens, self.executor).decode if plain else self.executor.forward
         opened: list[Job] = []
-        steps: list[SequenceStep] = []
+        steps: list[Any] = []
         closed = 0
         try:
             for job, rows in shares:
                 try:
-                    steps.append(job.open(rows))
+                    steps.append(job.open_next() if plain else job.open(rows))
                 except Exception as error:
                     job.error = error
                 else:
@@ -337,13 +366,16 @@ class Scheduler:
             if not opened:
                 return
             try:
-                results = self.executor.forward(steps)
+                results: list[Any] = run(steps)
             except EdgeError as error:  # of the pass: the model is closed, for example
-                results = [StepResult(error=error) for _ in steps]
+                results = [error if plain else StepResult(error=error) for _ in steps]
             for job, result in zip(opened, results, strict=True):
                 closed += 1
                 try:
-                    job.close(result)
+                    if plain:
+                        job.close_next(result)
+                    else:
+                        job.close(result)
                 except Exception as error:  # of a sampler, a tokenizer: of this job in any case
                     job.error = error
         except BaseException as error:
@@ -356,12 +388,14 @@ class Scheduler:
             for job in opened[closed:]:
                 job.undo()
             now = perf_counter()
+            drafted = 0.0 if drafting is None else drafting.seconds
             for job in opened[:closed]:
-                job.publish(drafting.seconds + now - started, now)
-        rows, depth = sum(len(step.tokens) for step in steps), max(job.depth for job in opened)
-        drafting.settle(now - started)
-        if drafting.is_uniform or rows >= _LEAST_MIXED:
-            self.costs.record(rows, depth, now - started)
+                job.publish(drafted + now - started, now)
+        rows = len(opened) if plain else sum(len(step.tokens) for step in steps)
+        if drafting is not None:
+            drafting.settle(now - started)
+        if uniform or rows >= _LEAST_MIXED:
+            self.costs.record(rows, max([job.depth for job in opened]), now - started)
 
     def _draft(self, shares: list[tuple[Job, int]]) -> Drafting:
         able = self.executor.capabilities
@@ -383,6 +417,8 @@ class Scheduler:
         if not jobs:
             return []
         self._turn += 1
+        if len(jobs) <= self.executor.max_batch and all(job.decodes and len(job.todo) == 1 for job in jobs):
+            return [(job, 1) for job in jobs]
         start = self._turn % len(jobs)
         prompts = [job for job in jobs if not job.decodes]
         most = self.executor.max_batch
