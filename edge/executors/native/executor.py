@@ -211,7 +211,6 @@ class NativeExecutor(ExecutorFacts):
         records = (native.Step * len(passed))()
         with self._lock():
             self._check_open()
-            self._resting.wake()
             for record, (_, memory) in zip(records, passed, strict=True):
                 memory.write(record)
             self._pass(records, logits.ctypes.data, [memory.cache for _, memory in passed])
@@ -260,6 +259,7 @@ class NativeExecutor(ExecutorFacts):
         """Run the steps; whether any has failed. Raises what concerns all of them, and leaves the caches as
         they were then.
         """
+        self._resting.wake()
         lengths = [cache.length for cache in caches] if self._is_observed else None
         self._observer_error = None
         status = native.library().edge_forward(self.handle, records, len(caches), logits)
