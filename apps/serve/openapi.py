@@ -182,9 +182,9 @@ _SCHEMAS: dict[str, Any] = {
     },
     "ToolCall": fields_of(
         ("function",),
-        id=TEXT,
+        id={"type": ["string", "null"]},
         type={"const": "function"},
-        function=fields_of(("name",), name=TEXT, arguments=TEXT),
+        function=fields_of(("name",), name=TEXT, arguments={"type": ["string", "object", "null"]}),
     ),
     "Tool": fields_of(
         ("type", "function"),

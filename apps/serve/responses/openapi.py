@@ -103,7 +103,7 @@ SCHEMAS: dict[str, Any] = {
             fields_of(
                 ("type",),
                 type={"const": "reasoning"},
-                summary=_texts(*SUMMARY),
+                summary=optional(**_texts(*SUMMARY)),
                 content=optional(**_texts(*THOUGHTS)),
                 encrypted_content=optional(type="string"),
             ),
