@@ -300,7 +300,8 @@ class DraftCheckpoint:
             whole = self._open_int4(stem, sum(sizes), columns, settings)
             start = 0
             for each, size in zip(parts, sizes, strict=True):
-                found[each] = Packed(each, whole if len(parts) == 1 else whole.rows(start, start + size))
+                rows = slice(start, start + size)
+                found[each] = Packed(each, whole if len(parts) == 1 else whole.rows(rows))
                 start += size
         return found
 

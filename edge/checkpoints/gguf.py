@@ -17,9 +17,9 @@ from edge.checkpoints import gguf_blocks
 from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.ternary_values import find_ternary
 from edge.config import ModelConfig
-from edge.config.families import family_of
 from edge.config.generation import read_generation_config
 from edge.config.gguf import SAMPLING_KEYS, config_from_gguf
+from edge.config.row_order import rows_in_gguf
 from edge.config.tensors import check_tensors, expected_tensors, network_tensors
 from edge.errors import CheckpointError
 from edge.formats.gguf_parts import open_gguf
@@ -30,16 +30,18 @@ _FLOATS = ("F32", "F16", "BF16")
 _KNOWN = (*_FLOATS, *gguf_blocks.SCHEMES, *gguf_blocks.ROUNDED)
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
+_Rows = slice | npt.NDArray[np.intp]
+
 
 class GGUFCheckpoint:
     """A GGUF file of an architecture that a model family names; of a split file any part may be named.
 
-    Where llama.cpp rotates neighbouring pairs, the rows of q and k are stored interleaved, whatever the type;
-    they are put back to Hugging Face's order (halves). Matrices keep their type where an exact
-    counterpart exists; Q4_K and IQ4_XS keep their codes with scales rounded to float16, Q2_K, Q3_K, Q5_1,
-    Q5_K and Q6_K become int8 (`TensorInfo.exact`). Float matrices that hold ternary values are found by those
-    values. Raises CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types,
-    ConfigError for metadata that it does not understand.
+    Rows of q and k are put into the order of the network (`edge.config.row_order`), and fused tensors are
+    taken apart, whatever the type. Matrices keep their type where an exact counterpart exists; Q4_K and
+    IQ4_XS keep their codes with scales rounded to float16, Q2_K, Q3_K, Q5_1, Q5_K and Q6_K become int8
+    (`TensorInfo.exact`). Float matrices that hold ternary values are found by those values. Raises
+    CheckpointError for a file that is truncated, foreign, incomplete or of unsupported types, ConfigError for
+    metadata that it does not understand.
     """
 
     def __init__(
@@ -68,18 +70,13 @@ class GGUFCheckpoint:
                 f"'{self._path}' has {what}, whose GGUF tensors are not understood; use the Hugging Face "
                 "checkpoint."
             )
-        canonical = {tensor.gguf: name for name, tensor in self._network.items()}
-        # What has no place in the network keeps its own name, and is refused by it.
-        self._source_names = {
-            canonical.get(name, name): name for name in self._raw if name not in _ROPE_TENSORS
-        }
-        found = {name: self._raw[raw].shape[::-1] for name, raw in self._source_names.items()}
-        check_tensors(self._config, found, str(self._path))
+        self._source_names: dict[str, str] = {}
+        self._rows_at: dict[str, _Rows] = {}
+        check_tensors(self._config, self._place(), str(self._path))
         self._tensors = [
             self._describe(name, shape) for name, shape in expected_tensors(self._config).items()
         ]
         self._schemes = {info.name: info.scheme for info in self._tensors}
-        self._interleaved = family_of(self._config).gguf_pairs
 
     @property
     def source(self) -> str:
@@ -128,9 +125,9 @@ class GGUFCheckpoint:
         tensor = self._raw[source_name]
         kind = tensor.tensor_type.name
         if kind in _FLOATS:
-            values, scheme = self._rows(name, self._floats(source_name)), self._schemes[name]
+            values, scheme = self._floats(source_name, self._rows_at[name]), self._schemes[name]
             return values if scheme.is_float else quantize(values, scheme, name)
-        raw = self._rows(name, tensor.data)
+        raw = tensor.data[self._rows_at[name]]
         if kind in gguf_blocks.ROUNDED:
             return self._round(name, raw, tensor.tensor_type)
         matrix = gguf_blocks.unpack_blocks(raw, kind)
@@ -147,8 +144,8 @@ class GGUFCheckpoint:
         source_name = self._source_names[name]
         tensor = self._raw[source_name]
         if tensor.tensor_type.name in _FLOATS:
-            return self._rows(name, self._floats(source_name))
-        return dequantize(self._rows(name, tensor.data), tensor.tensor_type)
+            return self._floats(source_name, self._rows_at[name])
+        return dequantize(tensor.data[self._rows_at[name]], tensor.tensor_type)
 
     def _round(self, name: str, raw: npt.NDArray[np.uint8], tensor_type: Any) -> QuantizedMatrix:
         """Dequantize and round to int8, some rows at a time: a large head's floats never exist at once."""
@@ -180,12 +177,16 @@ class GGUFCheckpoint:
             return TensorInfo(name, shape, kind, scheme, exact)
         if len(shape) == 1:
             return TensorInfo(name, shape, kind, QuantScheme("f32"))
-        ternary = find_ternary(shape[0], lambda rows: self._floats(source_name, rows))
+        at = self._rows_at[name]
+        rows_of = np.arange(self._raw[source_name].data.shape[0])[at]
+        ternary = find_ternary(shape[0], lambda rows: self._floats(source_name, rows_of[rows]))
         if ternary is not None:
             return TensorInfo(name, shape, f"{kind} ternary", *ternary)
         return TensorInfo(name, shape, kind, QuantScheme("f16"))
 
-    def _floats(self, source_name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+    def _floats(
+        self, source_name: str, rows: slice | npt.NDArray[np.intp] = slice(None)
+    ) -> npt.NDArray[np.float32]:
         """Some rows of a tensor, in the file's order."""
         tensor = self._raw[source_name]
         kind = tensor.tensor_type.name
@@ -198,13 +199,35 @@ class GGUFCheckpoint:
             return (words.astype(np.uint32) << 16).view(np.float32)
         return tensor.data[rows].astype(np.float32)
 
-    def _rows(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Rows in Hugging Face's order; rows are whole, so this holds for floats and blocks alike."""
-        heads = self._network[name].role.heads
-        if heads is None or not self._interleaved:
-            return rows
-        pairs = rows.reshape(getattr(self._config, heads), -1, 2, *rows.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(rows.shape)
+    def _place(self) -> dict[str, tuple[int, ...]]:
+        """Find every tensor of the network and its rows in the file; returns the shapes by name.
+
+        What has no place in the network keeps its own name, and is refused by it.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        parts: dict[str | None, list[str]] = {}
+        for name, tensor in self._network.items():
+            parts.setdefault(tensor.gguf, []).append(name)
+        for source_name, raw in self._raw.items():
+            names, shape = parts.get(source_name, [source_name]), raw.shape[::-1]
+            if source_name in _ROPE_TENSORS:
+                continue
+            whole = sum(self._network[name].shape[0] for name in names) if len(names) > 1 else 0
+            if whole and shape[:1] != (whole,):
+                raise CheckpointError(
+                    f"Tensor {source_name} of '{self._path}' has shape {'x'.join(map(str, shape))}, but its "
+                    f"configuration asks for {whole} rows; they belong to different models."
+                )
+            start = 0
+            for name in names:
+                size = self._network[name].shape[0] if whole else sum(shape[:1])
+                self._source_names[name], self._rows_at[name] = source_name, slice(start, start + size)
+                shapes[name] = (size, *shape[1:])
+                order = rows_in_gguf(self._network[name], self._config) if name in self._network else None
+                if order is not None and order.size == size:  # others are refused for their shape
+                    self._rows_at[name] = start + order
+                start += size
+        return shapes
 
     def _rope_factors(self) -> tuple[list[float], list[float]]:
         """LongRoPE's short and long factors; `rope_freqs` (one list for every length) counts as both."""

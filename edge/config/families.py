@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edge.config import ModelConfig
 from edge.config.fields import Fields, listed
+from edge.config.network import RopeType
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.errors import ConfigError
 from edge.system.registry import Registry, load_plugins
@@ -84,11 +85,13 @@ class Family:
     beside those of a Llama. fixed: see `FIXED`; by the family's names. scaled: it always has muP scales.
     counterpart: the family of the same network without muP scales (with them, if `scaled` is false).
     rope_interval: every so many layers, the last one does not rotate q and k. gguf_pairs: llama.cpp rotates
-    neighbouring rows, so a GGUF file has the two halves of every head interleaved. fused: its checkpoints
+    neighbouring rows, so a GGUF file has the two halves of every head interleaved. gguf_square: llama.cpp
+    takes hidden_size for the width of all heads together. fused: its checkpoints
     keep the tensors that `Role.fused` names in one. partial_rotary: `partial_rotary_factor` is computed.
     required: fields that may not be absent, since transformers has a number of its own for them then.
     windows: which layers see only the last `sliding_window` tokens where no `layer_types` tell: all of them,
     or, if `use_sliding_window` is true, those from `max_window_layers` on ("upper") or those without RoPE.
+    rope_types: those that its class in transformers computes.
     """
 
     model_type: str
@@ -103,10 +106,12 @@ class Family:
     counterpart: str | None = None
     rope_interval: int | None = None
     gguf_pairs: bool = False
+    gguf_square: bool = False
     fused: bool = False
     partial_rotary: bool = False
     required: tuple[str, ...] = ()
     windows: Literal["all", "upper", "without rope"] | None = None
+    rope_types: tuple[RopeType, ...] = get_args(RopeType)
 
     def layers_without_rope(self, layers: int) -> tuple[int, ...]:
         """Numbers of the layers that do not rotate q and k, of so many."""
@@ -248,6 +253,7 @@ register_family(
         required=("num_key_value_heads",),
         fixed=_fixed_except("sliding_window", "layer_types"),
         windows="upper",
+        gguf_square=True,
     )
 )
 register_family(
@@ -297,7 +303,9 @@ register_family(
         },
         fixed=_fixed_except("sliding_window", "partial_rotary_factor"),
         windows="all",
+        rope_types=("default", "longrope"),
         fused=True,
         partial_rotary=True,
+        gguf_square=True,
     )
 )

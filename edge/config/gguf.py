@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import ModelConfig, RopeConfig
-from edge.config.families import family_from_gguf, mup_scales, scaled_family
+from edge.config.families import Family, family_from_gguf, mup_scales, scaled_family
 from edge.config.fields import Fields, head_size, listed, shown, unique
 from edge.config.generation import read_generation_config
 from edge.config.gguf_keys import FIXED, READ, WITHOUT_EFFECT
@@ -64,7 +64,8 @@ def config_from_gguf(
         raise ConfigError(f"{architecture}.block_count must be a positive number, not {layers}.")
     heads = _same_in_all_layers(source, "attention.head_count")
     head_dim = head_size(source.optional_integer("attention.key_length"), hidden_size, heads)
-    for name in ("attention.value_length", "rope.dimension_count"):
+    rotary_dim = source.integer("rope.dimension_count", head_dim)
+    for name in ("attention.value_length", *(() if family.partial_rotary else ("rope.dimension_count",))):
         if source.integer(name, head_dim) != head_dim:
             raise ConfigError(
                 f"The GGUF field '{architecture}.{name}' is {source.get(name)}, but only the head size "
@@ -77,8 +78,9 @@ def config_from_gguf(
     experts = source.integer("expert_count", 0)
     embedding, residual, logit = mup_scales(source, _MUP, family)
     size = source.integer("vocab_size", len(tokens) or None)
+    window = _window(source, family)
     stops = [_token(special, name, size) for name in ("eos", "eot", "eom")]
-    config = ModelConfig(
+    return ModelConfig(
         model_type=family.model_type,
         vocab_size=size,
         hidden_size=hidden_size,
@@ -89,7 +91,10 @@ def config_from_gguf(
         head_dim=head_dim,
         rms_norm_eps=_decimal(source.number("attention.layer_norm_rms_epsilon")),
         max_position_embeddings=max_positions,
-        rope=_read_rope(source, max_positions, short_factor, long_factor),
+        rope=replace(
+            _read_rope(source, max_positions, short_factor, long_factor),
+            rotary_dim=None if rotary_dim == head_dim else rotary_dim,
+        ),
         tie_word_embeddings=tie_word_embeddings,
         bos_token_id=_token(special, "bos", size),
         eos_token_ids=unique(stop for stop in stops if stop is not None),
@@ -100,8 +105,10 @@ def config_from_gguf(
         dim_model_base=None if logit is None else _invert(logit, lambda scale: hidden_size / scale),
         num_experts=experts,
         num_experts_per_tok=source.integer("expert_used_count") if experts else 0,
+        layers_without_rope=family.layers_without_rope(layers),
+        sliding_window=window,
+        sliding_layers=() if window is None else tuple(range(layers)),
     )
-    return replace(config, layers_without_rope=family.layers_without_rope(layers))
 
 
 def gguf_architecture(config: ModelConfig) -> str:
@@ -126,9 +133,17 @@ def config_to_gguf(config: ModelConfig) -> Metadata:
             f"GGUF's architecture {name} can't say which layers do without RoPE, so this model can't become "
             "a GGUF file; run it with --executor torch."
         )
+    width = config.num_attention_heads * config.head_dim
+    if scaled_family(config).gguf_square and width != config.hidden_size:
+        raise ExportError(
+            f"GGUF's architecture {name} can't have heads of other sizes than hidden_size / "
+            f"num_attention_heads (head_dim is {config.head_dim}), so this model can't become a GGUF file; "
+            "run it with --executor torch."
+        )
     values: Metadata = {
         "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
+        # Few architectures have windows, and llama.cpp ignores those of some; within one it has no effect.
+        "context_length": config.longest_context,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
         "feed_forward_length": config.intermediate_size,
@@ -137,7 +152,7 @@ def config_to_gguf(config: ModelConfig) -> Metadata:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": config.rope.rotary_dim or config.head_dim,
         "rope.freq_base": float(config.rope.theta),
         **_write_rope(config),
     }
@@ -151,15 +166,16 @@ def config_to_gguf(config: ModelConfig) -> Metadata:
 
 
 def gguf_rope_tensors(config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
-    """Factors by which llama.cpp divides the frequencies, float32 [head_dim / 2], by tensor name."""
+    """Factors by which llama.cpp divides the frequencies, float32 [rotary_dim / 2], by tensor name."""
     rope = config.rope
     if rope.type == "longrope":
         short, long = (np.array(factors, np.float32) for factors in rope.factor_lists)
         return {"rope_factors_long.weight": long, "rope_factors_short.weight": short}
     if rope.type == "llama3":
         length = config.max_position_embeddings
-        frequencies, _ = rope_parameters(rope, config.head_dim, length, length)
-        exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+        rotated = rope.rotary_dim or config.head_dim
+        frequencies, _ = rope_parameters(rope, rotated, length, length)
+        exponents = np.arange(0, rotated, 2) / rotated
         return {"rope_freqs.weight": (rope.theta**-exponents / frequencies).astype(np.float32)}
     return {}
 
@@ -174,6 +190,16 @@ def sampling_to_gguf(generation_config: Mapping[str, Any]) -> Metadata:
         for name, key in SAMPLING_KEYS.items()
         if name in settings
     }
+
+
+def _window(source: Fields, family: Family) -> int | None:
+    """The sliding window of all layers: an architecture with others has a pattern, which is refused."""
+    window = source.optional_integer("attention.sliding_window") or None
+    if window is not None and family.windows is None:
+        raise ConfigError(
+            f"The GGUF field '{source.key('attention.sliding_window')}' is {window}, which is not supported."
+        )
+    return window
 
 
 def _check_fixed(source: Fields) -> None:

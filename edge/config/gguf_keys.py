@@ -15,7 +15,7 @@ READ = (
     *("embedding_scale", "residual_scale", "logit_scale", "rope.dimension_count", "rope.freq_base"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "rope.scaling.attn_factor"),
     *("rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor"),
-    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
+    *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "attention.sliding_window"),
 )
 """Keys of an architecture that make the network."""
 
@@ -25,7 +25,6 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "attention.output_scale": (0, 1),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
-    "attention.sliding_window": (0,),
     "attention.sliding_window_pattern": (0, 1, False),
     "attention.shared_kv_layers": (0,),
     "attention.temperature_length": (0,),
@@ -61,7 +60,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "attention.group_norm_epsilon": "of group norms",
     "attention.group_norm_groups": "of group norms",
     "rope.scaling.finetuned": "a remark",
-    "rope.freq_base_swa": "of sliding windows, which are refused",
+    "rope.freq_base_swa": "of sliding windows, which are not computed",
     "rope.dimension_count_swa": "of sliding windows",
     "attention.key_length_swa": "of sliding windows",
     "attention.value_length_swa": "of sliding windows",

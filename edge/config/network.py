@@ -305,8 +305,8 @@ class ModelConfig:
         """Raise ContextError for a sequence that its layers with a sliding window would not see whole."""
         if self.sliding_window is not None and tokens > self.sliding_window:
             raise ContextError(
-                f"A context of {tokens} tokens is beyond the model's sliding_window of {self.sliding_window}, "
-                "and attention through a window is not computed: ask for less."
+                f"A context of {tokens} tokens is beyond the model's sliding_window of "
+                f"{self.sliding_window}, and attention through a window is not computed: ask for less."
             )
 
     def kv_bytes_per_token(self, kv_type: KVType = "float16") -> int:

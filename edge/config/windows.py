@@ -1,4 +1,4 @@
-"""Which layers of a network see the sequence through a sliding window, as each family's `config.json` says."""
+"""Which layers of a network see only a sliding window of the sequence, as `config.json` says."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ class Decoder(nn.Module):
         """
         n = tokens.shape[-1]
         past = 0 if cache is None else cache.length
-        if self.config.sliding_window is not None:
+        if isinstance(past, int):
             self.config.check_window(past + n)
         rows = past + torch.arange(n, device=tokens.device)
         if mask is None:

@@ -23,6 +23,7 @@ from edge.config.gguf import (
     gguf_rope_tensors,
     sampling_to_gguf,
 )
+from edge.config.row_order import inverse, rows_in_gguf
 from edge.config.tensors import EMBEDDING, HEAD, NetworkTensor, network_tensors
 from edge.errors import ExportError
 from edge.export.check import CheckResult, Reference
@@ -56,11 +57,11 @@ class GGUFTarget:
         """Blocks of every tensor, and the metadata as it will be written."""
         context = source.context(options)
         source.sparse(options, obstacle="llama.cpp has no block-sparse attention")
-        network = _gguf_tensors(source.config)
-        for tensor in network.values():
-            _gguf_name(tensor)  # refuses what has none
         types = choose_types(source, options)
-        sizes = [_stored_bytes(info, types[info.name]) for info in source.tensors.values()]
+        sizes = [
+            sum(_stored_bytes(info, types[info.name]) for info in infos)
+            for infos in _stored_tensors(source).values()
+        ]
         factors = gguf_rope_tensors(source.config)
         extra = sum(_padded(factor.nbytes) for factor in factors.values())
         header = _metadata_bytes(_metadata(source, types)) + 96 * (len(sizes) + len(factors))
@@ -97,28 +98,31 @@ class GGUFTarget:
 
         types = choose_types(source, options)
         factors = gguf_rope_tensors(source.config)
-        network = _gguf_tensors(source.config)
+        network, stored = _gguf_tensors(source.config), _stored_tensors(source)
         writer = GGUFWriter(folder / MODEL, gguf_architecture(source.config))
         try:
             _add_metadata(writer, _metadata(source, types))
             for name, factor in factors.items():
                 writer.add_tensor_info(name, factor.shape, factor.dtype, factor.nbytes)
-            for info in source.tensors.values():
-                kind = GGMLQuantizationType[types[info.name]]
-                size = _stored_bytes(info, types[info.name])
-                blocks = (info.rows, size // info.rows) if len(info.shape) == 2 else info.shape
-                dtype = np.dtype(np.uint8 if len(info.shape) == 2 else np.float32)
-                writer.add_tensor_info(_gguf_name(network[info.name]), blocks, dtype, size, kind)
+            for name, infos in stored.items():
+                kind = types[infos[0].name]
+                size = sum(_stored_bytes(info, kind) for info in infos)
+                rows = sum(info.rows for info in infos)
+                matrix = len(infos[0].shape) == 2
+                shape = (rows, size // rows) if matrix else (size // 4,)
+                dtype = np.dtype(np.uint8 if matrix else np.float32)
+                writer.add_tensor_info(name, shape, dtype, size, GGMLQuantizationType[kind])
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for factor in factors.values():
                 writer.write_tensor_data(factor)
             done, total = 0, sum(_stored_bytes(info, types[info.name]) for info in source.tensors.values())
-            for info in source.tensors.values():
+            for name, infos in stored.items():
                 if progress is not None:
-                    progress(done, total, info.name)
-                data = _tensor_data(source, info, network[info.name], types[info.name])
+                    progress(done, total, name if len(infos) > 1 else infos[0].name)
+                parts = [_tensor_data(source, info, network[info.name], types[info.name]) for info in infos]
+                data = parts[0] if len(parts) == 1 else np.concatenate(parts)
                 _write_data(writer, data)
                 done += data.nbytes
         finally:
@@ -136,29 +140,42 @@ def choose_types(source: Source, options: ExportOptions) -> dict[str, str]:
     An asked-for type is for the matrices of the layers; embedding and head keep the exact type for theirs.
     """
     wanted = None if options.gguf_type is None else options.gguf_type.upper()
-    types = {}
-    for name, info in source.tensors.items():
-        if len(info.shape) == 1:
-            types[name] = "F32"
+    types: dict[str, str] = {}
+    for infos in _stored_tensors(source).values():
+        names = [info.name for info in infos]
+        if len(infos[0].shape) == 1:
+            types |= dict.fromkeys(names, "F32")
             continue
-        in_layer = name not in (EMBEDDING, HEAD)
-        candidates = (wanted,) if wanted is not None and in_layer else natural_types(info.scheme)
+        in_layer = names[0] not in (EMBEDDING, HEAD)
+        candidates = (wanted,) if wanted is not None and in_layer else _types_of_all(infos)
         if not candidates:
+            kinds = listed(dict.fromkeys(str(info.scheme) for info in infos))
             raise ExportError(
-                f"Tensor '{name}' is {info.scheme}, which no type of GGUF holds exactly; choose another "
+                f"Tensor '{names[0]}' is {kinds}, which no type of GGUF holds exactly; choose another "
                 "`--quantize`."
             )
-        scales = partial(_scales, source, info)
-        reasons = {kind: obstacle(kind, info.scheme, info.columns, scales) for kind in candidates}
+        reasons = {kind: _obstacle(kind, source, infos) for kind in candidates}
         found = next((kind for kind, reason in reasons.items() if reason is None), None)
         if found is None:
             kind, reason = list(reasons.items())[-1]
             raise ExportError(
-                f"Tensor '{name}' can't be stored as {kind}, because {reason}; leave `--gguf-type` out for "
-                "the exact type, or choose another `--quantize`."
+                f"Tensor '{names[0]}' can't be stored as {kind}, because {reason}; leave `--gguf-type` out "
+                "for the exact type, or choose another `--quantize`."
             )
-        types[name] = found
+        types |= dict.fromkeys(names, found)
     return types
+
+
+def _types_of_all(infos: Sequence[BundleTensor]) -> tuple[str, ...]:
+    """Types for tensors that are stored as one, the best first."""
+    first, *others = (natural_types(info.scheme) for info in infos)
+    return tuple(kind for kind in first if all(kind in types for types in others))
+
+
+def _obstacle(kind: str, source: Source, infos: Sequence[BundleTensor]) -> str | None:
+    """Why a type can't hold all of the tensors exactly, None if it can."""
+    reasons = (obstacle(kind, info.scheme, info.columns, partial(_scales, source, info)) for info in infos)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _tensor_data(source: Source, info: BundleTensor, tensor: NetworkTensor, kind: str) -> npt.NDArray[Any]:
@@ -170,11 +187,9 @@ def _tensor_data(source: Source, info: BundleTensor, tensor: NetworkTensor, kind
 
 
 def _in_file_order(rows: npt.NDArray[Any], tensor: NetworkTensor, config: ModelConfig) -> npt.NDArray[Any]:
-    """Where llama.cpp rotates neighbouring pairs, Hugging Face's order has halves; whole rows move."""
-    if tensor.role.heads is None or not scaled_family(config).gguf_pairs:
-        return rows
-    halves = rows.reshape(getattr(config, tensor.role.heads), 2, -1, *rows.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+    """Rows in GGUF's order, of floats or blocks: whole rows move."""
+    order = rows_in_gguf(tensor, config)
+    return rows if order is None else rows[inverse(order)]
 
 
 def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
@@ -189,6 +204,14 @@ def _write_data(writer: GGUFWriter, data: npt.NDArray[Any]) -> None:
 def _gguf_tensors(config: ModelConfig) -> dict[str, NetworkTensor]:
     """The network's tensors as the family calls them that the file says it is of."""
     return network_tensors(replace(config, model_type=scaled_family(config).model_type))
+
+
+def _stored_tensors(source: Source) -> dict[str, list[BundleTensor]]:
+    """GGUF's name -> the network's tensors that it holds, below each other; ExportError if one has none."""
+    network, stored = _gguf_tensors(source.config), dict[str, list[BundleTensor]]()
+    for info in source.tensors.values():
+        stored.setdefault(_gguf_name(network[info.name]), []).append(info)
+    return stored
 
 
 def _gguf_name(tensor: NetworkTensor) -> str:
