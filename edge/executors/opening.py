@@ -117,7 +117,8 @@ def open_executor(
     options: by default RunOptions(); asked: see `refuse_ignored`. Raises EdgeError for an executor that is
     unknown, does not fit the files or lacks a package, and for an option that means nothing to it;
     ContextError for a context beyond the model's, and if the memory does not suffice; ConfigError for sparse
-    attention that can't run; and what the executor itself finds wrong.
+    attention that can't run, and for a regime of rotary factors that the model lacks; and what the executor
+    itself finds wrong.
     """
     options = options or RunOptions()
     spec = find_executor(files, options.executor)
