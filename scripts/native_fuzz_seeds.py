@@ -94,14 +94,17 @@ def batch(tokens: list[int], parents: list[int], wishes: int) -> bytes:
     return bytes([1, wishes]) + number(len(tokens) - 1) + whole + bytes(parents)
 
 
-def forward(model: int) -> bytes:
-    """Prefill, a tree, one of its paths kept, and what follows; of the model with this number."""
+def forward(model: int, more: bool = False) -> bytes:
+    """Prefill, a tree, one of its paths kept, and what follows; of the model with this number.
+
+    more: with everything beyond a Llama.
+    """
     prefill, tree = (
         batch([*range(1, 31)] * 2, [0] * 60, 1 | 16),
         batch([5, 6, 7, 8], [0, 9, 9, 10], 1 | 8 | 16),
     )
     keep = bytes([0]) + struct.pack("<IBBI", 60, 0, 1, 2) + bytes([0, 1, 0, 0])
-    return bytes([0, model]) + prefill + tree + keep + batch([9, 10], [0, 0], 1 | 16 | 64)
+    return bytes([8 * more, model]) + prefill + tree + keep + batch([9, 10], [0, 0], 1 | 16 | 64)
 
 
 def restored(model: int, length: int) -> bytes:
@@ -116,10 +119,11 @@ def main() -> None:
     seeds |= {"bundle/ternary": bundle(QuantScheme("ternary", 0), tied=True)}
     seeds |= {"decoder/dense": decoder(sparse=False), "decoder/sparse": decoder(sparse=True)}
     seeds |= {"sampler/greedy": sampler(0, 0, 1), "sampler/filtered": sampler(0.8, 20, 0.9)}
-    seeds |= {"model/int8": bytes([0, 1]), "model/sparse": bytes([1, 0x83])}
+    seeds |= {"model/int8": bytes([0, 1]), "model/sparse": bytes([1, 0x83]), "model/more": bytes([0, 0x41])}
     seeds |= {
         f"forward/{name}": forward(model) for name, model in {"dense": 1, "int8": 9, "sparse": 130}.items()
     }
+    seeds |= {"forward/more": forward(9, more=True)}
     seeds |= {"restore/dense": restored(0, 70), "restore/sparse": restored(129, 300)}
     for name, data in seeds.items():
         reader, _, seed = name.partition("/")

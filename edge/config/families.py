@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edge.config import ModelConfig
 from edge.config.fields import Fields, listed
+from edge.config.network import RopeType
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES, Role, renamed
 from edge.errors import ConfigError
 from edge.system.registry import Registry, load_plugins
@@ -89,6 +90,7 @@ class Family:
     required: fields that may not be absent, since transformers has a number of its own for them then.
     windows: which layers see only the last `sliding_window` tokens where no `layer_types` tell: all of them,
     or, if `use_sliding_window` is true, those from `max_window_layers` on ("upper") or those without RoPE.
+    rope_types: those that its class in transformers computes.
     """
 
     model_type: str
@@ -107,6 +109,7 @@ class Family:
     partial_rotary: bool = False
     required: tuple[str, ...] = ()
     windows: Literal["all", "upper", "without rope"] | None = None
+    rope_types: tuple[RopeType, ...] = get_args(RopeType)
 
     def layers_without_rope(self, layers: int) -> tuple[int, ...]:
         """Numbers of the layers that do not rotate q and k, of so many."""
@@ -297,6 +300,7 @@ register_family(
         },
         fixed=_fixed_except("sliding_window", "partial_rotary_factor"),
         windows="all",
+        rope_types=("default", "longrope"),
         fused=True,
         partial_rotary=True,
     )

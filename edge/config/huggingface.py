@@ -52,6 +52,12 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
     pad = None if source.is_null("pad_token_id") else source.optional_integer("pad_token_id")
     experts = _experts(source)
     head_dim = head_size(source.optional_integer("head_dim"), hidden_size, heads)
+    rope = rope_from_hf(source, max_positions, head_dim if family.partial_rotary else None)
+    if rope.type not in family.rope_types:
+        raise ConfigError(
+            f"config.json has the rope_type {rope.type}, but models of type {family.model_type} have only "
+            f"{listed(family.rope_types)}."
+        )
     without_rope = _layers_without_rope(source, family, layers)
     window, sliding = sliding_layers_from_hf(source, family, layers, without_rope)
     return ModelConfig(
@@ -65,7 +71,7 @@ def config_from_hf(data: Mapping[str, Any]) -> ModelConfig:
         head_dim=head_dim,
         rms_norm_eps=source.number("rms_norm_eps"),
         max_position_embeddings=max_positions,
-        rope=rope_from_hf(source, max_positions, head_dim if family.partial_rotary else None),
+        rope=rope,
         tie_word_embeddings=source.boolean("tie_word_embeddings", False),
         bos_token_id=next(iter(_known_ids(source, "bos_token_id")), None),
         eos_token_ids=_known_ids(source, "eos_token_id"),
@@ -117,7 +123,7 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         without = config.layers_without_rope
         values["no_rope_layers"] = [int(layer not in without) for layer in range(config.num_hidden_layers)]
     if config.rope.rotary_dim is not None:
-        values["partial_rotary_factor"] = config.rope.rotary_dim / config.head_dim
+        values["partial_rotary_factor"] = _rotary_factor(config.rope.rotary_dim, config.head_dim)
     if _LENGTH in family.defaults:
         values[_LENGTH] = config.rope.original_max_position_embeddings
     # An absent token is that of the class in transformers, and null is none.
@@ -187,6 +193,12 @@ def _rotary_dim(source: Fields, entry: dict[str, Any], where: str, head_dim: int
     factor = next((each for each in (inside, outside) if each is not None), 1.0)
     rotated = int(head_dim * factor)
     return None if rotated == head_dim else rotated
+
+
+def _rotary_factor(rotary_dim: int, head_dim: int) -> float:
+    """A factor that readers, who cut the fraction off, take for rotary_dim."""
+    factor = rotary_dim / head_dim
+    return factor if int(head_dim * factor) == rotary_dim else math.nextafter(factor, 1.0)
 
 
 def _object(source: Fields, name: str) -> dict[str, Any]:

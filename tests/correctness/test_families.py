@@ -26,7 +26,8 @@ from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
 from edge.model.attention.mode import use_attention_mode
 from edge.quant.scheme import QuantScheme
-from tests.export.test_known_families import CASES, LENGTH, TOKENS, save, theirs
+from tests.export.tiny import byte_tokenizer_files
+from tests.family_networks import CASES, LENGTH, TOKENS, theirs
 from tests.oak import OAK, registered
 from tests.oak import oak as oak_of
 from tests.steps import TREE, forward, paths, tree_masks
@@ -188,9 +189,12 @@ def of_transformers(tmp_path: Path) -> Callable[[str], tuple[Bundle, Any]]:
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.copy_(parameter.half())
-        checkpoint = HuggingFaceCheckpoint(save(model, tmp_path / name))
-        convert(checkpoint, tmp_path / f"{name}-bundle", quantize="f16")
-        return Bundle.open(tmp_path / f"{name}-bundle"), model(TOKENS[None]).logits[0]
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        for file, data in byte_tokenizer_files().items():
+            (folder / file).write_bytes(data)
+        convert(HuggingFaceCheckpoint(folder), tmp_path / "bundle", quantize="f16")
+        return Bundle.open(tmp_path / "bundle"), model(TOKENS[None]).logits[0]
 
     return make
 

@@ -139,7 +139,7 @@ def test_fields_and_defaults_of_a_config():
         acorn(activation="relu")
     with pytest.raises(ConfigError, match="AcornForCausalLM and OakForCausalLM"):
         acorn(architectures=["ElmForCausalLM"])
-    with pytest.raises(ConfigError, match="minicpm, llama, acorn and oak"):
+    with pytest.raises(ConfigError, match=r"minicpm, llama, .*, acorn and oak"):
         config_from_gguf({"general.architecture": "elm"})
 
 

@@ -2,114 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config.huggingface import config_from_hf
 from edge.config.rope import rope_parameters
+from edge.config.rope_entry import override_rope
+from edge.config.tensors import beyond_llama
+from edge.errors import ContextError
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.executors.protocol import Executor
 from edge.export.options import ExportOptions
+from edge.export.source import Source
 from edge.export.targets.gguf.target import TARGET as GGUF
-from edge.model.weights.checkpoint import load_decoder, save_huggingface
+from edge.formats.bundle.reader import Bundle
+from edge.hub.convert import convert
+from edge.model.weights.checkpoint import load_decoder, reference_from_bundle, save_huggingface
 from edge.quant.scheme import QuantScheme
+from tests.family_networks import CASES, EXACT, LENGTH, TOKENS, largest_error, theirs
+from tests.steps import forward
 
 from .tiny import byte_tokenizer_files, make_source
-
-EXACT = 5e-5  # of the truth's standard deviation, as in tests/correctness
-LENGTH = 300
-CONTEXT = 512
-TOKENS = torch.arange(LENGTH) * 7 % 264
-LISTS = {
-    "short_factor": [1 + i / 32 for i in range(24)],
-    "long_factor": [1 + i / 4 for i in range(24)],
-}
-
-
-class Case(NamedTuple):
-    """A network of a family. name: of its class in transformers. fields: beside those of `SMALL`."""
-
-    name: str
-    fields: dict[str, Any]
-
-
-SMALL = {
-    "vocab_size": 264,
-    "hidden_size": 128,
-    "intermediate_size": 160,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "tie_word_embeddings": False,
-    "pad_token_id": None,
-    "bos_token_id": 1,
-    "eos_token_id": [2, 5],
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
-WIDE = {"head_dim": 64}  # not hidden_size / heads
-PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
-
-
-def longrope(original: int, partial: float = 0.75) -> dict[str, Any]:
-    """Phi-4-mini's entry for heads of 64, whose regime the lengths decide."""
-    lists = LISTS if partial != 1 else {name: values + [3.0] * 8 for name, values in LISTS.items()}
-    return {
-        "original_max_position_embeddings": original,
-        "rope_parameters": {
-            **{"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": partial},
-            **lists,
-        },
-    }
-
-
-CASES = {
-    "llama-3.2": Case("Llama", {**WIDE, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
-    "minicpm5": Case("Llama", {**WIDE, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}),
-    "mistral": Case("Mistral", {**WIDE, "sliding_window": None}),
-    "mistral-window": Case("Mistral", {"sliding_window": LENGTH}),
-    "qwen2": Case("Qwen2", {"rope_parameters": YARN}),
-    "qwen2-tied": Case("Qwen2", {"tie_word_embeddings": True, "use_sliding_window": True}),
-    "qwen3": Case("Qwen3", {**WIDE, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "qwen3-tied": Case("Qwen3", {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": YARN}),
-    "smollm3": Case("SmolLM3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}),
-    "smollm3-list": Case("SmolLM3", {"no_rope_layers": [1, 0, 0, 1], "tie_word_embeddings": True}),
-    "phi3": Case("Phi3", {"head_dim": 64, "sliding_window": 2048}),
-    "phi3-partial": Case("Phi3", {"num_attention_heads": 2, "rope_parameters": PARTIAL}),
-    "phi3-short": Case("Phi3", {"num_attention_heads": 2, "tie_word_embeddings": True, **longrope(CONTEXT)}),
-    "phi3-long": Case("Phi3", {"num_attention_heads": 2, **longrope(256)}),
-    "phi3-whole-heads": Case("Phi3", {"num_attention_heads": 2, **longrope(256, partial=1)}),
-}
-
-
-def theirs(case: Case) -> Any:
-    """A random network of transformers; norms and biases are not what they begin as."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{case.name}Config")(**{**SMALL, **copy.deepcopy(case.fields)})
-    model = getattr(transformers, f"{case.name}ForCausalLM")(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        noise = torch.randn_like(parameter)
-        parameter.add_(noise * (0.2 if parameter.dim() == 1 else 0.07))
-    return model
-
-
-def largest_error(found: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((found - truth).abs().max() / truth.std())
 
 
 def save(model: Any, folder: Path) -> Path:
@@ -117,6 +38,13 @@ def save(model: Any, folder: Path) -> Path:
     for name, data in byte_tokenizer_files().items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def run(executor: Executor) -> torch.Tensor:
+    """Logits of all positions, in two steps."""
+    cache, parts = executor.new_cache(), TOKENS.numpy().astype(np.int32)
+    steps = [forward(executor, cache, part, logits="all").logits for part in (parts[:200], parts[200:])]
+    return torch.from_numpy(np.concatenate(steps))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -164,3 +92,45 @@ def test_gguf_and_back(tmp_path: Path, name: str):
         np.testing.assert_allclose(ours, theirs_, rtol=1e-6)
     for tensor in source.tensors:
         np.testing.assert_array_equal(found.read_float32(tensor), source.floats(tensor), err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "qwen2-upper", "smollm3-some"])
+def test_a_window_limits_the_context(tmp_path: Path, name: str):
+    """Up to it nothing differs; beyond it there is no answer, wherever a context is asked for."""
+    model = theirs(CASES[name])
+    folder = save(model, tmp_path / "model")
+    decoder = load_decoder(folder)
+    assert (decoder.config.longest_context, decoder.context) == (LENGTH, LENGTH)
+    assert largest_error(decoder(TOKENS), model(TOKENS[None]).logits[0]) < EXACT
+    longer = torch.arange(LENGTH + 1) % 264
+    words = rf"{LENGTH + 1} tokens is beyond the model's sliding_window of {LENGTH}"
+    with pytest.raises(ContextError, match=words):
+        decoder(longer)
+    convert(HuggingFaceCheckpoint(folder), tmp_path / "bundle", quantize="f16")
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.config == decoder.config
+    assert open_executor(bundle, RunOptions("torch")).context == LENGTH
+    with pytest.raises(ContextError, match=words):
+        open_executor(bundle, RunOptions("torch", context=LENGTH + 1))
+    source = Source(bundle)
+    assert source.context(ExportOptions("onnx")) == LENGTH
+    with pytest.raises(ContextError, match=words):
+        source.context(ExportOptions("onnx", context=LENGTH + 1))
+    with pytest.raises(ContextError, match=words):  # no override of RoPE makes the window longer
+        override_rope(bundle.config, {"max_position_embeddings": 4096}).check_context(LENGTH + 1)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "smollm3", "phi3-long"])
+def test_a_bundle_runs_with_torch(tmp_path: Path, name: str):
+    """Random weights of float16, through the bundle's manifest."""
+    config = config_from_hf(theirs(CASES[name]).config.to_dict())
+    source = make_source(tmp_path, config, QuantScheme("f16"))
+    assert source.bundle.config == config
+    found = run(open_executor(source.bundle, RunOptions("torch")))
+    assert largest_error(found, reference_from_bundle(source.bundle)(TOKENS)) < EXACT
+
+
+def test_partial_rotary_embedding_is_refused_by_name_where_it_is_not_computed():
+    config = config_from_hf(theirs(CASES["phi3-partial"]).config.to_dict())
+    assert beyond_llama(config) == ("partial rotary embedding",)
+    assert beyond_llama(config_from_hf(theirs(CASES["phi3"]).config.to_dict())) == ()

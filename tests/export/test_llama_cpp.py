@@ -9,17 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edge.config import RopeConfig
+from edge.config.huggingface import config_from_hf
 from edge.errors import ArtifactError
 from edge.export.artifact import export_model
 from edge.export.check import exact_executor
 from edge.export.options import ExportOptions
 from edge.export.source import Source, open_source
 from edge.export.targets.gguf.check import run_llama_cpp
+from edge.export.targets.gguf.target import TARGET as GGUF
 from edge.hub.resolve import open_model
+from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.scheme import QuantScheme
 from edge.text.tokenizer import load_tokenizer
+from tests.family_networks import CASES, theirs
 from tests.steps import forward
 
 from .tiny import LONGROPE, llama_config, make_source, minicpm_config
@@ -116,6 +121,25 @@ def test_types_are_read_as_they_were_written(tmp_path: Path, scheme: QuantScheme
     source = make_source(tmp_path, minicpm_config(), scheme, head=QuantScheme("f16"))
     artifact = export_model(source, ExportOptions("gguf", gguf_type=asked), tmp_path / "out")
     check_logits(source, artifact.model, 64, atol)
+
+
+FAMILIES = ["mistral", "llama-3.2", "qwen2", "qwen3", "smollm3", "phi3-short", "phi3-long"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_what_llama_cpp_computes(tmp_path: Path, name: str):
+    """Through a GGUF with float16 weights: biases, norms, layers without RoPE, fused and partial heads.
+
+    The truth is the network in PyTorch, which equals the family's own class.
+    """
+    config = config_from_hf(theirs(CASES[name]).config.to_dict())
+    source = make_source(tmp_path, config, QuantScheme("f16"))
+    written = GGUF.write(source, ExportOptions("gguf"), tmp_path, None)
+    tokens = [int(token) for token in np.random.default_rng(2).integers(3, 258, 308)]
+    run = run_llama_cpp(tmp_path / written.model, tokens[:300], tokens[300:], context=config.longest_context)
+    truth = reference_from_bundle(source.bundle)(torch.tensor(tokens)).numpy()
+    error = np.abs(run.logits - truth[299:]).max() / truth.std()
+    assert error < 2e-2
 
 
 def check_logits(source: Source, model: Path, context: int, atol: float) -> None:

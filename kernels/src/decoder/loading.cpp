@@ -86,9 +86,10 @@ edge_status edge_model::load(const edge_weight *weights, int64_t count) {
     for (int32_t layer = 0; layer < config.layers; ++layer) {
         for (int role = 0; role < role_count; ++role) {
             if (edge::is_of_draft(role)) continue;
-            const bool wanted = edge::is_bias(role)        ? with_biases
-                                : edge::is_head_norm(role) ? with_head_norms
-                                : edge::is_in_layer(role) || (layer == 0 && role != EDGE_HEAD);
+            const bool wanted = edge::is_bias(role) ? with_biases
+                                : edge::is_head_norm(role)
+                                    ? with_head_norms
+                                    : edge::is_in_layer(role) || (layer == 0 && role != EDGE_HEAD);
             if (wanted && !seen[size_t(layer * role_count + role)]) {
                 return fail(EDGE_INVALID, "The %s of layer %d is missing.", role_name(role), layer);
             }

@@ -49,7 +49,7 @@ def test_weights_are_scale_times_code_less_zero(dtype: str) -> None:
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 8), (8, 16), (3, 5)])
 def test_some_of_its_rows(start: int, stop: int) -> None:
-    part = layer().rows(start, stop)
+    part = layer().rows(slice(start, stop))
     assert part.shape == (stop - start, COLUMNS)
     np.testing.assert_array_equal(part.read_float32(), WEIGHTS[start:stop])
     np.testing.assert_array_equal(part.read().dequantize(), WEIGHTS[start:stop])

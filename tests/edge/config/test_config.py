@@ -188,7 +188,7 @@ def test_missing_field_is_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "qwen2"}, "qwen2"),
+        ({"model_type": "gemma3"}, "gemma3"),
         ({"model_type": "minicpm3"}, "minicpm3"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias"),
@@ -326,7 +326,7 @@ def test_gguf_rope_factors_without_a_type() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"general.architecture": "qwen2"}, "general.architecture"),
+        ({"general.architecture": "gemma3"}, "general.architecture"),
         ({"general.architecture": None}, "general.architecture"),
         ({"minicpm.block_count": None}, "minicpm.block_count"),
         ({"minicpm.attention.layer_norm_rms_epsilon": None}, "minicpm.attention.layer_norm_rms_epsilon"),

@@ -15,7 +15,7 @@ from edge.config.gguf import gguf_architecture
 from edge.config.presets import PRESETS, preset
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD, beyond_llama, network_tensors
-from edge.errors import ConfigError, EdgeError
+from edge.errors import ConfigError, ContextError, EdgeError
 
 HEADER = Path(__file__).resolve().parents[3] / "kernels" / "include" / "edge.h"
 SMALL, MOE_NETWORK = preset("smollm2-135m"), preset("minicpm-moe-8x2b")
@@ -98,7 +98,9 @@ def test_the_first_family_of_a_gguf_architecture_is_read(monkeypatch: pytest.Mon
 
 
 def test_unknown_family_is_named():
-    with pytest.raises(ConfigError, match="family 'perceptron' is unknown here; known are minicpm and llama"):
+    with pytest.raises(
+        ConfigError, match=r"family 'perceptron' is unknown here; known are minicpm, llama, .*phi3"
+    ):
         network_tensors(replace(SMALL, model_type="perceptron"))
 
 
@@ -115,6 +117,28 @@ def test_manifests_of_older_programs_say_the_same():
 def test_layers_without_rope_are_numbers_of_layers(value: Any):
     with pytest.raises(ConfigError, match="layers_without_rope must be"):
         ModelConfig.from_json({**SMALL.to_json(), "layers_without_rope": value})
+
+
+def test_parts_of_newer_families_in_a_manifest():
+    """Left out where they say nothing, so that older programs read it; refused where they fit no network."""
+    data = SMALL.to_json()
+    assert not {"sliding_window", "sliding_layers"} & data.keys() and "rotary_dim" not in data["rope"]
+    newer = {"sliding_window": 64, "sliding_layers": [1, 3], "rope": {**data["rope"], "rotary_dim": 48}}
+    config = ModelConfig.from_json({**data, **newer})
+    assert (config.sliding_window, config.sliding_layers, config.rope.rotary_dim) == (64, (1, 3), 48)
+    assert config.to_json() == {**data, **newer} and config.longest_context == 64
+    with pytest.raises(ContextError, match="65 tokens is beyond the model's sliding_window of 64"):
+        config.check_context(65)
+    for changes, named in (
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"sliding_window": None}, "sliding_window and sliding_layers"),
+        ({"sliding_layers": [30]}, "sliding_layers"),
+        ({"rope": {**data["rope"], "rotary_dim": 0}}, "rotary_dim"),
+        ({"rope": {**data["rope"], "rotary_dim": 80}}, "rotary_dim .* is 80"),
+        ({"rope": {**data["rope"], "rotary_dim": 33}}, "rotary_dim .* is 33"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            ModelConfig.from_json({**data, **newer, **changes})
 
 
 def test_a_preset_can_be_added(monkeypatch: pytest.MonkeyPatch):

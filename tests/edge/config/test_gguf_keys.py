@@ -62,6 +62,7 @@ MUST_FIT = {
     "rope.scale_linear": 2.0,
     "expert_count": 8,
     "expert_used_count": 2,
+    "attention.sliding_window": 4096,
 }
 """Keys with tests of their own below."""
 OTHER_ARCHITECTURES = {
@@ -144,6 +145,7 @@ def test_what_nobody_knows_is_said() -> None:
     [
         ({"attention.value_length": 32}, r"minicpm\.attention\.value_length"),
         ({"rope.dimension_count": 32}, r"minicpm\.rope\.dimension_count"),
+        ({"attention.sliding_window": 4096}, r"minicpm\.attention\.sliding_window"),
         ({"rope.scaling.yarn_ext_factor": 0.0}, r"yarn_ext_factor.*yarn"),
         ({"rope.scaling.type": "linear", "rope.scaling.yarn_ext_factor": 1.0}, "yarn_ext_factor.*linear"),
         ({"rope.scaling.type": "linear", "rope.scaling.attn_factor": 0.5}, "attn_factor.*linear"),
@@ -206,3 +208,13 @@ def test_rotary_factors_beside_a_scaling_factor() -> None:
 def test_a_llama_with_scales_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'llama\.embedding_scale'.*type llama have no muP scales"):
         config_from_gguf(metadata(arch="llama"))
+
+
+def test_what_only_some_architectures_have() -> None:
+    """Phi's file from llama.cpp's converter: 0 for no window, and three quarters of a head are rotated."""
+    keys = {"embedding_scale": None, "residual_scale": None, "logit_scale": None, "rope.dimension_count": 48}
+    for window, context in ((0, 4096), (2047, 2047), (262144, 4096)):
+        config = config_from_gguf(metadata({**keys, "attention.sliding_window": window}, "phi3"))
+        assert (config.model_type, config.rope.rotary_dim) == ("phi3", 48)
+        assert (config.sliding_window or 0, config.longest_context) == (window, context)
+    assert read({"attention.sliding_window": 0}) == read()
