@@ -17,7 +17,7 @@ from edge.checkpoints.base import Checkpoint
 from edge.checkpoints.synthetic import RandomCheckpoint
 from edge.checkpoints.weights import read_float32
 from edge.config import ModelConfig
-from edge.errors import BundleError, ExportError
+from edge.errors import BundleError, ContextError, ExportError
 from edge.export.calibration import calibration, default_text
 from edge.export.quantize import QuantizeOptions, quantize_checkpoint, report_path
 from edge.export.quantize.activations import Stream, load_layer
@@ -439,6 +439,13 @@ def test_places_that_cannot_be_written(checkpoint: RandomCheckpoint, options, tm
         with pytest.raises(error, match="file"):
             quantize_checkpoint(checkpoint, tmp_path / "file" / "out", chosen)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_texts_longer_than_a_sliding_window_are_refused(config: ModelConfig, options, tmp_path: Path):
+    windows = {"sliding_window": 63, "sliding_layers": (0, 1, 2)}
+    checkpoint = RandomCheckpoint(replace(config, model_type="mistral", **windows), QuantScheme("f16"))
+    with pytest.raises(ContextError, match="sliding_window of 63"):
+        quantize_checkpoint(checkpoint, tmp_path / "out", options(method="gptq"))
 
 
 def test_experts_are_refused(checkpoint: RandomCheckpoint, options, tmp_path: Path, config: ModelConfig):
