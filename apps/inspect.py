@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from edge.config import RopeConfig
+    from edge.config import ModelConfig, RopeConfig
     from edge.measure.inspection import ModelFacts
 
 
@@ -72,7 +72,7 @@ def _print(facts: ModelFacts, console: Console) -> None:
         f"MLP {config.intermediate_size}",
         "Attention": f"{config.num_attention_heads} heads of {config.head_dim}, "
         f"{config.num_key_value_heads} for keys and values",
-        "Context": f"{config.max_position_embeddings} tokens, {_rope(config.rope)}",
+        "Context": f"{config.max_position_embeddings} tokens{_window(config)}, {_rope(config.rope)}",
         "Tokenizer": f"{facts.tokenizer.kind or 'none'}, {facts.tokenizer.vocab_size} tokens",
         "Chat template": ("yes, with thinking" if facts.thinking else "yes") if facts.chat_template else "no",
         "Own settings": ", ".join(f"{name}={value}" for name, value in facts.generation_config.items())
@@ -138,6 +138,14 @@ def _scales(facts: ModelFacts) -> str:
     return f" ({', '.join(given)})" if given else ""
 
 
+def _window(config: ModelConfig) -> str:
+    if config.sliding_window is None or config.longest_context == config.max_position_embeddings:
+        return ""
+    return f", {config.longest_context} of them at most (sliding_window)"
+
+
 def _rope(rope: RopeConfig) -> str:
     text = f"RoPE {rope.type}, theta {rope.theta:g}"
+    if rope.rotary_dim is not None:
+        text += f", {rope.rotary_dim} rows of a head"
     return text if rope.type in ("default", "longrope") else f"{text}, factor {rope.factor:g}"

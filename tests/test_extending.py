@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -140,3 +141,17 @@ def test_nothing_in_the_project_names_it():
     for folder in ("edge", "model", "export", "train", "apps", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):
             assert "quinary" not in path.read_text(encoding="utf-8"), path
+
+
+def test_lines_of_each_declaration():
+    """One declaration per family, of less than 60 lines; the page's table has all of them."""
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    source = (ROOT / "edge" / "config" / "families.py").read_text(encoding="utf-8")
+    calls = [node.value for node in ast.parse(source).body if isinstance(node, ast.Expr)]
+    lines = {
+        ast.literal_eval(call.args[0].args[0]): call.end_lineno - call.lineno + 1
+        for call in calls
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "register_family"
+    }
+    assert {name: int(count) for name, count in rows} == lines and len(rows) >= 7
+    assert max(lines.values()) < 60

@@ -219,8 +219,11 @@ class ChatLoop:
 
     def _context_flags(self) -> list[str]:
         """The flags that let a longer conversation go on."""
-        trained = self._model.config.max_position_embeddings
-        more = "--context" if self._model.context < trained else "--context with --rope-override"
+        config = self._model.config
+        if self._model.context == config.sliding_window and self._chat.context_policy != "drop":
+            return ["--overflow drop"]
+        longest = config.longest_context
+        more = "--context" if self._model.context < longest else "--context with --rope-override"
         return [more] if self._chat.context_policy == "drop" else [more, "--overflow drop"]
 
     def _remark(self, text: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.config.draft import DraftConfig
-from edge.config.families import family_of
+from edge.config.families import FIXED, family_of
 from edge.config.fields import Fields, head_size, shown
 from edge.config.huggingface import check_fixed, rope_from_hf
 from edge.config.network import ModelConfig, RopeConfig
@@ -87,7 +87,7 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
     """
     data = plain_fields(data)
     refuse_other_kinds(data, where)
-    fixed = family_of(target).fixed
+    fixed = {**FIXED, **family_of(target).fixed, "partial_rotary_factor": (1,)}
     check_fixed(data, {name: values for name, values in fixed.items() if name not in _WITHOUT_EFFECT})
     source = Fields(data, where)
     if source.optional_integer("num_experts") or source.optional_integer("num_local_experts"):

@@ -123,7 +123,7 @@ def config_to_hf(config: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         without = config.layers_without_rope
         values["no_rope_layers"] = [int(layer not in without) for layer in range(config.num_hidden_layers)]
     if config.rope.rotary_dim is not None:
-        values["partial_rotary_factor"] = config.rope.rotary_dim / config.head_dim
+        values["partial_rotary_factor"] = _rotary_factor(config.rope.rotary_dim, config.head_dim)
     if _LENGTH in family.defaults:
         values[_LENGTH] = config.rope.original_max_position_embeddings
     # An absent token is that of the class in transformers, and null is none.
@@ -193,6 +193,12 @@ def _rotary_dim(source: Fields, entry: dict[str, Any], where: str, head_dim: int
     factor = next((each for each in (inside, outside) if each is not None), 1.0)
     rotated = int(head_dim * factor)
     return None if rotated == head_dim else rotated
+
+
+def _rotary_factor(rotary_dim: int, head_dim: int) -> float:
+    """A factor that readers, who cut the fraction off, take for rotary_dim."""
+    factor = rotary_dim / head_dim
+    return factor if int(head_dim * factor) == rotary_dim else math.nextafter(factor, 1.0)
 
 
 def _object(source: Fields, name: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ FAMILIES = ["mistral", "llama-3.2", "qwen2", "qwen3", "smollm3", "phi3-short", "
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_what_llama_cpp_computes(tmp_path: Path, name: str):
-    """Through a GGUF with float16 weights: biases, norms, layers without RoPE, fused and partly rotated heads.
+    """Through a GGUF with float16 weights: biases, norms, layers without RoPE, fused and partial heads.
 
     The truth is the network in PyTorch, which equals the family's own class.
     """

@@ -209,9 +209,13 @@ def test_every_field_is_as_in_transformers_or_refused(tmp_path: Path, family: st
 
 @pytest.mark.parametrize("family", CLASSES)
 def test_an_absent_field_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
-    """Or it has to be there: sizes, and what has a number of its own in each class."""
+    """Or it has to be there: sizes, and what has a number of its own in each class. The same for null."""
     for name in base(family):
-        data = base(family)
-        del data[name]
-        found = outcome(data, tmp_path / "changed")
-        assert isinstance(found, torch.Tensor) or name in found
+        absent = base(family)
+        del absent[name]
+        null = {**base(family), name: None}
+        for data in (absent, null)[
+            : 1 if name == "rope_theta" else 2
+        ]:  # their classes fail with a null theta
+            found = outcome(data, tmp_path / "changed")
+            assert isinstance(found, torch.Tensor) or name in found
