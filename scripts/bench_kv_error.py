@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
 from edge.executors.native.operators import LayerCache, LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.native.shapes import sparse_constants
 
 SHAPES = (
     (16, 2, 64),

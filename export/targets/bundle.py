@@ -14,7 +14,7 @@ from pathlib import Path
 from edge import __version__
 from edge.config.rope import rope_parameters
 from edge.executors.memory import memory_plan
-from edge.executors.native.executor import sparse_obstacle
+from edge.executors.native.shapes import sparse_obstacle
 from edge.export.check import (
     CheckResult,
     Reference,

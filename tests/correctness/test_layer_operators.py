@@ -8,9 +8,10 @@ import pytest
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.executors.native import library as native
-from edge.executors.native.executor import NativeExecutor, sparse_constants
+from edge.executors.native.executor import NativeExecutor
 from edge.executors.native.operators import LayerCache, LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.native.shapes import sparse_constants
 from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward

@@ -12,9 +12,9 @@ import torch
 from edge.config import SparseConfig
 from edge.errors import NativeError
 from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
 from edge.executors.native.library import cpu_tiers
 from edge.executors.native.pool import ThreadPool
+from edge.executors.native.shapes import sparse_constants
 from edge.model.attention.blocks import attend, query_positions, select_blocks
 from edge.model.attention.sparse import reference_attention, reference_selection
 from edge.model.operators import int4_rows

@@ -12,8 +12,8 @@ import pytest
 from edge.config.tensors import network_tensors
 from edge.errors import NativeError
 from edge.executors.native import library as native
-from edge.executors.native.executor import _weight
 from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.native.packed import weight_of
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
@@ -36,7 +36,7 @@ def create(operators, bundle) -> Callable[..., None]:
     def make(change: Callable[[native.Config, list[native.Weight]], object]) -> None:
         network = network_tensors(bundle.config)
         weights = [
-            _weight(info, network[name], int(bundle.data(name).ctypes.data))
+            weight_of(info, network[name], int(bundle.data(name).ctypes.data))
             for name, info in bundle.tensors.items()
         ]
         shape = bundle.config

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from edge.config import SparseConfig
 from edge.executors.adapters import executorch_library
 from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
 from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.native.shapes import sparse_constants
 from edge.model.operators import cache, cache_pages  # noqa: F401  # `cache` defines the operators
 from edge.model.operators.linear import PackedShape
 from edge.quant.scheme import QuantScheme

@@ -11,8 +11,8 @@ import pytest
 from edge.config import SparseConfig
 from edge.executors.adapters import onnxruntime_library
 from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
 from edge.executors.native.operators import LayerCache, LayerOperators
+from edge.executors.native.shapes import sparse_constants
 from edge.quant.scheme import QuantScheme
 
 onnx = pytest.importorskip("onnx")

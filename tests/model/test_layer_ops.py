@@ -10,10 +10,10 @@ from torch import Tensor
 import edge.model.operators.cache  # noqa: F401  # defines operators, as does `linear`
 from edge.config import SparseConfig
 from edge.executors.native import library as native
-from edge.executors.native.executor import sparse_constants
 from edge.executors.native.operators import LayerCache as NativeCache
 from edge.executors.native.operators import LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.native.shapes import sparse_constants
 from edge.model.operators.cache_pages import KV_TYPES, LayerCache
 from edge.model.operators.linear import PackedShape
 from edge.quant import packing

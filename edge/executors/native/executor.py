@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import KVType, ModelConfig, SparseConfig
+from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.rope_regime import without_regime
-from edge.config.tensors import NetworkTensor, network_tensors, parts_beyond
+from edge.config.tensors import network_tensors, parts_beyond
 from edge.errors import EdgeError, NativeError
-from edge.executors.checks import check_parts, integers, token_ids, whole_number
+from edge.executors.checks import check_parts, integers, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
 from edge.executors.native.next_token import NativeNextToken, records_of
-from edge.executors.native.operators import EXPORTED_KV, LayerCache
+from edge.executors.native.packed import packed_tensor, weight_of
 from edge.executors.native.pool import ThreadPool
 from edge.executors.native.resting import RestingWeights
+from edge.executors.native.shapes import sparse_constants, sparse_obstacle
+from edge.executors.native.steps import StepMemory, error_of
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
     Capabilities,
@@ -37,19 +39,14 @@ from edge.executors.protocol import (
 )
 from edge.executors.sampling import DrawOptions
 from edge.executors.weights import WeightMemory, open_weights
-from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
-from edge.quant.layout import LAYOUT_ALIGNMENT
-from edge.quant.packing import pack
-from edge.quant.rounding import quantize, to_float16
 from edge.system.guards import OneCall
 
 TIER_VARIABLE = "EDGE_CPU"
 """Environment variable that forces a kernel tier, for example `avx2`."""
 
 _NOTHING = StepResult()
-_BLOCK_SIZE, _KEY_GROUP, _MOST_GROUP = 64, 16, 64  # what the sparse kernels are built for
 
 
 class NativeExecutor(ExecutorFacts):
@@ -122,7 +119,7 @@ class NativeExecutor(ExecutorFacts):
         network = network_tensors(config)
         weights = (native.Weight * len(files.tensors))(
             *(
-                _weight(info, network[name], weight_memory.address(name))
+                weight_of(info, network[name], weight_memory.address(name))
                 for name, info in files.tensors.items()
             )
         )
@@ -195,10 +192,10 @@ class NativeExecutor(ExecutorFacts):
         """See `edge.executors.protocol.Executor.forward`: all tokens go through each matrix together."""
         check_caches(steps)
         results = [_NOTHING] * len(steps)
-        passed: list[tuple[int, _StepMemory]] = []
+        passed: list[tuple[int, StepMemory]] = []
         for index, step in enumerate(steps):
             try:
-                passed.append((index, _StepMemory(step, self._config, self._max_batch)))
+                passed.append((index, StepMemory(step, self._config, self._max_batch)))
             except EdgeError as error:
                 results[index] = StepResult(error=error)
         tokens = sum(memory.n for _, memory in passed)
@@ -218,7 +215,7 @@ class NativeExecutor(ExecutorFacts):
         for (index, memory), record in zip(passed, records, strict=True):
             own = logits[row : row + memory.logits_count]
             row += memory.logits_count
-            failed = _error_of(record)
+            failed = error_of(record)
             results[index] = memory.result(own) if failed is None else StepResult(error=failed)
         return results
 
@@ -247,7 +244,7 @@ class NativeExecutor(ExecutorFacts):
             # Here nothing is at hand but what this function holds.
             found: list[int | EdgeError] = []
             for sampling, draw, result in drawings:
-                if failed and (error := _error_of(records[len(found)])) is not None:
+                if failed and (error := error_of(records[len(found)])) is not None:
                     found.append(error)
                 elif status := sample(sampling, draw, result):
                     found.append(native.error_of(status, native.library().edge_last_error()))
@@ -297,10 +294,10 @@ class NativeExecutor(ExecutorFacts):
         for name, values in tensors.items():
             if name not in self._tensors:
                 raise EdgeError(f"The network has no tensor '{name}'.")
-            packed[name] = _packed(values, self._tensors[name])
+            packed[name] = packed_tensor(values, self._tensors[name])
         network = network_tensors(self._config)
         weights = [
-            _weight(self._tensors[name], network[name], int(data.ctypes.data))
+            weight_of(self._tensors[name], network[name], int(data.ctypes.data))
             for name, data in packed.items()
         ]
         if not weights:
@@ -409,137 +406,3 @@ class NativeExecutor(ExecutorFacts):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
-
-
-class _StepMemory:
-    """What libedge reads and writes of one step, checked as far as it can't be there."""
-
-    def __init__(self, step: SequenceStep, config: ModelConfig, max_batch: int) -> None:
-        self.cache = step.cache
-        self._tokens = token_ids(step.tokens)
-        self.n = self._tokens.size
-        if not 0 < self.n <= max_batch:
-            raise NativeError(f"A batch has 1 to {max_batch} tokens, got {self.n}.")
-        self._positions = _per_token(step.positions, np.int32, self.n, "positions")
-        self._tree = _per_token(step.tree, np.uint64, self.n, "tree")
-        self.logits_count = _choice({"none": 0, "last": 1, "all": self.n}, step.logits, "choice of logits")
-        self._hidden = np.empty((self.n, config.hidden_size), np.float32) if step.hidden else None
-        plain = isinstance(step.layers, tuple) and not step.layers
-        self._indices = None if plain else integers(step.layers, "layers")
-        count = 0 if self._indices is None else self._indices.size
-        self._layers = np.empty((count, self.n, config.hidden_size), np.float32) if count else None
-
-    def write(self, record: native.Step) -> None:
-        """The step as libedge takes it; what the record has zeros for stays as it is."""
-        record.size = ctypes.sizeof(native.Step)
-        record.n = self.n
-        record.cache = handle_of(self.cache)
-        record.tokens = self._tokens.ctypes.data
-        record.logits_count = self.logits_count
-        record.positions = _address(self._positions)
-        record.tree = _address(self._tree)
-        record.hidden = _address(self._hidden)
-        if self._indices is not None:
-            record.layer_count = self._indices.size
-            record.layer_indices = _address(self._indices)
-            record.layer_outputs = _address(self._layers)
-
-    def result(self, logits: npt.NDArray[np.float32]) -> StepResult:
-        """What the step asked for, after the pass."""
-        layers = () if self._layers is None else tuple(self._layers)
-        return StepResult(logits if self.logits_count else None, self._hidden, layers)
-
-
-def sparse_constants(sparse: SparseConfig | None) -> native.Sparse:
-    """The constants as libedge takes them; None is dense attention."""
-    if sparse is None:
-        return native.Sparse(enabled=0)
-    return native.Sparse(
-        enabled=1,
-        kernel_size=sparse.kernel_size,
-        kernel_stride=sparse.kernel_stride,
-        block_size=sparse.block_size,
-        init_blocks=sparse.init_blocks,
-        window_size=sparse.window_size,
-        topk=sparse.topk,
-        dense_len=sparse.dense_len,
-        exact_lse=int(sparse.exact_lse),
-    )
-
-
-def layer_cache(
-    config: ModelConfig, capacity: int, sparse: SparseConfig | None, kv_type: KVType = EXPORTED_KV
-) -> LayerCache:
-    """The cache of one layer, as exported graphs hold it."""
-    return LayerCache(
-        kv_type=native.KV_TYPE[kv_type],
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        capacity=capacity,
-        sparse=sparse_constants(sparse),
-    )
-
-
-def sparse_obstacle(config: ModelConfig) -> str | None:
-    """Why the kernels can't run this network's sparse attention; None if they can."""
-    sparse = config.sparse or SparseConfig()
-    group = config.num_attention_heads // config.num_key_value_heads
-    if sparse.block_size != _BLOCK_SIZE:
-        return f"the native kernels need a block_size of {_BLOCK_SIZE}, not {sparse.block_size}"
-    if sparse.kernel_size % _KEY_GROUP or sparse.kernel_stride % _KEY_GROUP:
-        return f"the native kernels need a kernel_size and kernel_stride that are multiples of {_KEY_GROUP}"
-    if group > _MOST_GROUP:
-        return f"the native kernels take up to {_MOST_GROUP} query heads per KV head, not {group}"
-    return None
-
-
-def _packed(values: npt.NDArray[np.floating[Any]], info: BundleTensor) -> npt.NDArray[np.uint8]:
-    """The nearest codes in the kernels' layout, in memory that starts at a cache line."""
-    matrix = np.asarray(values)
-    if matrix.shape != info.shape or matrix.dtype.kind != "f":
-        raise EdgeError(
-            f"'{info.name}' is a float tensor of shape {list(info.shape)}, got {matrix.dtype} "
-            f"{list(matrix.shape)}."
-        )
-    if not np.isfinite(matrix).all():
-        raise EdgeError(f"'{info.name}' has values that are not finite: nothing was changed.")
-    scheme = info.scheme
-    if not scheme.is_float:
-        data = pack(quantize(matrix, scheme, info.name), scheme)
-    else:
-        data = pack(to_float16(matrix, info.name) if matrix.ndim == 2 else matrix, scheme)
-    place = np.empty(data.size + LAYOUT_ALIGNMENT, np.uint8)
-    start = -place.ctypes.data % LAYOUT_ALIGNMENT
-    place[start : start + data.size] = data
-    return place[start : start + data.size]
-
-
-def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:
-    matrix = native.matrix(info.scheme.packing, info.rows, info.columns, address)
-    return native.Weight(role=tensor.role.native, layer=tensor.layer or 0, matrix=matrix)
-
-
-def _error_of(record: native.Step) -> EdgeError | None:
-    """Why a step of a pass failed."""
-    return native.error_of(record.status, record.error) if record.status else None
-
-
-def _choice(table: dict[str, int], name: str, what: str) -> int:
-    if name not in table:
-        raise NativeError(f"Unknown {what} '{name}'; choose one of {', '.join(table)}.")
-    return table[name]
-
-
-def _address(array: npt.NDArray[np.generic] | None) -> int | None:
-    return None if array is None else array.ctypes.data
-
-
-def _per_token(
-    array: npt.NDArray[np.generic] | None, dtype: type[np.integer], n: int, what: str
-) -> npt.NDArray[np.generic] | None:
-    if array is None:
-        return None
-    if np.shape(array) != (n,):
-        raise EdgeError(f"{what} must have one entry per token ({n}), got shape {np.shape(array)}.")
-    return integers(array, what, dtype)

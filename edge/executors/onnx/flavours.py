@@ -15,9 +15,9 @@ import numpy.typing as npt
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import EdgeError
 from edge.executors.checks import MAX_TREE
-from edge.executors.native.executor import layer_cache
 from edge.executors.native.operators import EXPORTED_KV, LayerOperators
 from edge.executors.native.pool import ScratchBuffer, ThreadPool
+from edge.executors.native.shapes import layer_cache
 from edge.executors.protocol import Capabilities
 from edge.formats.artifact.manifest import ArtifactManifest
 

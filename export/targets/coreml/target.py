@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import ExportError
-from edge.executors.native.executor import sparse_obstacle
+from edge.executors.native.shapes import sparse_obstacle
 from edge.export.check import CheckResult, Reference, compare_logits
 from edge.export.options import ExportOptions
 from edge.export.plan import Plan

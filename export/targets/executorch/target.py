@@ -13,8 +13,8 @@ from edge.config import ModelConfig, SparseConfig
 from edge.config.tensors import EMBEDDING, HEAD, expected_tensors
 from edge.executors.adapters import executorch_version
 from edge.executors.executorch.executor import RUNTIME as RUNTIME_NAME
-from edge.executors.native.executor import layer_cache, sparse_obstacle
 from edge.executors.native.operators import EXPORTED_KV
+from edge.executors.native.shapes import layer_cache, sparse_obstacle
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
 from edge.export.options import ExportOptions

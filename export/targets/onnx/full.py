@@ -14,8 +14,8 @@ import numpy as np
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
-from edge.executors.native.executor import layer_cache
 from edge.executors.native.operators import EXPORTED_KV
+from edge.executors.native.shapes import layer_cache
 from edge.export.targets import Progress
 from edge.export.targets.onnx.graph import LOGITS_FROM, ROW_LOGITS, GraphBuilder
 from edge.formats.bundle.manifest import WEIGHTS

@@ -12,8 +12,8 @@ from pathlib import Path
 from edge.config import KVType, SparseConfig
 from edge.config.tensors import EMBEDDING
 from edge.errors import ExportError
-from edge.executors.native.executor import sparse_obstacle
 from edge.executors.native.operators import EXPORTED_KV
+from edge.executors.native.shapes import sparse_obstacle
 from edge.executors.onnx.executor import runtime_version
 from edge.executors.opening import open_executor
 from edge.export.check import CheckResult, Reference, compare_logits, run_executor
