@@ -8,6 +8,7 @@ import shutil
 from .declaration import Benchmark, needs_module, short_profile
 
 _PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
+_FAMILY = "python scripts/bench_peers.py --models BUILD/peers --parts decode --model"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")
@@ -52,6 +53,8 @@ BENCHMARKS = {
     "peers-ternary": Benchmark(f"{_PEER} ternary", 1, per_machine=True),
     "peers-depth": Benchmark(f"{_PEER} depth", 5, per_machine=True),
     "peers-streams": Benchmark(f"{_PEER} streams", 2, per_machine=True),
+    "families-qwen3": Benchmark(f"{_FAMILY} random:qwen3-0.6b", 4),
+    "families-minicpm5": Benchmark(f"{_FAMILY} random:minicpm5-2b", 10),
     "threads": Benchmark(
         f"{_HALF_B} --threads 1,2 --prefill 512,4096 --repeat 3 --json",
         2,

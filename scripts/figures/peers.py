@@ -61,6 +61,16 @@ def decode(int4: Document, ternary: Document) -> Lines:
     return [_HEADERS, *_beside(int4, "decode"), *_beside(ternary, "decode")]
 
 
+def families(*documents: Document) -> Lines:
+    """Decoding of other networks."""
+    lines = [
+        line
+        for document in documents
+        for line in _beside(document, document["model"].removeprefix("random:"))
+    ]
+    return [_HEADERS, *lines]
+
+
 def depth(document: Document) -> Lines:
     """Speeds by depth; of ours also the share of the speed at 512 and the ratio to llama.cpp with float16."""
     depths = sorted({row["depth"] for row in document["results"]})
@@ -124,6 +134,7 @@ def streams(document: Document) -> Lines:
 TABLES = {
     "peers-prefill": Table(PAGE, ("peers-prefill",), prefill, keys=2),
     "peers-decode": Table(PAGE, ("peers-decode", "peers-ternary"), decode, keys=2),
+    "families-decode": Table(PAGE, ("families-qwen3", "families-minicpm5"), families, keys=2),
     "peers-depth": Table(PAGE, ("peers-depth",), depth),
     "peers": Table(PAGE, ("peers",), busy),
     "peers-streams": Table(PAGE, ("peers-streams",), streams),
