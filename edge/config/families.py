@@ -85,7 +85,8 @@ class Family:
     beside those of a Llama. fixed: see `FIXED`; by the family's names. scaled: it always has muP scales.
     counterpart: the family of the same network without muP scales (with them, if `scaled` is false).
     rope_interval: every so many layers, the last one does not rotate q and k. gguf_pairs: llama.cpp rotates
-    neighbouring rows, so a GGUF file has the two halves of every head interleaved. fused: its checkpoints
+    neighbouring rows, so a GGUF file has the two halves of every head interleaved. gguf_square: llama.cpp
+    takes hidden_size for the width of all heads together. fused: its checkpoints
     keep the tensors that `Role.fused` names in one. partial_rotary: `partial_rotary_factor` is computed.
     required: fields that may not be absent, since transformers has a number of its own for them then.
     windows: which layers see only the last `sliding_window` tokens where no `layer_types` tell: all of them,
@@ -105,6 +106,7 @@ class Family:
     counterpart: str | None = None
     rope_interval: int | None = None
     gguf_pairs: bool = False
+    gguf_square: bool = False
     fused: bool = False
     partial_rotary: bool = False
     required: tuple[str, ...] = ()
@@ -251,6 +253,7 @@ register_family(
         required=("num_key_value_heads",),
         fixed=_fixed_except("sliding_window", "layer_types"),
         windows="upper",
+        gguf_square=True,
     )
 )
 register_family(
@@ -303,5 +306,6 @@ register_family(
         rope_types=("default", "longrope"),
         fused=True,
         partial_rotary=True,
+        gguf_square=True,
     )
 )

@@ -133,6 +133,13 @@ def config_to_gguf(config: ModelConfig) -> Metadata:
             f"GGUF's architecture {name} can't say which layers do without RoPE, so this model can't become "
             "a GGUF file; run it with --executor torch."
         )
+    width = config.num_attention_heads * config.head_dim
+    if scaled_family(config).gguf_square and width != config.hidden_size:
+        raise ExportError(
+            f"GGUF's architecture {name} can't have heads of other sizes than hidden_size / "
+            f"num_attention_heads (head_dim is {config.head_dim}), so this model can't become a GGUF file; "
+            "run it with --executor torch."
+        )
     values: Metadata = {
         "vocab_size": config.vocab_size,
         # Few architectures have windows, and llama.cpp ignores those of some; within one it has no effect.

@@ -12,11 +12,12 @@ import torch
 
 from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.config.gguf import config_to_gguf
 from edge.config.huggingface import config_from_hf
 from edge.config.rope import rope_parameters
 from edge.config.rope_entry import override_rope
 from edge.config.tensors import beyond_llama
-from edge.errors import ContextError
+from edge.errors import ContextError, ExportError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import Executor
@@ -134,3 +135,11 @@ def test_partial_rotary_embedding_is_refused_by_name_where_it_is_not_computed():
     config = config_from_hf(theirs(CASES["phi3-partial"]).config.to_dict())
     assert beyond_llama(config) == ("partial rotary embedding",)
     assert beyond_llama(config_from_hf(theirs(CASES["phi3"]).config.to_dict())) == ()
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3"])
+def test_what_llama_cpp_cannot_open_is_not_written(model_type: str):
+    config = replace(config_from_hf(theirs(CASES["qwen3"]).config.to_dict()), model_type=model_type)
+    with pytest.raises(ExportError, match=r"head_dim is 64\), so this model can't become a GGUF"):
+        config_to_gguf(config)
+    assert config_to_gguf(replace(config, head_dim=32))[f"{model_type}.attention.key_length"] == 32

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from edge.config import ModelConfig
+from edge.config import ModelConfig, RopeConfig
 from edge.config.families import FAMILIES, Family, family_from_gguf, family_of, register_family, scaled_family
 from edge.config.gguf import gguf_architecture
+from edge.config.huggingface import config_from_hf, config_to_hf
 from edge.config.presets import PRESETS, preset
 from edge.config.roles import DECODER, MOE, QK_NORMS, QKV_BIASES
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD, beyond_llama, network_tensors
@@ -139,6 +140,57 @@ def test_parts_of_newer_families_in_a_manifest():
     ):
         with pytest.raises(ConfigError, match=named):
             ModelConfig.from_json({**data, **newer, **changes})
+
+
+QWEN = {"num_key_value_heads": 8, "rope_theta": 1000000, "rms_norm_eps": 1e-6, "use_sliding_window": False}
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Qwen3-0.6B": (
+        {
+            **{**QWEN, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024},
+            **{"num_attention_heads": 16, "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936},
+            **{"num_hidden_layers": 28, "max_position_embeddings": 40960, "max_window_layers": 28},
+            **{"sliding_window": None, "rope_scaling": None, "attention_bias": False, "hidden_act": "silu"},
+            **{"tie_word_embeddings": True, "bos_token_id": 151643, "eos_token_id": 151645},
+        },
+        {"head_dim": 128, "longest_context": 40960, "tie_word_embeddings": True, "sliding_window": None},
+    ),
+    "Phi-4-mini": (
+        {
+            **{"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "hidden_size": 3072},
+            **{"num_attention_heads": 24, "num_key_value_heads": 8, "intermediate_size": 8192},
+            **{"vocab_size": 200064, "num_hidden_layers": 32, "max_position_embeddings": 131072},
+            **{
+                "original_max_position_embeddings": 4096,
+                "partial_rotary_factor": 0.75,
+                "rope_theta": 10000.0,
+            },
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
+            **{"sliding_window": 262144, "tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+            **{"attention_bias": False, "mlp_bias": False, "lm_head_bias": False, "full_attn_mod": 1},
+            **{"bos_token_id": 199999, "eos_token_id": [200020, 199999], "pad_token_id": 199999},
+        },
+        {"head_dim": 128, "longest_context": 131072, "eos_token_ids": (200020, 199999)},
+    ),
+    "MiniCPM5-2B": (
+        {
+            **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048},
+            **{"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 130560},
+            **{"intermediate_size": 6144, "num_hidden_layers": 42, "max_position_embeddings": 131072},
+            "rope_parameters": {"rope_theta": 5000000, "rope_type": "default"},
+            **{"rms_norm_eps": 1e-6, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+        },
+        {"rope": RopeConfig(theta=5e6), "bos_token_id": 0, "tie_word_embeddings": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_fields(name: str):
+    data, wanted = PUBLISHED[name]
+    config = config_from_hf(data)
+    assert {field: getattr(config, field) for field in wanted} == wanted
+    assert config.rope.rotary_dim == (96 if name == "Phi-4-mini" else None)
+    assert config_from_hf(config_to_hf(config)) == config == ModelConfig.from_json(config.to_json())
 
 
 def test_a_preset_can_be_added(monkeypatch: pytest.MonkeyPatch):
