@@ -167,18 +167,15 @@ def test_where_a_weight_belongs_is_checked(create, change: dict[str, int], sente
 
 VECTORS = {16: 512, 17: 128, 18: 128, 19: 64, 20: 64}
 """Sizes of the biases of q, k and v, and of the norms of heads of q and k."""
+ONES = np.ones(max(VECTORS.values()), np.float32)
 
 
 def vectors(*roles: int, layers: tuple[int, ...] = (0, 1), size: int | None = None) -> list[native.Weight]:
     """Such weights, of ones."""
-    ones = np.ones(512, np.float32)
-    matrices = {role: native.matrix(F32, 1, size or VECTORS[role], ones.ctypes.data) for role in roles}
-    found = [
+    matrices = {role: native.matrix(F32, 1, size or VECTORS[role], ONES.ctypes.data) for role in roles}
+    return [
         native.Weight(role=role, layer=layer, matrix=matrices[role]) for layer in layers for role in roles
     ]
-    for weight in found:
-        weight.kept = ones  # they borrow it
-    return found
 
 
 @pytest.mark.parametrize("roles", [(16, 17, 18), (19, 20), tuple(VECTORS)], ids=str)
