@@ -16,9 +16,10 @@ from edge.export.source import Source
 from edge.formats.artifact.folder import Artifact
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
+from tests.family_networks import CASES, CONTEXT, TOKENS, theirs
 from tests.steps import forward
 
-from .test_known_families import CASES, CONTEXT, TOKENS, save, theirs
+from .test_known_families import save
 
 TARGETS = {
     "onnx": ExportOptions("onnx", context=CONTEXT),
