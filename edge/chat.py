@@ -43,6 +43,7 @@ class Chat:
 
     settings: names of `edge.engine.settings.SETTING_NAMES` that hold for every answer; they may be changed
     between answers. thinking: what templates know as `enable_thinking`, None leaves it to the template.
+    thinking_budget: most tokens that an answer thinks, None for any number; both may be changed as well.
     tools: what the model may ask to call: functions with types, `edge.Tool`s, or objects in OpenAI's form;
     answers have `calls` then, and `run_tools` runs them.
     context_policy, when a conversation no longer fits: `stop` raises ContextError, `drop` leaves out the
@@ -62,15 +63,21 @@ class Chat:
         system: str | None = None,
         context_policy: ContextPolicy = "stop",
         thinking: bool | None = None,
+        thinking_budget: int | None = None,
         tools: Sequence[Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if context_policy not in get_args(ContextPolicy):
             raise EdgeError(f"Unknown context policy '{context_policy}'; choose 'stop' or 'drop'.")
+        if thinking_budget is not None and (type(thinking_budget) is not int or thinking_budget < 0):
+            raise WrongTypeError(
+                f"thinking_budget must be a number of tokens or None, got {thinking_budget!r}."
+            )
         check_settings(merge_settings(flags=settings), tokenizer)  # a wrong one fails here, not at an answer
         self.session = session
         self.settings: dict[str, Any] = dict(settings or {})
         self.thinking = thinking
+        self.thinking_budget = thinking_budget
         self.tools = tool_box(tools)
         self.context_policy = context_policy
         self._alone = OneThread("chat")
@@ -200,7 +207,12 @@ class Chat:
             grammar = read_response_format(response_format)
             prompt = self._fit(messages, chosen.max_new_tokens, system)
             request = Request(
-                tuple(messages), self.tools.tools, choice, grammar=grammar, thinking=self.thinking
+                tuple(messages),
+                self.tools.tools,
+                choice,
+                grammar=grammar,
+                thinking=self.thinking,
+                thinking_budget=self.thinking_budget,
             )
             prepared = prepare(request, self._encoder, chosen, prompt)
 

@@ -246,13 +246,14 @@ class Model:
         *,
         context_policy: ContextPolicy = "stop",
         thinking: bool | None = None,
+        thinking_budget: int | None = None,
         tools: Sequence[Any] | None = None,
         **settings: Unpack[Settings],
     ) -> Chat:
         """A new conversation.
 
-        system: the system prompt, None leaves it to the template. context_policy, thinking, tools: see
-        `Chat`; thinking is refused if the template has no switch for it. settings: names of
+        system: the system prompt, None leaves it to the template. context_policy, thinking, thinking_budget,
+        tools: see `Chat`; thinking is refused if the template has no switch for it. settings: names of
         `edge.engine.settings.SETTING_NAMES`, for example temperature=0.2, max_new_tokens=200.
         """
         if thinking is not None and not isinstance(thinking, bool):
@@ -268,6 +269,7 @@ class Model:
             system=system,
             context_policy=context_policy,
             thinking=thinking,
+            thinking_budget=thinking_budget,
             tools=tools,
             settings=settings,
         )

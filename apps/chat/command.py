@@ -56,6 +56,10 @@ def chat(
             "--think/--no-think", help="Switch thinking, if the chat template can.", show_default=False
         ),
     ] = None,
+    thinking_budget: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="TOKENS", help="Most tokens that an answer thinks.", show_default=False),
+    ] = None,
     tools: Annotated[
         Path | None,
         typer.Option(
@@ -117,7 +121,12 @@ def chat(
 
             compile_grammar(form, loaded.tokenizer)  # a mistake in it is said before any message
         conversation = loaded.chat(
-            system, context_policy=overflow.value, thinking=think, tools=functions, **settings
+            system,
+            context_policy=overflow.value,
+            thinking=think,
+            thinking_budget=thinking_budget,
+            tools=functions,
+            **settings,
         )
         if cache is not None:
             conversation.session.check_files()  # before a conversation that could not be kept

@@ -205,6 +205,8 @@ def test_a_conversation_of_wrong_types_is_refused(smollm2, change):
     [
         lambda model: model.chat(system=5),
         lambda model: model.chat(thinking="yes"),
+        lambda model: model.chat(thinking_budget="5"),
+        lambda model: model.chat(thinking_budget=-1),
         lambda model: model.stream("Hi", session="mine"),
         lambda model: edge.load("smollm2-135m", rope_override=5),
     ],

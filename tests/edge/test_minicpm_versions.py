@@ -92,6 +92,11 @@ def test_a_spent_limit_and_a_budget(named: tuple[str, Model]) -> None:
     begun = len("<think>") if form else 0  # a token for each letter
     assert [*done.tokens[begun + 8 :][: len(closing)]] == closing
     assert done.content and done.note is None
+    if form is None:
+        chat = model.chat(thinking_budget=8, **settings)
+        for _ in range(2):
+            done = chat.send("Is it nice?")
+            assert [*done.tokens[8 : 8 + len(closing)]] == closing and done.content
 
 
 def test_calls_keep_their_control_tokens(named: tuple[str, Model]) -> None:
