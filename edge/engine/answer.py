@@ -20,7 +20,8 @@ from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.sequence import PassCost, SpeculationStatistics
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.engine.stop_strings import StopMatcher
-from edge.executors.protocol import FloatArray, Logits, SequenceStep, StepResult
+from edge.errors import EdgeError
+from edge.executors.protocol import FloatArray, Logits, NextToken, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.messages import ToolCall
 from edge.text.reply import ReplyPart
@@ -110,6 +111,9 @@ class Answer(Job):
         self._session, self._prompt, self._settings = session, prompt, settings
         self._sampler = Sampler(settings.sampling, session.executor, choice=choice)
         self._constraint = constraint
+        sampling = settings.sampling
+        self._plain = constraint is None and not sampling.has_penalties and sampling.logprobs is None
+        self._next: NextToken | None = None
         self._ends = answer_ends(settings, tokenizer)
         if constraint is not None:
             self._ends = self._ends or tokenizer.eos_ids  # where only its end may follow, it ends
@@ -242,6 +246,43 @@ class Answer(Job):
             self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
             if decoded and self._drawn:
                 self._speculation.count(tree, len(path), self._drawn)
+
+    @property
+    def is_plain(self) -> bool:
+        """While it decodes without anything that changes which tokens may follow, or looks at the logits."""
+        return (
+            self.decodes
+            and self._plain
+            and len(self.todo) == 1
+            and not len(self.tree)
+            and not (self._speculation is not None and self._speculation.wants_hidden)
+        )
+
+    def open_next(self) -> NextToken:
+        """The next token."""
+        if self._next is None:
+            self._next = self._session.next_token(self._sampler.options)
+        self._opened, token = 1, int(self.todo[0])
+        self._next.put(token, len(self._steps))
+        self._session.open_next(token)
+        return self._next
+
+    def close_next(self, drawn: int | EdgeError) -> None:
+        """Take the token that was drawn."""
+        self._drawn = self._forced = 0
+        if isinstance(drawn, EdgeError):
+            self.undo()
+            self.error = drawn
+            return
+        session = self._session
+        session.close_step()
+        self.todo = _EMPTY
+        self._drawn = 1
+        self._take(Sampled(drawn))
+        if self._speculation is not None:
+            start = session.length - 1
+            self._speculation.accepted(start, session.tokens[start:].copy())
+            self._speculation.count(NOTHING, 0, 1)
 
     def take_logits(self, logits: FloatArray) -> None:
         """Choose the next token."""

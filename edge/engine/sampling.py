@@ -26,7 +26,7 @@ class Sampler:
         self.params = params
         self.seed = random.SystemRandom().getrandbits(63) if params.seed is None else params.seed
         self._sampling: Executor | HostSampling = executor or HostSampling()
-        self._options = DrawOptions(
+        self.options = DrawOptions(
             **{name: getattr(params, name) for name in (*_ALIKE, *_PENALTIES)},
             bias_tokens=np.fromiter(params.logit_bias.keys(), np.int32, len(params.logit_bias)),
             bias_values=np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias)),
@@ -52,4 +52,4 @@ class Sampler:
             history = ()
         elif params.penalty_window is not None:
             history = history[-params.penalty_window :]
-        return self._sampling.sample(logits, self._options, history, index=index, allowed=allowed)
+        return self._sampling.sample(logits, self.options, history, index=index, allowed=allowed)

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,16 @@ from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
-from edge.executors.protocol import Executor, FloatArray, Logits, SequenceStep, StepResult
+from edge.executors.protocol import (
+    DrawsTokens,
+    Executor,
+    FloatArray,
+    Logits,
+    NextToken,
+    SequenceStep,
+    StepResult,
+    draws_tokens,
+)
 from edge.system.guards import OneCall
 from edge.system.memory import available_memory
 from edge.system.units import format_bytes
@@ -133,6 +142,21 @@ class Job(ABC):
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that it wants of the pass that comes is to append its token and have the next one
+        drawn.
+        """
+        return False
+
+    def open_next(self) -> NextToken:
+        """The step that does this."""
+        raise NotImplementedError
+
+    def close_next(self, drawn: int | EdgeError) -> None:
+        """Take what came of it."""
+        raise NotImplementedError
+
     def open(self, rows: int) -> SequenceStep:
         """The step of the next `rows` tokens."""
         self._opened = rows
@@ -206,6 +230,7 @@ class Scheduler:
         self.prefixes = prefixes
         self.speculation = speculation
         self.costs = PassCosts()
+        self._draws = draws_tokens(executor)
         self._jobs: list[Job] = []
         self._turn = 0
         self._lock = threading.RLock()
@@ -318,13 +343,15 @@ class Scheduler:
             self._in_pass = tuple(job for job, _ in shares)
         drafting = self._draft(shares)
         started = perf_counter()
+        plain = self._draws and all(job.is_plain for job, _ in shares)
+        run = cast(DrawsTokens, self.executor).decode if plain else self.executor.forward
         opened: list[Job] = []
-        steps: list[SequenceStep] = []
+        steps: list[Any] = []
         closed = 0
         try:
             for job, rows in shares:
                 try:
-                    steps.append(job.open(rows))
+                    steps.append(job.open_next() if plain else job.open(rows))
                 except Exception as error:
                     job.error = error
                 else:
@@ -332,13 +359,16 @@ class Scheduler:
             if not opened:
                 return
             try:
-                results = self.executor.forward(steps)
+                results: list[Any] = run(steps)
             except EdgeError as error:  # of the pass: the model is closed, for example
-                results = [StepResult(error=error) for _ in steps]
+                results = [error if plain else StepResult(error=error) for _ in steps]
             for job, result in zip(opened, results, strict=True):
                 closed += 1
                 try:
-                    job.close(result)
+                    if plain:
+                        job.close_next(result)
+                    else:
+                        job.close(result)
                 except Exception as error:  # of a sampler, a tokenizer: of this job in any case
                     job.error = error
         except BaseException as error:
@@ -353,7 +383,8 @@ class Scheduler:
             now = perf_counter()
             for job in opened[:closed]:
                 job.publish(drafting.seconds + now - started, now)
-        rows, depth = sum(len(step.tokens) for step in steps), max(job.depth for job in opened)
+        rows = len(opened) if plain else sum(len(step.tokens) for step in steps)
+        depth = max(job.depth for job in opened)
         drafting.settle(now - started)
         if drafting.is_uniform or rows >= _LEAST_MIXED:
             self.costs.record(rows, depth, now - started)

@@ -20,7 +20,15 @@ from edge.engine.scheduler import Forward, Scheduler
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
 from edge.executors.checks import token_ids, whole_number
-from edge.executors.protocol import Executor, Logits, SequenceStep, StoresCaches
+from edge.executors.protocol import (
+    DrawsTokens,
+    Executor,
+    Logits,
+    NextToken,
+    SequenceStep,
+    StoresCaches,
+)
+from edge.executors.sampling import DrawOptions
 from edge.formats.kv_file import read_cache, write_cache
 from edge.system.guards import OneThread
 
@@ -258,10 +266,7 @@ class Session:
         if len(tree):
             tokens, wanted = np.concatenate([tokens, tree.tokens]), "all"
         end = before + len(tokens)
-        if end > len(self._tokens):
-            grown = np.empty(max(end, 2 * len(self._tokens)), np.int32)
-            grown[:before] = self._tokens[:before]
-            self._tokens = grown
+        self._reserve(before, end)
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.
         self._tokens[before:end] = tokens
         self._opened, self._root = before, before + root
@@ -278,6 +283,25 @@ class Session:
             hidden=hidden,
             held=held,
         )
+
+    def next_token(self, options: DrawOptions) -> NextToken:
+        """What `open_next` is for, see `DrawsTokens`; until another prompt is planned."""
+        return cast(DrawsTokens, self.executor).next_token(self._cache, options)
+
+    def open_next(self, token: int) -> None:
+        """A step that appends one token will be run; `close_step` or `undo_step` follows it."""
+        before = self.length
+        self._reserve(before, before + 1)
+        self._tokens[before] = token
+        self._opened = before
+        self._unsure = False
+
+    def _reserve(self, used: int, end: int) -> None:
+        """Room for so many tokens."""
+        if end > len(self._tokens):
+            grown = np.empty(max(end, 2 * len(self._tokens)), np.int32)
+            grown[:used] = self._tokens[:used]
+            self._tokens = grown
 
     def close_step(self, path: Sequence[int] = ()) -> None:
         """The step has been computed; of its tree the nodes of `path` stay."""

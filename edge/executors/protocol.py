@@ -165,7 +165,12 @@ class OneByOne(ABC):
         """Append one step to its cache and run it; if it fails, leave the cache as it was."""
 
 
-def check_caches(steps: Sequence[SequenceStep]) -> None:
+class _OfCache(Protocol):
+    @property
+    def cache(self) -> KVCache: ...
+
+
+def check_caches(steps: Sequence[_OfCache]) -> None:
     """EdgeError for two steps of one cache."""
     if len({id(step.cache) for step in steps}) < len(steps):
         raise EdgeError("A forward pass takes one step per cache: give the others to later passes.")
@@ -297,6 +302,32 @@ def shares_rows(executor: Executor) -> bool:
 def takes_weights(executor: Executor) -> bool:
     """The same of `TakesWeights`."""
     return hasattr(executor, "update")
+
+
+class NextToken(Protocol):
+    """One sequence of `DrawsTokens.decode`, made once for all its tokens."""
+
+    def put(self, token: int, index: int) -> None:
+        """The token that the next pass appends. index: of the one that is drawn then, see `Executor.sample`."""
+
+
+class DrawsTokens(Protocol):
+    """An executor that appends a token and draws the next one in one call, for less than `forward` and
+    `sample` take.
+    """
+
+    def next_token(self, cache: KVCache, options: DrawOptions) -> NextToken:
+        """For a sequence whose tokens may be any and are drawn without penalties; no log-probabilities."""
+
+    def decode(self, steps: Sequence[Any]) -> list[int | EdgeError]:
+        """The next token of every sequence, or why it has none: what `forward` and `sample` give. Raises as
+        `forward` does. The cache of a sequence for which no token could be drawn has grown.
+        """
+
+
+def draws_tokens(executor: Executor) -> bool:
+    """Whether it is a `DrawsTokens` itself; a trace in front of one looks at logits."""
+    return hasattr(type(executor), "decode")
 
 
 @runtime_checkable

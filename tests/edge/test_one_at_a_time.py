@@ -18,6 +18,7 @@ from edge.chat import Chat
 from edge.engine.generation import Stream
 from edge.engine.session import Session
 from edge.errors import EdgeError
+from tests.passes import watch
 
 LONG = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
 QUESTION = "Tell me a long story."
@@ -78,14 +79,14 @@ def test_another_thread_is_refused_between_two_chunks(chat, whole, use):
 
 def test_another_thread_is_refused_inside_of_a_step(chat, whole, monkeypatch):
     """From the executor's own call: nothing else could be more in the middle."""
-    forward, found = chat.session.executor.forward, []
+    found = []
 
-    def watched(steps):
+    def watched(_, run):
         if len(found) < 3:
             found.append(refused(lambda: chat.send("Hello")) and refused(lambda: next(stream)))
-        return forward(steps)
+        return run()
 
-    monkeypatch.setattr(chat.session.executor, "forward", watched)
+    watch(monkeypatch, chat.session.executor, watched)
     stream = chat.stream(QUESTION)
     assert stream.result.tokens == whole and found == [True] * 3
 
@@ -145,17 +146,17 @@ def test_an_answer_that_nobody_holds_is_over(chat, whole):
 def test_an_interrupt_keeps_what_there_is(chat, whole, monkeypatch, step):
     """A real signal while the executor works: its first call is the prefill."""
     chat.session = Session(chat.session.executor, chat.session.scheduler, speculate=False)  # a token a call
-    forward, calls = chat.session.executor.forward, 0
+    calls = 0
 
-    def interrupted(steps):
+    def interrupted(_, run):
         nonlocal calls
         calls += 1
-        result = forward(steps)
+        result = run()
         if calls == step:
             os.kill(os.getpid(), signal.SIGINT)
         return result
 
-    monkeypatch.setattr(chat.session.executor, "forward", interrupted)
+    watch(monkeypatch, chat.session.executor, interrupted)
     with pytest.raises(KeyboardInterrupt):
         chat.send(QUESTION)
     monkeypatch.undo()

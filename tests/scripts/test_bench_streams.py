@@ -13,6 +13,7 @@ from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
 from scripts import bench_streams
+from tests.passes import watch
 
 
 @pytest.fixture
@@ -25,14 +26,14 @@ def model(make_bundle, tiny_config) -> Iterator[Model]:
 
 def test_the_figures_of_a_run(model, monkeypatch):
     """Every count of answers goes through the executor together, and so do a prompt and two answers."""
-    seen, forward = set(), model.executor.forward
+    seen = set()
 
-    def recorded(steps):
-        seen.add(tuple(sorted(min(len(step.tokens), 2) for step in steps)))  # 2: a part of a prompt
+    def recorded(sizes, run):
+        seen.add(tuple(sorted(min(size, 2) for size in sizes)))  # 2: a part of a prompt
         time.sleep(0.001)  # a real model's pass leaves the other threads as much time, and more
-        return forward(steps)
+        return run()
 
-    monkeypatch.setattr(model.executor, "forward", recorded)
+    watch(monkeypatch, model.executor, recorded)
     found = bench_streams.measured(model, Namespace(repeats=2, tokens=40, prompt=1500))
     assert json.loads(json.dumps(found)) == found
     assert list(found["streams"]) == ["1", "2", "4", "8"]

@@ -20,6 +20,7 @@ from edge.executors.checks import check_parts, integers, token_ids, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
+from edge.executors.native.next_token import NativeNextToken, records_of
 from edge.executors.native.operators import EXPORTED_KV, LayerCache
 from edge.executors.native.pool import ThreadPool
 from edge.executors.options import RunOptions
@@ -32,6 +33,7 @@ from edge.executors.protocol import (
     StepResult,
     check_caches,
 )
+from edge.executors.sampling import DrawOptions
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.draft.files import DraftFiles
@@ -148,6 +150,8 @@ class NativeExecutor(ExecutorFacts):
             cache_files=True,
             kv_types=tuple(native.KV_TYPE),
         )
+        self._drawn_from = np.empty((0, config.vocab_size), np.float32)  # logits that tokens are drawn from
+        self._drawn_at = 0
         self._is_observed = False
         self._observer_error: BaseException | None = None
         self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
@@ -193,15 +197,7 @@ class NativeExecutor(ExecutorFacts):
             self._check_open()
             for record, (_, memory) in zip(records, passed, strict=True):
                 memory.write(record)
-            lengths = [memory.cache.length for _, memory in passed] if self._is_observed else []
-            self._observer_error = None
-            status = native.library().edge_forward(self.handle, records, len(passed), _address(logits))
-            if status != 0 and all(record.status == 0 for record in records):
-                native.check(status)  # of the pass as a whole
-            if self._observer_error is not None:
-                for (_, memory), length in zip(passed, lengths, strict=True):
-                    native.check(native.library().edge_cache_truncate(handle_of(memory.cache), length))
-                raise self._observer_error
+            self._pass(records, logits.ctypes.data, [memory.cache for _, memory in passed])
         row = 0
         for (index, memory), record in zip(passed, records, strict=True):
             own = logits[row : row + memory.logits_count]
@@ -209,6 +205,46 @@ class NativeExecutor(ExecutorFacts):
             failed = native.error_of(record.status, record.error) if record.status else None
             results[index] = memory.result(own) if failed is None else StepResult(error=failed)
         return results
+
+    def next_token(self, cache: KVCache, options: DrawOptions) -> NativeNextToken:
+        """See `edge.executors.protocol.DrawsTokens`."""
+        return NativeNextToken(cache, options, self._config.vocab_size)
+
+    def decode(self, steps: Sequence[NativeNextToken]) -> list[int | EdgeError]:
+        """See `edge.executors.protocol.DrawsTokens`."""
+        count, found = len(steps), list[int | EdgeError]()
+        if count > 1:
+            check_caches(steps)
+        if count > self._max_batch:
+            raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {count}: give some later.")
+        with self._lock():
+            self._check_open()
+            if count > len(self._drawn_from):
+                self._drawn_from = np.empty((count, self._config.vocab_size), np.float32)
+                self._drawn_at = self._drawn_from.ctypes.data
+            records, logits = records_of(steps), self._drawn_at
+            self._pass(records, logits, [step.cache for step in steps])
+            for step, record in zip(steps, records, strict=True):
+                try:
+                    if record.status:
+                        raise native.error_of(record.status, record.error)
+                    found.append(step.draw(logits))
+                except EdgeError as error:
+                    found.append(error)
+                logits += 4 * self._config.vocab_size
+        return found
+
+    def _pass(self, records: ctypes.Array[native.Step], logits: int, caches: Sequence[KVCache]) -> None:
+        """Run the steps; raises what concerns all of them, after which the caches are as they were."""
+        lengths = [cache.length for cache in caches] if self._is_observed else []
+        self._observer_error = None
+        status = native.library().edge_forward(self.handle, records, len(caches), logits)
+        if status != 0 and all(record.status == 0 for record in records):
+            native.check(status)
+        if self._observer_error is not None:
+            for cache, length in zip(caches, lengths, strict=True):
+                native.check(native.library().edge_cache_truncate(handle_of(cache), length))
+            raise self._observer_error
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""

@@ -21,6 +21,7 @@ from edge.executors.options import RunOptions
 from edge.formats.kv_file import reading_cache
 from edge.runtime import Model
 from tests.held import Held
+from tests.passes import watch
 
 BATCH = 16
 CONTEXT = 1024
@@ -40,13 +41,12 @@ def model(make_bundle, tiny_config) -> Iterator[Model]:
 def passes(model, monkeypatch) -> list[list[int]]:
     """The numbers of tokens of each pass's steps."""
     seen: list[list[int]] = []
-    forward = model.executor.forward
 
-    def recorded(steps: Any) -> Any:
-        seen.append([len(step.tokens) for step in steps])
-        return forward(steps)
+    def recorded(sizes: list[int], run: Callable[[], Any]) -> Any:
+        seen.append(sizes)
+        return run()
 
-    monkeypatch.setattr(model.executor, "forward", recorded)
+    watch(monkeypatch, model.executor, recorded)
     return seen
 
 

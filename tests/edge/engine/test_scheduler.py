@@ -21,9 +21,11 @@ from edge.engine.prefix_cache import PrefixCache
 from edge.engine.sampling import Sampler
 from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
+from edge.executors.native.next_token import NativeNextToken
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
+from tests.passes import watch
 
 BATCH = 16
 
@@ -40,14 +42,13 @@ def model(make_bundle, tiny_config) -> Iterator[Model]:
 def passes(model, monkeypatch) -> list[list[int]]:
     """The numbers of tokens of each pass's steps."""
     seen: list[list[int]] = []
-    forward = model.executor.forward
 
-    def recorded(steps: Any) -> Any:
-        seen.append([len(step.tokens) for step in steps])
+    def recorded(sizes: list[int], run: Callable[[], Any]) -> Any:
+        seen.append(sizes)
         time.sleep(0.001)  # a real model's pass leaves the other threads as much time, and more
-        return forward(steps)
+        return run()
 
-    monkeypatch.setattr(model.executor, "forward", recorded)
+    watch(monkeypatch, model.executor, recorded)
     return seen
 
 
@@ -186,17 +187,17 @@ def test_a_job_fails_alone(model):
 def test_an_interrupt_ends_the_work_of_one_thread(model, monkeypatch, after):
     """Before the pass has run or when it has: the others go on from where they were."""
     wanted = [answer(model, prompt_of(n), max_new_tokens=60) for n in (11, 12, 13)]
-    forward, count = model.executor.forward, 0
+    count = 0
 
-    def interrupted(steps: Any) -> Any:
+    def interrupted(_: list[int], run: Callable[[], Any]) -> Any:
         nonlocal count
         count += 1
-        results = forward(steps) if after or count != 20 else None
+        results = run() if after or count != 20 else None
         if count == 20:
             raise KeyboardInterrupt
         return results
 
-    monkeypatch.setattr(model.executor, "forward", interrupted)
+    watch(monkeypatch, model.executor, interrupted)
     found = at_once([lambda n=n: answer(model, prompt_of(n), max_new_tokens=60) for n in (11, 12, 13)])
     stopped = [one for one in found if isinstance(one, KeyboardInterrupt)]
     assert len(stopped) == 1
@@ -291,16 +292,20 @@ def test_other_weights_answer_and_nothing_old_is_found(model):
 def test_an_interrupt_between_two_samplings_changes_no_other_answer(model, passes, monkeypatch, at):
     """Whoever's token is being drawn: others go on, with every chunk, unless it was theirs."""
     wanted = [answer(model, prompt_of(n), max_new_tokens=60).tokens for n in (11, 12, 13)]
-    draw, count = Sampler.sample, 0
+    count = 0
 
-    def interrupted(*arguments: Any, **named: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == at:
-            raise KeyboardInterrupt
-        return draw(*arguments, **named)
+    def interrupts(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def interrupted(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+            return draw(*arguments, **named)
 
-    monkeypatch.setattr(Sampler, "sample", interrupted)
+        return interrupted
+
+    for drawing, name in ((Sampler, "sample"), (NativeNextToken, "draw")):
+        monkeypatch.setattr(drawing, name, interrupts(getattr(drawing, name)))
 
     def read(n: int) -> tuple[tuple[int | None, ...], Completion]:
         stream = model.stream(prompt_of(n), seed=3, temperature=1.0, max_new_tokens=60, ignore_eos=True)

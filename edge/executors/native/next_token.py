@@ -1,0 +1,48 @@
+"""Tokens drawn one after another: what libedge reads of such a step stands there before the pass."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edge.executors.native import library as native
+from edge.executors.native.cache import handle_of
+from edge.executors.protocol import KVCache
+from edge.executors.sampling import DrawOptions
+
+
+class NativeNextToken:
+    """See `edge.executors.protocol.NextToken`.
+
+    A pass drives Python's objects out of the processor's caches: each one that is not asked after it counts.
+    """
+
+    def __init__(self, cache: KVCache, options: DrawOptions, vocab_size: int) -> None:
+        self.cache = cache
+        self._token = ctypes.c_int32()
+        self._sampling, self._draw, self._result = replace(options).native  # places of its own
+        self._draw.vocab_size = vocab_size
+        self.records = (native.Step * 1)()
+        """Its step, for a pass that has no other."""
+        record = self.records[0]
+        record.size, record.n, record.logits_count = ctypes.sizeof(native.Step), 1, 1
+        record.cache, record.tokens = handle_of(cache), ctypes.addressof(self._token)
+
+    def put(self, token: int, index: int) -> None:
+        """See `NextToken`."""
+        self._token.value = token
+        self._draw.index = index
+
+    def draw(self, logits: int) -> int:
+        """The next token for logits at an address; raises as `Executor.sample` does."""
+        self._draw.logits = logits
+        native.check(native.library().edge_sample(self._sampling, self._draw, self._result))
+        return int(self._result.token)
+
+
+def records_of(steps: Sequence[NativeNextToken]) -> ctypes.Array[native.Step]:
+    """The steps of a pass, as libedge takes them."""
+    if len(steps) == 1:
+        return steps[0].records
+    return (native.Step * len(steps))(*(step.records[0] for step in steps))
