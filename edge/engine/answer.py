@@ -275,7 +275,7 @@ class Answer(Job):
             self.error = drawn
             return
         session = self._session
-        session.close_step()
+        session.close_next()
         self.todo = _EMPTY
         self._drawn = 1
         self._take(Sampled(drawn))

@@ -409,6 +409,8 @@ class Scheduler:
         if not jobs:
             return []
         self._turn += 1
+        if len(jobs) <= self.executor.max_batch and all(job.decodes and len(job.todo) == 1 for job in jobs):
+            return [(job, 1) for job in jobs]
         start = self._turn % len(jobs)
         prompts = [job for job in jobs if not job.decodes]
         most = self.executor.max_batch

@@ -289,12 +289,16 @@ class Session:
         return cast(DrawsTokens, self.executor).next_token(self._cache, options)
 
     def open_next(self, token: int) -> None:
-        """A step that appends one token will be run; `close_step` or `undo_step` follows it."""
+        """A step that appends one token will be run; `close_next` or `undo_step` follows it."""
         before = self.length
         self._reserve(before, before + 1)
         self._tokens[before] = token
         self._opened = before
         self._unsure = False
+
+    def close_next(self) -> None:
+        """It has been run."""
+        self.computed_tokens += 1
 
     def _reserve(self, used: int, end: int) -> None:
         """Room for so many tokens."""

@@ -308,7 +308,7 @@ class NextToken(Protocol):
     """One sequence of `DrawsTokens.decode`, made once for all its tokens."""
 
     def put(self, token: int, index: int) -> None:
-        """The token that the next pass appends. index: of the one that is drawn then, see `Executor.sample`."""
+        """The token that the next pass appends. index: of the one drawn then, see `Executor.sample`."""
 
 
 class DrawsTokens(Protocol):

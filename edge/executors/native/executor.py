@@ -202,7 +202,7 @@ class NativeExecutor(ExecutorFacts):
         for (index, memory), record in zip(passed, records, strict=True):
             own = logits[row : row + memory.logits_count]
             row += memory.logits_count
-            failed = native.error_of(record.status, record.error) if record.status else None
+            failed = _error_of(record)
             results[index] = memory.result(own) if failed is None else StepResult(error=failed)
         return results
 
@@ -212,7 +212,7 @@ class NativeExecutor(ExecutorFacts):
 
     def decode(self, steps: Sequence[NativeNextToken]) -> list[int | EdgeError]:
         """See `edge.executors.protocol.DrawsTokens`."""
-        count, found = len(steps), list[int | EdgeError]()
+        count, sample = len(steps), native.library().edge_sample
         if count > 1:
             check_caches(steps)
         if count > self._max_batch:
@@ -222,29 +222,37 @@ class NativeExecutor(ExecutorFacts):
             if count > len(self._drawn_from):
                 self._drawn_from = np.empty((count, self._config.vocab_size), np.float32)
                 self._drawn_at = self._drawn_from.ctypes.data
-            records, logits = records_of(steps), self._drawn_at
-            self._pass(records, logits, [step.cache for step in steps])
-            for step, record in zip(steps, records, strict=True):
-                try:
-                    if record.status:
-                        raise native.error_of(record.status, record.error)
-                    found.append(step.draw(logits))
-                except EdgeError as error:
-                    found.append(error)
+            logits = self._drawn_at
+            for step in steps:
+                step.read(logits)
                 logits += 4 * self._config.vocab_size
+            records, drawings = records_of(steps), [step.drawing for step in steps]
+            failed = self._pass(records, self._drawn_at, [step.cache for step in steps])
+            # Here nothing is at hand but what this function holds.
+            found: list[int | EdgeError] = []
+            for sampling, draw, result in drawings:
+                if failed and (error := _error_of(records[len(found)])) is not None:
+                    found.append(error)
+                elif status := sample(sampling, draw, result):
+                    found.append(native.error_of(status, native.library().edge_last_error()))
+                else:
+                    found.append(result.token)
         return found
 
-    def _pass(self, records: ctypes.Array[native.Step], logits: int, caches: Sequence[KVCache]) -> None:
-        """Run the steps; raises what concerns all of them, after which the caches are as they were."""
-        lengths = [cache.length for cache in caches] if self._is_observed else []
+    def _pass(self, records: ctypes.Array[native.Step], logits: int, caches: Sequence[KVCache]) -> bool:
+        """Run the steps; whether any has failed. Raises what concerns all of them, and leaves the caches as
+        they were then.
+        """
+        lengths = [cache.length for cache in caches] if self._is_observed else None
         self._observer_error = None
         status = native.library().edge_forward(self.handle, records, len(caches), logits)
         if status != 0 and all(record.status == 0 for record in records):
             native.check(status)
-        if self._observer_error is not None:
+        if lengths is not None and self._observer_error is not None:
             for cache, length in zip(caches, lengths, strict=True):
                 native.check(native.library().edge_cache_truncate(handle_of(cache), length))
             raise self._observer_error
+        return bool(status != 0)
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
         """After the first n rows keep the given ones (absolute, ascending), drop the rest."""
@@ -492,6 +500,11 @@ def _packed(values: npt.NDArray[np.floating[Any]], info: BundleTensor) -> npt.ND
 def _weight(info: BundleTensor, tensor: NetworkTensor, address: int) -> native.Weight:
     matrix = native.matrix(info.scheme.packing, info.rows, info.columns, address)
     return native.Weight(role=tensor.role.native, layer=tensor.layer or 0, matrix=matrix)
+
+
+def _error_of(record: native.Step) -> EdgeError | None:
+    """Why a step of a pass failed."""
+    return native.error_of(record.status, record.error) if record.status else None
 
 
 def _choice(table: dict[str, int], name: str, what: str) -> int:

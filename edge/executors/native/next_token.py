@@ -21,7 +21,9 @@ class NativeNextToken:
     def __init__(self, cache: KVCache, options: DrawOptions, vocab_size: int) -> None:
         self.cache = cache
         self._token = ctypes.c_int32()
-        self._sampling, self._draw, self._result = replace(options).native  # places of its own
+        self.drawing = replace(options).native  # places of its own
+        """What its token is drawn from, and its place."""
+        self._draw = self.drawing[1]
         self._draw.vocab_size = vocab_size
         self.records = (native.Step * 1)()
         """Its step, for a pass that has no other."""
@@ -34,11 +36,9 @@ class NativeNextToken:
         self._token.value = token
         self._draw.index = index
 
-    def draw(self, logits: int) -> int:
-        """The next token for logits at an address; raises as `Executor.sample` does."""
+    def read(self, logits: int) -> None:
+        """Draw from the logits at an address, once they are there."""
         self._draw.logits = logits
-        native.check(native.library().edge_sample(self._sampling, self._draw, self._result))
-        return int(self._result.token)
 
 
 def records_of(steps: Sequence[NativeNextToken]) -> ctypes.Array[native.Step]:

@@ -18,10 +18,9 @@ from edge.engine.answer import Completion
 from edge.engine.costs import PassCosts
 from edge.engine.generation import generate
 from edge.engine.prefix_cache import PrefixCache
-from edge.engine.sampling import Sampler
 from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
-from edge.executors.native.next_token import NativeNextToken
+from edge.executors.native.library import library
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
@@ -292,20 +291,16 @@ def test_other_weights_answer_and_nothing_old_is_found(model):
 def test_an_interrupt_between_two_samplings_changes_no_other_answer(model, passes, monkeypatch, at):
     """Whoever's token is being drawn: others go on, with every chunk, unless it was theirs."""
     wanted = [answer(model, prompt_of(n), max_new_tokens=60).tokens for n in (11, 12, 13)]
-    count = 0
+    draw, count = library().edge_sample, 0
 
-    def interrupts(draw: Callable[..., Any]) -> Callable[..., Any]:
-        def interrupted(*arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
-                raise KeyboardInterrupt
-            return draw(*arguments, **named)
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        return draw(*arguments)
 
-        return interrupted
-
-    for drawing, name in ((Sampler, "sample"), (NativeNextToken, "draw")):
-        monkeypatch.setattr(drawing, name, interrupts(getattr(drawing, name)))
+    monkeypatch.setattr(library(), "edge_sample", interrupted)
 
     def read(n: int) -> tuple[tuple[int | None, ...], Completion]:
         stream = model.stream(prompt_of(n), seed=3, temperature=1.0, max_new_tokens=60, ignore_eos=True)
