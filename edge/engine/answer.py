@@ -114,6 +114,8 @@ class Answer(Job):
         sampling = settings.sampling
         self._plain = constraint is None and not sampling.has_penalties and sampling.logprobs is None
         self._next: NextToken | None = None
+        self._context = session.context
+        self._one = np.empty(1, np.int32)  # where `todo` is a single token
         self._ends = answer_ends(settings, tokenizer)
         if constraint is not None:
             self._ends = self._ends or tokenizer.eos_ids  # where only its end may follow, it ends
@@ -385,12 +387,16 @@ class Answer(Job):
         self._steps.append((choice, text))
         self._whole.append(constraint is None or constraint.is_complete)
         self._fresh.append(Chunk(text, token, choice.logprob, choice.top))
-        self.todo = np.array([*self.todo.tolist(), token], np.int32)
+        if len(self.todo):
+            self.todo = np.array([*self.todo.tolist(), token], np.int32)
+        else:
+            self._one[0] = token
+            self.todo = self._one
         if self._matcher.stopped:
             self._reason = "stop"
         elif len(self._steps) == self._settings.max_new_tokens:
             self._reason = "length"
-        elif len(self._prompt) + len(self._steps) > self._session.context:
+        elif len(self._prompt) + len(self._steps) > self._context:
             self._reason = "context"
         return token if self._reason is None else None
 

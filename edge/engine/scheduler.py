@@ -21,7 +21,7 @@ import numpy.typing as npt
 from edge.engine.costs import PassCosts
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.speculative.drafter import Budget
-from edge.engine.speculative.drafting import Drafting
+from edge.engine.speculative.drafting import Drafting, is_uniform
 from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
@@ -341,9 +341,10 @@ class Scheduler:
                 _cancel_if_wanted(job)
             shares = self._shares([job for job in jobs if job.wants_rows])
             self._in_pass = tuple(job for job, _ in shares)
-        drafting = self._draft(shares)
+        drafting = self._draft(shares) if any(job.speculates for job, _ in shares) else None
         started = perf_counter()
         plain = self._draws and all(job.is_plain for job, _ in shares)
+        uniform = plain or is_uniform(shares)
         run = cast(DrawsTokens, self.executor).decode if plain else self.executor.forward
         opened: list[Job] = []
         steps: list[Any] = []
@@ -381,13 +382,14 @@ class Scheduler:
             for job in opened[closed:]:
                 job.undo()
             now = perf_counter()
+            drafted = 0.0 if drafting is None else drafting.seconds
             for job in opened[:closed]:
-                job.publish(drafting.seconds + now - started, now)
+                job.publish(drafted + now - started, now)
         rows = len(opened) if plain else sum(len(step.tokens) for step in steps)
-        depth = max(job.depth for job in opened)
-        drafting.settle(now - started)
-        if drafting.is_uniform or rows >= _LEAST_MIXED:
-            self.costs.record(rows, depth, now - started)
+        if drafting is not None:
+            drafting.settle(now - started)
+        if uniform or rows >= _LEAST_MIXED:
+            self.costs.record(rows, max([job.depth for job in opened]), now - started)
 
     def _draft(self, shares: list[tuple[Job, int]]) -> Drafting:
         able = self.executor.capabilities

@@ -38,6 +38,11 @@ class Speculating(Protocol):
         """What the pass took, see `SequenceSpeculation.settle`."""
 
 
+def is_uniform(shares: Sequence[tuple[Speculating, int]]) -> bool:
+    """Whether every row of a pass has logits: what rows cost follows from such passes alone."""
+    return all(job.decodes and rows == 1 for job, rows in shares)
+
+
 class Drafting:
     """Made before a pass, settled after it."""
 
@@ -58,7 +63,7 @@ class Drafting:
         self._jobs = [job for job, _ in shares]
         self._decoding = [job for job in self._jobs if job.decodes]
         self._rows = sum(rows for _, rows in shares)
-        self._runs = any(job.decodes and rows > 1 for job, rows in shares)
+        self._is_uniform = is_uniform(shares)
         self._plain: float | None = None  # seconds of the same pass without guesses
         for job in self._jobs:
             job.tree = NOTHING
@@ -71,11 +76,6 @@ class Drafting:
                 self._propose(guessing, curve, room, branches)
         self.seconds = perf_counter() - started if guessing else 0.0
 
-    @property
-    def is_uniform(self) -> bool:
-        """Whether every row of the pass has logits: what rows cost follows from such passes alone."""
-        return len(self._decoding) == len(self._jobs) and not self._runs
-
     def settle(self, seconds: float) -> None:
         """The pass took so long, drafting apart."""
         speculating = [job for job in self._decoding if job.speculates]
@@ -83,14 +83,14 @@ class Drafting:
             return
         guesses = max(1, sum(len(job.tree) for job in self._decoding))
         plain = seconds if self._plain is None else self._plain
-        certain = self.is_uniform and self._plain is not None
+        certain = self._is_uniform and self._plain is not None
         for job in speculating:
             extra = (seconds - plain) * len(job.tree) / guesses
             job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
 
     def _is_known(self, costs: PassCosts, depth: int) -> bool:
         """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
-        return not self.is_uniform or costs.is_fresh(self._rows, depth)
+        return not self._is_uniform or costs.is_fresh(self._rows, depth)
 
     def _propose(self, jobs: list[Speculating], curve: Curve, room: int, branches: bool) -> None:
         sequences = len(self._decoding)
