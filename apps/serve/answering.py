@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 10.0
 """After so long without an event there is an empty list, so that a stream can show that it is alive."""
 
+_MOST_GAPS = 64  # a gap alone takes the metrics ten times as long as one of many
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -77,6 +79,7 @@ class Answers:
         self._error: Exception | None = None
         self._left = len(works)
         self._last: list[float | None] = [None] * len(works)  # when each had its last token
+        self._gaps: list[float] = []  # seconds between tokens that the metrics do not have yet
         self._waiter: asyncio.Future[None] | None = None
         self._heard = self._loop.time()
         self._handle = driver.submit(works, self._on_chunks, self._on_done)
@@ -132,7 +135,9 @@ class Answers:
         if before is None:
             self._metrics.first_token.observe(now - self._started)
         else:
-            self._metrics.next_token.observe(now - before)
+            self._gaps.append(now - before)
+            if len(self._gaps) >= _MOST_GAPS:
+                self._count_gaps()
         try:
             parser = None if self._parsers is None else self._parsers[choice]
             if parser is not None:
@@ -140,7 +145,7 @@ class Answers:
                     Chunk(each.text, each.token, each.logprob, each.top, tuple(parser.push(each.text)))
                     for each in chunks
                 ]
-            parts = joined(part for chunk in chunks for part in chunk.parts)
+            parts = [] if parser is None else joined(part for chunk in chunks for part in chunk.parts)
         except Exception as error:  # it belongs to this request, and not to the loop
             self._fail(error)
         else:
@@ -148,6 +153,7 @@ class Answers:
 
     def _on_done(self, choice: int, outcome: Completion | Exception) -> None:
         self._left -= 1
+        self._count_gaps()
         if isinstance(outcome, Exception):
             self._fail(self._reason() if isinstance(outcome, NeverBegunError) else outcome)
             return
@@ -168,6 +174,11 @@ class Answers:
             self._fail(error)
         else:
             self._add(End(choice, outcome, parts))
+
+    def _count_gaps(self) -> None:
+        for gap in self._gaps:
+            self._metrics.next_token.observe(gap)
+        self._gaps.clear()
 
     def _reason(self) -> ApiError:
         if self._is_late:
