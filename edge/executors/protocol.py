@@ -326,8 +326,11 @@ class DrawsTokens(Protocol):
 
 
 def draws_tokens(executor: Executor) -> bool:
-    """Whether it is a `DrawsTokens` itself; a trace in front of one looks at logits."""
-    return hasattr(type(executor), "decode")
+    """Whether it is a `DrawsTokens` itself. A trace in front of one looks at logits, and a class with another
+    `forward` wants to be asked for them.
+    """
+    runs = next((kind for kind in type(executor).__mro__ if "forward" in vars(kind)), object)
+    return "decode" in vars(runs)
 
 
 @runtime_checkable

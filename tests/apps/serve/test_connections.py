@@ -62,6 +62,7 @@ async def _with_client(app: App, sent: list[bytes], stalled: float, head: float)
         return not state.connections and not state.tasks
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(
     ("app", "sent", "limits"),
     [
@@ -72,5 +73,5 @@ async def _with_client(app: App, sent: list[bytes], stalled: float, head: float)
     ],
     ids=["nothing", "half a head", "half a second head", "reads nothing"],
 )
-def test_who_does_not_go_on_is_left(app: App, sent: list[bytes], limits: tuple[float, float]):
-    assert asyncio.run(_with_client(app, sent, *limits))
+def test_who_does_not_go_on_is_left(loop: str, app: App, sent: list[bytes], limits: tuple[float, float]):
+    assert pytest.importorskip(loop).run(_with_client(app, sent, *limits))

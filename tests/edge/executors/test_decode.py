@@ -122,8 +122,16 @@ def test_an_observer_that_raises_leaves_the_caches_as_they_were(executor):
     assert events and [cache.length for cache in caches] == [4, 4]
 
 
-def test_a_trace_sees_every_logit(executor, tmp_path):
-    assert draws_tokens(executor)
+def test_whoever_looks_at_logits_gets_them(executor, tmp_path):
+    class Own(NativeExecutor):
+        def forward(self, steps):
+            return super().forward(steps)
+
+    class Quiet(NativeExecutor):
+        pass
+
+    assert draws_tokens(executor) and draws_tokens(object.__new__(Quiet))
+    assert not draws_tokens(object.__new__(Own))
     assert not draws_tokens(TracedExecutor(executor, Trace(tmp_path / "trace.json")))
     executor.observe(None)
 
