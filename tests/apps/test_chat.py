@@ -24,6 +24,7 @@ FIELDS = {
     "content": str,
     "calls": list,
     "stop_reason": str,
+    "note": (str, type(None)),
     "is_complete": bool,
     "prompt_tokens": int,
     "reused_tokens": int,
