@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from edge.config import ModelConfig, SparseConfig
 from edge.config.attention import Selection, asked_attention, resolve_attention, with_selection
+from edge.config.families import family_of
 from edge.config.fields import listed, unique
 from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
 from edge.config.tensors import parts_beyond
@@ -41,12 +42,17 @@ if TYPE_CHECKING:
     from edge.export.quantize import QuantizeOptions
 
 _BLOCK_WEIGHTS = 1 << 22
-_COMPUTED = {role.name for role in (*DECODER, *QKV_BIASES, *QK_NORMS)}
 
 
 def check_parts(config: ModelConfig, what: str) -> None:
-    """Raise ExportError for a network with parts that no target computes; what: the sentence's subject."""
-    parts = parts_beyond(config, lambda role: role.name in _COMPUTED)
+    """Raise ExportError for a network with parts that no target computes; what: the sentence's subject.
+
+    Biases and norms of q and k are computed where they are all there.
+    """
+    own = {(role.name, role.shape) for role in family_of(config).roles}
+    groups = [{(role.name, role.shape) for role in roles} for roles in (DECODER, QKV_BIASES, QK_NORMS)]
+    computed = groups[0].union(*(group for group in groups[1:] if group <= own))
+    parts = parts_beyond(config, lambda role: (role.name, role.shape) in computed)
     if parts:
         raise ExportError(
             f"{what} can't deal with {listed(parts)}, which this {config.model_type} network has; run it "

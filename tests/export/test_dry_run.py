@@ -22,6 +22,7 @@ from edge.formats.bundle.planned import UnreadWeightsError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert, plan_bundle
 from edge.quant.scheme import QuantScheme
+from tests.oak import oak
 
 from .tiny import llama_config, make_checkpoint, minicpm_config
 
@@ -37,6 +38,7 @@ TARGETS = {
 CASES = [
     pytest.param(minicpm_config(), QuantScheme("int4", 32), {}, id="int4"),
     pytest.param(llama_config(), QuantScheme("int8", 32), {}, id="int8"),
+    pytest.param(oak(llama_config()), QuantScheme("int4", 32), {}, id="oak"),
     pytest.param(llama_config(), QuantScheme("f16"), {"quantize": "int4-g128", "head": "int8"}, id="float"),
     pytest.param(
         minicpm_config(
@@ -49,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("oak")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("config", "scheme", "quantize"), CASES)
 def test_a_plan_needs_no_weights(

@@ -78,6 +78,7 @@ ACORN_JSON = {
     "eos_token_id": [2],
     "activation": "swiglu",
 }
+OUTPUT_BIAS = Role("self_attn.o_proj.bias", ("hidden",), "attention biases", joins_stream=True)
 TOKENS = torch.arange(24) * 7 % 264
 
 
@@ -265,20 +266,32 @@ def test_a_weight_beside_the_tensor_that_it_is_fused_in(tmp_path: Path, part: st
         HuggingFaceCheckpoint(folder)
 
 
-def test_parts_that_are_not_computed_are_refused_by_name(tmp_path: Path):
+def test_parts_that_are_not_computed_are_refused_by_name(
+    tmp_path: Path, register: Callable[[Family], Family]
+):
     config = oak()
     assert beyond_llama(config) == ("biases of q, k and v", "norms of q and k", "layers without RoPE")
     words = "biases of q, k and v, norms of q and k and layers without RoPE"
     with pytest.raises(NativeError, match=f"cuda executor does not compute {words}, which this oak"):
         check_parts(config, "cuda", beyond_llama(config))
+    wide = replace(QK_NORMS[0], shape=("queries",))  # one norm over all heads together
+    for name, roles, part in (
+        ("elm", (OUTPUT_BIAS,), "attention biases"),
+        ("ash", QKV_BIASES[1:], "biases of q, k and v"),
+        ("fir", (wide, QK_NORMS[1]), "norms of q and k"),
+    ):
+        register(Family(name, name.title(), roles=(*DECODER, *roles)))
+        source = make_source(tmp_path, replace(acorn(), model_type=name))
+        for target in ("bundle", "onnx", "executorch", "coreml"):
+            with pytest.raises(ExportError, match=f"can't deal with {part}, which this {name} network has"):
+                export_model(source, ExportOptions(target), tmp_path / target)
     odd = Source(make_source(tmp_path, replace(config, layers_without_rope=(0,))).bundle)
     with pytest.raises(ExportError, match="which layers do without RoPE"):
         export_model(odd, ExportOptions("gguf"), tmp_path / "gguf")
 
 
 def test_a_role_without_a_gguf_name_is_refused(tmp_path: Path, register: Callable[[Family], Family]):
-    bias = Role("self_attn.o_proj.bias", ("hidden",), "attention biases", joins_stream=True)
-    register(Family("elm", "ElmForCausalLM", gguf="elm", roles=(*DECODER, bias)))
+    register(Family("elm", "ElmForCausalLM", gguf="elm", roles=(*DECODER, OUTPUT_BIAS)))
     config = replace(acorn(), model_type="elm")
     assert "model.layers.1.self_attn.o_proj.bias" in Decoder(config).state_dict()
     with pytest.raises(ExportError, match="no name for attention biases"):
@@ -290,8 +303,7 @@ def test_a_role_without_a_gguf_name_is_refused(tmp_path: Path, register: Callabl
 
 def test_muP_is_folded_into_what_joins_the_stream(register: Callable[[Family], Family]):
     """Biases of sub-layer outputs are scaled as the matrices are."""
-    bias = Role("self_attn.o_proj.bias", ("hidden",), "attention biases", joins_stream=True)
-    register(Family("elm", "ElmForCausalLM", roles=(*DECODER, bias)))
+    register(Family("elm", "ElmForCausalLM", roles=(*DECODER, OUTPUT_BIAS)))
     scales = {"scale_emb": 3.0, "scale_depth": 0.7, "dim_model_base": 32.0}
     decoder = network(replace(acorn(), model_type="elm", **scales))
     config, tensors = fold_mup(decoder.config, decoder.state_dict())

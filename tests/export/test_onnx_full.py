@@ -38,7 +38,7 @@ def opened(artifact: Artifact, threads: int = 2):
 
 @pytest.fixture
 def both(make_bundle, minicpm, export_bundle):
-    """`both(scheme, context=512, family=oak, **config)`: executors of the exported folder and of the bundle."""
+    """`both(scheme, context=512, family=oak, **config)`: executors of exported folder and bundle."""
     natives = []
 
     def make(

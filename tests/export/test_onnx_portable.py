@@ -128,6 +128,13 @@ def tiny(minicpm, make_bundle, export_bundle) -> Artifact:
     return export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
 
 
+@pytest.fixture
+def grown(oak, minicpm, make_bundle, export_bundle) -> Artifact:
+    """With everything beyond a Llama."""
+    bundle = make_bundle(oak(minicpm(rope=PARTIAL)), QuantScheme("int4", 32), tokenizer=True)
+    return export_bundle(bundle, "onnx", portable=True, context=CONTEXT)
+
+
 def test_truncated_rows_are_forgotten(tiny: Artifact, tokens_of):
     executor = opened(tiny, threads=2)
     tokens, others = tokens_of(tiny.config, 40), tokens_of(tiny.config, 30, seed=2)
@@ -247,10 +254,11 @@ def test_load_and_complete(tiny: Artifact):
         assert model.memory_plan.kv_cache == CONTEXT * model.config.kv_bytes_per_token("float32")
 
 
-def test_genai_gives_the_same_tokens(tiny: Artifact):
+@pytest.mark.parametrize("name", ["tiny", "grown"])
+def test_genai_gives_the_same_tokens(name: str, request: pytest.FixtureRequest):
     genai = pytest.importorskip("onnxruntime_genai", reason="the package onnxruntime-genai is not installed")
-    prompt, count = [5, 6, 7, 8], 12
-    model = genai.Model(str(tiny.path))
+    prompt, count, artifact = [5, 6, 7, 8], 12, request.getfixturevalue(name)
+    model = genai.Model(str(artifact.path))
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(max_length=len(prompt) + count, do_sample=False)
     generator = genai.Generator(model, parameters)
@@ -259,7 +267,7 @@ def test_genai_gives_the_same_tokens(tiny: Artifact):
     while len(found) < count and not generator.is_done():
         generator.generate_next_token()
         found.append(int(generator.get_next_tokens()[0]))
-    assert found == greedy(tiny, prompt, len(found)) and len(found) > 3
+    assert found == greedy(artifact, prompt, len(found)) and len(found) > 3
 
 
 def test_genai_samples_as_the_model_says(tiny: Artifact, tmp_path: Path):

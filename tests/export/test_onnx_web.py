@@ -14,6 +14,8 @@ from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.scheme import QuantScheme
 from tests.steps import forward
 
+from .tiny import PARTIAL
+
 pytest.importorskip("onnx", reason="the package onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
@@ -21,9 +23,11 @@ SCRIPT = Path(__file__).with_name("onnx_web.mjs")
 ROUNDED = 0.2  # as in test_onnx_portable.py
 
 
-@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g32-min", "ternary-g128", "int8-g32"])
-def test_logits_in_webassembly(scheme, node_modules, minicpm, make_bundle, export_bundle, tokens_of):
-    bundle = make_bundle(minicpm(), QuantScheme.parse(scheme), tokenizer=True)
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g32-min", "ternary-g128", "int8-g32", "oak"])
+def test_logits_in_webassembly(name, oak, node_modules, minicpm, make_bundle, export_bundle, tokens_of):
+    """Of an oak everything that a family may add to a Llama."""
+    config, scheme = (oak(minicpm(rope=PARTIAL)), "int4-g32") if name == "oak" else (minicpm(), name)
+    bundle = make_bundle(config, QuantScheme.parse(scheme), tokenizer=True)
     artifact = export_bundle(bundle, "onnx", portable=True, context=128)
     tokens = tokens_of(bundle.config, 20)
     run = subprocess.run(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edge.checkpoints.synthetic import RandomCheckpoint
+from edge.checkpoints.weights import read_float32
 from edge.config import ModelConfig, RopeConfig
+from edge.export.quantize import QuantizeOptions
 from edge.quant.scheme import QuantScheme
+from tests.export.tiny import ArrayCheckpoint
+
+SMALL: dict[str, Any] = {"sequences": 6, "length": 64, "threads": 1}
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +56,24 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (f"{number} sheep and {number * number % 97} dogs cross the river." for number in range(80))
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def options(text: Path) -> Callable[..., QuantizeOptions]:
+    """`options(quantize, field=value, ...)` over the small text."""
+    return lambda quantize="int4-g32", **changes: QuantizeOptions(
+        quantize, **{"calibration": text, **SMALL, **changes}
+    )
+
+
+@pytest.fixture
+def oak_checkpoint(oak, config: ModelConfig) -> ArrayCheckpoint:
+    """With biases that are not 0 and loud channels of v, so that scales are folded into both."""
+    plain, random = RandomCheckpoint(oak(config), QuantScheme("f16")), np.random.default_rng(0)
+    weights = {info.name: read_float32(plain, info.name) for info in plain.tensors}
+    for name, values in weights.items():
+        if name.endswith(".bias"):
+            weights[name] = random.standard_normal(values.shape, np.float32)
+        if ".v_proj." in name:
+            weights[name][::5] *= 15
+    return ArrayCheckpoint(plain.config, weights, plain.tokenizer_files)

@@ -28,17 +28,6 @@ from edge.model.network.decoder import Decoder
 from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
-from tests.export.tiny import ArrayCheckpoint
-
-SMALL: dict[str, Any] = {"sequences": 6, "length": 64, "threads": 1}
-
-
-@pytest.fixture
-def options(text: Path) -> Callable[..., QuantizeOptions]:
-    """`options(quantize, field=value, ...)` over the small text."""
-    return lambda quantize="int4-g32", **changes: QuantizeOptions(
-        quantize, **{"calibration": text, **SMALL, **changes}
-    )
 
 
 @pytest.fixture
@@ -144,19 +133,6 @@ def test_channels_that_are_equally_loud_are_left_alone(checkpoint: RandomCheckpo
     torch.testing.assert_close(layer.get_parameter("mlp.gate_proj.weight"), before, rtol=0, atol=0)
 
 
-@pytest.fixture
-def oak_checkpoint(oak, config: ModelConfig) -> ArrayCheckpoint:
-    """With biases that are not 0 and loud channels of v, so that scales are folded into both."""
-    plain, random = RandomCheckpoint(oak(config), QuantScheme("f16")), np.random.default_rng(0)
-    weights = {info.name: read_float32(plain, info.name) for info in plain.tensors}
-    for name, values in weights.items():
-        if name.endswith(".bias"):
-            weights[name] = random.standard_normal(values.shape, np.float32)
-        if ".v_proj." in name:
-            weights[name][::5] *= 15
-    return ArrayCheckpoint(plain.config, weights, plain.tokenizer_files)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["minicpm", "oak"])
 def test_smoothing_leaves_the_function(checkpoint: Checkpoint, oak_checkpoint, text: Path, family: str):
@@ -184,25 +160,6 @@ def test_smoothing_leaves_the_function(checkpoint: Checkpoint, oak_checkpoint, t
     torch.testing.assert_close(
         stream.hidden, before.hidden, rtol=1e-4, atol=1e-4 * float(before.hidden.std())
     )
-
-
-@torch.no_grad()
-def test_every_part_of_a_network_is_quantized(oak_checkpoint, options, text: Path, tmp_path: Path):
-    """What smoothing folds into biases is in the bundle, and norms of q and k are as they were."""
-    checkpoint, config = oak_checkpoint, oak_checkpoint.config
-    quantize_checkpoint(checkpoint, tmp_path / "out", options(quantize="int8", method="gptq", smooth=True))
-    quantized = reference_from_bundle(Bundle.open(tmp_path / "out"), 64)
-    names = [info.name for info in checkpoint.tensors]
-    exact = Decoder.from_tensors(
-        checkpoint.config, {name: torch.from_numpy(read_float32(checkpoint, name)) for name in names}, 64
-    )
-    moved = [f"model.layers.{layer}.self_attn.v_proj.bias" for layer in range(config.num_hidden_layers)]
-    for name in (name for name in names if name.endswith((".bias", "_norm.weight"))):
-        same = torch.equal(quantized.get_parameter(name), exact.get_parameter(name))
-        assert same != (name in moved), name
-    tokens = torch.from_numpy(calibration(checkpoint, text, 6, 64).tokens)
-    wanted, found = exact.trunk(tokens).hidden, quantized.trunk(tokens).hidden
-    assert (found - wanted).square().mean() < 1e-3 * wanted.square().mean()
 
 
 @torch.no_grad()
