@@ -19,6 +19,7 @@ from edge.measure.perplexity import perplexity
 from edge.model.executor import TorchExecutor
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model, load
+from tests.oak import OAK, oak, registered
 from tests.steps import TREE, forward, paths, tree_masks
 
 
@@ -131,10 +132,17 @@ def test_the_same_perplexity(models: tuple[Model, Model]):
     assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
 
 
-@pytest.mark.parametrize("network", ["llama", "minicpm"])
+@pytest.fixture
+def known_oak() -> Iterator[None]:
+    with registered(OAK):
+        yield
+
+
+@pytest.mark.usefixtures("known_oak")
+@pytest.mark.parametrize("network", ["llama", "minicpm", "oak"])
 def test_torch_has_the_stages_of_the_native_decoder(network, tiny_config, minicpm, make_bundle, tmp_path):
     """Same shapes and, but for rounding, values; what the native one only prepares is missing."""
-    bundle = make_bundle(tiny_config() if network == "llama" else minicpm())
+    bundle = make_bundle({"llama": tiny_config(), "minicpm": minicpm(), "oak": oak(minicpm())}[network])
     for name in ("native", "torch"):
         options = RunOptions(context=48, threads=1, activations="float32", kv_type="float32", executor=name)
         traced = TracedExecutor(open_executor(bundle, options), Trace(tmp_path / f"{name}.json"))
