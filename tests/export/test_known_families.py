@@ -14,7 +14,7 @@ from edge.checkpoints.gguf import GGUFCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
 from edge.config.gguf import config_to_gguf
 from edge.config.huggingface import config_from_hf
-from edge.config.rope import rope_parameters
+from edge.config.rope import rope_parameters, rope_tables
 from edge.config.rope_entry import override_rope
 from edge.config.tensors import beyond_llama
 from edge.errors import ContextError, ExportError
@@ -26,9 +26,10 @@ from edge.export.source import Source
 from edge.export.targets.gguf.target import TARGET as GGUF
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
+from edge.model.network.rope import RotaryEmbedding
 from edge.model.weights.checkpoint import load_decoder, reference_from_bundle, save_huggingface
 from edge.quant.scheme import QuantScheme
-from tests.family_networks import CASES, EXACT, LENGTH, TOKENS, largest_error, theirs
+from tests.family_networks import CASES, CONTEXT, EXACT, LENGTH, TOKENS, largest_error, theirs
 from tests.steps import forward
 
 from .tiny import byte_tokenizer_files, make_source
@@ -143,3 +144,18 @@ def test_what_llama_cpp_cannot_open_is_not_written(model_type: str):
     with pytest.raises(ExportError, match=r"head_dim is 64\), so this model can't become a GGUF"):
         config_to_gguf(config)
     assert config_to_gguf(replace(config, head_dim=32))[f"{model_type}.attention.key_length"] == 32
+
+
+@pytest.mark.parametrize("name", ["phi3-partial", "phi3-short", "phi3-long", "llama-3.2"])
+def test_tables_of_cosines_and_sines(name: str):
+    """The runtime's equal the reference's; pairs that are not rotated have 1 and 0 whatever the factor."""
+    config = config_from_hf(theirs(CASES[name]).config.to_dict())
+    frequencies, scale = rope_parameters(config.rope, config.head_dim, CONTEXT, CONTEXT)
+    tables = rope_tables(np.arange(LENGTH, dtype=np.float32), frequencies, scale)
+    for table, wanted in zip(tables, RotaryEmbedding(config, CONTEXT)(torch.arange(LENGTH)), strict=True):
+        np.testing.assert_allclose(table, wanted[0].numpy(), atol=2e-4)
+    turned = (config.rope.rotary_dim or config.head_dim) // 2
+    assert (frequencies[:turned] > 0).all() and (turned < config.head_dim // 2) == (name != "llama-3.2")
+    assert (tables[0][:, turned:] == 1).all() and not tables[1][:, turned:].any()
+    assert (scale > 1) == (name == "phi3-long")
+    np.testing.assert_allclose(tables[0][0, :turned], scale, rtol=1e-6)

@@ -207,6 +207,23 @@ def test_every_field_is_as_in_transformers_or_refused(tmp_path: Path, family: st
         assert isinstance(found, torch.Tensor) and torch.equal(found, plain), name
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("mistral", {"sliding_window": LENGTH}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16}),  # of layers from the 28th on
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "layer_types": ["full_attention"] * 2}),
+        ("smollm3", {"use_sliding_window": True, "sliding_window": 16, "no_rope_layers": [1, 1]}),
+        ("smollm3", {"no_rope_layers": [0, 1]}),
+        ("phi3", {"partial_rotary_factor": 0.75}),
+        ("phi3", {"rope_parameters": LONGROPE}),
+        ("phi3", {"rope_parameters": LONGROPE, ORIGINAL: 32}),
+    ],
+)
+def test_what_may_not_be_refused(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
+    assert isinstance(outcome(base(family, **changes), tmp_path / "changed"), torch.Tensor)
+
+
 @pytest.mark.parametrize("family", CLASSES)
 def test_an_absent_field_is_what_transformers_takes(tmp_path: Path, family: str) -> None:
     """Or it has to be there: sizes, and what has a number of its own in each class. The same for null."""
