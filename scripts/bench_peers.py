@@ -1,7 +1,7 @@
 """Times this project in turn with llama.cpp, OpenVINO GenAI and onnxruntime-genai, on the same shape.
 
-    python scripts/bench_peers.py [--parts decode,prefill,ternary,depth,busy] [--rounds 5] [--models FOLDER]
-        [--llama PYTHON] [--openvino PYTHON] [--onnxruntime-genai PYTHON]
+    python scripts/bench_peers.py [--parts decode,llama,prefill,ternary,depth,busy] [--rounds 5]
+        [--models FOLDER] [--llama PYTHON] [--openvino PYTHON] [--onnxruntime-genai PYTHON]
 
 Each peer is installed in an environment of its own (CONTRIBUTING.md, Peers). An option or a variable
 (EDGE_PEER_LLAMA, EDGE_PEER_OPENVINO, EDGE_PEER_ONNXRUNTIME_GENAI) names its Python; a peer that is not
@@ -9,6 +9,7 @@ installed is left out with a sentence. Their models are made first, which takes 
 if it is named.
 
 decode   64 tokens at a context of 512, int4 in groups of 32 and of 128; llama.cpp Q4_0
+llama    the same in groups of 32, beside llama.cpp alone
 prefill  512 and 4096 tokens from an empty context, the same programs
 ternary  decode as above: groups of 128 and an int4 head; llama.cpp TQ2_0 and a Q4_0 head
 depth    decode at 512, 32768 and 130000 tokens: our sparse and dense attention, KV caches of several types

@@ -8,7 +8,7 @@ import shutil
 from .declaration import Benchmark, needs_module, short_profile
 
 _PEER = "python scripts/bench_peers.py --need-all --models BUILD/peers --parts"
-_FAMILY = "python scripts/bench_peers.py --models BUILD/peers --parts decode --model"
+_FAMILY = f"{_PEER} llama --model"
 _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .venv/.llama` compiles it.")
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")

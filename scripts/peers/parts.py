@@ -87,9 +87,17 @@ def prefill(machine: Machine) -> list[Run]:
     return _all_int4(machine, tuple(Trial("prefill", n) for n in PROMPTS), limits=False, rounds=FEW)
 
 
-def ternary(machine: Machine) -> list[Run]:
+def _beside_llama(weights: Weights) -> list[Run]:
     tests = (Trial("decode", STEPS, CONTEXT),)
-    return [_edge(TERNARY, tests, arguments={"limits": True}), *_llama(TERNARY, tests)]
+    return [_edge(weights, tests, arguments={"limits": True}), *_llama(weights, tests)]
+
+
+def llama(machine: Machine) -> list[Run]:
+    return _beside_llama(INT4_32)
+
+
+def ternary(machine: Machine) -> list[Run]:
+    return _beside_llama(TERNARY)
 
 
 def depth(machine: Machine) -> list[Run]:
@@ -136,6 +144,7 @@ def streams(machine: Machine) -> list[Run]:
 
 PARTS: dict[str, Callable[[Machine], list[Run]]] = {
     "decode": decode,
+    "llama": llama,
     "prefill": prefill,
     "ternary": ternary,
     "depth": depth,
