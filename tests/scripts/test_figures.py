@@ -102,7 +102,7 @@ def test_documents_of_one_table_are_all_of_a_machine_or_none_is():
     for name, table in pages.TABLES.items():
         assert len({BENCHMARKS[each].per_machine for each in table.benchmarks}) == 1, name
     parts = [name for name in BENCHMARKS if "bench_peers.py" in BENCHMARKS[name].command]
-    assert len(parts) == 6 and all("--need-all" in BENCHMARKS[name].command for name in parts)
+    assert len(parts) == 8 and all("--need-all" in BENCHMARKS[name].command for name in parts)
 
 
 # ---- the targets
