@@ -86,7 +86,7 @@ def _peer_rates(found: Document) -> str:
 _ROWS: tuple[tuple[str, str, int, Cell], ...] = (
     ("private memory of all processes, idle", "130 MB", 0, _memory),
     ("HTTP, JSON and scheduling of a token, one stream", "225 µs", 0, _added),
-    ("of it beyond `model.stream` in a process", "", 0, _beyond_stream),
+    ("the same beyond `model.stream` in a process", "", 0, _beyond_stream),
     ("a token's bare pass, sampling included", "", 0, _token),
     ("four streams, of one", "2.5 x", 0, _four),
     ("one stream / four streams in total", "", 0, _rates),
