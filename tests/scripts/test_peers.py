@@ -31,7 +31,7 @@ DECODE = (Trial("decode", 8, 512),)
     [
         (
             ["--parts", "decode,fly"],
-            "there is no part 'fly'; choose of decode, prefill, ternary, depth, busy",
+            "there is no part 'fly'; choose of decode, llama, prefill, ternary, depth, busy",
         ),
         (["--rounds", "0"], "'0' is no number of 1 or more"),
         (["--threads", "two"], "'two' is no number of 1 or more"),
