@@ -86,9 +86,9 @@ packages:
 check: setup lint
 	$(BIN)/pytest -q -n 2 tests/test_house.py tests/edge/config tests/edge/quant tests/edge/formats tests/edge/engine
 
-# Two processes: most tests use one core only.
+# Most tests use one core only, and some wait for what they have started: a third process finds time on two cores.
 test: setup packages lint sanitize
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 3 -m "not slow"
 
 test-all: setup packages lint $(VENV)/.llama
 	@scripts/sanitize $(BIN) $(SANITIZED) 1
