@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edge.engine.answer_settings import answer_ends
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.sampling import Sampler
-from edge.engine.scheduler import Job
+from edge.engine.scheduler import DrawingJob
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
 from edge.engine.speculative.drafter import Budget
@@ -94,7 +94,7 @@ _MOST_UNREAD = 4
 """Tokens that an answer may be ahead of its reader, while passes are run for others."""
 
 
-class Answer(Job):
+class Answer(DrawingJob):
     """An answer in the making. Its reader has `chunks`, or `begin`, `take`, `leave` and `finish`; the rest is
     called by the scheduler.
     """

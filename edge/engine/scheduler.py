@@ -143,21 +143,6 @@ class Job(ABC):
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all that it wants of the pass that comes is to append its token and have the next one
-        drawn.
-        """
-        return False
-
-    def open_next(self) -> NextToken:
-        """The step that does this."""
-        raise NotImplementedError
-
-    def close_next(self, drawn: int | EdgeError) -> None:
-        """Take what came of it."""
-        raise NotImplementedError
-
     def open(self, rows: int) -> SequenceStep:
         """The step of the next `rows` tokens."""
         self._opened = rows
@@ -178,6 +163,25 @@ class Job(ABC):
         if result.logits is not None:
             self.take_logits(result.logits[-1])
             self.decodes = True
+
+
+class DrawingJob(Job):
+    """A job whose tokens may be drawn in the call that runs their pass (`DrawsTokens`)."""
+
+    @property
+    @abstractmethod
+    def is_plain(self) -> bool:
+        """Whether all that it wants of the pass that comes is to append its token and have the next one
+        drawn.
+        """
+
+    @abstractmethod
+    def open_next(self) -> NextToken:
+        """The step that does this."""
+
+    @abstractmethod
+    def close_next(self, drawn: int | EdgeError) -> None:
+        """Take what came of it."""
 
 
 class Forward(Job):
@@ -349,7 +353,7 @@ class Scheduler:
             self._in_pass = tuple(job for job, _ in shares)
         drafting = self._draft(shares) if any(job.speculates for job, _ in shares) else None
         started = perf_counter()
-        plain = self._draws and all(job.is_plain for job, _ in shares)
+        plain = self._draws and all(isinstance(job, DrawingJob) and job.is_plain for job, _ in shares)
         uniform = plain or is_uniform(shares)
         run = cast(DrawsTokens, self.executor).decode if plain else self.executor.forward
         opened: list[Job] = []
@@ -358,7 +362,7 @@ class Scheduler:
         try:
             for job, rows in shares:
                 try:
-                    steps.append(job.open_next() if plain else job.open(rows))
+                    steps.append(cast(DrawingJob, job).open_next() if plain else job.open(rows))
                 except Exception as error:
                     job.error = error
                 else:
@@ -373,7 +377,7 @@ class Scheduler:
                 closed += 1
                 try:
                     if plain:
-                        job.close_next(result)
+                        cast(DrawingJob, job).close_next(result)
                     else:
                         job.close(result)
                 except Exception as error:  # of a sampler, a tokenizer: of this job in any case
