@@ -27,7 +27,6 @@ from edge.train.data.batch import Batch
 from edge.train.distributed import World, from_all, from_first
 from edge.train.metrics import Metrics
 from edge.train.network import Network, full_state
-from edge.train.saving import save_network
 from edge.train.starting import CHECKPOINTS
 
 CONFIG = "config.json"
@@ -77,7 +76,9 @@ class RunFolder:
     def _save_batch(self, batch: Batch, step: int) -> Path:
         path = self.path / f"no-number-{step:08d}-{self._world.rank}.npz"
         data = io.BytesIO()
-        np.savez_compressed(data, **{name: value.numpy() for name, value in batch._asdict().items()})
+        np.savez_compressed(
+            data, **{name: value.numpy() for name, value in batch._asdict().items() if value is not None}
+        )
         try:
             write_file(path, data.getvalue())
         except OSError as error:
@@ -91,7 +92,7 @@ class RunFolder:
 
         def save() -> None:
             if not path.exists():
-                save_network(path, network, state)
+                network.save(path, state)
 
         from_first(save, self._world)
         return path

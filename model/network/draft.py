@@ -19,7 +19,7 @@ from edge.config.draft import DraftConfig
 from edge.config.rope_regime import follow_regime
 from edge.errors import CheckpointError
 from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
-from edge.model.network.kv_cache import GrowingCache
+from edge.model.network.kv_cache import GrowingCache, KVCache
 from edge.model.network.rope import RotaryEmbedding
 
 
@@ -91,14 +91,21 @@ class Draft(nn.Module):
         if self.config.window is not None:
             later = mask.flip(-1).cumsum(-1).flip(-1)  # rows that a query sees from each one on
             mask = mask & (later <= self.config.window)
-        embeddings = self._target[0].model.embed(tokens)
-        x = self.fc(torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1))
-        cos, sin = self.rotary(positions)
-        view = View(cos, sin, mask, positions)
-        for layer in self.layers:
-            x, _ = layer(x, view, cache)
+        x = self.layers_over(self.joined(self._target[0].model.embed(tokens), hidden), positions, mask, cache)
         if cache is not None:
             cache.advance(n)
+        return x
+
+    def joined(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
+        """What the layers get of embeddings and hidden states, [..., n, hidden] each."""
+        return self.fc(torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1))
+
+    def layers_over(self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None) -> Tensor:
+        """x [..., n, hidden] -> the same shape; mask: over all rows of the cache, these at the end."""
+        cos, sin = self.rotary(positions)
+        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
+        for layer in self.layers:
+            x, _ = layer(x, view, cache)
         return x
 
     def logits(self, states: Tensor) -> Tensor:
