@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from edge.train.config import RunConfig
-from edge.train.data.batch import Batch
+from edge.train.data.batch import AnyBatch, parts_of
 from edge.train.data.loader import Loader, LoaderPlan
 from edge.train.distributed import World, all_sum
 from edge.train.network import Network
@@ -35,10 +35,10 @@ class Evaluation:
         return found
 
     @torch.no_grad()
-    def _of(self, batch: Batch) -> list[float]:
+    def _of(self, batch: AnyBatch) -> list[float]:
         objective = self._network.objective.eval()
         sums = torch.zeros(len(objective.terms), dtype=torch.float64)
-        for part in batch.parts(self._size, self._world.device):
+        for part in parts_of(batch, self._size, self._world.device):
             with self._network.autocast():
                 losses = objective(*part)
             sums += torch.tensor([each.item() for each in losses], dtype=torch.float64)

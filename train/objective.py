@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from edge.model.network.decoder import Attend, Attention, Decoder
 from edge.model.network.multi_token import MultiTokenPrediction
-from edge.train.data.batch import IGNORED, Batch
+from edge.train.data.batch import IGNORED, AnyBatch
 
 _MOST_LOGITS = 1 << 26
 """In memory at a time: 256 MB. PyTorch's linear_cross_entropy would do, but took ten times as long at
@@ -54,7 +54,7 @@ class Learner(nn.Module, ABC):
     terms: tuple[Term, ...]
 
     @abstractmethod
-    def counts(self, batch: Batch) -> tuple[int, ...]:
+    def counts(self, batch: AnyBatch) -> tuple[int, ...]:
         """How many targets there are in the batch, one number or several."""
 
 
@@ -95,7 +95,7 @@ class Objective(Learner):
             Term("second_token_loss", multi_token, 1, "held_out_second"),
         )
 
-    def counts(self, batch: Batch) -> Counts:
+    def counts(self, batch: AnyBatch) -> Counts:
         """See `Learner`."""
         return counts(batch)
 
@@ -141,7 +141,7 @@ def second_targets(targets: Tensor, positions: Tensor) -> Tensor:
     return targets[..., 1:].masked_fill(positions[..., 1:] == 0, IGNORED)
 
 
-def counts(batch: Batch) -> Counts:
+def counts(batch: AnyBatch) -> Counts:
     """How many targets its rows have."""
     second = second_targets(batch.targets, batch.positions)
     return Counts(int((batch.targets != IGNORED).sum()), int((second != IGNORED).sum()))

@@ -22,7 +22,7 @@ import torch
 from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
-from edge.train.data.batch import Batch
+from edge.train.data.batch import AnyBatch, parts_of
 from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
 from edge.train.evaluation import Evaluation
 from edge.train.flops import measured_peak
@@ -172,7 +172,7 @@ class Trainer:
         sums = torch.zeros(len(terms), dtype=torch.float64)
         network.objective.train()
         size = -(-len(batch.tokens) // config.runtime.accumulation)
-        for part in batch.parts(size, self._world.device):
+        for part in parts_of(batch, size, self._world.device):
             with network.autocast():
                 losses = network.objective(*part)
             weights = [term.weight / max(counts[term.counted], 1.0) for term in terms]
@@ -197,12 +197,12 @@ class Trainer:
         for optimizer in network.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _cost(self, batch: Batch) -> tuple[int, float]:
+    def _cost(self, batch: AnyBatch) -> tuple[int, float]:
         """Tokens of a step and the operations that they take, all processes together."""
         tokens, length = batch.tokens.numel() * self._world.size, batch.tokens.shape[1]
         return tokens, tokens * self._network.flops_per_token(length)
 
-    def _no_number(self, batch: Batch) -> None:
+    def _no_number(self, batch: AnyBatch) -> None:
         """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be
         skipped.
         """

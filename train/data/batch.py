@@ -18,25 +18,36 @@ IGNORED = -100
 
 
 class Batch(NamedTuple):
-    """Rows of packed documents; each tensor is int64 [rows, length] but the last.
+    """Rows of packed documents; each tensor is int64 [rows, length].
 
     targets: the next token of the same document, also where that lies behind the row's end; IGNORED behind a
     document's last token and in padding. positions: 0, 1, 2, ... from the begin of each piece of a document,
     so that every 0 begins one and attention derives the documents from them; padding is one more piece.
-    states: float16 [rows, length, width], hidden states of the tokens, of a model's answers; there only the
-    answers' tokens are targets.
     """
 
     tokens: Tensor
     targets: Tensor
     positions: Tensor
-    states: Tensor | None = None
 
-    def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-        """The tensors that are there on a device, so many rows at a time."""
-        found = [each for each in self if each is not None]
-        for start in range(0, len(self.tokens), size):
-            yield tuple(each[start : start + size].to(device) for each in found)
+
+class AnswerBatch(NamedTuple):
+    """The same of a model's answers. targets: the answers' tokens alone. states: float16 [rows, length,
+    width], hidden states of the tokens.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    positions: Tensor
+    states: Tensor
+
+
+AnyBatch = Batch | AnswerBatch
+
+
+def parts_of(batch: AnyBatch, size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """The batch's tensors on a device, so many rows at a time."""
+    for start in range(0, len(batch.tokens), size):
+        yield tuple(each[start : start + size].to(device) for each in batch)
 
 
 class Part(NamedTuple):
@@ -59,17 +70,17 @@ class Piece(NamedTuple):
     stop: int
 
 
-def empty_batch(rows: int, length: int, width: int = 0) -> Batch:
+def empty_batch(rows: int, length: int, width: int = 0) -> AnyBatch:
     """Rows of padding only: token 0, no targets, positions that count from 0. width: of states, 0 without."""
-    return Batch(
+    plain = Batch(
         torch.zeros(rows, length, dtype=torch.int64),
         torch.full((rows, length), IGNORED, dtype=torch.int64),
         torch.arange(length).repeat(rows, 1),
-        torch.zeros(rows, length, width, dtype=torch.float16) if width else None,
     )
+    return AnswerBatch(*plain, torch.zeros(rows, length, width, dtype=torch.float16)) if width else plain
 
 
-def fill_row(batch: Batch, row: int, parts: Iterable[Part]) -> None:
+def fill_row(batch: AnyBatch, row: int, parts: Iterable[Part]) -> None:
     """Write parts one behind the other into a row of padding; what they leave free stays padding. They must
     fit.
     """
@@ -80,7 +91,7 @@ def fill_row(batch: Batch, row: int, parts: Iterable[Part]) -> None:
         first = min(max(answer, 1), len(ids))
         targets[at + first - 1 : at + len(ids) - 1] = ids[first:]
         positions[at : at + size] = np.arange(size)
-        if batch.states is not None:
+        if isinstance(batch, AnswerBatch):
             batch.states[row, at : at + size] = torch.from_numpy(np.array(states))
         at += size
     positions[at:] = np.arange(len(positions) - at)

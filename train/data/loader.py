@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from edge.train.data.batch import Batch, Part, Piece, empty_batch, fill_row
+from edge.train.data.batch import AnyBatch, Part, Piece, empty_batch, fill_row
 from edge.train.data.errors import DataError
 from edge.train.data.order import Bucket, Stream, cut_by_length
 from edge.train.data.shards import ShardFolder
@@ -137,7 +137,7 @@ class Loader:
         """How many batches were taken."""
         return self._state.step
 
-    def next(self, rank: int = 0, world: int = 1) -> Batch:
+    def next(self, rank: int = 0, world: int = 1) -> AnyBatch:
         """The rows of one process in the next global batch: the rank-th of `world` equal parts.
 
         Every process calls it for every step. DataError if the rows can't be shared by so many, or for

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from edge.model.network.draft import Draft
 from edge.train.config import DraftSection
-from edge.train.data.batch import IGNORED, Batch
+from edge.train.data.batch import IGNORED, AnyBatch
 from edge.train.drafts.head_loss import told_apart
 from edge.train.drafts.unrolled import unrolled
 from edge.train.objective import Learner, Term
@@ -47,14 +47,14 @@ class DraftObjective(Learner):
             Term("last_agreement", 0.0, 0, "held_out_last_agreement", is_measure=True),
         )
 
-    def counts(self, batch: Batch) -> tuple[int, ...]:
+    def counts(self, batch: AnyBatch) -> tuple[int, ...]:
         """Places whose next state is known."""
-        return (int(_places(batch.targets, batch.positions).sum()),)
+        return (int(_places(batch.targets, batch.positions, self.times).sum()),)
 
     def forward(self, tokens: Tensor, targets: Tensor, positions: Tensor, states: Tensor) -> DraftLosses:
-        """See `Batch` for the arguments."""
+        """See `AnswerBatch` for the arguments."""
         embedding, head = self._frozen
-        places = _places(targets, positions)
+        places = _places(targets, positions, self.times)
         embeddings, states = embedding[tokens[:, 1:]], states.float()
         made = unrolled(self.draft, embeddings, states[:, :-1], positions[:, :-1], self.times)
         found, wanted = torch.stack([each[places] for each in made]).float(), states[:, 1:][places]
@@ -63,8 +63,8 @@ class DraftObjective(Learner):
         return DraftLosses(token.mean(0).sum(), feature.mean(0).sum(), agreed[0].sum(), agreed[-1].sum())
 
 
-def _places(targets: Tensor, positions: Tensor) -> Tensor:
-    """Rows of a batch, but the last, whose next state is known and belongs to the same answer: bool
-    [rows, n - 1].
+def _places(targets: Tensor, positions: Tensor, times: int) -> Tensor:
+    """Rows of a batch, but the last, whose next state is known and belongs to the same answer, with so many
+    rows of the document before it that every time has one to begin behind: bool [rows, n - 1].
     """
-    return (targets[:, 1:] != IGNORED) & (positions[:, 1:] != 0)
+    return (targets[:, 1:] != IGNORED) & (positions[:, 1:] >= times)

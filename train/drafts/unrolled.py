@@ -20,7 +20,8 @@ from edge.train.attention import document_numbers
 def unrolled(
     draft: Draft, embeddings: Tensor, hidden: Tensor, positions: Tensor, times: int
 ) -> Iterator[Tensor]:
-    """The states of each time: [rows, n, hidden].
+    """The states of each time: [rows, n, hidden]; those of time t mean nothing in the first t rows of a
+    document.
 
     embeddings: of the token after each row's, [rows, n, hidden]. hidden: the target's, alike. positions: int
     [rows, n], 0 where a document begins.
@@ -30,7 +31,7 @@ def unrolled(
         states = draft.layers_over(draft.joined(embeddings, hidden), positions, masks[time], keys)
         keys.advance(states.shape[-2])
         yield states
-        hidden = states.roll(1, -2)  # a document's first row reads another's: nothing is learned from it
+        hidden = states.roll(1, -2)
 
 
 def visible(positions: Tensor, times: int) -> list[Tensor]:
