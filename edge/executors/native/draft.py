@@ -191,12 +191,12 @@ class NativeDraft:
 
     def append(self, cache: KVCache, rows: DraftRows) -> None:
         """See `DraftNetwork.append`."""
-        rows = rows.checked(self._target.config)  # which live as long as the call
+        rows = rows.checked(self._config)  # which live as long as the call
         self._run(self._step(cache, rows))
 
     def run(self, cache: KVCache, rows: DraftRows, plan: DraftPlan) -> Tried:
         """See `DraftNetwork.run`."""
-        rows = rows.checked(self._target.config)
+        rows = rows.checked(self._config)
         tokens, parents = np.empty(plan.room, np.int32), np.empty(plan.room, np.int32)
         logprobs, seconds = np.empty(plan.room, np.float32), np.empty(plan.steps, np.float32)
         gains = plan.all_gains
