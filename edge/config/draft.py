@@ -142,8 +142,8 @@ class DraftConfig:
                 )
         whole = all(isinstance(tap, int) and not isinstance(tap, bool) and tap >= 0 for tap in self.taps)
         most = {"eagle2": 0, "mtp": 1}.get(self.kind, _MOST_TAPS)
-        if not whole or not min(1, most) <= len(self.taps) <= most:
-            wanted = "the number of one layer" if most == 1 else f"1 to {most} numbers of layers"
+        if not whole or len({*self.taps}) < len(self.taps) or not min(1, most) <= len(self.taps) <= most:
+            wanted = "the number of one layer" if most == 1 else f"1 to {most} different numbers of layers"
             raise ConfigError(f"taps of a draft of the kind '{self.kind}' are {wanted}, not {self.taps!r}.")
         if self.trained_head and self.head_rows is None:
             raise ConfigError(f"A draft of the kind '{self.kind}' has a head of its own: give its head_rows.")

@@ -37,6 +37,8 @@ class DraftShape(native.Record):
         *((name, c_float) for name in ("rms_norm_eps", "residual_scale", "rope_scale")),
         ("inverse_frequency", c_void_p),
         ("head_tokens", c_void_p),
+        ("taps", c_int32),
+        ("logit_scale", c_float),
     )
 
 
@@ -137,6 +139,8 @@ class NativeDraft:
             rope_scale=rope_scale,
             inverse_frequency=None if frequency is None else frequency.ctypes.data,
             head_tokens=None if ids is None else ids.ctypes.data,
+            taps=len(config.taps) if config.joins_in_attention else 0,
+            logit_scale=config.logit_scale,
         )
         weights = [
             native.Weight(

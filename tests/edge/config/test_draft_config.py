@@ -79,8 +79,9 @@ def test_usual_taps_are_layers(layers: int) -> None:
     [
         ("eagle2", {"output_norm": True}, "output_norm of a draft of the kind 'eagle2' is False, not True"),
         ("eagle2", {"taps": (1,)}, r"taps of a draft of the kind 'eagle2' is \(\), not \(1,\)"),
-        ("eagle3", {"taps": ()}, "are 1 to 16 numbers of layers"),
-        ("eagle3", {"taps": (1, -1)}, "are 1 to 16 numbers of layers"),
+        ("eagle3", {"taps": ()}, "are 1 to 16 different numbers of layers"),
+        ("eagle3", {"taps": (1, -1)}, "are 1 to 16 different numbers of layers"),
+        ("eagle3", {"taps": (1, 0, 1)}, "are 1 to 16 different numbers of layers"),
         ("eagle3", {"num_hidden_layers": 2}, "num_hidden_layers of a draft of the kind 'eagle3' is 1, not 2"),
         ("eagle3", {"head_rows": None}, "has a head of its own: give its head_rows"),
         ("mtp", {"taps": (0, 1)}, "are the number of one layer"),
