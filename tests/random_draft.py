@@ -33,8 +33,8 @@ def write_draft(
 ) -> DraftFiles:
     """A draft whose outputs are as large as its inputs, with norms and a bias that are not trivial.
 
-    token_ids: of a head of its own, whose rows are the target's unless it was trained with it. change: called with (name, floats), may
-    alter a tensor's values before they are stored.
+    token_ids: of a head of its own, whose rows are the target's unless it was trained with it. change: called
+    with (name, floats), may alter a tensor's values before they are stored.
     """
     alter = change or (lambda name, values: None)
     rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edge.config import ModelConfig
+from edge.config.draft_names import MULTI_TOKEN
 from edge.errors import CheckpointError
 from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.model.network.multi_token import MultiTokenPrediction
@@ -23,7 +24,6 @@ from edge.train.quantized import rounded
 if TYPE_CHECKING:
     from edge.train.network import Network
 
-MULTI_TOKEN = "multi_token.safetensors"
 _DECODER, _LAYER = "decoder.", "multi_token."
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from edge.config.draft import EMBEDDING_NORM, FC, HIDDEN_NORM, DraftKind
 
+MULTI_TOKEN = "multi_token.safetensors"
+"""The file of a multi-token layer, which training leaves beside the folder of the model."""
 _PREFIXES: Mapping[DraftKind, Mapping[str, str]] = {
     "eagle2": {},
     "eagle3": {

@@ -273,9 +273,7 @@ class Session:
         self._opened, self._root = before, before + root
         self._unsure = len(tree) > 0
         if not len(tree) or tree.is_chain:
-            return SequenceStep(
-                self._cache, tokens, logits=wanted, hidden=hidden, layers=layers, held=held
-            )
+            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, layers=layers, held=held)
         positions = before + np.concatenate([np.arange(root + 1), root + tree.depths])
         return SequenceStep(
             self._cache,

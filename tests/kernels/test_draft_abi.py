@@ -205,7 +205,7 @@ def test_a_weight_that_a_draft_with_taps_needs(create, tapping, role: int):
         weights.remove(of_role(weights, role))
 
     create(files=tapping)
-    with pytest.raises(NativeError, match="is missing|both norms of its inputs, or none"):
+    with pytest.raises(NativeError, match=r"is missing|both norms of its inputs, or none"):
         create(drop, tapping)
 
 

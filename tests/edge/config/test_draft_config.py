@@ -177,9 +177,11 @@ def test_public_configs() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["LlamaForCausalLMEagle3"]}, "an EAGLE-3 draft .field 'architectures'"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "EAGLE-3 draft .field 'architectures'., but the wei"),
+        ({"architectures": ["DeepSeekMTPModel"]}, "a multi-token draft of another program"),
+        ({"num_nextn_predict_layers": 1}, "a model with multi-token layers inside it"),
         ({"architectures": ["DFlashDraftModel"]}, "a DFlash draft"),
-        ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'"),
+        ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'., but the weights"),
         ({"target_layer_ids": [1, 10]}, "a DFlash or DSpark draft .field 'target_layer_ids'"),
         ({"speculators_model_type": "eagle"}, "speculators"),
         ({"hidden_size": 160}, "whose hidden_size is 160, not 144 as here"),

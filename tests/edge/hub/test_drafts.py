@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from edge.checkpoints.frequency_list import write_frequency_list
+from edge.checkpoints.synthetic_draft import draft_shape
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
@@ -146,7 +147,31 @@ def test_random_drafts(target: Bundle, make_bundle: Make) -> None:
     assert halves.tensors["fc.weight"].scheme == F16
     assert np.std(matrix(halves, "fc.weight")) == pytest.approx(144**-0.5, rel=0.05)
     assert open_draft("random:eagle2", make_bundle(TARGET, INT4, seed=3)).path != draft.path
-    fails("There is no random draft 'random:eagle3'; there is random:eagle2", "random:eagle3", target)
+    fails(
+        "There is no random draft 'random:eagle4'; there are random:eagle2, random:eagle3 and random:mtp",
+        "random:eagle4",
+        target,
+    )
+
+
+def test_random_drafts_of_other_kinds(target: Bundle) -> None:
+    chained = open_draft("random:mtp", target, vocabulary=64)
+    assert chained.config == draft_shape(TARGET, "mtp", head_rows=64)
+    assert open_draft("random:mtp", target).config.head_rows is None
+    joined = open_draft("random:eagle3", target)
+    assert joined.config == draft_shape(TARGET, "eagle3") and joined.source == "random:eagle3"
+    assert joined.token_ids is not None and joined.token_ids.tolist() == [
+        *range(203)
+    ]  # 32,000 of larger ones
+    assert joined.tensors["lm_head.weight"].scheme == INT4
+    assert np.std(matrix(joined, "lm_head.weight")) == pytest.approx(144**-0.5, rel=0.1)
+    fails(
+        "random:eagle3 has a head that was trained with it, over 203", "random:eagle3", target, vocabulary=64
+    )
+    for draft, name in ((chained, "random:mtp"), (joined, "random:eagle3")):
+        assert names_draft(name)
+        vocabulary = 64 if draft is chained else None
+        assert plan_draft(name, target, vocabulary=vocabulary).weights_bytes == draft.weights_bytes
 
 
 def test_drafts_of_other_targets(folder: Path, target: Bundle, make_bundle: Make) -> None:
@@ -239,7 +264,7 @@ def test_drafts_from_the_hub(
     shutil.copytree(folder, repository)  # without a tokenizer, as public ones
     (repository / "README.md").write_text("not wanted")
     write_frequency_list(repository / "freq_60.pt", range(60))
-    write_draft(hub.root / "org" / "eagle3", draft_fields(TARGET, draft_vocab_size=9), cpmcu_state(TARGET))
+    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, target_layer_ids=[9]), cpmcu_state(TARGET))
     ask = hub_program(OPENING, hub.url)
     found = ask(str(target.path), "org/draft", {})
     assert found["source"] == "org/draft" and found["rows"] == 60 and found["path"].startswith("org-draft-")
@@ -247,8 +272,8 @@ def test_drafts_from_the_hub(
     assert fetched == {"config.json", "model.safetensors", "freq_60.pt"}
     hub.requests.clear()
     assert ask(str(target.path), "org/draft", {"offline": True}) == found and hub.requests == []
-    refused = ask(str(target.path), "org/eagle3", {})
-    assert "EAGLE-3 draft (field 'draft_vocab_size')" in refused["message"]
+    refused = ask(str(target.path), "org/dflash", {})
+    assert "DFlash or DSpark draft (field 'target_layer_ids')" in refused["message"]
     assert not any("GET" in each and "safetensors" in each for each in hub.requests)  # told before they come
 
 
