@@ -96,9 +96,9 @@ class DraftCheckpoint:
         self._folder = Path(folder)
         self._where = f"'{self._folder}'"
         self._source = str(self._folder) if source is None else source
-        self._home = self._folder
-        if not (self._folder / CONFIG).exists() and (self._folder / MULTI_TOKEN).is_file():
-            self._home = self._folder / "model"
+        model = self._folder / "model"
+        of_run = (self._folder / MULTI_TOKEN).is_file() and (model / CONFIG).is_file()
+        self._home = model if of_run else self._folder  # a run's own config.json says how it was trained
         data = read_json(self._home / CONFIG)
         if data is None:
             raise CheckpointError(
@@ -304,7 +304,7 @@ class DraftCheckpoint:
 
     def _packed(self) -> dict[str, Matrix]:
         """Name of a weight -> its 4-bit matrix; fused ones are taken apart."""
-        entry = quantization_config(self._folder)
+        entry = quantization_config(self._home)
         packed = [name for name in self._files if name.endswith(".qweight")]
         if bool(packed) != (entry is not None):
             has = "packed 4-bit weights but no" if packed else "plain weights but a"

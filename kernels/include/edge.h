@@ -316,11 +316,9 @@ typedef struct {
  * [head_rows][hidden_size], for a head of its own. With taps the attention norm is none, and q, k and v have
  * 2 hidden_size columns: embedding, then hidden state. */
 typedef enum {
-    EDGE_DRAFT_FC =
-        12, /* [hidden_size][2 hidden_size]: embedding, then hidden state; or [taps hidden_size] */
-    EDGE_DRAFT_FC_BIAS =
-        13, /* float32, as are the norms; may be absent, as may these two together without taps */
-    EDGE_DRAFT_EMBEDDING_NORM = 14,
+    EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size], the embedding's first, or [taps hidden_size] */
+    EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; may be absent */
+    EDGE_DRAFT_EMBEDDING_NORM = 14, /* without taps these two may be absent together */
     EDGE_DRAFT_HIDDEN_NORM = 15
 } edge_draft_role;
 

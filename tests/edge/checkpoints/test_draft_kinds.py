@@ -132,6 +132,7 @@ def test_the_layer_that_training_leaves(tmp_path: Path, as_run: bool) -> None:
     if as_run:
         (tmp_path / "model").mkdir()
         (tmp_path / "config.json").rename(tmp_path / "model" / "config.json")
+        (tmp_path / "config.json").write_text('{"seed": 0}')  # the run's own
         (tmp_path / "model" / "tokenizer.json").write_text("{}")
     draft = DraftCheckpoint(folder, TARGET)
     assert draft.config == draft_shape(TARGET, "mtp")
