@@ -116,7 +116,7 @@ class TorchDraft:
 
     def _append(self, own: TorchDraftCache, rows: DraftRows) -> Tensor:
         """The states of the rows, [n, hidden]."""
-        rows = rows.checked(self._decoder.config)
+        rows = rows.checked(self._config)
         n, context = len(rows.tokens), self._decoder.context
         if not own.length <= rows.position <= context - n:
             raise ContextError(
@@ -132,8 +132,9 @@ class TorchDraft:
         if not np.isfinite(rows.hidden).all():
             raise NativeError("A hidden state for the draft is not finite.")
         positions = torch.arange(rows.position, rows.position + n)
-        tokens, hidden = torch.from_numpy(rows.tokens), torch.from_numpy(rows.hidden)
-        states: Tensor = self._opened()(tokens, hidden, positions, cache=own.rows)
+        draft = self._opened()
+        features = draft.features(torch.from_numpy(rows.hidden))
+        states: Tensor = draft(torch.from_numpy(rows.tokens), features, positions, cache=own.rows)
         return states
 
     def _opened(self) -> Draft:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from edge.config import ModelConfig, RopeConfig
+from edge.model.network.multi_token import MultiTokenPrediction
 
 State = dict[str, torch.Tensor]
 
@@ -108,6 +109,43 @@ def vllm_state(target: ModelConfig) -> State:
     """vLLM's minicpm_eagle.py: a prefix, other names of layers, and a final norm that it does not use."""
     state = {**cpmcu_state(target), **norms(target, "norm.weight")}
     return {f"model.{name.replace('layers.', 'eagle_layers.')}": value for name, value in state.items()}
+
+
+def eagle3_state(target: ModelConfig, rows: int = 40, taps: int = 3) -> State:
+    """SafeAILab's cnets.py: a layer of two inputs, three hidden states, and the map of the head's rows."""
+    hidden, layer = target.hidden_size, layer_state(target)
+    state = {
+        name.replace("layers.0.", "midlayer."): each for name, each in layer.items() if name != "fc.weight"
+    }
+    generator = torch.Generator().manual_seed(3)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator).bfloat16() / 12
+
+    for name in "qkv":
+        full = f"midlayer.self_attn.{name}_proj.weight"
+        state[full] = matrix(len(state[full]), 2 * hidden)
+    state["fc.weight"] = matrix(hidden, taps * hidden)
+    state["lm_head.weight"] = matrix(rows, hidden)
+    ids = torch.randperm(target.vocab_size, generator=generator)[:rows].sort().values
+    state["d2t"] = ids - torch.arange(rows)
+    state["t2d"] = torch.zeros(target.vocab_size, dtype=torch.bool).index_fill(0, ids, True)
+    names = ("norm.weight", "midlayer.hidden_norm.weight", "midlayer.input_layernorm.weight")
+    return {**state, **norms(target, *names)}
+
+
+def eagle3_fields(target: ModelConfig, rows: int = 40, **changes: Any) -> dict[str, Any]:
+    """A config.json like those of public EAGLE-3 drafts: a Llama's, whatever the target is."""
+    said = {"scale_emb": None, "scale_depth": None, "dim_model_base": None, "rope_theta": 5e5}
+    said |= {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "draft_vocab_size": rows}
+    return draft_fields(target, **{**said, "tie_word_embeddings": False, **changes})
+
+
+def multi_token_state(target: ModelConfig) -> State:
+    """What `train` leaves beside a model."""
+    torch.manual_seed(6)
+    layer = MultiTokenPrediction(target)
+    return {name: each.detach() for name, each in layer.state_dict().items()}
 
 
 def write_draft(

@@ -42,8 +42,9 @@ class PlantedDrafter(Drafter):
         vocab_size: int,
         seed: int = 0,
         hidden: bool = False,
+        taps: tuple[int, ...] = (),
     ) -> None:
-        self.wants_hidden = hidden
+        self.wants_hidden, self.taps = hidden, taps
         self.told: list[Accepted] = []
         self.proposed = 0
         self._sequences, self._right, self._vocab = [list(each) for each in sequences], right, vocab_size

@@ -33,8 +33,8 @@ def write_draft(
 ) -> DraftFiles:
     """A draft whose outputs are as large as its inputs, with norms and a bias that are not trivial.
 
-    token_ids: of a head of its own, whose rows are the target's. change: called with (name, floats), may
-    alter a tensor's values before they are stored.
+    token_ids: of a head of its own, whose rows are the target's unless it was trained with it. change: called
+    with (name, floats), may alter a tensor's values before they are stored.
     """
     alter = change or (lambda name, values: None)
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def write_draft(
             QuantScheme("f32")
             if len(tensor.shape) == 1
             else target.tensors[head].scheme
-            if name == HEAD
+            if name == HEAD and not config.trained_head
             else scheme,
             "random",
             True,
@@ -55,7 +55,7 @@ def write_draft(
     ]
     with DraftWriter(folder, config, "random weights", TargetIdentity.of(target), tensors) as writer:
         for info in tensors:
-            if info.name == HEAD:
+            if info.name == HEAD and not config.trained_head:
                 assert token_ids is not None
                 shape = target.tensors[head].shape
                 rows = gather_rows(target.data(head), info.scheme, (shape[0], shape[1]), token_ids)

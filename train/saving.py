@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edge.config import ModelConfig
+from edge.config.draft_names import MULTI_TOKEN
 from edge.errors import CheckpointError
 from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.model.network.multi_token import MultiTokenPrediction
@@ -20,7 +21,6 @@ from edge.model.weights.checkpoint import save_huggingface
 from edge.train.objective import Objective
 from edge.train.quantized import rounded
 
-MULTI_TOKEN = "multi_token.safetensors"
 _DECODER, _LAYER = "decoder.", "multi_token."
 
 

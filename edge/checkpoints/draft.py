@@ -1,9 +1,11 @@
-"""Public EAGLE-2 drafts: a folder of `config.json` and weights, under the names that three programs give.
+"""Public drafts: a folder of `config.json` and weights, under the names that several programs give.
 
 * EAGLE (SafeAILab): `fc.weight`, `fc.bias`, `layers.0.*`, and a copy of the target's `embed_tokens.weight`;
+  of EAGLE-3 `midlayer.*`, `norm.weight`, a head of its own and the map of its rows (`draft_vocabulary`);
 * CPM.cu and OpenBMB's MiniCPM4 drafts: `input_norm1` and `input_norm2` too; fc may be in two halves, `fc1`
   and `fc2`; those trained for 4 bits are packed for Marlin, q, k and v in one tensor and gate and up in one;
-* vLLM: `model.eagle_layers.0.*` and copies of the target's embedding and head; llama's other input norms.
+* vLLM: `model.eagle_layers.0.*` and copies of the target's embedding and head; llama's other input norms;
+* multi-token layers of this project's training: DeepSeek-V3's `enorm`, `hnorm`, `eh_proj`, and `layer.*`.
 
 Copies of the target's matrices serve one purpose here: they tell whether it is the draft of this target.
 """
@@ -21,6 +23,7 @@ import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.draft_matrices import Matrix, Packed, Plain, SideBySide, shape_text
+from edge.checkpoints.draft_vocabulary import VOCABULARY, trained_ids
 from edge.checkpoints.frequency_list import TokenIds, checked_ids
 from edge.checkpoints.huggingface import TOKENIZER_FILES, TOKENIZERS
 from edge.checkpoints.int4_linear import PARTS, Int4Linear, Int4Settings, open_int4
@@ -34,8 +37,9 @@ from edge.checkpoints.opened import (
     read_small,
 )
 from edge.config import ModelConfig
-from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, DraftConfig, draft_tensors
-from edge.config.draft_huggingface import DraftParts, draft_from_hf, plain_fields, refuse_other_kinds
+from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, DraftConfig, DraftKind, draft_tensors
+from edge.config.draft_huggingface import ONLY, DraftParts, draft_from_hf, plain_fields, refuse_other_kinds
+from edge.config.draft_names import MULTI_TOKEN, bundle_name, public_name
 from edge.config.roles import DECODER
 from edge.errors import CheckpointError, EdgeError
 from edge.formats.safetensors import TensorEntry
@@ -46,14 +50,10 @@ _REMAP = "token_id_remap"
 _FIRST, _SECOND = "fc1", "fc2"
 _HALVES = (f"{_FIRST}.weight", f"{_SECOND}.weight", f"{_FIRST}.bias")
 _OTHERS = (
-    ("d2t", "an EAGLE-3 draft"),
-    ("t2d", "an EAGLE-3 draft"),
-    ("midlayer.", "an EAGLE-3 draft"),
     ("markov", "a DSpark draft"),
     ("confidence", "a DSpark draft"),
     ("hidden_norm.", "a DFlash or DSpark draft"),
-    ("mtp.", "a draft for several tokens at a time"),
-    ("enorm.", "a draft for several tokens at a time"),
+    ("mtp.", "a multi-token draft of another program"),
     ("medusa", "a Medusa draft"),
 )
 """What the names of tensors begin with in drafts of other kinds."""
@@ -62,6 +62,13 @@ _RENAMED = (
     ("embedding_layernorm.", "input_norm1."),
     ("hidden_states_layernorm.", "input_norm2."),
 )
+_KINDS: tuple[tuple[str, DraftKind], ...] = (("midlayer.", "eagle3"), ("eh_proj.", "mtp"))
+"""What a name begins with in drafts of one kind only; all others are EAGLE-2."""
+_IN_WORDS: Mapping[DraftKind, str] = {
+    "eagle2": "EAGLE-2 draft",
+    "eagle3": "EAGLE-3 draft",
+    "mtp": "multi-token layer",
+}
 _LISTS = re.compile(r"freq_(\d{1,9})\.pt")
 
 
@@ -71,14 +78,16 @@ def is_draft_checkpoint(folder: Path) -> bool:
         names = [name.removeprefix("model.") for name in open_weights(folder)]
     except EdgeError:
         return False  # whoever opens it will say what is wrong
-    marks = (*(start for start, _ in _OTHERS), "eagle_layers.", f"{FC}", f"{_FIRST}.")
+    marks = (*(start for start, _ in (*_OTHERS, *_KINDS)), "eagle_layers.", FC, f"{_FIRST}.")
     return any(name.startswith(marks) for name in names)
 
 
 class DraftCheckpoint:
     """A public draft of `target`, read tensor by tensor under the names of `edge.config.draft`.
 
-    config: the draft with its target's head. source: where it came from, in words, by default its path.
+    folder: may be that of a training run, in which `MULTI_TOKEN` lies beside the folder `model`, its target.
+    config: the draft with its target's head, unless its own was trained with it. source: where it came from,
+    in words, by default its path.
     Raises CheckpointError and ConfigError, naming the tensor or the field, for a folder that lacks a file,
     for damaged files, for other kinds of drafts, and for a draft of another target.
     """
@@ -87,18 +96,27 @@ class DraftCheckpoint:
         self._folder = Path(folder)
         self._where = f"'{self._folder}'"
         self._source = str(self._folder) if source is None else source
-        data = read_json(self._folder / CONFIG)
+        model = self._folder / "model"
+        of_run = (self._folder / MULTI_TOKEN).is_file() and (model / CONFIG).is_file()
+        self._home = model if of_run else self._folder  # a run's own config.json says how it was trained
+        data = read_json(self._home / CONFIG)
         if data is None:
             raise CheckpointError(
                 f"{self._where} has no {CONFIG}, so it is no draft; give the folder with the draft's "
                 "config.json and weights."
             )
-        where = f"'{self._folder / CONFIG}'"
+        where = f"'{self._home / CONFIG}'"
         refuse_other_kinds(plain_fields(data), where)
         files = open_weights(self._folder)
+        plain = [name.removeprefix("model.") for name in files]
+        kinds: list[DraftKind] = [
+            kind for start, kind in _KINDS if any(name.startswith(start) for name in plain)
+        ]
+        self._kind: DraftKind = kinds[0] if kinds else "eagle2"
         self._files = self._named(files)
         self._refuse_others()
         parts = DraftParts(
+            kind=self._kind,
             input_norms=EMBEDDING_NORM in self._files,
             attention_norm="layers.0.input_layernorm.weight" in self._files,
             fc_bias=FC_BIAS in self._files or f"{_FIRST}.bias" in self._files,
@@ -130,7 +148,7 @@ class DraftCheckpoint:
 
     def copy_of(self, name: str, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32] | None:
         """Some rows of EMBEDDING_COPY or HEAD_COPY as float32; None if the draft has no such copy."""
-        if name not in self._files:
+        if name not in self._files or (name == HEAD_COPY and self.config.trained_head):
             return None
         file, stored = self._files[name]
         wanted = (self.config.vocab_size, self.config.hidden_size)
@@ -144,7 +162,11 @@ class DraftCheckpoint:
 
     @cached_property
     def token_ids(self) -> TokenIds | None:
-        """The list of frequent tokens that the weights' file itself has (`token_id_remap`), or None."""
+        """The list of frequent tokens that the weights' file itself has (`token_id_remap`), or the tokens of
+        the rows of a head that was trained with the draft (`d2t`); None for neither.
+        """
+        if self.config.trained_head:
+            return self._trained_ids()
         if _REMAP not in self._files:
             return None
         file, stored = self._files[_REMAP]
@@ -153,6 +175,13 @@ class DraftCheckpoint:
         if values.ndim != 1 or values.dtype.kind not in "iu" or not values.size:
             raise CheckpointError(f"{where} is no list of token ids; download the draft again.")
         return checked_ids(values.astype(np.int64), self.config.vocab_size, where)
+
+    def _trained_ids(self) -> TokenIds:
+        stored = {name: self._files[name] for name in VOCABULARY if name in self._files}
+        arrays = {name: file.array(own) for name, (file, own) in stored.items()}
+        rows = self.config.head_rows
+        assert rows is not None
+        return trained_ids(arrays, rows, self.config.vocab_size, self._where)
 
     @cached_property
     def frequency_lists(self) -> Mapping[int, Path]:
@@ -163,7 +192,7 @@ class DraftCheckpoint:
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
         """The tokenizer's files by name; empty for a draft without, as most are."""
-        found = {name: read_small(self._folder / name) for name in TOKENIZER_FILES}
+        found = {name: read_small(self._home / name) for name in TOKENIZER_FILES}
         files = {name: data for name, data in found.items() if data is not None}
         return files if any(name in files for name in TOKENIZERS) else {}
 
@@ -175,6 +204,7 @@ class DraftCheckpoint:
             for theirs, ours in _RENAMED:
                 if name.startswith(theirs):
                     name = ours + name.removeprefix(theirs)
+            name = bundle_name(self._kind, name)
             if name in found:
                 raise CheckpointError(
                     f"{self._where} has '{name}' twice, in its tensors '{found[name][1]}' and '{stored}'; "
@@ -187,18 +217,17 @@ class DraftCheckpoint:
         for name, (_, stored) in self._files.items():
             for start, words in _OTHERS:
                 if name.startswith(start):
-                    raise CheckpointError(
-                        f"{self._where} is {words} (tensor '{stored}'); only EAGLE-2 drafts can be run."
-                    )
+                    raise CheckpointError(f"{self._where} is {words} (tensor '{stored}'); {ONLY}.")
 
     def _place(self, parts: DraftParts) -> dict[str, Matrix]:
         """Where the tensors of the draft lie; CheckpointError for what has no place in it, or lacks."""
         wanted = draft_tensors(self.config)
         found: dict[str, Matrix] = dict(self._packed())
+        beside = (EMBEDDING_COPY, *(VOCABULARY if self.config.trained_head else (_REMAP, HEAD_COPY)))
         fused = self._fused()
         for name, (file, stored) in self._files.items():
             shape = file.tensors[stored].shape
-            if self._is_part(name) or name in (_REMAP, EMBEDDING_COPY, HEAD_COPY):
+            if self._is_part(name) or name in beside:
                 continue
             if name.endswith("rotary_emb.inv_freq") or (name == "norm.weight" and parts.named_by_vllm):
                 continue  # vLLM's MiniCPM drafts have a final norm that nothing is put through
@@ -223,15 +252,15 @@ class DraftCheckpoint:
         for name in wanted:
             if name not in found:
                 raise CheckpointError(
-                    f"{self._where} has no tensor '{name}', which its configuration asks for; the file is "
-                    "incomplete or belongs to another draft."
+                    f"{self._where} has no tensor '{public_name(self._kind, name)}', which its configuration "
+                    "asks for; the file is incomplete or belongs to another draft."
                 )
         return found
 
     def _unknown(self, stored: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._where} has a tensor '{stored}', which no EAGLE-2 draft of this shape has; running "
-            "without it would give wrong guesses."
+            f"{self._where} has a tensor '{stored}', which no {_IN_WORDS[self._kind]} of this shape has; "
+            "running without it would give wrong guesses."
         )
 
     def _add(self, found: dict[str, Matrix], name: str, matrix: Matrix) -> None:
@@ -275,7 +304,7 @@ class DraftCheckpoint:
 
     def _packed(self) -> dict[str, Matrix]:
         """Name of a weight -> its 4-bit matrix; fused ones are taken apart."""
-        entry = quantization_config(self._folder)
+        entry = quantization_config(self._home)
         packed = [name for name in self._files if name.endswith(".qweight")]
         if bool(packed) != (entry is not None):
             has = "packed 4-bit weights but no" if packed else "plain weights but a"
@@ -340,13 +369,8 @@ class DraftCheckpoint:
         wanted = draft_tensors(self.config)[info.name].shape
         if info.shape == wanted:
             return
-        if info.name == FC and info.shape == (wanted[0], 3 * wanted[0]):
-            raise CheckpointError(
-                f"{self._where} is an EAGLE-3 draft (tensor 'fc.weight' joins three hidden states); only "
-                "EAGLE-2 drafts can be run."
-            )
         raise CheckpointError(
-            f"Tensor '{info.name}' of {self._where} has shape {shape_text(info.shape)}, but its "
-            f"configuration asks for {shape_text(wanted)}; weights and configuration belong to different "
-            "drafts."
+            f"Tensor '{public_name(self._kind, info.name)}' of {self._where} has shape "
+            f"{shape_text(info.shape)}, but its configuration asks for {shape_text(wanted)}; weights and "
+            "configuration belong to different drafts."
         )

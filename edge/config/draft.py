@@ -1,8 +1,14 @@
 """The shape of a draft: the small network that guesses what its target, a whole model, will say.
 
-EAGLE-2 (arXiv 2406.16858): a fully connected layer joins a token's embedding with the target's hidden state
-of the token before, one decoder layer or a few follow, and the target's own head (or some rows of it,
-FR-Spec, arXiv 2502.14856) tells the next token. Embedding and head are the target's and stand in no draft.
+* EAGLE-2 (arXiv 2406.16858): a fully connected layer joins a token's embedding with the target's hidden state
+  of the token before, one decoder layer or a few follow, and the target's own head (or some rows of it,
+  FR-Spec, arXiv 2502.14856) tells the next token.
+* EAGLE-3 (arXiv 2503.01840): the layer joins hidden states of several depths of the target, the embedding
+  stands beside what it gives in the attention of one decoder layer, and the head is the draft's own.
+* Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, 2.2), chained on itself: as EAGLE-2, from the
+  residual stream after the target's last layer, with a norm before the target's head.
+
+The embedding is always the target's and stands in no draft.
 """
 
 from __future__ import annotations
@@ -12,15 +18,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edge.config.network import ModelConfig, RopeConfig, check_sizes, exact_fields, plain_json
-from edge.config.roles import DECODER, HEAD, Shape
+from edge.config.roles import DECODER, FINAL_NORM, HEAD, Shape
 from edge.errors import ConfigError
 
-DraftKind = Literal["eagle2"]
+DraftKind = Literal["eagle2", "eagle3", "mtp"]
 
 FC = "fc.weight"
 FC_BIAS = "fc.bias"
 EMBEDDING_NORM = "input_norm1.weight"
 HIDDEN_NORM = "input_norm2.weight"
+OUTPUT_NORM = "norm.weight"
 WINDOW = 1024
 """Tokens that a draft's attention sees at most, as in CPM.cu."""
 
@@ -30,29 +37,49 @@ _SIZES = (
 )
 _SCALES = ("rms_norm_eps", "embedding_scale", "residual_scale", "logit_scale")
 _MOST_LAYERS = 16
+_MOST_TAPS = 16
 _ATTENTION_NORM = "input_layernorm.weight"
+_JOINING = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+_MAY_LACK = ("taps", "output_norm")
+"""Fields that drafts of EAGLE-2 do without, and manifests of them."""
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "eagle2": {"taps": (), "output_norm": False},
+    "eagle3": {"num_hidden_layers": 1, "input_norms": True, "attention_norm": False, "output_norm": True},
+    "mtp": {"input_norms": True, "attention_norm": True, "fc_bias": False, "output_norm": True},
+}
+"""What the kind of a draft says of its other fields."""
 
 
 @dataclass(frozen=True)
 class DraftConfig:
     """Everything that running a draft needs to know beside its weights and its target.
 
-    With e the target's embedding of token i + 1, h the target's hidden state of token i (after the final
-    norm, before the logit scale) and N an RMSNorm with `rms_norm_eps`:
+    With e the target's embedding of token i + 1, h the hidden state of token i and N an RMSNorm with
+    `rms_norm_eps`, `eagle2` and `mtp` compute
 
         x = fc(N1(e * embedding_scale), N2(h)) + bias
         for every layer: x += residual_scale * attention(N3(x)); x += residual_scale * mlp(N4(x))
-        logits of token i + 2 = head(x * logit_scale)
 
-    x is what a draft takes for the hidden state of token i + 1 where the target's is not known yet; there is
-    no final norm. fc's columns are those of e first.
+    where fc's columns are those of e first. h is the target's: after the final norm and before the logit
+    scale, or, with a tap, its residual stream after that layer. `eagle3` computes
+
+        h = fc(the target's residual streams after all taps, one behind the other) + bias
+        x = h + residual_scale * attention(N1(e * embedding_scale), N2(h)); x += residual_scale * mlp(N4(x))
+
+    All of them tell token i + 2 by
+
+        logits = head(N5(x) * logit_scale)
+
+    x, without N5, is what a draft takes for h of token i + 1 where the target's is not known yet.
 
     kind: the family of drafts. vocab_size, hidden_size: the target's. rope: None if q and k are not rotated;
     positions are those of the target's hidden states (i). max_position_embeddings: what `rope` depends on.
-    embedding_scale, logit_scale: the target's. input_norms: whether N1 and N2 exist. attention_norm: whether
-    the first layer has N3; later ones always have. fc_bias: whether fc has a bias. window: positions that
-    attention sees, with its own; None: all. head_rows: rows of a draft's own head, in the order of its
-    token ids (FR-Spec); None: it uses the target's head.
+    embedding_scale: the target's. logit_scale: the target's too, but of a head that was trained with the
+    draft. input_norms: whether N1 and N2 exist. attention_norm: whether the first layer has N3; later ones
+    always have. fc_bias: whether fc has a bias. window: positions that attention sees, with its own; None:
+    all. head_rows: rows of a draft's own head, in the order of its token ids: taken from the target's
+    (FR-Spec), or trained with the draft (`trained_head`); None: it uses the target's head. taps: layers of
+    the target, from 0 on, whose residual streams are read. output_norm: whether N5 exists.
     """
 
     vocab_size: int
@@ -74,6 +101,8 @@ class DraftConfig:
     fc_bias: bool = False
     window: int | None = WINDOW
     head_rows: int | None = None
+    taps: tuple[int, ...] = ()
+    output_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(DraftKind):
@@ -103,6 +132,36 @@ class DraftConfig:
             )
         if self.rope is not None:
             self.rope.check_head(self.head_dim)
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        for name, value in _FIXED[self.kind].items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{name} of a draft of the kind '{self.kind}' is {value!r}, not {getattr(self, name)!r}."
+                )
+        whole = all(isinstance(tap, int) and not isinstance(tap, bool) and tap >= 0 for tap in self.taps)
+        most = {"eagle2": 0, "mtp": 1}.get(self.kind, _MOST_TAPS)
+        if not whole or len({*self.taps}) < len(self.taps) or not min(1, most) <= len(self.taps) <= most:
+            wanted = "the number of one layer" if most == 1 else f"1 to {most} different numbers of layers"
+            raise ConfigError(f"taps of a draft of the kind '{self.kind}' are {wanted}, not {self.taps!r}.")
+        if self.trained_head and self.head_rows is None:
+            raise ConfigError(f"A draft of the kind '{self.kind}' has a head of its own: give its head_rows.")
+
+    @property
+    def trained_head(self) -> bool:
+        """Whether its head was trained with it, so that it can't do with the target's or other rows of it."""
+        return self.kind == "eagle3"
+
+    @property
+    def joins_in_attention(self) -> bool:
+        """Whether the embedding stands beside the hidden state in the first layer's attention, not in fc."""
+        return self.kind == "eagle3"
+
+    @property
+    def hidden_columns(self) -> int:
+        """Floats that a row needs of the target: its hidden state, or the residual streams at all taps."""
+        return max(1, len(self.taps)) * self.hidden_size
 
     def with_head(self, rows: int | None) -> DraftConfig:
         """The same draft with so many rows of a head of its own; None: with the target's head."""
@@ -114,28 +173,48 @@ class DraftConfig:
 
     def check_target(self, target: ModelConfig, source: str) -> None:
         """Raise ConfigError if this can't be the draft of a target of that shape; source: it, in words."""
-        for name in ("hidden_size", "vocab_size", "embedding_scale", "logit_scale"):
+        scales = ("embedding_scale",) if self.trained_head else ("embedding_scale", "logit_scale")
+        for name in ("hidden_size", "vocab_size", *scales):
             own, wanted = getattr(self, name), getattr(target, name)
             if own != wanted:
                 raise ConfigError(
                     f"{source} is a draft for a model whose {name} is {own}, not {wanted} as here; take the "
                     "draft that was trained for this model."
                 )
+        layers = target.num_hidden_layers
+        wrong = [tap for tap in self.taps if tap >= layers or (self.kind == "mtp" and tap != layers - 1)]
+        if wrong:
+            raise ConfigError(
+                f"{source} is a draft that reads the model after layer {wrong[0]}, but the last of this one "
+                f"is {layers - 1}; take the draft that was trained for this model."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's form: plain JSON values."""
-        return plain_json(self)
+        return plain_json(self, _MAY_LACK)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DraftConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
-        known = exact_fields(cls, data, "draft")
-        for name in ("input_norms", "attention_norm", "fc_bias"):
-            if not isinstance(known[name], bool):
+        known = exact_fields(cls, data, "draft", _MAY_LACK)
+        for name in ("input_norms", "attention_norm", "fc_bias", "output_norm"):
+            if not isinstance(known.get(name, False), bool):
                 raise ConfigError(f"'draft.{name}' must be true or false, not {known[name]!r}.")
         if known["rope"] is not None:
             known["rope"] = RopeConfig.from_json(known["rope"], "draft.rope")
-        return cls(**known)
+        taps = known.get("taps", [])
+        if not isinstance(taps, list):
+            raise ConfigError(f"'draft.taps' must be a list of layers, not {taps!r}.")
+        return cls(**{**known, "taps": tuple(taps)})
+
+
+def usual_taps(layers: int) -> tuple[int, ...]:
+    """The layers of a target that EAGLE-3 reads unless its configuration says otherwise: what comes into
+    layers 2, layers / 2 and layers - 3, counted from 0 (SafeAILab, vLLM, SGLang), so the outputs of those
+    before. Fewer for a target of less than 7 layers.
+    """
+    found = (1, layers // 2 - 1, layers - 4)
+    return tuple(sorted({min(max(0, tap), layers - 1) for tap in found}))
 
 
 @dataclass(frozen=True)
@@ -158,7 +237,7 @@ class DraftTensor:
 
 def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
     """Every tensor of a draft by name, in the order in which drafting reads them: the input norms, fc, the
-    layers, and `lm_head.weight` if it has a head of its own (`head_rows`).
+    layers, the output norm, and `lm_head.weight` if it has a head of its own (`head_rows`).
     """
     hidden = config.hidden_size
     found: list[DraftTensor] = []
@@ -169,7 +248,7 @@ def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
     if config.input_norms:
         add(EMBEDDING_NORM, (hidden,), "norms")
         add(HIDDEN_NORM, (hidden,), "norms")
-    add(FC, (hidden, 2 * hidden), "draft input")
+    add(FC, (hidden, config.hidden_columns if config.joins_in_attention else 2 * hidden), "draft input")
     if config.fc_bias:
         add(FC_BIAS, (hidden,), "draft input")
     sizes = {
@@ -185,9 +264,13 @@ def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
             if role.name == _ATTENTION_NORM and layer == 0 and not config.attention_norm:
                 continue
             shape = tuple(sizes[size] for size in role.shape)
+            if layer == 0 and config.joins_in_attention and role.name in _JOINING:
+                shape = (shape[0], 2 * hidden)
             name = f"layers.{layer}.{role.name}"
             found.append(DraftTensor(name, shape, role.name, layer, role.native, role.words))
+    natives = {role.name: role.native for role in DECODER}
+    if config.output_norm:
+        add(OUTPUT_NORM, (hidden,), "norms", natives[FINAL_NORM])
     if config.head_rows is not None:
-        native = next(role.native for role in DECODER if role.name == HEAD)
-        add(HEAD, (config.head_rows, hidden), "head", native)
+        add(HEAD, (config.head_rows, hidden), "head", natives[HEAD])
     return {tensor.name: tensor for tensor in found}

@@ -1,7 +1,7 @@
 """The `config.json` of a public draft, read beside its target's.
 
 It looks like the target's own, with fewer layers; which optional parts a draft has is told by its tensors.
-Read in SafeAILab's EAGLE (cnets1.py), CPM.cu (speculative/eagle.py) and vLLM (minicpm_eagle.py,
+Read for EAGLE-2 in SafeAILab's EAGLE (cnets1.py), CPM.cu (speculative/eagle.py) and vLLM (minicpm_eagle.py,
 llama_eagle.py).
 """
 
@@ -11,43 +11,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edge.config.draft import DraftConfig
+from edge.config.draft import DraftConfig, DraftKind
+from edge.config.draft_eagle3 import MARKS, eagle3_fields
 from edge.config.families import FIXED, family_of
 from edge.config.fields import Fields, head_size, shown
 from edge.config.huggingface import check_fixed, rope_from_hf
 from edge.config.network import ModelConfig, RopeConfig
 from edge.errors import ConfigError
 
-_ONLY = "only EAGLE-2 drafts can be run"
+ONLY = "only EAGLE-2 and EAGLE-3 drafts and multi-token layers in files of their own can be run"
 _EPSILON = 1e-6  # EAGLE's default
 _MUP = ("scale_emb", "scale_depth", "dim_model_base")
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _WITHOUT_EFFECT = ("sliding_window", "attention_bias", "layer_types")
 """Fields that a draft's config has from its target's, and which no program that runs drafts looks at."""
 _OTHER_FIELDS: Mapping[str, str] = {
-    "draft_vocab_size": "an EAGLE-3 draft",
-    "eagle_aux_hidden_state_layer_ids": "an EAGLE-3 draft",
-    "eagle_config": "an EAGLE-3 draft",
     "target_layer_ids": "a DFlash or DSpark draft",
     "dflash_config": "a DFlash or DSpark draft",
     "markov_rank": "a DFlash or DSpark draft",
     "block_size": "a DFlash or DSpark draft",
     "speculators_model_type": "a draft in the format of speculators",
     "medusa_num_heads": "a Medusa draft",
-    "num_nextn_predict_layers": "a draft for several tokens at a time",
+    "num_nextn_predict_layers": "a model with multi-token layers inside it",
 }
 _OTHER_ARCHITECTURES: Mapping[str, str] = {
-    "eagle3": "an EAGLE-3 draft",
     "dflash": "a DFlash draft",
     "dspark": "a DSpark draft",
     "medusa": "a Medusa draft",
-    "mtp": "a draft for several tokens at a time",
+    "mtp": "a multi-token draft of another program",
 }
 
 
 @dataclass(frozen=True)
 class DraftParts:
-    """What the tensors of a draft tell: see the fields of `DraftConfig`.
+    """What the tensors of a draft tell: see the fields of `DraftConfig`. Of other kinds than EAGLE-2 the
+    first two are what they always are there.
 
     named_by_vllm: they have the names of vLLM's MiniCPM drafts (`eagle_layers`).
     """
@@ -56,6 +54,7 @@ class DraftParts:
     attention_norm: bool
     fc_bias: bool
     named_by_vllm: bool = False
+    kind: DraftKind = "eagle2"
 
 
 def plain_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,15 +64,27 @@ def plain_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def refuse_other_kinds(data: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError, naming the field, for the config of another kind of draft than EAGLE-2."""
+    """Raise ConfigError, naming the field, for the config of a kind of draft that can't be run."""
     architectures = data.get("architectures")
     for name in architectures if isinstance(architectures, list) else ():
         for part, words in _OTHER_ARCHITECTURES.items():
             if part in str(name).lower():
-                raise ConfigError(f"{where} is {words} (field 'architectures': {shown(name)}); {_ONLY}.")
+                raise ConfigError(f"{where} is {words} (field 'architectures': {shown(name)}); {ONLY}.")
     for name, words in _OTHER_FIELDS.items():
         if data.get(name) is not None:
-            raise ConfigError(f"{where} is {words} (field '{name}'); {_ONLY}.")
+            raise ConfigError(f"{where} is {words} (field '{name}'); {ONLY}.")
+
+
+def _refuse_eagle3(data: Mapping[str, Any], where: str) -> None:
+    """For drafts that have no tensors of one."""
+    names = data.get("architectures")
+    said = isinstance(names, list) and any("eagle3" in str(name).lower() for name in names)
+    marks = [*(["architectures"] if said else []), *(name for name in MARKS if data.get(name) is not None)]
+    if marks:
+        raise ConfigError(
+            f"{where} is that of an EAGLE-3 draft (field '{marks[0]}'), but the weights beside it are not; "
+            "they do not belong together."
+        )
 
 
 def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfig, where: str) -> DraftConfig:
@@ -82,8 +93,10 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
     Fields that are absent have EAGLE's defaults. RoPE is the draft's own; a MiniCPM draft that says nothing
     of it has its target's, as in CPM.cu. A MiniCPM draft is trained as one layer more of its target, so that
     outputs are scaled with scale_depth / sqrt(layers of the target + 1), as in CPM.cu; vLLM's drafts say
-    mup_denominator in place of that number. Raises ConfigError for another kind of draft, for fields that are
-    wrong or not supported, and for those in which draft and target differ.
+    mup_denominator in place of that number. An EAGLE-3 draft has its own RoPE and no such scale
+    (`edge.config.draft_eagle3`). A multi-token layer stands beside its target's own config. Raises
+    ConfigError for another kind of draft, for fields that are wrong or not supported, and for those in which
+    draft and target differ.
     """
     data = plain_fields(data)
     refuse_other_kinds(data, where)
@@ -101,12 +114,23 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
             )
     heads = source.integer("num_attention_heads")
     hidden_size = source.integer("hidden_size")
-    rope, positions = _rope(source, target)
+    rope, positions = _rope(source, parts.kind, target)
+    layers = source.integer("num_hidden_layers", 1)
+    of_kind: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "residual_scale": _residual_scale(source, parts, target),
+        "logit_scale": target.logit_scale,
+    }
+    if parts.kind == "eagle3":
+        of_kind |= eagle3_fields(data, target, where)
+    else:
+        _refuse_eagle3(data, where)
+    if parts.kind == "mtp":
+        of_kind |= _multi_token_fields(layers, target, where)
     config = DraftConfig(
         vocab_size=source.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=source.integer("intermediate_size"),
-        num_hidden_layers=source.integer("num_hidden_layers", 1),
         num_attention_heads=heads,
         num_key_value_heads=source.integer("num_key_value_heads", heads),
         head_dim=head_size(source.optional_integer("head_dim"), hidden_size, heads),
@@ -114,19 +138,29 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
         max_position_embeddings=positions,
         rope=rope,
         embedding_scale=target.embedding_scale,
-        residual_scale=_residual_scale(source, parts, target),
-        logit_scale=target.logit_scale,
         input_norms=parts.input_norms,
         attention_norm=parts.attention_norm,
         fc_bias=parts.fc_bias,
+        **of_kind,
     )
     config.check_target(target, where)
     return config
 
 
-def _rope(source: Fields, target: ModelConfig) -> tuple[RopeConfig, int]:
+def _multi_token_fields(layers: int, target: ModelConfig, where: str) -> dict[str, Any]:
+    if layers != target.num_hidden_layers:
+        raise ConfigError(
+            f"{where} is that of a model whose num_hidden_layers is {layers}, not "
+            f"{target.num_hidden_layers} as here; take the layer that was trained with this model."
+        )
+    return {"kind": "mtp", "num_hidden_layers": 1, "taps": (layers - 1,), "output_norm": True}
+
+
+def _rope(source: Fields, kind: DraftKind, target: ModelConfig) -> tuple[RopeConfig | None, int]:
     """The rotary embedding, and the length that it was made for."""
-    if target.has_mup_scales and all(source.get(name) is None for name in _ROPE):
+    if kind == "mtp" and 0 in target.layers_without_rope:
+        return None, target.max_position_embeddings  # its layer is like the first
+    if kind != "eagle3" and target.has_mup_scales and all(source.get(name) is None for name in _ROPE):
         return target.rope, target.max_position_embeddings
     positions = source.integer("max_position_embeddings", target.max_position_embeddings)
     return rope_from_hf(source, positions), positions
@@ -134,6 +168,8 @@ def _rope(source: Fields, target: ModelConfig) -> tuple[RopeConfig, int]:
 
 def _residual_scale(source: Fields, parts: DraftParts, target: ModelConfig) -> float:
     depth = source.optional_number("scale_depth")
+    if parts.kind == "mtp":
+        depth = target.scale_depth
     if depth is None:
         return 1.0
     layers = float(target.num_hidden_layers + 1)

@@ -234,7 +234,10 @@ class Answer(DrawingJob):
         if wanted == "none":
             self.tree = NOTHING
         hidden = self._speculation is not None and self._speculation.wants_hidden
-        return self._session.open_step(self.todo[:rows], wanted, tree=self.tree, hidden=hidden, held=True)
+        layers = self._speculation.taps if self._speculation is not None else ()
+        return self._session.open_step(
+            self.todo[:rows], wanted, tree=self.tree, hidden=hidden and not layers, layers=layers, held=True
+        )
 
     def close(self, result: StepResult) -> None:
         """Take what came of the step, as far as the guesses were right."""
@@ -252,6 +255,8 @@ class Answer(DrawingJob):
             start = session.length - self._opened - len(path)
             rows = [*range(self._opened), *(self._opened + node for node in path)]
             hidden = None if result.hidden is None else result.hidden[rows]
+            if result.layers:
+                hidden = np.concatenate([each[rows] for each in result.layers], axis=1)
             self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
             if decoded and self._drawn:
                 self._speculation.count(tree, len(path), self._drawn)

@@ -256,11 +256,12 @@ class Session:
         *,
         tree: DraftTree = NOTHING,
         hidden: bool = False,
+        layers: tuple[int, ...] = (),
         held: bool = False,
     ) -> SequenceStep:
         """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it.
 
-        A step with a tree wants all logits. held: see `SequenceStep`.
+        A step with a tree wants all logits. hidden, layers, held: see `SequenceStep`.
         """
         before, root = self.length, len(tokens) - 1
         if len(tree):
@@ -272,7 +273,7 @@ class Session:
         self._opened, self._root = before, before + root
         self._unsure = len(tree) > 0
         if not len(tree) or tree.is_chain:
-            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, held=held)
+            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, layers=layers, held=held)
         positions = before + np.concatenate([np.arange(root + 1), root + tree.depths])
         return SequenceStep(
             self._cache,
@@ -281,6 +282,7 @@ class Session:
             tree=tree.masks(root),
             logits=wanted,
             hidden=hidden,
+            layers=layers,
             held=held,
         )
 

@@ -1,4 +1,4 @@
-"""Draft networks beside a model: what executors offer that can run them (EAGLE-2, arXiv 2406.16858).
+"""Draft networks beside a model: what executors offer that can run them (`edge.config.draft`).
 
 Row i of a draft's cache is made of the target's embedding of token i + 1 and hidden state of token i. Behind
 the last row, where the target's hidden states end, a draft goes on with its own guesses at them and tries a
@@ -14,7 +14,6 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from edge.config import ModelConfig
 from edge.config.draft import DraftConfig
 from edge.errors import EdgeError
 from edge.executors.checks import MAX_TREE, integers
@@ -34,21 +33,21 @@ class DraftRows:
 
     position: of the first one in the sequence, behind all rows of the cache; there may be a gap between, or
     before the first row of a cache. tokens: int32 [n], the token after the one of each row; the last one is
-    the root of a tree. hidden: float32 [n, hidden_size], the target's hidden states of the rows, as
-    `StepResult.hidden`.
+    the root of a tree. hidden: float32 [n, hidden_columns], the target's hidden states of the rows, as
+    `StepResult.hidden`, or for a draft with taps `StepResult.layers` of those, one behind the other.
     """
 
     position: int
     tokens: Tokens
     hidden: Floats
 
-    def checked(self, target: ModelConfig) -> DraftRows:
-        """The same as executors read them; EdgeError for what can't be rows for this target."""
+    def checked(self, config: DraftConfig) -> DraftRows:
+        """The same as executors read them; EdgeError for what can't be rows of this draft."""
         tokens = integers(self.tokens, "tokens")
         hidden = np.ascontiguousarray(self.hidden, np.float32)
-        if not tokens.size or hidden.shape != (tokens.size, target.hidden_size):
+        if not tokens.size or hidden.shape != (tokens.size, config.hidden_columns):
             raise EdgeError(
-                f"Rows of a draft have one token and {target.hidden_size} floats each, got {tokens.size} "
+                f"Rows of a draft have one token and {config.hidden_columns} floats each, got {tokens.size} "
                 f"tokens and hidden states of shape {hidden.shape}."
             )
         return DraftRows(self.position, tokens, hidden)

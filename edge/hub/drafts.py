@@ -8,10 +8,10 @@ of the target's embedding and head that public drafts carry; what was converted 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
 from edge.checkpoints.synthetic_draft import RandomDraft, draft_shape
-from edge.config.draft import DraftConfig, draft_tensors
+from edge.config.draft import DraftConfig, DraftKind, draft_tensors
+from edge.config.fields import listed
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import CheckpointError, EdgeError
 from edge.formats.bundle.manifest import BundleTensor
@@ -44,14 +45,19 @@ from edge.text.tokenizer.load import open_tokenizer
 WHOLE = "all"
 """The vocabulary of a draft that guesses with its target's whole head."""
 _FLOATS = "int4"
+_RANDOM: Mapping[str, DraftKind] = {f"{RANDOM}{kind}": kind for kind in get_args(DraftKind)}
 _SAYS_SO = re.compile(r"eagle|dspark|dflash|medusa|speculator", re.IGNORECASE)
 _USUAL_SHARE = 4  # a quarter of the vocabulary has some 95 % of what is said (FR-Spec)
 
 
 class _Source(TensorSource, Protocol):
-    """A draft before it is converted. config: with its target's head."""
+    """A draft before it is converted. config: with its target's head, unless its own was trained with it."""
 
     config: DraftConfig
+
+    @property
+    def token_ids(self) -> TokenIds | None:
+        """The tokens of its own head's rows, if it has one."""
 
 
 def open_draft(
@@ -68,9 +74,10 @@ def open_draft(
 ) -> DraftFiles:
     """Open the draft of a model by name, path or hub id.
 
-    spec: a folder of a public EAGLE-2 checkpoint (`edge.checkpoints.draft`), a draft bundle or a model's
-    bundle with one in it, a hub id such as `openbmb/MiniCPM4-8B-Eagle-FRSpec`, or `random:eagle2` for random
-    weights. target: the model's bundle.
+    spec: a folder of a public draft (`edge.checkpoints.draft`) or of a training run that left a multi-token
+    layer, a draft bundle or a model's bundle with one in it, a hub id such as
+    `openbmb/MiniCPM4-8B-Eagle-FRSpec`, or `random:` and a kind of draft (`DraftKind`) for random weights.
+    target: the model's bundle.
 
     vocabulary: the tokens that the draft can guess (FR-Spec): a file of token ids
     (`edge.checkpoints.frequency_list`), their number, for which the draft has to bring a list, or `all`; by
@@ -122,7 +129,7 @@ def names_draft(spec: str | Path) -> bool:
     if is_there(path) or not isinstance(spec, str):
         return False
     if text.startswith(RANDOM):
-        return text == f"{RANDOM}eagle2"
+        return text in _RANDOM
     repo, file = split_name(text) or ("", None)
     return file is None and _SAYS_SO.search(repo.rpartition("/")[2]) is not None
 
@@ -147,21 +154,22 @@ def plan_draft(
 @dataclass(frozen=True)
 class _Found:
     """What a person named. converted: the folder of a draft bundle. folder: of a checkpoint; without both it
-    is random. label: what was downloaded, as it is typed.
+    is random, of that kind. label: what was downloaded, as it is typed.
     """
 
     converted: Path | None = None
     folder: Path | None = None
     label: str | None = None
+    random: DraftKind = "eagle2"
 
 
 def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> _Found:
     text, path = str(spec), local_path(spec)
     is_name = not is_there(path) and isinstance(spec, str)
     if is_name and text.startswith(RANDOM):
-        if text != f"{RANDOM}eagle2":
-            raise CheckpointError(f"There is no random draft '{text}'; there is {RANDOM}eagle2.")
-        return _Found()
+        if text not in _RANDOM:
+            raise CheckpointError(f"There is no random draft '{text}'; there are {listed(list(_RANDOM))}.")
+        return _Found(random=_RANDOM[text])
     if is_name and (hub := split_name(text)) is not None:
         repo, file = hub
         if file is not None:
@@ -176,8 +184,8 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
         return _Found(folder=download(model, DRAFT, offline=offline, progress=bars), label=model.label)
     if not text or not path.is_dir():
         raise CheckpointError(
-            f"There is no draft '{text}': give the folder of a draft, a name on the hub (owner/repo), or "
-            f"{RANDOM}eagle2."
+            f"There is no draft '{text}': give the folder of a draft, a name on the hub (owner/repo), or one "
+            f"of {', '.join(_RANDOM)}."
         )
     if revision is not None:
         raise EdgeError(
@@ -221,7 +229,7 @@ class _Recipe:
             for tensor in self.tensors:
                 if progress is not None:
                     progress(done, total, tensor.name)
-                if tensor.name == HEAD and self.ids is not None:
+                if tensor.name == HEAD and self.ids is not None and not self.config.trained_head:
                     writer.write(HEAD, _head_rows(self.target, self.ids, tensor.scheme))
                 else:
                     convert_tensor(self.source, tensor, writer)
@@ -245,14 +253,14 @@ def _recipe(
     lists: DraftCheckpoint | None = None
     if found.folder is None:
         scheme = QuantScheme.from_name(_FLOATS if quantize in (None, SOURCE) else str(quantize))
-        source = RandomDraft(draft_shape(target.config), scheme)
+        source = RandomDraft(draft_shape(target.config, found.random), scheme)
         facts: dict[str, Any] = {"random": source.config.to_json(), "generator": RANDOM_VERSION}
         label = f"random-{source.config.kind}"
     else:
         source = lists = DraftCheckpoint(found.folder, target.config, found.label)
         own = source_key(found.folder, {})
         facts, label = dict(own.facts), found.label or own.label
-    ids = _token_ids(vocabulary, source.config, lists, target)
+    ids = _token_ids(vocabulary, source, lists, target)
     config = source.config.with_head(None if ids is None else ids.size)
     config.check_target(target.config, source.source)
     tensors = _plan_tensors(source, config, target, quantize, head)
@@ -283,9 +291,11 @@ def _plan_tensors(
     floats = QuantScheme("f16") if quantize == SOURCE else QuantScheme.from_name(_FLOATS)
     tensors = []
     for name, tensor in draft_tensors(config).items():
-        if name != HEAD:
+        if name != HEAD or config.trained_head:
             kept = isinstance(source, RandomDraft)  # its weights have their schemes from the start
-            tensors.append(plan_tensor(infos[name], scheme, infos[name].scheme if kept else floats))
+            other = QuantScheme.chosen(head) if name == HEAD and not kept else None
+            own_floats = infos[name].scheme if kept else floats
+            tensors.append(plan_tensor(infos[name], other or scheme, own_floats))
             continue
         own = target.tensors[_head_of(target)]
         chosen = QuantScheme.chosen(head)
@@ -314,9 +324,17 @@ def _head_rows(target: Bundle, ids: TokenIds, scheme: QuantScheme) -> np.ndarray
 
 
 def _token_ids(
-    vocabulary: str | Path | int | None, config: DraftConfig, draft: DraftCheckpoint | None, target: Bundle
+    vocabulary: str | Path | int | None, source: _Source, draft: DraftCheckpoint | None, target: Bundle
 ) -> TokenIds | None:
     """The tokens that the draft can guess, None for all."""
+    config = source.config
+    if config.trained_head:
+        if vocabulary is not None:
+            raise EdgeError(
+                f"{source.source} has a head that was trained with it, over {config.head_rows} tokens, so "
+                "another vocabulary can't be chosen for it; leave it out."
+            )
+        return source.token_ids
     ids = _listed_ids(vocabulary, config, draft)
     if ids is None or ids.size >= config.vocab_size:
         return None

@@ -293,8 +293,9 @@ EDGE_API edge_status edge_forward(edge_model *model, edge_step *steps, int32_t c
 /* ---- Drafts --------------------------------------------------------------------------------------- */
 
 /* A small network beside a model, its target, that guesses how a sequence goes on: EAGLE-2 (arXiv 2406.16858), where
- * wanted with a head over some tokens only (FR-Spec, arXiv 2502.14856). Row i of its cache is made of the target's
- * embedding of token i + 1 and hidden state of token i. */
+ * wanted with a head over some tokens only (FR-Spec, arXiv 2502.14856), EAGLE-3 (arXiv 2503.01840), or a layer for the
+ * token after next (arXiv 2412.19437). Row i of its cache is made of the target's embedding of token i + 1 and hidden
+ * state of token i. */
 typedef struct {
     uint32_t size; /* sizeof(edge_draft_config) */
     int32_t intermediate_size, layers, heads, kv_heads, head_dim;
@@ -305,14 +306,19 @@ typedef struct {
     float rope_scale;               /* factor on cos and sin of the pairs that turn */
     const float *inverse_frequency; /* [head_dim / 2], copied; NULL: queries and keys are not rotated */
     const int32_t *head_tokens;     /* [head_rows] the tokens of its head's rows, each once, copied */
+    int32_t taps; /* hidden states of the target that fc joins; the embedding then stands beside what comes of
+                   * them where the only layer's attention reads (EAGLE-3). 0: fc joins the embedding with one */
+    float logit_scale; /* factor on states before the head */
 } edge_draft_config;
 
 /* A draft's weights have these roles, those of edge_role up to EDGE_DOWN that are in a layer, of which the first layer
- * may lack the attention norm, and EDGE_HEAD, [head_rows][hidden_size], for a head of its own. */
+ * may lack the attention norm, EDGE_FINAL_NORM where states are normed before the head, and EDGE_HEAD,
+ * [head_rows][hidden_size], for a head of its own. With taps the attention norm is none, and q, k and v have
+ * 2 hidden_size columns: embedding, then hidden state. */
 typedef enum {
-    EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size]: embedding, then hidden state */
-    EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; these three may be absent, the norms together */
-    EDGE_DRAFT_EMBEDDING_NORM = 14,
+    EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size], the embedding's first, or [taps hidden_size] */
+    EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; may be absent */
+    EDGE_DRAFT_EMBEDDING_NORM = 14, /* without taps these two may be absent together */
     EDGE_DRAFT_HIDDEN_NORM = 15
 } edge_draft_role;
 
@@ -337,11 +343,12 @@ typedef struct {
     edge_cache *cache;     /* of the sequence */
     int64_t position;      /* of the first row in the sequence, behind all of the cache; there may be gaps */
     const int32_t *tokens; /* [n] the token after the one of each row; the last is the root of the tree */
-    const float *hidden;   /* [n][hidden_size] the target's hidden states of the rows, as edge_step.hidden */
-    int32_t steps;         /* 0 .. EDGE_MAX_TREE; 0: only append */
-    int32_t branches;      /* 1 .. EDGE_MAX_DRAFT_BRANCHES: leaves of a step, and children of each */
-    int32_t rows;          /* most tokens of any use: no step goes on behind any but the best; 0: all are */
-    float least_logprob;   /* nor behind one that is less likely */
+    const float
+        *hidden;   /* [n][hidden_size] the target's hidden states of the rows; with taps as many for each */
+    int32_t steps; /* 0 .. EDGE_MAX_TREE; 0: only append */
+    int32_t branches;    /* 1 .. EDGE_MAX_DRAFT_BRANCHES: leaves of a step, and children of each */
+    int32_t rows;        /* most tokens of any use: no step goes on behind any but the best; 0: all are */
+    float least_logprob; /* nor behind one that is less likely */
     const float *least_gains; /* [steps], or NULL: what the leaves of step i > 0 must promise together */
     int32_t node_room;        /* at least branches + (steps - 1) branches^2 */
     int32_t node_count;       /* written: the tokens tried, parents before children, best first ... */

@@ -143,9 +143,15 @@ class Layer(nn.Module):
         self.mlp = MixtureOfExperts(config) if config.num_experts else MLP(config)
         self.scale = config.residual_scale
 
-    def forward(self, x: Tensor, view: View, cache: KVCache | None = None) -> tuple[Tensor, Tensor | None]:
-        """x [..., n, hidden] -> (the residual stream after this layer, router logits if it has experts)."""
-        x = x + self.scale * self.self_attn(self.input_layernorm(x), view, cache)
+    def forward(
+        self, x: Tensor, view: View, cache: KVCache | None = None, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [..., n, hidden] -> (the residual stream after this layer, router logits if it has experts).
+
+        read: what attention reads instead of the normed stream.
+        """
+        read = self.input_layernorm(x) if read is None else read
+        x = x + self.scale * self.self_attn(read, view, cache)
         normed, router = self.post_attention_layernorm(x), None
         if isinstance(self.mlp, MixtureOfExperts):
             mixed, router = self.mlp(normed)

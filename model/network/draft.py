@@ -1,8 +1,8 @@
-"""The draft network of EAGLE-2 (arXiv 2406.16858), as plainly as it can be written.
+"""Draft networks (EAGLE-2, EAGLE-3, multi-token prediction), as plainly as they can be written.
 
-Submodules carry the names of public checkpoints, so the state dict is the checkpoint. Variants are those of
-`edge.config.draft.DraftConfig`; embedding and head are a decoder's, whose hidden states the network goes on
-from.
+Submodules carry the names of `edge.config.draft.draft_tensors`, so the state dict is what a draft bundle
+stores; `edge.config.draft_names` has those of public checkpoints. Embedding and head are a decoder's, whose
+hidden states the network goes on from.
 """
 
 from __future__ import annotations
@@ -18,16 +18,26 @@ from edge.config import ModelConfig, RopeConfig
 from edge.config.draft import DraftConfig
 from edge.config.rope_regime import follow_regime
 from edge.errors import CheckpointError
-from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
-from edge.model.network.kv_cache import GrowingCache, KVCache
+from edge.model.network.decoder import Decoder, Layer, RMSNorm, Trunk, View
+from edge.model.network.kv_cache import GrowingCache
 from edge.model.network.rope import RotaryEmbedding
 
 
 class Draft(nn.Module):
     """One row per place i of a sequence, from the embedding of token i + 1 and the hidden state of token i;
-    its output stands for the hidden state of token i + 1.
+    its output, a state, stands for the hidden state of token i + 1. `DraftConfig` says what is computed.
 
-    decoder: the target. context: as its own.
+    Where the target's hidden states are known, `features` makes of them what `forward` takes; further on
+    `forward` takes the states that it gave itself:
+
+        states = draft(tokens, draft.features(hidden_of(trunk, config)), cache=cache)
+        logits = draft.logits(states[-1:])  # of the token behind the last row's
+        states = draft(guess, states[-1:], cache=cache)
+
+    Gradients go through all of it but the target's embedding and head where those are frozen. In training,
+    rows of several such steps may stand in one cache: positions and mask say what each row is and sees.
+
+    decoder: the target, of which nothing becomes a parameter here. Its context is the draft's.
     """
 
     def __init__(self, config: DraftConfig, decoder: Decoder) -> None:
@@ -40,8 +50,14 @@ class Draft(nn.Module):
         self.input_norm1, self.input_norm2 = (
             RMSNorm(size, eps) if config.input_norms else nn.Identity() for _ in range(2)
         )
-        self.fc = nn.Linear(2 * size, size, bias=config.fc_bias)
+        inputs = config.hidden_columns if config.joins_in_attention else 2 * size
+        self.fc = nn.Linear(inputs, size, bias=config.fc_bias)
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(config.num_hidden_layers))
+        if config.joins_in_attention:
+            attention = self.layers[0].self_attn
+            for name in ("q_proj", "k_proj", "v_proj"):
+                rows = getattr(attention, name).out_features
+                setattr(attention, name, nn.Linear(2 * size, rows, bias=False))
         if not config.attention_norm:
             self.layers[0].input_layernorm = nn.Identity()
         for layer in self.layers:
@@ -49,6 +65,7 @@ class Draft(nn.Module):
             layer.scale = config.residual_scale
             layer.self_attn.rotates = config.rope is not None
         self.rotary = RotaryEmbedding(shape, decoder.context)
+        self.norm = RMSNorm(size, eps) if config.output_norm else nn.Identity()
         self.lm_head = None if config.head_rows is None else nn.Linear(size, config.head_rows, bias=False)
 
     @classmethod
@@ -68,6 +85,15 @@ class Draft(nn.Module):
         draft.load_state_dict(dict(tensors), assign=True)
         return draft.requires_grad_(False).eval()
 
+    def features(self, hidden: Tensor) -> Tensor:
+        """What `forward` takes for rows whose hidden states the target has computed, [..., n, hidden].
+
+        hidden: [..., n, config.hidden_columns], the target's hidden states, or with taps its residual streams
+        after those layers, one behind the other; see `hidden_of`. EAGLE-3 joins them with `fc`; for the other
+        kinds they are what they are.
+        """
+        return self.fc(hidden) if self.config.joins_in_attention else hidden
+
     def forward(
         self,
         tokens: Tensor,
@@ -76,43 +102,48 @@ class Draft(nn.Module):
         mask: Tensor | None = None,
         cache: GrowingCache | None = None,
     ) -> Tensor:
-        """States [n, hidden] of n rows, appended to the cache if there is one.
+        """States [..., n, hidden] of n rows, appended to the cache if there is one.
 
-        tokens: int [n], the token after each row's. hidden: [n, hidden]. positions: int [n], of the rows in
-        the sequence, by default from 0. mask: bool [n, m] over all rows of the cache, these at the end, by
-        default causal. A row sees no further back than `config.window` rows of what the mask shows.
+        tokens: int [..., n], the token after each row's. hidden: [..., n, hidden], of each row either
+        `features` of what the target has computed (true rows) or the state that told the row's token, as an
+        earlier call gave it (guessed rows). positions: int [n], of the rows in the sequence, by default from
+        0. mask: bool [n, m] over all rows of the cache, these at the end, by default causal. A row sees no
+        further back than `config.window` rows of what the mask shows.
         """
-        n = tokens.shape[-1]
+        n, device = tokens.shape[-1], tokens.device
         past = 0 if cache is None else cache.length
         if positions is None:
-            positions = torch.arange(past, past + n)
+            positions = torch.arange(past, past + n, device=device)
         if mask is None:
-            mask = torch.ones(n, past + n, dtype=torch.bool).tril(past)
+            mask = torch.ones(n, past + n, dtype=torch.bool, device=device).tril(past)
         if self.config.window is not None:
             later = mask.flip(-1).cumsum(-1).flip(-1)  # rows that a query sees from each one on
             mask = mask & (later <= self.config.window)
-        x = self.layers_over(self.joined(self._target[0].model.embed(tokens), hidden), positions, mask, cache)
+        embeddings = self._target[0].model.embed(tokens).to(hidden.dtype)
+        joined = torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1)
+        x, read = (hidden, joined) if self.config.joins_in_attention else (self.fc(joined), None)
+        cos, sin = self.rotary(positions)
+        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
+        for layer in self.layers:
+            x, _ = layer(x, view, cache, read)
+            read = None  # by the first layer alone
         if cache is not None:
             cache.advance(n)
         return x
 
-    def joined(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
-        """What the layers get of embeddings and hidden states, [..., n, hidden] each."""
-        return self.fc(torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1))
-
-    def layers_over(self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None) -> Tensor:
-        """x [..., n, hidden] -> the same shape; mask: over all rows of the cache, these at the end."""
-        cos, sin = self.rotary(positions)
-        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
-        for layer in self.layers:
-            x, _ = layer(x, view, cache)
-        return x
-
     def logits(self, states: Tensor) -> Tensor:
         """States [..., hidden] -> logits [..., rows of the head]."""
+        normed = self.norm(states)
         if self.lm_head is None:
-            return self._target[0].logits(states)
-        return functional.linear(states * self.config.logit_scale, self.lm_head.weight)
+            return self._target[0].logits(normed)
+        return functional.linear(normed * self.config.logit_scale, self.lm_head.weight)
+
+
+def hidden_of(trunk: Trunk, config: DraftConfig) -> Tensor:
+    """What a draft reads of a pass of its target, [..., n, config.hidden_columns]."""
+    if not config.taps:
+        return trunk.hidden
+    return torch.cat([trunk.stream[layer] for layer in config.taps], dim=-1)
 
 
 def layer_shape(config: DraftConfig) -> ModelConfig:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from forced import trees_of
+
 import edge
 
 WARM_UP = 16  # tokens that do not count
@@ -16,7 +18,7 @@ def answers(job: dict[str, Any]) -> list[dict[str, Any]]:
     """One for each prompt: tokens, seconds of those after the first, and what guesses did."""
     found = []
     options = {"threads": job["threads"], "context": job["context"], **job["options"]}
-    with edge.load(job["model"], prefix_memory=0, **options) as model:
+    with trees_of(job.get("nodes")), edge.load(job["model"], prefix_memory=0, **options) as model:
         model.complete(list(range(3, 3 + WARM_UP)), temperature=0, max_new_tokens=WARM_UP)
         for prompt in job["prompts"]:
             done = model.complete(prompt, max_new_tokens=job["max_new_tokens"], **job["sampling"])

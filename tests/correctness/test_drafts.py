@@ -19,6 +19,7 @@ from edge.executors.drafts import DraftPlan, DraftRows, Tried, drafts_of
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
 from edge.model.draft import draft_from_files
+from edge.model.network.draft import hidden_of
 from edge.model.weights.checkpoint import reference_from_bundle
 from edge.quant.scheme import QuantScheme
 from tests.random_draft import F16, write_draft
@@ -45,7 +46,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a window of 16": {"window": 16},
     "a window of 1": {"window": 1},
     "a window within a block": {"window": 75},
+    "eagle3": {"kind": "eagle3"},
+    "eagle3, one tap, a bias": {"kind": "eagle3", "taps": (1,), "fc_bias": True},
+    "eagle3 without rope, its residual scaled": {"kind": "eagle3", "rope": None, "residual_scale": 0.3},
+    "eagle3 in a window": {"kind": "eagle3", "window": 16, "intermediate_size": 96},
+    "mtp": {"kind": "mtp"},
+    "mtp in a window": {"kind": "mtp", "window": 16},
 }
+KINDS = ("eagle2", "eagle3", "mtp")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +67,8 @@ def draft_of(tmp_path_factory) -> Callable[..., DraftFiles]:
 
     def make(target: Bundle, scheme: QuantScheme = F16, token_ids=None, **fields: Any) -> DraftFiles:
         config = draft_shape(target.config, **fields)
+        if config.trained_head and token_ids is None:
+            token_ids = np.random.default_rng(8).permutation(config.vocab_size)[:120].astype(np.int32)
         config = config.with_head(None if token_ids is None else len(token_ids))
         return write_draft(tmp_path_factory.mktemp("draft") / "draft", target, config, scheme, token_ids)
 
@@ -84,7 +94,7 @@ def rows_of(config: DraftConfig, n: int, position: int = 0, seed: int = 3) -> Dr
     """Random tokens, and hidden states as they are behind a norm."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, config.vocab_size, n, dtype=np.int32)
-    return DraftRows(position, tokens, rng.standard_normal((n, config.hidden_size), np.float32))
+    return DraftRows(position, tokens, rng.standard_normal((n, config.hidden_columns), np.float32))
 
 
 def part(rows: DraftRows, first: int, last: int) -> DraftRows:
@@ -140,12 +150,13 @@ def test_a_draft_rotates_in_the_regime_of_its_target(
         np.testing.assert_array_equal(tried(own, regime).logprobs, wanted.logprobs)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8", "ternary"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheme", ["int4", "int8", "ternary"])
 @pytest.mark.parametrize("activations", ["float32", "int8"])
-def test_quantized_weights(bundle, draft_of, native, reference, kind: str, activations: str):
+def test_quantized_weights(bundle, draft_of, native, reference, kind: str, scheme: str, activations: str):
     """Rounded activations may exchange tokens that are nearly as likely: the first step is compared by its
     chances."""
-    files = draft_of(bundle, QuantScheme(kind, 32))
+    files = draft_of(bundle, QuantScheme(scheme, 32), kind=kind)
     plan = DraftPlan(steps=1, branches=8)
     ours, theirs = native(bundle, files, activations=activations), reference(bundle, files)
     rows = rows_of(files.config, 40)
@@ -160,10 +171,13 @@ def test_quantized_weights(bundle, draft_of, native, reference, kind: str, activ
 
 
 @pytest.mark.parametrize("opened", ["native", "reference"])
-@pytest.mark.parametrize("window", [None, 20])
-def test_a_tree_is_what_its_paths_are(bundle, draft_of, request, opened: str, window: int | None):
+@pytest.mark.parametrize(
+    ("kind", "window"), [("eagle2", None), *((kind, 20) for kind in KINDS)], ids=lambda value: str(value)
+)
+def test_a_tree_is_what_its_paths_are(bundle, draft_of, request, opened: str, kind: str, window: int | None):
     """Every tried token's chance is the one that the network gives without a cache, along the path alone."""
-    files = draft_of(bundle, window=window)
+    files = draft_of(bundle, window=window, kind=kind)
+    ids = np.arange(bundle.config.vocab_size) if files.token_ids is None else files.token_ids
     network = request.getfixturevalue(opened)(bundle, files)
     rows = rows_of(files.config, 70, position=5)
     tried = network.run(network.new_cache(), rows, PLAN)
@@ -172,28 +186,36 @@ def test_a_tree_is_what_its_paths_are(bundle, draft_of, request, opened: str, wi
         path = [node]
         while tried.parents[path[0]] >= 0:
             path.insert(0, int(tried.parents[path[0]]))
-        tokens, hidden, logprob = torch.from_numpy(rows.tokens), torch.from_numpy(rows.hidden), 0.0
+        tokens, logprob = torch.from_numpy(rows.tokens), 0.0
+        hidden = draft.features(torch.from_numpy(rows.hidden))
         for step in path:
             states = draft(tokens, hidden, torch.arange(5, 5 + len(tokens)))
             token = int(tried.tokens[step])
-            logprob += float(draft.logits(states[-1]).log_softmax(-1)[token])
+            logprob += float(draft.logits(states[-1]).log_softmax(-1)[ids.tolist().index(token)])
             tokens = torch.cat([tokens, torch.tensor([token], dtype=torch.int32)])
             hidden = torch.cat([hidden, states[-1:]])
         assert tried.logprobs[node] == pytest.approx(logprob, abs=2e-3)
 
 
-def test_the_draft_of_a_perfect_copy_guesses_the_target(bundle, draft_of, open_native):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_draft_of_a_perfect_copy_guesses_the_target(
+    minicpm, make_bundle, draft_of, open_native, kind: str
+):
     """Hidden states are the target's own: what its executor gives goes in as it is."""
+    bundle = make_bundle(minicpm(num_hidden_layers=7))  # EAGLE-3 reads three of them
     executor = open_native(bundle)
-    files = draft_of(bundle)
-    network = executor.open_draft(files)
+    files = draft_of(bundle, kind=kind)
+    network, taps = executor.open_draft(files), files.config.taps
     tokens = np.arange(3, 23, dtype=np.int32)
-    result = forward(executor, executor.new_cache(), tokens[:-1], hidden=True)
-    tried = network.run(network.new_cache(), DraftRows(0, tokens[1:], result.hidden), PLAN)
-    draft = draft_from_files(files, reference_from_bundle(bundle))
-    states = draft(torch.from_numpy(tokens[1:]), torch.from_numpy(result.hidden))
-    best = draft.logits(states[-1]).log_softmax(-1).sort(descending=True)
-    assert tried.tokens[:3].tolist() == best.indices[:3].tolist()
+    result = forward(executor, executor.new_cache(), tokens[:-1], hidden=not taps, layers=taps)
+    hidden = np.concatenate(result.layers, axis=1) if taps else result.hidden
+    tried = network.run(network.new_cache(), DraftRows(0, tokens[1:], hidden), PLAN)
+    decoder = reference_from_bundle(bundle)
+    draft, trunk = draft_from_files(files, decoder), decoder.trunk(torch.from_numpy(tokens[:-1]))
+    states = draft(torch.from_numpy(tokens[1:]), draft.features(hidden_of(trunk, files.config)))
+    best = draft.logits(states[-1]).log_softmax(-1).sort(descending=True).indices[:3].numpy()
+    wanted = best if files.token_ids is None else files.token_ids[best]
+    assert tried.tokens[:3].tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("opened", ["native", "reference"])
@@ -215,10 +237,11 @@ def test_a_head_over_some_tokens(bundle, draft_of, request, opened: str):
     assert (some.logprobs[0] > full.run(full.new_cache(), rows, plan).logprobs).any()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activations", ["float32", "int8"])
-def test_rows_come_in_any_pieces(bundle, draft_of, native, activations: str):
+def test_rows_come_in_any_pieces(bundle, draft_of, native, activations: str, kind: str):
     """To the bit: appended alone, with others, with a tree behind them, or again after they were dropped."""
-    files = draft_of(bundle, window=100)
+    files = draft_of(bundle, window=100, kind=kind)
     network = native(bundle, files, activations=activations)
     rows = rows_of(files.config, 200)
     wanted = network.run(network.new_cache(), rows, PLAN)
@@ -272,9 +295,10 @@ def test_steps_that_promise_too_little_are_not_made(bundle, draft_of, native, re
     assert len(few.tokens) < len(everything.tokens)
 
 
-def test_a_step_has_room_for_64_rows(bundle, draft_of, native, reference):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_has_room_for_64_rows(bundle, draft_of, native, reference, kind: str):
     """Of all steps together, as masks have bits."""
-    files = draft_of(bundle)
+    files = draft_of(bundle, kind=kind)
     plan, rows = DraftPlan(steps=7, branches=16), rows_of(files.config, 3)
     ours, theirs = native(bundle, files), reference(bundle, files)
     found = ours.run(ours.new_cache(), rows, plan)
@@ -283,8 +307,9 @@ def test_a_step_has_room_for_64_rows(bundle, draft_of, native, reference):
     assert np.mean(np.sort(found.logprobs) - np.sort(wanted.logprobs)) == pytest.approx(0, abs=1e-3)
 
 
-def test_what_fails_leaves_the_cache_as_it_was(bundle, draft_of, native, reference):
-    files = draft_of(bundle)
+@pytest.mark.parametrize("kind", ["eagle2", "eagle3"])
+def test_what_fails_leaves_the_cache_as_it_was(bundle, draft_of, native, reference, kind: str):
+    files = draft_of(bundle, kind=kind)
     rows = rows_of(files.config, 100)
     broken = rows.hidden.copy()
     broken[90, 7] = np.nan

@@ -43,6 +43,7 @@ from tests.fuzz.seeds import (
     conversation,
     cubins,
     draft_bundle,
+    eagle3_draft,
     gguf_file,
     gguf_parts,
     kv_file,
@@ -321,6 +322,13 @@ READERS = {
             lambda: made(public_draft),
             ("config.json",),
             (f"{CHECKPOINTS}/draft.py", "edge/config/draft_huggingface.py"),
+        ),
+        Reader(
+            "EAGLE-3 draft",
+            read_public_draft,
+            lambda: made(eagle3_draft),
+            ("config.json",),
+            (f"{CHECKPOINTS}/draft_vocabulary.py", "edge/config/draft_eagle3.py"),
         ),
         Reader(
             "token list",

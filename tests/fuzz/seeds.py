@@ -296,6 +296,14 @@ def public_draft(folder: Path) -> None:
     write_draft(folder, draft_fields(minicpm_target()), cpmcu_state(minicpm_target()))
 
 
+def eagle3_draft(folder: Path) -> None:
+    """A draft of EAGLE-3, as SafeAILab's code loads it."""
+    from tests.drafts import eagle3_fields, eagle3_state, minicpm_target, write_draft
+
+    fields = eagle3_fields(minicpm_target(), eagle_config={"eagle_aux_hidden_state_layer_ids": [0, 1]})
+    write_draft(folder, fields, eagle3_state(minicpm_target(), taps=2))
+
+
 def draft_bundle(folder: Path) -> None:
     """A random draft with a small head, for a target of any weights."""
     import numpy as np

@@ -35,11 +35,26 @@ def executor(minicpm, make_bundle) -> Iterator[NativeExecutor]:
 
 
 @pytest.fixture(scope="module")
-def files(executor, tmp_path_factory) -> DraftFiles:
-    config = draft_shape(executor.config, num_hidden_layers=2, fc_bias=True).with_head(HEAD_ROWS)
-    ids = np.arange(HEAD_ROWS, dtype=np.int32)[::-1] * 2
-    folder = tmp_path_factory.mktemp("draft") / "draft"
-    return write_draft(folder, executor.files, config, QuantScheme("int4", 32), ids)
+def written(executor, tmp_path_factory) -> Callable[..., DraftFiles]:
+    """`written(**fields)`: a draft of that shape."""
+
+    def write(**fields: Any) -> DraftFiles:
+        config = draft_shape(executor.config, fc_bias=True, head_rows=HEAD_ROWS, **fields)
+        ids = np.arange(HEAD_ROWS, dtype=np.int32)[::-1] * 2
+        folder = tmp_path_factory.mktemp("draft") / "draft"
+        return write_draft(folder, executor.files, config, QuantScheme("int4", 32), ids)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def files(written) -> DraftFiles:
+    return written(num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def tapping(written) -> DraftFiles:
+    return written(kind="eagle3")
 
 
 @pytest.fixture
@@ -49,6 +64,7 @@ def create(executor, files) -> Callable[..., ctypes.c_void_p]:
 
     def make(
         change: Callable[[DraftShape, list[native.Weight]], object] = lambda *_: None,
+        files: DraftFiles = files,
     ) -> ctypes.c_void_p:
         config, infos = files.config, files.tensors
         weights = [
@@ -79,6 +95,8 @@ def create(executor, files) -> Callable[..., ctypes.c_void_p]:
             rope_scale=1.0,
             inverse_frequency=frequencies.ctypes.data,
             head_tokens=ids.ctypes.data,
+            taps=len(config.taps),
+            logit_scale=1.0,
         )
         shape.arrays = frequencies, ids  # as long as the shape
         change(shape, weights)
@@ -119,6 +137,9 @@ def of_role(weights: list[native.Weight], role: int) -> native.Weight:
         ("rms_norm_eps", NAN, "not finite|must be positive and finite"),
         ("residual_scale", NAN, "not finite"),
         ("rope_scale", float("inf"), "not finite"),
+        ("logit_scale", NAN, "not finite"),
+        ("taps", -1, "A draft of 2 layers can't have -1 taps"),
+        ("taps", 1, "A draft of 2 layers can't have 1 taps"),
         ("head_rows", -1, "own head has 1 to 203 rows"),
         ("head_rows", 0, "own head has 1 to 203 rows"),
         ("head_rows", 204, "own head has 1 to 203 rows"),
@@ -178,13 +199,47 @@ def test_weights_that_may_be_missing(create):
             create(drop(role))
 
 
+@pytest.mark.parametrize("role", [1, *range(4, 13), 14, 15])
+def test_a_weight_that_a_draft_with_taps_needs(create, tapping, role: int):
+    def drop(shape: DraftShape, weights: list[native.Weight]) -> None:
+        weights.remove(of_role(weights, role))
+
+    create(files=tapping)
+    with pytest.raises(NativeError, match=r"is missing|both norms of its inputs, or none"):
+        create(drop, tapping)
+
+
+def test_what_a_draft_with_taps_reads(create, tapping):
+    """As many hidden states as it says, through two norms and no third."""
+
+    def widened(shape: DraftShape, weights: list[native.Weight]) -> None:
+        shape.taps = 1
+
+    def plain(shape: DraftShape, weights: list[native.Weight]) -> None:
+        shape.taps = 0
+
+    def normed(shape: DraftShape, weights: list[native.Weight]) -> None:
+        of_role(weights, 2).role = 3
+
+    def without_norms(shape: DraftShape, weights: list[native.Weight]) -> None:
+        weights[:] = [weight for weight in weights if weight.role not in (14, 15)]
+
+    for change, sentence in (
+        (widened, "fc of a draft: expected 144 x 144, got 144 x 288"),
+        (plain, "q_proj of a draft's layer 0: expected 512 x 144, got 512 x 288"),
+        (normed, "no weight of role 3"),
+        (without_norms, "A draft with taps has norms of what its attention reads"),
+    ):
+        with pytest.raises(NativeError, match=sentence):
+            create(change, tapping)
+
+
 @pytest.mark.parametrize(
     ("role", "change", "sentence"),
     [
         (12, {"role": 16}, "no weight of role 16"),
         (12, {"role": -1}, "no weight of role -1"),
         (12, {"role": 0}, "no weight of role 0"),
-        (12, {"role": 2}, "no weight of role 2"),
         (12, {"layer": 1}, "fc of a draft: layer 1 does not exist"),
         (4, {"layer": 2}, "q_proj of a draft: layer 2 does not exist"),
         (4, {"layer": -1}, "layer -1 does not exist"),

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from edge.checkpoints.draft import DraftCheckpoint
 from edge.checkpoints.huggingface import HuggingFaceCheckpoint
+from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
+from edge.config.draft_names import public_name
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.hub.convert import convert
@@ -97,6 +100,17 @@ def test_a_run_with_a_multi_token_layer_can_be_gone_on_from(first: Path):
     assert module.multi_token is not None
     for name, each in module.multi_token.state_dict().items():
         assert torch.equal(layer.state_dict()[name], each), name
+
+
+def test_the_multi_token_layer_of_a_run_is_a_draft_of_its_model(first: Path):
+    """Named by the run's folder, with all that the saved model's config says."""
+    config = HuggingFaceCheckpoint(first / "first" / "model").config
+    draft = DraftCheckpoint(first / "first", config)
+    assert draft.config == draft_shape(config, "mtp")
+    layer = load_multi_token(first / "first", config).state_dict()
+    assert len(draft.tensors) == len(layer)
+    for info in draft.tensors:
+        np.testing.assert_array_equal(draft.read_float32(info.name), layer[public_name("mtp", info.name)])
 
 
 def test_a_second_stage_takes_the_multi_token_layer_over(first: Path):

@@ -17,21 +17,19 @@ from edge.model.network.kv_cache import GrowingCache
 from edge.train.attention import document_numbers
 
 
-def unrolled(
-    draft: Draft, embeddings: Tensor, hidden: Tensor, positions: Tensor, times: int
-) -> Iterator[Tensor]:
+def unrolled(draft: Draft, tokens: Tensor, hidden: Tensor, positions: Tensor, times: int) -> Iterator[Tensor]:
     """The states of each time: [rows, n, hidden]; those of time t mean nothing in the first t rows of a
     document.
 
-    embeddings: of the token after each row's, [rows, n, hidden]. hidden: the target's, alike. positions: int
-    [rows, n], 0 where a document begins.
+    tokens: the one after each row's, int [rows, n]. hidden: what the draft reads of its target,
+    [rows, n, hidden_columns]. positions: int [rows, n], 0 where a document begins.
     """
-    masks, keys = visible(positions, times), GrowingCache(draft.shape)
-    for time in range(times):
-        states = draft.layers_over(draft.joined(embeddings, hidden), positions, masks[time], keys)
-        keys.advance(states.shape[-2])
+    masks, cache = visible(positions, times), GrowingCache(draft.shape)
+    states = draft.features(hidden)
+    for mask in masks:
+        states = draft(tokens, states, positions, mask, cache)
         yield states
-        hidden = states.roll(1, -2)
+        states = states.roll(1, -2)
 
 
 def visible(positions: Tensor, times: int) -> list[Tensor]:

@@ -38,8 +38,8 @@ class Accepted:
 
     start: their first place in the sequence. What was told of this place and later ones before does not hold
     any more. tokens: int32 [n], of prompts and of answers alike. hidden: float32 [n, hidden_size], their
-    hidden states after the final norm and before the logit scale, if the drafter `wants_hidden` (None for
-    rows that come from elsewhere, such as a file).
+    hidden states after the final norm and before the logit scale, if the drafter `wants_hidden`, or its
+    `taps` one behind the other (None for rows that come from elsewhere, such as a file).
     """
 
     start: int
@@ -52,6 +52,8 @@ class Drafter(ABC):
 
     wants_hidden = False
     """Whether it needs the target's hidden states."""
+    taps: tuple[int, ...] = ()
+    """Layers of the target after which it needs the residual stream, in place of the final hidden states."""
 
     @abstractmethod
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:

@@ -1,4 +1,6 @@
-"""Guesses of a draft network beside the model (EAGLE-2, arXiv 2406.16858), on any executor that runs it."""
+"""Guesses of a draft network beside the model (`edge.config.draft`), on any executor that runs it: the search
+for a tree is EAGLE-2's (arXiv 2406.16858).
+"""
 
 from __future__ import annotations
 
@@ -98,6 +100,7 @@ class EagleDrafter(Drafter):
     def __init__(self, eagle: Eagle) -> None:
         config = eagle.network.config
         self._eagle = eagle
+        self.taps = config.taps
         self._cache = eagle.network.new_cache()
         seen = None if config.window is None else config.window * config.num_hidden_layers
         self._known = KnownRows(seen)

@@ -120,6 +120,11 @@ class SequenceSpeculation:
         return self._drafter is not None and self._drafter.wants_hidden
 
     @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers after which it needs them, see `Drafter.taps`."""
+        return () if self._drafter is None else self._drafter.taps
+
+    @property
     def statistics(self) -> SpeculationStatistics:
         """Of the present answer."""
         counts = vars(self._counts)

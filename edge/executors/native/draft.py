@@ -37,6 +37,8 @@ class DraftShape(native.Record):
         *((name, c_float) for name in ("rms_norm_eps", "residual_scale", "rope_scale")),
         ("inverse_frequency", c_void_p),
         ("head_tokens", c_void_p),
+        ("taps", c_int32),
+        ("logit_scale", c_float),
     )
 
 
@@ -137,6 +139,8 @@ class NativeDraft:
             rope_scale=rope_scale,
             inverse_frequency=None if frequency is None else frequency.ctypes.data,
             head_tokens=None if ids is None else ids.ctypes.data,
+            taps=len(config.taps) if config.joins_in_attention else 0,
+            logit_scale=config.logit_scale,
         )
         weights = [
             native.Weight(
@@ -191,12 +195,12 @@ class NativeDraft:
 
     def append(self, cache: KVCache, rows: DraftRows) -> None:
         """See `DraftNetwork.append`."""
-        rows = rows.checked(self._target.config)  # which live as long as the call
+        rows = rows.checked(self._config)  # which live as long as the call
         self._run(self._step(cache, rows))
 
     def run(self, cache: KVCache, rows: DraftRows, plan: DraftPlan) -> Tried:
         """See `DraftNetwork.run`."""
-        rows = rows.checked(self._target.config)
+        rows = rows.checked(self._config)
         tokens, parents = np.empty(plan.room, np.int32), np.empty(plan.room, np.int32)
         logprobs, seconds = np.empty(plan.room, np.float32), np.empty(plan.steps, np.float32)
         gains = plan.all_gains

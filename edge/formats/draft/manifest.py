@@ -9,8 +9,10 @@ A draft bundle is a folder like a model's (`edge.formats.bundle.manifest`), with
   bundle), `tokenizer` (digest of the target's tokenizer files, null without);
 * `operators`, `tensors`, `files`, `sha256`: as in a model's.
 
-A draft with a head of its own (`draft.head_rows`) has the tensor `lm_head.weight`, whose rows are those of
-the target's head in the order of the token ids in `token_ids` (int32 [head_rows], no packed tensor).
+A draft with a head of its own (`draft.head_rows`) has the tensor `lm_head.weight`, whose rows stand for the
+token ids in `token_ids` (int32 [head_rows], no packed tensor): rows of the target's head, or of one that was
+trained with the draft. Kinds of drafts other than EAGLE-2 came later, as did the fields of `draft` that only
+they have; programs from before name such a field as unknown.
 """
 
 from __future__ import annotations

@@ -162,10 +162,16 @@ edge_status check_draft_config(const edge_draft_config &c, const edge_config &ta
     const CacheShape cache{c.layers, c.kv_heads, c.head_dim, target.context, edge_kv_type(c.kv_type)};
     if (const edge_status status = check_cache_size(cache)) return status;
     if (c.window < 0) return fail(EDGE_INVALID, "window is %d; it must be 0 or positive.", c.window);
+    if (c.taps < 0 || c.taps > target.layers || (c.taps > 0 && c.layers != 1)) {
+        return fail(EDGE_INVALID,
+                    "A draft of %d layers can't have %d taps: those of one layer have up to %d.", c.layers,
+                    c.taps, target.layers);
+    }
     if (c.inverse_frequency != nullptr) {
         if (const edge_status status = check_frequencies(c.inverse_frequency, c.head_dim)) return status;
     }
-    if (const edge_status status = check_scales({c.residual_scale, c.rope_scale}, c.rms_norm_eps)) {
+    if (const edge_status status =
+            check_scales({c.residual_scale, c.rope_scale, c.logit_scale}, c.rms_norm_eps)) {
         return status;
     }
     if (c.head_rows < 0 || c.head_rows > target.vocab_size ||

@@ -88,20 +88,21 @@ void LayerRunner::rotate(int64_t token, int64_t position) {
              &rope_[size_t(token * dim)]);
 }
 
-void LayerRunner::attention_block(const Layer &layer, int64_t index) {
-    store_rows(layer, index, true);
+void LayerRunner::attention_block(const Layer &layer, int64_t index, Rows rows) {
+    store_rows(layer, index, true, rows);
     attend(layer, index);
 }
 
-void LayerRunner::store_rows(const Layer &layer, int64_t index, bool with_queries) {
+void LayerRunner::store_rows(const Layer &layer, int64_t index, bool with_queries, Rows rows) {
     const LayerColumns &columns = shape.columns;
     const int64_t n = tokens();
     const bool normalised = !layer.attention_norm.empty();
+    if (rows.data == nullptr) rows = {normalised ? normed_.data() : hidden_.data(), columns.hidden_stride};
     {
         const Stage stage(observer_, "attention_norm", index,
                           {normed_.data(), n, columns.hidden, columns.hidden_stride});
-        input_.prepare(parallel_, kernels_, normalised ? normed_.data() : hidden_.data(),
-                       columns.hidden_stride, n, {&layer.q, &layer.k, &layer.v}, [&](int64_t token) {
+        input_.prepare(parallel_, kernels_, rows.data, rows.stride, n, {&layer.q, &layer.k, &layer.v},
+                       [&](int64_t token) {
                            if (normalised) norm_row(layer.attention_norm, 1.0f, token, token);
                        });
     }

@@ -30,17 +30,20 @@ struct Layer {
 
 // The rows of a layer: columns, and floats from one row to the next.
 struct LayerColumns {
-    LayerColumns(int64_t hidden_size, int64_t query_size, int64_t kv_size, int64_t intermediate_size)
+    LayerColumns(int64_t hidden_size, int64_t query_size, int64_t kv_size, int64_t intermediate_size,
+                 int64_t read_size)
         : hidden(hidden_size),
           query(query_size),
           kv(kv_size),
           intermediate(intermediate_size),
+          read(read_size),
           hidden_stride(row_stride(hidden)),
           query_stride(row_stride(query)),
           kv_stride(row_stride(kv)),
           intermediate_stride(row_stride(intermediate)) {}
 
     int64_t hidden, query, kv, intermediate;
+    int64_t read;  // by attention: those of the normed residual stream, or of other rows
     int64_t hidden_stride, query_stride, kv_stride, intermediate_stride;
 };
 
@@ -56,6 +59,12 @@ struct LayerShape {
     float norm_eps, residual_scale;
     float rope_scale;                      // factor on cos and sin
     std::vector<float> inverse_frequency;  // [head_dim / 2]
+};
+
+// Rows that attention reads in place of the normed residual stream.
+struct Rows {
+    const float *data = nullptr;
+    int64_t stride = 0;
 };
 
 class LayerRunner {
@@ -77,10 +86,10 @@ class LayerRunner {
     const std::vector<Sequence> &sequences() const { return sequences_; }
 
     // The two blocks of a layer, whose number is `index`.
-    void attention_block(const Layer &layer, int64_t index);
+    void attention_block(const Layer &layer, int64_t index, Rows rows = {});
     void mlp_block(const Layer &layer, int64_t index);
     // The parts of the first one: keys and values into the caches, and where wanted the queries; the rest.
-    void store_rows(const Layer &layer, int64_t index, bool with_queries);
+    void store_rows(const Layer &layer, int64_t index, bool with_queries, Rows rows = {});
     void attend(const Layer &layer, int64_t index);
     // Between these two: of the pass's only sequence, without a tree, the last token alone goes on.
     void keep_last();

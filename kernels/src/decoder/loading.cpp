@@ -29,7 +29,7 @@ edge_model::edge_model(const edge_config &model_config, const edge_parallel &thr
       layers_(size_t(config.layers)),
       runner_(parallel, kernels, observer,
               {{config.hidden_size, int64_t(config.heads) * config.head_dim,
-                int64_t(config.kv_heads) * config.head_dim, config.intermediate_size},
+                int64_t(config.kv_heads) * config.head_dim, config.intermediate_size, config.hidden_size},
                cache_shape(),
                config.heads,
                config.max_batch,

@@ -94,11 +94,11 @@ edge_status set_in_layer(int role, const edge_matrix &given, const char *what, c
         case EDGE_MLP_NORM:
             return set_vector(given, what, columns.hidden, columns.hidden_stride, &layer->mlp_norm);
         case EDGE_Q:
-            return matrix(columns.query, columns.hidden, &layer->q);
+            return matrix(columns.query, columns.read, &layer->q);
         case EDGE_K:
-            return matrix(columns.kv, columns.hidden, &layer->k);
+            return matrix(columns.kv, columns.read, &layer->k);
         case EDGE_V:
-            return matrix(columns.kv, columns.hidden, &layer->v);
+            return matrix(columns.kv, columns.read, &layer->v);
         case EDGE_O:
             return matrix(columns.hidden, columns.query, &layer->o);
         case EDGE_GATE:

@@ -48,7 +48,7 @@ edge_status edge_draft::check(const edge_draft_step &step) const {
                         step.tokens[i], i, target.config.vocab_size);
         }
     }
-    if (!target.kernels.all_finite(step.hidden, step.n * int64_t(target.config.hidden_size))) {
+    if (!target.kernels.all_finite(step.hidden, step.n * hidden_columns())) {
         return fail(EDGE_NOT_FINITE, "A hidden state for the draft is not finite.");
     }
     if (step.steps == 0) return EDGE_OK;
@@ -108,21 +108,23 @@ edge_status edge_draft::run(edge_draft_step *step) {
 // Rows first .. first + n of the step into the cache. The last layer needs no more than their keys and values, but for
 // the last row where the draft goes `onward` from it.
 edge_status edge_draft::append(const edge_draft_step &step, int64_t first, int64_t n, bool onward) {
-    const int64_t length = step.cache->length, hidden = target.config.hidden_size;
+    const int64_t length = step.cache->length;
     if (const edge_status status = step.cache->make_room(length, length + n)) return status;
     runner_.begin();
     runner_.add({step.cache, 0, n, length, nullptr});
+    if (taps_ > 0) make_features(step, first, n);
     parallel_for(target.parallel, n, 1, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t row = begin; row < end; ++row) {
-            join(row, step.tokens[first + row], step.hidden + (first + row) * hidden);
+            const float *known = step.hidden + (first + row) * hidden_columns();
+            join(row, step.tokens[first + row], taps_ > 0 ? runner_.hidden(row) : known);
             runner_.rotate(row, step.position + first + row);
         }
     });
-    run_fc(n);
+    if (taps_ == 0) run_fc(joined_, n);
     for (int32_t index = 0; index < layer_count_; ++index) {
         const edge::Layer &layer = layers_[size_t(index)];
         const bool last = index == layer_count_ - 1;
-        runner_.store_rows(layer, index, !last || onward);
+        runner_.store_rows(layer, index, !last || onward, read_by(index));
         if (last && !onward) break;
         if (last) runner_.keep_last();
         runner_.attend(layer, index);
@@ -132,12 +134,22 @@ edge_status edge_draft::append(const edge_draft_step &step, int64_t first, int64
     return EDGE_OK;
 }
 
-// A row of the input of fc: the token's embedding and a hidden state, through their norms.
+// With taps: the residual stream of rows first .. first + n of the step = fc of the target's hidden states.
+void edge_draft::make_features(const edge_draft_step &step, int64_t first, int64_t n) {
+    const int64_t size = hidden_columns(), stride = edge::row_stride(size);
+    for (int64_t row = 0; row < n; ++row) {
+        std::memcpy(&tapped_[size_t(row * stride)], step.hidden + (first + row) * size,
+                    size_t(size) * sizeof(float));
+    }
+    run_fc(tapped_, n);
+}
+
+// A joined row: the token's embedding and a hidden state, through their norms.
 void edge_draft::join(int64_t row, int32_t token, const float *state) {
     const edge::LayerShape &shape = runner_.shape;
     const int64_t size = shape.columns.hidden, stride = shape.columns.hidden_stride;
-    float *const halves[] = {&joined_[size_t(row * edge::row_stride(2 * size))],
-                             &joined_[size_t(row * edge::row_stride(2 * size) + size)]};
+    float *const halves[] = {&joined_[size_t(row * joined_stride())],
+                             &joined_[size_t(row * joined_stride() + size)]};
     const edge::Vector *const norms[] = {&embedding_norm_, &hidden_norm_};
     float *const plain = &unnormed_[size_t(row * stride)], *const normed = runner_.normed(row);
     for (int half = 0; half < 2; ++half) {
@@ -155,10 +167,10 @@ void edge_draft::join(int64_t row, int32_t token, const float *state) {
     }
 }
 
-// The residual stream of `rows` tokens = fc of the joined rows.
-void edge_draft::run_fc(int64_t rows) {
+// The residual stream of `rows` tokens = fc of these rows.
+void edge_draft::run_fc(const std::vector<float> &inputs, int64_t rows) {
     const edge::LayerColumns &columns = runner_.shape.columns;
-    runner_.input().prepare(target.parallel, target.kernels, joined_.data(), edge::row_stride(fc_.columns),
+    runner_.input().prepare(target.parallel, target.kernels, inputs.data(), edge::row_stride(fc_.columns),
                             rows, {&fc_}, [](int64_t) {});
     const edge::LinearJob job{&fc_, runner_.hidden(0),      columns.hidden_stride, false,
                               1.0f, edge::data_of(fc_bias_)};
@@ -211,9 +223,17 @@ edge_status edge_draft::next_step(edge_draft_step *step, int64_t position, int64
     runner_.begin();
     runner_.add({step->cache, 0, n, length, masks_.data(), earlier});
     for (int64_t row = 0; row < n; ++row) runner_.rotate(row, position);
-    run_fc(n);
+    if (taps_ > 0) {  // the residual streams of the leaves' rows, in the order of the leaves
+        const edge::LayerColumns &columns = runner_.shape.columns;
+        for (int64_t row = 0; row < n; ++row) {
+            std::memcpy(runner_.hidden(row), &unnormed_[size_t(row * columns.hidden_stride)],
+                        size_t(columns.hidden) * sizeof(float));
+        }
+    } else {
+        run_fc(joined_, n);
+    }
     for (int32_t index = 0; index < layer_count_; ++index) {
-        runner_.attention_block(layers_[size_t(index)], index);
+        runner_.attention_block(layers_[size_t(index)], index, read_by(index));
         runner_.mlp_block(layers_[size_t(index)], index);
     }
     return add_nodes(step, n);
@@ -224,9 +244,10 @@ edge_status edge_draft::add_nodes(edge_draft_step *step, int64_t rows) {
     const edge::LayerColumns &columns = runner_.shape.columns;
     float *logits = reinterpret_cast<float *>(logits_.data());
     const auto scale = [&](int64_t row) {
+        if (!output_norm_.empty()) return runner_.norm_row(output_norm_, logit_scale_, row, row);
         const float *state = runner_.hidden(row);
         float *scaled = runner_.normed(row);
-        for (int64_t i = 0; i < columns.hidden; ++i) scaled[i] = state[i] * target.config.logit_scale;
+        for (int64_t i = 0; i < columns.hidden; ++i) scaled[i] = state[i] * logit_scale_;
     };
     runner_.input().prepare(target.parallel, target.kernels, runner_.normed(0), columns.hidden_stride, rows,
                             {&head()}, scale);

@@ -2,9 +2,11 @@
 //
 // Row i joins the target's embedding of token i + 1 with its hidden state of token i; what the layers make of it stands
 // for the hidden state of token i + 1, from which a head tells token i + 2. Where a true hidden state is missing, such a
-// guess takes its place; rows that came about so are dropped after the call.
+// guess takes its place; rows that came about so are dropped after the call. With taps (EAGLE-3, arXiv 2503.01840) fc
+// makes the hidden state of several of the target's, and the embedding joins it where attention reads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -40,20 +42,29 @@ struct edge_draft {
     bool choose_leaves(const edge_draft_step &step, int64_t earlier);
     edge_status next_step(edge_draft_step *step, int64_t position, int64_t earlier);
     edge_status add_nodes(edge_draft_step *step, int64_t rows);
+    void make_features(const edge_draft_step &step, int64_t first, int64_t n);
     void join(int64_t row, int32_t token, const float *state);
-    void run_fc(int64_t rows);
+    void run_fc(const std::vector<float> &inputs, int64_t rows);
+    int64_t hidden_columns() const { return std::max(1, taps_) * int64_t(target.config.hidden_size); }
+    int64_t joined_stride() const { return edge::row_stride(2 * runner_.shape.columns.hidden); }
+    // What the layer's attention reads: with taps the joined rows.
+    edge::Rows read_by(int32_t layer) const {
+        return layer == 0 && taps_ > 0 ? edge::Rows{joined_.data(), joined_stride()} : edge::Rows{};
+    }
     const edge::Matrix &head() const { return own_head_.data ? own_head_ : target.head(); }
 
-    const int32_t layer_count_, head_rows_;
+    const int32_t layer_count_, taps_;
+    const float logit_scale_;
+    const int32_t head_rows_;
     const std::vector<int32_t> head_tokens_;
     edge::Observer observer_;  // nobody listens
     edge::LayerRunner runner_;
     edge::Matrix fc_, own_head_, planned_head_;
-    edge::Vector fc_bias_, embedding_norm_, hidden_norm_;
+    edge::Vector fc_bias_, embedding_norm_, hidden_norm_, output_norm_;
     std::vector<edge::Layer> layers_;
 
-    std::vector<float> joined_,
-        unnormed_;  // inputs of fc, and their halves before the norms, one row per token
+    // One row per token: embedding and hidden state side by side, each of them before its norm, and what is tapped.
+    std::vector<float> joined_, unnormed_, tapped_;
     edge::AlignedMemory logits_;
     edge::Candidates candidates_;
     std::vector<Node> nodes_;

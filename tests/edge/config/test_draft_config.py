@@ -10,7 +10,7 @@ import pytest
 
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import RopeConfig
-from edge.config.draft import DraftConfig, draft_tensors
+from edge.config.draft import DraftConfig, DraftKind, draft_tensors, usual_taps
 from edge.config.draft_huggingface import DraftParts, draft_from_hf
 from edge.config.presets import preset
 from edge.errors import ConfigError
@@ -50,6 +50,59 @@ def test_json_and_back(config: DraftConfig) -> None:
         assert DraftConfig.from_json(changed.to_json()) == changed
 
 
+def test_other_kinds(config: DraftConfig) -> None:
+    target = minicpm_target(num_hidden_layers=8)
+    joined, chained = draft_shape(target, "eagle3", head_rows=50), draft_shape(target, "mtp")
+    assert (joined.taps, joined.hidden_columns, joined.logit_scale) == ((1, 3, 4), 3 * 144, 1.0)
+    assert (chained.taps, chained.hidden_columns) == ((7,), 144)
+    for each in (joined, chained):
+        each.check_target(target, "it")
+        assert DraftConfig.from_json(each.to_json()) == each
+    assert {"taps", "output_norm"}.isdisjoint(config.to_json())  # which older programs read
+    tensors = draft_tensors(joined)
+    assert tensors["fc.weight"].shape == (144, 3 * 144)
+    assert {tensors[f"layers.0.self_attn.{name}_proj.weight"].shape[1] for name in "qkv"} == {2 * 144}
+    assert tensors["layers.0.self_attn.o_proj.weight"].shape == (144, 128)
+    assert [*tensors][-2:] == ["norm.weight", "lm_head.weight"] and tensors["norm.weight"].native == 2
+    assert {*draft_tensors(chained)} - {*draft_tensors(config)} == {"norm.weight"}
+
+
+@pytest.mark.parametrize("layers", range(1, 40))
+def test_usual_taps_are_layers(layers: int) -> None:
+    taps = usual_taps(layers)
+    assert taps == tuple(sorted(set(taps))) and taps[0] >= 0 and taps[-1] < layers
+    assert layers < 7 or taps == (1, layers // 2 - 1, layers - 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("eagle2", {"output_norm": True}, "output_norm of a draft of the kind 'eagle2' is False, not True"),
+        ("eagle2", {"taps": (1,)}, r"taps of a draft of the kind 'eagle2' is \(\), not \(1,\)"),
+        ("eagle3", {"taps": ()}, "are 1 to 16 different numbers of layers"),
+        ("eagle3", {"taps": (1, -1)}, "are 1 to 16 different numbers of layers"),
+        ("eagle3", {"taps": (1, 0, 1)}, "are 1 to 16 different numbers of layers"),
+        ("eagle3", {"num_hidden_layers": 2}, "num_hidden_layers of a draft of the kind 'eagle3' is 1, not 2"),
+        ("eagle3", {"head_rows": None}, "has a head of its own: give its head_rows"),
+        ("mtp", {"taps": (0, 1)}, "are the number of one layer"),
+        ("mtp", {"fc_bias": True}, "fc_bias of a draft of the kind 'mtp' is False"),
+    ],
+)
+def test_kinds_that_cannot_be(kind: DraftKind, change: dict[str, Any], says: str) -> None:
+    shape = draft_shape(minicpm_target(), kind)
+    with pytest.raises(ConfigError, match=says):
+        replace(shape, **change)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("eagle3", 4), ("mtp", 7), ("mtp", 9)])
+def test_taps_belong_to_a_depth(kind: DraftKind, layers: int) -> None:
+    draft = draft_shape(minicpm_target(num_hidden_layers=8), kind)
+    with pytest.raises(
+        ConfigError, match=rf"reads the model after layer \d, but the last .* is {layers - 1};"
+    ):
+        draft.check_target(minicpm_target(num_hidden_layers=layers), "it")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -80,7 +133,9 @@ def test_shapes_that_cannot_be(config: DraftConfig, change: dict[str, Any], says
     ("change", "says"),
     [
         (lambda data: data.pop("window"), r"'draft\.window' is missing"),
-        (lambda data: data.update(taps=[1, 2]), r"Unknown field 'draft\.taps'"),
+        (lambda data: data.update(depths=[1, 2]), r"Unknown field 'draft\.depths'"),
+        (lambda data: data.update(taps=1), r"'draft\.taps' must be a list of layers"),
+        (lambda data: data.update(output_norm=1), r"'draft\.output_norm' must be true or false"),
         (lambda data: data.update(fc_bias=1), r"'draft\.fc_bias' must be true or false"),
         (lambda data: data["rope"].update(x=1), r"Unknown field 'draft\.rope\.x'"),
     ],
@@ -122,9 +177,11 @@ def test_public_configs() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["LlamaForCausalLMEagle3"]}, "an EAGLE-3 draft .field 'architectures'"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "EAGLE-3 draft .field 'architectures'., but the wei"),
+        ({"architectures": ["DeepSeekMTPModel"]}, "a multi-token draft of another program"),
+        ({"num_nextn_predict_layers": 1}, "a model with multi-token layers inside it"),
         ({"architectures": ["DFlashDraftModel"]}, "a DFlash draft"),
-        ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'"),
+        ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'., but the weights"),
         ({"target_layer_ids": [1, 10]}, "a DFlash or DSpark draft .field 'target_layer_ids'"),
         ({"speculators_model_type": "eagle"}, "speculators"),
         ({"hidden_size": 160}, "whose hidden_size is 160, not 144 as here"),

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from edge.checkpoints.frequency_list import write_frequency_list
+from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config.draft_names import MULTI_TOKEN
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
@@ -21,7 +23,16 @@ from edge.quant.packing import dequantize, unpack
 from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 from tests.conftest import letter_tokenizer
-from tests.drafts import cpmcu_state, draft_fields, floats, minicpm_target, write_draft
+from tests.drafts import (
+    cpmcu_state,
+    draft_fields,
+    eagle3_fields,
+    eagle3_state,
+    floats,
+    minicpm_target,
+    multi_token_state,
+    write_draft,
+)
 from tests.hub_server import Hub
 
 TARGET = minicpm_target()
@@ -146,7 +157,75 @@ def test_random_drafts(target: Bundle, make_bundle: Make) -> None:
     assert halves.tensors["fc.weight"].scheme == F16
     assert np.std(matrix(halves, "fc.weight")) == pytest.approx(144**-0.5, rel=0.05)
     assert open_draft("random:eagle2", make_bundle(TARGET, INT4, seed=3)).path != draft.path
-    fails("There is no random draft 'random:eagle3'; there is random:eagle2", "random:eagle3", target)
+    fails(
+        "There is no random draft 'random:eagle4'; there are random:eagle2, random:eagle3 and random:mtp",
+        "random:eagle4",
+        target,
+    )
+
+
+def test_random_drafts_of_other_kinds(target: Bundle) -> None:
+    chained = open_draft("random:mtp", target, vocabulary=64)
+    assert chained.config == draft_shape(TARGET, "mtp", head_rows=64)
+    assert open_draft("random:mtp", target).config.head_rows is None
+    joined = open_draft("random:eagle3", target)
+    assert joined.config == draft_shape(TARGET, "eagle3") and joined.source == "random:eagle3"
+    assert joined.token_ids is not None and joined.token_ids.tolist() == [
+        *range(203)
+    ]  # 32,000 of larger ones
+    assert joined.tensors["lm_head.weight"].scheme == INT4
+    assert np.std(matrix(joined, "lm_head.weight")) == pytest.approx(144**-0.5, rel=0.1)
+    fails(
+        "random:eagle3 has a head that was trained with it, over 203", "random:eagle3", target, vocabulary=64
+    )
+    for draft, name in ((chained, "random:mtp"), (joined, "random:eagle3")):
+        assert names_draft(name)
+        vocabulary = 64 if draft is chained else None
+        assert plan_draft(name, target, vocabulary=vocabulary).weights_bytes == draft.weights_bytes
+
+
+def test_an_eagle3_draft(tmp_path: Path, target: Bundle, make_bundle: Make) -> None:
+    """Its head is rounded as its other matrices are, and its tokens are those of its map."""
+    state = eagle3_state(TARGET, taps=2)
+    state["embed_tokens.weight"] = torch.tensor(matrix(target, "model.embed_tokens.weight")).half()
+    folder = write_draft(tmp_path / "public", eagle3_fields(TARGET), state)
+    draft = open_draft(folder, target)
+    assert draft.config == draft_shape(TARGET, "eagle3", head_rows=40)
+    assert draft.token_ids is not None
+    assert draft.token_ids.tolist() == (state["d2t"] + torch.arange(40)).tolist()
+    for ours, theirs in (("lm_head.weight", "lm_head.weight"), ("fc.weight", "fc.weight")):
+        assert draft.tensors[ours].scheme == INT4
+        expected = quantize(floats(state, theirs), INT4).dequantize()
+        np.testing.assert_array_equal(matrix(draft, ours), expected)
+    np.testing.assert_array_equal(matrix(draft, "norm.weight")[0], floats(state, "norm.weight"))
+    assert open_draft(folder, target, head="int8").tensors["lm_head.weight"].scheme == INT8
+    halves = open_draft(folder, target, quantize="source")
+    assert {each.scheme for each in halves.tensors.values() if len(each.shape) == 2} == {F16}
+    assert names_draft(folder) and plan_draft(folder, target).weights_bytes == draft.weights_bytes
+    fails("has a head that was trained with it, over 40 tokens", folder, target, vocabulary="all")
+    other = make_bundle(TARGET, INT4, seed=1, tokenizer=True)
+    fails("its copy 'embed_tokens.weight' differs", folder, other)
+    deeper = make_bundle(minicpm_target(num_hidden_layers=8), INT4, tokenizer=True)
+    fails("'fc.weight' .* has shape 144x288, but its configuration asks for 144x432", folder, deeper)
+
+
+def test_the_layer_in_the_folder_of_a_run(tmp_path: Path, target: Bundle) -> None:
+    fields = draft_fields(TARGET, num_hidden_layers=2)
+    run = write_draft(tmp_path / "run", fields, multi_token_state(TARGET), name=MULTI_TOKEN)
+    (run / "model").mkdir()
+    (run / "config.json").rename(run / "model" / "config.json")
+    assert names_draft(run)
+    draft = open_draft(run, target)
+    assert draft.config == draft_shape(TARGET, "mtp") and draft.token_ids is None
+    small = open_draft(run, target, vocabulary=tmp_list(tmp_path, 30))
+    assert small.token_ids is not None and small.token_ids.tolist() == [*range(29), 90]
+    (run / "model" / "tokenizer.json").write_bytes(letter_tokenizer(203).replace(b'"word1', b'"term1'))
+    fails("is a draft for another tokenizer", run, target, quantize="f16")
+
+
+def tmp_list(folder: Path, count: int) -> Path:
+    write_frequency_list(folder / f"freq_{count}.pt", range(count))
+    return folder / f"freq_{count}.pt"
 
 
 def test_drafts_of_other_targets(folder: Path, target: Bundle, make_bundle: Make) -> None:
@@ -239,7 +318,7 @@ def test_drafts_from_the_hub(
     shutil.copytree(folder, repository)  # without a tokenizer, as public ones
     (repository / "README.md").write_text("not wanted")
     write_frequency_list(repository / "freq_60.pt", range(60))
-    write_draft(hub.root / "org" / "eagle3", draft_fields(TARGET, draft_vocab_size=9), cpmcu_state(TARGET))
+    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, target_layer_ids=[9]), cpmcu_state(TARGET))
     ask = hub_program(OPENING, hub.url)
     found = ask(str(target.path), "org/draft", {})
     assert found["source"] == "org/draft" and found["rows"] == 60 and found["path"].startswith("org-draft-")
@@ -247,14 +326,14 @@ def test_drafts_from_the_hub(
     assert fetched == {"config.json", "model.safetensors", "freq_60.pt"}
     hub.requests.clear()
     assert ask(str(target.path), "org/draft", {"offline": True}) == found and hub.requests == []
-    refused = ask(str(target.path), "org/eagle3", {})
-    assert "EAGLE-3 draft (field 'draft_vocab_size')" in refused["message"]
+    refused = ask(str(target.path), "org/dflash", {})
+    assert "DFlash or DSpark draft (field 'target_layer_ids')" in refused["message"]
     assert not any("GET" in each and "safetensors" in each for each in hub.requests)  # told before they come
 
 
 def test_what_names_a_draft_network(folder: Path, target: Bundle, tmp_path: Path) -> None:
     (tmp_path / "draft.gguf").write_bytes(b"")
-    networks = ["openbmb/MiniCPM4-8B-Eagle-FRSpec", "random:eagle2", folder, str(folder)]
+    networks = ["openbmb/MiniCPM4-8B-Eagle-FRSpec", "random:eagle2", "random:mtp", folder, str(folder)]
     models = [
         "eagle-lab/tiny-llama",  # an owner says nothing of a repository
         "owner/small-draft-GGUF:small.gguf",

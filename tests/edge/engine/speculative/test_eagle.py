@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge.checkpoints.synthetic_draft import draft_shape
-from edge.config.draft import EMBEDDING_NORM, FC, DraftConfig
+from edge.config.draft import EMBEDDING_NORM, FC, OUTPUT_NORM, DraftConfig
 from edge.config.tensors import FINAL_NORM, HEAD
 from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.eagle import Eagle, EagleDrafter
@@ -76,8 +76,10 @@ class Story:
 
     def go_on(self, tokens: list[int], tell_hidden: bool = True) -> None:
         start = self.cache.length
-        step = SequenceStep(self.cache, tokens, logits="none", hidden=True)
-        hidden = run_step(self.executor, step).hidden
+        taps = self.drafter.taps
+        step = SequenceStep(self.cache, tokens, logits="none", hidden=not taps, layers=taps)
+        result = run_step(self.executor, step)
+        hidden = np.concatenate(result.layers, axis=1) if taps else result.hidden
         self.tokens[start:] = tokens
         told = np.array(tokens, np.int32)
         self.drafter.accepted(Accepted(start, told, hidden if tell_hidden else None))
@@ -92,14 +94,16 @@ class Story:
 
 
 @pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one, window, layers):
+@pytest.mark.parametrize(("kind", "layers"), [("eagle2", 1), ("eagle2", 2), ("eagle3", 1), ("mtp", 1)])
+def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one, window, kind, layers):
     """Prompts, accepted tokens, cuts, guesses that nobody verified: the tree is that of a drafter which sees
     the sequence for the first time."""
     bundle = make_bundle(shaped(max_position_embeddings=256))
-    config = draft_shape(bundle.config, window=window, num_hidden_layers=layers)
-    executor = open_one(bundle)
-    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, config)))
+    config = draft_shape(bundle.config, kind, window=window, num_hidden_layers=layers)
+    executor, ids = open_one(bundle), np.arange(60, dtype=np.int32) if kind == "eagle3" else None
+    if ids is not None:
+        config = config.with_head(len(ids))
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, config, token_ids=ids)))
     rng = np.random.default_rng(layers)
 
     def some(n: int) -> list[int]:
@@ -200,9 +204,10 @@ def test_steps_are_planned_by_what_they_gave_and_cost(shaped):
     assert eagle.plan(Budget(rows=1, depth=9, token_seconds=0.02, least_chance=1.0)) is not None
 
 
-@pytest.fixture
-def parrot(shaped, make_bundle, tmp_path) -> tuple[Bundle, Any]:
+@pytest.fixture(params=["eagle2", "mtp"])
+def parrot(shaped, make_bundle, tmp_path, request) -> tuple[Bundle, Any]:
     """A model whose next token follows from its last one, and a draft that knows how."""
+    kind = request.param
 
     def silent(name: str, weights: Any) -> None:
         if ".o_proj." in name or ".down_proj." in name:
@@ -219,11 +224,13 @@ def parrot(shaped, make_bundle, tmp_path) -> tuple[Bundle, Any]:
     def copying(name: str, weights: Any) -> None:
         silent(name, weights)
         if name == EMBEDDING_NORM:
+            weights[:] = final_norm if kind == "eagle2" else 1
+        if name == OUTPUT_NORM:
             weights[:] = final_norm
         if name == FC:
             weights[:] = np.eye(*weights.shape)
 
-    config = draft_shape(bundle.config, input_norms=True)
+    config = draft_shape(bundle.config, kind, input_norms=True)
     return bundle, write_draft(tmp_path / "parrot", bundle, config, change=copying)
 
 
@@ -253,6 +260,40 @@ def test_a_good_draft_makes_answers_of_few_passes(parrot, open_one, name, settin
             else:
                 assert counted.accepted > 0
             prompt = [*prompt, *plain.tokens, 7, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["native", "torch"])
+@pytest.mark.parametrize("kind", ["eagle2", "eagle3", "mtp"])
+def test_guesses_of_every_kind_change_nothing(shaped, make_bundle, tmp_path, open_one, name, kind):
+    """A model that says few tokens, so that a network of random weights is right now and then."""
+
+    def few(tensor: str, weights: Any) -> None:
+        if tensor == HEAD:
+            weights[8:] = 0
+            weights[:8] *= 3
+
+    bundle = make_bundle(
+        shaped(vocab_size=120, num_hidden_layers=7, max_position_embeddings=512),
+        QuantScheme("f16"),
+        change=few,
+        tokenizer=True,
+    )
+    executor, ids = open_one(bundle, name), np.array([5, 0, 7, 1, 6, 4], np.int32)
+    config = draft_shape(bundle.config, kind).with_head(len(ids))
+    eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, config, token_ids=ids)))
+    eagle._cost = lambda step, token_seconds: 0.0
+    with Model(bundle, executor, name="few") as model:
+        model.scheduler.costs = FreeRows()
+        plain_session = model.session(speculate=False)
+        model.scheduler.speculation = Speculation(kind, lambda: lambda: EagleDrafter(eagle))
+        session = model.session()
+        for number, settings in enumerate(({"temperature": 0}, {"temperature": 0.9, "seed": 3})):
+            prompt = list(range(5 + number, 40))
+            wanted = {**settings, "max_new_tokens": 60 if name == "native" else 15, "ignore_eos": True}
+            plain = model.complete(prompt, session=plain_session, **wanted)
+            guessed = model.complete(prompt, session=session, **wanted)
+            assert guessed.tokens == plain.tokens and guessed.text == plain.text
+            assert session.speculation.statistics.accepted > 0
 
 
 def test_what_is_expected_is_what_comes(shaped, make_bundle, tmp_path, open_one):

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 import edge
+from edge.config.draft_names import MULTI_TOKEN
 from edge.engine.speculative.small_model import SmallModel
 from edge.errors import EdgeError, WrongTypeError
 from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
 from edge.system.notices import EdgeWarning
 from tests import conftest
+from tests.drafts import draft_fields, eagle3_fields, eagle3_state, multi_token_state, write_draft
 from tests.planted import FreeRows
 
 INT4 = QuantScheme("int4", 32)
@@ -51,6 +53,31 @@ def test_names_of_kinds(target):
         with edge.load(target.path, speculate=name) as model:
             found = model.scheduler.speculation
             assert (None if found is None else found.name) == drafter
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "mtp"])
+def test_answers_with_public_files(make_bundle, tiny_config, tmp_path, kind):
+    """As a person has them: the names of others, rounded to int4, beside a model with all its defaults."""
+    shape = replace(tiny_config, vocab_size=120, num_hidden_layers=7, max_position_embeddings=512)
+    target = make_bundle(shape, INT4, tokenizer=True)
+    if kind == "eagle3":
+        write_draft(tmp_path, eagle3_fields(shape, 100), eagle3_state(shape, 100))
+    else:
+        fields = draft_fields(shape, num_hidden_layers=7)
+        write_draft(tmp_path, fields, multi_token_state(shape), name=MULTI_TOKEN)
+    accepted = 0
+    with edge.load(target.path, speculate=tmp_path) as model:
+        speculation = model.scheduler.speculation
+        assert speculation is not None and speculation.memory_bytes > 0
+        model.scheduler.costs = FreeRows()
+        for settings in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
+            wanted: dict[str, Any] = {**settings, "max_new_tokens": 100, "ignore_eos": True}
+            plain = model.complete([5, 6, 7], session=model.session(speculate=False), **wanted)
+            guessed = model.complete([5, 6, 7], **wanted)
+            assert guessed.tokens == plain.tokens and guessed.text == plain.text
+            assert guessed.speculation is not None and guessed.speculation.drafted > 5
+            accepted += guessed.speculation.accepted
+    assert accepted > 0
 
 
 @pytest.mark.parametrize("lacks", [{"vocab_size": 97}, {"max_position_embeddings": 64}], ids=str)

@@ -21,6 +21,7 @@ from edge.engine.settings import merge_settings
 from edge.errors import NativeError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
+from edge.executors.protocol import SequenceStep, run_step
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model
 from tests.planted import FreeRows, PlantedDrafter, planted
@@ -280,7 +281,8 @@ def test_four_streams_in_one_pass(model):
         assert stream.result.speculation is not None and stream.result.speculation.accepted > 5
 
 
-def test_drafters_are_told_what_stands_in_the_cache(model):
+@pytest.mark.parametrize("taps", [(), (1, 0)], ids=str)
+def test_drafters_are_told_what_stands_in_the_cache(model, taps):
     """Tokens and hidden states, of the prompt and of accepted guesses, as plain decoding has them."""
     prompt, settings = (
         prompt_of(70),
@@ -288,9 +290,9 @@ def test_drafters_are_told_what_stands_in_the_cache(model):
     )
     plain = model.complete(prompt, session=model.session(speculate=False), **settings)
     whole = prompt + list(plain.tokens)
-    (idle,) = with_guesses(model, [whole], right=0.0, hidden=True)
+    (idle,) = with_guesses(model, [whole], right=0.0, hidden=True, taps=taps)
     model.complete(prompt, **settings)
-    (drafter,) = with_guesses(model, [whole], right=0.8, hidden=True)
+    (drafter,) = with_guesses(model, [whole], right=0.8, hidden=True, taps=taps)
     model.complete(prompt, **settings)
     assert drafter.proposed < 35
     for told in (idle.told, drafter.told):
@@ -298,7 +300,12 @@ def test_drafters_are_told_what_stands_in_the_cache(model):
         assert places == list(range(len(whole) - 1))
         assert [token for each in told for token in each.tokens.tolist()] == whole[:-1]
     rows = [np.concatenate([each.hidden for each in told]) for told in (idle.told, drafter.told)]
-    assert np.array_equal(rows[0], rows[1]) and rows[0].shape == (len(whole) - 1, model.config.hidden_size)
+    size = model.config.hidden_size
+    assert np.array_equal(rows[0], rows[1]) and rows[0].shape == (len(whole) - 1, max(1, len(taps)) * size)
+    if taps:  # one behind the other, in this order
+        step = SequenceStep(model.executor.new_cache(), whole[:50], logits="none", layers=(0, 1))
+        first, second = run_step(model.executor, step).layers
+        assert np.array_equal(rows[0][:50], np.concatenate([second, first], axis=1))
 
 
 def test_a_sampler_that_fails_in_the_middle_of_a_path(model):
