@@ -14,9 +14,9 @@ from edge.apps.cli.terminal import output_console, print_json
 from edge.apps.train_data import counting
 from edge.apps.train_run import train_as
 from edge.engine.speculative.options import SpeculationOptions
-from edge.train.config import DRAFT_KINDS, read
+from edge.train.config import read
 from edge.train.data.texts import ReadingOptions, read_documents
-from edge.train.drafts.options import AnswerOptions
+from edge.train.drafts.options import DRAFT_KINDS, AnswerOptions
 
 DRAFT_RUN = "draft"
 """The preset of runs that train drafts."""
@@ -27,11 +27,18 @@ def answers(
     model: Model,
     *,
     prompts: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             metavar="FILE", help="Prompts, one a document: .jsonl, .txt, .md or .parquet; several times."
         ),
-    ],
+    ] = None,
+    of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Answers that exist: they are read again, for another kind of draft or form of the model.",
+        ),
+    ] = None,
     reading: ReadingOptions,
     options: AnswerOptions,
     source: Source,
@@ -41,20 +48,25 @@ def answers(
 ) -> None:
     """Let a model answer prompts, for a draft to learn from; what was ended goes on where it was."""
     folder = given_out(out)
-    from edge.train.drafts.answers import make_answers
+    if (of is None) == (prompts is None):
+        raise typer.BadParameter("give either of them", param_hint="'--prompts' or '--of'")
+    from edge.train.data.shards import ShardFolder
+    from edge.train.drafts.answers import Asked, Earlier, Prompts, make_answers
 
-    asked = list(read_documents(prompts, reading))
+    asked: Asked = Prompts(list(read_documents(prompts or (), reading)))
+    if of is not None:
+        asked = Earlier(ShardFolder.open(of))
     started = time.monotonic()
     opened = load_model(model, source, run, speculation=SpeculationOptions("off"), prefix_memory=0)
-    with opened, counting("Answering", f"of {len(asked)} prompts") as count:
-        made = make_answers(opened, asked, folder, options, lambda prompts, _: count(prompts))
+    with opened, counting("Answering", f"of {len(asked)}") as count:
+        made = make_answers(opened, asked, folder, options, lambda done, _: count(done))
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         print_json(
             {
                 "schema": 1,
                 "out": str(folder),
-                "prompts": len(asked),
+                "asked": len(asked),
                 "answers": made.documents,
                 "tokens": made.tokens,
                 "seconds": seconds,

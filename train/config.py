@@ -15,21 +15,19 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
-from edge.config.draft import DraftKind
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
 from edge.system.options import REQUIRED, check_options, default_of, option, options_of
+from edge.train.drafts.options import DRAFT_KINDS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-DRAFT_KINDS = get_args(DraftKind)
-"""Kinds of drafts that can be trained."""
 CONFIGS = Path(__file__).parent / "configs"
 """The presets of runs."""
 
@@ -162,7 +160,9 @@ class DraftSection(_Section):
         least=0,
     )
     times: int = option(3, "Guesses in a row that it learns to make.", least=1)
-    feature_loss: float = option(1.0, "Weight of the distance to the model's next hidden state.", least=0)
+    feature_loss: float = option(
+        1.0, "Weight of the distance to the model's next hidden state (eagle2).", least=0
+    )
     token_loss: float = option(0.1, "Weight of the cross-entropy to what the model says next.", least=0)
 
 

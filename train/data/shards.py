@@ -70,7 +70,8 @@ class States:
 @dataclass(frozen=True)
 class ShardFacts:
     """What all shards of a folder share. tokenizer: `tokenizer_digest` of the files. state_width: numbers of
-    a token's hidden states, 0 where there are none.
+    a token's hidden states, 0 where there are none. state_layers: layers whose residual streams these are,
+    one behind the other; none for the hidden state after the final norm.
     """
 
     vocab_size: int
@@ -78,6 +79,7 @@ class ShardFacts:
     eos_token_ids: tuple[int, ...]
     tokenizer: str
     state_width: int = 0
+    state_layers: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -128,6 +130,7 @@ class ShardFolder:
             fields.ids("eos_token_ids"),
             fields.text("tokenizer"),
             fields.integer("state_width", 0),
+            fields.ids("state_layers"),
         )
         try:
             shards = [_entry(each) for each in index["shards"]]

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,20 +42,20 @@ from edge.train.data.shards import (
     write_shard,
 )
 from edge.train.drafts.loops import loop_start
-from edge.train.drafts.options import AnswerOptions
+from edge.train.drafts.options import AnswerOptions, state_layers
 
 _AHEAD = 4  # shards whose prompts may be answered while the first of them still waits for its last answer
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """An answer. tokens: int32 [n], of prompt and answer. begin: first place of the answer. features: float16
-    [n, hidden_size], the hidden states after the final norm; of the last token, which was never run, zeros.
+    """An answer. tokens: int32 [n], of prompt and answer. begin: first place of the answer. states: float16
+    [n, width], the hidden states; of the last token, which was never run, zeros.
     """
 
     tokens: npt.NDArray[np.int32]
     begin: int
-    features: npt.NDArray[np.float16]
+    states: npt.NDArray[np.float16]
 
 
 class Recorder(Drafter):
@@ -62,7 +63,9 @@ class Recorder(Drafter):
 
     wants_hidden = True
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, taps: tuple[int, ...], width: int) -> None:
+        """taps: see `Drafter`. width: numbers of a token's states."""
+        self.taps = taps
         self.states = np.zeros((0, width), np.float16)
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
@@ -77,19 +80,22 @@ class Recorder(Drafter):
         if end > len(self.states):
             more = np.zeros((max(256, end - len(self.states)), self.states.shape[1]), np.float16)
             self.states = np.concatenate([self.states, more])
-        self.states[accepted.start : end] = accepted.hidden
+        with np.errstate(over="ignore"):  # what is beyond float16 is refused where it is written
+            self.states[accepted.start : end] = accepted.hidden
 
 
 class Respondent:
-    """Answers prompts with a model, several at a time, and records them."""
+    """Answers with a model, several at a time, and records what it computed."""
 
     def __init__(self, model: Model, options: AnswerOptions) -> None:
         """model: opened with speculate="off" and prefix_memory=0."""
         self._model, self._options = model, options
+        self.layers = state_layers(options.kind, model.config)
+        self.width = max(1, len(self.layers)) * model.config.hidden_size
         made: list[Recorder] = []
 
         def new_recorder() -> Recorder:
-            made.append(Recorder(model.config.hidden_size))
+            made.append(Recorder(self.layers, self.width))
             return made[-1]
 
         model.scheduler.speculation = Speculation("recorder", lambda: new_recorder)
@@ -99,60 +105,122 @@ class Respondent:
 
     def answer(self, prompt: str, number: int) -> Recorded | None:
         """The answer to the prompt of this number; None for one that is too long or of no use."""
-        model, options = self._model, self._options
-        tokens = self.encode(prompt)
-        if not 1 < len(tokens) <= min(options.prompt_tokens, model.context - options.tokens):
+        options, tokens = self._options, self._encode(prompt)
+        if not 1 < len(tokens) <= min(options.prompt_tokens, self._model.context - options.tokens):
             return None
+        sampled = {"temperature": options.temperature if number % 2 else 0.0, "seed": options.seed + number}
+        said, states = self._run(tokens, options.tokens, **sampled)
+        said = said[: loop_start(said)]
+        if len(said) < 2:
+            return None
+        states = states[: len(tokens) + len(said)].copy()
+        states[-1] = 0
+        return Recorded(np.array([*tokens, *said], np.int32), len(tokens), states)
+
+    def read(self, tokens: npt.NDArray[np.integer[Any]], begin: int) -> Recorded:
+        """An answer that exists already."""
+        _, states = self._run(tokens[:-1].tolist(), 1, temperature=0.0)
+        states = states[: len(tokens)].copy()
+        states[-1] = 0
+        return Recorded(tokens.astype(np.int32), begin, states)
+
+    def _run(
+        self, prompt: list[int], most: int, **sampled: Any
+    ) -> tuple[Sequence[int], npt.NDArray[np.float16]]:
+        """What the model says, and the states of prompt and answer."""
         session, recorder = self._free.get()
         try:
-            done = model.complete(
-                tokens,
-                session=session,
-                temperature=options.temperature if number % 2 else 0.0,
-                seed=options.seed + number,
-                max_new_tokens=options.tokens,
-                repetition_penalty=1.0,
+            done = self._model.complete(
+                prompt, session=session, max_new_tokens=most, repetition_penalty=1.0, **sampled
             )
-            answered = np.array([*tokens, *done.tokens], np.int32)
-            answered = answered[: len(tokens) + loop_start(done.tokens)]
             assert session.speculation is not None
             session.speculation.end()
-            states = recorder.states[: len(answered)].copy()
+            return done.tokens, recorder.states[: len(prompt) + len(done.tokens)]
         finally:
             self._free.put((session, recorder))
-        if len(answered) - len(tokens) < 2:
-            return None
-        states[-1] = 0
-        return Recorded(answered, len(tokens), states)
 
-    def encode(self, prompt: str) -> list[int]:
+    def _encode(self, prompt: str) -> list[int]:
         """Through the chat template; a model without one goes on with the text."""
         if self._model.files.chat_template is None:
             return self._model.tokenizer.encode(prompt)
         return list(self._model.prepare(Request((Message("user", prompt),))).prompt)
 
 
+class Asked(Protocol):
+    """What is recorded, one after another."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def identity(self, start: int, stop: int) -> str:
+        """What tells some of them from others."""
+
+    def record(self, respondent: Respondent, number: int) -> Recorded | None:
+        """One of them; None if it is of no use."""
+
+
+@dataclass(frozen=True)
+class Prompts(Asked):
+    """Questions and tasks."""
+
+    texts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def identity(self, start: int, stop: int) -> str:
+        """See `Asked`."""
+        return json_digest(list(self.texts[start:stop]))
+
+    def record(self, respondent: Respondent, number: int) -> Recorded | None:
+        """See `Asked`."""
+        return respondent.answer(self.texts[number], number)
+
+
+@dataclass(frozen=True)
+class Earlier(Asked):
+    """Answers that exist: they are read again, for other states or by another form of the model."""
+
+    folder: ShardFolder
+
+    def __len__(self) -> int:
+        return self.folder.documents
+
+    def identity(self, start: int, stop: int) -> str:
+        """See `Asked`."""
+        return json_digest([each.tokens_sha256 for each in self.folder.shards])
+
+    def record(self, respondent: Respondent, number: int) -> Recorded:
+        """See `Asked`."""
+        return respondent.read(self.folder.document(number), int(self.folder.begins[number]))
+
+
 def make_answers(
     model: Model,
-    prompts: Sequence[str],
+    asked: Asked,
     out: Path,
     options: AnswerOptions,
-    progress: Callable[[int, int], None] = lambda prompts, tokens: None,
+    progress: Callable[[int, int], None] = lambda asked, tokens: None,
 ) -> ShardFolder:
-    """Answer all prompts into a folder of shards, or go on with it. progress: gets prompts and tokens done.
+    """Record everything that is asked into a folder of shards, or go on with it. progress: gets how many are
+    done, and their tokens.
 
     model: see `Respondent`. DataError if the folder has shards of other prompts, options or another model.
     """
     files = model.files
     if not isinstance(files, Bundle):
         raise EdgeError(f"'{model.name}' was exported; no draft can guess for it: name the model itself.")
+    respondent = Respondent(model, options)
     facts = ShardFacts(
         model.config.vocab_size,
         model.config.bos_token_id,
         tuple(model.tokenizer.end_tokens),
         tokenizer_digest(files.tokenizer_files),
-        model.config.hidden_size,
+        respondent.width,
+        respondent.layers,
     )
+    if isinstance(asked, Earlier) and asked.folder.facts.tokenizer != facts.tokenizer:
+        raise DataError(f"'{asked.folder.path}' has answers with another tokenizer than the model's.")
     settings = {name: value for name, value in asdict(options).items() if name != "streams"}
     info = model.executor.info
     run = {
@@ -167,7 +235,7 @@ def make_answers(
         raise DataError(write_failure(out, error)) from None
     shards: list[Shard] = []
     done = tokens = 0
-    for shard, size in _shards(Respondent(model, options), prompts, making, options):
+    for shard, size in _shards(respondent, asked, making, options):
         shards.append(shard)
         done, tokens = done + size, tokens + shard.tokens
         progress(done, tokens)
@@ -176,25 +244,19 @@ def make_answers(
 
 
 def _shards(
-    respondent: Respondent, prompts: Sequence[str], making: _Making, options: AnswerOptions
+    respondent: Respondent, asked: Asked, making: _Making, options: AnswerOptions
 ) -> Iterator[tuple[Shard, int]]:
-    """Shards in their order, and how many prompts each is of."""
-    waiting: deque[tuple[int, list[str], Shard | list[Future[Recorded | None]]]] = deque()
+    """Shards in their order, and how many of those asked each is of."""
+    waiting: deque[tuple[str, str, int, Shard | list[Future[Recorded | None]]]] = deque()
     with ThreadPoolExecutor(options.streams) as pool:
         try:
-            for number, start in enumerate(range(0, len(prompts), options.shard)):
-                part = list(prompts[start : start + options.shard])
-                waiting.append(
-                    (
-                        number,
-                        part,
-                        making.kept(number, part)
-                        or [
-                            pool.submit(respondent.answer, prompt, start + at)
-                            for at, prompt in enumerate(part)
-                        ],
-                    )
-                )
+            for at, start in enumerate(range(0, len(asked), options.shard)):
+                numbers = range(start, min(start + options.shard, len(asked)))
+                name, digest = shard_name(at), making.digest(asked.identity(start, numbers.stop))
+                found: Shard | list[Future[Recorded | None]] = making.kept(name, digest) or [
+                    pool.submit(asked.record, respondent, number) for number in numbers
+                ]
+                waiting.append((name, digest, len(numbers), found))
                 if len(waiting) == _AHEAD:
                     yield making.made(*waiting.popleft())
             while waiting:
@@ -211,10 +273,14 @@ class _Making:
     facts: ShardFacts
     basis: str
 
-    def kept(self, number: int, prompts: Sequence[str]) -> Shard | None:
+    def digest(self, identity: str) -> str:
+        """What a shard remembers of what it is made of."""
+        return json_digest({"basis": self.basis, "asked": identity})
+
+    def kept(self, name: str, digest: str) -> Shard | None:
         """A shard that a former run finished."""
-        shard = read_shard(self.out, shard_name(number))
-        if shard is not None and shard.text != self._digest(prompts):
+        shard = read_shard(self.out, name)
+        if shard is not None and shard.text != digest:
             raise DataError(
                 f"'{self.out}' has answers to other prompts, of another model or with other options; give "
                 "those again, or another --out."
@@ -222,16 +288,12 @@ class _Making:
         return shard
 
     def made(
-        self, number: int, prompts: Sequence[str], found: Shard | list[Future[Recorded | None]]
+        self, name: str, digest: str, size: int, found: Shard | list[Future[Recorded | None]]
     ) -> tuple[Shard, int]:
-        """The shard, and of how many prompts it is."""
+        """The shard, and of how many it is."""
         if not isinstance(found, Shard):
             answers = [each for future in found if (each := future.result()) is not None]
             documents = [each.tokens for each in answers]
-            states = States([each.begin for each in answers], [each.features for each in answers])
-            name = shard_name(number)
-            found = write_shard(self.out, name, self._digest(prompts), documents, self.facts, states)
-        return found, len(prompts)
-
-    def _digest(self, prompts: Sequence[str]) -> str:
-        return json_digest({"basis": self.basis, "prompts": list(prompts)})
+            states = States([each.begin for each in answers], [each.states for each in answers])
+            found = write_shard(self.out, name, digest, documents, self.facts, states)
+        return found, size

@@ -10,15 +10,17 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edge.checkpoints.frequency_list import with_end_tokens, write_frequency_list
+from edge.checkpoints.frequency_list import TokenIds, with_end_tokens, write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
-from edge.config.draft import DraftConfig
+from edge.config import ModelConfig
+from edge.config.draft import DraftConfig, DraftKind
+from edge.config.draft_names import public_name
 from edge.config.huggingface import config_to_hf
 from edge.errors import ConfigError
 from edge.formats.atomic import Partial, write_failure, write_file
@@ -28,10 +30,11 @@ from edge.model.network.draft import Draft, layer_shape
 from edge.model.network.rope import RotaryEmbedding
 from edge.model.weights.checkpoint import reference_from_bundle, write_weights
 from edge.train.checkpoints import Say
-from edge.train.config import RunConfig
+from edge.train.config import DraftSection, RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.distributed import World, shard, together
 from edge.train.drafts.objective import DraftObjective
+from edge.train.drafts.options import state_layers
 from edge.train.mup import initialise, make_optimizers
 from edge.train.network import PRECISIONS, Network
 from edge.train.quantized import quantize_linear, rounded
@@ -39,16 +42,21 @@ from edge.train.starting import load_run_weights
 from edge.train.texts import Texts
 
 _PREFIX = "draft."
+_ARCHITECTURES = {
+    "eagle2": "LlamaForCausalLMEagle",
+    "eagle3": "LlamaForCausalLMEagle3",
+    "mtp": "MultiTokenLayer",
+}
 
 
 def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool) -> Network:
     """See `edge.train.network.build`; the run's texts must be answers of the draft's target."""
     target, ids = together(lambda: _target(config, texts.any), world)
-    shape = draft_config(config, target)
+    device, precision = world.device, PRECISIONS[config.runtime.precision]
+    target.to(device)
+    shape = draft_config(config.draft, target.config, ids)
     head = target.model.embed_tokens.weight if target.lm_head is None else target.lm_head.weight
-    if ids is not None:
-        head = head[torch.from_numpy(ids).long()]
-    embedding, head = target.model.embed_tokens.weight * shape.embedding_scale, head * shape.logit_scale
+    head = head if ids is None else head[torch.from_numpy(ids).long().to(device)]
     with torch.device("meta"):
         draft = Draft(shape, target)
     for module in draft.modules():
@@ -56,9 +64,8 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
             module.attend = fused_attention
     if config.quantization.chosen is not None:
         quantize_linear(draft, config.quantization.chosen)
-    device = world.device
-    precision = PRECISIONS[config.runtime.precision]
-    objective = DraftObjective(draft, embedding.to(device), head.to(device, precision), config.draft)
+    finish = target.model.norm if shape.taps else nn.Identity()
+    objective = DraftObjective(draft, (head * target.config.logit_scale).to(precision), config.draft, finish)
     shard(objective, world)
     objective.to_empty(device=device)
     draft.rotary = RotaryEmbedding(draft.shape, config.data.length).to(device)
@@ -73,58 +80,65 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
         make_optimizers(objective, draft.shape, config.optimizer),
         precision,
         partial(_flops, objective, len(head)),
-        partial(save_draft, draft, target, ids),
+        partial(save_draft, draft, target.config, ids),
     )
 
 
-def draft_config(config: RunConfig, target: Decoder) -> DraftConfig:
-    """The shape of the draft that a run trains: norms of both inputs, no bias."""
+def draft_config(options: DraftSection, target: ModelConfig, ids: TokenIds | None) -> DraftConfig:
+    """The shape of the draft that a run trains; ids: tokens of its rows of a head, None for all."""
+    own: dict[str, Any] = {}
+    if options.kind == "eagle2":
+        own = {"input_norms": True, "attention_norm": True, "fc_bias": False}
+    elif options.kind == "eagle3":
+        own = {"head_rows": target.vocab_size if ids is None else len(ids)}
     return draft_shape(
-        target.config,
-        num_hidden_layers=config.draft.layers,
-        input_norms=True,
-        attention_norm=True,
-        fc_bias=False,
-        window=None,
+        target, cast(DraftKind, options.kind), num_hidden_layers=options.layers, window=None, **own
     )
 
 
 def save_draft(
     draft: Draft,
-    target: Decoder,
-    ids: npt.NDArray[np.int32] | None,
+    target: ModelConfig,
+    ids: TokenIds | None,
     folder: Path,
     state: Mapping[str, Tensor],
 ) -> None:
-    """Write a folder of EAGLE's names, with the list of tokens that it learned to guess beside it."""
+    """Write a folder as public drafts of the kind are, with the list of tokens that it learned to guess."""
+    config = draft.config
     tensors = rounded(draft, {name.removeprefix(_PREFIX): each for name, each in state.items()})
-    values = config_to_hf(layer_shape(draft.config))
-    values["architectures"] = ["LlamaForCausalLMEagle"]
-    if target.config.has_mup_scales:
-        values |= {
-            name: getattr(target.config, name) for name in ("scale_emb", "scale_depth", "dim_model_base")
-        }
+    tensors = {public_name(config.kind, name): each for name, each in tensors.items()}
+    values = config_to_hf(target if config.kind == "mtp" else layer_shape(config))
+    values["architectures"] = [_ARCHITECTURES[config.kind]]
+    if config.kind == "eagle2" and target.has_mup_scales:
+        values |= {name: getattr(target, name) for name in ("scale_emb", "scale_depth", "dim_model_base")}
+    if config.kind == "eagle3":
+        tokens = np.arange(target.vocab_size) if ids is None else ids.astype(np.int64)
+        tensors["d2t"] = torch.from_numpy(tokens - np.arange(len(tokens)))
+        values["draft_vocab_size"] = len(tokens)
+        values["eagle_aux_hidden_state_layer_ids"] = [tap + 1 for tap in config.taps]
     try:
         with Partial(folder, folder=True) as partial_folder:
             path = partial_folder.path
             write_weights(path, tensors)
             write_file(path / "config.json", (json.dumps(values, indent=2) + "\n").encode())
-            if ids is not None:
+            if ids is not None and config.kind != "eagle3":
                 write_frequency_list(path / f"freq_{len(ids)}.pt", ids.tolist())
             partial_folder.keep()
     except OSError as error:
         raise ConfigError(write_failure(folder, error)) from error
 
 
-def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, npt.NDArray[np.int32] | None]:
+def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds | None]:
     """The target, and the tokens of the head's rows, None for all."""
     assert config.draft.target is not None
     target = reference_from_bundle(open_model(config.draft.target), config.data.length)
-    width, size = target.config.hidden_size, target.config.vocab_size
-    if (answers.facts.state_width, answers.vocab_size) != (width, size):
+    layers, size = state_layers(config.draft.kind, target.config), target.config.vocab_size
+    width = max(1, len(layers)) * target.config.hidden_size
+    facts = answers.facts
+    if (facts.state_width, facts.state_layers, facts.vocab_size) != (width, layers, size):
         raise ConfigError(
-            f"'{answers.path}' has no answers of '{config.draft.target}' with hidden states of {width} "
-            "numbers; make them with `edge train answers`."
+            f"'{answers.path}' has no answers of '{config.draft.target}' for a draft of the kind "
+            f"'{config.draft.kind}'; make them with `edge train answers --kind {config.draft.kind}`."
         )
     rows = config.draft.rows
     if not 0 < rows < size:

@@ -1,7 +1,8 @@
-"""What a draft minimises: the distance to its target's hidden states, and to what the target says next."""
+"""What a draft minimises: the distance to what its target says next and, of EAGLE-2, to its hidden states."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ class DraftLosses(NamedTuple):
     """Sums over the places of some rows, means over the times, float32 scalars.
 
     token: cross-entropy in nats, to the target's distribution over the head's rows. feature: smooth L1
-    between the draft's states and the target's, the mean over their numbers. agreed, agreed_last: places
-    where both find the same token likeliest, the first time and the last.
+    between the draft's states and the target's, the mean over their numbers; 0 unless it is wanted. agreed,
+    agreed_last: places where both find the same token likeliest, the first time and the last.
     """
 
     token: Tensor
@@ -31,18 +32,22 @@ class DraftLosses(NamedTuple):
 
 
 class DraftObjective(Learner):
-    """A draft with its losses (EAGLE, arXiv 2401.15077, section 4.2)."""
+    """A draft with its losses: EAGLE's (arXiv 2401.15077, section 4.2), or the token's alone."""
 
-    def __init__(self, draft: Draft, embedding: Tensor, head: Tensor, options: DraftSection) -> None:
-        """embedding: of the target, [vocabulary, hidden], scaled. head: rows of the target's that are guessed
-        with, [rows, hidden], times the logit scale, in the type that its products are computed in.
+    def __init__(
+        self, draft: Draft, head: Tensor, options: DraftSection, finish: Callable[[Tensor], Tensor]
+    ) -> None:
+        """head: rows of the target's that are guessed with, [rows, hidden], times the logit scale, in the
+        type that its products are computed in. finish: makes of the last layer's states those that the
+        target's head gets.
         """
         super().__init__()
         self.draft, self.times = draft, options.times
-        self._frozen = (embedding, head)  # in a tuple: nothing that is learned or saved
+        self._target = head, finish  # in a tuple: nothing that is learned or saved
+        self._has_features = draft.config.kind == "eagle2" and options.feature_loss > 0
         self.terms = (
             Term("loss", options.token_loss, 0, "held_out"),
-            Term("feature_loss", options.feature_loss, 0, "held_out_feature"),
+            Term("feature_loss", options.feature_loss * self._has_features, 0, "held_out_feature"),
             Term("agreement", 0.0, 0, "held_out_agreement", is_measure=True),
             Term("last_agreement", 0.0, 0, "held_out_last_agreement", is_measure=True),
         )
@@ -52,14 +57,25 @@ class DraftObjective(Learner):
         return (int(_places(batch.targets, batch.positions, self.times).sum()),)
 
     def forward(self, tokens: Tensor, targets: Tensor, positions: Tensor, states: Tensor) -> DraftLosses:
-        """See `AnswerBatch` for the arguments."""
-        embedding, head = self._frozen
+        """See `AnswerBatch` for the arguments. states: what the draft reads of its target, and at the end
+        what `finish` gets, where that is not among it.
+        """
+        config, states, (head, finish) = self.draft.config, states.float(), self._target
         places = _places(targets, positions, self.times)
-        embeddings, states = embedding[tokens[:, 1:]], states.float()
-        made = unrolled(self.draft, embeddings, states[:, :-1], positions[:, :-1], self.times)
-        found, wanted = torch.stack([each[places] for each in made]).float(), states[:, 1:][places]
-        feature = functional.smooth_l1_loss(found, wanted.expand_as(found), reduction="none").mean(-1)
-        token, agreed = told_apart(found, wanted, head)
+        read = states[:, :-1, : config.hidden_columns]
+        made = unrolled(self.draft, tokens[:, 1:], read, positions[:, :-1], self.times)
+        found = torch.stack([each[places] for each in made]).float()
+        wanted = finish(states[:, 1:, -config.hidden_size :][places])
+        feature = found.new_zeros(1, 1)
+        if self._has_features:
+            feature = functional.smooth_l1_loss(found, wanted.expand_as(found), reduction="none").mean(-1)
+        own = self.draft.lm_head
+        token, agreed = told_apart(
+            self.draft.norm(found) * (1.0 if own is None else config.logit_scale),
+            wanted,
+            head,
+            None if own is None else own.weight,
+        )
         return DraftLosses(token.mean(0).sum(), feature.mean(0).sum(), agreed[0].sum(), agreed[-1].sum())
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from edge.checkpoints.synthetic_draft import draft_shape
@@ -23,32 +25,43 @@ from tests.drafts import llama_target, minicpm_target
 TIMES = 3
 
 
-def random_draft(**changes: object) -> tuple[Draft, Decoder]:
+def objective_of(draft: Draft, options: DraftSection) -> DraftObjective:
+    """With a head of 50 rows."""
+    return DraftObjective(draft, torch.randn(50, 144), options, nn.Identity())
+
+
+def random_draft(kind: Any = "eagle2", **changes: Any) -> tuple[Draft, Decoder]:
     """A draft and its target, of random weights."""
     torch.manual_seed(0)
-    target = Decoder(minicpm_target(), 64)
-    draft = Draft(draft_shape(target.config, input_norms=True, attention_norm=True, **changes), target)
+    target = Decoder(minicpm_target(num_hidden_layers=8), 64)
+    own = {"input_norms": True, "attention_norm": True, "fc_bias": False} if kind == "eagle2" else {}
+    draft = Draft(draft_shape(target.config, kind, window=None, **own, **changes), target)
     for parameter in draft.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return draft, target
 
 
 @pytest.mark.parametrize("part", [1 << 24, 1 << 10])
-def test_the_head_loss_is_cross_entropy_with_its_gradient(monkeypatch: pytest.MonkeyPatch, part: int):
+@pytest.mark.parametrize("has_own", [False, True])
+def test_the_head_loss_is_cross_entropy_with_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, part: int, has_own: bool
+):
     monkeypatch.setattr(head_loss, "_MOST_LOGITS", part)
     torch.manual_seed(1)
     found = torch.randn(2, 37, 24, requires_grad=True)
     wanted, head = torch.randn(37, 24), torch.randn(203, 24)
-    cross_entropy, agreed = told_apart(found, wanted, head)
-    weights = torch.rand(2, 37)
-    (cross_entropy * weights).sum().backward()
-    mine, gradient = found.grad, found.detach()
-    gradient.requires_grad_()
-    logits, p = gradient @ head.T, (wanted @ head.T).softmax(-1)
+    own = torch.randn(203, 24, requires_grad=True) if has_own else None
+    cross_entropy, agreed = told_apart(found, wanted, head, own)
+    (cross_entropy.sum() * 0.3).backward()
+    again, other = found.detach().requires_grad_(), None if own is None else own.detach().requires_grad_()
+    logits = again @ (head if other is None else other).T
+    p = (wanted @ head.T).softmax(-1)
     plain = functional.cross_entropy(logits.flatten(0, 1), p.repeat(2, 1), reduction="none").view(2, 37)
-    (plain * weights).sum().backward()
+    (plain.sum() * 0.3).backward()
     torch.testing.assert_close(cross_entropy, plain, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(mine, gradient.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.grad, again.grad, rtol=1e-4, atol=1e-4)
+    if own is not None and other is not None:
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-3)
     assert torch.equal(agreed.bool(), logits.argmax(-1) == p.argmax(-1))
     assert 0 < agreed.sum() < agreed.numel() or agreed.sum() == 0
 
@@ -58,22 +71,22 @@ def in_a_row(draft: Draft, tokens: Tensor, hidden: Tensor, place: int, count: in
     more each take the state of the one before. tokens: of all rows.
     """
     cache = GrowingCache(draft.shape)
-    states = draft(tokens[: place + 1], hidden[: place + 1], cache=cache)
+    states = draft(tokens[: place + 1], draft.features(hidden[: place + 1]), cache=cache)
     found = [states[-1]]
     for further in range(place + 1, place + count):
         found.append(draft(tokens[further : further + 1], found[-1].unsqueeze(0), cache=cache)[0])
     return found
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("kind", "layers"), [("eagle2", 1), ("eagle2", 2), ("eagle3", 1), ("mtp", 1)])
 @torch.no_grad()
-def test_each_time_is_what_the_draft_guesses_after_so_many_guesses(layers: int):
+def test_each_time_is_what_the_draft_guesses_after_so_many_guesses(kind: Any, layers: int):
     """Two documents in a row: row i of time t is the t-th guess in a row behind the true row i - t."""
-    draft, target = random_draft(num_hidden_layers=layers, window=None)
+    draft, _ = random_draft(kind, num_hidden_layers=layers)
     lengths = (11, 8)
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     tokens = torch.randint(0, 203, (sum(lengths),))
-    hidden = torch.randn(sum(lengths), 144)
+    hidden = torch.randn(sum(lengths), draft.config.hidden_columns)
     wanted = {}
     for first, n in zip((0, lengths[0]), lengths, strict=True):
         rows = slice(first, first + n)
@@ -83,8 +96,7 @@ def test_each_time_is_what_the_draft_guesses_after_so_many_guesses(layers: int):
     for module in draft.modules():
         if isinstance(module, Attention):
             module.attend = fused_attention
-    embeddings = target.model.embed(tokens).unsqueeze(0)
-    found = list(unrolled(draft, embeddings, hidden.unsqueeze(0), positions, TIMES))
+    found = list(unrolled(draft, tokens.unsqueeze(0), hidden.unsqueeze(0), positions, TIMES))
     assert len(found) == TIMES and len(wanted) == sum(3 * n - 3 for n in lengths)
     for (time, row), state in wanted.items():
         torch.testing.assert_close(found[time][0, row], state, rtol=1e-4, atol=1e-4)
@@ -92,15 +104,15 @@ def test_each_time_is_what_the_draft_guesses_after_so_many_guesses(layers: int):
 
 def test_only_known_places_of_answers_count():
     """A prompt of 3 tokens and an answer of 4, then a document of which the row has the begin alone."""
-    draft, target = random_draft(window=None)
+    draft, _ = random_draft()
     one = DraftSection(times=1)
-    objective = DraftObjective(draft, target.model.embed_tokens.weight, torch.randn(50, 144), one)
+    objective = objective_of(draft, one)
     tokens = torch.randint(0, 203, (1, 10))
     targets = torch.tensor([[IGNORED, IGNORED, 5, 6, 7, 8, IGNORED, 9, 9, 9]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 2]])
     batch = AnswerBatch(tokens, targets, positions, torch.randn(1, 10, 144).half())
     assert objective.counts(batch) == (6,)  # the states at 2, 3, 4 and 5, and at 8 and 9
-    several = DraftObjective(draft, target.model.embed_tokens.weight, torch.randn(50, 144), DraftSection())
+    several = objective_of(draft, DraftSection())
     assert several.counts(batch) == (3,)  # behind two rows more
     first, all_times = objective(*batch), several(*batch)
     states = batch.states.clone()
@@ -113,10 +125,8 @@ def test_only_known_places_of_answers_count():
 
 
 def test_a_wrong_draft_is_told_from_a_right_one():
-    draft, target = random_draft(window=None)
-    objective = DraftObjective(
-        draft, target.model.embed_tokens.weight, torch.randn(50, 144), DraftSection(times=1)
-    )
+    draft, _ = random_draft()
+    objective = objective_of(draft, DraftSection(times=1))
     tokens = torch.randint(0, 203, (1, 12))
     positions = torch.arange(12).unsqueeze(0)
     states = torch.zeros(1, 12, 144)
@@ -143,7 +153,7 @@ def test_an_answer_ends_where_it_begins_to_loop():
 def test_llama_targets_have_drafts_too():
     target = Decoder(llama_target(), 64)
     draft = Draft(draft_shape(target.config, input_norms=True, attention_norm=True, fc_bias=False), target)
-    objective = DraftObjective(draft, target.model.embed_tokens.weight, torch.randn(50, 144), DraftSection())
+    objective = objective_of(draft, DraftSection())
     losses = objective(
         torch.zeros(2, 5).long(),
         torch.ones(2, 5).long(),
