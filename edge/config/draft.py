@@ -223,6 +223,15 @@ class DraftConfig:
         return self.block_size if self.anchor_tells else self.block_size - 1
 
     @property
+    def rows_seen(self) -> int | None:
+        """Rows of its cache that what is told behind the last one depends on; None: all."""
+        if self.window is None:
+            return None
+        return (
+            max(1, self.window - self.block_size) if self.is_block else self.window * self.num_hidden_layers
+        )
+
+    @property
     def fc_columns(self) -> int:
         """What fc reads: hidden states alone, or one with an embedding before it."""
         alone = self.joins_in_attention or self.is_block

@@ -76,6 +76,10 @@ def refuse_other_kinds(data: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where} is {words} (field '{name}'); {ONLY}.")
 
 
+_SHARED = (("dspark", "draft_vocab_size"),)
+"""Marks of one kind of draft that others may have too."""
+
+
 def _refuse_mixed(data: Mapping[str, Any], kind: DraftKind, where: str) -> None:
     """Raise ConfigError for the fields of another kind of draft than the tensors are of."""
     names = data.get("architectures")
@@ -85,7 +89,7 @@ def _refuse_mixed(data: Mapping[str, Any], kind: DraftKind, where: str) -> None:
     ):
         said = isinstance(names, list) and any(each in str(name).lower() for each in own for name in names)
         marks = ["architectures"] if said else []
-        marks += [name for name in fields if data.get(name) is not None]
+        marks += [name for name in fields if data.get(name) is not None and (kind, name) not in _SHARED]
         if marks and kind != other:
             raise ConfigError(
                 f"{where} is that of {words} draft (field '{marks[0]}'), but the weights beside it are not; "

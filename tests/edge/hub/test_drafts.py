@@ -158,7 +158,7 @@ def test_random_drafts(target: Bundle, make_bundle: Make) -> None:
     assert np.std(matrix(halves, "fc.weight")) == pytest.approx(144**-0.5, rel=0.05)
     assert open_draft("random:eagle2", make_bundle(TARGET, INT4, seed=3)).path != draft.path
     fails(
-        "There is no random draft 'random:eagle4'; there are random:eagle2, random:eagle3 and random:mtp",
+        "There is no random draft 'random:eagle4'; there are random:eagle2, random:eagle3, random:mtp and random:dspark",
         "random:eagle4",
         target,
     )
@@ -318,7 +318,7 @@ def test_drafts_from_the_hub(
     shutil.copytree(folder, repository)  # without a tokenizer, as public ones
     (repository / "README.md").write_text("not wanted")
     write_frequency_list(repository / "freq_60.pt", range(60))
-    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, target_layer_ids=[9]), cpmcu_state(TARGET))
+    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, medusa_num_heads=3), cpmcu_state(TARGET))
     ask = hub_program(OPENING, hub.url)
     found = ask(str(target.path), "org/draft", {})
     assert found["source"] == "org/draft" and found["rows"] == 60 and found["path"].startswith("org-draft-")
@@ -327,7 +327,7 @@ def test_drafts_from_the_hub(
     hub.requests.clear()
     assert ask(str(target.path), "org/draft", {"offline": True}) == found and hub.requests == []
     refused = ask(str(target.path), "org/dflash", {})
-    assert "DFlash or DSpark draft (field 'target_layer_ids')" in refused["message"]
+    assert "a Medusa draft (field 'medusa_num_heads')" in refused["message"]
     assert not any("GET" in each and "safetensors" in each for each in hub.requests)  # told before they come
 
 
