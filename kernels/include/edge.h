@@ -194,9 +194,9 @@ typedef enum {
     EDGE_GATE = 9,
     EDGE_UP = 10,
     EDGE_DOWN = 11,
-    /* 12 .. 15 and from 21 on are those of a draft, edge_draft_role. The rest is float32, as norms are, and may be absent: the biases
-     * together, added before anything else happens to queries, keys and values, and the norms [1][head_dim] together,
-     * of every head before it is rotated. */
+    /* 12 .. 15 and those from 21 on are of a draft, edge_draft_role. The rest is float32, as norms are, and may be
+     * absent: the biases together, added before anything else happens to queries, keys and values, and the norms
+     * [1][head_dim] together, of every head before it is rotated. */
     EDGE_Q_BIAS = 16,
     EDGE_K_BIAS = 17,
     EDGE_V_BIAS = 18,
@@ -310,13 +310,11 @@ typedef struct {
     int32_t taps; /* hidden states of the target that fc joins; the embedding then stands beside what comes of
                    * them where the only layer's attention reads (EAGLE-3). 0: fc joins the embedding with one */
     float logit_scale; /* factor on states before the head */
-    int32_t
-        block_size; /* rows of a block: of an anchor, the last token, then of mask_token; 0: no block draft. With
-                           * blocks fc joins the taps' hidden states and nothing else, in any number of layers */
-    int32_t mask_token;
-    int32_t anchor_tells; /* whether the anchor's own row tells the first token; else the row after it does */
-    int32_t markov_rank;  /* columns of the Markov head, which adds to logits by the token before; 0: none */
-    int32_t confidence;   /* whether a head says how likely a row's best token is right */
+    /* Of a block draft, whose fc joins hidden states at the taps and nothing else, in any number of layers. A block
+     * has block_size rows (0: no block draft): of the last token, the anchor, then of mask_token. The anchor's own row
+     * tells the first token if anchor_tells, else the row after it. markov_rank: columns of the Markov head, which adds
+     * to logits by the token before; 0: none. confidence: whether a head says how likely a row's best token is right. */
+    int32_t block_size, mask_token, anchor_tells, markov_rank, confidence;
 } edge_draft_config;
 
 /* A draft's weights have these roles, those of edge_role up to EDGE_DOWN that are in a layer, of which the first layer
