@@ -49,9 +49,10 @@ _MOST_LAYERS = 16
 _MOST_TAPS = 16
 _ATTENTION_NORM = "input_layernorm.weight"
 _JOINING = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
-_BLOCK = ("block_size", "mask_token", "anchor_tells", "markov_rank", "confidence")
+_BLOCK = ("block_size", "mask_token", "anchor_tells", "markov_rank", "confidence", "own_head")
 _MAY_LACK = ("taps", "output_norm", *_BLOCK)
 """Fields that drafts of EAGLE-2 do without, and manifests of them."""
+_BLOCK_FLAGS = ("anchor_tells", "confidence", "own_head")
 _MOST_RANK = 4096
 _FIXED: Mapping[str, Mapping[str, Any]] = {
     "eagle2": {"taps": (), "output_norm": False},
@@ -107,7 +108,8 @@ class DraftConfig:
     (FR-Spec), or trained with the draft (`trained_head`); None: it uses the target's head. taps: layers of
     the target, from 0 on, whose residual streams are read. output_norm: whether N5 exists. The rest is of
     blocks. anchor_tells: whether the anchor's own row tells a token. markov_rank: columns of W1 and W2, 0
-    without them. confidence: whether there is a head for chances.
+    without them. confidence: whether there is a head for chances. own_head: whether its head was trained with
+    it, over `head_rows` tokens.
     """
 
     vocab_size: int
@@ -136,6 +138,7 @@ class DraftConfig:
     anchor_tells: bool = False
     markov_rank: int = 0
     confidence: bool = False
+    own_head: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(DraftKind):
@@ -205,7 +208,7 @@ class DraftConfig:
     @property
     def trained_head(self) -> bool:
         """Whether its head was trained with it, so that it can't do with the target's or other rows of it."""
-        return self.kind == "eagle3"
+        return self.kind == "eagle3" or self.own_head
 
     @property
     def joins_in_attention(self) -> bool:
@@ -276,7 +279,7 @@ class DraftConfig:
     def from_json(cls, data: Mapping[str, Any]) -> DraftConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
         known = exact_fields(cls, data, "draft", _MAY_LACK)
-        for name in ("input_norms", "attention_norm", "fc_bias", "output_norm", "anchor_tells", "confidence"):
+        for name in ("input_norms", "attention_norm", "fc_bias", "output_norm", *_BLOCK_FLAGS):
             if not isinstance(known.get(name, False), bool):
                 raise ConfigError(f"'draft.{name}' must be true or false, not {known[name]!r}.")
         if known["rope"] is not None:

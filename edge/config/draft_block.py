@@ -32,8 +32,8 @@ def block_fields(
     has_confidence: whether there are tensors of a confidence head.
 
     A draft of DSpark tells a token by the anchor's row, one of DFlash does not; `sample_from_anchor` may say
-    otherwise. Layers are numbered by those that a hidden state comes from. Raises ConfigError for variants
-    that are not computed, by their field.
+    otherwise. With fewer tokens than its target it has a head of its own. Layers are numbered by those that a
+    hidden state comes from. Raises ConfigError for variants that are not computed, by their field.
     """
     inner: dict[str, Any] = {}
     for name in INNER:
@@ -53,8 +53,7 @@ def block_fields(
             f"{target.num_hidden_layers} as here; take the draft that was trained for this model."
         )
     rows = source.integer("draft_vocab_size", target.vocab_size)
-    if rows != target.vocab_size:
-        raise _variant("draft_vocab_size", rows, where)
+    own_head = rows != target.vocab_size
     rank = source.integer("markov_rank", 0)
     confidence = source.boolean("enable_confidence_head", has_confidence)
     if confidence and rank and not source.boolean("confidence_head_with_markov", True):
@@ -73,6 +72,9 @@ def block_fields(
         "markov_rank": rank,
         "confidence": confidence,
         "residual_scale": 1.0,
+        "own_head": own_head,
+        "head_rows": rows if own_head else None,
+        "logit_scale": 1.0 if own_head else target.logit_scale,
         "output_norm": True,
         "window": min([WINDOW, *windows]),
     }

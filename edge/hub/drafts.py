@@ -242,7 +242,7 @@ class _Recipe:
 
     def _source(self) -> TensorSource:
         """With rows of what stands beside the head as the head has."""
-        if self.ids is None or not self.config.markov_rank:
+        if self.ids is None or self.config.trained_head or not self.config.markov_rank:
             return self.source
         return _WithRows(self.source, self.ids)
 

@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dspark, one tap, a block of 64": {"kind": "dspark", "taps": (1,), "block_size": 64},
     "dspark of rank 5 without confidence": {"kind": "dspark", "markov_rank": 5, "confidence": False},
     "dspark, confidence without a Markov head": {"kind": "dspark", "markov_rank": 0},
+    "dspark with a head of its own": {"kind": "dspark", "own_head": True, "head_rows": 120},
     "dflash": {
         **{"kind": "dspark", "markov_rank": 0, "confidence": False},
         **{"anchor_tells": False, "block_size": 16},

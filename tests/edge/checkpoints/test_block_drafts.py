@@ -21,6 +21,7 @@ from tests.drafts import (
     State,
     block_fields,
     block_state,
+    eagle3_state,
     flash_fields,
     floats,
     llama_target,
@@ -75,6 +76,25 @@ def test_dflash(tmp_path: Path) -> None:
     assert (config.anchor_tells, config.markov_rank, config.confidence) == (False, 0, False)
     assert config.taps == (1, 3, 6)
     check(draft, state)
+
+
+def test_a_head_of_its_own(tmp_path: Path) -> None:
+    """Over some tokens, which the Markov head adds to; the tokens before are all."""
+    state = block_state(TARGET)
+    state |= {name: each for name, each in eagle3_state(TARGET).items() if name in ("d2t", "t2d")}
+    state["lm_head.weight"] = torch.randn(40, 144).bfloat16()
+    after = "markov_head.markov_w2.weight"
+    state[after] = state[after][:40].clone()
+    fields = block_fields(TARGET, draft_vocab_size=40)
+    draft = DraftCheckpoint(write_draft(tmp_path, fields, state), TARGET)
+    assert (draft.config.head_rows, draft.config.trained_head, draft.config.logit_scale) == (40, True, 1.0)
+    assert draft.token_ids is not None
+    assert draft.token_ids.tolist() == (state["d2t"] + torch.arange(40)).tolist()
+    assert draft.copy_of(HEAD_COPY, np.array([0])) is None
+    check(draft, state)
+    del state["d2t"]
+    with pytest.raises(EdgeError, match="has no tensor 'd2t'"):
+        DraftCheckpoint(write_draft(tmp_path, fields, state), TARGET).token_ids  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -136,7 +156,7 @@ def test_tensors_that_are_refused(tmp_path: Path, change: Callable[[State], Any]
         ({"is_causal": True}, "'is_causal' of config.json is True"),
         ({"confidence_head_with_markov": False}, "field 'confidence_head_with_markov': False"),
         ({"sample_from_anchor": False}, "field 'sample_from_anchor': False"),
-        ({"draft_vocab_size": 100}, "field 'draft_vocab_size': 100"),
+        ({"draft_vocab_size": 204}, "head_rows is 204, more than the 203 tokens"),
         ({"enable_confidence_head": False}, "a tensor 'confidence_head.proj.bias', which no DSpark"),
         ({"dspark_config": 3}, "'dspark_config' of .* must be an object, not 3"),
         ({"target_layer_ids": [3, 1]}, "'target_layer_ids' of .* no ascending list of layers"),
@@ -154,7 +174,7 @@ def test_tensors_that_are_refused(tmp_path: Path, change: Callable[[State], Any]
         ({"speculators_model_type": "dspark"}, "in the format of speculators"),
         ({"hidden_act": "gelu"}, "'hidden_act' of config.json is 'gelu'"),
         ({"hidden_size": 160}, "whose hidden_size is 160, not 144 as here"),
-        ({"vocab_size": 204}, "field 'draft_vocab_size'|whose vocab_size is 204"),
+        ({"vocab_size": 204}, "whose vocab_size is 204, not 203 as here"),
     ],
 )
 def test_configs_that_are_refused(tmp_path: Path, fields: dict[str, Any], says: str) -> None:

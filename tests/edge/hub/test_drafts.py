@@ -16,6 +16,7 @@ from edge.checkpoints.frequency_list import write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config.draft import CONFIDENCE, MARKOV_AFTER, MARKOV_BEFORE
 from edge.config.draft_names import MULTI_TOKEN
+from edge.config.tensors import HEAD
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
@@ -365,6 +366,20 @@ def test_a_block_draft(tmp_path: Path, target: Bundle, make_bundle: Make) -> Non
     assert open_draft(folder, target).tensors[MARKOV_BEFORE].scheme == INT4
     state["embed_tokens.weight"] = torch.randn(TARGET.vocab_size, TARGET.hidden_size)
     fails("embed", write_draft(tmp_path / "other", fields, state), target)
+
+
+def test_a_block_draft_with_a_head_of_its_own(tmp_path: Path, target: Bundle) -> None:
+    state = block_state(TARGET, taps=2)
+    state |= {name: each for name, each in eagle3_state(TARGET).items() if name in ("d2t", "lm_head.weight")}
+    state[MARKOV_AFTER] = state[MARKOV_AFTER][:40].clone()
+    fields = block_fields(TARGET, target_layer_ids=[0, 1], draft_vocab_size=40)
+    folder = write_draft(tmp_path / "public", fields, state)
+    draft = open_draft(folder, target, quantize="f16")
+    assert draft.token_ids is not None
+    assert draft.token_ids.tolist() == (state["d2t"] + torch.arange(40)).tolist()
+    for name in (HEAD, MARKOV_AFTER):
+        np.testing.assert_array_equal(matrix(draft, name), floats(state, name).astype(np.float16))
+    fails("trained with it, over 40 tokens", folder, target, vocabulary=20)
 
 
 def tokens_file(folder: Path, ids: list[int]) -> Path:
