@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
 from edge.config.draft import DraftKind
 from edge.system.options import option
 
-DRAFT_KINDS: tuple[DraftKind, ...] = ("eagle2", "eagle3", "mtp")
+DRAFT_KINDS = get_args(DraftKind)
 """Kinds of drafts that can be trained."""
 
 
