@@ -125,17 +125,17 @@ def test_a_block_draft_learns() -> None:
     head = torch.randn(203, 144) / 4
     batch = batch_of(draft)
     objective = BlockObjective(draft, head, OPTIONS, nn.Identity())
-    optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(draft.parameters(), lr=1e-2)
     found: list[tuple[Tensor, ...]] = []
     places, blocks = objective.counts(batch)
-    for _ in range(60):
+    for _ in range(25):
         losses = objective(*batch)
         loss = 0.1 * losses.token + 0.9 * losses.variation + losses.confidence
         optimizer.zero_grad()
         (loss / places).backward()
         optimizer.step()
         found.append(tuple(each.detach() for each in losses))
-    assert found[-1][4] / blocks > 1.5 > 0.7 > found[0][4] / blocks
+    assert found[-1][4] / blocks > 1.2 > 0.8 > found[0][4] / blocks
     assert found[-1][2] < found[0][2]
 
 
