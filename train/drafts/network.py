@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edge.checkpoints.frequency_list import TokenIds, with_end_tokens, write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
-from edge.config.draft import CONFIDENCE, DraftConfig, DraftKind
+from edge.config.draft import CONFIDENCE, MARKOV_AFTER, DraftConfig, DraftKind
 from edge.config.draft_names import public_name
 from edge.config.huggingface import config_to_hf
 from edge.errors import ConfigError
@@ -135,6 +135,10 @@ def save_draft(
         values |= _block_values(config, target)
         if config.confidence:
             tensors[CONFIDENCE] = tensors[CONFIDENCE].unsqueeze(0)
+        if config.markov_rank and ids is not None:  # the other rows have learned nothing
+            learned = torch.zeros(target.vocab_size, 1)
+            learned[torch.from_numpy(ids).long()] = 1
+            tensors[MARKOV_AFTER] = tensors[MARKOV_AFTER] * learned
     try:
         with Partial(folder, folder=True) as partial_folder:
             path = partial_folder.path
