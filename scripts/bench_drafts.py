@@ -1,8 +1,9 @@
 """Times answers with trained drafts against plain decoding: their kinds, heads, types and trees.
 
-    python scripts/bench_drafts.py [--runs FOLDER] [--parts categories,heads,types] [--rounds 2]
+    python scripts/bench_drafts.py [--runs FOLDER] [--parts training,categories,heads,types] [--rounds 2]
         [--per-category 4] [--tokens 200] [--keep FOLDER]
 
+training    what the runs have learned, by their logs: nothing is timed
 categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft with
             its target's whole head, with a quarter of it (FR-Spec), and other kinds
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
@@ -37,6 +38,7 @@ from edge.hub.resolve import open_model
 from edge.measure.frequencies import TokenCounts, count_tokens
 from edge.text.tokenizer.load import open_tokenizer
 from edge.train.data.shards import ShardFolder
+from edge.train.metrics import read_log
 
 CONTEXT = 2048
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
@@ -50,16 +52,18 @@ KINDS = {
     "bita": "BiTA",
 }
 """Other runs, and what they are called in tables."""
+NAMES = ("eagle2", *KINDS)
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 _CODE = 200  # files
 
 Rows = list[dict[str, Any]]
 
 
-def draft_at(
-    options: argparse.Namespace, folder: Path | str, target: str | None = None, **changes: Any
-) -> str:
-    """The converted form of a draft, as `speculate` takes it. target: how the model is quantized."""
+def draft_at(options: argparse.Namespace, name: str, target: str | None = None, **changes: Any) -> str:
+    """The converted form of a draft of the runs, as `speculate` takes it. target: how the model is
+    quantized.
+    """
+    folder = options.runs / name / "model"
     return str(open_draft(folder, open_model(BUILT_IN.name, quantize=target), **changes).path)
 
 
@@ -106,6 +110,18 @@ def measure_categories(options: argparse.Namespace) -> Rows:
     ]
     found = compared(options, ways, options.per_category)
     return found + compared(options, ways, options.per_category, SAMPLED)
+
+
+def measure_training(options: argparse.Namespace) -> Rows:
+    """What the runs have learned, by their logs."""
+    rows = []
+    for name in NAMES:
+        if (options.runs / name / "model").exists():
+            line = read_log(options.runs / name)[-1]
+            held_out = [key for key in line if key.startswith("held_out") and key.endswith("/answers")]
+            kept = {key.removesuffix("/answers"): line[key] for key in held_out}
+            rows.append({"run": name, "step": line["step"], "tokens": line["tokens"], **kept})
+    return rows
 
 
 def lists(options: argparse.Namespace) -> Iterator[tuple[str, TokenCounts]]:
@@ -157,6 +173,7 @@ def measure_types(options: argparse.Namespace) -> Rows:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "training": measure_training,
     "categories": measure_categories,
     "heads": measure_heads,
     "types": measure_types,
