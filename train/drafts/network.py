@@ -51,6 +51,7 @@ _ARCHITECTURES = {
 
 def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool) -> Network:
     """See `edge.train.network.build`; the run's texts must be answers of the draft's target."""
+    _refuse_others(config)
     target, ids = together(lambda: _target(config, texts.any), world)
     device, precision = world.device, PRECISIONS[config.runtime.precision]
     target.to(device)
@@ -82,6 +83,22 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
         partial(_flops, objective, len(head)),
         partial(save_draft, draft, target.config, ids),
     )
+
+
+def _refuse_others(config: RunConfig) -> None:
+    """Raise ConfigError for options that mean nothing for a draft."""
+    plain = {
+        "loss.z": (config.loss.z, 0.0),
+        "loss.multi_token": (config.loss.multi_token, 0.0),
+        "attention.kind": (config.attention.kind, "dense"),
+        "model": (dict(config.model.changes), {}),
+        "runtime.gradient_checkpointing": (config.runtime.gradient_checkpointing, False),
+    }
+    for name, (given, wanted) in plain.items():
+        if given != wanted:
+            raise ConfigError(
+                f"{name} means nothing in a run that trains a draft (draft.target); leave it out."
+            )
 
 
 def draft_config(options: DraftSection, target: ModelConfig, ids: TokenIds | None) -> DraftConfig:

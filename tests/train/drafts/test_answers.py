@@ -237,6 +237,35 @@ def test_a_draft_learns_from_answers_of_its_own_target(
     assert code == 1 and "has no answers of" in said
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("loss.z=0.1", "loss.z means nothing in a run that trains a draft"),
+        ("attention.kind=sparse", "attention.kind means nothing"),
+        ("model.hidden_size=64", "model means nothing"),
+        ("draft.kind=eagle3", "make them with `edge train answers --kind eagle3`"),
+        ("draft.kind=eagle5", "Unknown kind 'eagle5'; choose one of eagle2, eagle3"),
+        ("draft.target=nothing/there/at/all", "nothing/there/at/all"),
+    ],
+)
+def test_what_no_draft_has_is_refused(
+    target: Bundle, answers: ShardFolder, tmp_path: Path, edge: Edge, change: str, said: str
+):
+    out = ("--answers", answers.path, "--out", tmp_path / "run", "--set", change)
+    code, error = edge("train", "draft", target.path, *out)
+    assert code == 1 and said in " ".join(error.split())
+
+
+def test_a_dry_run_says_nothing_of_drafts(edge: Edge):
+    code, error = edge("train", "run", "draft", "--dry-run", "--set", "draft.target=smollm2-135m")
+    assert code == 1 and "What a draft costs can't be said before" in error
+
+
+def test_one_of_prompts_and_answers_is_named(target: Bundle, tmp_path: Path, edge: Edge):
+    code, error = edge("train", "answers", target.path, "--out", tmp_path / "a")
+    assert code == 2 and "give either of them" in error
+
+
 def test_exported_models_have_no_drafts(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model, "files", object())
     with pytest.raises(EdgeError, match="name the model itself"):
