@@ -32,7 +32,7 @@ from edge.model.weights.checkpoint import reference_from_bundle, write_weights
 from edge.train.checkpoints import Say
 from edge.train.config import DraftSection, RunConfig
 from edge.train.data.shards import ShardFolder
-from edge.train.distributed import World, shard, together
+from edge.train.distributed import World, assign, shard, together
 from edge.train.drafts.objective import DraftObjective
 from edge.train.drafts.options import state_layers
 from edge.train.mup import initialise, make_optimizers
@@ -71,6 +71,8 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
     objective.to_empty(device=device)
     draft.rotary = RotaryEmbedding(draft.shape, config.data.length).to(device)
     initialise(objective, draft.shape, config.optimizer, config.seed)
+    if draft.lm_head is not None:  # it has the same rows to tell apart
+        assign(draft.lm_head.weight, head.cpu())
     if config.start.path is not None and not is_resumed:
         load_run_weights(config.start, draft, _PREFIX, world, say)
     if config.runtime.compile:

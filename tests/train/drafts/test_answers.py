@@ -30,8 +30,8 @@ from edge.runtime import Model, load
 from edge.train.data.batch import IGNORED
 from edge.train.data.errors import DataError
 from edge.train.data.loader import Loader, LoaderPlan
-from edge.train.data.shards import ShardFolder
-from edge.train.drafts.answers import Earlier, Prompts, make_answers
+from edge.train.data.shards import ShardFolder, States, write_shard
+from edge.train.drafts.answers import Earlier, Prompts, Respondent, make_answers
 from edge.train.drafts.options import AnswerOptions, state_layers
 from tests.drafts import minicpm_target
 
@@ -159,6 +159,35 @@ def test_answers_are_read_again_for_other_kinds(
         found = torch.from_numpy(np.array(made.states(number, 0, len(tokens)))).float()
         wanted = torch.cat([stream[layer] for layer in layers], -1)
         torch.testing.assert_close(found[:-1], wanted[:-1], rtol=2e-3, atol=2e-3)
+
+
+def test_an_answer_behind_which_nothing_follows_is_read_too(
+    model: Model, answers: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The model may end at once behind the tokens that are read: then there are no states of another one."""
+    run = Respondent._run
+
+    def ends_at_once(self: Respondent, prompt: list[int], most: int, **sampled: Any) -> Any:
+        _, states = run(self, prompt, most, **sampled)
+        return (), states[: len(prompt)]
+
+    monkeypatch.setattr(Respondent, "_run", ends_at_once)
+    made = make_answers(model, Earlier(answers), tmp_path / "a", OPTIONS)
+    made.verify()
+    assert made.tokens == answers.tokens
+    for number in range(made.documents):
+        states = made.states(number, 0, int(made.lengths[number]))
+        assert states[:-1].any(-1).all() and not states[-1].any()
+
+
+def test_states_must_be_there_for_every_token(answers: ShardFolder, tmp_path: Path):
+    states = States([1], [np.zeros((4, 128), np.float16)])
+    with pytest.raises(DataError, match="Every token of a document must have hidden states"):
+        write_shard(tmp_path, "shard-00000", "", [[1, 2, 3, 4, 5]], answers.facts, states)
+    wild = States([1], [np.full((2, 128), np.inf, np.float16)])
+    with pytest.raises(DataError, match="beyond float16's range"):
+        write_shard(tmp_path, "shard-00000", "", [[1, 2]], answers.facts, wild)
+    assert not (tmp_path / "shard-00000").exists()
 
 
 SMALL = ("data.length=64", "data.rows=4", "schedule.warm_up=2", "evaluation.every=10", "evaluation.rows=8")
