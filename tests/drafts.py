@@ -141,6 +141,52 @@ def eagle3_fields(target: ModelConfig, rows: int = 40, **changes: Any) -> dict[s
     return draft_fields(target, **{**said, "tie_word_embeddings": False, **changes})
 
 
+def block_state(target: ModelConfig, taps: int = 3, layers: int = 2, rank: int = 24) -> State:
+    """DeepSpec's modeling/dspark: Qwen3's layers, a Markov and a confidence head; rank 0: DFlash."""
+    hidden, generator = target.hidden_size, torch.Generator().manual_seed(5)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16() / 12
+
+    state = {"fc.weight": matrix(hidden, taps * hidden), **norms(target, "norm.weight", "hidden_norm.weight")}
+    for index in range(layers):
+        layer = layer_state(target, seed=index)
+        del layer["fc.weight"]
+        layer |= norms(target, "layers.0.input_layernorm.weight")
+        for name in ("q_norm", "k_norm"):
+            layer[f"layers.0.self_attn.{name}.weight"] = 1 + matrix(target.head_dim)
+        state |= {name.replace("layers.0.", f"layers.{index}."): each for name, each in layer.items()}
+    if rank:
+        state["markov_head.markov_w1.weight"] = matrix(target.vocab_size, rank)
+        state["markov_head.markov_w2.weight"] = matrix(target.vocab_size, rank)
+        state["confidence_head.proj.weight"] = matrix(1, hidden + rank)
+        state["confidence_head.proj.bias"] = matrix(1)
+    return state
+
+
+def block_fields(target: ModelConfig, **changes: Any) -> dict[str, Any]:
+    """A config.json like that of MiniCPM5-2B-DSpark, as far as it is known: flat, whatever the target is."""
+    said = {
+        **{"scale_emb": None, "scale_depth": None, "dim_model_base": None, "model_type": "qwen3"},
+        **{"architectures": ["Qwen3DSparkModel"], "num_hidden_layers": 2, "attention_bias": False},
+        **{"target_layer_ids": [1, 3, 6], "block_size": 5, "mask_token_id": 77, "num_anchors": 512},
+        **{"markov_rank": 24, "markov_head_type": "vanilla", "enable_confidence_head": True},
+        **{"confidence_head_with_markov": True, "sample_from_anchor": True},
+        **{"num_target_layers": target.num_hidden_layers, "layer_types": ["full_attention"] * 2},
+        **{"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}, "tie_word_embeddings": False},
+    }
+    return draft_fields(target, **{**said, **changes})
+
+
+def flash_fields(target: ModelConfig, **changes: Any) -> dict[str, Any]:
+    """The same of z-lab's DFlash drafts: layers and mask token stand further inside."""
+    names = ("target_layer_ids", "mask_token_id", "num_anchors", "markov_rank", "markov_head_type")
+    names += ("enable_confidence_head", "confidence_head_with_markov", "sample_from_anchor")
+    inner = {"target_layer_ids": [1, 3, 6], "mask_token_id": 77}
+    said = {"architectures": ["DFlashDraftModel"], "dflash_config": inner, "block_size": 16}
+    return block_fields(target, **{**dict.fromkeys(names), **said, **changes})
+
+
 def multi_token_state(target: ModelConfig) -> State:
     """What `train` leaves beside a model."""
     torch.manual_seed(6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.config.draft import FC_BIAS, DraftConfig, draft_tensors
+from edge.config.draft import CONFIDENCE, FC_BIAS, DraftConfig, draft_tensors
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.formats.bundle.manifest import BundleTensor
 from edge.formats.bundle.reader import Bundle
@@ -61,8 +61,9 @@ def write_draft(
                 rows = gather_rows(target.data(head), info.scheme, (shape[0], shape[1]), token_ids)
                 writer.write(info.name, rows.data)
             elif len(info.shape) == 1:
-                low = -0.2 if info.name == FC_BIAS else 0.5
-                high = 0.2 if info.name == FC_BIAS else 1.5
+                spreads = {FC_BIAS: 0.2, CONFIDENCE: 2 * info.shape[0] ** -0.5}  # around 0, norms around 1
+                spread = spreads.get(info.name)
+                low, high = (0.5, 1.5) if spread is None else (-spread, spread)
                 values = rng.uniform(low, high, info.shape).astype(np.float32)
                 alter(info.name, values)
                 writer.write(info.name, pack(values.reshape(1, -1), info.scheme))

@@ -164,6 +164,19 @@ class DraftSection(_Section):
         1.0, "Weight of the distance to the model's next hidden state (eagle2).", least=0
     )
     token_loss: float = option(0.1, "Weight of the cross-entropy to what the model says next.", least=0)
+    block: int = option(7, "Tokens of a block (dspark).", least=1)
+    anchors: int = option(64, "Blocks that are told of a row of the batch (dspark).", least=1)
+    markov_rank: int = option(256, "Columns of the Markov head, 0 for none (dspark).", least=0)
+    mask_token: int = option(
+        -1, "The token that stands for those to be told (dspark); -1: the last one.", least=-1
+    )
+    block_decay: float = option(4.0, "Places over which losses in a block fall by e (dspark).", least=0.1)
+    variation_loss: float = option(
+        0.9, "Weight of the differences to the model's distribution (dspark).", least=0
+    )
+    confidence_loss: float = option(
+        1.0, "Weight of the confidence head's loss; 0: there is none (dspark).", least=0
+    )
 
 
 @dataclass(frozen=True)

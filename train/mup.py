@@ -28,8 +28,9 @@ def width_ratio(config: ModelConfig, options: OptimizerSection) -> float:
 
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether muP scales it: matrices between the embedding and the head."""
-    return parameter.dim() >= 2 and "embed_tokens" not in name and "lm_head" not in name
+    """Whether muP scales it: matrices between the embedding and the head, and a draft's other head."""
+    beside = ("embed_tokens", "lm_head", "markov_head")
+    return parameter.dim() >= 2 and not any(each in name for each in beside)
 
 
 @torch.no_grad()

@@ -5,7 +5,9 @@
 * CPM.cu and OpenBMB's MiniCPM4 drafts: `input_norm1` and `input_norm2` too; fc may be in two halves, `fc1`
   and `fc2`; those trained for 4 bits are packed for Marlin, q, k and v in one tensor and gate and up in one;
 * vLLM: `model.eagle_layers.0.*` and copies of the target's embedding and head; llama's other input norms;
-* multi-token layers of this project's training: DeepSeek-V3's `enorm`, `hnorm`, `eh_proj`, and `layer.*`.
+* multi-token layers of this project's training: DeepSeek-V3's `enorm`, `hnorm`, `eh_proj`, and `layer.*`;
+* DeepSpec's DSpark and z-lab's DFlash: `fc.weight`, `hidden_norm.weight`, Qwen3's layers, `norm.weight`, and
+  of the former `markov_head.*` and `confidence_head.*`.
 
 Copies of the target's matrices serve one purpose here: they tell whether it is the draft of this target.
 """
@@ -22,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import TensorInfo
-from edge.checkpoints.draft_matrices import Matrix, Packed, Plain, SideBySide, shape_text
+from edge.checkpoints.draft_matrices import Flat, Matrix, Packed, Plain, SideBySide, shape_text
 from edge.checkpoints.draft_vocabulary import VOCABULARY, trained_ids
 from edge.checkpoints.frequency_list import TokenIds, checked_ids
 from edge.checkpoints.huggingface import TOKENIZER_FILES, TOKENIZERS
@@ -37,7 +39,15 @@ from edge.checkpoints.opened import (
     read_small,
 )
 from edge.config import ModelConfig
-from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, DraftConfig, DraftKind, draft_tensors
+from edge.config.draft import (
+    CONFIDENCE,
+    EMBEDDING_NORM,
+    FC,
+    FC_BIAS,
+    DraftConfig,
+    DraftKind,
+    draft_tensors,
+)
 from edge.config.draft_huggingface import ONLY, DraftParts, draft_from_hf, plain_fields, refuse_other_kinds
 from edge.config.draft_names import MULTI_TOKEN, bundle_name, public_name
 from edge.config.roles import DECODER
@@ -50,9 +60,6 @@ _REMAP = "token_id_remap"
 _FIRST, _SECOND = "fc1", "fc2"
 _HALVES = (f"{_FIRST}.weight", f"{_SECOND}.weight", f"{_FIRST}.bias")
 _OTHERS = (
-    ("markov", "a DSpark draft"),
-    ("confidence", "a DSpark draft"),
-    ("hidden_norm.", "a DFlash or DSpark draft"),
     ("mtp.", "a multi-token draft of another program"),
     ("medusa", "a Medusa draft"),
 )
@@ -62,12 +69,17 @@ _RENAMED = (
     ("embedding_layernorm.", "input_norm1."),
     ("hidden_states_layernorm.", "input_norm2."),
 )
-_KINDS: tuple[tuple[str, DraftKind], ...] = (("midlayer.", "eagle3"), ("eh_proj.", "mtp"))
+_KINDS: tuple[tuple[str, DraftKind], ...] = (
+    ("midlayer.", "eagle3"),
+    ("eh_proj.", "mtp"),
+    ("hidden_norm.", "dspark"),
+)
 """What a name begins with in drafts of one kind only; all others are EAGLE-2."""
 _IN_WORDS: Mapping[DraftKind, str] = {
     "eagle2": "EAGLE-2 draft",
     "eagle3": "EAGLE-3 draft",
     "mtp": "multi-token layer",
+    "dspark": "DSpark or DFlash draft",
 }
 _LISTS = re.compile(r"freq_(\d{1,9})\.pt")
 
@@ -121,6 +133,7 @@ class DraftCheckpoint:
             attention_norm="layers.0.input_layernorm.weight" in self._files,
             fc_bias=FC_BIAS in self._files or f"{_FIRST}.bias" in self._files,
             named_by_vllm=any("eagle_layers." in name for name in files),
+            confidence=CONFIDENCE in self._files,
         )
         self.config: DraftConfig = draft_from_hf(data, parts, target, where)
         self._matrices = self._place(parts)
@@ -231,7 +244,9 @@ class DraftCheckpoint:
                 continue
             if name.endswith("rotary_emb.inv_freq") or (name == "norm.weight" and parts.named_by_vllm):
                 continue  # vLLM's MiniCPM drafts have a final norm that nothing is put through
-            if name in wanted or name in _HALVES:
+            if name == CONFIDENCE and name in wanted:
+                self._add(found, name, Flat(name, Stored(file, stored, shape), self._where))
+            elif name in wanted or name in _HALVES:
                 ours = FC_BIAS if name == f"{_FIRST}.bias" else name
                 self._add(found, ours, Plain(ours, Stored(file, stored, shape), self._where))
             elif name in fused:

@@ -51,6 +51,28 @@ class Plain:
         return self._stored.read_float32()
 
 
+class Flat:
+    """A matrix of one row as a vector. where: its folder in quotes; CheckpointError for another shape."""
+
+    def __init__(self, name: str, stored: Stored, where: str) -> None:
+        row = stored.describe(name, where)
+        if len(row.shape) != 2 or row.shape[0] != 1:
+            raise CheckpointError(
+                f"Tensor '{name}' of {where} has shape {shape_text(row.shape)}, but one row was expected; "
+                "weights and configuration belong to different drafts."
+            )
+        self._stored = stored
+        self.info = TensorInfo(name, row.shape[1:], row.source_type, QuantScheme("f32"))
+
+    def read(self) -> Floats:
+        """See `Matrix`."""
+        return self.read_float32()
+
+    def read_float32(self) -> Floats:
+        """See `Matrix`."""
+        return self._stored.read_float32().reshape(-1)
+
+
 class Packed:
     """A matrix that came in 4 bits."""
 

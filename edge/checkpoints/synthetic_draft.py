@@ -13,7 +13,7 @@ from edge.checkpoints.base import TensorInfo
 from edge.checkpoints.frequency_list import TokenIds
 from edge.checkpoints.synthetic import random_matrix
 from edge.config import ModelConfig
-from edge.config.draft import FC, DraftConfig, DraftKind, draft_tensors, usual_taps
+from edge.config.draft import FC, DraftConfig, DraftKind, block_taps, draft_tensors, usual_taps
 from edge.quant.scheme import PackedMatrix, QuantScheme
 
 VERSION = 1
@@ -21,6 +21,7 @@ VERSION = 1
 
 
 _USUAL_ROWS = 32000  # of the heads of public EAGLE-3 drafts
+_USUAL_LAYERS, _USUAL_BLOCK, _USUAL_RANK = 5, 7, 256  # of public DSpark drafts
 
 
 def draft_shape(target: ModelConfig, kind: DraftKind = "eagle2", **changes: Any) -> DraftConfig:
@@ -28,7 +29,8 @@ def draft_shape(target: ModelConfig, kind: DraftKind = "eagle2", **changes: Any)
 
     eagle2: what CPM.cu would run, one of the target's layers, with input norms and the scales of a MiniCPM
     draft if the target has them. eagle3: one such layer without scales, over a head of 32,000 rows. mtp: what
-    `train` leaves beside a model that has learned to tell the token after next.
+    `train` leaves beside a model that has learned to tell the token after next. dspark: five layers that
+    guess a block of seven, as OpenBMB's and LiquidAI's.
     """
     depth, layers = target.scale_depth, target.num_hidden_layers
     residual_scale = 1.0 if depth is None else depth / (layers + 1) ** 0.5
@@ -68,6 +70,18 @@ def draft_shape(target: ModelConfig, kind: DraftKind = "eagle2", **changes: Any)
             "output_norm": True,
             "taps": (layers - 1,),
             "rope": None if 0 in target.layers_without_rope else target.rope,  # its layer is like the first
+        },
+        "dspark": {
+            "num_hidden_layers": _USUAL_LAYERS,
+            "logit_scale": target.logit_scale,
+            "attention_norm": True,
+            "output_norm": True,
+            "taps": block_taps(layers),
+            "block_size": _USUAL_BLOCK,
+            "mask_token": target.vocab_size - 1,
+            "anchor_tells": True,
+            "markov_rank": _USUAL_RANK,
+            "confidence": True,
         },
     }
     return DraftConfig(**{**fields, **own[kind], **changes})
@@ -115,6 +129,6 @@ class RandomDraft:
         rows, columns = info.shape
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         # An fc of two adds what comes from the embedding to what comes from the hidden state.
-        adds = name == FC and not self.config.joins_in_attention
+        adds = name == FC and not (self.config.joins_in_attention or self.config.is_block)
         std = (columns // 2 if adds else columns) ** -0.5
         return random_matrix(rng, rows, columns, info.scheme, std)

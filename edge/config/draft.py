@@ -7,6 +7,9 @@
   stands beside what it gives in the attention of one decoder layer, and the head is the draft's own.
 * Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, 2.2), chained on itself: as EAGLE-2, from the
   residual stream after the target's last layer, with a norm before the target's head.
+* DSpark (DeepSeek, 2026) and DFlash (arXiv 2602.06036): a few layers guess a block of tokens at once; they
+  attend to what is made of the target's hidden states at several depths, and to each other. DSpark adds a
+  low-rank Markov head, which tells a token by the one before it, and a head that tells how sure a guess is.
 
 The embedding is always the target's and stands in no draft.
 """
@@ -18,18 +21,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from edge.config.network import ModelConfig, RopeConfig, check_sizes, exact_fields, plain_json
-from edge.config.roles import DECODER, FINAL_NORM, HEAD, Shape
+from edge.config.roles import DECODER, FINAL_NORM, HEAD, QK_NORMS, Shape
 from edge.errors import ConfigError
 
-DraftKind = Literal["eagle2", "eagle3", "mtp"]
+DraftKind = Literal["eagle2", "eagle3", "mtp", "dspark"]
 
 FC = "fc.weight"
 FC_BIAS = "fc.bias"
 EMBEDDING_NORM = "input_norm1.weight"
 HIDDEN_NORM = "input_norm2.weight"
 OUTPUT_NORM = "norm.weight"
+MARKOV_BEFORE = "markov_head.markov_w1.weight"
+MARKOV_AFTER = "markov_head.markov_w2.weight"
+CONFIDENCE = "confidence_head.proj.weight"
+CONFIDENCE_BIAS = "confidence_head.proj.bias"
 WINDOW = 1024
 """Tokens that a draft's attention sees at most, as in CPM.cu."""
+MAX_BLOCK = 64
+"""Most rows of a block, as masks have bits."""
 
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -40,12 +49,16 @@ _MOST_LAYERS = 16
 _MOST_TAPS = 16
 _ATTENTION_NORM = "input_layernorm.weight"
 _JOINING = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
-_MAY_LACK = ("taps", "output_norm")
+_BLOCK = ("block_size", "mask_token", "anchor_tells", "markov_rank", "confidence", "own_head")
+_MAY_LACK = ("taps", "output_norm", *_BLOCK)
 """Fields that drafts of EAGLE-2 do without, and manifests of them."""
+_BLOCK_FLAGS = ("anchor_tells", "confidence", "own_head")
+_MOST_RANK = 4096
 _FIXED: Mapping[str, Mapping[str, Any]] = {
     "eagle2": {"taps": (), "output_norm": False},
     "eagle3": {"num_hidden_layers": 1, "input_norms": True, "attention_norm": False, "output_norm": True},
     "mtp": {"input_norms": True, "attention_norm": True, "fc_bias": False, "output_norm": True},
+    "dspark": {"input_norms": False, "attention_norm": True, "fc_bias": False, "output_norm": True},
 }
 """What the kind of a draft says of its other fields."""
 
@@ -72,6 +85,20 @@ class DraftConfig:
 
     x, without N5, is what a draft takes for h of token i + 1 where the target's is not known yet.
 
+    `dspark` has no such rows. Of every token before the last its layers get keys and values, of
+
+        c = N2(fc(the target's residual streams after all taps, one behind the other))
+
+    and behind them come `block_size` rows that start from embeddings: of the last token, the anchor, then of
+    `mask_token`. Each sees all of c and all rows of the block, whose positions go on from those of c:
+
+        for every layer: x += residual_scale * attention(N3(x), c); x += residual_scale * mlp(N4(x))
+        logits of row k = head(N5(x_k) * logit_scale) + W2 W1[token before the one that row k tells]
+
+    where queries and keys are normed head by head. Row k tells the token k + 1 places behind the anchor, or,
+    unless `anchor_tells`, k places. With `confidence`, sigmoid(w . (N5(x_k), W1[the token before]) + b) is
+    the chance that the likeliest token of row k is right.
+
     kind: the family of drafts. vocab_size, hidden_size: the target's. rope: None if q and k are not rotated;
     positions are those of the target's hidden states (i). max_position_embeddings: what `rope` depends on.
     embedding_scale: the target's. logit_scale: the target's too, but of a head that was trained with the
@@ -79,7 +106,10 @@ class DraftConfig:
     always have. fc_bias: whether fc has a bias. window: positions that attention sees, with its own; None:
     all. head_rows: rows of a draft's own head, in the order of its token ids: taken from the target's
     (FR-Spec), or trained with the draft (`trained_head`); None: it uses the target's head. taps: layers of
-    the target, from 0 on, whose residual streams are read. output_norm: whether N5 exists.
+    the target, from 0 on, whose residual streams are read. output_norm: whether N5 exists. The rest is of
+    blocks. anchor_tells: whether the anchor's own row tells a token. markov_rank: columns of W1 and W2, 0
+    without them. confidence: whether there is a head for chances. own_head: whether its head was trained with
+    it, over `head_rows` tokens.
     """
 
     vocab_size: int
@@ -103,6 +133,12 @@ class DraftConfig:
     head_rows: int | None = None
     taps: tuple[int, ...] = ()
     output_norm: bool = False
+    block_size: int = 0
+    mask_token: int = 0
+    anchor_tells: bool = False
+    markov_rank: int = 0
+    confidence: bool = False
+    own_head: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(DraftKind):
@@ -147,16 +183,62 @@ class DraftConfig:
             raise ConfigError(f"taps of a draft of the kind '{self.kind}' are {wanted}, not {self.taps!r}.")
         if self.trained_head and self.head_rows is None:
             raise ConfigError(f"A draft of the kind '{self.kind}' has a head of its own: give its head_rows.")
+        if self.is_block:
+            self._check_block()
+        else:
+            for name in _BLOCK:
+                if getattr(self, name):
+                    raise ConfigError(f"A draft of the kind '{self.kind}' has no {name}.")
+
+    def _check_block(self) -> None:
+        check_sizes(self, "block_size", whole=True)
+        if not self.guessed_rows or self.block_size > MAX_BLOCK:
+            raise ConfigError(
+                f"block_size is {self.block_size}, but a block has {1 if self.anchor_tells else 2} to "
+                f"{MAX_BLOCK} rows."
+            )
+        for name, least, most in (
+            ("mask_token", 0, self.vocab_size - 1),
+            ("markov_rank", 0, _MOST_RANK),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise ConfigError(f"{name} of a draft must be a whole number up to {most}, not {value!r}.")
 
     @property
     def trained_head(self) -> bool:
         """Whether its head was trained with it, so that it can't do with the target's or other rows of it."""
-        return self.kind == "eagle3"
+        return self.kind == "eagle3" or self.own_head
 
     @property
     def joins_in_attention(self) -> bool:
         """Whether the embedding stands beside the hidden state in the first layer's attention, not in fc."""
         return self.kind == "eagle3"
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it guesses a block of tokens in one pass."""
+        return self.kind == "dspark"
+
+    @property
+    def guessed_rows(self) -> int:
+        """Rows of a block that tell a token."""
+        return self.block_size if self.anchor_tells else self.block_size - 1
+
+    @property
+    def rows_seen(self) -> int | None:
+        """Rows of its cache that what is told behind the last one depends on; None: all."""
+        if self.window is None:
+            return None
+        return (
+            max(1, self.window - self.block_size) if self.is_block else self.window * self.num_hidden_layers
+        )
+
+    @property
+    def fc_columns(self) -> int:
+        """What fc reads: hidden states alone, or one with an embedding before it."""
+        alone = self.joins_in_attention or self.is_block
+        return self.hidden_columns if alone else 2 * self.hidden_size
 
     @property
     def hidden_columns(self) -> int:
@@ -197,7 +279,7 @@ class DraftConfig:
     def from_json(cls, data: Mapping[str, Any]) -> DraftConfig:
         """Inverse of `to_json`; an unknown or missing field is a ConfigError with the field's name."""
         known = exact_fields(cls, data, "draft", _MAY_LACK)
-        for name in ("input_norms", "attention_norm", "fc_bias", "output_norm"):
+        for name in ("input_norms", "attention_norm", "fc_bias", "output_norm", *_BLOCK_FLAGS):
             if not isinstance(known.get(name, False), bool):
                 raise ConfigError(f"'draft.{name}' must be true or false, not {known[name]!r}.")
         if known["rope"] is not None:
@@ -214,6 +296,14 @@ def usual_taps(layers: int) -> tuple[int, ...]:
     before. Fewer for a target of less than 7 layers.
     """
     found = (1, layers // 2 - 1, layers - 4)
+    return tuple(sorted({min(max(0, tap), layers - 1) for tap in found}))
+
+
+def block_taps(layers: int) -> tuple[int, ...]:
+    """The layers of a target that public block drafts read: five at even distances, from the second to the
+    third last. Fewer for a target of less than 8 layers.
+    """
+    found = (round(1 + i * (layers - 4) / 4) for i in range(5))
     return tuple(sorted({min(max(0, tap), layers - 1) for tap in found}))
 
 
@@ -237,7 +327,8 @@ class DraftTensor:
 
 def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
     """Every tensor of a draft by name, in the order in which drafting reads them: the input norms, fc, the
-    layers, the output norm, and `lm_head.weight` if it has a head of its own (`head_rows`).
+    layers, the output norm, `lm_head.weight` if it has a head of its own (`head_rows`), and what a block's
+    tokens are told by beside it.
     """
     hidden = config.hidden_size
     found: list[DraftTensor] = []
@@ -248,7 +339,9 @@ def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
     if config.input_norms:
         add(EMBEDDING_NORM, (hidden,), "norms")
         add(HIDDEN_NORM, (hidden,), "norms")
-    add(FC, (hidden, config.hidden_columns if config.joins_in_attention else 2 * hidden), "draft input")
+    add(FC, (hidden, config.fc_columns), "draft input")
+    if config.is_block:
+        add(HIDDEN_NORM, (hidden,), "norms")
     if config.fc_bias:
         add(FC_BIAS, (hidden,), "draft input")
     sizes = {
@@ -256,9 +349,10 @@ def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
         "inner": config.intermediate_size,
         "queries": config.num_attention_heads * config.head_dim,
         "keys": config.num_key_value_heads * config.head_dim,
+        "head": config.head_dim,
     }
     for layer in range(config.num_hidden_layers):
-        for role in DECODER:
+        for role in (*DECODER, *QK_NORMS) if config.is_block else DECODER:
             if role.each == "network":
                 continue
             if role.name == _ATTENTION_NORM and layer == 0 and not config.attention_norm:
@@ -273,4 +367,10 @@ def draft_tensors(config: DraftConfig) -> dict[str, DraftTensor]:
         add(OUTPUT_NORM, (hidden,), "norms", natives[FINAL_NORM])
     if config.head_rows is not None:
         add(HEAD, (config.head_rows, hidden), "head", natives[HEAD])
+    if config.markov_rank:
+        add(MARKOV_BEFORE, (config.vocab_size, config.markov_rank), "Markov head")
+        add(MARKOV_AFTER, (config.head_rows or config.vocab_size, config.markov_rank), "Markov head")
+    if config.confidence:
+        add(CONFIDENCE, (hidden + config.markov_rank,), "confidence head")
+        add(CONFIDENCE_BIAS, (1,), "confidence head")
     return {tensor.name: tensor for tensor in found}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.config.draft import DraftConfig, DraftKind
+from edge.config.draft_block import MARKS as BLOCK_MARKS
+from edge.config.draft_block import block_fields
 from edge.config.draft_eagle3 import MARKS, eagle3_fields
 from edge.config.families import FIXED, family_of
 from edge.config.fields import Fields, head_size, shown
@@ -19,24 +21,21 @@ from edge.config.huggingface import check_fixed, rope_from_hf
 from edge.config.network import ModelConfig, RopeConfig
 from edge.errors import ConfigError
 
-ONLY = "only EAGLE-2 and EAGLE-3 drafts and multi-token layers in files of their own can be run"
+ONLY = "only EAGLE-2, EAGLE-3, DSpark and DFlash drafts and multi-token layers in own files can be run"
 _EPSILON = 1e-6  # EAGLE's default
 _MUP = ("scale_emb", "scale_depth", "dim_model_base")
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
 _WITHOUT_EFFECT = ("sliding_window", "attention_bias", "layer_types")
 """Fields that a draft's config has from its target's, and which no program that runs drafts looks at."""
 _OTHER_FIELDS: Mapping[str, str] = {
-    "target_layer_ids": "a DFlash or DSpark draft",
-    "dflash_config": "a DFlash or DSpark draft",
-    "markov_rank": "a DFlash or DSpark draft",
-    "block_size": "a DFlash or DSpark draft",
+    "dspark_block_size": "a model with a DSpark draft inside it",
     "speculators_model_type": "a draft in the format of speculators",
     "medusa_num_heads": "a Medusa draft",
     "num_nextn_predict_layers": "a model with multi-token layers inside it",
 }
 _OTHER_ARCHITECTURES: Mapping[str, str] = {
-    "dflash": "a DFlash draft",
-    "dspark": "a DSpark draft",
+    "dflash2": "a DFlash 2 draft",
+    "domino": "a Domino draft",
     "medusa": "a Medusa draft",
     "mtp": "a multi-token draft of another program",
 }
@@ -47,7 +46,8 @@ class DraftParts:
     """What the tensors of a draft tell: see the fields of `DraftConfig`. Of other kinds than EAGLE-2 the
     first two are what they always are there.
 
-    named_by_vllm: they have the names of vLLM's MiniCPM drafts (`eagle_layers`).
+    named_by_vllm: they have the names of vLLM's MiniCPM drafts (`eagle_layers`). confidence: a block draft
+    has a head for chances.
     """
 
     input_norms: bool
@@ -55,6 +55,7 @@ class DraftParts:
     fc_bias: bool
     named_by_vllm: bool = False
     kind: DraftKind = "eagle2"
+    confidence: bool = False
 
 
 def plain_fields(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,16 +76,25 @@ def refuse_other_kinds(data: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where} is {words} (field '{name}'); {ONLY}.")
 
 
-def _refuse_eagle3(data: Mapping[str, Any], where: str) -> None:
-    """For drafts that have no tensors of one."""
+_SHARED = (("dspark", "draft_vocab_size"),)
+"""Marks of one kind of draft that others may have too."""
+
+
+def _refuse_mixed(data: Mapping[str, Any], kind: DraftKind, where: str) -> None:
+    """Raise ConfigError for the fields of another kind of draft than the tensors are of."""
     names = data.get("architectures")
-    said = isinstance(names, list) and any("eagle3" in str(name).lower() for name in names)
-    marks = [*(["architectures"] if said else []), *(name for name in MARKS if data.get(name) is not None)]
-    if marks:
-        raise ConfigError(
-            f"{where} is that of an EAGLE-3 draft (field '{marks[0]}'), but the weights beside it are not; "
-            "they do not belong together."
-        )
+    for other, own, fields, words in (
+        ("eagle3", ("eagle3",), MARKS, "an EAGLE-3"),
+        ("dspark", ("dspark", "dflash"), BLOCK_MARKS, "a DFlash or DSpark"),
+    ):
+        said = isinstance(names, list) and any(each in str(name).lower() for each in own for name in names)
+        marks = ["architectures"] if said else []
+        marks += [name for name in fields if data.get(name) is not None and (kind, name) not in _SHARED]
+        if marks and kind != other:
+            raise ConfigError(
+                f"{where} is that of {words} draft (field '{marks[0]}'), but the weights beside it are not; "
+                "they do not belong together."
+            )
 
 
 def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfig, where: str) -> DraftConfig:
@@ -94,13 +104,15 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
     of it has its target's, as in CPM.cu. A MiniCPM draft is trained as one layer more of its target, so that
     outputs are scaled with scale_depth / sqrt(layers of the target + 1), as in CPM.cu; vLLM's drafts say
     mup_denominator in place of that number. An EAGLE-3 draft has its own RoPE and no such scale
-    (`edge.config.draft_eagle3`). A multi-token layer stands beside its target's own config. Raises
-    ConfigError for another kind of draft, for fields that are wrong or not supported, and for those in which
-    draft and target differ.
+    (`edge.config.draft_eagle3`), nor has a block draft (`edge.config.draft_block`). A multi-token layer
+    stands beside its target's own config. Raises ConfigError for another kind of draft, for fields that are
+    wrong or not supported, and for those in which draft and target differ.
     """
     data = plain_fields(data)
     refuse_other_kinds(data, where)
     fixed = {**FIXED, **family_of(target).fixed, "partial_rotary_factor": (1,)}
+    if parts.kind == "dspark":
+        fixed |= {"is_causal": (False,)}
     check_fixed(data, {name: values for name, values in fixed.items() if name not in _WITHOUT_EFFECT})
     source = Fields(data, where)
     if source.optional_integer("num_experts") or source.optional_integer("num_local_experts"):
@@ -121,10 +133,11 @@ def draft_from_hf(data: Mapping[str, Any], parts: DraftParts, target: ModelConfi
         "residual_scale": _residual_scale(source, parts, target),
         "logit_scale": target.logit_scale,
     }
+    _refuse_mixed(data, parts.kind, where)
     if parts.kind == "eagle3":
         of_kind |= eagle3_fields(data, target, where)
-    else:
-        _refuse_eagle3(data, where)
+    if parts.kind == "dspark":
+        of_kind |= block_fields(data, parts.confidence, target, where)
     if parts.kind == "mtp":
         of_kind |= _multi_token_fields(layers, target, where)
     config = DraftConfig(
@@ -160,7 +173,8 @@ def _rope(source: Fields, kind: DraftKind, target: ModelConfig) -> tuple[RopeCon
     """The rotary embedding, and the length that it was made for."""
     if kind == "mtp" and 0 in target.layers_without_rope:
         return None, target.max_position_embeddings  # its layer is like the first
-    if kind != "eagle3" and target.has_mup_scales and all(source.get(name) is None for name in _ROPE):
+    own = kind in ("eagle3", "dspark")
+    if not own and target.has_mup_scales and all(source.get(name) is None for name in _ROPE):
         return target.rope, target.max_position_embeddings
     positions = source.integer("max_position_embeddings", target.max_position_embeddings)
     return rope_from_hf(source, positions), positions

@@ -21,6 +21,7 @@ _PREFIXES: Mapping[DraftKind, Mapping[str, str]] = {
         FC: "eh_proj.weight",
         "layers.0.": "layer.",
     },
+    "dspark": {HIDDEN_NORM: "hidden_norm.weight"},
 }
 """What a name in a bundle begins with -> what it begins with there: SafeAILab's cnets.py, and the layer of
 DeepSeek-V3 as `edge.model.network.multi_token` has it."""

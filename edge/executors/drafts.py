@@ -2,7 +2,8 @@
 
 Row i of a draft's cache is made of the target's embedding of token i + 1 and hidden state of token i. Behind
 the last row, where the target's hidden states end, a draft goes on with its own guesses at them and tries a
-tree of tokens.
+tree of tokens. Of a block draft row i is made of hidden states of token i alone; the last row's token is the
+anchor, behind which one block is computed, and step k of a tree takes its tokens from row k of that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from edge.formats.draft.files import DraftFiles
 
 MAX_BRANCHES = 16
 """Most leaves that a step goes on from, and most children of each."""
+MARKOV_CANDIDATES = 64
+"""The Markov head of a block draft chooses among so many of a row's likeliest tokens: of all of them it would
+read as much as half a head for every step.
+"""
 
 Tokens = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.checkpoints.base import TensorSource
 from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
 from edge.checkpoints.synthetic_draft import RandomDraft, draft_shape
-from edge.config.draft import DraftConfig, DraftKind, draft_tensors
+from edge.config.draft import MARKOV_AFTER, DraftConfig, DraftKind, draft_tensors
 from edge.config.fields import listed
 from edge.config.tensors import EMBEDDING, HEAD
 from edge.errors import CheckpointError, EdgeError
@@ -36,11 +37,11 @@ from edge.hub.draft_target import check_copies, check_tokenizer
 from edge.hub.gguf_files import split_name
 from edge.hub.resolve import RANDOM, is_there, local_path
 from edge.hub.store import CacheKey, cached, source_key
-from edge.quant.gather import gather_rows
+from edge.quant.gather import gather_rows, rows_of
 from edge.quant.packing import dequantize, pack
 from edge.quant.rounding import quantize as quantize_matrix
 from edge.quant.rounding import to_float16
-from edge.quant.scheme import SOURCE, QuantScheme
+from edge.quant.scheme import SOURCE, PackedMatrix, QuantizedMatrix, QuantScheme
 from edge.text.tokenizer.load import open_tokenizer
 
 WHOLE = "all"
@@ -227,7 +228,7 @@ class _Recipe:
     def write(self, out: Path, progress: Progress | None) -> None:
         """Convert it into the folder `out`, which must not exist."""
         self.check()
-        identity = TargetIdentity.of(self.target)
+        source, identity = self._source(), TargetIdentity.of(self.target)
         total, done = sum(tensor.bytes for tensor in self.tensors), 0
         with DraftWriter(out, self.config, self.source.source, identity, self.tensors) as writer:
             for tensor in self.tensors:
@@ -236,12 +237,31 @@ class _Recipe:
                 if tensor.name == HEAD and self.ids is not None and not self.config.trained_head:
                     writer.write(HEAD, _head_rows(self.target, self.ids, tensor.scheme))
                 else:
-                    convert_tensor(self.source, tensor, writer)
+                    convert_tensor(source, tensor, writer)
                 done += tensor.bytes
             if self.ids is not None:
                 writer.write(TOKEN_IDS, self.ids.astype("<i4"))
             if progress is not None:
                 progress(done, total, "")
+
+    def _source(self) -> TensorSource:
+        """With rows of what stands beside the head as the head has."""
+        if self.ids is None or self.config.trained_head or not self.config.markov_rank:
+            return self.source
+        return _WithRows(self.source, self.ids)
+
+
+class _WithRows:
+    """A draft whose Markov head adds to the logits of some tokens alone."""
+
+    def __init__(self, source: _Source, ids: TokenIds) -> None:
+        self.source, self.tensors = source.source, source.tensors
+        self._read, self._ids = source.read, ids
+
+    def read(self, name: str) -> npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix:
+        """See `TensorSource`."""
+        values = self._read(name)
+        return rows_of(values, self._ids) if name == MARKOV_AFTER else values
 
 
 def _recipe(
@@ -299,7 +319,8 @@ def _plan_tensors(
             kept = isinstance(source, RandomDraft)  # its weights have their schemes from the start
             other = QuantScheme.chosen(head) if name == HEAD and not kept else None
             own_floats = infos[name].scheme if kept else floats
-            tensors.append(plan_tensor(infos[name], other or scheme, own_floats))
+            stored = replace(infos[name], shape=tensor.shape)  # of the Markov head maybe some rows
+            tensors.append(plan_tensor(stored, other or scheme, own_floats))
             continue
         own = target.tensors[_head_of(target)]
         chosen = QuantScheme.chosen(head)

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from edge.errors import BundleError
 from edge.quant.layout import LANE, PAD_COLUMNS, TILE_ROWS
 from edge.quant.packing import split_groups
-from edge.quant.scheme import PackedMatrix, QuantScheme
+from edge.quant.scheme import PackedMatrix, QuantizedMatrix, QuantScheme
+
+Matrix = npt.NDArray[np.float32] | QuantizedMatrix | PackedMatrix
 
 _BLOCK_BYTES = 32 << 20
 
@@ -47,6 +49,16 @@ def gather_rows(
             tiles = lanes.reshape(-1, TILE_ROWS, *lanes.shape[1:])
             target[tile : tile + step] = np.moveaxis(tiles, 1, -1)
     return PackedMatrix(scheme, (count, columns), out)
+
+
+def rows_of(values: Matrix, rows: npt.NDArray[np.integer]) -> Matrix:
+    """Some rows of a matrix in whatever form."""
+    if isinstance(values, PackedMatrix):
+        return gather_rows(values.data, values.scheme, values.shape, rows)
+    if isinstance(values, QuantizedMatrix):
+        minimums = None if values.minimums is None else values.minimums[rows]
+        return QuantizedMatrix(values.scheme, values.codes[rows], values.scales[rows], minimums)
+    return values[rows]
 
 
 def _shifts(scheme: QuantScheme) -> range:

@@ -194,9 +194,9 @@ typedef enum {
     EDGE_GATE = 9,
     EDGE_UP = 10,
     EDGE_DOWN = 11,
-    /* 12 .. 15 are those of a draft, edge_draft_role. The rest is float32, as norms are, and may be absent: the biases
-     * together, added before anything else happens to queries, keys and values, and the norms [1][head_dim] together,
-     * of every head before it is rotated. */
+    /* 12 .. 15 and those from 21 on are of a draft, edge_draft_role. The rest is float32, as norms are, and may be
+     * absent: the biases together, added before anything else happens to queries, keys and values, and the norms
+     * [1][head_dim] together, of every head before it is rotated. */
     EDGE_Q_BIAS = 16,
     EDGE_K_BIAS = 17,
     EDGE_V_BIAS = 18,
@@ -295,7 +295,8 @@ EDGE_API edge_status edge_forward(edge_model *model, edge_step *steps, int32_t c
 /* A small network beside a model, its target, that guesses how a sequence goes on: EAGLE-2 (arXiv 2406.16858), where
  * wanted with a head over some tokens only (FR-Spec, arXiv 2502.14856), EAGLE-3 (arXiv 2503.01840), or a layer for the
  * token after next (arXiv 2412.19437). Row i of its cache is made of the target's embedding of token i + 1 and hidden
- * state of token i. */
+ * state of token i. A block draft (DSpark, DFlash) has a block_size: its row i is made of hidden states of token i
+ * alone, and behind the last one it guesses from a block of rows that all see each other. */
 typedef struct {
     uint32_t size; /* sizeof(edge_draft_config) */
     int32_t intermediate_size, layers, heads, kv_heads, head_dim;
@@ -309,17 +310,27 @@ typedef struct {
     int32_t taps; /* hidden states of the target that fc joins; the embedding then stands beside what comes of
                    * them where the only layer's attention reads (EAGLE-3). 0: fc joins the embedding with one */
     float logit_scale; /* factor on states before the head */
+    /* Of a block draft, whose fc joins hidden states at the taps and nothing else, in any number of layers. A block
+     * has block_size rows (0: no block draft): of the last token, the anchor, then of mask_token. The anchor's own row
+     * tells the first token if anchor_tells, else the row after it. markov_rank: columns of the Markov head, which adds
+     * to logits by the token before; 0: none. confidence: whether a head says how likely a row's best token is right. */
+    int32_t block_size, mask_token, anchor_tells, markov_rank, confidence;
 } edge_draft_config;
 
 /* A draft's weights have these roles, those of edge_role up to EDGE_DOWN that are in a layer, of which the first layer
  * may lack the attention norm, EDGE_FINAL_NORM where states are normed before the head, and EDGE_HEAD,
  * [head_rows][hidden_size], for a head of its own. With taps the attention norm is none, and q, k and v have
- * 2 hidden_size columns: embedding, then hidden state. */
+ * 2 hidden_size columns: embedding, then hidden state. A block draft has norms of heads where wanted, every norm of a
+ * layer, EDGE_FINAL_NORM, EDGE_DRAFT_HIDDEN_NORM behind fc, and neither a bias nor a norm of embeddings. */
 typedef enum {
     EDGE_DRAFT_FC = 12,      /* [hidden_size][2 hidden_size], the embedding's first, or [taps hidden_size] */
     EDGE_DRAFT_FC_BIAS = 13, /* float32, as are the norms; may be absent */
     EDGE_DRAFT_EMBEDDING_NORM = 14, /* without taps these two may be absent together */
-    EDGE_DRAFT_HIDDEN_NORM = 15
+    EDGE_DRAFT_HIDDEN_NORM = 15,
+    EDGE_DRAFT_MARKOV_BEFORE = 21,  /* [vocab_size][markov_rank], of the token before */
+    EDGE_DRAFT_MARKOV_AFTER = 22,   /* [head_rows or vocab_size][markov_rank], of the head's rows */
+    EDGE_DRAFT_CONFIDENCE = 23,     /* float32 [1][hidden_size + markov_rank] */
+    EDGE_DRAFT_CONFIDENCE_BIAS = 24 /* float32 [1][1] */
 } edge_draft_role;
 
 typedef struct edge_draft edge_draft; /* a call of it is one of its target: one at a time */
@@ -335,6 +346,8 @@ EDGE_API uint64_t edge_draft_cache_bytes(const edge_draft *draft);
 EDGE_API edge_status edge_draft_cache_create(const edge_draft *draft, edge_cache **cache);
 
 #define EDGE_MAX_DRAFT_BRANCHES 16
+/* The Markov head chooses among so many of a row's likeliest tokens; the others keep the logits that they had. */
+#define EDGE_DRAFT_MARKOV_CANDIDATES 64
 
 /* Rows to append, and what to try behind them. */
 typedef struct {
@@ -361,7 +374,9 @@ typedef struct {
 
 /* Appends the rows, then tries tokens behind the last one: the first step gives `branches` children of the root, a
  * further one as many behind each of the `branches` best tokens of the step before. Rows of tokens that were tried are
- * dropped. If it fails the cache is as it was. */
+ * dropped. If it fails the cache is as it was. The steps of a block draft are the rows of one block that tell tokens, and
+ * no more than there are; where it has a confidence head, that says the chance of the first child of each, and the others
+ * share the rest as their logits do. */
 EDGE_API edge_status edge_draft_run(edge_draft *draft, edge_draft_step *step);
 
 /* ---- Sampling ------------------------------------------------------------------------------------- */

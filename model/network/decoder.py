@@ -90,16 +90,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, view: View, cache: KVCache | None = None) -> Tensor:
         """x [..., n, hidden] -> the same shape; the cache, if there is one, gets the rows of these tokens."""
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-        k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
         q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        if self.rotates:
-            q, k = rotate(q, view.cos, view.sin), rotate(k, view.cos, view.sin)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
+        q = rotate(q, view.cos, view.sin) if self.rotates else q
+        k, v = self.keys_and_values(x, view, cache)
         seen = self.attend(q, k, v, view.mask, view.positions)
         return self.o_proj(seen.transpose(-2, -3).flatten(-2))
+
+    def keys_and_values(self, x: Tensor, view: View, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """Of these tokens, and with a cache, which gets them, of all its rows."""
+        k = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(-2, -3)
+        k = k if self.k_norm is None else self.k_norm(k)
+        k = rotate(k, view.cos, view.sin) if self.rotates else k
+        return (k, v) if cache is None else cache.update(self.layer, k, v)
 
 
 class MLP(nn.Module):

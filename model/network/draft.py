@@ -74,16 +74,8 @@ class Draft(nn.Module):
         with torch.device("meta"):
             draft = cls(config, decoder)
         draft.rotary = RotaryEmbedding(draft.shape, decoder.context)
-        expected = {name: tuple(tensor.shape) for name, tensor in draft.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if found.get(name) != expected.get(name):
-                raise CheckpointError(
-                    f"Tensor '{name}' of a draft has shape {found.get(name)}, but its configuration asks for "
-                    f"{expected.get(name)}."
-                )
-        draft.load_state_dict(dict(tensors), assign=True)
-        return draft.requires_grad_(False).eval()
+        load(draft, tensors)
+        return draft
 
     def features(self, hidden: Tensor) -> Tensor:
         """What `forward` takes for rows whose hidden states the target has computed, [..., n, hidden].
@@ -139,6 +131,22 @@ class Draft(nn.Module):
         return functional.linear(normed * self.config.logit_scale, self.lm_head.weight)
 
 
+def load(draft: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network on the meta device these tensors, for inference; CheckpointError for a missing, surplus
+    or misshapen one.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in draft.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"Tensor '{name}' of a draft has shape {found.get(name)}, but its configuration asks for "
+                f"{expected.get(name)}."
+            )
+    draft.load_state_dict(dict(tensors), assign=True)
+    draft.requires_grad_(False).eval()
+
+
 def hidden_of(trunk: Trunk, config: DraftConfig) -> Tensor:
     """What a draft reads of a pass of its target, [..., n, config.hidden_columns]."""
     if not config.taps:
@@ -147,9 +155,9 @@ def hidden_of(trunk: Trunk, config: DraftConfig) -> Tensor:
 
 
 def layer_shape(config: DraftConfig) -> ModelConfig:
-    """A Llama with the draft's layers."""
+    """A Llama with the draft's layers, or with norms of heads a Qwen3."""
     return ModelConfig(
-        model_type="llama",
+        model_type="qwen3" if config.is_block else "llama",
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

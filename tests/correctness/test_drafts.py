@@ -52,8 +52,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eagle3 in a window": {"kind": "eagle3", "window": 16, "intermediate_size": 96},
     "mtp": {"kind": "mtp"},
     "mtp in a window": {"kind": "mtp", "window": 16},
+    "dspark": {"kind": "dspark"},
+    "dspark, two layers, no rope": {"kind": "dspark", "num_hidden_layers": 2, "rope": None},
+    "dspark in a window": {"kind": "dspark", "window": 75, "num_hidden_layers": 3, "intermediate_size": 96},
+    "dspark in a window that the block fills": {"kind": "dspark", "window": 7},
+    "dspark without a window, its residual scaled": {"kind": "dspark", "window": None, "residual_scale": 0.3},
+    "dspark, one tap, a block of 64": {"kind": "dspark", "taps": (1,), "block_size": 64},
+    "dspark of rank 5 without confidence": {"kind": "dspark", "markov_rank": 5, "confidence": False},
+    "dspark, confidence without a Markov head": {"kind": "dspark", "markov_rank": 0},
+    "dspark with a head of its own": {"kind": "dspark", "own_head": True, "head_rows": 120},
+    "dflash": {
+        **{"kind": "dspark", "markov_rank": 0, "confidence": False},
+        **{"anchor_tells": False, "block_size": 16},
+    },
 }
 KINDS = ("eagle2", "eagle3", "mtp")
+ALL_KINDS = (*KINDS, "dspark")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +164,7 @@ def test_a_draft_rotates_in_the_regime_of_its_target(
         np.testing.assert_array_equal(tried(own, regime).logprobs, wanted.logprobs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("scheme", ["int4", "int8", "ternary"])
 @pytest.mark.parametrize("activations", ["float32", "int8"])
 def test_quantized_weights(bundle, draft_of, native, reference, kind: str, scheme: str, activations: str):
@@ -237,7 +251,7 @@ def test_a_head_over_some_tokens(bundle, draft_of, request, opened: str):
     assert (some.logprobs[0] > full.run(full.new_cache(), rows, plan).logprobs).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("activations", ["float32", "int8"])
 def test_rows_come_in_any_pieces(bundle, draft_of, native, activations: str, kind: str):
     """To the bit: appended alone, with others, with a tree behind them, or again after they were dropped."""

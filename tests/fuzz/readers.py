@@ -37,6 +37,7 @@ from tests.fuzz.mutate import mutate_bytes, mutate_framed, mutate_json, mutate_p
 from tests.fuzz.seeds import (
     TEMPLATE,
     artifact,
+    block_draft,
     bundle_files,
     config,
     contents,
@@ -329,6 +330,13 @@ READERS = {
             lambda: made(eagle3_draft),
             ("config.json",),
             (f"{CHECKPOINTS}/draft_vocabulary.py", "edge/config/draft_eagle3.py"),
+        ),
+        Reader(
+            "block draft",
+            read_public_draft,
+            lambda: made(block_draft),
+            ("config.json",),
+            (f"{CHECKPOINTS}/draft_matrices.py", "edge/config/draft_block.py"),
         ),
         Reader(
             "token list",

@@ -304,6 +304,14 @@ def eagle3_draft(folder: Path) -> None:
     write_draft(folder, fields, eagle3_state(minicpm_target(), taps=2))
 
 
+def block_draft(folder: Path) -> None:
+    """A draft of DSpark, as DeepSpec writes it."""
+    from tests.drafts import block_fields, block_state, minicpm_target, write_draft
+
+    fields = block_fields(minicpm_target(), target_layer_ids=[0, 1], sliding_window=64)
+    write_draft(folder, fields, block_state(minicpm_target(), taps=2))
+
+
 def draft_bundle(folder: Path) -> None:
     """A random draft with a small head, for a target of any weights."""
     import numpy as np

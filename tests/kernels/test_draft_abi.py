@@ -57,6 +57,14 @@ def tapping(written) -> DraftFiles:
     return written(kind="eagle3")
 
 
+@pytest.fixture(scope="module")
+def block(executor, tmp_path_factory) -> DraftFiles:
+    config = draft_shape(executor.config, "dspark", num_hidden_layers=2, markov_rank=32, head_rows=HEAD_ROWS)
+    ids = np.arange(HEAD_ROWS, dtype=np.int32)
+    folder = tmp_path_factory.mktemp("block") / "draft"
+    return write_draft(folder, executor.files, config, QuantScheme("int4", 32), ids)
+
+
 @pytest.fixture
 def create(executor, files) -> Callable[..., ctypes.c_void_p]:
     """`create(change)`: a draft after `change(shape, weights)`; raises what libedge says."""
@@ -97,6 +105,11 @@ def create(executor, files) -> Callable[..., ctypes.c_void_p]:
             head_tokens=ids.ctypes.data,
             taps=len(config.taps),
             logit_scale=1.0,
+            block_size=config.block_size,
+            mask_token=config.mask_token,
+            anchor_tells=config.anchor_tells,
+            markov_rank=config.markov_rank,
+            confidence=config.confidence,
         )
         shape.arrays = frequencies, ids  # as long as the shape
         change(shape, weights)
@@ -235,6 +248,61 @@ def test_what_a_draft_with_taps_reads(create, tapping):
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("block_size", -1, "block_size is -1; a block has 1 to 64 rows"),
+        ("block_size", 65, "block_size is 65; a block has 1 to 64 rows"),
+        ("block_size", 0, "Only a draft with a block_size has a Markov head or a confidence head"),
+        ("mask_token", -1, "mask_token is -1, outside the vocabulary of 203"),
+        ("mask_token", 203, "mask_token is 203, outside the vocabulary of 203"),
+        ("markov_rank", -1, "markov_rank is -1; it must be 0 to 4096"),
+        ("markov_rank", 4097, "markov_rank is 4097; it must be 0 to 4096"),
+        ("markov_rank", 16, "token before of a draft: expected 203 x 16, got 203 x 32"),
+        ("markov_rank", 0, "no weight of role 21"),
+        ("confidence", 0, "no weight of role 23"),
+        ("taps", 0, "A block draft has 1 to 2 taps, not 0"),
+        ("taps", 3, "can't have 3 taps"),
+    ],
+)
+def test_a_block_is_checked(create, block, field: str, value: int, sentence: str):
+    with pytest.raises(NativeError, match=sentence):
+        create(lambda shape, weights: setattr(shape, field, value), block)
+
+
+@pytest.mark.parametrize("role", [*range(1, 13), 15, 21, 22, 23, 24])
+def test_a_weight_that_a_block_draft_needs(create, block, role: int):
+    def drop(shape: DraftShape, weights: list[native.Weight]) -> None:
+        weights.remove(of_role(weights, role))
+
+    with pytest.raises(NativeError, match="is missing"):
+        create(drop, block)
+
+
+@pytest.mark.parametrize("role", [13, 14, 16])
+def test_a_weight_that_no_block_draft_has(create, block, role: int):
+    def rename(shape: DraftShape, weights: list[native.Weight]) -> None:
+        of_role(weights, 15).role = role
+
+    with pytest.raises(NativeError, match=f"no weight of role {role}"):
+        create(rename, block)
+
+
+def test_a_call_of_a_block_draft(create, block):
+    """Steps beyond the block are not made."""
+    call = Call(create(files=block), 2)
+    call.step.steps, call.step.branches = 20, 1
+    call.run()
+    assert (call.length, call.step.node_count, call.step.steps_run) == (5, 7, 7)
+    assert set(call.nodes[0][:7]) <= set(range(HEAD_ROWS))
+    call.hidden[4, 287] = NAN
+    call.step.position = 5
+    with pytest.raises(NativeError, match="A hidden state for the draft is not finite"):
+        call.run()
+    assert call.length == 5
+    native.library().edge_cache_destroy(call.cache)
+
+
+@pytest.mark.parametrize(
     ("role", "change", "sentence"),
     [
         (12, {"role": 16}, "no weight of role 16"),
@@ -284,11 +352,11 @@ def test_a_head_without_rows_of_its_own(create):
 class Call:
     """A call that is right until something of it is changed."""
 
-    def __init__(self, handle: ctypes.c_void_p) -> None:
+    def __init__(self, handle: ctypes.c_void_p, taps: int = 1) -> None:
         self.handle, self.cache = handle, ctypes.c_void_p()
         native.check(draft_library().edge_draft_cache_create(handle, ctypes.byref(self.cache)))
         self.tokens = np.arange(5, dtype=np.int32)
-        self.hidden = np.ones((5, 144), np.float32)
+        self.hidden = np.ones((5, taps * 144), np.float32)
         self.nodes = np.zeros((3, 64), np.int32)
         tokens, parents, logprobs = self.nodes
         self.step = DraftStep(

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from edge.checkpoints.frequency_list import TokenIds, with_end_tokens, write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
-from edge.config.draft import DraftConfig, DraftKind
+from edge.config.draft import CONFIDENCE, DraftConfig, DraftKind
 from edge.config.draft_names import public_name
 from edge.config.huggingface import config_to_hf
 from edge.errors import ConfigError
 from edge.formats.atomic import Partial, write_failure, write_file
 from edge.hub.resolve import open_model
+from edge.model.network.block_draft import BlockDraft
 from edge.model.network.decoder import Attention, Decoder, fused_attention
 from edge.model.network.draft import Draft, layer_shape
 from edge.model.network.rope import RotaryEmbedding
@@ -33,6 +34,7 @@ from edge.train.checkpoints import Say
 from edge.train.config import DraftSection, RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.distributed import World, assign, shard, together
+from edge.train.drafts.block_objective import BlockObjective
 from edge.train.drafts.objective import DraftObjective
 from edge.train.drafts.options import state_layers
 from edge.train.mup import initialise, make_optimizers
@@ -46,6 +48,7 @@ _ARCHITECTURES = {
     "eagle2": "LlamaForCausalLMEagle",
     "eagle3": "LlamaForCausalLMEagle3",
     "mtp": "MultiTokenLayer",
+    "dspark": "Qwen3DSparkModel",
 }
 
 
@@ -59,20 +62,28 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
     head = target.model.embed_tokens.weight if target.lm_head is None else target.lm_head.weight
     head = head if ids is None else head[torch.from_numpy(ids).long().to(device)]
     with torch.device("meta"):
-        draft = Draft(shape, target)
+        draft = BlockDraft(shape, target) if shape.is_block else Draft(shape, target)
     for module in draft.modules():
         if isinstance(module, Attention):
             module.attend = fused_attention
     if config.quantization.chosen is not None:
         quantize_linear(draft, config.quantization.chosen)
     finish = target.model.norm if shape.taps else nn.Identity()
-    objective = DraftObjective(draft, (head * target.config.logit_scale).to(precision), config.draft, finish)
+    head = (head * target.config.logit_scale).to(precision)
+    objective: DraftObjective | BlockObjective
+    if isinstance(draft, BlockDraft):
+        rows = None if ids is None else torch.from_numpy(ids).long().to(device)
+        objective = BlockObjective(draft, head, config.draft, finish, rows)
+    else:
+        objective = DraftObjective(draft, head, config.draft, finish)
     shard(objective, world)
     objective.to_empty(device=device)
     draft.rotary = RotaryEmbedding(draft.shape, config.data.length).to(device)
     initialise(objective, draft.shape, config.optimizer, config.seed)
-    if draft.lm_head is not None:  # it has the same rows to tell apart
+    if isinstance(draft, Draft) and draft.lm_head is not None:  # it has the same rows to tell apart
         assign(draft.lm_head.weight, head.cpu())
+    if isinstance(draft, BlockDraft) and draft.confidence_head is not None:
+        draft.confidence_head.proj.weight.data.zero_()  # no norm
     if config.start.path is not None and not is_resumed:
         load_run_weights(config.start, draft, _PREFIX, world, say)
     if config.runtime.compile:
@@ -110,13 +121,17 @@ def draft_config(options: DraftSection, target: ModelConfig, ids: TokenIds | Non
         own = {"input_norms": True, "attention_norm": True, "fc_bias": False}
     elif options.kind == "eagle3":
         own = {"head_rows": target.vocab_size if ids is None else len(ids)}
+    elif options.kind == "dspark":
+        own = {"block_size": options.block, "markov_rank": options.markov_rank}
+        own |= {"confidence": options.confidence_loss > 0}
+        own |= {"mask_token": target.vocab_size - 1 if options.mask_token < 0 else options.mask_token}
     return draft_shape(
         target, cast(DraftKind, options.kind), num_hidden_layers=options.layers, window=None, **own
     )
 
 
 def save_draft(
-    draft: Draft,
+    draft: Draft | BlockDraft,
     target: ModelConfig,
     ids: TokenIds | None,
     folder: Path,
@@ -135,6 +150,10 @@ def save_draft(
         tensors["d2t"] = torch.from_numpy(tokens - np.arange(len(tokens)))
         values["draft_vocab_size"] = len(tokens)
         values["eagle_aux_hidden_state_layer_ids"] = [tap + 1 for tap in config.taps]
+    if config.is_block:
+        values |= _block_values(config, target)
+        if config.confidence:
+            tensors[CONFIDENCE] = tensors[CONFIDENCE].unsqueeze(0)
     try:
         with Partial(folder, folder=True) as partial_folder:
             path = partial_folder.path
@@ -145,6 +164,21 @@ def save_draft(
             partial_folder.keep()
     except OSError as error:
         raise ConfigError(write_failure(folder, error)) from error
+
+
+def _block_values(config: DraftConfig, target: ModelConfig) -> dict[str, Any]:
+    """What the `config.json` of a block draft says beyond a model's (`edge.config.draft_block`)."""
+    return {
+        "target_layer_ids": list(config.taps),
+        "num_target_layers": target.num_hidden_layers,
+        "block_size": config.block_size,
+        "mask_token_id": config.mask_token,
+        "sample_from_anchor": config.anchor_tells,
+        "markov_rank": config.markov_rank,
+        "markov_head_type": "vanilla",
+        "enable_confidence_head": config.confidence,
+        "confidence_head_with_markov": config.markov_rank > 0,
+    }
 
 
 def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds | None]:
@@ -167,11 +201,15 @@ def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds 
     return target, with_end_tokens(ids, answers.eos_token_ids)
 
 
-def _flops(objective: DraftObjective, head_rows: int, length: int) -> float:
+def _flops(objective: DraftObjective | BlockObjective, head_rows: int, length: int) -> float:
     """Operations per token: the draft's weights forward and backward and attention, each time, and the head
-    for it and its target, whose weights have no gradient.
+    for it and its target, whose weights have no gradient. Of block drafts the times are rows of blocks.
     """
-    draft, times = objective.draft, objective.times
+    draft = objective.draft
+    if isinstance(objective, BlockObjective):
+        times = min(objective.anchors, length) * draft.config.block_size / length
+    else:
+        times = objective.times
     matrices = sum(each.numel() for each in draft.parameters() if each.dim() > 1)
     shape = draft.shape
     reads = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * length / 2

@@ -1,5 +1,6 @@
 """Guesses of a draft network beside the model (`edge.config.draft`), on any executor that runs it: the search
-for a tree is EAGLE-2's (arXiv 2406.16858).
+for a tree is EAGLE-2's (arXiv 2406.16858). Of a block draft the first step is all of the network, and the
+chances are those of its confidence head.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Eagle:
         self.reach = Reach()
 
     def plan(self, budget: Budget) -> DraftPlan | None:
-        """What to try; None if even the first step costs more than the token that it may save.
+        """What to try; None if even the first step costs more than the tokens that it may save: one, or as
+        many as a block tells.
 
         Of the children of one token the n-th has at most the chance 1 / n: more than 1 / least_chance of them
         can't pay. Step i is made if what it gives at its leaves' chances, in tokens, is worth its time.
@@ -49,16 +51,17 @@ class Eagle:
         if budget.token_seconds <= 0:
             return None
         costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
-        if costs[0] > 1:
+        config = self.network.config
+        if costs[0] > (config.guessed_rows if config.is_block else 1):
             self._refused += 1
             if self._refused < _PATIENCE:
                 return None
             self._seconds[0], self._medians[0] = [], None
         self._refused = 0
-        config = self.network.config
+        reach = config.guessed_rows if config.is_block else self.reach.depth
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
-            steps=max(1, min(budget.depth, budget.rows, self.reach.depth, _MOST_STEPS)),
+            steps=max(1, min(budget.depth, budget.rows, reach, _MOST_STEPS)),
             branches=max(1, min(branches, budget.rows, config.head_rows or config.vocab_size)),
             rows=budget.rows,
             least_chance=budget.least_chance * _SLACK,
@@ -85,7 +88,11 @@ class Eagle:
             first, last = last, last + int(np.count_nonzero(inside))
 
     def _cost(self, step: int, token_seconds: float) -> float:
-        """In tokens of the target; of a step that was never made, that of the one before it."""
+        """In tokens of the target; of a step that was never made, that of the one before it, or nothing where
+        the first one computes a block.
+        """
+        if step > 0 and self._medians[step] is None and self.network.config.is_block:
+            return 0.0
         while step > 0 and self._medians[step] is None:
             step -= 1
         seconds = self._medians[step]
@@ -102,8 +109,7 @@ class EagleDrafter(Drafter):
         self._eagle = eagle
         self.taps = config.taps
         self._cache = eagle.network.new_cache()
-        seen = None if config.window is None else config.window * config.num_hidden_layers
-        self._known = KnownRows(seen)
+        self._known = KnownRows(config.rows_seen)
         self._guesses: Guesses | None = None
         self._before = 0  # tokens that the guesses stand behind
         self._made = 0  # steps, for them

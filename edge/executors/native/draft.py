@@ -10,7 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge.config import ModelConfig
-from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM, DraftConfig, draft_tensors
+from edge.config.draft import (
+    CONFIDENCE,
+    CONFIDENCE_BIAS,
+    EMBEDDING_NORM,
+    FC,
+    FC_BIAS,
+    HIDDEN_NORM,
+    MARKOV_AFTER,
+    MARKOV_BEFORE,
+    DraftConfig,
+    draft_tensors,
+)
 from edge.config.rope import rope_parameters
 from edge.config.rope_regime import follow_regime
 from edge.errors import NativeError
@@ -23,7 +34,10 @@ from edge.executors.weights import open_weights
 from edge.formats.draft.files import DraftFiles
 from edge.system.guards import OneCall
 
-ROLES = {FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15}
+ROLES = {
+    **{FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15},
+    **{MARKOV_BEFORE: 21, MARKOV_AFTER: 22, CONFIDENCE: 23, CONFIDENCE_BIAS: 24},
+}
 """edge_draft_role"""
 
 
@@ -39,6 +53,8 @@ class DraftShape(native.Record):
         ("head_tokens", c_void_p),
         ("taps", c_int32),
         ("logit_scale", c_float),
+        *((name, c_int32) for name in ("block_size", "mask_token", "anchor_tells", "markov_rank")),
+        ("confidence", c_int32),
     )
 
 
@@ -139,8 +155,13 @@ class NativeDraft:
             rope_scale=rope_scale,
             inverse_frequency=None if frequency is None else frequency.ctypes.data,
             head_tokens=None if ids is None else ids.ctypes.data,
-            taps=len(config.taps) if config.joins_in_attention else 0,
+            taps=0 if config.kind == "mtp" else len(config.taps),
             logit_scale=config.logit_scale,
+            block_size=config.block_size,
+            mask_token=config.mask_token,
+            anchor_tells=config.anchor_tells,
+            markov_rank=config.markov_rank,
+            confidence=config.confidence,
         )
         weights = [
             native.Weight(

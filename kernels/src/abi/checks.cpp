@@ -150,6 +150,28 @@ edge_status check_config(const edge_config &c) {
     return c.sparse.enabled ? check_sparse(c.sparse, c.heads / c.kv_heads) : EDGE_OK;
 }
 
+static edge_status check_block(const edge_draft_config &c, const edge_config &target) {
+    if (c.block_size == 0) {
+        if (c.markov_rank == 0 && c.confidence == 0) return EDGE_OK;
+        return fail(EDGE_INVALID, "Only a draft with a block_size has a Markov head or a confidence head.");
+    }
+    const int32_t least = c.anchor_tells != 0 ? 1 : 2;
+    if (c.block_size < least || c.block_size > EDGE_MAX_TREE) {
+        return fail(EDGE_INVALID, "block_size is %d; a block has %d to %d rows.", c.block_size, least,
+                    EDGE_MAX_TREE);
+    }
+    if (c.taps < 1)
+        return fail(EDGE_INVALID, "A block draft has 1 to %d taps, not %d.", target.layers, c.taps);
+    if (c.mask_token < 0 || c.mask_token >= target.vocab_size) {
+        return fail(EDGE_INVALID, "mask_token is %d, outside the vocabulary of %d.", c.mask_token,
+                    target.vocab_size);
+    }
+    if (c.markov_rank < 0 || c.markov_rank > 4096) {
+        return fail(EDGE_INVALID, "markov_rank is %d; it must be 0 to 4096.", c.markov_rank);
+    }
+    return EDGE_OK;
+}
+
 edge_status check_draft_config(const edge_draft_config &c, const edge_config &target) {
     if (const edge_status status = check_sizes({{"intermediate_size", c.intermediate_size},
                                                 {"layers", c.layers},
@@ -162,7 +184,8 @@ edge_status check_draft_config(const edge_draft_config &c, const edge_config &ta
     const CacheShape cache{c.layers, c.kv_heads, c.head_dim, target.context, edge_kv_type(c.kv_type)};
     if (const edge_status status = check_cache_size(cache)) return status;
     if (c.window < 0) return fail(EDGE_INVALID, "window is %d; it must be 0 or positive.", c.window);
-    if (c.taps < 0 || c.taps > target.layers || (c.taps > 0 && c.layers != 1)) {
+    if (const edge_status status = check_block(c, target)) return status;
+    if (c.taps < 0 || c.taps > target.layers || (c.taps > 0 && c.layers != 1 && c.block_size == 0)) {
         return fail(EDGE_INVALID,
                     "A draft of %d layers can't have %d taps: those of one layer have up to %d.", c.layers,
                     c.taps, target.layers);

@@ -96,7 +96,7 @@ void LayerRunner::attention_block(const Layer &layer, int64_t index, Rows rows) 
 void LayerRunner::store_rows(const Layer &layer, int64_t index, bool with_queries, Rows rows) {
     const LayerColumns &columns = shape.columns;
     const int64_t n = tokens();
-    const bool normalised = !layer.attention_norm.empty();
+    const bool normalised = rows.data == nullptr && !layer.attention_norm.empty();
     if (rows.data == nullptr) rows = {normalised ? normed_.data() : hidden_.data(), columns.hidden_stride};
     {
         const Stage stage(observer_, "attention_norm", index,

@@ -28,7 +28,11 @@ const char *role_name(int role) {
                                         "bias of k_proj",
                                         "bias of v_proj",
                                         "norm of q",
-                                        "norm of k"};
+                                        "norm of k",
+                                        "Markov head's token before",
+                                        "Markov head's token after",
+                                        "confidence head",
+                                        "bias of the confidence head"};
     static_assert(sizeof names / sizeof *names == role_count, "every role has a name");
     return names[role];
 }

@@ -9,9 +9,12 @@
 namespace edge {
 
 // Of edge_role and edge_draft_role.
-constexpr int role_count = 21;
+constexpr int role_count = 25;
 const char *role_name(int role);
-inline bool is_of_draft(int role) { return role >= EDGE_DRAFT_FC && role <= EDGE_DRAFT_HIDDEN_NORM; }
+inline bool is_of_block(int role) { return role >= EDGE_DRAFT_MARKOV_BEFORE && role < role_count; }
+inline bool is_of_draft(int role) {
+    return (role >= EDGE_DRAFT_FC && role <= EDGE_DRAFT_HIDDEN_NORM) || is_of_block(role);
+}
 inline bool is_bias(int role) { return role >= EDGE_Q_BIAS && role <= EDGE_V_BIAS; }
 inline bool is_head_norm(int role) { return role == EDGE_Q_NORM || role == EDGE_K_NORM; }
 inline bool is_in_layer(int role) { return role >= EDGE_ATTENTION_NORM && !is_of_draft(role); }

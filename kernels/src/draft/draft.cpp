@@ -80,19 +80,28 @@ edge_status edge_draft::run(edge_draft_step *step) {
     };
     while (status == EDGE_OK && done < step->n) {
         const int64_t n = std::min<int64_t>(step->n - done, EDGE_MAX_TREE);
-        status = append(*step, done, n, step->steps > 0 && done + n == step->n);
+        status = append(*step, done, n, step->steps > 0 && block_.size == 0 && done + n == step->n);
         done += n;
     }
     const int64_t length = step->cache->length;
     if (status == EDGE_OK && step->steps > 0) {
-        status = add_nodes(step, 1);
+        if (block_.size > 0) {
+            status = run_block(*step);
+            if (status == EDGE_OK) add_block_nodes(*step);
+        } else {
+            status = add_nodes(step, 1);
+        }
         if (status == EDGE_OK) finish_step();
     }
     int64_t earlier = 0;
-    while (status == EDGE_OK && step->steps_run > 0 && step->steps_run < step->steps &&
+    while (status == EDGE_OK && step->steps_run > 0 && step->steps_run < most_steps(*step) &&
            choose_leaves(*step, earlier)) {
-        status = next_step(step, step->position + step->n + step->steps_run - 1, earlier);
-        earlier += int64_t(leaves_.size());
+        if (block_.size > 0) {
+            add_block_nodes(*step);
+        } else {
+            status = next_step(step, step->position + step->n + step->steps_run - 1, earlier);
+            earlier += int64_t(leaves_.size());
+        }
         if (status == EDGE_OK) finish_step();
     }
     step->cache->cut(status == EDGE_OK ? length : before);
@@ -113,6 +122,11 @@ edge_status edge_draft::append(const edge_draft_step &step, int64_t first, int64
     runner_.begin();
     runner_.add({step.cache, 0, n, length, nullptr});
     if (taps_ > 0) make_features(step, first, n);
+    if (block_.size > 0) {
+        append_context(step, first, n);
+        step.cache->length = length + n;
+        return EDGE_OK;
+    }
     parallel_for(target.parallel, n, 1, [&](int64_t begin, int64_t end, int32_t) {
         for (int64_t row = begin; row < end; ++row) {
             const float *known = step.hidden + (first + row) * hidden_columns();

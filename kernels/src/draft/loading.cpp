@@ -10,7 +10,7 @@ using edge::role_name;
 
 namespace {
 
-constexpr int most_roles = EDGE_DRAFT_HIDDEN_NORM + 1;
+constexpr int most_roles = edge::role_count;
 
 edge::LayerShape shape_of(const edge_model &target, const edge_draft_config &c) {
     std::vector<float> frequency(size_t(c.head_dim / 2), 0.0f);  // without rotary positions: no pair turns
@@ -18,7 +18,7 @@ edge::LayerShape shape_of(const edge_model &target, const edge_draft_config &c) 
     const int64_t hidden = target.config.hidden_size;
     const int64_t query = int64_t(c.heads) * c.head_dim, kv = int64_t(c.kv_heads) * c.head_dim;
     return {
-        {hidden, query, kv, c.intermediate_size, c.taps > 0 ? 2 * hidden : hidden},
+        {hidden, query, kv, c.intermediate_size, c.taps > 0 && c.block_size == 0 ? 2 * hidden : hidden},
         {c.layers, c.kv_heads, c.head_dim, target.config.context + EDGE_MAX_TREE, edge_kv_type(c.kv_type)},
         c.heads,
         EDGE_MAX_TREE,
@@ -38,17 +38,64 @@ edge_draft::edge_draft(const edge_model &target_model, const edge_draft_config &
       pools(shape_of(target_model, draft_config).cache, {}),
       layer_count_(draft_config.layers),
       taps_(draft_config.taps),
+      block_{draft_config.block_size, draft_config.mask_token, draft_config.anchor_tells != 0,
+             draft_config.markov_rank, draft_config.confidence != 0},
       logit_scale_(draft_config.logit_scale),
       head_rows_(draft_config.head_rows > 0 ? draft_config.head_rows : target.config.vocab_size),
       head_tokens_(draft_config.head_tokens, draft_config.head_tokens + draft_config.head_rows),
       runner_(target.parallel, target.kernels, observer_, shape_of(target_model, draft_config)),
       layers_(size_t(draft_config.layers)),
-      candidates_(head_rows_, EDGE_MAX_DRAFT_BRANCHES, target.parallel.workers) {}
+      candidates_(head_rows_, std::max(EDGE_MAX_DRAFT_BRANCHES, draft_config.block_size),
+                  target.parallel.workers) {}
+
+bool edge_draft::has_weight(int role) const {
+    if (role < 0 || role >= most_roles || role == EDGE_EMBEDDING || edge::is_bias(role)) return false;
+    const bool block = block_.size > 0;
+    switch (role) {
+        case EDGE_HEAD:
+            return !head_tokens_.empty();
+        case EDGE_ATTENTION_NORM:
+            return !joins();
+        case EDGE_DRAFT_FC_BIAS:
+        case EDGE_DRAFT_EMBEDDING_NORM:
+            return !block;
+        case EDGE_Q_NORM:
+        case EDGE_K_NORM:
+            return block;
+        case EDGE_DRAFT_MARKOV_BEFORE:
+        case EDGE_DRAFT_MARKOV_AFTER:
+            return block_.rank > 0;
+        case EDGE_DRAFT_CONFIDENCE:
+        case EDGE_DRAFT_CONFIDENCE_BIAS:
+            return block_.confidence;
+        default:
+            return true;
+    }
+}
+
+// A norm that may be absent is not; nor are the biases and norms that are optional in every layer.
+bool edge_draft::needs_weight(int role, int32_t layer) const {
+    if (!has_weight(role)) return false;
+    const bool block = block_.size > 0;
+    switch (role) {
+        case EDGE_ATTENTION_NORM:
+            return layer > 0 || block;
+        case EDGE_DRAFT_FC_BIAS:
+        case EDGE_DRAFT_EMBEDDING_NORM:
+        case EDGE_Q_NORM:
+        case EDGE_K_NORM:
+            return false;
+        case EDGE_FINAL_NORM:
+        case EDGE_DRAFT_HIDDEN_NORM:
+            return layer == 0 && block;
+        default:
+            return edge::is_in_layer(role) || layer == 0;
+    }
+}
 
 edge_status edge_draft::set_weight(const edge_weight &weight, std::vector<bool> *seen) {
     const int role = weight.role;
-    const bool known = role >= 0 && role < most_roles && role != EDGE_EMBEDDING;
-    if (!known || (role == EDGE_HEAD && head_tokens_.empty()) || (role == EDGE_ATTENTION_NORM && taps_ > 0)) {
+    if (!has_weight(role)) {
         return fail(EDGE_INVALID, "A draft of this shape has no weight of role %d.", role);
     }
     if (weight.layer < 0 || weight.layer >= (edge::is_in_layer(role) ? layer_count_ : 1)) {
@@ -79,6 +126,16 @@ edge_status edge_draft::set_weight(const edge_weight &weight, std::vector<bool> 
             return vector(&output_norm_);
         case EDGE_HEAD:
             return edge::set_matrix(weight.matrix, what, head_rows_, columns.hidden, &own_head_);
+        case EDGE_DRAFT_MARKOV_BEFORE:
+            return edge::set_matrix(weight.matrix, what, target.config.vocab_size, block_.rank,
+                                    &markov_before_);
+        case EDGE_DRAFT_MARKOV_AFTER:
+            return edge::set_matrix(weight.matrix, what, head_rows_, block_.rank, &markov_after_);
+        case EDGE_DRAFT_CONFIDENCE:
+            return edge::set_vector(weight.matrix, what, columns.hidden + block_.rank,
+                                    columns.hidden + block_.rank, &confidence_);
+        case EDGE_DRAFT_CONFIDENCE_BIAS:
+            return edge::set_vector(weight.matrix, what, 1, 1, &confidence_bias_);
         default:
             return edge::set_in_layer(role, weight.matrix, what, runner_.shape,
                                       &layers_[size_t(weight.layer)]);
@@ -91,21 +148,16 @@ edge_status edge_draft::load(const edge_weight *weights, int64_t count) {
         if (const edge_status status = set_weight(weights[i], &seen)) return status;
     }
     for (int32_t layer = 0; layer < layer_count_; ++layer) {
-        for (int role = EDGE_HEAD; role <= EDGE_DRAFT_FC; ++role) {
-            const bool wanted = role == EDGE_FINAL_NORM       ? false
-                                : role == EDGE_DRAFT_FC       ? layer == 0
-                                : role == EDGE_HEAD           ? layer == 0 && !head_tokens_.empty()
-                                : role == EDGE_ATTENTION_NORM ? layer > 0
-                                                              : edge::is_in_layer(role);
-            if (wanted && !seen[size_t(layer * most_roles + role)]) {
+        for (int role = EDGE_HEAD; role < most_roles; ++role) {
+            if (needs_weight(role, layer) && !seen[size_t(layer * most_roles + role)]) {
                 return fail(EDGE_INVALID, "The %s of a draft's layer %d is missing.", role_name(role), layer);
             }
         }
     }
-    if (embedding_norm_.empty() != hidden_norm_.empty()) {
+    if (block_.size == 0 && embedding_norm_.empty() != hidden_norm_.empty()) {
         return fail(EDGE_INVALID, "A draft has both norms of its inputs, or none.");
     }
-    if (taps_ > 0 && hidden_norm_.empty()) {
+    if (joins() && hidden_norm_.empty()) {
         return fail(EDGE_INVALID, "A draft with taps has norms of what its attention reads.");
     }
     for (const edge::Layer &layer : layers_) runner_.plan(layer);
@@ -114,10 +166,12 @@ edge_status edge_draft::load(const edge_weight *weights, int64_t count) {
     runner_.plan(planned_head_);
     runner_.allocate();
     const size_t rows = EDGE_MAX_TREE, branches = EDGE_MAX_DRAFT_BRANCHES;
-    joined_.resize(rows * size_t(joined_stride()));
+    if (block_.size == 0) joined_.resize(rows * size_t(joined_stride()));
     if (taps_ > 0) tapped_.resize(rows * size_t(edge::row_stride(fc_.columns)));
-    unnormed_.resize(rows * size_t(runner_.shape.columns.hidden_stride));
-    logits_.reset(branches * size_t(head_rows_) * sizeof(float));
+    if (block_.size == 0) unnormed_.resize(rows * size_t(runner_.shape.columns.hidden_stride));
+    logits_.reset(size_t(logit_rows()) * size_t(head_rows_) * sizeof(float));
+    before_.resize(size_t(block_.rank));
+    after_.resize(size_t(block_.rank));
     leaves_.reserve(branches);
     masks_.reserve(branches);
     return EDGE_OK;
@@ -125,5 +179,5 @@ edge_status edge_draft::load(const edge_weight *weights, int64_t count) {
 
 uint64_t edge_draft::workspace_bytes() const {
     return runner_.workspace_bytes() + (joined_.size() + tapped_.size() + unnormed_.size()) * sizeof(float) +
-           EDGE_MAX_DRAFT_BRANCHES * uint64_t(head_rows_) * sizeof(float) + candidates_.bytes();
+           uint64_t(logit_rows() * head_rows_) * sizeof(float) + candidates_.bytes();
 }

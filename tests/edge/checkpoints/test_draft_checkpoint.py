@@ -224,8 +224,8 @@ def added(name: str, *shape: int, dtype: torch.dtype = torch.float16) -> Callabl
             lambda state: state.update({"fc.weight": torch.zeros(144, 432)}),
             "'fc.weight' .* has shape 144x432, but its configuration asks for 144x288",
         ),
-        (added("markov_head.w1", 203, 8), "is a DSpark draft .tensor 'markov_head.w1'"),
-        (added("hidden_norm.weight", 144), "is a DFlash or DSpark draft .tensor 'hidden_norm.weight'"),
+        (added("markov_head.w1", 203, 8), "a tensor 'markov_head.w1', which no EAGLE-2 draft of this shape"),
+        (added("medusa_head.weight", 144), "is a Medusa draft .tensor 'medusa_head.weight'"),
         (added("norm.weight", 144), "a tensor 'norm.weight', which no EAGLE-2 draft of this shape has"),
         (added("layers.1.mlp.up_proj.weight", 272, 144), "a tensor 'layers.1.mlp.up_proj.weight', which no"),
         (added("layers.0.self_attn.q_proj.bias", 128), "a tensor 'layers.0.self_attn.q_proj.bias'"),
@@ -260,9 +260,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"whose hidden_size is 160, not 144 as here"):
         DraftCheckpoint(tmp_path, TARGET)
     # the field is told before the weights are opened
-    (tmp_path / "config.json").write_text(json.dumps(draft_fields(TARGET, markov_rank=99)))
+    (tmp_path / "config.json").write_text(json.dumps(draft_fields(TARGET, medusa_num_heads=3)))
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ConfigError, match=r"DFlash or DSpark draft .field 'markov_rank'"):
+    with pytest.raises(ConfigError, match=r"a Medusa draft .field 'medusa_num_heads'"):
         DraftCheckpoint(tmp_path, TARGET)
     (tmp_path / "config.json").write_text(json.dumps(draft_fields(TARGET)))
     with pytest.raises(CheckpointError, match=r"truncated"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -67,6 +68,36 @@ def test_other_kinds(config: DraftConfig) -> None:
     assert {*draft_tensors(chained)} - {*draft_tensors(config)} == {"norm.weight"}
 
 
+def test_block_drafts() -> None:
+    target = minicpm_target(num_hidden_layers=8)
+    config = draft_shape(target, "dspark")
+    assert (config.hidden_columns, config.fc_columns, config.guessed_rows) == (5 * 144, 5 * 144, 7)
+    assert replace(config, anchor_tells=False).guessed_rows == 6
+    assert (config.rows_seen, replace(config, window=3).rows_seen) == (1017, 1)
+    assert replace(config, window=None).rows_seen is None
+    config.check_target(target, "it")
+    assert DraftConfig.from_json(config.to_json()) == config
+    tensors = draft_tensors(config.with_head(50))
+    assert tensors["markov_head.markov_w1.weight"].shape == (203, 256)
+    assert tensors["markov_head.markov_w2.weight"].shape == (50, 256)
+    assert tensors["confidence_head.proj.weight"].shape == (144 + 256,)
+    assert tensors["layers.4.self_attn.k_norm.weight"].shape == (32,)
+    flash = replace(config, anchor_tells=False, markov_rank=0, confidence=False, mask_token=0)
+    assert DraftConfig.from_json(flash.to_json()) == flash
+    assert not any("head" in name for name in draft_tensors(flash))
+
+
+def test_the_shape_of_a_public_block_draft() -> None:
+    """MiniCPM5-2B-DSpark has 323,776,001 parameters, and reads layers 1, 10, 20, 30 and 39 of 42."""
+    target = minicpm_target(
+        **{"vocab_size": 130560, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 42},
+        **{"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128},
+    )
+    config = draft_shape(target, "dspark")
+    assert config.taps == (1, 10, 20, 30, 39)
+    assert sum(math.prod(tensor.shape) for tensor in draft_tensors(config).values()) == 323_776_001
+
+
 @pytest.mark.parametrize("layers", range(1, 40))
 def test_usual_taps_are_layers(layers: int) -> None:
     taps = usual_taps(layers)
@@ -86,6 +117,14 @@ def test_usual_taps_are_layers(layers: int) -> None:
         ("eagle3", {"head_rows": None}, "has a head of its own: give its head_rows"),
         ("mtp", {"taps": (0, 1)}, "are the number of one layer"),
         ("mtp", {"fc_bias": True}, "fc_bias of a draft of the kind 'mtp' is False"),
+        ("mtp", {"block_size": 3}, "A draft of the kind 'mtp' has no block_size"),
+        ("eagle2", {"confidence": True}, "A draft of the kind 'eagle2' has no confidence"),
+        ("dspark", {"taps": ()}, "are 1 to 16 different numbers of layers"),
+        ("dspark", {"input_norms": True}, "input_norms of a draft of the kind 'dspark' is False"),
+        ("dspark", {"block_size": 0}, "block_size must be a positive whole number"),
+        ("dspark", {"block_size": 1, "anchor_tells": False}, "block_size is 1, but a block has 2 to 64 rows"),
+        ("dspark", {"mask_token": -1}, "mask_token of a draft must be a whole number up to 202, not -1"),
+        ("dspark", {"markov_rank": 5000}, "markov_rank of a draft must be a whole number up to 4096"),
     ],
 )
 def test_kinds_that_cannot_be(kind: DraftKind, change: dict[str, Any], says: str) -> None:
@@ -180,9 +219,12 @@ def test_public_configs() -> None:
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "EAGLE-3 draft .field 'architectures'., but the wei"),
         ({"architectures": ["DeepSeekMTPModel"]}, "a multi-token draft of another program"),
         ({"num_nextn_predict_layers": 1}, "a model with multi-token layers inside it"),
-        ({"architectures": ["DFlashDraftModel"]}, "a DFlash draft"),
+        (
+            {"architectures": ["DFlashDraftModel"]},
+            "DFlash or DSpark draft .field 'architectures'., but the wei",
+        ),
         ({"draft_vocab_size": 32000}, "an EAGLE-3 draft .field 'draft_vocab_size'., but the weights"),
-        ({"target_layer_ids": [1, 10]}, "a DFlash or DSpark draft .field 'target_layer_ids'"),
+        ({"target_layer_ids": [1, 10]}, "a DFlash or DSpark draft .field 'target_layer_ids'., but the"),
         ({"speculators_model_type": "eagle"}, "speculators"),
         ({"hidden_size": 160}, "whose hidden_size is 160, not 144 as here"),
         ({"vocab_size": 204}, "whose vocab_size is 204, not 203 as here"),

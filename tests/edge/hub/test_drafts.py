@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 from edge.checkpoints.frequency_list import write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
+from edge.config.draft import CONFIDENCE, MARKOV_AFTER, MARKOV_BEFORE
 from edge.config.draft_names import MULTI_TOKEN
+from edge.config.tensors import HEAD
 from edge.errors import EdgeError
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
@@ -24,6 +27,8 @@ from edge.quant.rounding import quantize
 from edge.quant.scheme import QuantizedMatrix, QuantScheme
 from tests.conftest import letter_tokenizer
 from tests.drafts import (
+    block_fields,
+    block_state,
     cpmcu_state,
     draft_fields,
     eagle3_fields,
@@ -158,7 +163,7 @@ def test_random_drafts(target: Bundle, make_bundle: Make) -> None:
     assert np.std(matrix(halves, "fc.weight")) == pytest.approx(144**-0.5, rel=0.05)
     assert open_draft("random:eagle2", make_bundle(TARGET, INT4, seed=3)).path != draft.path
     fails(
-        "There is no random draft 'random:eagle4'; there are random:eagle2, random:eagle3 and random:mtp",
+        "'random:eagle4'; there are random:eagle2, random:eagle3, random:mtp and random:dspark",
         "random:eagle4",
         target,
     )
@@ -318,7 +323,7 @@ def test_drafts_from_the_hub(
     shutil.copytree(folder, repository)  # without a tokenizer, as public ones
     (repository / "README.md").write_text("not wanted")
     write_frequency_list(repository / "freq_60.pt", range(60))
-    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, target_layer_ids=[9]), cpmcu_state(TARGET))
+    write_draft(hub.root / "org" / "dflash", draft_fields(TARGET, medusa_num_heads=3), cpmcu_state(TARGET))
     ask = hub_program(OPENING, hub.url)
     found = ask(str(target.path), "org/draft", {})
     assert found["source"] == "org/draft" and found["rows"] == 60 and found["path"].startswith("org-draft-")
@@ -327,8 +332,60 @@ def test_drafts_from_the_hub(
     hub.requests.clear()
     assert ask(str(target.path), "org/draft", {"offline": True}) == found and hub.requests == []
     refused = ask(str(target.path), "org/dflash", {})
-    assert "DFlash or DSpark draft (field 'target_layer_ids')" in refused["message"]
+    assert "a Medusa draft (field 'medusa_num_heads')" in refused["message"]
     assert not any("GET" in each and "safetensors" in each for each in hub.requests)  # told before they come
+
+
+def test_a_random_block_draft(target: Bundle) -> None:
+    """With a small head the Markov head has as many rows, of the same tokens."""
+    whole, some = (open_draft("random:dspark", target, vocabulary=size) for size in (None, 64))
+    assert whole.config == draft_shape(TARGET, "dspark") and whole.source == "random:dspark"
+    assert some.config == draft_shape(TARGET, "dspark", head_rows=64)
+    assert some.token_ids is not None and whole.token_ids is None
+    for name in (MARKOV_BEFORE, MARKOV_AFTER):
+        full = matrix(whole, name)
+        wanted = full[some.token_ids] if name == MARKOV_AFTER else full
+        np.testing.assert_array_equal(matrix(some, name), wanted)
+    for draft, size in ((whole, None), (some, 64)):
+        assert plan_draft("random:dspark", target, vocabulary=size).weights_bytes == draft.weights_bytes
+
+
+def test_a_block_draft(tmp_path: Path, target: Bundle, make_bundle: Make) -> None:
+    """Its vectors as float32, its matrices in int4; a list of tokens takes rows of floats; copies tell whose
+    it is."""
+    state = block_state(TARGET, taps=2)
+    fields = block_fields(TARGET, target_layer_ids=[0, 1])
+    folder = write_draft(tmp_path / "public", fields, state)
+    assert names_draft(folder) and names_draft("openbmb/MiniCPM5-2B-DSpark")
+    draft = open_draft(folder, target, quantize="f16", vocabulary=tokens_file(tmp_path, [7, 2, 90, 5, 100]))
+    assert (draft.config.block_size, draft.config.mask_token, draft.config.head_rows) == (5, 77, 5)
+    assert draft.token_ids is not None
+    after = floats(state, MARKOV_AFTER)[draft.token_ids]
+    np.testing.assert_array_equal(matrix(draft, MARKOV_AFTER), after.astype(np.float16))
+    np.testing.assert_array_equal(matrix(draft, CONFIDENCE)[0], floats(state, CONFIDENCE)[0])
+    assert open_draft(folder, target).tensors[MARKOV_BEFORE].scheme == INT4
+    state["embed_tokens.weight"] = torch.randn(TARGET.vocab_size, TARGET.hidden_size)
+    fails("embed", write_draft(tmp_path / "other", fields, state), target)
+
+
+def test_a_block_draft_with_a_head_of_its_own(tmp_path: Path, target: Bundle) -> None:
+    state = block_state(TARGET, taps=2)
+    state |= {name: each for name, each in eagle3_state(TARGET).items() if name in ("d2t", "lm_head.weight")}
+    state[MARKOV_AFTER] = state[MARKOV_AFTER][:40].clone()
+    fields = block_fields(TARGET, target_layer_ids=[0, 1], draft_vocab_size=40)
+    folder = write_draft(tmp_path / "public", fields, state)
+    draft = open_draft(folder, target, quantize="f16")
+    assert draft.token_ids is not None
+    assert draft.token_ids.tolist() == (state["d2t"] + torch.arange(40)).tolist()
+    for name in (HEAD, MARKOV_AFTER):
+        np.testing.assert_array_equal(matrix(draft, name), floats(state, name).astype(np.float16))
+    fails("trained with it, over 40 tokens", folder, target, vocabulary=20)
+
+
+def tokens_file(folder: Path, ids: list[int]) -> Path:
+    path = folder / "ids.json"
+    path.write_text(json.dumps(ids))
+    return path
 
 
 def test_what_names_a_draft_network(folder: Path, target: Bundle, tmp_path: Path) -> None:

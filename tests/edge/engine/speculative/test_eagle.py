@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edge.checkpoints.synthetic_draft import draft_shape
-from edge.config.draft import EMBEDDING_NORM, FC, OUTPUT_NORM, DraftConfig
-from edge.config.tensors import FINAL_NORM, HEAD
+from edge.config.draft import EMBEDDING_NORM, FC, MARKOV_AFTER, MARKOV_BEFORE, OUTPUT_NORM, DraftConfig
+from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
 from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.eagle import Eagle, EagleDrafter
 from edge.engine.speculative.known_rows import KnownRows
@@ -22,7 +22,7 @@ from edge.engine.speculative.small_model import SmallModel
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import DraftTree
 from edge.errors import NativeError
-from edge.executors.drafts import Tried
+from edge.executors.drafts import MARKOV_CANDIDATES, Tried
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
@@ -35,6 +35,7 @@ from tests.random_draft import write_draft
 
 RICH = Budget(rows=20, depth=20, token_seconds=1e6, least_chance=0.1)
 """Everything pays."""
+_MOVED = MARKOV_CANDIDATES  # tokens that a Markov head chooses among
 
 
 @pytest.fixture
@@ -94,7 +95,10 @@ class Story:
 
 
 @pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize(("kind", "layers"), [("eagle2", 1), ("eagle2", 2), ("eagle3", 1), ("mtp", 1)])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [("eagle2", 1), ("eagle2", 2), ("eagle3", 1), ("mtp", 1), ("dspark", 1), ("dspark", 3)],
+)
 def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one, window, kind, layers):
     """Prompts, accepted tokens, cuts, guesses that nobody verified: the tree is that of a drafter which sees
     the sequence for the first time."""
@@ -105,6 +109,8 @@ def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one,
         config = config.with_head(len(ids))
     eagle = Eagle(executor.open_draft(write_draft(tmp_path / "draft", bundle, config, token_ids=ids)))
     rng = np.random.default_rng(layers)
+    # what a random confidence head says is far too little
+    budget = RICH if kind != "dspark" else replace(RICH, least_chance=1e-6)
 
     def some(n: int) -> list[int]:
         return rng.integers(0, bundle.config.vocab_size, n).tolist()
@@ -115,11 +121,11 @@ def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one,
             story.cut(max(0, len(story.tokens) - int(rng.integers(1, 40))))
         story.go_on(some(rng.integers(1, 30 if rng.random() < 0.3 else 5)))
         for root in some(rng.integers(0, 3)):
-            tree = story.propose(root)
+            tree = story.propose(root, budget)
             fresh = Story(executor, eagle)
             for first in range(0, len(story.tokens), 128):
                 fresh.go_on(story.tokens[first : first + 128])
-            wanted = fresh.propose(root)
+            wanted = fresh.propose(root, budget)
             assert len(tree) == RICH.rows
             np.testing.assert_array_equal(tree.tokens, wanted.tokens)
             np.testing.assert_array_equal(tree.parents, wanted.parents)
@@ -204,7 +210,22 @@ def test_steps_are_planned_by_what_they_gave_and_cost(shaped):
     assert eagle.plan(Budget(rows=1, depth=9, token_seconds=0.02, least_chance=1.0)) is not None
 
 
-@pytest.fixture(params=["eagle2", "mtp"])
+def test_a_block_is_paid_once(shaped):
+    """Its steps behind the first cost next to nothing, and it may cost more than one token."""
+    eagle = Eagle(NoNetwork(draft_shape(shaped(), "dspark")), share=0.9)
+    budget = Budget(rows=12, depth=12, token_seconds=0.01, least_chance=0.2)
+    plan = eagle.plan(budget)
+    assert plan is not None and plan.steps == 7 and not any(plan.least_gains[1:])
+    one = tried([0.9, 0.8], [-1, 0], [0.03, 0.0001])
+    for _ in range(9):
+        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array([0.9, 0.8], np.float32)), 0.2)
+    plan = eagle.plan(budget)
+    assert plan is not None and plan.steps == 7 and 0 < plan.least_gains[1] < 0.2
+    assert not any(plan.least_gains[2:])
+    assert eagle.plan(replace(budget, token_seconds=0.004)) is None  # more than seven tokens
+
+
+@pytest.fixture(params=["eagle2", "mtp", "dspark"])
 def parrot(shaped, make_bundle, tmp_path, request) -> tuple[Bundle, Any]:
     """A model whose next token follows from its last one, and a draft that knows how."""
     kind = request.param
@@ -214,15 +235,30 @@ def parrot(shaped, make_bundle, tmp_path, request) -> tuple[Bundle, Any]:
             weights[:] = 0
         if name == HEAD:
             weights *= 6  # sure of what comes
+            weights[_MOVED:] *= kind != "dspark"
 
     bundle = make_bundle(
         shaped(vocab_size=120, max_position_embeddings=512), QuantScheme("f16"), change=silent, tokenizer=True
     )
-    info = bundle.tensors[FINAL_NORM]
-    final_norm = dequantize(bundle.data(FINAL_NORM), info.scheme, 1, bundle.config.hidden_size)[0]
+
+    def stored(name: str) -> Any:
+        info = bundle.tensors[name]
+        return dequantize(bundle.data(name), info.scheme, info.rows, info.columns)
+
+    final_norm = stored(FINAL_NORM)[0]
 
     def copying(name: str, weights: Any) -> None:
         silent(name, weights)
+        if kind == "dspark":
+            if name == OUTPUT_NORM:
+                weights[:] = 0  # the head tells nothing, the token before everything
+            if name == MARKOV_BEFORE:
+                x = stored(EMBEDDING) * bundle.config.embedding_scale
+                x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + bundle.config.rms_norm_eps)
+                weights[:] = x * final_norm * bundle.config.logit_scale
+            if name == MARKOV_AFTER:
+                weights[:] = stored(HEAD)
+            return
         if name == EMBEDDING_NORM:
             weights[:] = final_norm if kind == "eagle2" else 1
         if name == OUTPUT_NORM:
@@ -230,7 +266,8 @@ def parrot(shaped, make_bundle, tmp_path, request) -> tuple[Bundle, Any]:
         if name == FC:
             weights[:] = np.eye(*weights.shape)
 
-    config = draft_shape(bundle.config, kind, input_norms=True)
+    own = {"confidence": False, "markov_rank": bundle.config.hidden_size}
+    config = draft_shape(bundle.config, kind, **(own if kind == "dspark" else {"input_norms": True}))
     return bundle, write_draft(tmp_path / "parrot", bundle, config, change=copying)
 
 
@@ -263,7 +300,7 @@ def test_a_good_draft_makes_answers_of_few_passes(parrot, open_one, name, settin
 
 
 @pytest.mark.parametrize("name", ["native", "torch"])
-@pytest.mark.parametrize("kind", ["eagle2", "eagle3", "mtp"])
+@pytest.mark.parametrize("kind", ["eagle2", "eagle3", "mtp", "dspark"])
 def test_guesses_of_every_kind_change_nothing(shaped, make_bundle, tmp_path, open_one, name, kind):
     """A model that says few tokens, so that a network of random weights is right now and then."""
 

@@ -16,7 +16,15 @@ from edge.formats.bundle.reader import Bundle
 from edge.quant.scheme import QuantScheme
 from edge.system.notices import EdgeWarning
 from tests import conftest
-from tests.drafts import draft_fields, eagle3_fields, eagle3_state, multi_token_state, write_draft
+from tests.drafts import (
+    block_fields,
+    block_state,
+    draft_fields,
+    eagle3_fields,
+    eagle3_state,
+    multi_token_state,
+    write_draft,
+)
 from tests.planted import FreeRows
 
 INT4 = QuantScheme("int4", 32)
@@ -56,13 +64,15 @@ def test_names_of_kinds(target):
 
 
 @pytest.mark.parametrize("beside", ["", "lookup+"])
-@pytest.mark.parametrize("kind", ["eagle3", "mtp"])
+@pytest.mark.parametrize("kind", ["eagle3", "mtp", "dspark"])
 def test_answers_with_public_files(make_bundle, tiny_config, tmp_path, kind, beside):
     """As a person has them: the names of others, rounded to int4, beside a model with all its defaults."""
     shape = replace(tiny_config, vocab_size=120, num_hidden_layers=7, max_position_embeddings=512)
     target = make_bundle(shape, INT4, tokenizer=True)
     if kind == "eagle3":
         write_draft(tmp_path, eagle3_fields(shape, 100), eagle3_state(shape, 100))
+    elif kind == "dspark":
+        write_draft(tmp_path, block_fields(shape), block_state(shape))
     else:
         fields = draft_fields(shape, num_hidden_layers=7)
         write_draft(tmp_path, fields, multi_token_state(shape), name=MULTI_TOKEN)
