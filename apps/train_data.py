@@ -66,7 +66,7 @@ def tokenizer(
     documents = read_documents(texts, reading)
     share = made.sample * 1e6 / max(1, sum(_size(path) for path in texts))
     used = {"documents": 0, "characters": 0}
-    with _counting("Reading", "documents") as count:
+    with counting("Reading", "documents") as count:
 
         def counted() -> Iterator[str]:
             for text in sampled(documents, share):
@@ -115,7 +115,7 @@ def tokenize(
         max(1, int(made.shard_size * 1e6)),
         made.workers,
     )
-    with _counting("Tokenizing", "documents") as count:
+    with counting("Tokenizing", "documents") as count:
         folders = make(read_documents(texts, reading), plan, lambda documents, _: count(documents))
     seconds = round(time.monotonic() - started, 1)
     facts = [
@@ -161,8 +161,8 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _counting(what: str, of: str) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many are done; it says nothing in a pipe."""
+def counting(what: str, of: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function that shows how many are done; it says nothing in a pipe."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = error_console()

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
+from edge.config.draft import DraftKind
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
@@ -27,6 +28,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+DRAFT_KINDS = get_args(DraftKind)
+"""Kinds of drafts that can be trained."""
 CONFIGS = Path(__file__).parent / "configs"
 """The presets of runs."""
 
@@ -145,6 +148,25 @@ class QuantizationSection(_Section):
 
 
 @dataclass(frozen=True)
+class DraftSection(_Section):
+    """A draft is trained, a small network that guesses what a model will say, on that model's answers
+    (`edge train answers`) as the only data.
+    """
+
+    target: str | None = option(None, "The model whose draft is trained; without one it is a model itself.")
+    kind: str = option("eagle2", "What the draft is like.", choices=DRAFT_KINDS)
+    layers: int = option(1, "Decoder layers of the draft.", least=1)
+    rows: int = option(
+        0,
+        "Rows of the head that it learns to guess with, of the most frequent tokens of the answers; 0: all.",
+        least=0,
+    )
+    times: int = option(3, "Guesses in a row that it learns to make.", least=1)
+    feature_loss: float = option(1.0, "Weight of the distance to the model's next hidden state.", least=0)
+    token_loss: float = option(0.1, "Weight of the cross-entropy to what the model says next.", least=0)
+
+
+@dataclass(frozen=True)
 class AttentionSection(_Section):
     """How the layers read their rows."""
 
@@ -224,6 +246,7 @@ class RunConfig:
     model: ModelSection = field(default_factory=ModelSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     loss: LossSection = field(default_factory=LossSection)
+    draft: DraftSection = field(default_factory=DraftSection)
     quantization: QuantizationSection = field(default_factory=QuantizationSection)
     attention: AttentionSection = field(default_factory=AttentionSection)
     start: StartSection = field(default_factory=StartSection)

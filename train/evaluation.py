@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from edge.train.config import RunConfig
-from edge.train.data.batch import Batch
+from edge.train.data.batch import AnyBatch, parts_of
 from edge.train.data.loader import Loader, LoaderPlan
 from edge.train.distributed import World, all_sum
 from edge.train.network import Network
-from edge.train.objective import counts
 from edge.train.texts import Texts
 
 
@@ -26,26 +25,30 @@ class Evaluation:
         }
 
     def losses(self) -> dict[str, float]:
-        """`held_out/NAME` in nats per token, and `held_out_second/NAME` for the token after next."""
+        """Means per target, by the names that the terms have for it: `held_out/NAME` in nats per token."""
+        terms = self._network.objective.terms
         found = {}
         for name, batch in self._batches.items():
-            first, second = self._of(batch)
-            found[f"held_out/{name}"] = first
-            if self._config.loss.multi_token:
-                found[f"held_out_second/{name}"] = second
+            for term, mean in zip(terms, self._of(batch), strict=True):
+                if term.held_out is not None and term.is_logged:
+                    found[f"{term.held_out}/{name}"] = mean
         return found
 
     @torch.no_grad()
-    def _of(self, batch: Batch) -> tuple[float, float]:
-        self._network.objective.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
-        for part in zip(*(each.split(self._size) for each in batch), strict=True):
+    def _of(self, batch: AnyBatch) -> list[float]:
+        objective = self._network.objective.eval()
+        sums = torch.zeros(len(objective.terms), dtype=torch.float64)
+        for part in parts_of(batch, self._size, self._world.device):
             with self._network.autocast():
-                losses = self._network.objective(*(each.to(self._world.device) for each in part))
-            sums += torch.tensor([losses.next_token.item(), losses.second_token.item()], dtype=torch.float64)
-        targets = torch.tensor(counts(batch), dtype=torch.float64)
-        first, second, *found = all_sum(torch.cat([sums, targets]), self._world).tolist()
-        return first / max(found[0], 1.0), second / max(found[1], 1.0)
+                losses = objective(*part)
+            sums += torch.tensor([each.item() for each in losses], dtype=torch.float64)
+        targets = torch.tensor(objective.counts(batch), dtype=torch.float64)
+        found = all_sum(torch.cat([sums, targets]), self._world).tolist()
+        totals, counts = found[: len(sums)], found[len(sums) :]
+        return [
+            total / max(counts[term.counted], 1.0)
+            for total, term in zip(totals, objective.terms, strict=True)
+        ]
 
 
 def _plan(name: str, rows: int, length: int) -> LoaderPlan:

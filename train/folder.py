@@ -23,11 +23,10 @@ from edge.formats.guarded_json import parse_object
 from edge.system.file_locks import lock_descriptor
 from edge.train.checkpoints import Say
 from edge.train.config import RunConfig
-from edge.train.data.batch import Batch
+from edge.train.data.batch import AnyBatch
 from edge.train.distributed import World, from_all, from_first
 from edge.train.metrics import Metrics
 from edge.train.network import Network, full_state
-from edge.train.saving import save_network
 from edge.train.starting import CHECKPOINTS
 
 CONFIG = "config.json"
@@ -70,11 +69,11 @@ class RunFolder:
         """The log, of a run that goes on after this step."""
         return Metrics(self.path, step, self._config.log.tensorboard, say)
 
-    def save_batch(self, batch: Batch, step: int) -> Path:
+    def save_batch(self, batch: AnyBatch, step: int) -> Path:
         """Keep the rows of a step that failed, as NumPy arrays; returns the file of the first process."""
         return from_all(lambda: self._save_batch(batch, step), self._world)[0]
 
-    def _save_batch(self, batch: Batch, step: int) -> Path:
+    def _save_batch(self, batch: AnyBatch, step: int) -> Path:
         path = self.path / f"no-number-{step:08d}-{self._world.rank}.npz"
         data = io.BytesIO()
         np.savez_compressed(data, **{name: value.numpy() for name, value in batch._asdict().items()})
@@ -91,7 +90,7 @@ class RunFolder:
 
         def save() -> None:
             if not path.exists():
-                save_network(path, network, state)
+                network.save(path, state)
 
         from_first(save, self._world)
         return path

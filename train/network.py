@@ -7,9 +7,11 @@ is not its own share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,23 +32,27 @@ from edge.train.distributed import World, shard, together
 from edge.train.flex import PackedFlex
 from edge.train.flops import flops_per_token
 from edge.train.mup import initialise, make_optimizers
-from edge.train.objective import Objective
+from edge.train.objective import Learner, Objective
 from edge.train.quantized import quantize_aware
+from edge.train.saving import save_network
 from edge.train.starting import begin_with_weights, model_folder
 from edge.train.texts import Texts
 
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a run trains. objective: the module. tokenizer_files: for the saved model."""
+    """What a run trains. objective: the module. flops_per_token: of a step, by the length of its rows. save:
+    writes what was trained, whose whole tensors it gets, into a folder that must not exist.
+    """
 
     config: ModelConfig
-    objective: Objective
+    objective: Learner
     optimizers: list[torch.optim.Optimizer]
     precision: torch.dtype
-    tokenizer_files: Mapping[str, bytes]
+    flops_per_token: Callable[[int], float]
+    save: Callable[[Path, Mapping[str, Tensor]], None]
 
     def autocast(self) -> AbstractContextManager[object]:
         """Arithmetic of the layers; weights, their gradients and the optimizer stay float32."""
@@ -107,6 +113,10 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed
 
     is_resumed: whether a checkpoint of the run's own takes their place anyhow.
     """
+    if config.draft.target is not None:
+        from edge.train.drafts.network import build_draft
+
+        return build_draft(config, texts, world, say, is_resumed=is_resumed)
     shape = together(lambda: model_config(config, texts.any), world)
     objective = together(lambda: empty_objective(config, shape), world)
     objective.use_attention(_attention(config, shape, world.device))
@@ -119,15 +129,21 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed
     if config.runtime.compile:
         objective.compile()
     optimizers = make_optimizers(objective, shape, config.optimizer)
-    precision = _PRECISIONS[config.runtime.precision]
-    return Network(shape, objective, optimizers, precision, texts.any.tokenizer_files)
+    return Network(
+        shape,
+        objective,
+        optimizers,
+        PRECISIONS[config.runtime.precision],
+        partial(flops_of, config, shape),
+        partial(save_network, objective, texts.any.tokenizer_files),
+    )
 
 
 def empty_objective(config: RunConfig, shape: ModelConfig) -> Objective:
     """The module that the run trains, without memory for its weights. Raises ConfigError."""
     with torch.device("meta"):
         decoder = Decoder(shape, longest(config))
-        objective = Objective(decoder, multi_token=config.loss.multi_token > 0, has_z=config.loss.z > 0)
+        objective = Objective(decoder, multi_token=config.loss.multi_token, z=config.loss.z)
     decoder.model.gradient_checkpointing = config.runtime.gradient_checkpointing
     if config.quantization.chosen is not None:
         quantize_aware(decoder, config.quantization.chosen)
@@ -146,7 +162,7 @@ def _attention(config: RunConfig, shape: ModelConfig, device: torch.device) -> A
     return packed(SparseAttention(shape.sparse))
 
 
-def full_state(objective: Objective) -> dict[str, Tensor]:
+def full_state(objective: Learner) -> dict[str, Tensor]:
     """Every parameter by name, whole and on the CPU; empty in all processes but the first."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -6,6 +6,8 @@ Losses come as sums over this process's rows; who calls divides by the counts of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,12 +17,45 @@ from torch.utils.checkpoint import checkpoint
 
 from edge.model.network.decoder import Attend, Attention, Decoder
 from edge.model.network.multi_token import MultiTokenPrediction
-from edge.train.data.batch import IGNORED, Batch
+from edge.train.data.batch import IGNORED, AnyBatch
 
 _MOST_LOGITS = 1 << 26
 """In memory at a time: 256 MB. PyTorch's linear_cross_entropy would do, but took ten times as long at
 49,152 tokens.
 """
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of what is minimised: its sum over the targets of some rows.
+
+    name: in the log. weight: of its mean. counted: which of the counts divides the sum. held_out: its name in
+    the log for texts held out, None if it is not looked at there. is_measure: it tells something and is no
+    loss.
+    """
+
+    name: str
+    weight: float
+    counted: int
+    held_out: str | None = None
+    is_measure: bool = False
+
+    @property
+    def is_logged(self) -> bool:
+        """Unless it is a loss that is not wanted."""
+        return self.weight > 0 or self.is_measure
+
+
+class Learner(nn.Module, ABC):
+    """What a run trains. Its forward pass takes the tensors of a `Batch` and returns the sums of its terms,
+    float32 scalars, as a tuple.
+    """
+
+    terms: tuple[Term, ...]
+
+    @abstractmethod
+    def counts(self, batch: AnyBatch) -> tuple[int, ...]:
+        """How many targets there are in the batch, one number or several."""
 
 
 class Losses(NamedTuple):
@@ -42,17 +77,27 @@ class Counts(NamedTuple):
     second_token: int
 
 
-class Objective(nn.Module):
+class Objective(Learner):
     """A decoder and, if wanted, a layer that predicts the token after next.
 
-    has_z: whether the normalisers are wanted too, which keeps all logits in memory.
+    multi_token, z: weights of the two losses beside the next token's, 0 for none. The normalisers keep all
+    logits in memory.
     """
 
-    def __init__(self, decoder: Decoder, *, multi_token: bool = False, has_z: bool = False) -> None:
+    def __init__(self, decoder: Decoder, *, multi_token: float = 0.0, z: float = 0.0) -> None:
         super().__init__()
         self.decoder = decoder
         self.multi_token = MultiTokenPrediction(decoder.config) if multi_token else None
-        self._has_z = has_z
+        self._has_z = z > 0
+        self.terms = (
+            Term("loss", 1.0, 0, "held_out"),
+            Term("z_loss", z, 0),
+            Term("second_token_loss", multi_token, 1, "held_out_second"),
+        )
+
+    def counts(self, batch: AnyBatch) -> Counts:
+        """See `Learner`."""
+        return counts(batch)
 
     def use_attention(self, attend: Attend) -> None:
         """Let all layers read their rows through `attend`."""
@@ -96,7 +141,7 @@ def second_targets(targets: Tensor, positions: Tensor) -> Tensor:
     return targets[..., 1:].masked_fill(positions[..., 1:] == 0, IGNORED)
 
 
-def counts(batch: Batch) -> Counts:
+def counts(batch: AnyBatch) -> Counts:
     """How many targets its rows have."""
     second = second_targets(batch.targets, batch.positions)
     return Counts(int((batch.targets != IGNORED).sum()), int((second != IGNORED).sum()))

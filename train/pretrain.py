@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from edge.errors import TrainingError
 from edge.train.checkpoints import CheckpointStore
 from edge.train.config import RunConfig
-from edge.train.data.batch import Batch
+from edge.train.data.batch import AnyBatch, parts_of
 from edge.train.distributed import World, alike, all_sum, clip, from_first, joined, together
 from edge.train.evaluation import Evaluation
 from edge.train.flops import measured_peak
 from edge.train.folder import RunFolder
 from edge.train.metrics import Metrics
 from edge.train.mup import set_rates
-from edge.train.network import Network, build, flops_of
-from edge.train.objective import counts
+from edge.train.network import Network, build
+from edge.train.objective import Term
 from edge.train.schedule import rate
 from edge.train.starting import continue_other
 from edge.train.stopping import StopSignals
@@ -167,40 +166,43 @@ class Trainer:
         """Read rows, go forward and backward, and change the weights unless the loss is no number."""
         config, network = self._config, self._network
         batch = self._loader.next(self._world.rank, self._world.size)
-        targets_here = torch.tensor(counts(batch), dtype=torch.float64)
-        first, second = all_sum(targets_here, self._world).tolist()
-        sums = torch.zeros(3, dtype=torch.float64)
+        terms = network.objective.terms
+        targets_here = torch.tensor(network.objective.counts(batch), dtype=torch.float64)
+        counts = all_sum(targets_here, self._world).tolist()
+        sums = torch.zeros(len(terms), dtype=torch.float64)
         network.objective.train()
-        for tokens, targets, positions in _parts(batch, config.runtime.accumulation, self._world.device):
+        size = -(-len(batch.tokens) // config.runtime.accumulation)
+        for part in parts_of(batch, size, self._world.device):
             with network.autocast():
-                losses = network.objective(tokens, targets, positions)
-            loss = (losses.next_token + config.loss.z * losses.z) / max(first, 1.0)
-            loss = loss + config.loss.multi_token * losses.second_token / max(second, 1.0)
-            loss.backward()
+                losses = network.objective(*part)
+            weights = [term.weight / max(counts[term.counted], 1.0) for term in terms]
+            torch.stack(
+                [loss * weight for loss, weight in zip(losses, weights, strict=True)]
+            ).sum().backward()
             sums += torch.stack([each.detach() for each in losses]).double().cpu()
         norm = clip(network.objective, config.optimizer.clip or math.inf)
         signal = torch.tensor([signals.received], dtype=torch.float64)
         *found, signal_sum = all_sum(torch.cat([sums, signal]), self._world).tolist()
         signals.agree(int(signal_sum))
-        self._tokens += int(first)
+        self._tokens += int(counts[0])
         self._speed.add(*self._cost(batch))
         if all(map(math.isfinite, (*found, norm))):
             set_rates(network.optimizers, rate(config.schedule, self.step))
             for optimizer in network.optimizers:
                 optimizer.step()
-            self._window = self._window.plus(1.0, *found, first, second, norm)
+            self._window = self._window.plus(found, counts, norm)
             self._skipped = 0
         else:
             self._no_number(batch)
         for optimizer in network.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _cost(self, batch: Batch) -> tuple[int, float]:
+    def _cost(self, batch: AnyBatch) -> tuple[int, float]:
         """Tokens of a step and the operations that they take, all processes together."""
         tokens, length = batch.tokens.numel() * self._world.size, batch.tokens.shape[1]
-        return tokens, tokens * flops_of(self._config, self._network.config, length)
+        return tokens, tokens * self._network.flops_per_token(length)
 
-    def _no_number(self, batch: Batch) -> None:
+    def _no_number(self, batch: AnyBatch) -> None:
         """Save the rows of a step whose loss or gradient is no number; TrainingError unless it may be
         skipped.
         """
@@ -222,7 +224,7 @@ class Trainer:
             "step": self.step,
             "tokens": self._tokens,
             "learning_rate": config.optimizer.learning_rate * rate(config.schedule, self.step - 1),
-            **self._window.figures(config.loss.z > 0, config.loss.multi_token > 0),
+            **self._window.figures(self._network.objective.terms),
             **evaluated,
             **{f"epochs/{name}": round(value, 4) for name, value in self._loader.epochs().items()},
             "tokens_per_second": round(tokens, 1),
@@ -252,34 +254,35 @@ class Trainer:
 
 class Window(NamedTuple):
     """Sums over the steps since the last line of the log; a checkpoint holds them, so that lines stay the
-    same.
+    same. sums, counts: of the terms, and of their targets.
     """
 
-    steps: float = 0.0
-    next_token: float = 0.0
-    z: float = 0.0
-    second_token: float = 0.0
-    targets: float = 0.0
-    second_targets: float = 0.0
+    steps: int = 0
     norm: float = 0.0
+    sums: Sequence[float] = ()
+    counts: Sequence[float] = ()
 
-    def plus(self, *step: float) -> Window:
-        """With another step's figures, in the order of the fields."""
-        return Window(*map(float.__add__, self, step))
+    def plus(self, sums: Sequence[float], counts: Sequence[float], norm: float) -> Window:
+        """With another step's figures."""
+        if not self.steps:
+            return Window(1, norm, list(sums), list(counts))
+        return Window(
+            self.steps + 1,
+            self.norm + norm,
+            list(map(float.__add__, self.sums, sums)),
+            list(map(float.__add__, self.counts, counts)),
+        )
 
-    def figures(self, with_z: bool, with_second: bool) -> dict[str, float | None]:
-        """Means for the log; loss None where every step was skipped."""
-        if not self.targets:
-            return {"loss": None}
-        found: dict[str, float | None] = {
-            "loss": self.next_token / self.targets,
-            "gradient_norm": self.norm / self.steps,
+    def figures(self, terms: Sequence[Term]) -> dict[str, float | None]:
+        """Means for the log; the first None where every step was skipped."""
+        if not self.counts or not self.counts[0]:
+            return {terms[0].name: None}
+        means = {
+            term.name: total / self.counts[term.counted]
+            for term, total in zip(terms, self.sums, strict=True)
+            if term.is_logged and self.counts[term.counted]
         }
-        if with_z:
-            found["z_loss"] = self.z / self.targets
-        if with_second and self.second_targets:
-            found["second_token_loss"] = self.second_token / self.second_targets
-        return found
+        return {**means, "gradient_norm": self.norm / self.steps}
 
 
 class Speed:
@@ -323,10 +326,3 @@ class Unwatched:
 
     def say(self, sentence: str) -> None:
         """Nothing."""
-
-
-def _parts(batch: Batch, count: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    """The rows in `count` parts on the device; fewer if there are not so many rows."""
-    size = -(-len(batch.tokens) // count)
-    for start in range(0, len(batch.tokens), size):
-        yield tuple(each[start : start + size].to(device) for each in batch)

@@ -55,12 +55,17 @@ def quantize_aware(decoder: Decoder, scheme: QuantScheme) -> Decoder:
     Parameters, their names and optimizers that hold them stay. Called again it changes the scheme. Raises
     ConfigError as `fake_quantize` does.
     """
+    quantize_linear(decoder.model.layers, scheme)
+    return decoder
+
+
+def quantize_linear(network: nn.Module, scheme: QuantScheme) -> None:
+    """The same for every linear layer of any network."""
     check_trainable(scheme)
-    for module in decoder.model.layers.modules():
+    for module in network.modules():
         if isinstance(module, nn.Linear):
             module.__class__ = QuantizedLinear
             cast(QuantizedLinear, module).scheme = scheme
-    return decoder
 
 
 def quantized_state(decoder: Decoder) -> dict[str, Tensor]:
@@ -78,10 +83,10 @@ def quantized_state(decoder: Decoder) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def rounded(decoder: Decoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors of the decoder, by name, with those rounded that its layers round: what is saved."""
+def rounded(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors of the network, by name, with those rounded that its layers round: what is saved."""
     found = dict(state)
-    for name, module in decoder.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, QuantizedLinear):
             key = f"{name}.weight"
             found[key] = fake_quantize(found[key], module.scheme)

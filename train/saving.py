@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,28 +18,28 @@ from edge.errors import CheckpointError
 from edge.formats.safetensors import SafetensorsFile, SafetensorsWriter
 from edge.model.network.multi_token import MultiTokenPrediction
 from edge.model.weights.checkpoint import save_huggingface
+from edge.train.objective import Objective
 from edge.train.quantized import rounded
-
-if TYPE_CHECKING:
-    from edge.train.network import Network
 
 _DECODER, _LAYER = "decoder.", "multi_token."
 
 
-def save_network(folder: Path, network: Network, state: Mapping[str, Tensor]) -> None:
+def save_network(
+    objective: Objective, tokenizer_files: Mapping[str, bytes], folder: Path, state: Mapping[str, Tensor]
+) -> None:
     """Write `folder`, which must not exist, and the multi-token layer into `MULTI_TOKEN` beside it.
 
     state: all parameters of the objective. Raises CheckpointError.
     """
     own = {name.removeprefix(_DECODER): each for name, each in state.items() if name.startswith(_DECODER)}
-    tensors = rounded(network.objective.decoder, own)
+    tensors = rounded(objective.decoder, own)
     layer = {name.removeprefix(_LAYER): each for name, each in state.items() if name.startswith(_LAYER)}
     if layer:
         specs = [(name, "F32", tuple(each.shape)) for name, each in layer.items()]
         with SafetensorsWriter(folder.parent / MULTI_TOKEN, specs, {"format": "pt"}) as writer:
             for name, each in layer.items():
                 writer.write(name, each.contiguous().view(torch.uint8).numpy())
-    save_huggingface(folder, network.config, tensors, tokenizer_files=network.tokenizer_files)
+    save_huggingface(folder, objective.decoder.config, tensors, tokenizer_files=tokenizer_files)
 
 
 def load_multi_token(run: str | Path, config: ModelConfig) -> MultiTokenPrediction:

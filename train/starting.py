@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edge.errors import TrainingError
 from edge.model.weights.checkpoint import open_checkpoint
 from edge.train.checkpoints import CheckpointStore, Loaded, Say, load_weights, step_of
 from edge.train.config import StartSection
 from edge.train.distributed import World, assign, together
-from edge.train.objective import Objective
+from edge.train.objective import Learner, Objective
 
 CHECKPOINTS = "checkpoints"
 """The folder in that of a run where its checkpoints are."""
@@ -58,8 +59,17 @@ def begin_with_weights(start: StartSection, objective: Objective, world: World, 
         assign(parameter, torch.from_numpy(checkpoint.read_float32(name)))
 
 
+def load_run_weights(start: StartSection, network: nn.Module, prefix: str, world: World, say: Say) -> None:
+    """Put weights of another run's checkpoint into a part of the objective that it has too. prefix: of their
+    names there. Raises TrainingError; for a run that is continued whole, nothing is done.
+    """
+    if start.path is not None and start.what == "weights":
+        checkpoints, step = _checkpoint(start.path)
+        load_weights(checkpoints, network, world, say, step=step, prefix=prefix)
+
+
 def continue_other(
-    start: StartSection, objective: Objective, optimizers: list[torch.optim.Optimizer], say: Say, world: World
+    start: StartSection, objective: Learner, optimizers: list[torch.optim.Optimizer], say: Say, world: World
 ) -> Loaded | None:
     """The state of the run that `start` continues; None if it continues none. Raises TrainingError."""
     if start.path is None or start.what != "everything":

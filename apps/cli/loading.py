@@ -37,6 +37,7 @@ def load_model(
     rope_override: str | None = None,
     speculation: SpeculationOptions | None = None,
     prefix_folder: Path | None = None,
+    prefix_memory: int | None = None,
 ) -> Model:
     """`edge.load` with the options of the command line and a progress bar."""
     from edge.runtime import load
@@ -50,6 +51,7 @@ def load_model(
             **keywords(speculation or SpeculationOptions()),
             progress=progress,
             prefix_folder=prefix_folder,
+            prefix_memory=prefix_memory,
         )
 
 

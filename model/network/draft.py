@@ -19,7 +19,7 @@ from edge.config.draft import DraftConfig
 from edge.config.rope_regime import follow_regime
 from edge.errors import CheckpointError
 from edge.model.network.decoder import Decoder, Layer, RMSNorm, Trunk, View
-from edge.model.network.kv_cache import GrowingCache
+from edge.model.network.kv_cache import GrowingCache, KVCache
 from edge.model.network.rope import RotaryEmbedding
 
 
@@ -119,16 +119,28 @@ class Draft(nn.Module):
         if self.config.window is not None:
             later = mask.flip(-1).cumsum(-1).flip(-1)  # rows that a query sees from each one on
             mask = mask & (later <= self.config.window)
-        embeddings = self._target[0].model.embed(tokens).to(hidden.dtype)
-        joined = torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1)
+        joined = self.joined(self._target[0].model.embed(tokens).to(hidden.dtype), hidden)
         x, read = (hidden, joined) if self.config.joins_in_attention else (self.fc(joined), None)
+        x = self.layers_over(x, positions, mask, cache, read)
+        if cache is not None:
+            cache.advance(n)
+        return x
+
+    def joined(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
+        """Embeddings and hidden states, [..., n, hidden] each, normed side by side: [..., n, 2 hidden]."""
+        return torch.cat([self.input_norm1(embeddings), self.input_norm2(hidden)], dim=-1)
+
+    def layers_over(
+        self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None, read: Tensor | None = None
+    ) -> Tensor:
+        """x [..., n, hidden] -> the same shape; mask: over all rows of the cache, these at the end. read: what
+        the first layer's attention reads in place of x.
+        """
         cos, sin = self.rotary(positions)
         view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
         for layer in self.layers:
             x, _ = layer(x, view, cache, read)
-            read = None  # by the first layer alone
-        if cache is not None:
-            cache.advance(n)
+            read = None
         return x
 
     def logits(self, states: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def save_huggingface(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Partial(folder, folder=True) as partial:
-            _write_weights(partial.path, _as_family(config, tensors), shard_bytes)
+            write_weights(partial.path, _as_family(config, tensors), shard_bytes)
             for name, data in small.items():
                 write_file(partial.path / name, data)
             partial.keep()
@@ -130,7 +130,8 @@ def _as_family(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, 
     return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
 
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write safetensors files, with an index if there are several. Raises OSError."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name in tensors:

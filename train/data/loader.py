@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from edge.train.data.batch import Batch, Piece, empty_batch, fill_row
+from edge.train.data.batch import AnyBatch, Part, Piece, empty_batch, fill_row
 from edge.train.data.errors import DataError
 from edge.train.data.order import Bucket, Stream, cut_by_length
 from edge.train.data.shards import ShardFolder
@@ -112,6 +112,7 @@ class Loader:
                 )
             if not source.tokens:
                 raise DataError(f"The source '{name}' has no tokens; leave it out.")
+        self._width = self._sources[first].facts.state_width
         self._lengths = [plan.length] if not plan.buckets else list(plan.buckets)
         self._orders: dict[str, Stream | Bucket] = {}
         for name, source in self._sources.items():
@@ -136,7 +137,7 @@ class Loader:
         """How many batches were taken."""
         return self._state.step
 
-    def next(self, rank: int = 0, world: int = 1) -> Batch:
+    def next(self, rank: int = 0, world: int = 1) -> AnyBatch:
         """The rows of one process in the next global batch: the rank-th of `world` equal parts.
 
         Every process calls it for every step. DataError if the rows can't be shared by so many, or for
@@ -152,14 +153,13 @@ class Loader:
                 "divisor to their number."
             )
         share = rows // world
-        batch = empty_batch(share, length)
+        batch = empty_batch(share, length, self._width)
         weights = self._shares(length, state.weights)
         for row in range(rows):
             name, pieces = self._next_row(state, length, weights)
             if row // share == rank:
                 source = self._sources[name]
-                parts = ((source.part(*each, following=True), each.stop - each.start) for each in pieces)
-                fill_row(batch, row - rank * share, parts)
+                fill_row(batch, row - rank * share, (_part(source, each) for each in pieces))
         state.step += 1
         self._state = state
         return batch
@@ -251,6 +251,14 @@ class Loader:
                 found[key] = name, weight * self._orders[key].tokens / self._sources[name].tokens
         total = sum(share for _, share in found.values())
         return {key: (name, share / total) for key, (name, share) in found.items()}
+
+
+def _part(source: ShardFolder, piece: Piece) -> Part:
+    ids = source.part(*piece, following=True)
+    if not source.facts.state_width:
+        return Part(ids, piece.stop - piece.start)
+    begin = int(source.begins[piece.document]) - piece.start
+    return Part(ids, piece.stop - piece.start, begin, source.states(*piece))
 
 
 def _key(source: str, bucket: int) -> str:

@@ -4,6 +4,8 @@
     shard-00000/tokens.bin   the ids of its documents, little-endian uint16 or uint32
     shard-00000/lengths.bin  tokens of each document, little-endian uint32
     shard-00000/shard.json   its entry of the index
+    shard-00000/begins.bin   of a model's answers: the first token of each document's answer, uint32
+    shard-00000/states.bin   hidden states of its tokens, little-endian float16
     tokenizer/               the tokenizer's files
 
 A shard appears whole or not at all, and the index comes last. Who makes documents of texts:
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.config.fields import Fields
 from edge.formats.atomic import Partial, write_failure, write_file
@@ -39,7 +42,8 @@ _LENGTH = np.dtype("<u4")
 class Shard:
     """A shard's entry in the index.
 
-    text: digest of the texts, the tokenizer and the options that it was made of. bytes: of tokens.bin.
+    text: digest of the texts, the tokenizer and the options that it was made of. bytes: of tokens.bin. The
+    last two are empty where a shard has no states.
     """
 
     name: str
@@ -49,16 +53,31 @@ class Shard:
     bytes: int
     tokens_sha256: str
     lengths_sha256: str
+    begins_sha256: str = ""
+    states_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class States:
+    """What shards of a model's answers have besides. begins: place of the first token of each document's
+    answer. hidden: float16 [n, width], a row for each of its tokens.
+    """
+
+    begins: Sequence[int]
+    hidden: Sequence[npt.NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What all shards of a folder share. tokenizer: `tokenizer_digest` of the files."""
+    """What all shards of a folder share. tokenizer: `tokenizer_digest` of the files. state_width: numbers of
+    a token's hidden states, 0 where there are none.
+    """
 
     vocab_size: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     tokenizer: str
+    state_width: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -73,14 +92,20 @@ class ShardFolder:
         self.path = path
         self.facts = facts
         self.shards = tuple(shards)
-        self._tokens = []
-        lengths = []
+        self._tokens, self._states = [], []
+        lengths, begins = [], []
         for shard in self.shards:
             counts, tokens = _map_shard(path / shard.name, shard, facts.dtype)
             lengths.append(counts.astype(np.int64))
             self._tokens.append(tokens)
+            if facts.state_width:
+                firsts, states = _map_states(path / shard.name, shard, facts.state_width)
+                begins.append(firsts.astype(np.int64))
+                self._states.append(states)
         self.lengths = np.concatenate([np.zeros(0, np.int64), *lengths])
         """Tokens of each document: int64 [documents]."""
+        self.begins = np.concatenate([np.zeros(0, np.int64), *begins])
+        """Place of the first token of each document's answer: int64 [documents], empty without states."""
         self._first = np.cumsum([0, *(shard.documents for shard in self.shards)])
         self._begins = np.concatenate([np.zeros(0, np.int64), *(np.cumsum(each) - each for each in lengths)])
 
@@ -102,6 +127,7 @@ class ShardFolder:
             fields.optional_integer("bos_token_id"),
             fields.ids("eos_token_ids"),
             fields.text("tokenizer"),
+            fields.integer("state_width", 0),
         )
         try:
             shards = [_entry(each) for each in index["shards"]]
@@ -160,20 +186,44 @@ class ShardFolder:
             raise _damaged(self.path / self.shards[shard].name)
         return found
 
+    def states(self, number: int, start: int, stop: int) -> npt.NDArray[np.float16]:
+        """Hidden states of tokens start..stop-1 of a document, [stop - start, width], a view of the file."""
+        shard = int(np.searchsorted(self._first, number, side="right")) - 1
+        begin = self._begins[number]
+        return self._states[shard][begin + start : begin + stop]
+
+    def token_counts(self) -> npt.NDArray[np.int64]:
+        """How often each token occurs: int64 [vocab_size]; in answers, in these alone."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for number in range(self.documents):
+            begin = int(self.begins[number]) if len(self.begins) else 0
+            counts += np.bincount(self.document(number)[begin:], minlength=self.vocab_size)
+        return counts
+
     def verify(self) -> None:
         """Read everything; DataError for the first file that is not as it was written."""
         for shard in self.shards:
             folder = self.path / shard.name
-            for name, wanted in (("tokens", shard.tokens_sha256), ("lengths", shard.lengths_sha256)):
+            digests = {"tokens": shard.tokens_sha256, "lengths": shard.lengths_sha256}
+            if self.facts.state_width:
+                digests |= {"begins": shard.begins_sha256, "states": shard.states_sha256}
+            for name, wanted in digests.items():
                 if file_sha256(folder / f"{name}.bin") != wanted:
                     raise _damaged(folder)
         _ = self.tokenizer_files
 
 
 def write_shard(
-    folder: Path, name: str, text: str, documents: Sequence[Sequence[int] | np.ndarray], facts: ShardFacts
+    folder: Path,
+    name: str,
+    text: str,
+    documents: Sequence[Sequence[int] | np.ndarray],
+    facts: ShardFacts,
+    states: States | None = None,
 ) -> Shard:
-    """Write a shard of documents; DataError if that is impossible. text: see `Shard`."""
+    """Write a shard of documents; DataError if that is impossible. text: see `Shard`. states: of all of its
+    documents, if `facts` say so.
+    """
     target = folder / name
     lengths = np.array([len(each) for each in documents], _LENGTH)
     ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(each, np.int64) for each in documents)])
@@ -191,12 +241,24 @@ def write_shard(
                 ids.size * facts.dtype.itemsize,
                 file_sha256(partial.path / "tokens.bin"),
                 file_sha256(partial.path / "lengths.bin"),
+                *(() if states is None else _write_states(partial.path, states)),
             )
             write_file(partial.path / "shard.json", _json(asdict(shard)))
             partial.keep()
     except OSError as error:
         raise DataError(write_failure(target, error)) from None
     return shard
+
+
+def _write_states(folder: Path, states: States) -> tuple[str, str]:
+    """Checksums of the two files."""
+    write_file(folder / "begins.bin", np.array(states.begins, _LENGTH).tobytes())
+    with (folder / "states.bin").open("wb") as file:
+        for each in states.hidden:
+            if not np.isfinite(each).all():
+                raise DataError("A hidden state is beyond float16's range: no draft can be trained for it.")
+            file.write(np.ascontiguousarray(each, "<f2").data)
+    return file_sha256(folder / "begins.bin"), file_sha256(folder / "states.bin")
 
 
 def read_shard(folder: Path, name: str) -> Shard | None:
@@ -293,9 +355,24 @@ def _map_shard(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> tuple[np.nda
     return lengths, tokens
 
 
+def _map_states(folder: Path, shard: Shard, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16]]:
+    """Begins of the answers and hidden states of a shard."""
+    empty = np.zeros((0, width), np.float16)
+    try:
+        begins = np.fromfile(folder / "begins.bin", _LENGTH)
+        states = np.memmap(folder / "states.bin", "<f2", "r").reshape(-1, width) if shard.tokens else empty
+    except (OSError, ValueError):
+        raise _damaged(folder) from None
+    if (len(begins), len(states)) != (shard.documents, shard.tokens):
+        raise _damaged(folder)
+    return begins, states
+
+
 def _entry(found: Mapping[str, Any]) -> Shard:
-    shard = Shard(**{each.name: found[each.name] for each in fields_of(Shard)})
-    name, *digests = shard.name, shard.text, shard.tokens_sha256, shard.lengths_sha256
+    added = {"begins_sha256": "", "states_sha256": ""}
+    shard = Shard(**{each.name: {**added, **found}[each.name] for each in fields_of(Shard)})
+    name, digests = shard.name, [value for key, value in vars(shard).items() if key.endswith("_sha256")]
+    digests.append(shard.text)
     if not all(isinstance(each, str) for each in (name, *digests)) or Path(name).name != name:
         raise ValueError(f"shard {name!r}")
     if not all(isinstance(each, int) and each >= 0 for each in (shard.documents, shard.tokens, shard.bytes)):

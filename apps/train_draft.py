@@ -1,0 +1,96 @@
+"""`edge train answers` and `edge train draft`: from a model over its answers to what guesses them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge.apps.cli.loading import load_model
+from edge.apps.cli.options import Json, Model, Out, Run, Source, expand, given_out
+from edge.apps.cli.terminal import output_console, print_json
+from edge.apps.train_data import counting
+from edge.apps.train_run import train_as
+from edge.engine.speculative.options import SpeculationOptions
+from edge.train.config import DRAFT_KINDS, read
+from edge.train.data.texts import ReadingOptions, read_documents
+from edge.train.drafts.options import AnswerOptions
+
+DRAFT_RUN = "draft"
+"""The preset of runs that train drafts."""
+
+
+@expand
+def answers(
+    model: Model,
+    *,
+    prompts: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="FILE", help="Prompts, one a document: .jsonl, .txt, .md or .parquet; several times."
+        ),
+    ],
+    reading: ReadingOptions,
+    options: AnswerOptions,
+    source: Source,
+    run: Run,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model answer prompts, for a draft to learn from; what was ended goes on where it was."""
+    folder = given_out(out)
+    from edge.train.drafts.answers import make_answers
+
+    asked = list(read_documents(prompts, reading))
+    started = time.monotonic()
+    opened = load_model(model, source, run, speculation=SpeculationOptions("off"), prefix_memory=0)
+    with opened, counting("Answering", f"of {len(asked)} prompts") as count:
+        made = make_answers(opened, asked, folder, options, lambda prompts, _: count(prompts))
+    seconds = round(time.monotonic() - started, 1)
+    if as_json:
+        print_json(
+            {
+                "schema": 1,
+                "out": str(folder),
+                "prompts": len(asked),
+                "answers": made.documents,
+                "tokens": made.tokens,
+                "seconds": seconds,
+            }
+        )
+        return
+    output_console().print(
+        f"Wrote {folder}: {made.documents} answers with their prompts, {made.tokens} tokens", soft_wrap=True
+    )
+
+
+@expand
+def draft(
+    model: Model,
+    *,
+    answers: Annotated[
+        Path, typer.Option(metavar="DIR", help="The model's answers, as `edge train answers` made them.")
+    ],
+    kind: Annotated[
+        str, typer.Option(help=f"What the draft is like: {', '.join(DRAFT_KINDS)}.")
+    ] = DRAFT_KINDS[0],
+    held_out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Other answers, which it is judged by while it learns.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value for an option of the run."),
+    ] = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> int:
+    """Train a draft of a model, a small network that guesses what it will say."""
+    folder = given_out(out)
+    quoted = {"draft.target": model, "draft.kind": kind, "data.sources.answers": str(answers)}
+    if held_out is not None:
+        quoted["evaluation.sources.answers"] = str(held_out)
+    changes = [f'{name}="{value}"' for name, value in quoted.items()]
+    said = f"Trained {folder}/model; guess with it: edge chat {model} --speculate {folder}/model"
+    return train_as(read(DRAFT_RUN, [*changes, *(change or ())]), folder, as_json, said)

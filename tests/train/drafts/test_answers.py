@@ -1,0 +1,190 @@
+"""Answers that a draft learns from: those of the engine, with the states of the network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from edge.apps.cli.main import main
+from edge.errors import EdgeError
+from edge.formats.bundle.reader import Bundle
+from edge.hub.drafts import open_draft
+from edge.model.weights.checkpoint import reference_from_bundle
+from edge.quant.packing import dequantize
+from edge.quant.scheme import QuantScheme
+from edge.runtime import Model, load
+from edge.train.data.batch import IGNORED
+from edge.train.data.errors import DataError
+from edge.train.data.loader import Loader, LoaderPlan
+from edge.train.data.shards import ShardFolder
+from edge.train.drafts.answers import make_answers
+from edge.train.drafts.options import AnswerOptions
+from tests.drafts import minicpm_target
+
+Edge = Callable[..., tuple[int, str]]
+PROMPTS = [f"{'abc' * (number % 5 + 1)}{number}" for number in range(11)]
+OPTIONS = AnswerOptions(tokens=24, prompt_tokens=64, streams=3, shard=4)
+
+
+@pytest.fixture(scope="module")
+def target(make_bundle: Callable[..., Bundle]) -> Bundle:
+    return make_bundle(minicpm_target(hidden_size=128, vocab_size=400), tokenizer=True)
+
+
+@pytest.fixture(scope="module")
+def model(target: Bundle) -> Iterator[Model]:
+    exact = {"activations": "float32", "kv_type": "float32", "threads": 1}
+    with load(target.path, speculate="off", prefix_memory=0, context=128, **exact) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def answers(model: Model, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    return make_answers(model, PROMPTS, tmp_path_factory.mktemp("answers") / "a", OPTIONS)
+
+
+def test_answers_are_the_models_own(model: Model, target: Bundle, answers: ShardFolder):
+    decoder = reference_from_bundle(target)
+    assert answers.documents == len(PROMPTS)
+    assert answers.facts.state_width == 128
+    answers.verify()
+    greedy = sampled = 0
+    for number, prompt in enumerate(PROMPTS):
+        tokens, begin = answers.document(number).astype(np.int64), int(answers.begins[number])
+        assert tokens[:begin].tolist() == model.tokenizer.encode(prompt)
+        asked = {"temperature": 0.7 if number % 2 else 0.0, "seed": number, "max_new_tokens": 24}
+        said = model.complete(prompt, **asked, repetition_penalty=1.0).tokens
+        assert tokens[begin:].tolist() == list(said[: len(tokens) - begin])
+        greedy, sampled = greedy + (number % 2 == 0), sampled + (number % 2)
+        with torch.inference_mode():
+            wanted = decoder.trunk(torch.from_numpy(tokens)).hidden
+        found = torch.from_numpy(np.array(answers.states(number, 0, len(tokens)))).float()
+        torch.testing.assert_close(found[:-1], wanted[:-1], rtol=2e-3, atol=2e-3)
+        assert not found[-1].any()
+    assert greedy and sampled
+
+
+def test_what_was_ended_goes_on_where_it_was(model: Model, answers: ShardFolder, tmp_path: Path):
+    """Of three shards the second is gone, as after a kill: it alone is made again, and is the same."""
+    out = tmp_path / "answers"
+    shutil.copytree(answers.path, out)
+    shutil.rmtree(out / "shard-00001")
+    (out / "index.json").unlink()
+    kept = (out / "shard-00000" / "states.bin").stat().st_mtime_ns
+    counts: list[tuple[int, int]] = []
+    again = make_answers(model, PROMPTS, out, replace(OPTIONS, streams=1), lambda *done: counts.append(done))
+    assert [each.tokens_sha256 for each in again.shards] == [each.tokens_sha256 for each in answers.shards]
+    assert [each.states_sha256 for each in again.shards] == [each.states_sha256 for each in answers.shards]
+    assert (out / "shard-00000" / "states.bin").stat().st_mtime_ns == kept
+    assert [prompts for prompts, _ in counts] == [4, 8, 11]
+    assert counts[-1][1] == answers.tokens
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"tokens": 20}, {"temperature": 0.5}])
+def test_other_options_are_refused(model: Model, answers: ShardFolder, changes: dict[str, Any]):
+    with pytest.raises(DataError, match="has answers to other prompts"):
+        make_answers(model, PROMPTS, answers.path, replace(OPTIONS, **changes))
+
+
+def test_long_prompts_are_left_out(model: Model, tmp_path: Path):
+    made = make_answers(model, ["abc", "a" * 65, "b" * 200], tmp_path / "a", OPTIONS)
+    assert made.documents == 1
+
+
+def test_a_row_of_the_loader_has_the_states_of_its_tokens(answers: ShardFolder):
+    plan = LoaderPlan(rows=4, length=16, phases=((0, {"a": 1.0}),))
+    loader = Loader({"a": answers}, plan)
+    known = {}
+    for number in range(answers.documents):
+        tokens, begin = answers.document(number), int(answers.begins[number])
+        states = answers.states(number, 0, len(tokens))
+        for place, token in enumerate(tokens.tolist()):
+            following = tokens[place + 1] if begin <= place + 1 < len(tokens) else IGNORED
+            known[(token, states[place].tobytes())] = int(following)
+    seen = 0
+    for _ in range(3):
+        batch = loader.next()
+        for row in range(4):
+            for place in range(16):
+                key = (int(batch.tokens[row, place]), batch.states[row, place].numpy().tobytes())
+                if batch.states[row, place].any():
+                    assert known[key] == batch.targets[row, place]
+                    seen += 1
+    assert seen > 100
+
+
+@pytest.fixture
+def edge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Edge:
+    """`edge(*arguments)`: exit code, and the last line of output or the errors."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["edge", *map(str, arguments)])
+        code = main()
+        said = capsys.readouterr()
+        return code, said.err if code else said.out.splitlines()[-1]
+
+    return run
+
+
+SMALL = ("data.length=64", "data.rows=4", "schedule.warm_up=2", "evaluation.every=10", "evaluation.rows=8")
+
+
+@pytest.mark.parametrize("scheme", [None, "int4-g32"])
+def test_from_answers_to_a_draft_that_guesses(target: Bundle, tmp_path: Path, edge: Edge, scheme: str | None):
+    """The two commands; what was trained is opened, is what was rounded in training, and changes nothing."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS * 3), encoding="utf-8")
+    prompts = ("--prompts", tmp_path / "prompts.txt", "--split", "line")
+    places = ("--out", tmp_path / "answers", "--context", 128, "--tokens", 24, "--json")
+    code, said = edge("train", "answers", target.path, *prompts, *places)
+    assert (code, json.loads(said)["answers"]) == (0, 33)
+    changes = [*SMALL, "schedule.steps=20", "draft.rows=100"]
+    changes += [f"quantization.scheme={scheme}"] if scheme else []
+    sets = [part for change in changes for part in ("--set", change)]
+    data = ("--answers", tmp_path / "answers", "--held-out", tmp_path / "answers")
+    code, said = edge("train", "draft", target.path, *data, "--out", tmp_path / "run", *sets, "--json")
+    assert (code, json.loads(said)["step"]) == (0, 20)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    held_out = [line["held_out/answers"] for line in log if "held_out/answers" in line]
+    assert held_out[-1] < held_out[0]
+    draft = open_draft(tmp_path / "run" / "model", target)
+    assert draft.config.head_rows == 100 and draft.config.kind == "eagle2" and draft.config.input_norms
+    if scheme is not None:
+        name = "layers.0.mlp.up_proj.weight"
+        tensor = draft.tensors[name]
+        assert tensor.scheme == QuantScheme.from_name(scheme)
+        rounded = dequantize(draft.data(name), tensor.scheme, tensor.rows, tensor.columns)
+        trained = load_file(tmp_path / "run" / "model" / "model.safetensors")[name]
+        np.testing.assert_array_equal(rounded, trained)
+    spoken = {}
+    for speculate in ("off", str(tmp_path / "run" / "model")):
+        with load(target.path, speculate=speculate, context=128, threads=1) as opened:
+            done = opened.complete(PROMPTS[3], max_new_tokens=60, temperature=0.9, seed=3)
+            spoken[speculate] = done.tokens
+    assert spoken["off"] == spoken[speculate]
+
+
+def test_a_draft_learns_from_answers_of_its_own_target(
+    make_bundle: Callable[..., Bundle],
+    answers: ShardFolder,
+    tmp_path: Path,
+    edge: Edge,
+):
+    other = make_bundle(minicpm_target(), tokenizer=True)
+    code, said = edge("train", "draft", other.path, "--answers", answers.path, "--out", tmp_path / "run")
+    assert code == 1 and "has no answers of" in said
+
+
+def test_exported_models_have_no_drafts(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model, "files", object())
+    with pytest.raises(EdgeError, match="name the model itself"):
+        make_answers(model, PROMPTS, tmp_path, OPTIONS)

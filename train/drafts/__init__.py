@@ -1,0 +1,1 @@
+"""Drafts: small networks that learn to guess what a model will say."""
