@@ -133,8 +133,8 @@ class Draft(nn.Module):
     def layers_over(
         self, x: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None, read: Tensor | None = None
     ) -> Tensor:
-        """x [..., n, hidden] -> the same shape; mask: over all rows of the cache, these at the end. read: what
-        the first layer's attention reads in place of x.
+        """x [..., n, hidden] -> the same shape; mask: over all rows of the cache, these at the end. read:
+        what the first layer's attention reads in place of x.
         """
         cos, sin = self.rotary(positions)
         view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
