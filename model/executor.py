@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import ModelConfig, SparseConfig
 from edge.errors import ContextError, NativeError
 from edge.executors.checks import (
@@ -35,7 +36,6 @@ from edge.executors.protocol import (
     SequenceStep,
     StepResult,
 )
-from edge.executors.soft import SoftWeights
 from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
 from edge.model.attention.mode import attend_function
@@ -173,7 +173,7 @@ class TorchExecutor(ExecutorFacts, OneByOne):
             return TorchDraft(files, self._opened(), self._lock)
 
     def open_soft(self, weights: SoftWeights) -> TorchSoftPrompt:
-        """See `edge.executors.soft.TakesSoftRows`."""
+        """See `edge.executors.protocol.TakesSoftRows`."""
         weights.check_target(self._config, "The soft prompt")
         return TorchSoftPrompt(weights, self._config)
 

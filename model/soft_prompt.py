@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import ModelConfig
 from edge.errors import EdgeError, NativeError
 from edge.executors.checks import integers
-from edge.executors.soft import SoftRows, SoftWeights
+from edge.executors.soft import SoftRows
 from edge.model.network.soft_prompt import SoftPrompt
 
 

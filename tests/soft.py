@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import ModelConfig
 from edge.executors.protocol import KVCache, SequenceStep
-from edge.executors.soft import SoftPrompt, SoftRows, SoftWeights
+from edge.executors.soft import SoftPrompt, SoftRows
 
 
 def soft_weights(config: ModelConfig, count: int = 2, prefix: int = 5, seed: int = 0) -> SoftWeights:

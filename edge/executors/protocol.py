@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import EdgeError
 from edge.executors.sampling import DrawOptions, HostSampling, Sampled
-from edge.executors.soft import SoftRows
+from edge.executors.soft import SoftPrompt, SoftRows
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["none", "last", "all"]
@@ -361,6 +362,15 @@ class Rests(Protocol):
 
     def rest(self) -> None:
         """Give back what comes back by itself with the next pass. For any thread."""
+
+
+class TakesSoftRows(Protocol):
+    """What an executor with `capabilities.soft_rows` offers beside `Executor`."""
+
+    def open_soft(self, weights: SoftWeights) -> SoftPrompt:
+        """A soft prompt for steps of this executor; EdgeError if it does not fit, or has numbers that are not
+        finite.
+        """
 
 
 @runtime_checkable

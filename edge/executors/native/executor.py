@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.rope_regime import without_regime
@@ -39,7 +40,6 @@ from edge.executors.protocol import (
     check_caches,
 )
 from edge.executors.sampling import DrawOptions
-from edge.executors.soft import SoftWeights
 from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
@@ -395,7 +395,7 @@ class NativeExecutor(ExecutorFacts):
             return draft
 
     def open_soft(self, weights: SoftWeights) -> NativeSoftPrompt:
-        """See `edge.executors.soft.TakesSoftRows`."""
+        """See `edge.executors.protocol.TakesSoftRows`."""
         weights.check_target(self._config, "The soft prompt")
         with self._lock():
             self._check_open()

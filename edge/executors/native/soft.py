@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from edge.checkpoints.bita import SoftWeights
 from edge.errors import NativeError
 from edge.executors.native import library as native
-from edge.executors.soft import SoftPrompt, SoftWeights
+from edge.executors.soft import SoftPrompt
 from edge.system.guards import OneCall
 
 
