@@ -30,7 +30,7 @@ def choose(trees: Sequence[DraftTree], rows: int, sequences: int, curve: Curve, 
     the highest chances, and n is where (sequences + their sum) / V(rows + n) is highest. Trees with groups of
     soft rows have those behind their roots in any case, and n nodes take n (1 + group) rows beside them.
     """
-    each, roots = 1 + max(tree.group for tree in trees), sum(tree.group for tree in trees)
+    each, roots = 1 + max((tree.group for tree in trees), default=0), sum(tree.group for tree in trees)
     room = (most - roots) // each
     if most < roots:
         return [NOTHING for _ in trees]

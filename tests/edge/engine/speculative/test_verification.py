@@ -319,10 +319,9 @@ def test_drafters_are_told_what_stands_in_the_cache(model, taps):
         assert np.array_equal(rows[0][:50], np.concatenate([second, first], axis=1))
 
 
+@pytest.mark.parametrize("model", ["soft int8"], indirect=True)
 def test_drafters_are_told_what_soft_rows_give(model):
-    """Those behind the last token that stays, wherever in a tree it stood: a pass of it alone says the same."""
-    if model not in PROMPTS:
-        pytest.skip("without soft rows")
+    """Those behind the last token that stays, wherever in a tree it stood: alone they give the same."""
     prompt, settings = prompt_of(250), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 30}
     plain = model.complete(prompt, session=model.session(speculate=False), **settings)
     whole = prompt + list(plain.tokens)
