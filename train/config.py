@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
-from edge.config.draft import DraftKind
+from edge.checkpoints.bita import KIND, MASKS, PREFIX
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DRAFT_KINDS = get_args(DraftKind)
+DRAFT_KINDS = ("eagle2", KIND)
 """Kinds of drafts that can be trained."""
 CONFIGS = Path(__file__).parent / "configs"
 """The presets of runs."""
@@ -149,8 +149,8 @@ class QuantizationSection(_Section):
 
 @dataclass(frozen=True)
 class DraftSection(_Section):
-    """A draft is trained, a small network that guesses what a model will say, on that model's answers
-    (`edge train answers`) as the only data.
+    """A draft is trained, which guesses what a model will say, on that model's answers (`edge train answers`)
+    as the only data.
     """
 
     target: str | None = option(None, "The model whose draft is trained; without one it is a model itself.")
@@ -164,6 +164,9 @@ class DraftSection(_Section):
     times: int = option(3, "Guesses in a row that it learns to make.", least=1)
     feature_loss: float = option(1.0, "Weight of the distance to the model's next hidden state.", least=0)
     token_loss: float = option(0.1, "Weight of the cross-entropy to what the model says next.", least=0)
+    masks: int = option(MASKS, "Mask tokens, which guess as many tokens in a row (bita).", least=1)
+    prefix: int = option(PREFIX, "Rows of keys and values that the mask tokens see (bita).", least=1)
+    groups: int = option(64, "Places of a row behind which the mask tokens learn (bita).", least=1)
 
 
 @dataclass(frozen=True)

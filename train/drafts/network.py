@@ -43,7 +43,8 @@ _PREFIX = "draft."
 
 def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool) -> Network:
     """See `edge.train.network.build`; the run's texts must be answers of the draft's target."""
-    target, ids = together(lambda: _target(config, texts.any), world)
+    target = together(lambda: open_target(config, texts.any), world)
+    ids = guessed_tokens(config, texts.any)
     shape = draft_config(config, target)
     head = target.model.embed_tokens.weight if target.lm_head is None else target.lm_head.weight
     if ids is not None:
@@ -116,8 +117,8 @@ def save_draft(
         raise ConfigError(write_failure(folder, error)) from error
 
 
-def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, npt.NDArray[np.int32] | None]:
-    """The target, and the tokens of the head's rows, None for all."""
+def open_target(config: RunConfig, answers: ShardFolder) -> Decoder:
+    """The target of a run's draft; ConfigError unless the answers can be its own."""
     assert config.draft.target is not None
     target = reference_from_bundle(open_model(config.draft.target), config.data.length)
     width, size = target.config.hidden_size, target.config.vocab_size
@@ -126,12 +127,17 @@ def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, npt.NDArr
             f"'{answers.path}' has no answers of '{config.draft.target}' with hidden states of {width} "
             "numbers; make them with `edge train answers`."
         )
+    return target
+
+
+def guessed_tokens(config: RunConfig, answers: ShardFolder) -> npt.NDArray[np.int32] | None:
+    """The tokens of the head's rows, None for all."""
     rows = config.draft.rows
-    if not 0 < rows < size:
-        return target, None
+    if not 0 < rows < answers.vocab_size:
+        return None
     counts = answers.token_counts()
     ids = np.argsort(-counts, kind="stable")[:rows].astype(np.int32)
-    return target, with_end_tokens(ids, answers.eos_token_ids)
+    return with_end_tokens(ids, answers.eos_token_ids)
 
 
 def _flops(objective: DraftObjective, head_rows: int, length: int) -> float:
