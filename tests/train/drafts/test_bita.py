@@ -127,3 +127,76 @@ def test_a_row_without_answers():
     batch = batch_of((12,), (12,))
     assert objective.counts(batch) == (0, 0, 0)
     assert objective(*batch).token.item() == 0
+
+
+@pytest.fixture(scope="module")
+def progressions(make_bundle: Callable[..., Bundle]) -> Bundle:
+    """A model that has learned to go on with two progressions in turn: the token before last, plus one."""
+    config = minicpm_target(hidden_size=128, vocab_size=120)
+    ids = torch.tensor([token for token in range(3, 120) if token not in config.eos_token_ids])
+    torch.manual_seed(0)
+    decoder = Decoder(config, 64)
+    for parameter in decoder.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=4e-3, weight_decay=0.0)
+    places = torch.arange(24)
+    for _ in range(80):
+        begins = torch.randint(0, len(ids), (32, 2))
+        tokens = ids[(begins[:, places % 2] + places // 2) % len(ids)]
+        loss = functional.cross_entropy(decoder(tokens)[:, 1:-1].flatten(0, 1), tokens[:, 2:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.5
+    trained = decoder.state_dict()
+
+    def change(name: str, values: np.ndarray) -> None:
+        values[...] = trained[name].numpy().reshape(values.shape)
+
+    return make_bundle(config, change=change, tokenizer=True)
+
+
+def test_from_answers_to_a_model_that_guesses_for_itself(
+    progressions: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The commands; what was learned guesses the token after next, natively and in PyTorch, and changes
+    nothing. The first mask has it all before it, the second would have to add two.
+    """
+
+    def edge(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["edge", *map(str, arguments)])
+        assert main() == 0
+        return capsys.readouterr().out.splitlines()[-1]
+
+    texts = [chr(40 + 3 * number) + chr(110 - 4 * number) for number in range(18)]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts[:12]), encoding="utf-8")
+    places = ("--split", "line", "--out", tmp_path / "answers", "--context", 128, "--tokens", 40)
+    edge("train", "answers", progressions.path, "--prompts", tmp_path / "prompts.txt", *places)
+    changes = ["data.length=64", "data.rows=4", "draft.groups=24", "draft.prefix=4", "schedule.steps=60"]
+    changes += ["evaluation.every=30", "runtime.precision=float32", "runtime.threads=1"]
+    sets = [part for change in changes for part in ("--set", change)]
+    data = ("--answers", tmp_path / "answers", "--held-out", tmp_path / "answers", "--kind", "bita")
+    said = json.loads(
+        edge("train", "draft", progressions.path, *data, "--out", tmp_path / "run", *sets, "--json")
+    )
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    held_out = [line["held_out/answers"] for line in log if "held_out/answers" in line]
+    assert said["step"] == 60 and held_out[-1] < held_out[0] - 0.1 and log[-1]["loss"] < log[0]["loss"] - 0.5
+    assert log[-1]["held_out_agreement/answers"] > 0.5
+    weights = read_bita(tmp_path / "run" / "model", progressions.config)
+    assert weights.embeddings.shape == (2, 128) and weights.keys.shape == (2, 4, 2, 32)
+    for executor in ("native", "torch"):
+        with load(
+            progressions.path, speculate=tmp_path / "run" / "model", context=128, executor=executor
+        ) as opened:
+            opened.scheduler.costs = FreeRows()
+            offered = accepted = 0
+            for text in texts[12:]:
+                asked = {"max_new_tokens": 40, "temperature": 0, "repetition_penalty": 1.0}
+                plain = opened.complete(text, session=opened.session(speculate=False), **asked)
+                done = opened.complete(text, **asked)
+                assert done.tokens == plain.tokens and done.speculation is not None
+                offered += sum(done.speculation.offered_at[:1])
+                accepted += sum(done.speculation.accepted_at[:1])
+            assert offered > 40 and accepted > 0.4 * offered
