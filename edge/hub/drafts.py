@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import TensorSource
+from edge.checkpoints.bita import is_bita
 from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
@@ -198,6 +199,10 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
         )
     if is_draft(path):
         return _Found(converted=path)
+    if is_bita(path):
+        raise CheckpointError(
+            f"'{text}' is a draft that is read as it is and goes into no bundle; name it with --speculate."
+        )
     inner = draft_folder(path)
     return _Found(folder=path) if inner is None else _Found(converted=inner)
 

@@ -54,8 +54,9 @@ _ARCHITECTURES = {
 
 def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool) -> Network:
     """See `edge.train.network.build`; the run's texts must be answers of the draft's target."""
-    _refuse_others(config)
-    target, ids = together(lambda: _target(config, texts.any), world)
+    refuse_others(config)
+    target = together(lambda: open_target(config, texts.any), world)
+    ids = guessed_tokens(config, texts.any)
     device, precision = world.device, PRECISIONS[config.runtime.precision]
     target.to(device)
     shape = draft_config(config.draft, target.config, ids)
@@ -98,7 +99,7 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
     )
 
 
-def _refuse_others(config: RunConfig) -> None:
+def refuse_others(config: RunConfig) -> None:
     """Raise ConfigError for options that mean nothing for a draft."""
     plain = {
         "loss.z": (config.loss.z, 0.0),
@@ -181,8 +182,8 @@ def _block_values(config: DraftConfig, target: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds | None]:
-    """The target, and the tokens of the head's rows, None for all."""
+def open_target(config: RunConfig, answers: ShardFolder) -> Decoder:
+    """The target of a run's draft; ConfigError unless the answers can be its own."""
     assert config.draft.target is not None
     target = reference_from_bundle(open_model(config.draft.target), config.data.length)
     layers, size = state_layers(config.draft.kind, target.config), target.config.vocab_size
@@ -193,12 +194,17 @@ def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds 
             f"'{answers.path}' has no answers of '{config.draft.target}' for a draft of the kind "
             f"'{config.draft.kind}'; make them with `edge train answers --kind {config.draft.kind}`."
         )
+    return target
+
+
+def guessed_tokens(config: RunConfig, answers: ShardFolder) -> TokenIds | None:
+    """The tokens of the head's rows, None for all."""
     rows = config.draft.rows
-    if not 0 < rows < size:
-        return target, None
+    if not 0 < rows < answers.vocab_size:
+        return None
     counts = answers.token_counts()
     ids = np.argsort(-counts, kind="stable")[:rows].astype(np.int32)
-    return target, with_end_tokens(ids, answers.eos_token_ids)
+    return with_end_tokens(ids, answers.eos_token_ids)
 
 
 def _flops(objective: DraftObjective | BlockObjective, head_rows: int, length: int) -> float:

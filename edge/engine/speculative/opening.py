@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.together import Together
 from edge.errors import CheckpointError, EdgeError, WrongTypeError
 from edge.executors.drafts import drafts_of
-from edge.executors.protocol import Executor
+from edge.executors.protocol import Executor, TakesSoftRows
 from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
 
@@ -70,9 +70,12 @@ def _named(
     tokenizer: Callable[[], Tokenizer],
     offline: bool,
 ) -> Speculation:
-    """A draft network or a smaller model."""
+    """A soft prompt, a draft network or a smaller model."""
+    from edge.hub.bita import names_bita
     from edge.hub.drafts import names_draft, open_draft
 
+    if names_bita(speculate):
+        return _soft_prompt(speculate, executor)
     if names_draft(speculate):
         return _network(str(speculate), open_draft(speculate, files, offline=offline), files, executor)
     return _small_model(speculate, files, executor, tokenizer(), offline)
@@ -127,6 +130,24 @@ def _network(name: str, files: DraftFiles, target: ModelFiles, executor: Executo
 
     workspace = getattr(network, "workspace_bytes", 0)  # of the native one
     return Speculation(name, start, network.close, files.weights_bytes + workspace)
+
+
+def _soft_prompt(name: str | Path, executor: Executor) -> Speculation:
+    from edge.engine.speculative.bita import Bita, BitaDrafter
+    from edge.hub.bita import open_bita
+
+    if not executor.capabilities.soft_rows:
+        raise EdgeError(
+            f"'{name}' guesses by rows in the passes of the model itself, which the {executor.info.name} "
+            "executor does not take as it was opened: use native or torch, with --attention dense."
+        )
+    weights = open_bita(name, executor.config)
+    prompt = cast(TakesSoftRows, executor).open_soft(weights)
+
+    def start() -> Callable[[], BitaDrafter]:
+        return partial(BitaDrafter, Bita(prompt))
+
+    return Speculation(str(name), start, prompt.close, weights.bytes)
 
 
 def _small_model(

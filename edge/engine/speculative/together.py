@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
@@ -16,10 +18,10 @@ class Together(Drafter):
     """`first` is asked always, `second` where that is not sure; what both guess is laid over each other."""
 
     def __init__(self, first: Drafter, second: Drafter) -> None:
-        """Of the two only `second` may want hidden states."""
+        """Of the two only `second` may want hidden states or soft rows."""
         self._first, self._second = first, second
         self._asked = False  # the second, for the last tree
-        self.wants_hidden, self.taps = second.wants_hidden, second.taps
+        self.wants_hidden, self.taps, self.soft = second.wants_hidden, second.taps, second.soft
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`."""
@@ -47,10 +49,10 @@ class Together(Drafter):
 
 def united(one: DraftTree, other: DraftTree) -> DraftTree:
     """Every path of either tree; what is in both has the higher of its chances. The nodes of `one` come
-    first.
+    first, and soft rows are those of `other`.
     """
     if not len(one) or not len(other):
-        return one if len(one) else other
+        return replace(one, group=other.group) if len(one) else other
     nodes = list(zip(one.tokens.tolist(), one.parents.tolist(), one.chances.tolist(), strict=True))
     places = {(parent, token): node for node, (token, parent, _) in enumerate(nodes)}
     moved = [-1] * (len(other) + 1)  # place of each of the other's nodes; the last one is the root's
@@ -69,4 +71,5 @@ def united(one: DraftTree, other: DraftTree) -> DraftTree:
     for node, parent in enumerate(parents):  # no node is likelier than what it hangs on
         if parent >= 0:
             chances[node] = min(chances[node], chances[parent])
-    return DraftTree(np.array([token for token, _, _ in nodes], np.int32), parents, chances)
+    tokens = np.array([token for token, _, _ in nodes], np.int32)
+    return DraftTree(tokens, parents, chances, other.group)

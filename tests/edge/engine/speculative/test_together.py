@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,14 @@ def test_paths_of_both_are_there_once():
     assert found.keys() == wanted.keys()
     for path, chance in wanted.items():
         assert found[path] == pytest.approx(chance)
+
+
+def test_soft_rows_are_those_of_the_second():
+    one, other = DraftTree.of([(5, -1, 0.5)]), DraftTree.of([(6, -1, 0.5)])
+    asks = replace(other, group=2)
+    assert united(one, asks).group == united(NOTHING, asks).group == 2
+    assert united(one, replace(NOTHING, group=2)).group == 2
+    assert united(one, other).group == 0
 
 
 def test_no_node_is_likelier_than_its_parent():
