@@ -18,8 +18,8 @@ from edge.train.config import read
 from edge.train.data.texts import ReadingOptions, read_documents
 from edge.train.drafts.options import DRAFT_KINDS, AnswerOptions
 
-DRAFT_RUN = "draft"
-"""The preset of runs that train drafts."""
+_RUNS = {"bita": "bita"}
+"""Presets of runs by the kind of draft; the others have `draft`."""
 
 
 @expand
@@ -98,11 +98,11 @@ def draft(
     out: Out = None,
     as_json: Json = False,
 ) -> int:
-    """Train a draft of a model, a small network that guesses what it will say."""
+    """Train a draft of a model, which guesses what it will say."""
     folder = given_out(out)
     quoted = {"draft.target": model, "draft.kind": kind, "data.sources.answers": str(answers)}
     if held_out is not None:
         quoted["evaluation.sources.answers"] = str(held_out)
     changes = [f'{name}="{value}"' for name, value in quoted.items()]
     said = f"Trained {folder}/model; guess with it: edge chat {model} --speculate {folder}/model"
-    return train_as(read(DRAFT_RUN, [*changes, *(change or ())]), folder, as_json, said)
+    return train_as(read(_RUNS.get(kind, "draft"), [*changes, *(change or ())]), folder, as_json, said)

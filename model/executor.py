@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import ModelConfig, SparseConfig
-from edge.errors import NativeError
+from edge.errors import ContextError, NativeError
 from edge.executors.checks import (
     MAX_TREE,
     check_kept_rows,
@@ -41,6 +42,7 @@ from edge.model.attention.mode import attend_function
 from edge.model.draft import TorchDraft
 from edge.model.network.decoder import Decoder
 from edge.model.network.kv_cache import GrowingCache
+from edge.model.soft_prompt import TorchSoftPrompt, checked_rows
 from edge.model.stages import reported
 from edge.model.weights.checkpoint import reference_from_bundle
 from edge.system.guards import OneCall
@@ -95,12 +97,13 @@ class TorchExecutor(ExecutorFacts, OneByOne):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Trees, hidden states, sparse attention, and caches of float32."""
+        """Trees, hidden states, sparse attention, soft rows without it, and caches of float32."""
         return Capabilities(
             trees=True,
             max_tree=MAX_TREE,
             hidden_states=True,
             sparse_attention=True,
+            soft_rows=self._info.sparse is None,
             kv_types=("float32",),
         )
 
@@ -115,12 +118,17 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         checked = check_tokens(
             step.tokens, self._config, length=own.length, context=self._context, max_batch=self._max_batch
         )
-        n = len(checked)
-        ids = torch.from_numpy(checked)
+        n, soft = len(checked), None if step.soft is None else checked_rows(step.soft)
+        ids, rows = torch.from_numpy(checked), step.rows
+        if own.length + rows > self._context:
+            raise ContextError(
+                f"{rows} more rows after {own.length} do not fit the context of {self._context} tokens."
+            )
+        soft_rows = None if soft is None else soft.network.rows(soft.numbers)
         positions = None
         if step.positions is not None:
-            positions = torch.from_numpy(check_positions(step.positions, n, self._context))
-        mask = None if step.tree is None else _tree_mask(check_tree(step.tree, n))
+            positions = torch.from_numpy(check_positions(step.positions, rows, self._context))
+        mask = None if step.tree is None else _tree_mask(check_tree(step.tree, rows))
         count = check_logits(step.logits, n)
         check_layers(step.layers, self._config)
         with self._lock(), torch.inference_mode():
@@ -128,10 +136,10 @@ class TorchExecutor(ExecutorFacts, OneByOne):
             before = own.length
             try:
                 with nullcontext() if self._report is None else reported(decoder, self._stage):
-                    trunk = decoder.trunk(ids, positions, mask, own.rows)
+                    trunk = decoder.trunk(ids, positions, mask, own.rows, soft_rows)
                 wanted = trunk.hidden[n - count :]
                 logits = decoder.logits(wanted)
-                if self._report is not None and count:
+                if self._report is not None and len(wanted):
                     self._stage("final_norm", -1, wanted * decoder.config.logit_scale)
                     self._stage("head", -1, logits)
                 if not (trunk.hidden.isfinite().all() and logits.isfinite().all()):
@@ -139,10 +147,13 @@ class TorchExecutor(ExecutorFacts, OneByOne):
             except BaseException:
                 own.rows.truncate(before)
                 raise
+            if soft is not None:
+                own.rows.truncate(before + n)
         return StepResult(
-            logits.numpy() if count else None,
-            trunk.hidden.numpy() if step.hidden else None,
-            tuple(trunk.stream[layer].numpy() for layer in step.layers),
+            logits[:count].numpy() if count else None,
+            trunk.hidden[:n].numpy() if step.hidden else None,
+            tuple(trunk.stream[layer][:n].numpy() for layer in step.layers),
+            None if soft is None else logits[count:].numpy(),
         )
 
     def keep(self, cache: KVCache, n: int, rows: Sequence[int]) -> None:
@@ -160,6 +171,11 @@ class TorchExecutor(ExecutorFacts, OneByOne):
         """See `edge.executors.drafts.Drafts`."""
         with self._lock():
             return TorchDraft(files, self._opened(), self._lock)
+
+    def open_soft(self, weights: SoftWeights) -> TorchSoftPrompt:
+        """See `edge.executors.protocol.TakesSoftRows`."""
+        weights.check_target(self._config, "The soft prompt")
+        return TorchSoftPrompt(weights, self._config)
 
     def report_stages(self, report: Callable[[str, int, npt.NDArray[np.float32]], None] | None) -> None:
         """See `edge.executors.protocol.Staged`."""

@@ -1,18 +1,19 @@
-"""Times answers with trained drafts against plain decoding: their heads, their types, their trees.
+"""Times answers with trained drafts against plain decoding: their kinds, heads, types and trees.
 
-    python scripts/bench_drafts.py --draft FOLDER --answers SHARDS [--parts categories,heads,types]
-        [--quantized FOLDER] [--other NAME=FOLDER]... [--rounds 2] [--per-category 4] [--keep FOLDER]
+    python scripts/bench_drafts.py [--runs FOLDER] [--parts training,categories,heads,types] [--rounds 2]
+        [--per-category 4] [--tokens 200] [--keep FOLDER]
 
-categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, the draft with its target's
-            whole head (EAGLE-2), with a quarter of it (FR-Spec), and other drafts (--other)
+training    what the runs have learned, by their logs: nothing is timed
+categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft with
+            its target's whole head, with a quarter of it (FR-Spec), and other kinds
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
-            own answers (--answers), in a text (--text) and in code (Python's own library)
-types       the target with 4 and 16 bits, the draft with 16 bits, rounded to 4, and trained for 4
-            (--quantized), with trees of some sizes and with those that pay
+            own answers, in a text (--text) and in code (Python's own library)
+types       the target with 4 and 16 bits, the draft with 16 bits, rounded to 4, and trained for 4, with trees
+            of some sizes and with those that pay
 
-A draft is what `edge train draft` left. Rounds go through all ways in turn, every second one backwards, each
-in a fresh process; figures are medians. Answers that loop are left out and counted. Let the machine be idle.
-The last line is one JSON document.
+The drafts are those of runs/draft_smollm2.sh. Rounds go through all ways in turn, every second one backwards,
+each in a fresh process; figures are medians. Answers that loop are left out and counted. Let the machine be
+idle. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -37,22 +38,33 @@ from edge.hub.resolve import open_model
 from edge.measure.frequencies import TokenCounts, count_tokens
 from edge.text.tokenizer.load import open_tokenizer
 from edge.train.data.shards import ShardFolder
+from edge.train.metrics import read_log
 
 CONTEXT = 2048
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
 SHARES = (16, 8, 4, 2)
 NODES = (1, 3, 7, 15)
+KINDS = {
+    "eagle2-int4": "trained for 4 bits",
+    "short": "EAGLE-2, short",
+    "eagle3": "EAGLE-3",
+    "mtp": "multi-token",
+    "bita": "BiTA",
+}
+"""Other runs, and what they are called in tables."""
+NAMES = ("eagle2", *KINDS)
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 _CODE = 200  # files
 
 Rows = list[dict[str, Any]]
 
 
-def draft_at(
-    options: argparse.Namespace, folder: Path | str, target: str | None = None, **changes: Any
-) -> str:
-    """The converted form of a draft, as `speculate` takes it. target: how the model is quantized."""
-    return str(open_draft(folder, open_model(options.model, quantize=target), **changes).path)
+def draft_at(options: argparse.Namespace, name: str, target: str | None = None, **changes: Any) -> str:
+    """The converted form of a draft of the runs, as `speculate` takes it. target: how the model is
+    quantized.
+    """
+    folder = options.runs / name / "model"
+    return str(open_draft(folder, open_model(BUILT_IN.name, quantize=target), **changes).path)
 
 
 def way(name: str, speculate: str, nodes: int | None = None, program: str = "edge", **more: Any) -> Way:
@@ -73,7 +85,7 @@ def compared(
         "sampling": sampling,
     }
     prompts = chat(options.questions, per_category)
-    rows = compare(Comparison(options.model, prompts, job, options.keep), ways, options.rounds, tell)
+    rows = compare(Comparison(BUILT_IN.name, prompts, job, options.keep), ways, options.rounds, tell)
     return [{**row, "temperature": sampling["temperature"]} for row in rows]
 
 
@@ -91,19 +103,31 @@ def tell(row: dict[str, Any]) -> None:
 
 def measure_categories(options: argparse.Namespace) -> Rows:
     """By category."""
-    whole, quarter = (draft_at(options, options.draft, vocabulary=size) for size in ("all", None))
-    ways = [way("off", "off"), way("EAGLE-2", whole), way("FR-Spec 1/4", quarter)]
-    for other in options.other:
-        name, _, folder = other.partition("=")
-        ways.append(way(name, folder if folder == "lookup" else draft_at(options, folder)))
+    whole, quarter = (draft_at(options, "eagle2", vocabulary=size) for size in ("all", None))
+    ways = [way("off", "off"), way("lookup", "lookup"), way("EAGLE-2", whole), way("FR-Spec 1/4", quarter)]
+    ways += [
+        way(words, draft_at(options, name)) for name, words in KINDS.items() if (options.runs / name).exists()
+    ]
     found = compared(options, ways, options.per_category)
     return found + compared(options, ways, options.per_category, SAMPLED)
 
 
+def measure_training(options: argparse.Namespace) -> Rows:
+    """What the runs have learned, by their logs."""
+    rows = []
+    for name in NAMES:
+        if (options.runs / name / "model").exists():
+            line = read_log(options.runs / name)[-1]
+            held_out = [key for key in line if key.startswith("held_out") and key.endswith("/answers")]
+            kept = {key.removesuffix("/answers"): line[key] for key in held_out}
+            rows.append({"run": name, "step": line["step"], "tokens": line["tokens"], **kept})
+    return rows
+
+
 def lists(options: argparse.Namespace) -> Iterator[tuple[str, TokenCounts]]:
     """How often tokens occur in three kinds of text."""
-    tokenizer = open_tokenizer(open_model(options.model))
-    yield "its answers", TokenCounts(ShardFolder.open(options.answers).token_counts())
+    tokenizer = open_tokenizer(open_model(BUILT_IN.name))
+    yield "its answers", TokenCounts(ShardFolder.open(options.runs / "answers").token_counts())
     if options.text.exists():
         yield "a text", count_tokens(tokenizer, [options.text])
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:_CODE]
@@ -112,29 +136,29 @@ def lists(options: argparse.Namespace) -> Iterator[tuple[str, TokenCounts]]:
 
 def measure_heads(options: argparse.Namespace) -> Rows:
     """By size and list of the head."""
-    target = open_model(options.model)
+    target = open_model(BUILT_IN.name)
     ends, size = target.config.eos_token_ids, target.config.vocab_size
-    said = TokenCounts(ShardFolder.open(options.held_out).token_counts())
+    said = TokenCounts(ShardFolder.open(options.runs / "answers-held-out").token_counts())
     ways, covers = [way("off", "off")], {}
     for name, counts in lists(options):
         for share in SHARES:
             ids = counts.ranked(size // share, ends)
-            file = options.lists / f"{name.replace(' ', '-')}-1-{share}.json"
+            file = options.runs / "lists" / f"{name.replace(' ', '-')}-1-{share}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_frequency_list(file, ids.tolist())
             setting = f"1/{share}, {name}"
             covers[setting] = said.coverage(np.asarray(ids))
-            ways.append(way(setting, draft_at(options, options.draft, vocabulary=file)))
-    ways.append(way("all", draft_at(options, options.draft, vocabulary="all")))
+            ways.append(way(setting, draft_at(options, "eagle2", vocabulary=file)))
+    ways.append(way("all", draft_at(options, "eagle2", vocabulary="all")))
     rows = compared(options, ways, max(1, options.per_category // 2))
     return [{**row, "coverage": covers.get(row["setting"], 1.0)} for row in rows if row["kind"] == "all"]
 
 
 def measure_types(options: argparse.Namespace) -> Rows:
     """By the types of target and draft, and the size of the tree."""
-    drafts = {"16 bits": (options.draft, "f16"), "4 bits, rounded": (options.draft, "int4")}
-    if options.quantized is not None:
-        drafts["4 bits, trained"] = (options.quantized, "int4")
+    drafts = {"16 bits": ("eagle2", "f16"), "4 bits, rounded": ("eagle2", "int4")}
+    if (options.runs / "eagle2-int4").exists():
+        drafts["4 bits, trained"] = ("eagle2-int4", "int4")
     ways = []
     for bits, target in (("4", None), ("16", "f16")):
         program, opened = f"target of {bits} bits", {} if target is None else {"quantize": target}
@@ -149,6 +173,7 @@ def measure_types(options: argparse.Namespace) -> Rows:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "training": measure_training,
     "categories": measure_categories,
     "heads": measure_heads,
     "types": measure_types,
@@ -160,15 +185,9 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--draft", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--quantized", type=Path, metavar="FOLDER")
-    parser.add_argument("--answers", type=Path, metavar="SHARDS")
-    parser.add_argument("--held-out", type=Path, metavar="SHARDS", help="answers that lists are judged by")
-    parser.add_argument("--other", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--runs", type=Path, default=Path("build/runs/draft"), metavar="FOLDER")
     parser.add_argument("--parts", type=names_of(PARTS), default=tuple(PARTS))
-    parser.add_argument("--model", default=BUILT_IN.name)
     parser.add_argument("--text", type=Path, default=_QUESTIONS.with_name("wikitext-2-raw.valid.txt"))
-    parser.add_argument("--lists", type=Path, default=Path("build/lists"), help="where lists are written")
     parser.add_argument("--threads", type=at_least_one, default=2)
     parser.add_argument("--rounds", type=at_least_one, default=2)
     parser.add_argument("--tokens", type=at_least_one, default=200, help="of an answer")
@@ -182,7 +201,7 @@ def main() -> None:
     options = options_of()
     load = os.getloadavg()[0]
     parts = {part: PARTS[part](options) for part in options.parts}
-    document = {"load": load, "model": options.model, "threads": options.threads, "rounds": options.rounds}
+    document = {"load": load, "model": BUILT_IN.name, "threads": options.threads, "rounds": options.rounds}
     print(json.dumps({**document, "parts": parts}))
 
 

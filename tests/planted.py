@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edge.engine.costs import Curve, PassCosts
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.soft import SoftPrompt
 
 
 class FreeRows(PassCosts):
@@ -43,8 +45,9 @@ class PlantedDrafter(Drafter):
         seed: int = 0,
         hidden: bool = False,
         taps: tuple[int, ...] = (),
+        soft: SoftPrompt | None = None,
     ) -> None:
-        self.wants_hidden, self.taps = hidden, taps
+        self.wants_hidden, self.taps, self.soft = hidden, taps, soft
         self.told: list[Accepted] = []
         self.proposed = 0
         self._sequences, self._right, self._vocab = [list(each) for each in sequences], right, vocab_size
@@ -71,7 +74,7 @@ class PlantedDrafter(Drafter):
         for each in self._others(2):
             if all(node[:2] != (each, parent) for node in nodes):
                 nodes.append((each, parent, 1e-4))
-        return _falling(nodes)
+        return replace(_falling(nodes), group=0 if self.soft is None else self.soft.count)
 
     def accepted(self, accepted: Accepted) -> None:
         self.told.append(accepted)

@@ -17,6 +17,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from edge.checkpoints.bita import MASKS, PREFIX
 from edge.config.presets import PRESETS
 from edge.errors import ConfigError, EdgeError
 from edge.quant.scheme import QuantScheme
@@ -147,8 +148,8 @@ class QuantizationSection(_Section):
 
 @dataclass(frozen=True)
 class DraftSection(_Section):
-    """A draft is trained, a small network that guesses what a model will say, on that model's answers
-    (`edge train answers`) as the only data.
+    """A draft is trained, which guesses what a model will say, on that model's answers (`edge train answers`)
+    as the only data.
     """
 
     target: str | None = option(None, "The model whose draft is trained; without one it is a model itself.")
@@ -177,6 +178,9 @@ class DraftSection(_Section):
     confidence_loss: float = option(
         1.0, "Weight of the confidence head's loss; 0: there is none (dspark).", least=0
     )
+    masks: int = option(MASKS, "Mask tokens, which guess as many tokens in a row (bita).", least=1)
+    prefix: int = option(PREFIX, "Rows of keys and values that the mask tokens see (bita).", least=1)
+    groups: int = option(64, "Places of a row behind which the mask tokens learn (bita).", least=1)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edge.checkpoints.bita import KIND
 from edge.config import ModelConfig, RopeConfig, SparseConfig
 from edge.config.presets import preset
 from edge.errors import ConfigError
@@ -114,7 +115,11 @@ def build(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed
     is_resumed: whether a checkpoint of the run's own takes their place anyhow.
     """
     if config.draft.target is not None:
+        from edge.train.drafts.bita import build_bita
         from edge.train.drafts.network import build_draft
+
+        if config.draft.kind == KIND:
+            return build_bita(config, texts, world, say, is_resumed=is_resumed)
 
         return build_draft(config, texts, world, say, is_resumed=is_resumed)
     shape = together(lambda: model_config(config, texts.any), world)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edge.config import ModelConfig
+from edge.errors import ConfigError
 from edge.train.config import RunConfig
 from edge.train.data.shards import ShardFolder
 from edge.train.flops import active_parameters
@@ -57,6 +58,8 @@ def plan(config: RunConfig, processes: int = 1, points: int = 60) -> Plan:
 
     Texts may be missing: then the network has the preset's vocabulary.
     """
+    if config.draft.target is not None:
+        raise ConfigError("What a draft costs can't be said before: train it without the dry run.")
     sources = {name: _opened(path) for name, path in config.data.sources.items()}
     shape = model_config(config, next((each for each in sources.values() if each is not None), None))
     objective = empty_objective(config, shape)

@@ -236,7 +236,13 @@ class Answer(DrawingJob):
         hidden = self._speculation is not None and self._speculation.wants_hidden
         layers = self._speculation.taps if self._speculation is not None else ()
         return self._session.open_step(
-            self.todo[:rows], wanted, tree=self.tree, hidden=hidden and not layers, layers=layers, held=True
+            self.todo[:rows],
+            wanted,
+            tree=self.tree,
+            hidden=hidden and not layers,
+            layers=layers,
+            held=True,
+            soft=None if self._speculation is None else self._speculation.soft,
         )
 
     def close(self, result: StepResult) -> None:
@@ -257,7 +263,11 @@ class Answer(DrawingJob):
             hidden = None if result.hidden is None else result.hidden[rows]
             if result.layers:
                 hidden = np.concatenate([each[rows] for each in result.layers], axis=1)
-            self._speculation.accepted(start, session.tokens[start:].copy(), hidden)
+            soft = None
+            if result.soft is not None:
+                last = path[-1] + 1 if path else 0
+                soft = result.soft[last * tree.group : (last + 1) * tree.group].copy()
+            self._speculation.accepted(start, session.tokens[start:].copy(), hidden, soft)
             if decoded and self._drawn:
                 self._speculation.count(tree, len(path), self._drawn)
 
@@ -268,7 +278,7 @@ class Answer(DrawingJob):
             self.decodes
             and self._plain
             and len(self.todo) == 1
-            and not len(self.tree)
+            and not self.tree.rows
             and not (self._speculation is not None and self._speculation.wants_hidden)
         )
 

@@ -395,7 +395,7 @@ class Scheduler:
             drafted = 0.0 if drafting is None else drafting.seconds
             for job in opened[:closed]:
                 job.publish(drafted + now - started, now)
-        rows = len(opened) if plain else sum(len(step.tokens) for step in steps)
+        rows = len(opened) if plain else sum(step.rows for step in steps)
         if drafting is not None:
             drafting.settle(now - started)
         if uniform or rows >= _LEAST_MIXED:

@@ -29,6 +29,7 @@ from edge.executors.protocol import (
     StoresCaches,
 )
 from edge.executors.sampling import DrawOptions
+from edge.executors.soft import SoftPrompt, SoftRows
 from edge.formats.kv_file import read_cache, write_cache
 from edge.system.guards import OneThread
 
@@ -258,10 +259,12 @@ class Session:
         hidden: bool = False,
         layers: tuple[int, ...] = (),
         held: bool = False,
+        soft: SoftPrompt | None = None,
     ) -> SequenceStep:
         """The step that appends `tokens`, and a tree behind the last; `close_step` or `undo_step` follows it.
 
-        A step with a tree wants all logits. hidden, layers, held: see `SequenceStep`.
+        A step with a tree wants all logits. hidden, layers, held: see `SequenceStep`. soft: of the soft rows
+        in the tree's groups.
         """
         before, root = self.length, len(tokens) - 1
         if len(tree):
@@ -272,18 +275,24 @@ class Session:
         self._tokens[before:end] = tokens
         self._opened, self._root = before, before + root
         self._unsure = len(tree) > 0
-        if not len(tree) or tree.is_chain:
-            return SequenceStep(self._cache, tokens, logits=wanted, hidden=hidden, layers=layers, held=held)
-        positions = before + np.concatenate([np.arange(root + 1), root + tree.depths])
+        rows = None
+        if tree.group:
+            assert soft is not None
+            rows = SoftRows(soft, np.tile(np.arange(tree.group, dtype=np.int32), len(tree) + 1))
+        if not len(tree) or (tree.is_chain and rows is None):
+            return SequenceStep(
+                self._cache, tokens, logits=wanted, hidden=hidden, layers=layers, held=held, soft=rows
+            )
         return SequenceStep(
             self._cache,
             tokens,
-            positions=positions.astype(np.int32),
+            positions=before + tree.positions(root),
             tree=tree.masks(root),
             logits=wanted,
             hidden=hidden,
             layers=layers,
             held=held,
+            soft=rows,
         )
 
     def next_token(self, options: DrawOptions) -> NextToken:

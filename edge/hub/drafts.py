@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.checkpoints.base import TensorSource
+from edge.checkpoints.bita import is_bita
 from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
@@ -31,6 +32,7 @@ from edge.formats.draft.files import DraftFiles, DraftWriter, PlannedDraft, draf
 from edge.formats.draft.manifest import TOKEN_IDS, VERSION, TargetIdentity
 from edge.formats.hashing import json_digest
 from edge.formats.model_files import ModelFiles
+from edge.hub.built_in import BUILT_IN
 from edge.hub.convert import Progress, chosen_scheme, convert_tensor, plan_tensor
 from edge.hub.draft_target import check_copies, check_tokenizer
 from edge.hub.gguf_files import split_name
@@ -109,15 +111,18 @@ def open_draft(
 
 
 def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | None:
-    """The draft that lies in a model's own bundle, None if it has none; BundleError for a damaged one, and
-    for one of another model.
+    """The draft that lies in a model's own bundle, or of the built-in model the one that comes with this
+    program; None without. BundleError for a damaged one, and for one of another model.
     """
     folder = draft_folder(target.path)
-    if folder is None:
+    if folder is not None:
+        draft = DraftFiles.open(folder, verify)
+        draft.check_target(_bundle(target))
+        return draft
+    if not isinstance(target, Bundle) or not is_draft(BUILT_IN.draft):
         return None
-    draft = DraftFiles.open(folder, verify)
-    draft.check_target(_bundle(target))
-    return draft
+    draft = DraftFiles.open(BUILT_IN.draft, verify)
+    return None if draft.manifest.target.difference(TargetIdentity.of(target)) else draft
 
 
 def names_draft(spec: str | Path) -> bool:
@@ -194,6 +199,10 @@ def _find(spec: str | Path, revision: str | None, offline: bool, bars: bool) -> 
         )
     if is_draft(path):
         return _Found(converted=path)
+    if is_bita(path):
+        raise CheckpointError(
+            f"'{text}' is a draft that is read as it is and goes into no bundle; name it with --speculate."
+        )
     inner = draft_folder(path)
     return _Found(folder=path) if inner is None else _Found(converted=inner)
 

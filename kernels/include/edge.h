@@ -266,6 +266,25 @@ EDGE_API edge_status edge_cache_page(const edge_cache *cache, int64_t page, cons
 EDGE_API edge_status edge_cache_restore(edge_cache *cache, int64_t length, const void *memory,
                                         uint64_t bytes);
 
+/* Trained embeddings for rows of a step that stand for tokens which nobody knows yet, and keys and values that these rows
+ * see before the sequence's own and no other row does (BiTA, arXiv 2401.12522). */
+typedef struct {
+    uint32_t size;      /* sizeof(edge_soft_config) */
+    int32_t embeddings; /* 1 .. EDGE_MAX_TREE */
+    int32_t prefix;     /* rows, 1 .. 256 */
+    const float
+        *embedding;    /* [embeddings][hidden_size], like rows of the model's embedding; copied, as are ... */
+    const float *keys; /* ... [layers][prefix][kv_heads][head_dim], as they are after norms; never rotated */
+    const float *values; /* [layers][prefix][kv_heads][head_dim] */
+} edge_soft_config;
+
+typedef struct edge_soft_prompt edge_soft_prompt;
+
+/* For models of this one's shape with dense attention. Steps borrow it; it outlives their passes. */
+EDGE_API edge_status edge_soft_create(const edge_model *model, const edge_soft_config *config,
+                                      edge_soft_prompt **soft);
+EDGE_API void edge_soft_destroy(edge_soft_prompt *soft);
+
 /* What a pass appends to one sequence, and what is wanted of it. */
 typedef struct {
     uint32_t size;            /* sizeof(edge_step) */
@@ -281,6 +300,9 @@ typedef struct {
     float *layer_outputs;         /* [layer_count][n][hidden_size] the residual stream after each, or NULL */
     int32_t status;               /* written: edge_status of this step ... */
     char error[244];              /* ... and the sentence about it */
+    const edge_soft_prompt *soft; /* of its soft rows, or NULL */
+    int32_t soft_count;           /* of the n: the last ones are soft rows, 0 .. n - 1. tokens has numbers of
+                                   * embeddings for them; the cache does not keep them */
 } edge_step;
 
 /* Appends every step to its cache and runs them all in one pass, max_batch tokens at most. What a step gives does not

@@ -21,6 +21,7 @@ from edge.errors import CheckpointError
 from edge.model.network.kv_cache import KVCache
 from edge.model.network.moe import MixtureOfExperts
 from edge.model.network.rope import RotaryEmbedding, rotate
+from edge.model.network.soft_prompt import SoftRows
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """`attend(q, k, v, mask, positions)`: what stands between the projections.
@@ -93,7 +94,10 @@ class Attention(nn.Module):
         q = q if self.q_norm is None else self.q_norm(q)
         q = rotate(q, view.cos, view.sin) if self.rotates else q
         k, v = self.keys_and_values(x, view, cache)
-        seen = self.attend(q, k, v, view.mask, view.positions)
+        mask = view.mask
+        if view.soft is not None:
+            k, v, mask = view.soft.before(self.layer, k, v, mask)
+        seen = self.attend(q, k, v, mask, view.positions)
         return self.o_proj(seen.transpose(-2, -3).flatten(-2))
 
     def keys_and_values(self, x: Tensor, view: View, cache: KVCache | None) -> tuple[Tensor, Tensor]:
@@ -123,13 +127,15 @@ class MLP(nn.Module):
 class View(NamedTuple):
     """Where the tokens of a pass stand and what they see; the same for every layer.
 
-    cos, sin [..., 1, n, head_dim / 2]. mask bool [n, m] over the cache's rows. positions int [..., n].
+    cos, sin [..., 1, n, head_dim / 2]. mask bool [n, m] over the cache's rows. positions int [..., n]. soft:
+    the last rows, if they are soft ones.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
     positions: Tensor
+    soft: SoftRows | None = None
 
 
 class Layer(nn.Module):
@@ -192,11 +198,20 @@ class Backbone(nn.Module):
         """Token ids [..., n] -> the residual stream before the first layer (muP, place 1)."""
         return self.embed_tokens(tokens) * self.embedding_scale
 
-    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None) -> Trunk:
-        """One pass over tokens [..., n] with mask bool [n, m]."""
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: KVCache | None,
+        soft: SoftRows | None = None,
+    ) -> Trunk:
+        """One pass over tokens [..., n], and s soft rows, with mask bool [n + s, m]."""
         x = self.embed(tokens)
+        if soft is not None:
+            x = torch.cat([x, soft.embeddings.to(x.dtype) * self.embedding_scale], dim=-2)
         cos, sin = self.rotary(positions)
-        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions)
+        view = View(cos.to(x.dtype), sin.to(x.dtype), mask, positions, soft)
         stream, router_logits = [], []
         for layer in self.layers:
             if self.gradient_checkpointing and cache is None and torch.is_grad_enabled():
@@ -261,14 +276,15 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        soft: SoftRows | None = None,
     ) -> Trunk:
         """One pass: appends tokens int [..., n] to the cache, if there is one, and runs all layers.
 
         positions: int [..., n], by default they continue the cache. mask: bool [n, n], row i sees column j of
         these tokens, by default causal; both together describe a token tree. All tokens see the whole cache
-        before this pass.
+        before this pass. soft: rows behind the tokens, counted in n then, in the cache too.
         """
-        n = tokens.shape[-1]
+        n = tokens.shape[-1] + (0 if soft is None else soft.embeddings.shape[-2])
         past = 0 if cache is None else cache.length
         if isinstance(past, int):
             self.config.check_window(past + n)
@@ -279,7 +295,7 @@ class Decoder(nn.Module):
             columns = torch.arange(cache.columns(n), device=tokens.device)
             among = torch.zeros(n, cache.columns(n), dtype=torch.bool, device=tokens.device)
             mask = (columns < past) | among.index_copy(1, rows, mask)
-        trunk = self.model(tokens, rows if positions is None else positions, mask, cache)
+        trunk = self.model(tokens, rows if positions is None else positions, mask, cache, soft)
         if cache is not None:
             cache.advance(n)
         return trunk

@@ -34,6 +34,7 @@ SHARD_BYTES = 5 << 30
 
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_STORED = {**_NAMES, torch.int64: "I64"}
 
 
 def open_checkpoint(path: str | Path) -> HuggingFaceCheckpoint | GGUFCheckpoint:
@@ -145,7 +146,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int 
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = SAFETENSORS if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        specs = [(name, _NAMES[tensors[name].dtype], tuple(tensors[name].shape)) for name in names]
+        specs = [(name, _STORED[tensors[name].dtype], tuple(tensors[name].shape)) for name in names]
         with SafetensorsWriter(folder / file, specs, {"format": "pt"}) as writer:
             for name in names:
                 writer.write(name, tensors[name].detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 from .declaration import Benchmark, needs_module, short_profile
 
@@ -13,6 +14,8 @@ _LLAMA = needs_module("llama_cpp", "llama-cpp-python is not installed: `make .ve
 _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: `make setup` installs it.")
 _TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")
 _GUESSES = "python scripts/bench_speculation.py --parts"
+_DRAFTS = "python scripts/bench_drafts.py --parts"
+_ASKED = "--questions TEXT/spec_bench.dev.jsonl"
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
 _HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
@@ -31,6 +34,11 @@ def _server() -> str | None:
     return (
         None if named else "EDGE_PEER_LLAMA_SERVER does not name llama.cpp's server (CONTRIBUTING.md, Peers)."
     )
+
+
+def _drafts() -> str | None:
+    trained = Path(__file__).resolve().parents[2] / "build" / "runs" / "draft" / "eagle2" / "model"
+    return None if trained.exists() else "`runs/draft_smollm2.sh` trains them."
 
 
 def _clang() -> str | None:
@@ -147,6 +155,10 @@ BENCHMARKS = {
         f"{_GUESSES} jobs --rounds 2 --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
     ),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --rounds 2 --questions TEXT/spec_bench.dev.jsonl", 4),
+    "drafts-training": Benchmark(f"{_DRAFTS} training", 0.1, timed=False, needs=(_drafts,)),
+    "drafts-categories": Benchmark(f"{_DRAFTS} categories {_ASKED}", 20, needs=(_drafts,)),
+    "drafts-heads": Benchmark(f"{_DRAFTS} heads {_ASKED}", 8, needs=(_drafts,)),
+    "drafts-types": Benchmark(f"{_DRAFTS} types {_ASKED}", 12, needs=(_drafts,)),
     "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
     "speculation-planted-8b": Benchmark(
         f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9

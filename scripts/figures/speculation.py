@@ -80,7 +80,71 @@ def steps(document: Document) -> Lines:
     return lines
 
 
+_RUNS = {"eagle2": "EAGLE-2", "eagle2-int4": "EAGLE-2, then for 4 bits", "short": "EAGLE-2, short"}
+_RUNS |= {"eagle3": "EAGLE-3", "mtp": "multi-token", "bita": "BiTA"}
+
+
+def draft_training(document: Document) -> Lines:
+    """What the runs have learned."""
+    lines: Lines = [["draft", "steps", "tokens", "cross-entropy", "first guess agrees", "second"]]
+    for row in document["parts"]["training"]:
+        second = row.get("held_out_last_agreement")
+        lines.append(
+            [
+                _RUNS[row["run"]],
+                str(row["step"]),
+                f"{row['tokens'] / 1e6:.2f} M",
+                f"{row['held_out']:.3f}",
+                percent(row["held_out_agreement"], 1),
+                "" if second is None else percent(second, 1),
+            ]
+        )
+    return lines
+
+
+def draft_categories(document: Document) -> Lines:
+    """All ways on all questions, and FR-Spec by category."""
+    lines: Lines = [
+        [
+            "temperature",
+            "guesses",
+            "category",
+            *("tokens/s", "speed-up", "least", "tokens a pass", "drafting"),
+        ]
+    ]
+    for row in document["parts"]["categories"]:
+        if "ratio" in row and (row["kind"] == "all" or row["setting"] == "FR-Spec 1/4"):
+            head = [str(row["temperature"]), row["setting"], row["kind"]]
+            lines.append([*head, *_speeds(row), percent(row.get("draft_share", 0.0))])
+    return lines
+
+
+def draft_heads(document: Document) -> Lines:
+    """By size and list."""
+    lines: Lines = [
+        ["head", "has of the answers", *("tokens/s", "speed-up", "least", "tokens a pass", "drafting")]
+    ]
+    for row in document["parts"]["heads"]:
+        if "ratio" in row and row["setting"] != "off":
+            covers = percent(row["coverage"], 1)
+            lines.append([row["setting"], covers, *_speeds(row), percent(row.get("draft_share", 0.0))])
+    return lines
+
+
+def draft_types(document: Document) -> Lines:
+    """By types of target and draft, and trees."""
+    lines: Lines = [["target", "draft and tree", "tokens/s", "speed-up", "least", "tokens a pass"]]
+    for row in document["parts"]["types"]:
+        if "ratio" in row:
+            lines.append([row["program"].removeprefix("target of "), row["setting"], *_speeds(row)])
+    return lines
+
+
 TABLES = {
+    "drafts-training": Table(_PAGE, ("drafts-training",), draft_training),
+    "drafts-categories": Table(_PAGE, ("drafts-categories",), draft_categories, keys=3),
+    "drafts-heads": Table(_PAGE, ("drafts-heads",), draft_heads),
+    "drafts-types": Table(_PAGE, ("drafts-types",), draft_types, keys=2),
     "speculation-jobs": Table(_PAGE, ("speculation-jobs",), jobs, keys=3),
     "speculation-chat": Table(_PAGE, ("speculation-chat",), chat, keys=2),
     "speculation-planted": Table(_PAGE, ("speculation-planted",), planted, keys=4),

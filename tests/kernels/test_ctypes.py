@@ -20,7 +20,7 @@ from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM
 from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
 from edge.executors.drafts import MAX_BRANCHES
 from edge.executors.executorch import library as executorch
-from edge.executors.native import draft, operators
+from edge.executors.native import draft, operators, soft
 from edge.executors.native import library as native
 from edge.quant.kinds import KINDS
 
@@ -31,7 +31,7 @@ CODE = re.sub(r"/\*.*?\*/", " ", TEXT, flags=re.DOTALL)
 FOR_HOSTS = {"edge_tasks", "edge_tasks_parallel"}
 """What the runtimes that call the operators need, and Python does not."""
 
-MODULES = (native, operators, draft, executorch)
+MODULES = (native, operators, draft, soft, executorch)
 STRUCTURES = [
     value
     for module in MODULES
@@ -46,6 +46,7 @@ ROLES = {role.name.removesuffix(".weight"): role.native for role in (*DECODER, *
 FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **native._FUNCTIONS,
     **draft._FUNCTIONS,
+    **soft._FUNCTIONS,
     **{name: (ctypes.c_int32, arguments) for name, arguments in operators._FUNCTIONS.items()},
     **executorch._SIGNATURES,
 }

@@ -228,6 +228,10 @@ def write_shard(
     documents, if `facts` say so.
     """
     target = folder / name
+    if states is not None:
+        counts = [len(each) for each in states.hidden]
+        if counts != [len(each) for each in documents] or len(states.begins) != len(documents):
+            raise DataError("Every token of a document must have hidden states, and every document a begin.")
     lengths = np.array([len(each) for each in documents], _LENGTH)
     ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(each, np.int64) for each in documents)])
     if ids.size and not 0 <= ids.min() <= ids.max() < facts.vocab_size:

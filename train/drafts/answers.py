@@ -113,16 +113,13 @@ class Respondent:
         said = said[: loop_start(said)]
         if len(said) < 2:
             return None
-        states = states[: len(tokens) + len(said)].copy()
-        states[-1] = 0
-        return Recorded(np.array([*tokens, *said], np.int32), len(tokens), states)
+        whole = np.array([*tokens, *said], np.int32)
+        return Recorded(whole, len(tokens), _but_last(states, len(whole)))
 
     def read(self, tokens: npt.NDArray[np.integer[Any]], begin: int) -> Recorded:
         """An answer that exists already."""
         _, states = self._run(tokens[:-1].tolist(), 1, temperature=0.0)
-        states = states[: len(tokens)].copy()
-        states[-1] = 0
-        return Recorded(tokens.astype(np.int32), begin, states)
+        return Recorded(tokens.astype(np.int32), begin, _but_last(states, len(tokens)))
 
     def _run(
         self, prompt: list[int], most: int, **sampled: Any
@@ -144,6 +141,13 @@ class Respondent:
         if self._model.files.chat_template is None:
             return self._model.tokenizer.encode(prompt)
         return list(self._model.prepare(Request((Message("user", prompt),))).prompt)
+
+
+def _but_last(states: npt.NDArray[np.float16], count: int) -> npt.NDArray[np.float16]:
+    """States of so many tokens, of the last one zeros."""
+    found = np.zeros((count, states.shape[1]), np.float16)
+    found[:-1] = states[: count - 1]
+    return found
 
 
 class Asked(Protocol):

@@ -33,7 +33,7 @@ from edge.model.weights.checkpoint import reference_from_bundle, write_weights
 from edge.train.checkpoints import Say
 from edge.train.config import DraftSection, RunConfig
 from edge.train.data.shards import ShardFolder
-from edge.train.distributed import World, shard, together
+from edge.train.distributed import World, assign, shard, together
 from edge.train.drafts.block_objective import BlockObjective
 from edge.train.drafts.objective import DraftObjective
 from edge.train.drafts.options import state_layers
@@ -54,7 +54,9 @@ _ARCHITECTURES = {
 
 def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_resumed: bool) -> Network:
     """See `edge.train.network.build`; the run's texts must be answers of the draft's target."""
-    target, ids = together(lambda: _target(config, texts.any), world)
+    refuse_others(config)
+    target = together(lambda: open_target(config, texts.any), world)
+    ids = guessed_tokens(config, texts.any)
     device, precision = world.device, PRECISIONS[config.runtime.precision]
     target.to(device)
     shape = draft_config(config.draft, target.config, ids)
@@ -79,6 +81,8 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
     objective.to_empty(device=device)
     draft.rotary = RotaryEmbedding(draft.shape, config.data.length).to(device)
     initialise(objective, draft.shape, config.optimizer, config.seed)
+    if isinstance(draft, Draft) and draft.lm_head is not None:  # it has the same rows to tell apart
+        assign(draft.lm_head.weight, head.cpu())
     if isinstance(draft, BlockDraft) and draft.confidence_head is not None:
         draft.confidence_head.proj.weight.data.zero_()  # no norm
     if config.start.path is not None and not is_resumed:
@@ -93,6 +97,22 @@ def build_draft(config: RunConfig, texts: Texts, world: World, say: Say, *, is_r
         partial(_flops, objective, len(head)),
         partial(save_draft, draft, target.config, ids),
     )
+
+
+def refuse_others(config: RunConfig) -> None:
+    """Raise ConfigError for options that mean nothing for a draft."""
+    plain = {
+        "loss.z": (config.loss.z, 0.0),
+        "loss.multi_token": (config.loss.multi_token, 0.0),
+        "attention.kind": (config.attention.kind, "dense"),
+        "model": (dict(config.model.changes), {}),
+        "runtime.gradient_checkpointing": (config.runtime.gradient_checkpointing, False),
+    }
+    for name, (given, wanted) in plain.items():
+        if given != wanted:
+            raise ConfigError(
+                f"{name} means nothing in a run that trains a draft (draft.target); leave it out."
+            )
 
 
 def draft_config(options: DraftSection, target: ModelConfig, ids: TokenIds | None) -> DraftConfig:
@@ -166,8 +186,8 @@ def _block_values(config: DraftConfig, target: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds | None]:
-    """The target, and the tokens of the head's rows, None for all."""
+def open_target(config: RunConfig, answers: ShardFolder) -> Decoder:
+    """The target of a run's draft; ConfigError unless the answers can be its own."""
     assert config.draft.target is not None
     target = reference_from_bundle(open_model(config.draft.target), config.data.length)
     layers, size = state_layers(config.draft.kind, target.config), target.config.vocab_size
@@ -178,12 +198,17 @@ def _target(config: RunConfig, answers: ShardFolder) -> tuple[Decoder, TokenIds 
             f"'{answers.path}' has no answers of '{config.draft.target}' for a draft of the kind "
             f"'{config.draft.kind}'; make them with `edge train answers --kind {config.draft.kind}`."
         )
+    return target
+
+
+def guessed_tokens(config: RunConfig, answers: ShardFolder) -> TokenIds | None:
+    """The tokens of the head's rows, None for all."""
     rows = config.draft.rows
-    if not 0 < rows < size:
-        return target, None
+    if not 0 < rows < answers.vocab_size:
+        return None
     counts = answers.token_counts()
     ids = np.argsort(-counts, kind="stable")[:rows].astype(np.int32)
-    return target, with_end_tokens(ids, answers.eos_token_ids)
+    return with_end_tokens(ids, answers.eos_token_ids)
 
 
 def _flops(objective: DraftObjective | BlockObjective, head_rows: int, length: int) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from edge.checkpoints.bita import KIND as BITA
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
 from edge.config.draft import DraftKind
 from edge.system.options import option
 
-DRAFT_KINDS = get_args(DraftKind)
+DRAFT_KINDS = (*get_args(DraftKind), BITA)
 """Kinds of drafts that can be trained."""
 
 
@@ -35,6 +36,8 @@ def state_layers(kind: str, target: ModelConfig) -> tuple[int, ...]:
     """Layers of the target whose residual streams a draft of some kind learns from, the last one at the end
     for what the target says; none for the hidden states after the final norm.
     """
+    if kind == BITA:  # it learns from the tokens alone
+        return ()
     taps = draft_shape(target, cast(DraftKind, kind)).taps
     last = target.num_hidden_layers - 1
     return taps if not taps or taps[-1] == last else (*taps, last)

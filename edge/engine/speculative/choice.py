@@ -27,12 +27,17 @@ def choose(trees: Sequence[DraftTree], rows: int, sequences: int, curve: Curve, 
 
     The pass has `rows` rows without them, in which `sequences` decode, and has room for `most` more. A node
     that is verified brings its chance of a token to its sequence; so the best n of all trees are those with
-    the highest chances, and n is where (sequences + their sum) / V(rows + n) is highest.
+    the highest chances, and n is where (sequences + their sum) / V(rows + n) is highest. Trees with groups of
+    soft rows have those behind their roots in any case, and n nodes take n (1 + group) rows beside them.
     """
-    if most < 1 or not any(map(len, trees)):
+    each, roots = 1 + max((tree.group for tree in trees), default=0), sum(tree.group for tree in trees)
+    room = (most - roots) // each
+    if most < roots:
         return [NOTHING for _ in trees]
-    chances = np.sort(np.concatenate([tree.chances for tree in trees]))[::-1][: min(most, _MOST)]
-    seconds = curve.extra(rows, len(chances))
+    if room < 1 or not any(map(len, trees)):
+        return [tree.best(0) for tree in trees]
+    chances = np.sort(np.concatenate([tree.chances for tree in trees]))[::-1][: min(room, _MOST)]
+    seconds = curve.extra(rows + roots, each * len(chances))[::each]
     speeds = (sequences + np.cumsum(chances, dtype=np.float64)) / seconds[1:]
     best = int(np.argmax(speeds))
     count = best + 1 if speeds[best] >= _MARGIN * sequences / seconds[0] else 0

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.speculative.tree import DraftTree
+from edge.executors.soft import SoftPrompt
 
 Tokens = npt.NDArray[np.int32]
 
@@ -39,12 +40,14 @@ class Accepted:
     start: their first place in the sequence. What was told of this place and later ones before does not hold
     any more. tokens: int32 [n], of prompts and of answers alike. hidden: float32 [n, hidden_size], their
     hidden states after the final norm and before the logit scale, if the drafter `wants_hidden`, or its
-    `taps` one behind the other (None for rows that come from elsewhere, such as a file).
+    `taps` one behind the other (None for rows that come from elsewhere, such as a file). soft: float32 [m,
+    vocab_size], logits of the soft rows behind the last token, None if the pass had none there.
     """
 
     start: int
     tokens: Tokens
     hidden: npt.NDArray[np.float32] | None = None
+    soft: npt.NDArray[np.float32] | None = None
 
 
 class Drafter(ABC):
@@ -54,6 +57,10 @@ class Drafter(ABC):
     """Whether it needs the target's hidden states."""
     taps: tuple[int, ...] = ()
     """Layers of the target after which it needs the residual stream, in place of the final hidden states."""
+    soft: SoftPrompt | None = None
+    """With one, all embeddings of this prompt stand as soft rows behind the last token and behind each guess
+    of a pass: a group, which `DraftTree.group` asks for.
+    """
 
     @abstractmethod
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:

@@ -81,11 +81,11 @@ class Drafting:
         speculating = [job for job in self._decoding if job.speculates]
         if not speculating:
             return
-        guesses = max(1, sum(len(job.tree) for job in self._decoding))
+        rows = max(1, sum(job.tree.rows for job in self._decoding))
         plain = seconds if self._plain is None else self._plain
         certain = self._is_uniform and self._plain is not None
         for job in speculating:
-            extra = (seconds - plain) * len(job.tree) / guesses
+            extra = (seconds - plain) * job.tree.rows / rows
             job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
 
     def _is_known(self, costs: PassCosts, depth: int) -> bool:

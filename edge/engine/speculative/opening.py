@@ -7,24 +7,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.config.tensors import EMBEDDING, HEAD
+from edge.engine.speculative.drafter import Drafter
 from edge.engine.speculative.lookup import GENERATION, LookupDrafter, LookupMemory, newest
 from edge.engine.speculative.speculation import Speculation
+from edge.engine.speculative.together import Together
 from edge.errors import CheckpointError, EdgeError, WrongTypeError
 from edge.executors.drafts import drafts_of
-from edge.executors.protocol import Executor
-from edge.formats.draft.files import DraftFiles, draft_folder
+from edge.executors.protocol import Executor, TakesSoftRows
+from edge.formats.draft.files import DraftFiles
 from edge.formats.model_files import ModelFiles
 
 if TYPE_CHECKING:
     from edge.text.tokenizer.base import Tokenizer
 
 AUTO, OFF, LOOKUP = "auto", "off", "lookup"
+_BOTH = f"{LOOKUP}+"
 
 
 def open_speculation(
@@ -39,10 +42,10 @@ def open_speculation(
     """What guesses for a model; None for nothing.
 
     speculate: `off`; `lookup`, see `LookupDrafter`; the name of a draft network (`edge.hub.drafts`) or of a
-    smaller model with the same tokenizer; `auto`, which is the draft in the model's own folder, else lookup,
-    and nothing where an answer could change by it. files, executor, tokenizer: of the model. earlier: tokens
-    of earlier sequences, to look up in. offline: download no draft. Raises EdgeError for a draft that does
-    not fit.
+    smaller model with the same tokenizer; `lookup+` and such a name for both together; `auto`, which is
+    lookup together with the draft in the model's own folder, if it has one, and nothing where an answer could
+    change by it. files, executor, tokenizer: of the model. earlier: tokens of earlier sequences, to look up
+    in. offline: download no draft. Raises EdgeError for a draft that does not fit.
     """
     if not isinstance(speculate, (str, Path)) or speculate == "":
         raise WrongTypeError(
@@ -51,26 +54,58 @@ def open_speculation(
     if speculate == OFF or (speculate == AUTO and not executor.capabilities.batch_invariant):
         return None
     if speculate == AUTO and (draft := _own_draft(files, executor)) is not None:
-        return draft
+        return _with_lookup(draft, earlier)
     if speculate in (AUTO, LOOKUP):
-        saved = newest(earlier, 2 * GENERATION)
+        return Speculation(LOOKUP, _lookup(earlier))
+    if isinstance(speculate, str) and speculate.startswith(_BOTH):
+        name = speculate.removeprefix(_BOTH)
+        return _with_lookup(_named(name, files, executor, tokenizer, offline), earlier)
+    return _named(speculate, files, executor, tokenizer, offline)
 
-        def start() -> Callable[[], LookupDrafter]:
-            memory = LookupMemory()
-            for tokens in saved:
-                memory.remember(tokens)
-            return partial(LookupDrafter, memory)
 
-        return Speculation(LOOKUP, start)
+def _named(
+    speculate: str | Path,
+    files: ModelFiles,
+    executor: Executor,
+    tokenizer: Callable[[], Tokenizer],
+    offline: bool,
+) -> Speculation:
+    """A soft prompt, a draft network or a smaller model."""
+    from edge.hub.bita import names_bita
     from edge.hub.drafts import names_draft, open_draft
 
+    if names_bita(speculate):
+        return _soft_prompt(speculate, executor)
     if names_draft(speculate):
         return _network(str(speculate), open_draft(speculate, files, offline=offline), files, executor)
     return _small_model(speculate, files, executor, tokenizer(), offline)
 
 
+def _lookup(earlier: Iterable[npt.NDArray[np.int32]]) -> Callable[[], Callable[[], LookupDrafter]]:
+    saved = newest(earlier, 2 * GENERATION)
+
+    def start() -> Callable[[], LookupDrafter]:
+        memory = LookupMemory()
+        for tokens in saved:
+            memory.remember(tokens)
+        return partial(LookupDrafter, memory)
+
+    return start
+
+
+def _with_lookup(other: Speculation, earlier: Iterable[npt.NDArray[np.int32]]) -> Speculation:
+    """Lookup, and the other where that knows too little."""
+    start_lookup = _lookup(earlier)
+
+    def start() -> Callable[[], Drafter]:
+        look_up, guess = start_lookup(), other.start()
+        return lambda: Together(look_up(), guess())
+
+    return Speculation(_BOTH + other.name, start, other.close, other.memory_bytes)
+
+
 def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
-    if not draft_folder(files.path) or drafts_of(executor) is None:
+    if drafts_of(executor) is None:
         return None
     from edge.hub.drafts import bundled_draft
 
@@ -95,6 +130,24 @@ def _network(name: str, files: DraftFiles, target: ModelFiles, executor: Executo
 
     workspace = getattr(network, "workspace_bytes", 0)  # of the native one
     return Speculation(name, start, network.close, files.weights_bytes + workspace)
+
+
+def _soft_prompt(name: str | Path, executor: Executor) -> Speculation:
+    from edge.engine.speculative.bita import Bita, BitaDrafter
+    from edge.hub.bita import open_bita
+
+    if not executor.capabilities.soft_rows:
+        raise EdgeError(
+            f"'{name}' guesses by rows in the passes of the model itself, which the {executor.info.name} "
+            "executor does not take as it was opened: use native or torch, with --attention dense."
+        )
+    weights = open_bita(name, executor.config)
+    prompt = cast(TakesSoftRows, executor).open_soft(weights)
+
+    def start() -> Callable[[], BitaDrafter]:
+        return partial(BitaDrafter, Bita(prompt))
+
+    return Speculation(str(name), start, prompt.close, weights.bytes)
 
 
 def _small_model(

@@ -14,6 +14,6 @@ class SpeculationOptions:
     speculate: str = option(
         "auto",
         "What guesses how answers go on, which makes them faster and changes none. lookup: what came before; "
-        "DRAFT: a draft network or a smaller model.",
-        metavar="auto|off|lookup|DRAFT",
+        "DRAFT: a draft network or a smaller model; lookup+DRAFT: both.",
+        metavar="auto|off|lookup|DRAFT|lookup+DRAFT",
     )

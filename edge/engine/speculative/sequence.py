@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.soft import SoftPrompt
 from edge.system.notices import notice
 
 _WINDOW = 8  # passes with guesses that are looked at together
@@ -125,6 +126,11 @@ class SequenceSpeculation:
         return () if self._drafter is None else self._drafter.taps
 
     @property
+    def soft(self) -> SoftPrompt | None:
+        """What the soft rows of its trees are of, see `Drafter.soft`."""
+        return None if self._drafter is None else self._drafter.soft
+
+    @property
     def statistics(self) -> SpeculationStatistics:
         """Of the present answer."""
         counts = vars(self._counts)
@@ -151,7 +157,16 @@ class SequenceSpeculation:
         return True
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
-        """The drafter's guesses."""
+        """The drafter's guesses. budget: rows of the pass; with soft rows a guess takes several."""
+        group = 0 if self.soft is None else self.soft.count
+        if budget.rows < group:
+            return NOTHING
+        if group:
+            budget = replace(
+                budget,
+                rows=(budget.rows - group) // (1 + group),
+                least_chance=min(1.0, (1 + group) * budget.least_chance),
+            )
         if not self._has_paid:
             budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
         started, tree, self._asked = perf_counter(), NOTHING, True
@@ -166,11 +181,17 @@ class SequenceSpeculation:
         self._draft_seconds = perf_counter() - started
         return tree
 
-    def accepted(self, start: int, tokens: Tokens, hidden: npt.NDArray[np.float32] | None = None) -> None:
+    def accepted(
+        self,
+        start: int,
+        tokens: Tokens,
+        hidden: npt.NDArray[np.float32] | None = None,
+        soft: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         """See `Accepted`. The drafter is told of it when it is asked next."""
         if self._drafter is None:
             return
-        self._untold.append(Accepted(start, tokens, hidden))
+        self._untold.append(Accepted(start, tokens, hidden, soft))
         self._untold_rows += len(tokens)
         if self._untold_rows > _MOST_UNTOLD:
             with self._asking() as drafter:

@@ -23,7 +23,8 @@ class Speculation:
         self.name = name
         self.close = close
         self.memory_bytes = memory_bytes
-        self._start, self._new_drafter = start, start()
+        self.start = start
+        self._new_drafter = start()
 
     def sequence(self) -> SequenceSpeculation:
         """For a new sequence."""
@@ -31,4 +32,4 @@ class Speculation:
 
     def forgetful(self) -> Speculation:
         """The same, having learned nothing yet; it can't be used after this one is closed."""
-        return Speculation(self.name, self._start, memory_bytes=self.memory_bytes)
+        return Speculation(self.name, self.start, memory_bytes=self.memory_bytes)

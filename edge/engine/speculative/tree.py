@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,22 @@ class DraftTree:
 
     tokens: int32 [n]. parents: int32 [n], the index of an earlier node, -1 for the root; the children of one
     node have different tokens. chances: float32 [n], the estimated probability that the target draws the
-    whole path from the root to this node; no higher than the parent's.
+    whole path from the root to this node; no higher than the parent's. group: soft rows that stand behind the
+    root and behind each node, one behind the other (`Drafter.soft`); that may be all that is wanted.
     """
 
     tokens: npt.NDArray[np.int32]
     parents: npt.NDArray[np.int32]
     chances: npt.NDArray[np.float32]
+    group: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def rows(self) -> int:
+        """What it adds to a pass: its nodes and all groups."""
+        return len(self) + self.group * (len(self) + 1)
 
     @classmethod
     def of(cls, nodes: Sequence[tuple[int, int, float]]) -> DraftTree:
@@ -62,7 +69,7 @@ class DraftTree:
         while children := self.children(path[-1] if path else -1):
             path.append(max(children, key=lambda node: float(self.chances[node])))
         parents = np.arange(-1, len(path) - 1, dtype=np.int32)
-        return DraftTree(self.tokens[path], parents, self.chances[path])
+        return replace(self, tokens=self.tokens[path], parents=parents, chances=self.chances[path])
 
     @property
     def is_chain(self) -> bool:
@@ -82,20 +89,31 @@ class DraftTree:
                 depths[node] = depths[parent] + 1
         return depths
 
+    def positions(self, root: int = 0) -> npt.NDArray[np.int32]:
+        """Of all rows of such a step as `masks` has, from 0 on."""
+        ends = np.concatenate([np.zeros(1, np.int32), self.depths])
+        groups = ends[:, None] + np.arange(1, self.group + 1)
+        return np.concatenate([np.arange(root), root + ends, root + groups.ravel()]).astype(np.int32)
+
     def masks(self, root: int = 0) -> npt.NDArray[np.uint64]:
-        """What a step of `root` tokens, the root and all nodes sees of itself: uint64 [root + 1 + n], see
-        `SequenceStep.tree`.
+        """What a step of `root` tokens, the root, all nodes and their groups sees of itself: uint64 [root + 1
+        + rows], see `SequenceStep.tree`.
         """
         masks = [(1 << at + 1) - 1 for at in range(root + 1)]
         for node, parent in enumerate(self.parents):
             masks.append(masks[root + parent + 1] | 1 << root + node + 1)
+        for before in masks[root:]:
+            for _ in range(self.group):
+                before |= 1 << len(masks)
+                masks.append(before)
         return np.array(masks, np.uint64)
 
     def _only(self, kept: npt.NDArray[np.intp]) -> DraftTree:
         """The nodes with these indices, ascending, among them every parent."""
         places = np.full(len(self) + 1, -1, np.int32)  # the last one is the root's, -1
         places[kept] = np.arange(len(kept), dtype=np.int32)
-        return DraftTree(self.tokens[kept], places[self.parents[kept]], self.chances[kept])
+        parents = places[self.parents[kept]]
+        return replace(self, tokens=self.tokens[kept], parents=parents, chances=self.chances[kept])
 
 
 NOTHING = DraftTree.of(())

@@ -13,7 +13,7 @@ from edge.errors import NativeError
 from edge.executors.checks import check_layers, check_logits, check_positions, check_tokens, check_tree
 from edge.executors.cuda.cache import CudaCache, PagePool
 from edge.executors.cuda.operators.tables import TREE
-from edge.executors.protocol import SequenceStep
+from edge.executors.protocol import Capabilities, SequenceStep, check_soft
 
 Int32 = npt.NDArray[np.int32]
 Run = tuple[int, int, int]
@@ -48,6 +48,7 @@ def checked(
     cache = step.cache
     if not isinstance(cache, CudaCache) or not cache.is_of(pool):
         raise NativeError("This cache belongs to another executor.")
+    check_soft(step, Capabilities(), "cuda")
     tokens = check_tokens(step.tokens, config, length=cache.length, context=context, max_batch=max_batch)
     n = len(tokens)
     positions = np.arange(cache.length, cache.length + n)

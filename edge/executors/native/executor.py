@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge.checkpoints.bita import SoftWeights
 from edge.config import SparseConfig
 from edge.config.rope import rope_parameters
 from edge.config.rope_regime import without_regime
@@ -26,6 +27,7 @@ from edge.executors.native.packed import packed_tensor, weight_of
 from edge.executors.native.pool import ThreadPool
 from edge.executors.native.resting import RestingWeights
 from edge.executors.native.shapes import sparse_constants, sparse_obstacle
+from edge.executors.native.soft import NativeSoftPrompt
 from edge.executors.native.steps import StepMemory, error_of
 from edge.executors.options import RunOptions
 from edge.executors.protocol import (
@@ -152,6 +154,7 @@ class NativeExecutor(ExecutorFacts):
             max_tree=native.MAX_TREE,
             hidden_states=True,
             sparse_attention=sparse_obstacle(config) is None,
+            soft_rows=sparse is None,
             cache_files=True,
             kv_types=tuple(native.KV_TYPE),
         )
@@ -390,6 +393,13 @@ class NativeExecutor(ExecutorFacts):
             self._drafts.add(draft)
             self._resting.add(draft.weights)
             return draft
+
+    def open_soft(self, weights: SoftWeights) -> NativeSoftPrompt:
+        """See `edge.executors.protocol.TakesSoftRows`."""
+        weights.check_target(self._config, "The soft prompt")
+        with self._lock():
+            self._check_open()
+            return NativeSoftPrompt(weights, self.handle, lock=self._lock)
 
     def close(self) -> None:
         """Free the native model and its drafts; later calls raise NativeError. Does nothing in a forked

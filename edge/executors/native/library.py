@@ -217,6 +217,8 @@ class Step(Record):
         ("layer_outputs", c_void_p),
         ("status", c_int32),
         ("error", ctypes.c_char * 244),
+        ("soft", c_void_p),
+        ("soft_count", c_int32),
     )
 
 

@@ -12,6 +12,7 @@ from edge.errors import EdgeError, NativeError
 from edge.executors.checks import integers, token_ids
 from edge.executors.native import library as native
 from edge.executors.native.cache import handle_of
+from edge.executors.native.soft import soft_handle
 from edge.executors.protocol import SequenceStep, StepResult
 
 
@@ -21,12 +22,19 @@ class StepMemory:
     def __init__(self, step: SequenceStep, config: ModelConfig, max_batch: int) -> None:
         self.cache = step.cache
         self._tokens = token_ids(step.tokens)
+        self._own = tokens = self._tokens.size
+        self._soft = step.soft
+        if step.soft is not None:
+            numbers = integers(step.soft.numbers, "numbers of embeddings")
+            self._tokens = np.concatenate([self._tokens, numbers])
         self.n = self._tokens.size
         if not 0 < self.n <= max_batch:
             raise NativeError(f"A batch has 1 to {max_batch} tokens, got {self.n}.")
         self._positions = _per_token(step.positions, np.int32, self.n, "positions")
         self._tree = _per_token(step.tree, np.uint64, self.n, "tree")
-        self.logits_count = _choice({"none": 0, "last": 1, "all": self.n}, step.logits, "choice of logits")
+        counts = {"none": 0, "last": 1, "all": tokens}
+        self._logits = _choice(counts, step.logits, "choice of logits")
+        self.logits_count = self._logits + self.n - tokens
         self._hidden = np.empty((self.n, config.hidden_size), np.float32) if step.hidden else None
         plain = isinstance(step.layers, tuple) and not step.layers
         self._indices = None if plain else integers(step.layers, "layers")
@@ -47,11 +55,21 @@ class StepMemory:
             record.layer_count = self._indices.size
             record.layer_indices = _address(self._indices)
             record.layer_outputs = _address(self._layers)
+        if self._soft is not None:
+            record.soft = soft_handle(self._soft.prompt)
+            record.soft_count = self.n - self._own
 
     def result(self, logits: npt.NDArray[np.float32]) -> StepResult:
         """What the step asked for, after the pass."""
         layers = () if self._layers is None else tuple(self._layers)
-        return StepResult(logits if self.logits_count else None, self._hidden, layers)
+        if self._soft is None:
+            return StepResult(logits if self.logits_count else None, self._hidden, layers)
+        return StepResult(
+            logits[: self._logits] if self._logits else None,
+            None if self._hidden is None else self._hidden[: self._own],
+            tuple(each[: self._own] for each in layers),
+            logits[self._logits :],
+        )
 
 
 def error_of(record: native.Step) -> EdgeError | None:

@@ -220,6 +220,19 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
     }
 }
 
+// Merges what soft rows see before the sequence into their states, when all else is in them. part: room for one row.
+void Attention::add_prefix(const Run &run, const Task &task, const AttentionState &part,
+                           const AttentionState &state) const {
+    const Sequence &sequence = *task.plan.sequence;
+    if (sequence.prefix == nullptr) return;
+    for (int row = 0; row < task.count; ++row) {
+        if (task.tokens[row] < sequence.n - sequence.soft) continue;
+        sequence.prefix->attend(run.layer, task.kv_head, task.queries[row], part);
+        run.kernels.merge(part, 1, head_dim_,
+                          {state.maxima + row, state.sums + row, state.outputs + row * head_dim_});
+    }
+}
+
 // A few tokens: the chunks of their contexts are spread over all threads, then merged.
 void Attention::run_split(const edge_parallel &parallel, const Run &run) {
     const auto part_at = [&](const Task &task, int64_t chunk) {
@@ -244,6 +257,7 @@ void Attention::run_split(const edge_parallel &parallel, const Run &run) {
             for (int64_t chunk = 0; chunk < task.plan.chunks; ++chunk) {
                 run.kernels.merge(part_at(task, chunk), task.count, head_dim_, state);
             }
+            add_prefix(run, task, workers_[worker].part, state);
             finish(run.kernels, task.plan.sequence->cache->shape, state, task.count, task.outputs);
         }
     });
@@ -259,6 +273,7 @@ void Attention::run_whole(const edge_parallel &parallel, const Run &run) {
                 attend(run, task, chunk, mine, mine->part);
                 run.kernels.merge(mine->part, task.count, head_dim_, mine->state);
             }
+            add_prefix(run, task, mine->part, mine->state);
             finish(run.kernels, task.plan.sequence->cache->shape, mine->state, task.count, task.outputs);
         }
     });

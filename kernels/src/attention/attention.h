@@ -10,6 +10,7 @@
 
 #include "attention/cache.h"
 #include "attention/path.h"
+#include "attention/soft_prefix.h"
 #include "threads/pool.h"
 #include "tiers/kernels.h"
 
@@ -37,6 +38,8 @@ struct Sequence {
     int64_t n, past;
     const uint64_t *tree;  // [n] masks over the rows after `past`, or nullptr for causal order
     int64_t earlier = 0;
+    const SoftPrefix *prefix = nullptr;  // that the last `soft` tokens see as well
+    int64_t soft = 0;
 
     int64_t furthest() const { return past + earlier + n; }
 
@@ -76,6 +79,8 @@ class Attention {
     void plan(const Sequence *sequences, int64_t count, int32_t workers, Run *run);
     void attend(const Run &run, const Task &task, int64_t chunk, Worker *worker,
                 const AttentionState &part) const;
+    void add_prefix(const Run &run, const Task &task, const AttentionState &part,
+                    const AttentionState &state) const;
     void run_split(const edge_parallel &parallel, const Run &run);
     void run_whole(const edge_parallel &parallel, const Run &run);
     uint64_t lay_out(uint8_t *memory);  // or, with nullptr, only counts the bytes

@@ -8,6 +8,7 @@
 #include "abi/checks.h"
 #include "abi/error.h"
 #include "decoder/layer.h"
+#include "decoder/soft_prompt.h"
 
 using edge::fail;
 using edge::parallel_for;
@@ -64,11 +65,19 @@ edge_status edge_model::check(const edge_step &step) const {
         return fail(EDGE_CONTEXT, "%d more tokens after %d do not fit the context of %d tokens.", step.n,
                     int(past), config.context);
     }
+    if (const edge_status status = check_soft(step)) return status;
     for (int32_t i = 0; i < step.n; ++i) {
+        if (i >= step.n - step.soft_count) {
+            if (step.tokens[i] >= 0 && step.tokens[i] < step.soft->count) continue;
+            return fail(EDGE_INVALID, "The soft prompt has %d embeddings: there is no %d.",
+                        int(step.soft->count), step.tokens[i]);
+        }
         if (step.tokens[i] < 0 || step.tokens[i] >= config.vocab_size) {
             return fail(EDGE_VOCABULARY, "Token id %d at place %d is outside the vocabulary of %d.",
                         step.tokens[i], i, config.vocab_size);
         }
+    }
+    for (int32_t i = 0; i < step.n; ++i) {
         if (step.positions && (step.positions[i] < 0 || step.positions[i] >= config.context)) {
             return fail(EDGE_CONTEXT, "Position %d is outside the context of %d tokens.", step.positions[i],
                         config.context);
@@ -85,6 +94,20 @@ edge_status edge_model::check(const edge_step &step) const {
             return fail(EDGE_INVALID, "The model has %d layers: there is no layer %d.", config.layers,
                         step.layer_indices[i]);
         }
+    }
+    return EDGE_OK;
+}
+
+edge_status edge_model::check_soft(const edge_step &step) const {
+    if (step.soft_count == 0) return EDGE_OK;
+    if (step.soft_count < 0 || step.soft_count >= step.n || step.soft == nullptr) {
+        return fail(EDGE_INVALID, "Soft rows need a soft prompt, and a token before them.");
+    }
+    if (!step.soft->fits(cache_shape(), config.hidden_size)) {
+        return fail(EDGE_INVALID, "The soft prompt belongs to a model of another shape.");
+    }
+    if (config.sparse.enabled) {
+        return fail(EDGE_UNSUPPORTED, "Soft prompts need dense attention; open the model with it.");
     }
     return EDGE_OK;
 }
@@ -124,8 +147,10 @@ void edge_model::gather(edge_step *steps, int32_t count) {
         set_status(&step, step.cache->make_room(step.cache->length, step.cache->length + step.n));
         if (step.status != EDGE_OK) continue;
         running_.push_back(&step);
-        runner_.add({step.cache, 0, step.n, step.cache->length, step.tree});
-        ids_.insert(ids_.end(), step.tokens, step.tokens + step.n);
+        runner_.add({step.cache, 0, step.n, step.cache->length, step.tree, 0,
+                     step.soft_count > 0 ? &step.soft->prefix : nullptr, step.soft_count});
+        ids_.insert(ids_.end(), step.tokens, step.tokens + step.n - step.soft_count);
+        ids_.resize(size_t(runner_.tokens()));
     }
 }
 
@@ -139,6 +164,14 @@ void edge_model::embed() {
             edge::embed_token(embedding_, ids_[size_t(token)], config.embedding_scale, runner_.hidden(token));
         }
     });
+    for (size_t i = 0; i < running_.size(); ++i) {
+        const edge_step &step = *running_[i];
+        for (int64_t at = step.n - step.soft_count; at < step.n; ++at) {
+            const float *const row = &step.soft->embeddings[size_t(step.tokens[at] * step.soft->hidden)];
+            float *const to = runner_.hidden(runner_.sequences()[i].first + at);
+            for (int64_t c = 0; c < columns.hidden; ++c) to[c] = row[c] * config.embedding_scale;
+        }
+    }
 }
 
 void edge_model::prepare_rope() {
@@ -215,5 +248,6 @@ void edge_model::finish(edge_step *step, const edge::Sequence &sequence, const f
         return step->cache->cut(sequence.past);
     }
     step->cache->length = sequence.past + step->n;
+    if (step->soft_count > 0) step->cache->cut(sequence.past + step->n - step->soft_count);
     runner_.finish(sequence);
 }

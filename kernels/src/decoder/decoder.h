@@ -32,6 +32,7 @@ struct edge_model {
     void allocate();
     edge_status check_pass(const edge_step *steps, int32_t count, const float *logits) const;
     edge_status check(const edge_step &step) const;
+    edge_status check_soft(const edge_step &step) const;
     void gather(edge_step *steps, int32_t count);
     void embed();
     void prepare_rope();
@@ -45,6 +46,6 @@ struct edge_model {
     std::vector<edge::Layer> layers_;
     edge::LayerRunner runner_;
 
-    std::vector<int32_t> ids_;          // of the tokens of the pass
+    std::vector<int32_t> ids_;          // of the tokens of the pass; 0 for soft rows
     std::vector<edge_step *> running_;  // the steps without a fault
 };

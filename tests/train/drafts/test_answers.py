@@ -30,8 +30,8 @@ from edge.runtime import Model, load
 from edge.train.data.batch import IGNORED
 from edge.train.data.errors import DataError
 from edge.train.data.loader import Loader, LoaderPlan
-from edge.train.data.shards import ShardFolder
-from edge.train.drafts.answers import Earlier, Prompts, make_answers
+from edge.train.data.shards import ShardFolder, States, write_shard
+from edge.train.drafts.answers import Earlier, Prompts, Respondent, make_answers
 from edge.train.drafts.options import AnswerOptions, state_layers
 from tests.drafts import minicpm_target
 
@@ -161,6 +161,35 @@ def test_answers_are_read_again_for_other_kinds(
         torch.testing.assert_close(found[:-1], wanted[:-1], rtol=2e-3, atol=2e-3)
 
 
+def test_an_answer_behind_which_nothing_follows_is_read_too(
+    model: Model, answers: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The model may end at once behind the tokens that are read: then there are no states of another one."""
+    run = Respondent._run
+
+    def ends_at_once(self: Respondent, prompt: list[int], most: int, **sampled: Any) -> Any:
+        _, states = run(self, prompt, most, **sampled)
+        return (), states[: len(prompt)]
+
+    monkeypatch.setattr(Respondent, "_run", ends_at_once)
+    made = make_answers(model, Earlier(answers), tmp_path / "a", OPTIONS)
+    made.verify()
+    assert made.tokens == answers.tokens
+    for number in range(made.documents):
+        states = made.states(number, 0, int(made.lengths[number]))
+        assert states[:-1].any(-1).all() and not states[-1].any()
+
+
+def test_states_must_be_there_for_every_token(answers: ShardFolder, tmp_path: Path):
+    states = States([1], [np.zeros((4, 128), np.float16)])
+    with pytest.raises(DataError, match="Every token of a document must have hidden states"):
+        write_shard(tmp_path, "shard-00000", "", [[1, 2, 3, 4, 5]], answers.facts, states)
+    wild = States([1], [np.full((2, 128), np.inf, np.float16)])
+    with pytest.raises(DataError, match="beyond float16's range"):
+        write_shard(tmp_path, "shard-00000", "", [[1, 2]], answers.facts, wild)
+    assert not (tmp_path / "shard-00000").exists()
+
+
 SMALL = ("data.length=64", "data.rows=4", "schedule.warm_up=2", "evaluation.every=10", "evaluation.rows=8")
 
 
@@ -245,6 +274,35 @@ def test_a_draft_learns_from_answers_of_its_own_target(
     other = make_bundle(minicpm_target(), tokenizer=True)
     code, said = edge("train", "draft", other.path, "--answers", answers.path, "--out", tmp_path / "run")
     assert code == 1 and "has no answers of" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("loss.z=0.1", "loss.z means nothing in a run that trains a draft"),
+        ("attention.kind=sparse", "attention.kind means nothing"),
+        ("model.hidden_size=64", "model means nothing"),
+        ("draft.kind=eagle3", "make them with `edge train answers --kind eagle3`"),
+        ("draft.kind=eagle5", "Unknown kind 'eagle5'; choose one of eagle2, eagle3"),
+        ("draft.target=nothing/there/at/all", "nothing/there/at/all"),
+    ],
+)
+def test_what_no_draft_has_is_refused(
+    target: Bundle, answers: ShardFolder, tmp_path: Path, edge: Edge, change: str, said: str
+):
+    out = ("--answers", answers.path, "--out", tmp_path / "run", "--set", change)
+    code, error = edge("train", "draft", target.path, *out)
+    assert code == 1 and said in " ".join(error.split())
+
+
+def test_a_dry_run_says_nothing_of_drafts(edge: Edge):
+    code, error = edge("train", "run", "draft", "--dry-run", "--set", "draft.target=smollm2-135m")
+    assert code == 1 and "What a draft costs can't be said before" in error
+
+
+def test_one_of_prompts_and_answers_is_named(target: Bundle, tmp_path: Path, edge: Edge):
+    code, error = edge("train", "answers", target.path, "--out", tmp_path / "a")
+    assert code == 2 and "give either of them" in error
 
 
 def test_exported_models_have_no_drafts(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -63,8 +63,9 @@ def test_names_of_kinds(target):
             assert (None if found is None else found.name) == drafter
 
 
+@pytest.mark.parametrize("beside", ["", "lookup+"])
 @pytest.mark.parametrize("kind", ["eagle3", "mtp", "dspark"])
-def test_answers_with_public_files(make_bundle, tiny_config, tmp_path, kind):
+def test_answers_with_public_files(make_bundle, tiny_config, tmp_path, kind, beside):
     """As a person has them: the names of others, rounded to int4, beside a model with all its defaults."""
     shape = replace(tiny_config, vocab_size=120, num_hidden_layers=7, max_position_embeddings=512)
     target = make_bundle(shape, INT4, tokenizer=True)
@@ -76,9 +77,10 @@ def test_answers_with_public_files(make_bundle, tiny_config, tmp_path, kind):
         fields = draft_fields(shape, num_hidden_layers=7)
         write_draft(tmp_path, fields, multi_token_state(shape), name=MULTI_TOKEN)
     accepted = 0
-    with edge.load(target.path, speculate=tmp_path) as model:
+    with edge.load(target.path, speculate=f"{beside}{tmp_path}") as model:
         speculation = model.scheduler.speculation
         assert speculation is not None and speculation.memory_bytes > 0
+        assert speculation.name == f"{beside}{tmp_path}"
         model.scheduler.costs = FreeRows()
         for settings in ({"temperature": 0}, {"temperature": 1.0, "seed": 3}):
             wanted: dict[str, Any] = {**settings, "max_new_tokens": 100, "ignore_eos": True}

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from edge.errors import NativeError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.executors.protocol import SequenceStep, run_step
+from edge.executors.soft import SoftPrompt, SoftRows
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model
 from tests.planted import FreeRows, PlantedDrafter, planted
+from tests.soft import soft_weights
 
 VOCABULARY = 120
 CONTEXT = 640
@@ -43,7 +46,11 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([length, seed]).integers(3, 110, length).tolist()
 
 
-@pytest.fixture(params=["dense int16", "sparse int8", "sparse float16"])
+PROMPTS: WeakKeyDictionary[Model, SoftPrompt] = WeakKeyDictionary()
+"""Of models whose guesses come with soft rows."""
+
+
+@pytest.fixture(params=["dense int16", "sparse int8", "sparse float16", "soft int8"])
 def model(request, make_bundle, tiny_config) -> Iterator[Model]:
     attention, kv_type = request.param.split()
     config = replace(
@@ -56,6 +63,8 @@ def model(request, make_bundle, tiny_config) -> Iterator[Model]:
     executor = open_executor(bundle, RunOptions(threads=2, kv_type=kv_type, max_batch=96))
     with Model(bundle, executor, name="tiny") as opened:
         opened.scheduler.costs = FreeRows()
+        if attention == "soft":
+            PROMPTS[opened] = executor.open_soft(soft_weights(config))
         yield opened
 
 
@@ -64,7 +73,9 @@ def with_guesses(
 ) -> list[PlantedDrafter]:
     """Let the model's next sessions guess; one drafter for each sequence that is known."""
     drafters = [
-        PlantedDrafter(sequences, right=right, vocab_size=VOCABULARY, seed=seed, **options)
+        PlantedDrafter(
+            sequences, right=right, vocab_size=VOCABULARY, seed=seed, soft=PROMPTS.get(model), **options
+        )
         for seed in range(len(sequences))
     ]
     model.scheduler.speculation = planted(drafters)
@@ -306,6 +317,26 @@ def test_drafters_are_told_what_stands_in_the_cache(model, taps):
         step = SequenceStep(model.executor.new_cache(), whole[:50], logits="none", layers=(0, 1))
         first, second = run_step(model.executor, step).layers
         assert np.array_equal(rows[0][:50], np.concatenate([second, first], axis=1))
+
+
+@pytest.mark.parametrize("model", ["soft int8"], indirect=True)
+def test_drafters_are_told_what_soft_rows_give(model):
+    """Those behind the last token that stays, wherever in a tree it stood: alone they give the same."""
+    prompt, settings = prompt_of(250), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 30}
+    plain = model.complete(prompt, session=model.session(speculate=False), **settings)
+    whole = prompt + list(plain.tokens)
+    (drafter,) = with_guesses(model, [whole], right=0.8)
+    done = model.complete(prompt, **settings)
+    assert done.speculation is not None and done.speculation.accepted > 5
+    told = [each for each in drafter.told if each.soft is not None]
+    assert len(told) >= done.speculation.passes - 1
+    rows = SoftRows(PROMPTS[model], np.arange(2, dtype=np.int32))
+    for each in told:
+        cache, end = model.executor.new_cache(), each.start + len(each.tokens)
+        for start in range(0, end - 1, 90):
+            run_step(model.executor, SequenceStep(cache, whole[start : min(start + 90, end - 1)]))
+        wanted = run_step(model.executor, SequenceStep(cache, whole[end - 1 : end], soft=rows))
+        assert np.array_equal(wanted.soft, each.soft)
 
 
 def test_a_sampler_that_fails_in_the_middle_of_a_path(model):

@@ -9,6 +9,7 @@ from edge.errors import ContextError, EdgeError, NativeError
 from edge.executors.cuda.cache import CudaCache, PagePool
 from edge.executors.cuda.passes import CheckedStep, PassRows, causal_bits, checked
 from edge.executors.protocol import SequenceStep
+from edge.executors.soft import SoftRows
 from tests.configs import one_layer
 from tests.steps import TREE, paths, tree_masks
 
@@ -57,6 +58,7 @@ def test_a_tree_of_one_path_is_causal():
         (2, {"layers": [1]}, EdgeError, "there is no layer 1"),
         (2, {"tree": np.array([1, 1], np.uint64)}, EdgeError, "Token 1 of the tree must see itself"),
         (2, {"positions": np.array([5, 1024])}, ContextError, "outside the context of 1024"),
+        (2, {"soft": SoftRows(None, np.zeros(1, np.int32))}, EdgeError, "cuda executor takes no soft rows"),
         (2, {"logits": "some"}, EdgeError, "Unknown choice of logits 'some'"),
     ],
 )
