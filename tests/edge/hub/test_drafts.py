@@ -255,9 +255,27 @@ def test_a_converted_draft(tmp_path: Path, folder: Path, target: Bundle, make_bu
     shutil.copytree(draft.path, moved)
     assert open_draft(moved, target, verify=True).content_hash == draft.content_hash
     fails("is converted already, so its vocabulary can't be changed", moved, target, vocabulary=20)
+    fails("so its quantization can't be changed", moved, target, quantize="int8")
     fails("with other weights than", moved, make_bundle(TARGET, INT4, seed=1, tokenizer=True))
     (moved / "weights.safetensors").write_bytes(b"short")
     fails("instead of .*: it is truncated", moved, target)
+
+
+def test_a_converted_draft_gets_a_head(tmp_path: Path, folder: Path, target: Bundle) -> None:
+    """One that guesses with its target's head may guess with some rows of it, as if it were converted so."""
+    whole, tokens = open_draft(folder, target), tmp_list(tmp_path, 30)
+    assert whole.config.head_rows is None
+    for head in (None, "int8"):
+        small = open_draft(whole.path, target, vocabulary=tokens, head=head)
+        wanted = open_draft(folder, target, vocabulary=tokens, head=head)
+        assert small.config == wanted.config and small.path != wanted.path
+        assert small.token_ids is not None and wanted.token_ids is not None
+        assert small.token_ids.tolist() == wanted.token_ids.tolist()
+        for name, tensor in wanted.tensors.items():
+            assert small.tensors[name].scheme == tensor.scheme
+            assert small.data(name).tobytes() == wanted.data(name).tobytes()
+    fails("so its vocabulary can't be changed", small.path, target, vocabulary=tokens)
+    fails("so its head can't be changed", small.path, target, head="int8")
 
 
 def test_a_draft_in_its_targets_bundle(
