@@ -132,7 +132,7 @@ def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | N
     if DraftFiles.open(BUILT_IN.draft).manifest.target.difference(TargetIdentity.of(target)):
         return None
     tokens = BUILT_IN.draft / BUILT_IN.draft_tokens
-    return open_draft(BUILT_IN.draft, target, vocabulary=tokens, head=BUILT_IN.draft_head, verify=verify)
+    return open_draft(BUILT_IN.draft, target, vocabulary=tokens, verify=verify)
 
 
 def names_draft(spec: str | Path) -> bool:
@@ -397,7 +397,7 @@ def _listed_ids(
     size = config.vocab_size
     if vocabulary == WHOLE or (vocabulary is None and draft is None):
         return None
-    if vocabulary is not None and not _is_count(vocabulary):
+    if isinstance(vocabulary, Path) or (isinstance(vocabulary, str) and not vocabulary.isdecimal()):
         return read_frequency_list(Path(vocabulary).expanduser(), size)
     count = None if vocabulary is None else int(vocabulary)
     if count is not None and (isinstance(vocabulary, bool) or not 0 < count <= size):
