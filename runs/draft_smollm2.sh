@@ -45,3 +45,4 @@ for kind in eagle3 mtp; do
     answers $kind answers-$kind
     draft $kind $kind answers-$kind "$SHORT"
 done
+draft bita bita answers "${SOFT:-60}" --set data.rows=8 --set schedule.warm_up=6
