@@ -13,7 +13,7 @@ from edge.apps.cli.options import DryRun, Json, Out, expand, given_flags, given_
 from edge.apps.cli.terminal import output_console
 from edge.apps.train_data import tokenize, tokenizer
 from edge.apps.train_draft import answers, draft
-from edge.apps.train_run import train_as
+from edge.apps.train_run import Changes, train_as
 from edge.errors import EdgeError
 from edge.system.units import format_count
 from edge.train.config import declared_options, presets, read
@@ -34,12 +34,7 @@ def run(
     ],
     *,
     out: Out = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Another value for an option, such as schedule.steps=100."
-        ),
-    ] = None,
+    change: Changes = None,
     dry_run: DryRun = False,
     processes: Annotated[
         int, typer.Option(min=1, help="With --dry-run: how many processes will share the run.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,26 +13,32 @@ from edge.apps.cli.loading import load_model
 from edge.apps.cli.options import Json, Model, Out, Run, Source, expand, given_out
 from edge.apps.cli.terminal import output_console, print_json
 from edge.apps.train_data import counting
-from edge.apps.train_run import train_as
+from edge.apps.train_run import Changes, train_as
 from edge.engine.speculative.options import SpeculationOptions
+from edge.system.options import same
 from edge.train.config import read
 from edge.train.data.texts import ReadingOptions, read_documents
-from edge.train.drafts.options import DRAFT_KINDS, AnswerOptions
+from edge.train.drafts.options import AnswerOptions
 
 _RUNS = {"bita": "bita"}
 """Presets of runs by the kind of draft; the others have `draft`."""
 
 
+@dataclass(frozen=True)
+class DraftOptions:
+    """What is trained."""
+
+    kind: str = same(AnswerOptions, "kind")
+
+
 @expand
 def answers(
     model: Model,
-    *,
     prompts: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE", help="Prompts, one a document: .jsonl, .txt, .md or .parquet; several times."
-        ),
+        typer.Argument(metavar="[PROMPTS]...", help="Prompts, one a document: .jsonl, .txt, .md, .parquet."),
     ] = None,
+    *,
     of: Annotated[
         Path | None,
         typer.Option(
@@ -48,8 +55,8 @@ def answers(
 ) -> None:
     """Let a model answer prompts, for a draft to learn from; what was ended goes on where it was."""
     folder = given_out(out)
-    if (of is None) == (prompts is None):
-        raise typer.BadParameter("give either of them", param_hint="'--prompts' or '--of'")
+    if (of is None) == (not prompts):
+        raise typer.BadParameter("give prompts or --of, one of them", param_hint="PROMPTS")
     from edge.train.data.shards import ShardFolder
     from edge.train.drafts.answers import Asked, Earlier, Prompts, make_answers
 
@@ -85,24 +92,19 @@ def draft(
     answers: Annotated[
         Path, typer.Option(metavar="DIR", help="The model's answers, as `edge train answers` made them.")
     ],
-    kind: Annotated[
-        str, typer.Option(help=f"What the draft is like: {', '.join(DRAFT_KINDS)}.")
-    ] = DRAFT_KINDS[0],
+    made: DraftOptions,
     held_out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Other answers, which it is judged by while it learns.")
     ] = None,
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Another value for an option of the run."),
-    ] = None,
+    change: Changes = None,
     out: Out = None,
     as_json: Json = False,
 ) -> int:
     """Train a draft of a model, which guesses what it will say."""
     folder = given_out(out)
-    quoted = {"draft.target": model, "draft.kind": kind, "data.sources.answers": str(answers)}
+    quoted = {"draft.target": model, "draft.kind": made.kind, "data.sources.answers": str(answers)}
     if held_out is not None:
         quoted["evaluation.sources.answers"] = str(held_out)
     changes = [f'{name}="{value}"' for name, value in quoted.items()]
     said = f"Trained {folder}/model; guess with it: edge chat {model} --speculate {folder}/model"
-    return train_as(read(_RUNS.get(kind, "draft"), [*changes, *(change or ())]), folder, as_json, said)
+    return train_as(read(_RUNS.get(made.kind, "draft"), [*changes, *(change or ())]), folder, as_json, said)

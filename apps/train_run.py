@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from edge.apps.cli.errors import FAILED
 from edge.apps.cli.terminal import error_console, output_console, print_json
@@ -14,6 +16,12 @@ from edge.train.config import RunConfig
 if TYPE_CHECKING:
     from rich.console import Console
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Another value for an option, such as schedule.steps=100."
+    ),
+]
 _SIGNALLED = 128
 """Exit code of a program that a signal ended, plus the signal's number."""
 

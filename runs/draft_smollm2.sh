@@ -21,7 +21,7 @@ answers() {
         [ $part = asked ] || out+=-held-out first+=-held-out
         [ ! -e "$out/index.json" ] || continue
         if [ "$name" = answers ]; then
-            "$EDGE" train answers "$MODEL" --context 1024 --prompts "$FOLDER/$part.jsonl" --field prompt --out "$out"
+            "$EDGE" train answers "$MODEL" "$FOLDER/$part.jsonl" --context 1024 --field prompt --out "$out"
         else
             "$EDGE" train answers "$MODEL" --context 1024 --of "$first" --kind "$kind" --out "$out"
         fi

@@ -100,16 +100,19 @@ class Respondent:
 
         model.scheduler.speculation = Speculation("recorder", lambda: new_recorder)
         self._free: SimpleQueue[tuple[Session, Recorder]] = SimpleQueue()
-        for _ in range(options.streams):  # a session makes its own
+        for _ in range(options.answers_at_once):  # a session makes its own
             self._free.put((model.session(), made[-1]))
 
     def answer(self, prompt: str, number: int) -> Recorded | None:
         """The answer to the prompt of this number; None for one that is too long or of no use."""
         options, tokens = self._options, self._encode(prompt)
-        if not 1 < len(tokens) <= min(options.prompt_tokens, self._model.context - options.tokens):
+        if not 1 < len(tokens) <= min(options.prompt_tokens, self._model.context - options.answer_tokens):
             return None
-        sampled = {"temperature": options.temperature if number % 2 else 0.0, "seed": options.seed + number}
-        said, states = self._run(tokens, options.tokens, **sampled)
+        sampled = {
+            "temperature": options.sampled_at if number % 2 else 0.0,
+            "seed": options.first_seed + number,
+        }
+        said, states = self._run(tokens, options.answer_tokens, **sampled)
         said = said[: loop_start(said)]
         if len(said) < 2:
             return None
@@ -225,7 +228,7 @@ def make_answers(
     )
     if isinstance(asked, Earlier) and asked.folder.facts.tokenizer != facts.tokenizer:
         raise DataError(f"'{asked.folder.path}' has answers with another tokenizer than the model's.")
-    settings = {name: value for name, value in asdict(options).items() if name != "streams"}
+    settings = {name: value for name, value in asdict(options).items() if name != "answers_at_once"}
     info = model.executor.info
     run = {
         "weights": TargetIdentity.of(files).weights,
@@ -252,10 +255,10 @@ def _shards(
 ) -> Iterator[tuple[Shard, int]]:
     """Shards in their order, and how many of those asked each is of."""
     waiting: deque[tuple[str, str, int, Shard | list[Future[Recorded | None]]]] = deque()
-    with ThreadPoolExecutor(options.streams) as pool:
+    with ThreadPoolExecutor(options.answers_at_once) as pool:
         try:
-            for at, start in enumerate(range(0, len(asked), options.shard)):
-                numbers = range(start, min(start + options.shard, len(asked)))
+            for at, start in enumerate(range(0, len(asked), options.shard_prompts)):
+                numbers = range(start, min(start + options.shard_prompts, len(asked)))
                 name, digest = shard_name(at), making.digest(asked.identity(start, numbers.stop))
                 found: Shard | list[Future[Recorded | None]] = making.kept(name, digest) or [
                     pool.submit(asked.record, respondent, number) for number in numbers

@@ -21,15 +21,15 @@ class AnswerOptions:
 
     kind: str = option(
         DRAFT_KINDS[0],
-        "Kind of draft that they are for, which reads hidden states of its own layers.",
+        "Kind of draft that learns, which reads hidden states of its own layers.",
         choices=DRAFT_KINDS,
     )
-    tokens: int = option(320, "Longest answer in tokens.", least=16)
+    answer_tokens: int = option(320, "Longest answer in tokens.", least=16)
     prompt_tokens: int = option(512, "Longest prompt in tokens; longer ones are left out.", least=16)
-    temperature: float = option(0.7, "Of every second answer; the others are greedy.", least=0)
-    streams: int = option(8, "Answers at the same time.", least=1)
-    shard: int = option(256, "Prompts whose answers make a shard.", least=1)
-    seed: int = option(0, "Of the answers that are drawn.", least=0)
+    sampled_at: float = option(0.7, "Temperature of every second answer; the others are greedy.", least=0)
+    answers_at_once: int = option(8, "Answers that are made at the same time.", least=1)
+    shard_prompts: int = option(256, "Prompts whose answers make a shard.", least=1)
+    first_seed: int = option(0, "Seed of the first answer; each further one adds 1.", least=0)
 
 
 def state_layers(kind: str, target: ModelConfig) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ from tests.drafts import minicpm_target
 
 Edge = Callable[..., tuple[int, str]]
 PROMPTS = [f"{'abc' * (number % 5 + 1)}{number}" for number in range(11)]
-OPTIONS = AnswerOptions(tokens=24, prompt_tokens=64, streams=3, shard=4)
+OPTIONS = AnswerOptions(answer_tokens=24, prompt_tokens=64, answers_at_once=3, shard_prompts=4)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_was_ended_goes_on_where_it_was(model: Model, answers: ShardFolder,
     kept = (out / "shard-00000" / "states.bin").stat().st_mtime_ns
     counts: list[tuple[int, int]] = []
     again = make_answers(
-        model, Prompts(PROMPTS), out, replace(OPTIONS, streams=1), lambda *done: counts.append(done)
+        model, Prompts(PROMPTS), out, replace(OPTIONS, answers_at_once=1), lambda *done: counts.append(done)
     )
     assert [each.tokens_sha256 for each in again.shards] == [each.tokens_sha256 for each in answers.shards]
     assert [each.states_sha256 for each in again.shards] == [each.states_sha256 for each in answers.shards]
@@ -96,7 +96,7 @@ def test_what_was_ended_goes_on_where_it_was(model: Model, answers: ShardFolder,
     assert counts[-1][1] == answers.tokens
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"tokens": 20}, {"temperature": 0.5}])
+@pytest.mark.parametrize("changes", [{"first_seed": 1}, {"answer_tokens": 20}, {"sampled_at": 0.5}])
 def test_other_options_are_refused(model: Model, answers: ShardFolder, changes: dict[str, Any]):
     with pytest.raises(DataError, match="has answers to other prompts"):
         make_answers(model, Prompts(PROMPTS), answers.path, replace(OPTIONS, **changes))
@@ -208,8 +208,8 @@ def test_from_answers_to_a_draft_that_guesses(
 ):
     """The two commands; what was trained is opened, is what was rounded in training, and changes nothing."""
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS * 3), encoding="utf-8")
-    prompts = ("--prompts", tmp_path / "prompts.txt", "--split", "line", "--kind", kind)
-    places = ("--out", tmp_path / "answers", "--context", 128, "--tokens", 24, "--json")
+    prompts = (tmp_path / "prompts.txt", "--split", "line", "--kind", kind)
+    places = ("--out", tmp_path / "answers", "--context", 128, "--answer-tokens", 24, "--json")
     code, said = edge("train", "answers", target.path, *prompts, *places)
     assert (code, json.loads(said)["answers"]) == (0, 33)
     changes = [*SMALL, "schedule.steps=20", "draft.rows=100"]
@@ -302,7 +302,7 @@ def test_a_dry_run_says_nothing_of_drafts(edge: Edge):
 
 def test_one_of_prompts_and_answers_is_named(target: Bundle, tmp_path: Path, edge: Edge):
     code, error = edge("train", "answers", target.path, "--out", tmp_path / "a")
-    assert code == 2 and "give either of them" in error
+    assert code == 2 and "give prompts or --of" in error
 
 
 def test_exported_models_have_no_drafts(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

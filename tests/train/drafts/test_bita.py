@@ -171,8 +171,8 @@ def test_from_answers_to_a_model_that_guesses_for_itself(
 
     texts = [chr(40 + 3 * number) + chr(110 - 4 * number) for number in range(18)]
     (tmp_path / "prompts.txt").write_text("\n".join(texts[:12]), encoding="utf-8")
-    places = ("--split", "line", "--out", tmp_path / "answers", "--context", 128, "--tokens", 40)
-    edge("train", "answers", progressions.path, "--prompts", tmp_path / "prompts.txt", *places)
+    places = ("--split", "line", "--out", tmp_path / "answers", "--context", 128, "--answer-tokens", 40)
+    edge("train", "answers", progressions.path, tmp_path / "prompts.txt", *places)
     changes = ["data.length=64", "data.rows=4", "draft.groups=24", "draft.prefix=4", "schedule.steps=60"]
     changes += ["evaluation.every=30", "runtime.precision=float32", "runtime.threads=1"]
     sets = [part for change in changes for part in ("--set", change)]
