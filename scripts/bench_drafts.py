@@ -64,6 +64,8 @@ def draft_at(options: argparse.Namespace, name: str, target: str | None = None, 
     quantized.
     """
     folder = options.runs / name / "model"
+    if name == "bita":  # read as it is
+        return str(folder)
     return str(open_draft(folder, open_model(BUILT_IN.name, quantize=target), **changes).path)
 
 
@@ -108,6 +110,7 @@ def measure_categories(options: argparse.Namespace) -> Rows:
     ways += [
         way(words, draft_at(options, name)) for name, words in KINDS.items() if (options.runs / name).exists()
     ]
+    ways.append(way("lookup and FR-Spec 1/4", f"lookup+{quarter}"))
     found = compared(options, ways, options.per_category)
     return found + compared(options, ways, options.per_category, SAMPLED)
 
@@ -168,7 +171,7 @@ def measure_types(options: argparse.Namespace) -> Rows:
             for nodes in (None, *NODES):
                 setting = f"{name}, {'what pays' if nodes is None else f'{nodes} guesses'}"
                 ways.append(way(setting, speculate, nodes, program, **opened))
-    rows = compared(options, ways, max(1, options.per_category // 4))
+    rows = compared(options, ways, max(1, options.per_category // 2))
     return [row for row in rows if row["kind"] == "all"]
 
 

@@ -15,7 +15,7 @@ _GENAI = needs_module("onnxruntime_genai", "onnxruntime-genai is not installed: 
 _TRITON = needs_module("triton", "triton is not installed: `make setup` installs it.")
 _GUESSES = "python scripts/bench_speculation.py --parts"
 _DRAFTS = "python scripts/bench_drafts.py --parts"
-_ASKED = "--questions TEXT/spec_bench.dev.jsonl"
+_ASKED = "--questions TEXT/spec_bench.dev.jsonl --per-category 2"
 _TEXT = "TEXT/wikitext-2-raw.valid.txt"
 _SMALL = "BUILD/small-model"
 _HALF_B = "edge profile random:minicpm4-0.5b --quantize int4"
@@ -156,9 +156,9 @@ BENCHMARKS = {
     ),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --rounds 2 --questions TEXT/spec_bench.dev.jsonl", 4),
     "drafts-training": Benchmark(f"{_DRAFTS} training", 0.1, timed=False, needs=(_drafts,)),
-    "drafts-categories": Benchmark(f"{_DRAFTS} categories {_ASKED}", 20, needs=(_drafts,)),
-    "drafts-heads": Benchmark(f"{_DRAFTS} heads {_ASKED}", 8, needs=(_drafts,)),
-    "drafts-types": Benchmark(f"{_DRAFTS} types {_ASKED}", 12, needs=(_drafts,)),
+    "drafts-categories": Benchmark(f"{_DRAFTS} categories {_ASKED} --tokens 128", 14, needs=(_drafts,)),
+    "drafts-heads": Benchmark(f"{_DRAFTS} heads {_ASKED} --tokens 128", 5, needs=(_drafts,)),
+    "drafts-types": Benchmark(f"{_DRAFTS} types {_ASKED} --tokens 64 --rounds 1", 6, needs=(_drafts,)),
     "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
     "speculation-planted-8b": Benchmark(
         f"{_GUESSES} planted --shapes minicpm4-8b --heads 'free,EAGLE-2,FR 1/4' --tokens 96 --rounds 1", 9

@@ -150,7 +150,9 @@ edge_status check_config(const edge_config &c) {
     return c.sparse.enabled ? check_sparse(c.sparse, c.heads / c.kv_heads) : EDGE_OK;
 }
 
-static edge_status check_block(const edge_draft_config &c, const edge_config &target) {
+namespace {
+
+edge_status check_block(const edge_draft_config &c, const edge_config &target) {
     if (c.block_size == 0) {
         if (c.markov_rank == 0 && c.confidence == 0) return EDGE_OK;
         return fail(EDGE_INVALID, "Only a draft with a block_size has a Markov head or a confidence head.");
@@ -160,8 +162,9 @@ static edge_status check_block(const edge_draft_config &c, const edge_config &ta
         return fail(EDGE_INVALID, "block_size is %d; a block has %d to %d rows.", c.block_size, least,
                     EDGE_MAX_TREE);
     }
-    if (c.taps < 1)
+    if (c.taps < 1) {
         return fail(EDGE_INVALID, "A block draft has 1 to %d taps, not %d.", target.layers, c.taps);
+    }
     if (c.mask_token < 0 || c.mask_token >= target.vocab_size) {
         return fail(EDGE_INVALID, "mask_token is %d, outside the vocabulary of %d.", c.mask_token,
                     target.vocab_size);
@@ -171,6 +174,8 @@ static edge_status check_block(const edge_draft_config &c, const edge_config &ta
     }
     return EDGE_OK;
 }
+
+}  // namespace
 
 edge_status check_draft_config(const edge_draft_config &c, const edge_config &target) {
     if (const edge_status status = check_sizes({{"intermediate_size", c.intermediate_size},
