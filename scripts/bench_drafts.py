@@ -43,7 +43,7 @@ from edge.train.metrics import read_log
 CONTEXT = 2048
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
 SHARES = (16, 8, 4, 2)
-NODES = (1, 3, 7, 15)
+NODES = (1, 3, 7)
 KINDS = {
     "eagle2-int4": "trained for 4 bits",
     "short": "EAGLE-2, short",

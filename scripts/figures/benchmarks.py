@@ -157,7 +157,7 @@ BENCHMARKS = {
     "speculation-chat": Benchmark(f"{_GUESSES} chat --rounds 2 --questions TEXT/spec_bench.dev.jsonl", 4),
     "drafts-training": Benchmark(f"{_DRAFTS} training", 0.1, timed=False, needs=(_drafts,)),
     "drafts-categories": Benchmark(f"{_DRAFTS} categories {_ASKED} --tokens 128", 14, needs=(_drafts,)),
-    "drafts-heads": Benchmark(f"{_DRAFTS} heads {_ASKED} --tokens 128", 5, needs=(_drafts,)),
+    "drafts-heads": Benchmark(f"{_DRAFTS} heads {_ASKED} --tokens 128 --rounds 1", 3, needs=(_drafts,)),
     "drafts-types": Benchmark(f"{_DRAFTS} types {_ASKED} --tokens 64 --rounds 1", 6, needs=(_drafts,)),
     "speculation-planted": Benchmark(f"{_GUESSES} planted --shapes minicpm4-0.5b --tokens 256", 6),
     "speculation-planted-8b": Benchmark(
