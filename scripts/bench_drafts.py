@@ -7,7 +7,7 @@ training    what the runs have learned, by their logs: nothing is timed
 categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft with
             its target's whole head, with a quarter of it (FR-Spec), and other kinds
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
-            own answers, in a text (--text) and in code (Python's own library)
+            own answers, in a text (--text) and in code (Python's own library), always 3 guesses
 types       the target with 4 and 16 bits, the draft with 16 bits, rounded to 4, and trained for 4, with trees
             of some sizes and with those that pay
 
@@ -55,6 +55,7 @@ KINDS = {
 NAMES = ("eagle2", *KINDS)
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 _CODE = 200  # files
+_NODES = 3  # guesses in every pass of the part heads
 
 Rows = list[dict[str, Any]]
 
@@ -151,8 +152,8 @@ def measure_heads(options: argparse.Namespace) -> Rows:
             write_frequency_list(file, ids.tolist())
             setting = f"1/{share}, {name}"
             covers[setting] = said.coverage(np.asarray(ids))
-            ways.append(way(setting, draft_at(options, "eagle2", vocabulary=file)))
-    ways.append(way("all", draft_at(options, "eagle2", vocabulary="all")))
+            ways.append(way(setting, draft_at(options, "eagle2", vocabulary=file), _NODES))
+    ways.append(way("all", draft_at(options, "eagle2", vocabulary="all"), _NODES))
     rows = compared(options, ways, max(1, options.per_category // 2))
     return [{**row, "coverage": covers.get(row["setting"], 1.0)} for row in rows if row["kind"] == "all"]
 

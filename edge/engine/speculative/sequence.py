@@ -21,6 +21,7 @@ _UNLUCKY = 1.0  # ... and once one has paid, this times what the dearest of them
 _FEW_ROWS = 64  # of a pass with guesses, at most; more are of a prompt, or of plain passes during a rest
 _MOST_UNTOLD = 512  # rows, whose hidden states take memory
 _AT_FIRST = 2  # guesses in a tree, of one level, until then
+_CATCH_UP = 16  # of a rest's last passes, whose hidden states a network is told before it is asked again
 _FIRST_REST, _LONGEST_REST = 24, 384  # plain passes after guesses that did not pay, twice as many each time
 
 
@@ -117,8 +118,10 @@ class SequenceSpeculation:
 
     @property
     def wants_hidden(self) -> bool:
-        """Whether the drafter needs the target's hidden states."""
-        return self._drafter is not None and self._drafter.wants_hidden
+        """Whether the drafter needs the target's hidden states: not early in a rest, since a pass that gives
+        them can't draw its token itself.
+        """
+        return self._drafter is not None and self._drafter.wants_hidden and self._rest <= _CATCH_UP
 
     @property
     def taps(self) -> tuple[int, ...]:
