@@ -61,7 +61,7 @@ class Recorded:
 class Recorder(Drafter):
     """Guesses nothing and keeps the hidden states that drafters are told."""
 
-    wants_hidden = True
+    wants_hidden = needs_all_hidden = True
 
     def __init__(self, taps: tuple[int, ...], width: int) -> None:
         """taps: see `Drafter`. width: numbers of a token's states."""

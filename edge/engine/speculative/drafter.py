@@ -55,6 +55,8 @@ class Drafter(ABC):
 
     wants_hidden = False
     """Whether it needs the target's hidden states."""
+    needs_all_hidden = False
+    """Whether it needs those of every token; others do without them early in a rest."""
     taps: tuple[int, ...] = ()
     """Layers of the target after which it needs the residual stream, in place of the final hidden states."""
     soft: SoftPrompt | None = None

@@ -121,7 +121,10 @@ class SequenceSpeculation:
         """Whether the drafter needs the target's hidden states: not early in a rest, since a pass that gives
         them can't draw its token itself.
         """
-        return self._drafter is not None and self._drafter.wants_hidden and self._rest <= _CATCH_UP
+        drafter = self._drafter
+        if drafter is None or not drafter.wants_hidden:
+            return False
+        return drafter.needs_all_hidden or self._rest <= _CATCH_UP
 
     @property
     def taps(self) -> tuple[int, ...]:

@@ -65,6 +65,22 @@ def test_what_does_not_pay_rests_ever_longer():
     assert speculation.statistics.seconds < 2000 * 1.01
 
 
+@pytest.mark.parametrize("needs_all", [False, True])
+def test_early_in_a_rest_nobody_is_told_hidden_states(needs_all: bool):
+    """So that passes may be plain ones; the last 16 before it is asked again have them, and every guess."""
+    drafter = Sleeper()
+    drafter.wants_hidden, drafter.needs_all_hidden = True, needs_all
+    speculation = SequenceSpeculation(drafter, "sleeper")
+    wanted: list[bool] = []
+    for _ in range(300):
+        asked = drafter.asked
+        passes(speculation, 1, right=0, extra=0.3)
+        wanted.append(speculation.wants_hidden)
+        if drafter.asked > asked:
+            assert all(wanted[-17:-1])
+    assert all(wanted) == needs_all and wanted.count(True) > 30
+
+
 def test_time_of_drafting_counts():
     drafter = Sleeper(0.02)
     speculation = SequenceSpeculation(drafter, "sleeper")
