@@ -16,7 +16,7 @@ from torch.nn import functional
 from edge.config.draft import DraftConfig
 from edge.config.rope_regime import follow_regime
 from edge.model.network.decoder import Decoder, Layer, RMSNorm, View
-from edge.model.network.draft import layer_shape, load
+from edge.model.network.draft import draft_layers, layer_shape, load
 from edge.model.network.kv_cache import GrowingCache
 from edge.model.network.rope import RotaryEmbedding
 
@@ -70,11 +70,7 @@ class BlockDraft(nn.Module):
         self._target = (decoder,)  # in a tuple: no submodule
         self.fc = nn.Linear(config.fc_columns, size, bias=False)
         self.input_norm2 = RMSNorm(size, eps)
-        self.layers = nn.ModuleList(Layer(self.shape, index) for index in range(config.num_hidden_layers))
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.scale = config.residual_scale
-            layer.self_attn.rotates = config.rope is not None
+        self.layers = draft_layers(config, self.shape)
         self.rotary = RotaryEmbedding(self.shape, decoder.context)
         self.norm = RMSNorm(size, eps)
         rows = config.head_rows

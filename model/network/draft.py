@@ -52,7 +52,7 @@ class Draft(nn.Module):
         )
         inputs = config.hidden_columns if config.joins_in_attention else 2 * size
         self.fc = nn.Linear(inputs, size, bias=config.fc_bias)
-        self.layers = nn.ModuleList(Layer(shape, index) for index in range(config.num_hidden_layers))
+        self.layers = draft_layers(config, shape)
         if config.joins_in_attention:
             attention = self.layers[0].self_attn
             for name in ("q_proj", "k_proj", "v_proj"):
@@ -60,10 +60,6 @@ class Draft(nn.Module):
                 setattr(attention, name, nn.Linear(2 * size, rows, bias=False))
         if not config.attention_norm:
             self.layers[0].input_layernorm = nn.Identity()
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.scale = config.residual_scale
-            layer.self_attn.rotates = config.rope is not None
         self.rotary = RotaryEmbedding(shape, decoder.context)
         self.norm = RMSNorm(size, eps) if config.output_norm else nn.Identity()
         self.lm_head = None if config.head_rows is None else nn.Linear(size, config.head_rows, bias=False)
@@ -152,6 +148,15 @@ def hidden_of(trunk: Trunk, config: DraftConfig) -> Tensor:
     if not config.taps:
         return trunk.hidden
     return torch.cat([trunk.stream[layer] for layer in config.taps], dim=-1)
+
+
+def draft_layers(config: DraftConfig, shape: ModelConfig) -> nn.ModuleList:
+    """The decoder layers of a draft; shape: `layer_shape` under its target's regime of rotary positions."""
+    layers = [Layer(shape, index) for index in range(config.num_hidden_layers)]
+    for layer in layers:
+        layer.scale = config.residual_scale
+        layer.self_attn.rotates = config.rope is not None
+    return nn.ModuleList(layers)
 
 
 def layer_shape(config: DraftConfig) -> ModelConfig:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edge.text.prompts import Message
+from edge.train.drafts.loops import loop_start
 
 KINDS = ("copy", "edit", "json")
 _FILE = Path(__file__).with_name("prompts.jsonl")
 _FENCED = re.compile(r"```\w*\n?(.*?)(```|\Z)", re.DOTALL)
-_GRAM, _TIMES = 8, 3  # an n-gram that comes so often is a loop
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,7 @@ def loops(prompt: Sequence[int], answer: Sequence[int]) -> bool:
     """Whether 8 tokens come three times in the answer that do not stand in the prompt: guessing those is no
     merit.
     """
-    counts = Counter(_grams(answer))
-    known = set(_grams(prompt))
-    return any(count >= _TIMES and gram not in known for gram, count in counts.items())
-
-
-def _grams(tokens: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(tokens[at : at + _GRAM]) for at in range(len(tokens) - _GRAM + 1)]
+    return loop_start(answer, prompt) < len(answer)
 
 
 def _meaning(text: str, check: str) -> Any:

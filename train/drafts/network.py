@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edge.checkpoints.frequency_list import TokenIds, with_end_tokens, write_frequency_list
+from edge.checkpoints.frequency_list import TokenIds, write_frequency_list
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config import ModelConfig
 from edge.config.draft import CONFIDENCE, MARKOV_AFTER, DraftConfig, DraftKind
@@ -25,6 +25,7 @@ from edge.config.huggingface import config_to_hf
 from edge.errors import ConfigError
 from edge.formats.atomic import Partial, write_failure, write_file
 from edge.hub.resolve import open_model
+from edge.measure.frequencies import TokenCounts
 from edge.model.network.block_draft import BlockDraft
 from edge.model.network.decoder import Attention, Decoder, fused_attention
 from edge.model.network.draft import Draft, layer_shape
@@ -206,9 +207,7 @@ def guessed_tokens(config: RunConfig, answers: ShardFolder) -> TokenIds | None:
     rows = config.draft.rows
     if not 0 < rows < answers.vocab_size:
         return None
-    counts = answers.token_counts()
-    ids = np.argsort(-counts, kind="stable")[:rows].astype(np.int32)
-    return with_end_tokens(ids, answers.eos_token_ids)
+    return TokenCounts(answers.token_counts()).ranked(rows, answers.eos_token_ids)
 
 
 def _flops(objective: DraftObjective | BlockObjective, head_rows: int, length: int) -> float:

@@ -149,6 +149,9 @@ def test_time_of_drafting_counts_once():
     """A pass may come without being asked for guesses: at the end of an answer, or where costs are stale."""
     speculation = SequenceSpeculation(Sleeper(0.01), "sleeper")
     proposed(speculation)
-    for _ in range(3):
-        speculation.settle(1, PassCost(1.0, 1.0, 0.0, 1, True))
-    assert 0.01 <= speculation.statistics.draft_seconds < 0.02
+    cost = PassCost(1.0, 1.0, 0.0, 1, True)
+    speculation.settle(1, cost)
+    once = speculation.statistics.draft_seconds
+    for _ in range(2):
+        speculation.settle(1, cost)
+    assert speculation.statistics.draft_seconds == once >= 0.01
