@@ -13,7 +13,7 @@ from edge.apps.cli.options import DryRun, Json, Out, expand, given_flags, given_
 from edge.apps.cli.terminal import output_console
 from edge.apps.train_data import tokenize, tokenizer
 from edge.apps.train_draft import answers, draft
-from edge.apps.train_run import Changes, train_as
+from edge.apps.train_run import Changes, check_torch, train_as
 from edge.errors import EdgeError
 from edge.system.units import format_count
 from edge.train.config import declared_options, presets, read
@@ -52,6 +52,7 @@ def run(
             return FAILED
         raise
     if dry_run:
+        check_torch()
         from edge.apps.train_plan import show_plan
 
         show_plan(found, processes, picture, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from edge.apps.cli.errors import FAILED
 from edge.apps.cli.terminal import error_console, output_console, print_json
+from edge.errors import EdgeError
 from edge.system.units import format_count
 from edge.train.config import RunConfig
 
@@ -28,6 +30,7 @@ _SIGNALLED = 128
 
 def train_as(config: RunConfig, out: Path, as_json: bool, said: str) -> int:
     """Train, or go on, and tell of it; the exit code. said: at the end."""
+    check_torch()
     from edge.train.distributed import ToldByFirst
     from edge.train.pretrain import train
 
@@ -41,6 +44,12 @@ def train_as(config: RunConfig, out: Path, as_json: bool, said: str) -> int:
     elif outcome.first and outcome.model is not None:
         output_console().print(said, soft_wrap=True)
     return 0 if outcome.signal is None else _SIGNALLED + outcome.signal
+
+
+def check_torch() -> None:
+    """Raise EdgeError with what to install where PyTorch is missing: chats do without."""
+    if find_spec("torch") is None:
+        raise EdgeError("Training needs PyTorch, which is not installed: pip install 'minicpm-edge[train]'.")
 
 
 class TerminalWatcher:

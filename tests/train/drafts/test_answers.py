@@ -300,6 +300,17 @@ def test_a_dry_run_says_nothing_of_drafts(edge: Edge):
     assert code == 1 and "What a draft costs can't be said before" in error
 
 
+@pytest.mark.parametrize(
+    "words", [("run", "smoke"), ("run", "smoke", "--dry-run"), ("draft", "x", "--answers", "y")]
+)
+def test_without_pytorch_a_sentence_says_what_to_install(
+    tmp_path: Path, edge: Edge, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, error = edge("train", *words, "--out", tmp_path / "run")
+    assert code == 1 and "Training needs PyTorch, which is not installed: pip install" in error
+
+
 def test_one_of_prompts_and_answers_is_named(target: Bundle, tmp_path: Path, edge: Edge):
     code, error = edge("train", "answers", target.path, "--out", tmp_path / "a")
     assert code == 2 and "give prompts or --of" in error
