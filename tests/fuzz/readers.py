@@ -36,6 +36,7 @@ from tests.drafts import minicpm_target
 from tests.fuzz.mutate import mutate_bytes, mutate_framed, mutate_json, mutate_pickle
 from tests.fuzz.seeds import (
     TEMPLATE,
+    answer_shards,
     artifact,
     block_draft,
     bundle_files,
@@ -142,6 +143,8 @@ def read_shards(folder: Path) -> None:
     found = ShardFolder.open(folder)
     for number in range(found.documents):
         found.document(number)
+        if found.facts.state_width:
+            found.states(number, 0, int(found.lengths[number]))
     found.verify()
 
 
@@ -402,6 +405,13 @@ READERS = {
             "token shards",
             read_shards,
             lambda: made(token_shards),
+            ("index.json",),
+            ("edge/train/data/shards.py",),
+        ),
+        Reader(
+            "answer shards",
+            read_shards,
+            lambda: made(answer_shards),
             ("index.json",),
             ("edge/train/data/shards.py",),
         ),

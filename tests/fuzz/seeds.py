@@ -289,6 +289,24 @@ def token_shards(folder: Path) -> None:
     write_documents(folder, [[1, 5, 2], [1, 259, 7, 2]], facts, files)
 
 
+def answer_shards(folder: Path) -> None:
+    """Two answers with two numbers of hidden state for each of their tokens."""
+    from edge.train.data.shards import (
+        ShardFacts,
+        States,
+        shard_name,
+        tokenizer_digest,
+        write_index,
+        write_shard,
+    )
+
+    files = tokenizer_files()
+    facts = ShardFacts(260, 1, (2,), tokenizer_digest(files), 2, (0,))
+    documents = [[1, 5, 2], [1, 259, 7, 2]]
+    states = States([1, 2], [np.ones((len(each), 2), np.float16) for each in documents])
+    write_index(folder, facts, [write_shard(folder, shard_name(0), "", documents, facts, states)], files)
+
+
 def public_draft(folder: Path) -> None:
     """A draft as CPM.cu loads it."""
     from tests.drafts import cpmcu_state, draft_fields, minicpm_target, write_draft

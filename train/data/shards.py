@@ -102,6 +102,8 @@ class ShardFolder:
             self._tokens.append(tokens)
             if facts.state_width:
                 firsts, states = _map_states(path / shard.name, shard, facts.state_width)
+                if (firsts > counts).any():
+                    raise _damaged(path / shard.name)
                 begins.append(firsts.astype(np.int64))
                 self._states.append(states)
         self.lengths = np.concatenate([np.zeros(0, np.int64), *lengths])
@@ -136,6 +138,8 @@ class ShardFolder:
             shards = [_entry(each) for each in index["shards"]]
             if facts.vocab_size < 1 or index["dtype"] != facts.dtype.name:
                 raise ValueError(f"dtype {index['dtype']!r} for {facts.vocab_size} tokens")
+            if not 0 <= facts.state_width < 1 << 24:  # more would be no shape of an array
+                raise ValueError(f"state_width {facts.state_width}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"'{path / 'index.json'}' is not understood ({error!r}); {_AGAIN}.") from None
         return cls(path, facts, shards)
@@ -363,11 +367,11 @@ def _map_shard(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> tuple[np.nda
 
 
 def _map_states(folder: Path, shard: Shard, width: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.float16]]:
-    """Begins of the answers and hidden states of a shard."""
-    empty = np.zeros((0, width), np.float16)
+    """Begins of the answers and hidden states of a shard, whose sizes are checked."""
+    path, empty = folder / "states.bin", np.zeros((0, width), np.float16)
     try:
         begins = np.fromfile(folder / "begins.bin", _LENGTH)
-        states = np.memmap(folder / "states.bin", "<f2", "r").reshape(-1, width) if shard.tokens else empty
+        states = np.memmap(path, "<f2", "r").reshape(-1, width) if shard.tokens else empty
     except (OSError, ValueError):
         raise _damaged(folder) from None
     if (len(begins), len(states)) != (shard.documents, shard.tokens):

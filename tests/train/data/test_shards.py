@@ -20,6 +20,7 @@ from edge.train.data.shards import (
     write_documents,
     write_shard,
 )
+from tests.fuzz.seeds import answer_shards
 from tests.train.data.corpora import TOKENIZER, facts, write_corpus
 
 DOCUMENTS = [[5, 6, 7], [], [59_999], [8] * 100, [1, 2]]
@@ -91,6 +92,29 @@ def test_damage_is_seen_when_a_folder_is_opened(tmp_path: Path, name: str, damag
     damage(tmp_path / "c" / name)
     with pytest.raises(EdgeError, match=message):
         ShardFolder.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("index.json", _edit(state_width=-2), "state_width -2"),
+        ("index.json", _edit(state_width=10**15), "state_width 10+"),
+        ("index.json", _edit(state_width=3), "shard-00000' is damaged or cut short"),
+        (
+            "shard-00000/begins.bin",
+            lambda path: np.array([1, 9], "<u4").tofile(path),
+            "shard-00000' is damaged",
+        ),
+        ("shard-00000/states.bin", _cut, "shard-00000' is damaged or cut short"),
+    ],
+)
+def test_damaged_answers_are_seen_when_their_folder_is_opened(
+    tmp_path: Path, name: str, damage, message: str
+):
+    answer_shards(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        ShardFolder.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["shard-00001/tokens.bin", "tokenizer/tokenizer.model"])
