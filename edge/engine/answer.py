@@ -234,7 +234,7 @@ class Answer(DrawingJob):
         if wanted == "none":
             self.tree = NOTHING
         hidden = self._speculation is not None and self._speculation.wants_hidden
-        layers = self._speculation.taps if self._speculation is not None else ()
+        layers = self._speculation.taps if self._speculation is not None and hidden else ()
         return self._session.open_step(
             self.todo[:rows],
             wanted,
@@ -258,7 +258,6 @@ class Answer(DrawingJob):
             session.close_step(path)
             self._force()
         if result.error is None and self._speculation is not None:
-            start = session.length - self._opened - len(path)
             rows = [*range(self._opened), *(self._opened + node for node in path)]
             hidden = None if result.hidden is None else result.hidden[rows]
             if result.layers:
@@ -267,46 +266,61 @@ class Answer(DrawingJob):
             if result.soft is not None:
                 last = path[-1] + 1 if path else 0
                 soft = result.soft[last * tree.group : (last + 1) * tree.group].copy()
-            self._speculation.accepted(start, session.tokens[start:].copy(), hidden, soft)
+            self._tell(rows, hidden, soft)
             if decoded and self._drawn:
                 self._speculation.count(tree, len(path), self._drawn)
 
     @property
     def is_plain(self) -> bool:
         """While it decodes without anything that changes which tokens may follow, or looks at the logits."""
-        return (
-            self.decodes
-            and self._plain
-            and len(self.todo) == 1
-            and not self.tree.rows
-            and not (self._speculation is not None and self._speculation.wants_hidden)
-        )
+        return self.decodes and self._plain and len(self.todo) == 1 and not self.tree.group
 
     def open_next(self) -> NextToken:
-        """The next token."""
+        """The next token, and the guesses behind it."""
+        session, tree, speculation = self._session, self.tree, self._speculation
         if self._next is None:
-            self._next = self._session.next_token(self._sampler.options)
+            self._next = session.next_token(self._sampler.options)
+        step = self._next
         self._opened, token = 1, int(self.todo[0])
-        self._next.put(token, len(self._steps))
-        self._session.open_next(token)
-        return self._next
+        step.put(token, len(self._steps))
+        if len(tree):
+            if tree.is_chain:
+                step.guess(tree.tokens)
+            else:
+                step.guess(tree.tokens, session.length + tree.positions(), tree.masks())
+        if speculation is not None:
+            hidden = speculation.wants_hidden
+            step.want(hidden, speculation.taps if hidden else ())
+        session.open_next(token, tree)
+        return step
 
-    def close_next(self, drawn: int | EdgeError) -> None:
-        """Take the token that was drawn."""
+    def close_next(self, drawn: Sequence[int] | EdgeError) -> None:
+        """Take the tokens that were drawn."""
         self._drawn = self._forced = 0
         if isinstance(drawn, EdgeError):
             self.undo()
             self.error = drawn
             return
-        session = self._session
-        session.close_next()
-        self.todo = _EMPTY
-        self._drawn = 1
-        self._take(Sampled(drawn))
+        session, step = self._session, self._next
+        assert step is not None
+        for token in drawn:
+            self.todo = _EMPTY
+            self._drawn += 1
+            if self._take(Sampled(token)) is None:
+                break
+        right = step.right[: self._drawn - 1]  # before what has ended it
+        session.close_step([row - 1 for row in right])
         if self._speculation is not None:
-            start = session.length - 1
-            self._speculation.accepted(start, session.tokens[start:].copy())
-            self._speculation.count(NOTHING, 0, 1)
+            states = step.states
+            rows = [0, *right]
+            self._tell(rows, None if states is None else states[rows])
+            self._speculation.count(self.tree, len(right), self._drawn)
+
+    def _tell(self, rows: Sequence[int], hidden: FloatArray | None, soft: FloatArray | None = None) -> None:
+        """What guesses learns which rows of the pass have stayed."""
+        assert self._speculation is not None
+        start = self._session.length - len(rows)
+        self._speculation.accepted(start, self._session.tokens[start:].copy(), hidden, soft)
 
     def take_logits(self, logits: FloatArray) -> None:
         """Choose the next token."""

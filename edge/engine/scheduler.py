@@ -171,8 +171,8 @@ class DrawingJob(Job):
     @property
     @abstractmethod
     def is_plain(self) -> bool:
-        """Whether all that it wants of the pass that comes is to append its token and have the next one
-        drawn.
+        """Whether all that it wants of the pass that comes is to append its token, with guesses or without,
+        and have the next ones drawn.
         """
 
     @abstractmethod
@@ -180,7 +180,7 @@ class DrawingJob(Job):
         """The step that does this."""
 
     @abstractmethod
-    def close_next(self, drawn: int | EdgeError) -> None:
+    def close_next(self, drawn: Sequence[int] | EdgeError) -> None:
         """Take what came of it."""
 
 
@@ -395,7 +395,7 @@ class Scheduler:
             drafted = 0.0 if drafting is None else drafting.seconds
             for job in opened[:closed]:
                 job.publish(drafted + now - started, now)
-        rows = len(opened) if plain else sum(step.rows for step in steps)
+        rows = sum([step.rows for step in steps])
         if drafting is not None:
             drafting.settle(now - started)
         if uniform or rows >= _LEAST_MIXED:

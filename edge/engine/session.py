@@ -299,17 +299,18 @@ class Session:
         """What `open_next` is for, see `DrawsTokens`; until another prompt is planned."""
         return cast(DrawsTokens, self.executor).next_token(self._cache, options)
 
-    def open_next(self, token: int) -> None:
-        """A step that appends one token will be run; `close_next` or `undo_step` follows it."""
+    def open_next(self, token: int, tree: DraftTree = NOTHING) -> None:
+        """A step that appends one token, and a tree behind it, will be run; `close_step` or `undo_step`
+        follows it.
+        """
         before = self.length
-        self._reserve(before, before + 1)
+        end = before + 1 + len(tree)
+        self._reserve(before, end)
         self._tokens[before] = token
-        self._opened = before
-        self._unsure = False
-
-    def close_next(self) -> None:
-        """It has been run."""
-        self.computed_tokens += 1
+        self._opened = self._root = before
+        self._unsure = len(tree) > 0
+        if self._unsure:
+            self._tokens[before + 1 : end] = tree.tokens
 
     def _reserve(self, used: int, end: int) -> None:
         """Room for so many tokens."""
@@ -321,11 +322,14 @@ class Session:
     def close_step(self, path: Sequence[int] = ()) -> None:
         """The step has been computed; of its tree the nodes of `path` stay."""
         if self._unsure:
-            first = self._root + 1
-            rows = [first + node for node in path]
-            tokens = self._tokens[rows]
-            self.executor.keep(self._cache, first, rows)
-            self._tokens[first : first + len(rows)] = tokens
+            first, rows = self._root + 1, len(path)
+            if list(path) != list(range(rows)):
+                kept = [first + node for node in path]
+                tokens = self._tokens[kept]
+                self.executor.keep(self._cache, first, kept)
+                self._tokens[first : first + rows] = tokens
+            elif first + rows < self.length:
+                self.executor.truncate(self._cache, first + rows)
             self._unsure = False
         self.computed_tokens += self.length - self._opened
 

@@ -328,10 +328,36 @@ def takes_weights(executor: Executor) -> bool:
 
 
 class NextToken(Protocol):
-    """One sequence of `DrawsTokens.decode`, made once for all its tokens."""
+    """One sequence of `DrawsTokens.decode`, made once for all its passes."""
+
+    rows: int
+    """Of the pass that comes."""
 
     def put(self, token: int, index: int) -> None:
         """The token that the next pass appends. index: of the one drawn then, see `Executor.sample`."""
+
+    def guess(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32] | None = None,
+        tree: npt.NDArray[np.uint64] | None = None,
+    ) -> None:
+        """Guesses at what follows, for that pass alone; it appends them too. positions, tree: of all rows,
+        the token's first, as in `SequenceStep`; None for a chain.
+        """
+
+    def want(self, hidden: bool, layers: Sequence[int] = ()) -> None:
+        """Whether that pass shall give `states`: of these layers, or else the hidden states. Called after
+        `guess`.
+        """
+
+    @property
+    def states(self) -> FloatArray | None:
+        """Of all rows of the last pass, [rows, hidden_size], of several layers one behind the other."""
+
+    @property
+    def right(self) -> Sequence[int]:
+        """The rows of guesses that were right in the last pass, along one path from row 0."""
 
 
 class DrawsTokens(Protocol):
@@ -342,9 +368,10 @@ class DrawsTokens(Protocol):
     def next_token(self, cache: KVCache, options: DrawOptions) -> NextToken:
         """For a sequence whose tokens may be any and are drawn without penalties; no log-probabilities."""
 
-    def decode(self, steps: Sequence[Any]) -> list[int | EdgeError]:
-        """The next token of every sequence, or why it has none: what `forward` and `sample` give. Raises as
-        `forward` does. The cache of a sequence for which no token could be drawn has grown.
+    def decode(self, steps: Sequence[Any]) -> list[list[int] | EdgeError]:
+        """The next token of every sequence, and those after the guesses that are what was drawn; or why it
+        has none. They are what `forward` and `sample` give, and it raises as `forward` does. A cache has
+        grown by all rows, also of a sequence for which no token could be drawn.
         """
 
 

@@ -444,6 +444,21 @@ typedef struct {
 EDGE_API edge_status edge_sample(const edge_sampling *sampling, const edge_draw *draw,
                                  edge_sample_result *result);
 
+/* Tokens drawn along a step's guesses. */
+typedef struct {
+    int32_t count; /* of tokens, at least 1 */
+    int32_t tokens
+        [EDGE_MAX_TREE]; /* the one after the step's first row, then each the one after the guess that is it */
+    int32_t rows[EDGE_MAX_TREE]; /* [count - 1] the rows of those guesses */
+} edge_drawn;
+
+/* Draws the token after the first row of a step of edge_forward, whose other rows are guesses, and goes on behind the first
+ * guess there that is what was drawn, until none is. The step has logits of all its rows, draw->logits, EDGE_MAX_TREE of
+ * them at most, and no soft ones. draw->index is of the first token and counts up; there is no history and no `allowed`,
+ * which would depend on the path. */
+EDGE_API edge_status edge_draw_along(const edge_sampling *sampling, const edge_draw *draw,
+                                     const edge_step *step, edge_drawn *drawn);
+
 /* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): counter [4], key [2], out [4]. */
 EDGE_API void edge_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out);
 

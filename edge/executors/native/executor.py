@@ -224,12 +224,12 @@ class NativeExecutor(ExecutorFacts):
 
     def next_token(self, cache: KVCache, options: DrawOptions) -> NativeNextToken:
         """See `edge.executors.protocol.DrawsTokens`."""
-        return NativeNextToken(cache, options, self._config.vocab_size)
+        return NativeNextToken(cache, options, self._config)
 
-    def decode(self, steps: Sequence[NativeNextToken]) -> list[int | EdgeError]:
+    def decode(self, steps: Sequence[NativeNextToken]) -> list[list[int] | EdgeError]:
         """See `edge.executors.protocol.DrawsTokens`."""
-        count, sample = len(steps), native.library().edge_sample
-        if count > 1:
+        count, draw = sum([step.rows for step in steps]), native.library().edge_draw_along
+        if len(steps) > 1:
             check_caches(steps)
         if count > self._max_batch:
             raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {count}: give some later.")
@@ -240,19 +240,19 @@ class NativeExecutor(ExecutorFacts):
                 self._drawn_at = self._drawn_from.ctypes.data
             logits = self._drawn_at
             for step in steps:
-                step.read(logits)
-                logits += 4 * self._config.vocab_size
-            records, drawings = records_of(steps), [step.drawing for step in steps]
+                step.draw.logits = logits
+                logits += 4 * self._config.vocab_size * step.rows
+            records, drawings = records_of(steps), [(e.sampling, e.draw, e.record, e.drawn) for e in steps]
             failed = self._pass(records, self._drawn_at, [step.cache for step in steps])
             # Here nothing is at hand but what this function holds.
-            found: list[int | EdgeError] = []
-            for sampling, draw, result in drawings:
+            found: list[list[int] | EdgeError] = []
+            for sampling, options, record, drawn in drawings:
                 if failed and (error := error_of(records[len(found)])) is not None:
                     found.append(error)
-                elif status := sample(sampling, draw, result):
+                elif status := draw(sampling, options, record, drawn):
                     found.append(native.error_of(status, native.library().edge_last_error()))
                 else:
-                    found.append(result.token)
+                    found.append(drawn.tokens[: drawn.count])
         return found
 
     def _pass(self, records: ctypes.Array[native.Step], logits: int, caches: Sequence[KVCache]) -> bool:

@@ -289,6 +289,12 @@ class SampleResult(ctypes.Structure):
     )
 
 
+class Drawn(ctypes.Structure):
+    """edge_drawn"""
+
+    _fields_ = (("count", c_int32), ("tokens", c_int32 * MAX_TREE), ("rows", c_int32 * MAX_TREE))
+
+
 _STATUS = c_int32
 _FUNCTIONS = {
     "edge_abi_version": (c_int32, ()),
@@ -352,6 +358,7 @@ _FUNCTIONS = {
     "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, POINTER(Step), c_int32, c_void_p)),
     "edge_sample": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(SampleResult))),
+    "edge_draw_along": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(Step), POINTER(Drawn))),
     "edge_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),
 }
 _INSTANT = ("edge_cache_length",)

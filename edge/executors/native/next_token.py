@@ -1,4 +1,4 @@
-"""Tokens drawn one after another: what libedge reads of such a step stands there before the pass."""
+"""Tokens drawn in the call that runs their pass: what libedge reads of such a step stands there before."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
+
+from edge.config import ModelConfig
 from edge.executors.native import library as native
 from edge.executors.native.cache import handle_of
-from edge.executors.protocol import KVCache
+from edge.executors.protocol import FloatArray, KVCache
 from edge.executors.sampling import DrawOptions
 
 
@@ -18,31 +22,79 @@ class NativeNextToken:
     A pass drives Python's objects out of the processor's caches: each one that is not asked after it counts.
     """
 
-    def __init__(self, cache: KVCache, options: DrawOptions, vocab_size: int) -> None:
+    def __init__(self, cache: KVCache, options: DrawOptions, config: ModelConfig) -> None:
         self.cache = cache
-        self._token = ctypes.c_int32()
-        self.drawing = replace(options).native  # places of its own
-        """What its token is drawn from, and its place."""
-        self._draw = self.drawing[1]
-        self._draw.vocab_size = vocab_size
+        self.rows = 1
+        """Of the pass that comes."""
+        self._width = config.hidden_size
+        self._tokens = np.zeros(native.MAX_TREE, np.int32)
+        self._positions = np.empty(native.MAX_TREE, np.int32)
+        self._masks = np.empty(native.MAX_TREE, np.uint64)
+        self._layers = np.empty(0, np.int32)
+        self._states: FloatArray | None = None  # one after the other: of all rows, of each layer
+        self.sampling, self.draw, _ = replace(options).native  # places of its own
+        self.draw.vocab_size = config.vocab_size
+        self.drawn = native.Drawn()
+        """What was drawn."""
         self.records = (native.Step * 1)()
         """Its step, for a pass that has no other."""
-        record = self.records[0]
+        self.record = record = self.records[0]
         record.size, record.n, record.logits_count = ctypes.sizeof(native.Step), 1, 1
-        record.cache, record.tokens = handle_of(cache), ctypes.addressof(self._token)
+        record.cache, record.tokens = handle_of(cache), self._tokens.ctypes.data
 
     def put(self, token: int, index: int) -> None:
         """See `NextToken`."""
-        self._token.value = token
-        self._draw.index = index
+        self._tokens[0] = token
+        self.draw.index = index
+        if self.rows > 1:
+            self._set_rows(1)
+            self.record.positions = self.record.tree = None
 
-    def read(self, logits: int) -> None:
-        """Draw from the logits at an address, once they are there."""
-        self._draw.logits = logits
+    def guess(
+        self,
+        tokens: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.int32] | None = None,
+        tree: npt.NDArray[np.uint64] | None = None,
+    ) -> None:
+        """See `NextToken`."""
+        rows = 1 + len(tokens)
+        self._tokens[1:rows] = tokens
+        self._set_rows(rows)
+        if tree is not None:
+            self._positions[:rows], self._masks[:rows] = positions, tree
+            self.record.positions = self._positions.ctypes.data
+            self.record.tree = self._masks.ctypes.data
+
+    def want(self, hidden: bool, layers: Sequence[int] = ()) -> None:
+        """See `NextToken`."""
+        record, self._states = self.record, None
+        record.hidden = record.layer_outputs = None
+        if len(layers) != len(self._layers):
+            self._layers = np.array(layers, np.int32)
+            record.layer_count, record.layer_indices = len(layers), self._layers.ctypes.data
+        if hidden or layers:
+            self._states = np.empty((max(1, len(layers)), self.rows, self._width), np.float32)
+            address = self._states.ctypes.data
+            record.hidden, record.layer_outputs = (None, address) if layers else (address, None)
+
+    @property
+    def states(self) -> FloatArray | None:
+        """See `NextToken`."""
+        if self._states is None:
+            return None
+        return self._states[0] if len(self._states) == 1 else np.concatenate(self._states, axis=1)
+
+    @property
+    def right(self) -> list[int]:
+        """See `NextToken`."""
+        return self.drawn.rows[: self.drawn.count - 1]
+
+    def _set_rows(self, rows: int) -> None:
+        self.rows = self.record.n = self.record.logits_count = rows
 
 
 def records_of(steps: Sequence[NativeNextToken]) -> ctypes.Array[native.Step]:
     """The steps of a pass, as libedge takes them."""
     if len(steps) == 1:
         return steps[0].records
-    return (native.Step * len(steps))(*(step.records[0] for step in steps))
+    return (native.Step * len(steps))(*(step.record for step in steps))

@@ -291,7 +291,7 @@ def test_other_weights_answer_and_nothing_old_is_found(model):
 def test_an_interrupt_between_two_samplings_changes_no_other_answer(model, passes, monkeypatch, at):
     """Whoever's token is being drawn: others go on, with every chunk, unless it was theirs."""
     wanted = [answer(model, prompt_of(n), max_new_tokens=60).tokens for n in (11, 12, 13)]
-    draw, count = library().edge_sample, 0
+    draw, count = library().edge_draw_along, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal count
@@ -300,7 +300,7 @@ def test_an_interrupt_between_two_samplings_changes_no_other_answer(model, passe
             raise KeyboardInterrupt
         return draw(*arguments)
 
-    monkeypatch.setattr(library(), "edge_sample", interrupted)
+    monkeypatch.setattr(library(), "edge_draw_along", interrupted)
 
     def read(n: int) -> tuple[tuple[int | None, ...], Completion]:
         stream = model.stream(prompt_of(n), seed=3, temperature=1.0, max_new_tokens=60, ignore_eos=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edge.engine.speculative.tree import DraftTree
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
 from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
@@ -69,13 +70,52 @@ def test_the_tokens_and_rows_are_those_of_forward_and_sample(executor, together)
     for index in range(TOKENS):
         for step, token in zip(steps, last, strict=True):
             step.put(token, index)
-        last = executor.decode(steps)
+        last = [token for (token,) in executor.decode(steps)]
         for tokens, token in zip(found, last, strict=True):
             tokens.append(token)
     for which, cache, tokens in zip(together, caches, found, strict=True):
         alone, wanted = one_by_one(executor, which)
         assert tokens == wanted
         assert rows(executor, cache) == rows(executor, alone)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize("right", [0, 1, 3])
+@pytest.mark.parametrize("together", [[0], [2, 1]])
+def test_tokens_along_guesses_are_those_of_one_after_another(executor, together, right, branches):
+    """So many guesses of three are right; with branches a wrong one stands beside each, before it."""
+    caches = [begun(executor, which) for which in together]
+    alone = [one_by_one(executor, which) for which in together]
+    steps = []
+    for cache, (_, wanted), which in zip(caches, alone, together, strict=True):
+        guesses = [token if at < right else token ^ 1 for at, token in enumerate(wanted[:3])]
+        step = executor.next_token(cache, OPTIONS[which])
+        step.put(7 + which, 0)
+        if branches:
+            nodes = [
+                (each, 2 * at - 1, 1.0) for at, token in enumerate(guesses) for each in (token ^ 2, token)
+            ]
+            tree = DraftTree.of(nodes)
+            step.guess(tree.tokens, cache.length + tree.positions(), tree.masks())
+        else:
+            step.guess(np.array(guesses, np.int32))
+        step.want(hidden=True)
+        steps.append(step)
+    found = executor.decode(steps)
+    for cache, step, tokens, (_, wanted) in zip(caches, steps, found, alone, strict=True):
+        assert tokens == wanted[: right + 1]
+        assert list(step.right) == [(2 if branches else 1) * at for at in range(1, right + 1)]
+        executor.keep(cache, 4, [3 + row for row in step.right])
+    for cache, step, which, (reference, wanted) in zip(caches, steps, together, alone, strict=True):
+        path = [7 + which, *wanted[:right]]
+        executor.truncate(reference, 3)
+        hidden = run_step(executor, SequenceStep(reference, path, hidden=True)).hidden
+        assert hidden is not None and step.states is not None
+        assert step.states[[0, *step.right]].tobytes() == hidden.tobytes()
+        after = [
+            run_step(executor, SequenceStep(each, wanted[right : right + 1])) for each in (cache, reference)
+        ]
+        assert after[0].logits.tobytes() == after[1].logits.tobytes()
 
 
 def test_a_step_that_fails_fails_alone(executor):
@@ -89,8 +129,8 @@ def test_a_step_that_fails_fails_alone(executor):
     steps.append(executor.next_token(caches[3], forbidden))
     for step, token in zip(steps, (7, 7, executor.config.vocab_size, 7), strict=True):
         step.put(token, 0)
-    token, full, unknown, none = executor.decode(steps)
-    assert token == one_by_one(executor, 0)[1][0]
+    tokens, full, unknown, none = executor.decode(steps)
+    assert tokens == one_by_one(executor, 0)[1][:1]
     assert isinstance(full, ContextError) and isinstance(unknown, TokenizerError)
     assert isinstance(none, NativeError) and "forbids every token" in str(none)
     assert [cache.length for cache in caches[:3]] == [4, CONTEXT, 3]

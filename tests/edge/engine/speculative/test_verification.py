@@ -243,10 +243,16 @@ def test_an_answer_that_nobody_holds_has_what_was_read(model):
     same(plain, model.complete(prompt, session=chat, **settings))
 
 
-@pytest.mark.parametrize("at", ["forward", "keep", "sample"])
-def test_an_interrupt_leaves_no_guesses_behind(model, monkeypatch, at):
+@pytest.mark.parametrize(
+    ("at", "more"),
+    [("forward", {"logprobs": 0}), ("sample", {"logprobs": 0}), ("keep", {}), ("decode", {})],
+    ids=["forward", "sample", "keep", "decode"],
+)
+def test_an_interrupt_leaves_no_guesses_behind(model, monkeypatch, at, more):
     """KeyboardInterrupt in the middle of a pass; the session goes on as if it had never guessed."""
-    prompt, settings = prompt_of(90), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 70}
+    if at == "decode" and model in PROMPTS:
+        pytest.skip("with soft rows tokens are drawn after the pass")
+    prompt, settings = prompt_of(90), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 70, **more}
     plain = model.complete(prompt, session=model.session(speculate=False), **settings)
     with_guesses(model, [prompt + list(plain.tokens)], right=1.0)
     session, calls = model.session(), 0
@@ -341,7 +347,8 @@ def test_drafters_are_told_what_soft_rows_give(model):
 
 def test_a_sampler_that_fails_in_the_middle_of_a_path(model):
     """The error is the answer's; its session has no rows of the tree."""
-    prompt, settings = prompt_of(80), {"temperature": 0, "ignore_eos": True, "max_new_tokens": 40}
+    prompt = prompt_of(80)
+    settings = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 40, "logprobs": 0}
     plain = model.complete(prompt, session=model.session(speculate=False), **settings)
     with_guesses(model, [prompt + list(plain.tokens)], right=1.0)
     session, draw = model.session(), model.executor.sample
