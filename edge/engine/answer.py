@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -351,7 +351,7 @@ class Answer(DrawingJob):
             return NOTHING
         tokens = np.concatenate([session.tokens, self.todo])
         tree = self._speculation.propose(
-            tokens, replace(budget, rows=rows, depth=min(budget.depth, rows, left, room))
+            tokens, budget._replace(rows=rows, depth=min(budget.depth, rows, left, room))
         )
         return tree if self._constraint is None else tree.fitting(self._constraint.fits)
 

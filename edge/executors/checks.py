@@ -55,6 +55,8 @@ def integers(values: Any, what: str, kind: type[np.integer] = np.int32) -> npt.N
 
 def whole_number(value: Any, what: str) -> int:
     """One such number."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value  # the rest takes as long as a small kernel
     (found,) = integers([value], what, np.int64)
     return int(found)
 

@@ -88,12 +88,10 @@ class DraftPlan:
         return self.branches + (self.steps - 1) * self.branches**2
 
     @property
-    def all_gains(self) -> Floats:
-        """`least_gains` of every step, float32 [steps]."""
-        gains = np.zeros(self.steps, np.float32)
-        known = np.asarray(self.least_gains, np.float32)[: self.steps]
-        gains[: len(known)] = known
-        return gains
+    def all_gains(self) -> list[float]:
+        """`least_gains` of every step."""
+        known = list(self.least_gains[: self.steps])
+        return known + [0.0] * (self.steps - len(known))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ those of one model may share what they have learned.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from edge.executors.soft import SoftPrompt
 Tokens = npt.NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):  # as is what else is made for every pass: a dataclass takes five times as long
     """What a tree may cost.
 
     rows: most nodes that can be verified. depth: longest path that can count. token_seconds: what a token of
@@ -33,8 +32,7 @@ class Budget:
     least_chance: float
 
 
-@dataclass(frozen=True, eq=False)
-class Accepted:
+class Accepted(NamedTuple):
     """Tokens that now stand in the cache for good.
 
     start: their first place in the sequence. What was told of this place and later ones before does not hold
@@ -70,6 +68,12 @@ class Drafter(ABC):
         is not in the cache yet. It may have more nodes than `budget.rows`; the likeliest are verified. Empty
         if there is nothing worth a row.
         """
+
+    def rests(self) -> bool:
+        """Whether it is not to be asked in the pass that comes, since its guesses have cost more than they
+        gave, in all sequences; called once for each pass.
+        """
+        return False
 
     @abstractmethod
     def accepted(self, accepted: Accepted) -> None:

@@ -101,6 +101,8 @@ class Drafting:
             least_chance=least_chance(self._rows, sequences, curve),
         )
         trees = [_proposed(job, budget) for job in jobs]
+        if not any(tree.rows for tree in trees):
+            return
         if not branches:
             trees = [tree.likeliest_path() for tree in trees]
         chosen = choose(trees, self._rows, sequences, curve, room)

@@ -5,6 +5,7 @@ chances are those of its confidence head.
 
 from __future__ import annotations
 
+from math import exp
 from statistics import median_low
 
 import numpy as np
@@ -21,7 +22,8 @@ _SLACK = 0.5  # a guess may be right this much more often than the network says
 _SAMPLES = 9  # of the latest steps of one number; their median is what one costs
 _YIELD, _LEAST_YIELD = 0.6, 0.1  # of a step, before any was made, and however little the last ones gave
 _LEARNED = 0.1  # share of the newest step in what steps are expected to give
-_PATIENCE = 256  # plans after which a first step that was too slow is made again: it may have had bad luck
+_REST = 256  # passes in which nobody asks a network whose guesses cost more than they give
+_TRIES = 8  # guesses after that: the text may have changed, or the machine have been busy
 _FEW_ROWS = 8  # what the first step costs is told by those that come after a pass, not by prompts
 
 
@@ -38,12 +40,18 @@ class Eagle:
         self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
         self._medians: list[float | None] = [None] * _MOST_STEPS
         self._yields = [_YIELD] * _MOST_STEPS
-        self._refused = 0  # plans in a row
+        self._given, self._token_seconds = _YIELD, 0.0  # tokens by a plan, less what further steps cost
+        self._rest, self._tries = 0, _TRIES
         self.reach = Reach()
 
+    def rests(self) -> bool:
+        """See `Drafter`: what one has learned holds for all."""
+        self._rest = max(0, self._rest - 1)
+        return self._rest > 0
+
     def plan(self, budget: Budget) -> DraftPlan | None:
-        """What to try; None if even the first step costs more than the tokens that it may save: one, or as
-        many as a block tells.
+        """What to try; None if the first step costs more than the tokens that it may save (one, or as many as
+        a block tells), or than plans have given lately.
 
         Of the children of one token the n-th has at most the chance 1 / n: more than 1 / least_chance of them
         can't pay. Step i is made if what it gives at its leaves' chances, in tokens, is worth its time.
@@ -52,12 +60,18 @@ class Eagle:
             return None
         costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
         config = self.network.config
+        self._token_seconds = budget.token_seconds
         if costs[0] > (config.guessed_rows if config.is_block else 1):
-            self._refused += 1
-            if self._refused < _PATIENCE:
-                return None
             self._seconds[0], self._medians[0] = [], None
-        self._refused = 0
+            self._rest, self._tries = _REST, _TRIES
+            return None
+        if self._given > costs[0]:
+            self._tries = _TRIES
+        elif self._tries:
+            self._tries -= 1
+        else:
+            self._rest, self._tries = _REST, _TRIES
+            return None
         reach = config.guessed_rows if config.is_block else self.reach.depth
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
@@ -72,20 +86,26 @@ class Eagle:
         """What the steps took, after so many rows were appended, and what they gave: the tree's nodes are
         worth their chances, less what their rows in the pass cost.
         """
-        gains = np.maximum(0, tree.chances - least_chance)
-        depths = tree.depths
-        first, last = -1, 0
+        gains = [0.0] * max(tree.depth, len(tried.seconds))  # lists: arrays so small take longer
+        for chance, depth in zip(tree.chances.tolist(), tree.depths, strict=True):
+            gains[depth - 1] += max(0.0, chance - least_chance)
+        further = sum(tried.seconds[1:]) / self._token_seconds if self._token_seconds > 0 else 0.0
+        self._given += _LEARNED * (sum(gains) - further - self._given)
+        parents, logprobs = tried.parents.tolist(), tried.logprobs.tolist()
+        first = 0  # token of the step
         for step, seconds in enumerate(tried.seconds):
-            inside = (tried.parents >= first) & (tried.parents < last)
-            leaves = np.unique(tried.parents[inside])
-            promised = 1.0 if step == 0 else float(np.exp(tried.logprobs[leaves]).sum())
+            last = first
+            while last < len(parents) and parents[last] < first:
+                last += 1
+            leaves = set(parents[first:last])
+            promised = 1.0 if step == 0 else sum(exp(logprobs[leaf]) for leaf in leaves)
             if promised > 0:
-                found = max(_LEAST_YIELD, float(gains[depths == step + 1].sum()) / promised)
+                found = max(_LEAST_YIELD, gains[step] / promised)
                 self._yields[step] += _LEARNED * (found - self._yields[step])
             if step > 0 or rows <= _FEW_ROWS:
                 self._seconds[step] = [*self._seconds[step][1 - _SAMPLES :], seconds]
                 self._medians[step] = median_low(self._seconds[step])
-            first, last = last, last + int(np.count_nonzero(inside))
+            first = last
 
     def _cost(self, step: int, token_seconds: float) -> float:
         """In tokens of the target; of a step that was never made, that of the one before it, or nothing where
@@ -136,6 +156,10 @@ class EagleDrafter(Drafter):
         appended = sum(len(rows.tokens) for rows in parts)
         self._eagle.record(tried, appended, tree, budget.least_chance)
         return tree
+
+    def rests(self) -> bool:
+        """See `Drafter`."""
+        return self._eagle.rests()
 
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.engine.speculative.drafter import Tokens
 from edge.executors.drafts import DraftRows, Floats
@@ -19,6 +21,62 @@ _RETAINED = 64
 it than was thought, after a cut for instance. Deeper cuts leave a gap of one row."""
 
 
+class _Run:
+    """Values of places that follow each other, in memory that grows by doubling."""
+
+    def __init__(self, first: int, values: npt.NDArray[Any]) -> None:
+        self.first = first
+        self._begin, self._end = 0, len(values)  # of the memory that is in use
+        self._memory = np.array(values)
+
+    @property
+    def end(self) -> int:
+        """The place behind the last."""
+        return self.first + self._end - self._begin
+
+    def values(self, first: int, end: int) -> npt.NDArray[Any]:
+        """Of the places from `first` to `end`, which are inside; a view, valid until the next change."""
+        begin = self._begin - self.first
+        return self._memory[begin + first : begin + end]
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        """Of the places behind the last."""
+        end = self._end + len(values)
+        if end > len(self._memory):
+            used = self._memory[self._begin : self._end]
+            end -= self._begin
+            self._begin, self._end = 0, len(used)
+            self._memory = np.empty((2 * end, *used.shape[1:]), used.dtype)
+            self._memory[: self._end] = used
+        self._memory[self._end : end] = values
+        self._end = end
+
+    def cut(self, end: int) -> None:
+        """Forget the places from `end` on."""
+        self._end = min(self._end, max(self._begin, self._begin + end - self.first))
+
+    def forget_before(self, first: int) -> None:
+        """Forget the places before `first`."""
+        gone = min(max(0, first - self.first), self._end - self._begin)
+        self.first += gone
+        self._begin += gone
+
+
+def _put(runs: list[_Run], first: int, values: npt.NDArray[Any]) -> None:
+    """Behind all that is there."""
+    if runs and runs[-1].end == first:
+        runs[-1].append(values)
+    else:
+        runs.append(_Run(first, values))
+
+
+def _cut(runs: list[_Run], end: int) -> None:
+    while runs and runs[-1].first >= end:
+        runs.pop()
+    if runs:
+        runs[-1].cut(end)
+
+
 class KnownRows:
     """Row i belongs to place i of the sequence: it is made of the hidden state there and the token after it.
 
@@ -28,84 +86,77 @@ class KnownRows:
     def __init__(self, seen: int | None) -> None:
         """seen: rows, its own included, that the last row of a sequence depends on; None: all."""
         self._seen = seen
-        self._places = np.empty(0, np.int64)  # of the cache's rows, ascending
-        self._tokens = np.empty(0, np.int32)  # that they were made of
-        self._states: list[tuple[int, Floats]] = []  # first place, hidden states from there on; ascending
+        self._rows: list[_Run] = []  # the tokens that the cache's rows were made of, without gaps in a run
+        self._states: list[_Run] = []  # hidden states
 
     def tell(self, start: int, count: int, hidden: Floats | None) -> None:
         """Tokens stand at places `start` to `start + count` for good, with these hidden states; what was
         known from there on does not hold any more.
         """
-        self.cut(int(np.searchsorted(self._places, start)))
-        states = self._states
-        while states and states[-1][0] >= start:
-            states.pop()
-        if states:
-            place, part = states[-1]
-            states[-1] = place, part[: start - place]
+        _cut(self._rows, start)
+        _cut(self._states, start)
+        first = 0 if self._seen is None else max(0, count - max(self._seen, _RETAINED))
         if hidden is not None and count:
-            first = 0 if self._seen is None else max(0, count - max(self._seen, _RETAINED))
-            states.append((start + first, np.array(hidden[first:count], np.float32)))
+            _put(self._states, start + first, hidden[first:count])
         if self._seen is not None:
             self._forget_before(start + count - max(self._seen, _RETAINED))
 
     def missing(self, tokens: Tokens) -> tuple[int, list[DraftRows]]:
         """(rows of the cache that hold, rows to append) for a draft behind the last of `tokens`, the whole
         sequence. The last of the rows to append, in pieces without gaps, is of the place before it; there are
-        none if its hidden state is not known.
+        none if its hidden state is not known. They are valid until the next call of `tell`.
         """
         last = len(tokens) - 2
-        states = [(place, part[: last + 1 - place]) for place, part in self._states if place <= last]
-        if not states or states[-1][0] + len(states[-1][1]) - 1 != last:
-            return len(self._places), []
-        inside = self._places < last  # the last row is made again: a draft goes on from it
-        same = inside & (tokens[np.minimum(self._places, max(0, last)) + 1] == self._tokens)
-        kept = len(same) if same.all() else int(np.argmin(same))
-        after = int(self._places[kept - 1]) + 1 if kept else 0
+        states = [run for run in self._states if run.first <= last]
+        if not states or states[-1].end <= last:
+            return sum(run.end - run.first for run in self._rows), []
+        kept, after = self._that_hold(tokens, last)
         parts = []
-        for place, part in states:
-            skipped = max(0, after - place)
-            if skipped < len(part):
-                parts.append((place + skipped, part[skipped:]))
-        joined = _joined(parts)
-        ends = [after, *(place + len(part) for place, part in joined)]
-        for index, ((place, _), end) in reversed([*enumerate(zip(joined, ends, strict=False))]):
-            if place - end > _LARGEST_GAP:
-                kept, joined = 0, joined[index:]
-                break
-        return kept, [
-            DraftRows(place, tokens[place + 1 : place + 1 + len(part)], part) for place, part in joined
-        ]
+        for run in states:
+            first, end = max(run.first, after), min(run.end, last + 1)
+            if first < end:
+                parts.append(DraftRows(first, tokens[first + 1 : end + 1], run.values(first, end)))
+        ends = [after, *(part.position + len(part.tokens) for part in parts)]
+        for index in reversed(range(len(parts))):
+            if parts[index].position - ends[index] > _LARGEST_GAP:
+                return 0, parts[index:]
+        return kept, parts
 
     def appended(self, parts: Sequence[DraftRows]) -> None:
         """What `missing` gave is in the cache now, behind the rows that hold."""
-        places = [np.arange(rows.position, rows.position + len(rows.tokens)) for rows in parts]
-        self._places = np.concatenate([self._places, *places])
-        self._tokens = np.concatenate([self._tokens, *(rows.tokens for rows in parts)])
-        self._forget_before(int(self._places[-1]) + 1 - _RETAINED)
+        for rows in parts:
+            _put(self._rows, rows.position, rows.tokens)
+        self._forget_before(self._rows[-1].end - _RETAINED)
 
     def cut(self, rows: int) -> None:
         """The cache has no more than its first rows."""
-        self._places, self._tokens = self._places[:rows], self._tokens[:rows]
+        for index, run in enumerate(self._rows):
+            if run.end - run.first >= rows:
+                run.cut(run.first + rows)
+                del self._rows[index + (rows > 0) :]
+                return
+            rows -= run.end - run.first
+
+    def _that_hold(self, tokens: Tokens, last: int) -> tuple[int, int]:
+        """(rows of the cache, the place behind them) before the last place, whose row is made again: a draft
+        goes on from it.
+        """
+        kept = after = 0
+        for run in self._rows:
+            end = min(run.end, last)
+            if end <= run.first:
+                break
+            same = run.values(run.first, end) == tokens[run.first + 1 : end + 1]
+            count = len(same) if same.all() else int(np.argmin(same))
+            kept += count
+            after = run.first + count if count else after
+            if run.first + count < run.end:
+                break
+        return kept, after
 
     def _forget_before(self, first: int) -> None:
-        states, gone = self._states, 0
-        while gone < len(states) and states[gone][0] + len(states[gone][1]) <= first:
-            gone += 1
-        del states[:gone]
-        if states and states[0][0] < first:
-            place, part = states[0]
-            states[0] = first, part[first - place :]
-
-
-def _joined(parts: Sequence[tuple[int, Floats]]) -> list[tuple[int, Floats]]:
-    """Pieces that follow each other as one."""
-    joined: list[tuple[int, list[Floats]]] = []
-    ends = -1
-    for place, part in parts:
-        if place == ends:
-            joined[-1][1].append(part)
-        else:
-            joined.append((place, [part]))
-        ends = place + len(part)
-    return [(place, np.concatenate(group)) for place, group in joined]
+        states = self._states
+        while states and states[0].end <= first:
+            del states[0]
+        if states:
+            states[0].forget_before(first)

@@ -290,7 +290,7 @@ class _Growth:
 def _alike(text: array[int], tokens: Tokens) -> int:
     """How many tokens they have in common from the beginning on."""
     n = min(len(text), len(tokens))
-    if not n:
-        return 0
+    if text[:n].tolist() == tokens[:n].tolist():
+        return n
     differ = np.flatnonzero(np.frombuffer(text, np.int32)[:n] != tokens[:n])
-    return int(differ[0]) if len(differ) else n
+    return int(differ[0])

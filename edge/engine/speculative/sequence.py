@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,8 +68,7 @@ class SpeculationStatistics:
         return self.plain_seconds / self.seconds if self.seconds > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class PassCost:
+class PassCost(NamedTuple):
     """What a pass was for one of its sequences that decode.
 
     seconds: it took, drafting apart. plain_seconds: the same pass takes without guesses. extra_seconds: what
@@ -149,14 +147,17 @@ class SequenceSpeculation:
 
     def end(self) -> None:
         """The answer has ended."""
-        with self._asking() as drafter:
-            if drafter is not None:
-                self._tell(drafter)
-                drafter.close()
+        if self._drafter is None:
+            return
+        try:
+            self._tell(self._drafter)
+            self._drafter.close()
+        except Exception as error:
+            self._give_up(error)
 
     def is_awake(self) -> bool:
         """Whether it guesses in the pass that comes: not while its guesses have not paid lately."""
-        if self._drafter is None or self._rest > 0:
+        if self._drafter is None or self._rest > 0 or self._drafter.rests():
             self._rest = max(0, self._rest - 1)
             self._asked = False
             return False
@@ -168,22 +169,22 @@ class SequenceSpeculation:
         if budget.rows < group:
             return NOTHING
         if group:
-            budget = replace(
-                budget,
+            budget = budget._replace(
                 rows=(budget.rows - group) // (1 + group),
                 least_chance=min(1.0, (1 + group) * budget.least_chance),
             )
         if not self._has_paid:
-            budget = replace(budget, rows=min(budget.rows, _AT_FIRST), depth=1)
+            budget = budget._replace(rows=min(budget.rows, _AT_FIRST), depth=1)
         started, tree, self._asked = perf_counter(), NOTHING, True
         self._catches_up = self._catches_up or self._untold_rows > _FEW_ROWS
-        with self._asking() as drafter:
-            if drafter is not None:
-                self._tell(drafter)
-                tree = drafter.propose(tokens, budget)
-        if budget.depth < len(tree):
-            tree = tree.within(budget.depth)
-        tree = tree.best(budget.rows)
+        if self._drafter is not None:
+            try:
+                self._tell(self._drafter)
+                tree = self._drafter.propose(tokens, budget)
+            except Exception as error:
+                self._give_up(error)
+        if len(tree):
+            tree = tree.within(budget.depth).best(budget.rows)
         self._draft_seconds = perf_counter() - started
         return tree
 
@@ -200,23 +201,27 @@ class SequenceSpeculation:
         self._untold.append(Accepted(start, tokens, hidden, soft))
         self._untold_rows += len(tokens)
         if self._untold_rows > _MOST_UNTOLD:
-            with self._asking() as drafter:
-                if drafter is not None:
-                    self._tell(drafter)
+            try:
+                self._tell(self._drafter)
+            except Exception as error:
+                self._give_up(error)
 
     def count(self, tree: DraftTree, accepted: int, tokens: int) -> None:
         """A pass verified `tree`, accepted so many of its nodes, and brought so many tokens."""
         counts = self._counts
         counts.passes += 1
         counts.tokens += tokens
+        deepest = tree.depth if len(tree) else 0
+        if self._asked and self._drafter is not None:
+            try:
+                self._drafter.verified(deepest)
+            except Exception as error:
+                self._give_up(error)
+        if not deepest:
+            return
         counts.drafted += len(tree)
         counts.accepted += accepted
         counts.largest_tree = max(counts.largest_tree, len(tree))
-        deepest = int(tree.depths.max()) if len(tree) else 0
-        if self._asked:
-            with self._asking() as drafter:
-                if drafter is not None:
-                    drafter.verified(deepest)
         for depths, reached in ((counts.offered_at, deepest), (counts.accepted_at, accepted)):
             depths.extend([0] * (deepest - len(depths)))
             for depth in range(reached):
@@ -253,12 +258,8 @@ class SequenceSpeculation:
         self._untold.clear()
         self._untold_rows = 0
 
-    @contextmanager
-    def _asking(self) -> Iterator[Drafter | None]:
-        """The drafter. An answer is worth more than guesses at it: what fails is not asked again."""
-        try:
-            yield self._drafter
-        except Exception as error:
-            self._drafter = None
-            self._untold.clear()
-            notice(f"Guesses by '{self.name}' have ended, and the answer goes on without: {error}")
+    def _give_up(self, error: Exception) -> None:
+        """An answer is worth more than guesses at it: a drafter that fails is not asked again."""
+        self._drafter = None
+        self._untold.clear()
+        notice(f"Guesses by '{self.name}' have ended, and the answer goes on without: {error}")

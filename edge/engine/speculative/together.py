@@ -27,7 +27,7 @@ class Together(Drafter):
         """See `Drafter`."""
         found = self._first.propose(tokens, budget)
         of_root = found.chances[found.parents < 0]
-        self._asked = not (len(of_root) and float(of_root.max()) >= _SURE)
+        self._asked = not ((len(of_root) and float(of_root.max()) >= _SURE) or self._second.rests())
         return united(found, self._second.propose(tokens, budget)) if self._asked else found
 
     def accepted(self, accepted: Accepted) -> None:

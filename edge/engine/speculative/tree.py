@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class DraftTree:
 
     def within(self, depth: int) -> DraftTree:
         """Without the nodes that are deeper."""
-        return self._only(np.flatnonzero(self.depths <= depth))
+        return self if self.depth <= depth else self._only(np.flatnonzero(np.array(self.depths) <= depth))
 
     def fitting(self, fits: Callable[[Sequence[int]], int]) -> DraftTree:
         """Without what may not come. fits: how many tokens of a path from the root may, one after another."""
@@ -71,27 +72,31 @@ class DraftTree:
         parents = np.arange(-1, len(path) - 1, dtype=np.int32)
         return replace(self, tokens=self.tokens[path], parents=parents, chances=self.chances[path])
 
-    @property
+    @cached_property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before it."""
-        return bool((self.parents == np.arange(-1, len(self) - 1)).all())
+        return self.parents.tolist() == [*range(-1, len(self) - 1)]
 
     def children(self, node: int) -> list[int]:
         """Indices of the nodes whose parent is `node`."""
         return [int(child) for child in np.flatnonzero(self.parents == node)]
 
-    @property
-    def depths(self) -> npt.NDArray[np.int32]:
-        """Of every node, 1 for children of the root; int32 [n]."""
-        depths = np.ones(len(self), np.int32)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                depths[node] = depths[parent] + 1
+    @cached_property
+    def depths(self) -> list[int]:
+        """Of every node, 1 for children of the root."""
+        depths: list[int] = []
+        for parent in self.parents.tolist():
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
         return depths
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest node, 0 without any."""
+        return max(self.depths, default=0)
 
     def positions(self, root: int = 0) -> npt.NDArray[np.int32]:
         """Of all rows of such a step as `masks` has, from 0 on."""
-        ends = np.concatenate([np.zeros(1, np.int32), self.depths])
+        ends = np.array([0, *self.depths], np.int32)
         groups = ends[:, None] + np.arange(1, self.group + 1)
         return np.concatenate([np.arange(root), root + ends, root + groups.ravel()]).astype(np.int32)
 
@@ -100,7 +105,7 @@ class DraftTree:
         + rows], see `SequenceStep.tree`.
         """
         masks = [(1 << at + 1) - 1 for at in range(root + 1)]
-        for node, parent in enumerate(self.parents):
+        for node, parent in enumerate(self.parents.tolist()):
             masks.append(masks[root + parent + 1] | 1 << root + node + 1)
         for before in masks[root:]:
             for _ in range(self.group):

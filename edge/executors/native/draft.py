@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
+from math import inf, log
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from edge.config.draft import (
 from edge.config.rope import rope_parameters
 from edge.config.rope_regime import follow_regime
 from edge.errors import NativeError
-from edge.executors.checks import whole_number
+from edge.executors.checks import MAX_TREE, whole_number
 from edge.executors.drafts import DraftPlan, DraftRows, Tried
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
@@ -99,6 +100,37 @@ def draft_library() -> ctypes.CDLL:
     for name, (result, arguments) in _FUNCTIONS.items():
         setattr(lib, name, native.checked(getattr(lib, name), result, arguments))
     return lib
+
+
+class _Places:
+    """What libedge reads of a search, and where it writes to: the same memory every time."""
+
+    def __init__(self, room: int) -> None:
+        """room: most tokens that are tried."""
+        self.room = room
+        self.gains = (c_float * MAX_TREE)()
+        self._seconds = (c_float * MAX_TREE)()
+        self._tokens, self._parents = np.empty(room, np.int32), np.empty(room, np.int32)
+        self._logprobs = np.empty(room, np.float32)
+        self.step = DraftStep(
+            size=ctypes.sizeof(DraftStep),
+            least_gains=ctypes.addressof(self.gains),
+            node_room=room,
+            node_tokens=self._tokens.ctypes.data,
+            node_parents=self._parents.ctypes.data,
+            node_logprobs=self._logprobs.ctypes.data,
+            seconds=ctypes.addressof(self._seconds),
+        )
+
+    def tried(self) -> Tried:
+        """What the last search left there."""
+        n, steps = self.step.node_count, self.step.steps_run
+        return Tried(
+            self._tokens[:n].copy(),
+            self._parents[:n].copy(),
+            self._logprobs[:n].copy(),
+            tuple(self._seconds[:steps]),
+        )
 
 
 class Target(Protocol):
@@ -187,6 +219,7 @@ class NativeDraft:
             )
         )
         self.handle = handle
+        self._places = _Places(0)
         self._finalizer = native.finalize(self, lib.edge_draft_destroy, handle)
 
     @property
@@ -217,33 +250,37 @@ class NativeDraft:
     def append(self, cache: KVCache, rows: DraftRows) -> None:
         """See `DraftNetwork.append`."""
         rows = rows.checked(self._config)  # which live as long as the call
-        self._run(self._step(cache, rows))
+        step = DraftStep(
+            size=ctypes.sizeof(DraftStep),
+            n=rows.tokens.size,
+            cache=handle_of(cache),
+            position=whole_number(rows.position, "the position of the first row"),
+            tokens=rows.tokens.ctypes.data,
+            hidden=rows.hidden.ctypes.data,
+        )
+        with self._lock():
+            self._check_open()
+            native.check(draft_library().edge_draft_run(self.handle, step))
 
     def run(self, cache: KVCache, rows: DraftRows, plan: DraftPlan) -> Tried:
         """See `DraftNetwork.run`."""
         rows = rows.checked(self._config)
-        tokens, parents = np.empty(plan.room, np.int32), np.empty(plan.room, np.int32)
-        logprobs, seconds = np.empty(plan.room, np.float32), np.empty(plan.steps, np.float32)
-        gains = plan.all_gains
-        with np.errstate(divide="ignore"):
-            least = float(np.log(np.float32(plan.least_chance)))
-        step = self._step(
-            cache,
-            rows,
-            steps=plan.steps,
-            branches=plan.branches,
-            rows=plan.rows,
-            least_logprob=least,
-            least_gains=gains.ctypes.data,
-            node_room=plan.room,
-            node_tokens=tokens.ctypes.data,
-            node_parents=parents.ctypes.data,
-            node_logprobs=logprobs.ctypes.data,
-            seconds=seconds.ctypes.data,
-        )
-        self._run(step)
-        n = step.node_count
-        return Tried(tokens[:n], parents[:n], logprobs[:n], tuple(seconds[: step.steps_run].tolist()))
+        whole_number(rows.position, "the position of the first row")
+        native.check_integer(plan.rows, c_int32, "the number of tokens of any use")
+        with self._lock():
+            self._check_open()
+            places = self._places
+            if places.room < plan.room:
+                places = self._places = _Places(plan.room)
+            step = places.step
+            step.n, step.cache, step.position = rows.tokens.size, handle_of(cache), rows.position
+            step.tokens, step.hidden = rows.tokens.ctypes.data, rows.hidden.ctypes.data
+            step.steps, step.branches, step.rows = plan.steps, plan.branches, plan.rows
+            step.least_logprob = log(plan.least_chance) if plan.least_chance > 0 else -inf
+            for at, gain in enumerate(plan.all_gains):
+                places.gains[at] = gain
+            native.check(draft_library().edge_draft_run(self.handle, step))
+            return places.tried()
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""
@@ -262,22 +299,6 @@ class NativeDraft:
     def free(self) -> None:
         """The same for who holds the lock."""
         self._finalizer()
-
-    def _step(self, cache: KVCache, given: DraftRows, **wanted: Any) -> DraftStep:
-        return DraftStep(
-            size=ctypes.sizeof(DraftStep),
-            n=given.tokens.size,
-            cache=handle_of(cache),
-            position=whole_number(given.position, "the position of the first row"),
-            tokens=given.tokens.ctypes.data,
-            hidden=given.hidden.ctypes.data,
-            **wanted,
-        )
-
-    def _run(self, step: DraftStep) -> None:
-        with self._lock():
-            self._check_open()
-            native.check(draft_library().edge_draft_run(self.handle, ctypes.byref(step)))
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:

@@ -61,6 +61,7 @@ class NativeNextToken:
         self._tokens[1:rows] = tokens
         self._set_rows(rows)
         if tree is not None:
+            assert positions is not None
             self._positions[:rows], self._masks[:rows] = positions, tree
             self.record.positions = self._positions.ctypes.data
             self.record.tree = self._masks.ctypes.data

@@ -81,7 +81,7 @@ def test_a_tree_is_one_and_keeps_to_the_budget() -> None:
         tree = LookupDrafter(memory).propose(ids(text), budget)
         seen += len(tree)
         assert len(tree) <= budget.rows
-        assert max(tree.depths) <= budget.depth
+        assert tree.depth <= budget.depth
         assert min(tree.chances) >= budget.least_chance
         for node, parent in enumerate(tree.parents):
             assert -1 <= parent < node

@@ -45,7 +45,7 @@ def passes(speculation: SequenceSpeculation, count: int, *, right: int, extra: f
     sizes = []
     for _ in range(count):
         tree = proposed(speculation)
-        accepted = min(right, int(tree.depths.max(initial=0)))
+        accepted = min(right, tree.depth)
         sizes.append(len(tree))
         speculation.count(tree, accepted, 1 + accepted)
         added = extra if len(tree) else 0.0
