@@ -137,6 +137,23 @@ def test_halves_are_rounded_to_even(operators, tier, n: int):
     np.testing.assert_allclose(found, np.tile(np.rint(x), (n, 1)), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["int4", "ternary"])
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_codes_overflow_nothing(operators, tier, kind: str, group: int, sign: int):
+    """All weights and activations at their ends, where sums in 16 bits are closest to overflow."""
+    scheme, columns = QuantScheme(kind, group), 256
+    code = 15 if kind == "int4" else 2
+    codes, largest = np.full((16, columns), code, np.uint8), code - int(scheme.zero)
+    matrix = QuantizedMatrix(scheme, codes, np.ones((16, columns // group), np.float16))
+    data = packing.pack(matrix, scheme)
+    for n in (1, 2, 4, 5, 9, 40):
+        x = np.full((n, columns), 127.0 * sign, np.float32)
+        for mode in INTEGERS:
+            found = operators.linear(operators.matrix(data, scheme, 16, columns), x, mode, tier)
+            assert (found == 127.0 * sign * largest * columns).all()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("mode", native.ACTIVATIONS)
 def test_a_token_alone_equals_the_token_in_a_batch(operators, tier, random_matrix, scheme, mode):

@@ -28,52 +28,6 @@ __attribute__((always_inline)) inline void add_blocks(const Matrix &m, const uin
     }
 }
 
-// Adds the integer products of so many columns of T tiles with a batch of M tokens to sum[tile][token][chain]. `at`
-// moves on.
-template <int bits, int M, int T, int chains>
-__attribute__((always_inline)) inline void add_codes(const uint8_t *(&at)[T], int64_t columns,
-                                                     const int8_t *codes, Ints (&sum)[T][M][chains]) {
-    constexpr int field_count = 8 / bits;
-    constexpr bool in_place = fields_in_place && bits < 8 && chains > 1;
-    for (int64_t column = 0; column < columns; column += 8 * field_count) {
-#pragma GCC unroll 2
-        for (int j = 0; j < 2; ++j) {
-            Bytes bytes[T];
-#pragma GCC unroll 2
-            for (int i = 0; i < T; ++i) {
-                prefetch(at[i] + prefetch_distance);
-                bytes[i] = load_bytes(at[i]);
-                at[i] += 64;
-            }
-#pragma GCC unroll 4
-            for (int f = 0; f < field_count; ++f) {
-                const int chain = (j * field_count + f) % chains;
-                Bytes weights[T];
-#pragma GCC unroll 2
-                for (int i = 0; i < T; ++i) {
-                    weights[i] = !in_place    ? fields<bits>(bytes[i], f)
-                                 : f < chains ? field_in_place<bits>(bytes[i], f)
-                                              : field_in_place<bits>(fields<4>(bytes[i], 1), f % chains);
-                }
-#pragma GCC unroll 8
-                for (int t = 0; t < M; ++t, codes += 4) {
-                    if (T == 1) {
-                        Ints &to = sum[0][t][chain];
-                        to = bits == 8 ? dot_biased(to, weights[0], codes) : dot_small(to, weights[0], codes);
-                        continue;
-                    }
-                    const Word x = load_word(codes);
-#pragma GCC unroll 2
-                    for (int i = 0; i < T; ++i) {
-                        Ints &to = sum[i][t][chain];
-                        to = bits == 8 ? dot_biased(to, weights[i], x) : dot_small(to, weights[i], x);
-                    }
-                }
-            }
-        }
-    }
-}
-
 // Integer dot products of T tiles, each a stream of its own, with a batch of M quantized tokens, over weights as they
 // come from memory; all tiles at the same time, or block after block of one after the other. Tile i of `out` starts at
 // i * out_stride.
@@ -83,9 +37,11 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
     constexpr int tiles = together ? T : 1;
     // Independent sums hide the latency of the dot products. A field that stays where it is in its byte saves a shift,
     // but its sums need a chain of their own; two chains for four fields take the upper half of a byte shifted.
-    constexpr int chains = bits == 2 && fields_in_place && M * tiles * 4 <= most_sums ? 4
-                           : M * tiles * 2 <= most_sums                               ? 2
-                                                                                      : 1;
+    // Short sums need none: what is added to them comes at once.
+    constexpr int chains = in_shorts<bits>                                              ? 1
+                           : bits == 2 && fields_in_place && M * tiles * 4 <= most_sums ? 4
+                           : M * tiles * 2 <= most_sums                                 ? 2
+                                                                                        : 1;
     constexpr bool in_place = fields_in_place && bits < 8 && chains > 1;
     const int8_t *codes = a.codes + token * a.stride;
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;

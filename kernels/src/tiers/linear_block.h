@@ -1,8 +1,7 @@
 // Integer products for many tokens: weights of a few tiles are unpacked into the L1 cache once, then used by one
 // batch of tokens after the other. Part of tier.h.
 
-constexpr int prefetch_distance = 2048;  // bytes: about what one core's reads need to stay in flight
-constexpr int unpack_columns = 512;      // with a batch's activations they fit into 48 KB for two tiles
+constexpr int unpack_columns = 512;  // with a batch's activations they fit into 48 KB for two tiles
 
 // A range of columns of one tile: codes as bytes, 128 for every 8 columns; scales per activation block.
 struct Unpacked {
@@ -47,14 +46,35 @@ inline void store_words(uint8_t *p, Bytes first, Bytes second) {
     store_bytes(p + 64, second);
 }
 
-// The integer sums of one tile and M tokens.
+constexpr int64_t piece_columns = has_short_sums ? short_columns<4> : max_block;
+
+// The integer sums of one tile and M tokens. `begin` and `end` stand around at most piece_columns columns.
 template <bool biased, int M>
 struct Sums {
+    static constexpr bool shorts = has_short_sums && !biased;
     Ints sum[M];
+    Shorts part[shorts ? M : 1];
 
     void start(const int32_t *corrections) {
 #pragma GCC unroll 8
         for (int t = 0; t < M; ++t) sum[t] = set_int(corrections[t]);
+    }
+    void begin() {
+#pragma GCC unroll 8
+        for (int t = 0; shorts && t < M; ++t) part[t] = no_shorts();
+    }
+    void add_word(int t, Bytes w, Word x) {
+        if constexpr (biased) {
+            sum[t] = dot_biased(sum[t], w, x);
+        } else if constexpr (shorts) {
+            part[t] = dot_small(part[t], w, x);
+        } else {
+            sum[t] = dot_small(sum[t], w, x);
+        }
+    }
+    void end() {
+#pragma GCC unroll 8
+        for (int t = 0; shorts && t < M; ++t) sum[t] = add(sum[t], part[t]);
     }
     Ints of(int token) const { return sum[token]; }
 };
@@ -72,10 +92,7 @@ __attribute__((always_inline)) inline void add_products(Sums<biased, M> (&sums)[
         for (int t = 0; t < M; ++t, codes += 4) {
             const Word x = load_word(codes);
 #pragma GCC unroll 2
-            for (int i = 0; i < tiles; ++i) {
-                Ints &sum = sums[i].sum[t];
-                sum = biased ? dot_biased(sum, w[i], x) : dot_small(sum, w[i], x);
-            }
+            for (int i = 0; i < tiles; ++i) sums[i].add_word(t, w[i], x);
         }
     }
 }
@@ -102,8 +119,15 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
         Sums<biased, M> sums_of[tiles];
 #pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) sums_of[i].start(corrections);
-        for (int64_t c = column; c < stop; c += 8, at += 128, codes += 8 * M) {
-            add_products(sums_of, at, sizeof(Unpacked), codes);
+        for (int64_t c = column; c < stop;) {
+            const int64_t end = c + piece_columns < stop ? c + piece_columns : stop;
+#pragma GCC unroll 2
+            for (int i = 0; i < tiles; ++i) sums_of[i].begin();
+            for (; c < end; c += 8, at += 128, codes += 8 * M) {
+                add_products(sums_of, at, sizeof(Unpacked), codes);
+            }
+#pragma GCC unroll 2
+            for (int i = 0; i < tiles; ++i) sums_of[i].end();
         }
 #pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) {

@@ -5,6 +5,7 @@
 
 // rotates what becomes 4 bits
 #include "tiers/codes.h"
+#include "tiers/dots.h"
 #include "tiers/elementwise.h"
 #include "tiers/linear_block.h"
 #include "tiers/quantize.h"

@@ -2,16 +2,16 @@
 
 constexpr int most_sums = 4;
 constexpr int peak_chains = 6;
-constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
+constexpr int max_tokens = 4, streamed_tokens = 1;
 constexpr int block_tokens = 4, block_tiles = 1;
 constexpr int score_rows = 4, score_vectors = 1, value_rows = 4, value_vectors = 1;
 constexpr int pair_rows = 4, pair_vectors = 1, four_rows = 2;
 #if defined(EDGE_AVX_VNNI)
-constexpr int biased_offset = 0;
+constexpr int biased_offset = 0, direct_tokens = 4;
 constexpr bool fields_in_place = true;
 #else
 // Products of two full bytes would overflow the 16-bit sums of maddubs; signed ones just fit.
-constexpr int biased_offset = 128;
+constexpr int biased_offset = 128, direct_tokens = 8;
 constexpr bool fields_in_place = false;
 #endif
 // An integer below 2^22 added to these bits is the float 1.5 x 2^23 + that integer: no conversion is needed.
@@ -257,6 +257,28 @@ inline __m256i dot8(__m256i acc, __m256i unsigned_bytes, __m256i signed_bytes) {
 }
 inline Ints dot_small(Ints acc, Bytes w, Word a) {
     return {dot8(acc.lo, w.lo, a.v), dot8(acc.hi, w.hi, a.v)};
+}
+// Sums of pairs of products in 16 bits, see dots.h.
+#define EDGE_SHORT_SUMS
+struct Shorts {
+    __m256i lo, hi;
+};
+inline Shorts no_shorts() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+// In this order: the compiler would add products to each other first, and run out of registers.
+inline __m256i add_in_turn(__m256i sums, __m256i products) {
+    sums = _mm256_add_epi16(sums, products);
+    asm("" : "+x"(sums));
+    return sums;
+}
+inline Shorts dot_small(Shorts acc, Bytes w, Word a) {
+    return {add_in_turn(acc.lo, _mm256_maddubs_epi16(w.lo, a.v)),
+            add_in_turn(acc.hi, _mm256_maddubs_epi16(w.hi, a.v))};
+}
+inline Shorts dot_small(Shorts acc, Bytes w, const int8_t *a) { return dot_small(acc, w, load_word(a)); }
+inline Ints add(Ints acc, Shorts sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(sums.lo, ones)),
+            _mm256_add_epi32(acc.hi, _mm256_madd_epi16(sums.hi, ones))};
 }
 inline Ints dot_biased(Ints acc, Bytes w, Word a) {
     const __m256i bias = _mm256_set1_epi8(-128);

@@ -3,6 +3,8 @@
 
 #define EDGE_PAIRED_SUMS
 
+constexpr int64_t piece_columns = max_block;
+
 // Codes of 16 rows x 8 columns: pairs of rows, each with its 8 columns side by side.
 inline void store_words(uint8_t *p, Bytes first, Bytes second) {
     for (int i = 0; i < 4; ++i) {
@@ -25,6 +27,8 @@ struct Sums {
             for (int p = 0; p < 8; ++p) sum[p][q] = vcombine_s32(pair, pair);
         }
     }
+    void begin() {}
+    void end() {}
     Ints of(int token) const {
         Ints r;
         for (int i = 0; i < 4; ++i) {
