@@ -6,7 +6,8 @@
 jobs     60 prompts that ask for a copy, an edit or JSON: ours plain and with lookup, llama.cpp's server plain
          and with its ways to look up
 chat     first turns of Spec-Bench (--questions), by category: ours plain and with lookup
-draft    the same jobs with a smaller model as draft (--draft), for both
+draft    the same jobs with another model as draft, for both: --draft beside --model, or else the built-in one
+         in 4 bits beside itself in 16, GGUF files of our export that are made in --files
 planted  the cost model: guesses that are right with a known probability, on random weights of --shapes, free
          and with EAGLE-2 networks whose heads have all tokens or a part of them
 
@@ -23,7 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +44,22 @@ LONGEST = 300  # tokens of an answer
 TALK = {"temperature": 0.8, "top_p": 0.9, "seed": 1}
 """As people chat; greedy answers of a small model to open questions end in loops."""
 _VARIABLE = "EDGE_PEER_LLAMA_SERVER"
+_FILES = Path(__file__).resolve().parents[1] / "build" / "figures" / "speculation"
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 
 Rows = list[dict[str, Any]]
 
 
-def _compare(options: argparse.Namespace, prompts: list[Any], ways: list[Way], **sampling: Any) -> Rows:
+def _compare(
+    options: argparse.Namespace,
+    prompts: list[Any],
+    ways: list[Way],
+    model: str | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> Rows:
     job = {"threads": options.threads, "context": CONTEXT, "max_new_tokens": LONGEST}
     job["sampling"] = sampling or {"temperature": 0}
-    comparison = Comparison(options.model, prompts[:: options.every], job, options.keep)
+    comparison = Comparison(model or options.model, prompts[:: options.every], job, options.keep)
     return compare(comparison, ways, options.rounds, lambda row: print(line_of(row), flush=True))
 
 
@@ -71,18 +82,30 @@ def measure_jobs(options: argparse.Namespace) -> Rows:
 def measure_chat(options: argparse.Namespace) -> Rows:
     """Lookup on questions, where it has little to find."""
     prompts = chat(options.questions, options.per_category)
-    return _compare(options, prompts, ours(["off", "lookup"]), **TALK)
+    return _compare(options, prompts, ours(["off", "lookup"]), sampling=TALK)
+
+
+def exported(folder: Path, quantize: str) -> str:
+    """The built-in model as a GGUF file of these weights, made where it is not there yet."""
+    target = folder / f"{BUILT_IN.name}-{quantize}"
+    if not target.exists():
+        command = [sys.executable, "-m", "edge", "export", BUILT_IN.name, "--to", "gguf"]
+        subprocess.run([*command, "--quantize", quantize, "--out", str(target)], check=True)
+    return str(target / "model.gguf")
 
 
 def measure_draft(options: argparse.Namespace) -> Rows:
-    """A smaller model."""
-    if options.draft is None:
-        raise SystemExit("The part 'draft' needs a smaller model with the same tokenizer: give --draft FILE.")
+    """Another model as draft; llama.cpp's looks ahead as far as each of some settings says."""
+    model, draft = options.model, options.draft
+    if draft is None:
+        model, draft = exported(options.files, "f16"), exported(options.files, "int4-g32")
     settings = {
-        f"draft of {most}": ["--spec-type", "draft-simple", "-md", options.draft, "--spec-draft-n-max", most]
-        for most in ("2", "4", "8")
+        f"draft of {most}": ["--spec-type", "draft-simple", "-md", draft, "--spec-draft-n-max", most]
+        for most in ("2", "4", "8", "16")
     }
-    return _compare(options, jobs(), [*ours(["off", options.draft]), *_theirs(options, settings)])
+    (plain, guessed) = ours(["off", draft])
+    mine = [plain, replace(guessed, setting="draft")]
+    return _compare(options, jobs(), [*mine, *_theirs(options, settings)], model)
 
 
 def measure_planted(options: argparse.Namespace) -> Rows:
@@ -141,7 +164,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--parts", type=names_of(PARTS), default=("jobs", "chat", "planted"))
     parser.add_argument("--model", help="a GGUF file; by default that of the built-in model")
-    parser.add_argument("--draft", help="a GGUF file")
+    parser.add_argument("--draft", help="a GGUF file of a model with the same tokenizer")
+    parser.add_argument("--files", type=Path, default=_FILES, metavar="FOLDER")
     parser.add_argument("--llama-server", default=os.environ.get(_VARIABLE), metavar="PROGRAM")
     parser.add_argument("--lookups", help=f"llama.cpp's, by ;: {'; '.join(LOOKUPS)}")
     parser.add_argument("--threads", type=at_least_one, default=2)
@@ -168,7 +192,7 @@ def main() -> None:
         "threads": options.threads,
         "rounds": options.rounds,
         "parts": parts,
-        "summary": summary(parts.get("jobs", [])),
+        "summary": summary(parts.get("jobs", parts.get("draft", []))),
     }
     print(json.dumps(document))
 

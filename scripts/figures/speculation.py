@@ -19,6 +19,15 @@ def jobs(document: Document) -> Lines:
     return lines
 
 
+def draft(document: Document) -> Lines:
+    """Ours and all of llama.cpp's, of all kinds together."""
+    lines: Lines = [["program", "guesses", "tokens/s", "speed-up", "least", "tokens a pass", "left out"]]
+    for row in document["parts"]["draft"]:
+        if row["kind"] == "all":
+            lines.append([row["program"], row["setting"], *_speeds(row), str(row["loops"])])
+    return lines
+
+
 def chat(document: Document) -> Lines:
     lines: Lines = [["category", "prompts", "tokens/s", "speed-up", "least", "tokens a pass", "left out"]]
     for row in document["parts"]["chat"]:
@@ -146,6 +155,7 @@ TABLES = {
     "drafts-heads": Table(_PAGE, ("drafts-heads",), draft_heads),
     "drafts-types": Table(_PAGE, ("drafts-types",), draft_types, keys=2),
     "speculation-jobs": Table(_PAGE, ("speculation-jobs",), jobs, keys=3),
+    "speculation-draft": Table(_PAGE, ("speculation-draft",), draft, keys=2),
     "speculation-chat": Table(_PAGE, ("speculation-chat",), chat, keys=2),
     "speculation-planted": Table(_PAGE, ("speculation-planted",), planted, keys=4),
     "speculation-steps": Table(_PAGE, ("speculation-planted",), steps, keys=2),
