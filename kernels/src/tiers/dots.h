@@ -22,6 +22,10 @@ inline Shorts no_shorts() { return set_int(0); }
 template <int bits>
 constexpr bool in_shorts = has_short_sums && bits < 8;
 
+// Where sums are short, what a group of 32 columns costs beside its products is as much as these, and a third less where
+// the compiler knows the number.
+constexpr int known_group = has_short_sums ? pad_columns : 0;
+
 // Adds the integer products of so many columns of T tiles with a batch of M tokens to sum[tile][token][chain], which
 // are 32-bit or short sums. `at` and `codes` move on.
 template <int bits, int M, int T, int chains, class Sum>

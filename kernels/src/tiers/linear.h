@@ -30,8 +30,8 @@ __attribute__((always_inline)) inline void add_blocks(const Matrix &m, const uin
 
 // Integer dot products of T tiles, each a stream of its own, with a batch of M quantized tokens, over weights as they
 // come from memory; all tiles at the same time, or block after block of one after the other. Tile i of `out` starts at
-// i * out_stride.
-template <int bits, int M, int T, bool together>
+// i * out_stride. known: columns of a group and of a block, where it is known; otherwise 0.
+template <int bits, int M, int T, bool together, int known>
 void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, const Activations &a,
                  int64_t token, float *out, int64_t out_stride) {
     constexpr int tiles = together ? T : 1;
@@ -47,7 +47,8 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
     const float *scales = a.scales + token * a.blocks, *offsets = a.offsets + token * a.blocks;
     const float *sums = a.sums + token * a.blocks;
     const int32_t *corrections = a.corrections + token * a.blocks;
-    const int64_t tail_bytes = m.group_bytes - m.group * 2 * bits;
+    const int64_t group = known ? known : m.group, block = known ? known : m.block;
+    const int64_t tail_bytes = m.group_bytes - group * 2 * bits;
     const uint8_t *at[T / tiles][tiles];
     Floats total[T][M], pending[T][most_waiting * M];
     int waiting = 0;
@@ -57,10 +58,10 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
 #pragma GCC unroll 8
         for (int t = 0; t < M; ++t) total[i][t] = zero();
     }
-    for (int64_t start = 0; start < m.padded; start += m.group) {
-        const int64_t stop = start + m.group < m.padded ? start + m.group : m.padded;
-        for (int64_t first = start; first < stop; first += m.block) {
-            const int64_t last = first + m.block < stop ? first + m.block : stop;
+    for (int64_t start = 0; start < m.padded; start += group) {
+        const int64_t stop = known || start + group < m.padded ? start + group : m.padded;
+        for (int64_t first = start; first < stop; first += block) {
+            const int64_t last = known || first + block < stop ? first + block : stop;
 #pragma GCC unroll 2
             for (int s = 0; s < T; s += tiles) {
                 const int32_t *const start_at = unknown(corrections);
@@ -89,7 +90,7 @@ void linear_int8(const Matrix &m, const uint8_t *first_tile, int64_t distance, c
                         scaled_sum[t] = scaled(whole, set(scale_at[t]), set(offset_at[t]));
                     }
                     const uint8_t *const tail = at[s / tiles][i];
-                    if (m.block == m.group) {
+                    if (block == group) {
                         add_blocks<M>(m, tail_at(tail), scaled_sum, sums, 1, total[s + i]);
                         continue;
                     }
@@ -168,20 +169,42 @@ void linear_exact(const Matrix &m, const uint8_t *at, const Activations &a, int6
     for (int t = 0; t < M; ++t) store(out + t * linear_lanes, total[t]);
 }
 
+constexpr int64_t half_columns =
+    128;  // of a tile that stay in the L1 cache from one chain of sums to the next
+
+// Four chains of sums for every token: as many at the same time as fit into the registers.
 template <int M>
 void linear_half(const Matrix &m, const uint8_t *at, const Activations &a, int64_t token, float *out) {
+    constexpr int together = M * 4 <= half_sums ? 4 : M * 2 <= half_sums ? 2 : 1;
+    const int64_t step = together < 4 ? half_columns : m.padded;
     Floats total[M][4];
     for (int t = 0; t < M; ++t) {
         for (int c = 0; c < 4; ++c) total[t][c] = zero();
     }
-    for (int64_t column = 0; column < m.padded; column += 4) {
-        prefetch(at + prefetch_distance);
-        prefetch(at + prefetch_distance + 64);
+    for (int64_t first = 0; first < m.padded; first += step) {
+        const int64_t last = first + step < m.padded ? first + step : m.padded;
+        const float *const values = a.values + token * a.stride;
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c, at += 2 * linear_lanes) {
-            const Floats weights = load_half(reinterpret_cast<const uint16_t *>(at));
+        for (int chain = 0; chain < 4; chain += together) {
+            Floats sum[M][together];
             for (int t = 0; t < M; ++t) {
-                total[t][c] = fma(weights, set(a.values[(token + t) * a.stride + column + c]), total[t][c]);
+                for (int c = 0; c < together; ++c) sum[t][c] = total[t][chain + c];
+            }
+            const uint8_t *from = at + (first + chain) * 2 * linear_lanes;
+            for (int64_t column = first + chain; column < last; column += 4, from += 8 * linear_lanes) {
+                if (chain % 2 == 0) prefetch(from + prefetch_distance);
+                if (together == 4) prefetch(from + prefetch_distance + 64);
+#pragma GCC unroll 4
+                for (int c = 0; c < together; ++c) {
+                    const Floats weights =
+                        load_half(reinterpret_cast<const uint16_t *>(from + c * 2 * linear_lanes));
+                    for (int t = 0; t < M; ++t) {
+                        sum[t][c] = fma(weights, set(values[t * a.stride + column + c]), sum[t][c]);
+                    }
+                }
+            }
+            for (int t = 0; t < M; ++t) {
+                for (int c = 0; c < together; ++c) total[t][chain + c] = sum[t][c];
             }
         }
     }
@@ -198,23 +221,31 @@ using StreamFunction = void (*)(const Matrix &, const uint8_t *, int64_t, const 
 // rarely touch the totals, gain from many independent sums all the same.
 constexpr int together_tokens = 6;
 
-template <int bits, int T>
-StreamFunction pick_int8([[maybe_unused]] const Matrix &m, int count) {
+template <int bits, int T, int known>
+StreamFunction pick_together(int count) {
     static const StreamFunction table[] = {
-        linear_int8<bits, 1, T, true>, linear_int8<bits, 2, T, true>,
-        linear_int8<bits, 3, T, true>, linear_int8<bits, 4, T, true>,
+        linear_int8<bits, 1, T, true, known>, linear_int8<bits, 2, T, true, known>,
+        linear_int8<bits, 3, T, true, known>, linear_int8<bits, 4, T, true, known>,
 #if EDGE_MAX_TOKENS > 4
-        linear_int8<bits, 5, T, true>, linear_int8<bits, 6, T, true>,
-        linear_int8<bits, 7, T, true>, linear_int8<bits, 8, T, true>,
+        linear_int8<bits, 5, T, true, known>, linear_int8<bits, 6, T, true, known>,
+        linear_int8<bits, 7, T, true, known>, linear_int8<bits, 8, T, true, known>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == max_tokens, "one function for every batch size");
+    return table[count - 1];
+}
+
+template <int bits, int T>
+StreamFunction pick_int8(const Matrix &m, int count) {
 #if EDGE_MAX_TOKENS > 4
     if (T > 1 && count > together_tokens && m.block <= pad_columns) {
-        return count == 7 ? linear_int8<bits, 7, T, false> : linear_int8<bits, 8, T, false>;
+        return count == 7 ? linear_int8<bits, 7, T, false, 0> : linear_int8<bits, 8, T, false, 0>;
     }
 #endif
-    return table[count - 1];
+    if (in_shorts<bits> && m.group == known_group) {
+        return pick_together<bits, T, in_shorts<bits> ? known_group : 0>(count);
+    }
+    return pick_together<bits, T, 0>(count);
 }
 
 constexpr int max_exact_tokens = 4;

@@ -99,11 +99,12 @@ __attribute__((always_inline)) inline void add_products(Sums<biased, M> (&sums)[
 #endif
 
 // Columns [first, last) of `tiles` unpacked tiles times a batch of M tokens, added to out[tile][token]; tile i of
-// `out` starts at i * out_stride. The same arithmetic in the same order as linear_int8.
-template <bool biased, int tiles, int M>
+// `out` starts at i * out_stride. The same arithmetic in the same order as linear_int8, and the same `known`.
+template <bool biased, int tiles, int known, int M>
 void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, int64_t last,
                        const Activations &a, int64_t token, float *out, int64_t out_stride) {
-    const int64_t entry = token * a.blocks + first / m.block * M;
+    const int64_t block = known ? known : m.block;
+    const int64_t entry = token * a.blocks + first / block * M;
     const int8_t *codes = a.codes + token * a.stride + first * M;
     const float *scales = a.scales + entry, *offsets = a.offsets + entry, *sums = a.sums + entry;
     const int32_t *corrections = a.corrections + entry;
@@ -114,8 +115,8 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
 #pragma GCC unroll 8
         for (int t = 0; t < M; ++t) total[i][t] = load(out + i * out_stride + t * linear_lanes);
     }
-    for (int64_t column = first, entries = 0; column < last; column += m.block, entries += tile_rows) {
-        const int64_t stop = column + m.block < last ? column + m.block : last;
+    for (int64_t column = first, entries = 0; column < last; column += block, entries += tile_rows) {
+        const int64_t stop = known || column + block < last ? column + block : last;
         Sums<biased, M> sums_of[tiles];
 #pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) sums_of[i].start(corrections);
@@ -158,13 +159,13 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
 using MultiplyFunction = void (*)(const Matrix &, const Unpacked *, int64_t, int64_t, const Activations &,
                                   int64_t, float *, int64_t);
 
-template <bool biased, int tiles>
+template <bool biased, int tiles, int known>
 MultiplyFunction pick_multiply(int count) {
     static const MultiplyFunction table[] = {
-        multiply_unpacked<biased, tiles, 1>, multiply_unpacked<biased, tiles, 2>,
-        multiply_unpacked<biased, tiles, 3>, multiply_unpacked<biased, tiles, 4>,
+        multiply_unpacked<biased, tiles, known, 1>, multiply_unpacked<biased, tiles, known, 2>,
+        multiply_unpacked<biased, tiles, known, 3>, multiply_unpacked<biased, tiles, known, 4>,
 #if EDGE_BLOCK_TOKENS > 4
-        multiply_unpacked<biased, tiles, 5>, multiply_unpacked<biased, tiles, 6>,
+        multiply_unpacked<biased, tiles, known, 5>, multiply_unpacked<biased, tiles, known, 6>,
 #endif
     };
     static_assert(sizeof table / sizeof *table == block_tokens, "one function for every batch size");
@@ -191,8 +192,10 @@ void linear_block(const Matrix &m, int64_t tile, int tiles, int64_t distance, co
         for (int done = 0; done < count; done += int(a.batch)) {
             for (int64_t i = 0; i <= share; ++i, next += 64) __builtin_prefetch(next, 0, 2);
             const int now = count - done < a.batch ? count - done : int(a.batch);
-            const MultiplyFunction run =
-                tiles == 1 ? pick_multiply<biased, 1>(now) : pick_multiply<biased, block_tiles>(now);
+            const MultiplyFunction run = tiles > 1 ? pick_multiply<biased, block_tiles, 0>(now)
+                                         : in_shorts<bits> && m.group == known_group
+                                             ? pick_multiply<biased, 1, known_group>(now)
+                                             : pick_multiply<biased, 1, 0>(now);
             run(m, unpacked, first, last, a, token + done, out + done * linear_lanes, out_stride);
         }
     }

@@ -1,5 +1,6 @@
 // Sixteen lanes in two AVX2 registers; EDGE_AVX_VNNI chooses the dot-product instructions.
 
+constexpr int half_sums = 8;
 constexpr int most_sums = 4;
 constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1;

@@ -1,5 +1,6 @@
 // Sixteen lanes in one AVX-512 register, with VNNI dot products.
 
+constexpr int half_sums = 16;
 constexpr int most_sums = 16;
 constexpr int peak_chains = 12;
 constexpr int max_tokens = 8, streamed_tokens = 8, direct_tokens = 32;

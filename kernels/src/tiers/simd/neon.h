@@ -1,5 +1,6 @@
 // Sixteen lanes in four NEON registers; EDGE_NEON_DOTPROD chooses the dot-product instructions of ARMv8.2.
 
+constexpr int half_sums = 16;
 constexpr int most_sums = 2;
 constexpr int peak_chains = 6;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;

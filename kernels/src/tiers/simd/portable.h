@@ -1,5 +1,6 @@
 // Sixteen lanes in plain C: every CPU, and the yardstick for the other tiers.
 
+constexpr int half_sums = 16;
 constexpr int most_sums = 4;
 constexpr int peak_chains = 4;
 constexpr int max_tokens = 4, streamed_tokens = 1, direct_tokens = 4;
