@@ -154,7 +154,7 @@ BENCHMARKS = {
     "speculation-jobs": Benchmark(
         f"{_GUESSES} jobs --rounds 2 --lookups 'ngram-mod, 4 and 1 to 8'", 15, needs=(_server,)
     ),
-    "speculation-draft": Benchmark(f"{_GUESSES} draft --rounds 2 --every 2", 12, needs=(_server,)),
+    "speculation-draft": Benchmark(f"{_GUESSES} draft --rounds 2 --every 4", 12, needs=(_server,)),
     "speculation-chat": Benchmark(f"{_GUESSES} chat --rounds 2 --questions TEXT/spec_bench.dev.jsonl", 4),
     "drafts-training": Benchmark(f"{_DRAFTS} training", 0.1, timed=False, needs=(_drafts,)),
     "drafts-categories": Benchmark(f"{_DRAFTS} categories {_ASKED} --tokens 128", 14, needs=(_drafts,)),
