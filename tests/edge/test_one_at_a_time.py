@@ -201,14 +201,13 @@ def test_a_cancelled_task_cancels_its_answer(chat, whole, iterate):
     async def talk() -> None:
         reached = asyncio.Event()
         loop = asyncio.get_running_loop()
-        open_step = chat.session.open_step
+        open_next = chat.session.open_next
 
-        def step(tokens: Any, wanted: Any, **options: Any) -> Any:
-            if len(tokens) == 1:
-                loop.call_soon_threadsafe(reached.set)
-            return open_step(tokens, wanted, **options)
+        def step(*arguments: Any) -> Any:
+            loop.call_soon_threadsafe(reached.set)
+            return open_next(*arguments)
 
-        chat.session.open_step = step
+        chat.session.open_next = step
         stream = chat.stream(QUESTION, max_new_tokens=4000)
 
         async def consume() -> None:

@@ -18,6 +18,8 @@ using Shorts = Ints;
 inline Shorts no_shorts() { return set_int(0); }
 #endif
 
+constexpr int64_t piece_columns = short_columns<4>;  // of unpacked codes, whatever they were
+
 // Weights of so many bits.
 template <int bits>
 constexpr bool in_shorts = has_short_sums && bits < 8;

@@ -46,8 +46,6 @@ inline void store_words(uint8_t *p, Bytes first, Bytes second) {
     store_bytes(p + 64, second);
 }
 
-constexpr int64_t piece_columns = has_short_sums ? short_columns<4> : max_block;
-
 // The integer sums of one tile and M tokens. `begin` and `end` stand around at most piece_columns columns.
 template <bool biased, int M>
 struct Sums {
@@ -121,7 +119,7 @@ void multiply_unpacked(const Matrix &m, const Unpacked *weights, int64_t first, 
 #pragma GCC unroll 2
         for (int i = 0; i < tiles; ++i) sums_of[i].start(corrections);
         for (int64_t c = column; c < stop;) {
-            const int64_t end = c + piece_columns < stop ? c + piece_columns : stop;
+            const int64_t end = has_short_sums && c + piece_columns < stop ? c + piece_columns : stop;
 #pragma GCC unroll 2
             for (int i = 0; i < tiles; ++i) sums_of[i].begin();
             for (; c < end; c += 8, at += 128, codes += 8 * M) {

@@ -3,8 +3,6 @@
 
 #define EDGE_PAIRED_SUMS
 
-constexpr int64_t piece_columns = max_block;
-
 // Codes of 16 rows x 8 columns: pairs of rows, each with its 8 columns side by side.
 inline void store_words(uint8_t *p, Bytes first, Bytes second) {
     for (int i = 0; i < 4; ++i) {
