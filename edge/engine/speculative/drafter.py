@@ -69,11 +69,11 @@ class Drafter(ABC):
         if there is nothing worth a row.
         """
 
-    def rests(self) -> bool:
-        """Whether it is not to be asked in the pass that comes, since its guesses have cost more than they
-        gave, in all sequences; called once for each pass.
+    def rests(self) -> int:
+        """In how many passes it is not to be asked, the one that comes among them, since its guesses have
+        cost more than they gave, in all sequences. Called once for each pass.
         """
-        return False
+        return 0
 
     @abstractmethod
     def accepted(self, accepted: Accepted) -> None:

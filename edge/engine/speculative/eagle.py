@@ -44,10 +44,10 @@ class Eagle:
         self._rest, self._tries = 0, _TRIES
         self.reach = Reach()
 
-    def rests(self) -> bool:
+    def rests(self) -> int:
         """See `Drafter`: what one has learned holds for all."""
         self._rest = max(0, self._rest - 1)
-        return self._rest > 0
+        return self._rest
 
     def plan(self, budget: Budget) -> DraftPlan | None:
         """What to try; None if the first step costs more than the tokens that it may save (one, or as many as
@@ -157,7 +157,7 @@ class EagleDrafter(Drafter):
         self._eagle.record(tried, appended, tree, budget.least_chance)
         return tree
 
-    def rests(self) -> bool:
+    def rests(self) -> int:
         """See `Drafter`."""
         return self._eagle.rests()
 

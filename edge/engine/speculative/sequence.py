@@ -105,6 +105,7 @@ class SequenceSpeculation:
         self._drafter: Drafter | None = drafter  # None once it has failed
         self._counts = _Counts()
         self._rest = 0  # plain passes before guesses are tried again
+        self._left = 0  # of them behind this pass, or of passes in which nobody asks the drafter
         self._next_rest = _FIRST_REST
         self._trial: list[tuple[float, float]] = []  # seconds won and spent by the latest passes with guesses
         self._asked = False  # for guesses of this pass
@@ -116,13 +117,11 @@ class SequenceSpeculation:
 
     @property
     def wants_hidden(self) -> bool:
-        """Whether the drafter needs the target's hidden states: not early in a rest, since a pass that gives
-        them can't draw its token itself.
-        """
+        """Whether the drafter needs the target's hidden states: not early in a rest, as they take time."""
         drafter = self._drafter
         if drafter is None or not drafter.wants_hidden:
             return False
-        return drafter.needs_all_hidden or self._rest <= _CATCH_UP
+        return drafter.needs_all_hidden or self._left <= _CATCH_UP
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -157,11 +156,15 @@ class SequenceSpeculation:
 
     def is_awake(self) -> bool:
         """Whether it guesses in the pass that comes: not while its guesses have not paid lately."""
-        if self._drafter is None or self._rest > 0 or self._drafter.rests():
-            self._rest = max(0, self._rest - 1)
-            self._asked = False
-            return False
-        return True
+        if self._rest > 0:
+            self._rest -= 1
+            self._left = self._rest
+        elif self._drafter is not None:
+            self._left = self._drafter.rests()
+            if not self._left:
+                return True
+        self._asked = False
+        return False
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """The drafter's guesses. budget: rows of the pass; with soft rows a guess takes several."""

@@ -360,7 +360,7 @@ def test_a_first_step_that_was_too_slow_is_tried_again(shaped):
     slow = tried([0.8], [-1], [0.5])
     eagle.record(slow, 2, DraftTree(slow.tokens, slow.parents, np.array([0.8], np.float32)), 0.2)
     assert eagle.plan(budget) is None
-    assert [eagle.rests() for _ in range(300)] == [True] * 255 + [False] * 45
+    assert [eagle.rests() for _ in range(300)] == [*range(255, 0, -1), *[0] * 45]
     assert eagle.plan(budget) is not None
     model = SmallModel(None, vocab_size=9, share=0.1)
     model.record(0.5)
