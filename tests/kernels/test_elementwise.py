@@ -121,6 +121,38 @@ def test_the_published_random_numbers(counter: str, key: str, out: str):
     assert philox(given[0], given[1]) == given[2]  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("where", "change", "sentence"),
+    [
+        ("step", {"n": 0, "logits_count": 0}, "1 to 64 tokens that all have logits"),
+        ("step", {"n": 65, "logits_count": 65}, "1 to 64 tokens that all have logits"),
+        ("step", {"logits_count": 1}, "1 to 64 tokens that all have logits"),
+        ("step", {"soft_count": 1}, "1 to 64 tokens that all have logits"),
+        ("step", {"tokens": None}, "1 to 64 tokens that all have logits"),
+        ("step", {"size": 8}, "another size here"),
+        ("draw", {"size": 8}, "another size here"),
+        ("draw", {"history_length": 1}, "without penalties and masks"),
+        ("draw", {"allowed": 64}, "without penalties and masks"),
+        ("draw", {"logits": None}, "needs logits"),
+    ],
+    ids=str,
+)
+def test_what_is_no_step_with_guesses_is_refused(where: str, change: dict[str, int | None], sentence: str):
+    logits, tokens = np.eye(3, 9, 4, np.float32), np.array([1, 4, 5], np.int32)  # 4, 5 and 6 are the best
+    sampling = native.Sampling(
+        size=ctypes.sizeof(native.Sampling), top_p=1, typical_p=1, repetition_penalty=1
+    )
+    draw = native.Draw(size=ctypes.sizeof(native.Draw), vocab_size=9, logits=logits.ctypes.data)
+    step = native.Step(size=ctypes.sizeof(native.Step), n=3, logits_count=3, tokens=tokens.ctypes.data)
+    drawn, along = native.Drawn(), native.library().edge_draw_along
+    native.check(along(sampling, draw, step, drawn))
+    assert (drawn.tokens[: drawn.count], drawn.rows[: drawn.count - 1]) == ([4, 5, 6], [1, 2])
+    for name, value in change.items():
+        setattr(step if where == "step" else draw, name, value)
+    with pytest.raises(NativeError, match=sentence):
+        native.check(along(sampling, draw, step, drawn))
+
+
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 511, 512, 513, 1024, 1300])
 def test_the_ends_of_the_distribution(size: int):
     """0 draws the first token with weight, the largest number below 1 the last one; some are masked."""

@@ -30,6 +30,7 @@ class NativeNextToken:
         self._tokens = np.zeros(native.MAX_TREE, np.int32)
         self._positions = np.empty(native.MAX_TREE, np.int32)
         self._masks = np.empty(native.MAX_TREE, np.uint64)
+        self._wanted: tuple[int, ...] = ()  # layers, and the same as libedge reads them
         self._layers = np.empty(0, np.int32)
         self._states: FloatArray | None = None  # one after the other: of all rows, of each layer
         self.sampling, self.draw, _ = replace(options).native  # places of its own
@@ -70,8 +71,8 @@ class NativeNextToken:
         """See `NextToken`."""
         record, self._states = self.record, None
         record.hidden = record.layer_outputs = None
-        if len(layers) != len(self._layers):
-            self._layers = np.array(layers, np.int32)
+        if tuple(layers) != self._wanted:
+            self._wanted, self._layers = tuple(layers), np.array(layers, np.int32)
             record.layer_count, record.layer_indices = len(layers), self._layers.ctypes.data
         if hidden or layers:
             self._states = np.empty((max(1, len(layers)), self.rows, self._width), np.float32)

@@ -118,6 +118,24 @@ def test_tokens_along_guesses_are_those_of_one_after_another(executor, together,
         assert after[0].logits.tobytes() == after[1].logits.tobytes()
 
 
+def test_layers_are_those_that_are_wanted(executor):
+    """Of one sequence in turn: two of them, two others, the hidden states, none."""
+    cache, alone = begun(executor, 0), begun(executor, 0)
+    step, tokens = executor.next_token(cache, OPTIONS[0]), one_by_one(executor, 0)[1]
+    for index, layers in enumerate([(0, 1), (1, 0), (1,), ()]):
+        token = tokens[index - 1] if index else 7
+        step.put(token, index)
+        step.want(hidden=not layers, layers=layers)
+        assert executor.decode([step]) == [[tokens[index]]]
+        found = run_step(executor, SequenceStep(alone, [token], hidden=True, layers=layers))
+        wanted = np.concatenate(found.layers, axis=1) if layers else found.hidden
+        assert step.states is not None and wanted is not None
+        assert step.states.tobytes() == wanted.tobytes()
+    step.put(tokens[3], 4)
+    step.want(hidden=False)
+    assert executor.decode([step]) == [[tokens[4]]] and step.states is None
+
+
 def test_a_step_that_fails_fails_alone(executor):
     caches = [begun(executor, 0) for _ in range(4)]
     executor.repeat(caches[1], CONTEXT)
