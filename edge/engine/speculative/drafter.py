@@ -71,7 +71,7 @@ class Drafter(ABC):
 
     def rests(self) -> int:
         """In how many passes it is not to be asked, the one that comes among them, since its guesses have
-        cost more than they gave, in all sequences. Called once for each pass.
+        cost more than they gave, in all sequences. Called once for each pass in which it would be.
         """
         return 0
 

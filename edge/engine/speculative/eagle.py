@@ -40,7 +40,7 @@ class Eagle:
         self._seconds: list[list[float]] = [[] for _ in range(_MOST_STEPS)]
         self._medians: list[float | None] = [None] * _MOST_STEPS
         self._yields = [_YIELD] * _MOST_STEPS
-        self._given, self._token_seconds = _YIELD, 0.0  # tokens by a plan, less what further steps cost
+        self._given = _YIELD  # tokens by a plan, less what further steps cost
         self._rest, self._tries = 0, _TRIES
         self.reach = Reach()
 
@@ -60,7 +60,6 @@ class Eagle:
             return None
         costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
         config = self.network.config
-        self._token_seconds = budget.token_seconds
         if costs[0] > (config.guessed_rows if config.is_block else 1):
             self._seconds[0], self._medians[0] = [], None
             self._rest, self._tries = _REST, _TRIES
@@ -82,14 +81,14 @@ class Eagle:
             least_gains=[cost / given for cost, given in zip(costs, self._yields, strict=True)],
         )
 
-    def record(self, tried: Tried, rows: int, tree: DraftTree, least_chance: float) -> None:
+    def record(self, tried: Tried, rows: int, tree: DraftTree, budget: Budget) -> None:
         """What the steps took, after so many rows were appended, and what they gave: the tree's nodes are
         worth their chances, less what their rows in the pass cost.
         """
         gains = [0.0] * max(tree.depth, len(tried.seconds))  # lists: arrays so small take longer
         for chance, depth in zip(tree.chances.tolist(), tree.depths, strict=True):
-            gains[depth - 1] += max(0.0, chance - least_chance)
-        further = sum(tried.seconds[1:]) / self._token_seconds if self._token_seconds > 0 else 0.0
+            gains[depth - 1] += max(0.0, chance - budget.least_chance)
+        further = sum(tried.seconds[1:]) / budget.token_seconds
         self._given += _LEARNED * (sum(gains) - further - self._given)
         parents, logprobs = tried.parents.tolist(), tried.logprobs.tolist()
         first = 0  # token of the step
@@ -154,7 +153,7 @@ class EagleDrafter(Drafter):
         self._known.appended(parts)
         tree, self._made = self._calibrated(tried, budget), len(tried.seconds)
         appended = sum(len(rows.tokens) for rows in parts)
-        self._eagle.record(tried, appended, tree, budget.least_chance)
+        self._eagle.record(tried, appended, tree, budget)
         return tree
 
     def rests(self) -> int:

@@ -33,6 +33,7 @@ from edge.runtime import Model
 from tests.planted import FreeRows
 from tests.random_draft import write_draft
 
+SPENT = Budget(rows=6, depth=4, token_seconds=0.02, least_chance=0.2)
 RICH = Budget(rows=20, depth=20, token_seconds=1e6, least_chance=0.1)
 """Everything pays."""
 _MOVED = MARKOV_CANDIDATES  # tokens that a Markov head chooses among
@@ -197,7 +198,7 @@ def test_steps_are_planned_by_what_they_gave_and_cost(shaped):
     chances, parents = [0.8, 0.1, 0.6, 0.1], [-1, -1, 0, 0]
     for _ in range(60):
         one = tried(chances, parents, [0.005, 0.003])
-        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array(chances, np.float32)), 0.2)
+        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array(chances, np.float32)), SPENT)
     plan = eagle.plan(Budget(rows=6, depth=4, token_seconds=0.02, least_chance=0.2))
     assert plan is not None
     # A row costs 0.2 of a token: step 1 gives 0.6 - 0.2 for leaves of 0.8, and must give 0.003 / 0.02.
@@ -206,7 +207,7 @@ def test_steps_are_planned_by_what_they_gave_and_cost(shaped):
     assert eagle.plan(Budget(rows=6, depth=4, token_seconds=0.004, least_chance=0.2)) is None
     slow = tried(chances, parents, [5.0, 0.003])
     for _ in range(9):  # many rows: a prompt
-        eagle.record(slow, 100, DraftTree(slow.tokens, slow.parents, np.array(chances, np.float32)), 0.2)
+        eagle.record(slow, 100, DraftTree(slow.tokens, slow.parents, np.array(chances, np.float32)), SPENT)
     assert eagle.plan(Budget(rows=1, depth=9, token_seconds=0.02, least_chance=1.0)) is not None
 
 
@@ -218,7 +219,7 @@ def test_a_block_is_paid_once(shaped):
     assert plan is not None and plan.steps == 7 and not any(plan.least_gains[1:])
     one = tried([0.9, 0.8], [-1, 0], [0.03, 0.0001])
     for _ in range(9):
-        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array([0.9, 0.8], np.float32)), 0.2)
+        eagle.record(one, 2, DraftTree(one.tokens, one.parents, np.array([0.9, 0.8], np.float32)), SPENT)
     plan = eagle.plan(budget)
     assert plan is not None and plan.steps == 7 and 0 < plan.least_gains[1] < 0.2
     assert not any(plan.least_gains[2:])
@@ -358,7 +359,7 @@ def test_a_first_step_that_was_too_slow_is_tried_again(shaped):
     """It may have been the machine's fault."""
     eagle, budget = Eagle(NoNetwork(draft_shape(shaped()))), Budget(6, 4, 0.02, 0.2)
     slow = tried([0.8], [-1], [0.5])
-    eagle.record(slow, 2, DraftTree(slow.tokens, slow.parents, np.array([0.8], np.float32)), 0.2)
+    eagle.record(slow, 2, DraftTree(slow.tokens, slow.parents, np.array([0.8], np.float32)), SPENT)
     assert eagle.plan(budget) is None
     assert [eagle.rests() for _ in range(300)] == [*range(255, 0, -1), *[0] * 45]
     assert eagle.plan(budget) is not None
@@ -376,7 +377,7 @@ def test_guesses_that_cost_more_than_they_give_are_tried_now_and_then(shaped):
         if eagle.rests() or eagle.plan(budget) is None:
             return False
         found = tried([chance], [-1], [0.004])  # a fifth of a token
-        eagle.record(found, 2, DraftTree(found.tokens, found.parents, np.array([chance], np.float32)), 0.2)
+        eagle.record(found, 2, DraftTree(found.tokens, found.parents, np.array([chance], np.float32)), SPENT)
         return True
 
     poor = [guess(0.1) for _ in range(2000)]

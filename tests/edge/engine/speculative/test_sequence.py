@@ -20,6 +20,10 @@ class Sleeper(Drafter):
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.asked, self.closed, self._seconds = 0, 0, seconds
+        self.left = 0  # passes of its rest
+
+    def rests(self) -> int:
+        return self.left
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         self.asked += 1
@@ -79,6 +83,21 @@ def test_early_in_a_rest_nobody_is_told_hidden_states(needs_all: bool):
         if drafter.asked > asked:
             assert all(wanted[-17:-1])
     assert all(wanted) == needs_all and wanted.count(True) > 30
+
+
+def test_a_drafter_that_rests_for_all_is_not_asked():
+    """Nor told hidden states, until 16 passes before it is asked again."""
+    drafter = Sleeper()
+    drafter.wants_hidden = True
+    speculation = SequenceSpeculation(drafter, "sleeper")
+    wanted = []
+    for drafter.left in range(40, -1, -1):
+        speculation.is_awake()
+        wanted.append(speculation.wants_hidden)
+    assert wanted == [False] * 24 + [True] * 17
+    assert passes(speculation, 1, right=1, extra=0.1) == [2] and drafter.asked == 1
+    drafter.left = 1
+    assert passes(speculation, 1, right=1, extra=0.1) == [0] and drafter.asked == 1
 
 
 def test_time_of_drafting_counts():

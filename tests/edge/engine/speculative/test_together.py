@@ -20,11 +20,15 @@ class Planned(Drafter):
 
     def __init__(self, tree: DraftTree, wants_hidden: bool = False) -> None:
         self.tree, self.wants_hidden = tree, wants_hidden
+        self.left = 0  # passes of its rest
         self.told: list[str] = []
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         self.told.append("propose")
         return self.tree
+
+    def rests(self) -> int:
+        return self.left
 
     def accepted(self, accepted: Accepted) -> None:
         self.told.append("accepted")
@@ -92,3 +96,14 @@ def test_the_second_is_asked_where_the_first_is_not_sure():
     both.close()
     assert first.told == ["propose", "verified 2", "propose", "verified 1", "propose", "accepted", "close"]
     assert second.told == ["propose", "verified 1", "propose", "accepted", "close"]
+
+
+def test_the_second_is_not_asked_while_it_rests():
+    first, second = Planned(DraftTree.of([(5, -1, 0.3)])), Planned(DraftTree.of([(7, -1, 0.4)]))
+    both = Together(first, second)
+    second.left = 3
+    assert not both.rests() and paths(both.propose(TOKENS, BUDGET)).keys() == {(5,)}
+    both.verified(1)
+    second.left = 0
+    assert paths(both.propose(TOKENS, BUDGET)).keys() == {(5,), (7,)}
+    assert first.told == ["propose", "verified 1", "propose"] and second.told == ["propose"]

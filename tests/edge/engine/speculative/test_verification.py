@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edge.config import SparseConfig
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.generation import generate
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.settings import merge_settings
