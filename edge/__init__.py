@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.chat import Chat
-    from edge.engine.answer import Chunk, Completion
+    from edge.engine.completion import Chunk, Completion
     from edge.engine.generation import Stream
     from edge.engine.session import Session
     from edge.engine.settings import SamplingParams

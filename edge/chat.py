@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edge.engine.answer import Chunk, Completion
 from edge.engine.answer_settings import check_settings
+from edge.engine.completion import Chunk, Completion
 from edge.engine.constraints.response_format import ResponseFormat, read_response_format
 from edge.engine.conversation_file import read_conversation, write_conversation
 from edge.engine.generation import Stream

@@ -19,8 +19,8 @@ from edge.config import ModelConfig
 from edge.config.attention import describe_attention
 from edge.config.generation import read_generation_config
 from edge.config.rope_entry import override_rope
-from edge.engine.answer import Chunk, Completion
 from edge.engine.answer_settings import check_settings
+from edge.engine.completion import Chunk, Completion
 from edge.engine.constraints.response_format import ResponseFormat, constraint_of
 from edge.engine.costs import PassCosts
 from edge.engine.costs_file import costs_path, read_shapes, write_shapes

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 import edge
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.constraints.grammar import Grammar, compile_grammar
 from edge.engine.constraints.vocabulary import Vocabulary, vocabulary_of

@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.keywords import LoadOptions
 from edge.engine.settings import SETTING_NAMES
 

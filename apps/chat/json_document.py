@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from edge.chat import Chat
-from edge.engine.answer import Completion
 from edge.engine.answer_settings import answer_ends
+from edge.engine.completion import Completion
 from edge.engine.speculative.sequence import SpeculationStatistics
 from edge.executors.sampling import Sampled
 from edge.runtime import Model

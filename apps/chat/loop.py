@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edge.chat import Chat
-    from edge.engine.answer import Completion
+    from edge.engine.completion import Completion
     from edge.engine.constraints.response_format import ResponseFormat
     from edge.engine.speculative.sequence import SpeculationStatistics
     from edge.runtime import Model

@@ -13,7 +13,7 @@ from edge.apps.cli.terminal import error_console, output_console, print_json, pr
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from edge.engine.answer import Completion
+    from edge.engine.completion import Completion
     from edge.engine.generation import Stream
     from edge.text.reply import ReplyPart
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.apps.serve.errors import ApiError, too_late
 from edge.apps.serve.metrics import Metrics
-from edge.engine.answer import Chunk, Completion
+from edge.engine.completion import Chunk, Completion
 from edge.engine.driver import Driver, NeverBegunError, Work
 from edge.text.reply import ReplyParser, ReplyPart, joined
 

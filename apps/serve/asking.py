@@ -10,7 +10,7 @@ from typing import Any
 from edge.apps.serve.answering import End
 from edge.apps.serve.errors import refusal
 from edge.apps.serve.json_in import Fields
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.executors.native.library import MAX_LOGPROBS
 
 MOST_CHOICES = 16

@@ -10,7 +10,7 @@ from typing import Literal
 
 from edge.apps.serve.answering import Answers, End, Event, Piece
 from edge.apps.serve.reply import Reply
-from edge.engine.answer import Chunk
+from edge.engine.completion import Chunk
 from edge.text.messages import ToolCall
 from edge.text.reply import CallArguments, CallBegin, CallEnd, ContentText, ReasoningText
 

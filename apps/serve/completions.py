@@ -23,7 +23,7 @@ from edge.apps.serve.responding import json_response
 from edge.apps.serve.sse import DONE, KEEP_ALIVE, Events, EventStream
 from edge.apps.serve.state import Asked, Served
 from edge.apps.serve.streaming import with_errors
-from edge.engine.answer import Chunk
+from edge.engine.completion import Chunk
 from edge.engine.driver import Work
 from edge.engine.settings import merge_settings
 from edge.executors.native.library import MAX_LOGPROBS

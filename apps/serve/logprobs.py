@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge.engine.answer import Chunk
+from edge.engine.completion import Chunk
 from edge.text.tokenizer.base import Tokenizer
 
 _LOWEST = -9999.0

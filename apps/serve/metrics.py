@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.driver import DriverLoad
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edge.apps.serve.answering import Event, Piece
-from edge.engine.answer import Chunk, Completion
+from edge.engine.completion import Chunk, Completion
 from edge.text.messages import ToolCall, new_call_id
 from edge.text.reply import CallBegin, CallEnd, ContentText, ReasoningText, why_empty
 

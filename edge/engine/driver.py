@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer import Answer
 from edge.engine.answer_settings import check_settings
+from edge.engine.completion import Chunk, Completion
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.prefix_cache import Fetch
 from edge.engine.prefix_tree import BLOCK

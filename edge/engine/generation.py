@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Generator, Iter
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer import Answer
+from edge.engine.completion import Chunk, Completion
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings

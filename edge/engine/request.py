@@ -11,8 +11,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from edge.engine.answer import Chunk, Completion
 from edge.engine.answer_settings import check_settings
+from edge.engine.completion import Chunk, Completion
 from edge.engine.constraints.constraint import Constraint
 from edge.engine.generation import generate
 from edge.engine.session import Session

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.speculative.opening import OFF
 from edge.engine.speculative.sequence import SpeculationStatistics
 from edge.errors import EdgeError

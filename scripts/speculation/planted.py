@@ -19,7 +19,7 @@ import numpy as np
 
 import edge
 from edge.config.draft import DraftConfig
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.eagle import Eagle, EagleDrafter
 from edge.engine.speculative.speculation import Speculation

@@ -84,5 +84,5 @@ def test_a_type_checker_knows_them(tmp_path: Path):
     )
     lines = [line for line in done.stdout.splitlines() if ": error:" in line]
     assert [int(line.split(":")[1]) for line in lines] == [7, 8, 9, 10], done.stdout
-    assert 'Revealed type is "edge.engine.answer.Chunk"' in done.stdout
-    assert 'Revealed type is "edge.engine.answer.Completion"' in done.stdout
+    assert 'Revealed type is "edge.engine.completion.Chunk"' in done.stdout
+    assert 'Revealed type is "edge.engine.completion.Completion"' in done.stdout

@@ -11,7 +11,7 @@ from edge.apps.serve.asking import details
 from edge.apps.serve.blocks import Block, Blocks, Change
 from edge.apps.serve.sse import event
 from edge.apps.serve.state import Asked, Served
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.request import Prepared
 
 _SIGNATURE = "unsigned"

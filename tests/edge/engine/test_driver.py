@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.engine.answer import Answer, Chunk, Completion
+from edge.engine.answer import Answer
+from edge.engine.completion import Chunk, Completion
 from edge.engine.driver import BusyError, ClosedError, Driver, DriverLoad, Handle, NeverBegunError, Work
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.settings import merge_settings

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edge.engine.answer import Completion, StopMatcher
 from edge.engine.answer_settings import answer_ends
+from edge.engine.completion import Completion
 from edge.engine.constraints.grammar import Grammar
 from edge.engine.generation import Stream, generate
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings, SamplingParams, merge_settings
+from edge.engine.stop_strings import StopMatcher
 from edge.errors import EdgeError
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions

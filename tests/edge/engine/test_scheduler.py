@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.costs import PassCosts
 from edge.engine.generation import generate
 from edge.engine.prefix_cache import PrefixCache

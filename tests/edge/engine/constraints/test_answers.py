@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edge.engine.answer import Completion
+from edge.engine.completion import Completion
 from edge.engine.constraints.grammar import Grammar
 from edge.engine.prefix_cache import PrefixCache
 from edge.errors import NativeError
