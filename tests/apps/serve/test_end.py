@@ -17,10 +17,11 @@ from edge.apps.serve.workers import Workers
 
 @pytest.mark.parametrize("hanging", [False, True])
 def test_what_hangs_is_named_and_left(tiny_folder: str, capfd: pytest.CaptureFixture[str], hanging: bool):
-    let_go = threading.Event()
+    begun, let_go = threading.Event(), threading.Event()
     with edge.load(tiny_folder, threads=1) as model:
         served = Served(model, ServeOptions(prefix_folder="off"))
-        call = served._workers.submit(let_go.wait if hanging else threading.get_ident)
+        call = served._workers.submit(lambda: (begun.set(), hanging and let_go.wait()))
+        assert begun.wait(60)  # what has not begun is cancelled, and cannot hang
         if not hanging:
             call.result(60)
         served.close(0 if hanging else 30)
