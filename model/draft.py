@@ -110,7 +110,7 @@ class TorchDraft:
                 own.rows.truncate(before)
                 raise
             own.rows.truncate(kept)
-        return search.tried(tuple(seconds))
+        return search.tried(seconds)
 
     def truncate(self, cache: KVCache, n: int) -> None:
         """Drop all rows of the cache after the first n."""

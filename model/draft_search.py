@@ -53,14 +53,9 @@ class Search(ABC):
         promised = sum(np.exp(self._logprobs[node]) for node in self._leaves)
         return bool(self._leaves) and promised >= plan.all_gains[step]
 
-    def tried(self, seconds: tuple[float, ...]) -> Tried:
+    def tried(self, seconds: list[float]) -> Tried:
         """Everything."""
-        return Tried(
-            np.array(self._tokens, np.int32),
-            np.array(self._parents, np.int32),
-            np.array(self._logprobs, np.float32),
-            seconds,
-        )
+        return Tried(self._tokens, self._parents, self._logprobs, seconds)
 
     def _room(self) -> int:
         """Leaves that a step may have."""

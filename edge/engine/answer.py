@@ -338,7 +338,7 @@ class Answer(DrawingJob):
             # A repetition penalty counts the prompt too, see SamplingParams.
             counted_from = 0 if settings.repetition_penalty != 1 else len(self._prompt)
             before = self._session.tokens[counted_from : self._session.length - len(tree)]
-            history = np.concatenate([before, tree.tokens[list(path)]])
+            history = np.concatenate([before, np.array([tree.tokens[node] for node in path], np.int32)])
         self.todo = _EMPTY
         self._drawn += 1
         return self._take(

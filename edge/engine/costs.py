@@ -48,10 +48,10 @@ class Curve:
     """V(n) at one depth: seconds of passes of 1 to 512 rows, never less for more rows."""
 
     def __init__(self, seconds: npt.NDArray[np.float64]) -> None:
-        self._seconds = seconds
+        self._seconds = seconds.tolist()  # of which few are read, again and again
         self._least: dict[int, float] = {}
 
-    def extra(self, rows: int, most: int) -> npt.NDArray[np.float64]:
+    def extra(self, rows: int, most: int) -> list[float]:
         """Seconds of a pass of `rows` rows, and those of 1, 2, ... up to `most` more."""
         rows = min(rows, len(self._seconds) - most)
         return self._seconds[rows - 1 : rows + most]
@@ -60,9 +60,9 @@ class Curve:
         """Of the cost of a pass of `rows` rows, what one of up to `most` further ones adds at least."""
         found = self._least.get(rows)
         if found is None:
-            seconds = self.extra(rows, most)
-            added = (seconds[1:] - seconds[0]) / np.arange(1, most + 1)
-            found = self._least[rows] = float(added.min() / seconds[0])
+            one, *more = self.extra(rows, most)
+            least = min((seconds - one) / count for count, seconds in enumerate(more, 1))
+            found = self._least[rows] = least / one
         return found
 
 

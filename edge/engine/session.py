@@ -268,7 +268,7 @@ class Session:
         """
         before, root = self.length, len(tokens) - 1
         if len(tree):
-            tokens, wanted = np.concatenate([tokens, tree.tokens]), "all"
+            tokens, wanted = np.concatenate([tokens, np.array(tree.tokens, np.int32)]), "all"
         end = before + len(tokens)
         self._reserve(before, end)
         # Written first: after an interrupt at any point the mirror covers whatever length the cache has.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -94,19 +94,17 @@ class DraftPlan:
         return known + [0.0] * (self.steps - len(known))
 
 
-@dataclass(frozen=True, eq=False)
-class Tried:
+class Tried(NamedTuple):
     """What was tried: parents before their children, the children of one in order of their chances.
 
-    tokens: int32 [n]. parents: int32 [n], -1 for the root. logprobs: float32 [n], the sum of the logarithms
-    of probabilities along the path, over the tokens of the draft's head. seconds: what every step took, the
-    first one with the rows.
+    parents: -1 for the root. logprobs: the sum of the logarithms of probabilities along the path, over the
+    tokens of the draft's head. seconds: what every step took, the first one with the rows.
     """
 
-    tokens: Tokens
-    parents: Tokens
-    logprobs: Floats
-    seconds: tuple[float, ...]
+    tokens: list[int]
+    parents: list[int]
+    logprobs: list[float]
+    seconds: list[float]
 
 
 class DraftNetwork(Protocol):

@@ -338,7 +338,7 @@ class NextToken(Protocol):
 
     def guess(
         self,
-        tokens: npt.NDArray[np.int32],
+        tokens: Sequence[int],
         positions: npt.NDArray[np.int32] | None = None,
         tree: npt.NDArray[np.uint64] | None = None,
     ) -> None:
@@ -353,7 +353,9 @@ class NextToken(Protocol):
 
     @property
     def states(self) -> FloatArray | None:
-        """Of all rows of the last pass, [rows, hidden_size], of several layers one behind the other."""
+        """Of all rows of the last pass, [rows, hidden_size], of several layers one behind the other; valid
+        until `want` is called again.
+        """
 
     @property
     def right(self) -> Sequence[int]:

@@ -98,9 +98,8 @@ class PlantedNetwork:
             steps += 1
         tried = self._network.run(cache, rows, DraftPlan(steps=steps, branches=1))
         guesses = self._planted.chain(rows.position + len(rows.tokens) + 1, steps)
-        depths = np.arange(len(guesses), dtype=np.int32)
-        logprobs = ((depths + 1) * log(right)).astype(np.float32)
-        return Tried(guesses, depths - 1, logprobs, tried.seconds)
+        logprobs = [depth * log(right) for depth in range(1, 1 + len(guesses))]
+        return Tried(guesses.tolist(), [*range(-1, len(guesses) - 1)], logprobs, tried.seconds)
 
 
 def costs_of_rows(model: Model, repeats: int) -> dict[int, float]:

@@ -22,6 +22,7 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 
 from edge.executors.cuda.cubins import Cubins
+from edge.hub.built_in_draft import FOLDER
 from edge.train.config import CONFIGS
 from tests.conftest import ROOT, alone
 from tests.edge.executors.cuda.conftest import write_package
@@ -31,7 +32,7 @@ GLIBC = (2, 34)
 LIBRARIES = {"libedge.so", "libedge_onnxruntime.so"}
 SYSTEM = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0"}
 LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
-LARGEST = 2_500_000
+LARGEST = 5_000_000
 BUILT = "edge/executors/cuda/built"
 
 
@@ -69,6 +70,13 @@ def test_the_presets_of_training_runs_are_in_it(path: Path):
     with zipfile.ZipFile(path) as archive:
         found = {name for name in archive.namelist() if name.startswith("edge/train/configs/")}
     assert found == {f"edge/train/configs/{each.name}" for each in CONFIGS.iterdir()}
+
+
+def test_the_draft_of_the_built_in_model_is_in_it(path: Path):
+    with zipfile.ZipFile(path) as archive:
+        found = {name for name in archive.namelist() if name.startswith("edge/hub/smollm2-135m-draft/")}
+    assert found == {f"edge/hub/smollm2-135m-draft/{each.name}" for each in FOLDER.iterdir()}
+    assert {"manifest.json", "weights.safetensors"} < {each.name for each in FOLDER.iterdir()}
 
 
 def test_the_chat_page_is_in_it(path: Path):

@@ -132,7 +132,7 @@ def test_planted_guesses_are_as_often_right_as_they_shall_be():
         drafter, lengths = PlantedDrafter(Planted(sequence, right, 5000)), []
         for n in range(500):
             tree = drafter.propose(sequence[: n + 1].astype(np.int32), Budget(8, 8, 1e-2, 0.01))
-            hits = tree.tokens == sequence[n + 1 : n + 1 + len(tree)]
+            hits = np.array(tree.tokens) == sequence[n + 1 : n + 1 + len(tree)]
             lengths.append(len(tree) if hits.all() else int(np.argmin(hits)))
         for depth in range(1, min(6, int(log(0.01) / log(right)))):
             assert np.mean(np.array(lengths) >= depth) == pytest.approx(right**depth, abs=0.02)

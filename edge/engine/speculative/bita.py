@@ -4,6 +4,8 @@ rows behind every token that may become the last one guess what comes after its 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -48,8 +50,7 @@ class BitaDrafter(Drafter):
         if self._logits is not None and known >= 0:
             nodes = self._nodes(self._logits[known:], known, budget)
             self._guessed, self._first = len(tokens), known
-        tree = DraftTree.of(nodes)
-        return DraftTree(tree.tokens, tree.parents, tree.chances, self._group)
+        return replace(DraftTree.of(nodes), group=self._group)
 
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`."""

@@ -5,8 +5,7 @@ depth).
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from math import inf
 
 from edge.engine.costs import Curve
 from edge.engine.speculative.tree import NOTHING, DraftTree
@@ -36,21 +35,24 @@ def choose(trees: Sequence[DraftTree], rows: int, sequences: int, curve: Curve, 
         return [NOTHING for _ in trees]
     if room < 1 or not any(map(len, trees)):
         return [tree.best(0) for tree in trees]
-    chances = np.sort(np.concatenate([tree.chances for tree in trees]))[::-1][: min(room, _MOST)]
+    chances = sorted([chance for tree in trees for chance in tree.chances], reverse=True)
+    chances = chances[: min(room, _MOST)]
     seconds = curve.extra(rows + roots, each * len(chances))[::each]
-    speeds = (sequences + np.cumsum(chances, dtype=np.float64)) / seconds[1:]
-    best = int(np.argmax(speeds))
-    count = best + 1 if speeds[best] >= _MARGIN * sequences / seconds[0] else 0
-    return _shares(trees, chances[best] if count else np.inf, count)
+    tokens, best, speed = float(sequences), 0, _MARGIN * sequences / seconds[0]
+    for count, chance in enumerate(chances, 1):
+        tokens += chance
+        if (found := tokens / seconds[count]) > speed:
+            best, speed = count, found
+    return _shares(trees, chances[best - 1] if best else inf, best)
 
 
 def _shares(trees: Sequence[DraftTree], threshold: float, count: int) -> list[DraftTree]:
     """The `count` best nodes; of those that are just at the threshold, the first trees get theirs."""
-    above = [int(np.count_nonzero(tree.chances > threshold)) for tree in trees]
+    above = [sum([chance > threshold for chance in tree.chances]) for tree in trees]
     left = count - sum(above)
     shares = []
     for tree, sure in zip(trees, above, strict=True):
-        equal = min(left, int(np.count_nonzero(tree.chances == threshold)))
+        equal = min(left, tree.chances.count(threshold))
         left -= equal
         shares.append(tree.best(sure + equal))
     return shares

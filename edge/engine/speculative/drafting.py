@@ -70,7 +70,7 @@ class Drafting:
         guessing = [job for job in self._decoding if job.wants_to_guess()]
         depth = max(job.depth for job in self._jobs) if guessing else 0
         if guessing and self._is_known(costs, depth) and (curve := costs.curve(depth)) is not None:
-            self._plain = float(curve.extra(self._rows, 0)[0])
+            (self._plain,) = curve.extra(self._rows, 0)
             room = min(most_rows - self._rows, most_in_tree - 1)
             if room > 0:
                 self._propose(guessing, curve, room, branches)

@@ -5,10 +5,9 @@ chances are those of its confidence head.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp
 from statistics import median_low
-
-import numpy as np
 
 from edge.engine.speculative.calibration import Calibration, Guesses
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
@@ -85,12 +84,12 @@ class Eagle:
         """What the steps took, after so many rows were appended, and what they gave: the tree's nodes are
         worth their chances, less what their rows in the pass cost.
         """
-        gains = [0.0] * max(tree.depth, len(tried.seconds))  # lists: arrays so small take longer
-        for chance, depth in zip(tree.chances.tolist(), tree.depths, strict=True):
+        gains = [0.0] * max(tree.depth, len(tried.seconds))
+        for chance, depth in zip(tree.chances, tree.depths, strict=True):
             gains[depth - 1] += max(0.0, chance - budget.least_chance)
         further = sum(tried.seconds[1:]) / budget.token_seconds
         self._given += _LEARNED * (sum(gains) - further - self._given)
-        parents, logprobs = tried.parents.tolist(), tried.logprobs.tolist()
+        parents, logprobs = tried.parents, tried.logprobs
         first = 0  # token of the step
         for step, seconds in enumerate(tried.seconds):
             last = first
@@ -177,19 +176,17 @@ class EagleDrafter(Drafter):
 
     def _calibrated(self, tried: Tried, budget: Budget) -> DraftTree:
         """The likeliest of what was tried, with chances as guesses of such probabilities have them."""
-        ends = np.minimum(0, tried.logprobs)
-        best = DraftTree(tried.tokens, tried.parents, np.exp(ends)).best(budget.rows)
+        along = [exp(min(0.0, logprob)) for logprob in tried.logprobs]
+        best = DraftTree(tried.tokens, tried.parents, along).best(budget.rows)
         here: list[Guesses] = []
         chances: list[float] = []
         self._guesses = root = Guesses()
-        reached = best.chances.tolist()
-        nodes = zip(best.tokens.tolist(), best.parents.tolist(), reached, strict=True)
-        for token, parent, along in nodes:
-            before = reached[parent] if parent >= 0 else 1.0
-            probability = min(1.0, along / before) if before > 0 else 0.0
+        for token, parent, reached in zip(best.tokens, best.parents, best.chances, strict=True):
+            before = best.chances[parent] if parent >= 0 else 1.0
+            probability = min(1.0, reached / before) if before > 0 else 0.0
             around = here[parent] if parent >= 0 else root
             around.probabilities[token] = probability
             here.append(around.behind.setdefault(token, Guesses()))
             chance = self._eagle.calibration.chance(probability)
             chances.append(chance * (chances[parent] if parent >= 0 else 1.0))
-        return DraftTree(best.tokens, best.parents, np.array(chances, np.float32))
+        return replace(best, chances=chances)

@@ -43,9 +43,9 @@ def open_speculation(
 
     speculate: `off`; `lookup`, see `LookupDrafter`; the name of a draft network (`edge.hub.drafts`) or of a
     smaller model with the same tokenizer; `lookup+` and such a name for both together; `auto`, which is
-    lookup together with the draft in the model's own folder, if it has one, and nothing where an answer could
-    change by it. files, executor, tokenizer: of the model. earlier: tokens of earlier sequences, to look up
-    in. offline: download no draft. Raises EdgeError for a draft that does not fit.
+    lookup together with the draft that the model has in its own folder, or as the built-in one, and nothing
+    where an answer could change by it. files, executor, tokenizer: of the model. earlier: tokens of earlier
+    sequences, to look up in. offline: download no draft. Raises EdgeError for a draft that does not fit.
     """
     if not isinstance(speculate, (str, Path)) or speculate == "":
         raise WrongTypeError(
@@ -105,11 +105,12 @@ def _with_lookup(other: Speculation, earlier: Iterable[npt.NDArray[np.int32]]) -
 
 
 def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
-    if not draft_folder(files.path) or drafts_of(executor) is None:
+    if drafts_of(executor) is None:
         return None
+    from edge.hub.built_in_draft import built_in_draft
     from edge.hub.drafts import bundled_draft
 
-    draft = bundled_draft(files)
+    draft = bundled_draft(files) if draft_folder(files.path) else built_in_draft(files)
     return None if draft is None else _network("draft", draft, files, executor)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.track_record import TrackRecord
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.executors.soft import SoftPrompt
 from edge.system.notices import notice
@@ -100,8 +101,11 @@ class _Counts:
 class SequenceSpeculation:
     """Used by the scheduler and the answer that holds the sequence."""
 
-    def __init__(self, drafter: Drafter, name: str) -> None:
+    def __init__(self, drafter: Drafter, name: str, record: TrackRecord) -> None:
+        """record: what such drafters have won elsewhere; this one is trusted so far, until it rests."""
         self.name = name
+        self._record = record
+        self._patience = record.patience
         self._drafter: Drafter | None = drafter  # None once it has failed
         self._counts = _Counts()
         self._rest = 0  # plain passes before guesses are tried again
@@ -111,7 +115,7 @@ class SequenceSpeculation:
         self._asked = False  # for guesses of this pass
         self._catches_up = False  # with a prompt, which takes time in that pass alone
         self._draft_seconds = 0.0  # of this pass
-        self._has_paid = False  # since it began, or rested
+        self._has_paid = self._patience > 0  # since it began, or rested
         self._untold: list[Accepted] = []
         self._untold_rows = 0
 
@@ -242,14 +246,15 @@ class SequenceSpeculation:
         if not cost.is_certain or spent == 0 or catches_up:
             return
         gained = (tokens - 1) * token_seconds - spent
+        self._record.learn(gained / token_seconds)
         self._trial = [*self._trial[1 - _WINDOW :], (gained, spent)]
         self._has_paid = self._has_paid or gained > 0
         won = sum(each for each, _ in self._trial)
-        most_lost = _MOST_LOST * token_seconds
+        most_lost = max(_MOST_LOST, self._patience) * token_seconds
         if self._has_paid:
             most_lost += _UNLUCKY * max(each for _, each in self._trial)
         if won < -most_lost:
-            self._has_paid = False
+            self._has_paid, self._patience = False, 0.0
             self._rest, self._next_rest = self._next_rest, min(_LONGEST_REST, 2 * self._next_rest)
             self._trial = []
         elif len(self._trial) == _WINDOW and won > 0:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from edge.engine.speculative.drafter import Drafter
 from edge.engine.speculative.sequence import SequenceSpeculation
+from edge.engine.speculative.track_record import TrackRecord
 
 Start = Callable[[], Callable[[], Drafter]]
 """Makes a function that makes drafters, which share what they learn."""
@@ -25,10 +26,11 @@ class Speculation:
         self.memory_bytes = memory_bytes
         self.start = start
         self._new_drafter = start()
+        self._record = TrackRecord()
 
     def sequence(self) -> SequenceSpeculation:
         """For a new sequence."""
-        return SequenceSpeculation(self._new_drafter(), self.name)
+        return SequenceSpeculation(self._new_drafter(), self.name, self._record)
 
     def forgetful(self) -> Speculation:
         """The same, having learned nothing yet; it can't be used after this one is closed."""

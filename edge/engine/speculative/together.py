@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.tree import DraftTree
 
@@ -26,8 +24,8 @@ class Together(Drafter):
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`."""
         found = self._first.propose(tokens, budget)
-        of_root = found.chances[found.parents < 0]
-        self._asked = not ((len(of_root) and float(of_root.max()) >= _SURE) or self._second.rests())
+        first = max((found.chances[child] for child in found.children(-1)), default=0.0)
+        self._asked = not (first >= _SURE or self._second.rests())
         return united(found, self._second.propose(tokens, budget)) if self._asked else found
 
     def accepted(self, accepted: Accepted) -> None:
@@ -53,12 +51,11 @@ def united(one: DraftTree, other: DraftTree) -> DraftTree:
     """
     if not len(one) or not len(other):
         return replace(one, group=other.group) if len(one) else other
-    nodes = list(zip(one.tokens.tolist(), one.parents.tolist(), one.chances.tolist(), strict=True))
+    nodes = list(zip(one.tokens, one.parents, one.chances, strict=True))
     places = {(parent, token): node for node, (token, parent, _) in enumerate(nodes)}
     moved = [-1] * (len(other) + 1)  # place of each of the other's nodes; the last one is the root's
-    for node, (token, parent, chance) in enumerate(
-        zip(other.tokens.tolist(), other.parents.tolist(), other.chances.tolist(), strict=True)
-    ):
+    added = zip(other.tokens, other.parents, other.chances, strict=True)
+    for node, (token, parent, chance) in enumerate(added):
         above = moved[parent]
         place = places.setdefault((above, token), len(nodes))
         moved[node] = place
@@ -66,10 +63,7 @@ def united(one: DraftTree, other: DraftTree) -> DraftTree:
             nodes.append((token, above, chance))
         else:
             nodes[place] = token, above, max(chance, nodes[place][2])
-    chances = np.array([chance for _, _, chance in nodes], np.float32)
-    parents = np.array([parent for _, parent, _ in nodes], np.int32)
-    for node, parent in enumerate(parents):  # no node is likelier than what it hangs on
+    for node, (token, parent, chance) in enumerate(nodes):  # none is likelier than what it hangs on
         if parent >= 0:
-            chances[node] = min(chances[node], chances[parent])
-    tokens = np.array([token for token, _, _ in nodes], np.int32)
-    return DraftTree(tokens, parents, chances, other.group)
+            nodes[node] = token, parent, min(chance, nodes[parent][2])
+    return replace(DraftTree.of(nodes), group=other.group)

@@ -14,15 +14,16 @@ import numpy.typing as npt
 class DraftTree:
     """Guesses at how a sequence goes on behind its last token, the root, which is no part of the tree.
 
-    tokens: int32 [n]. parents: int32 [n], the index of an earlier node, -1 for the root; the children of one
-    node have different tokens. chances: float32 [n], the estimated probability that the target draws the
-    whole path from the root to this node; no higher than the parent's. group: soft rows that stand behind the
-    root and behind each node, one behind the other (`Drafter.soft`); that may be all that is wanted.
+    tokens: of the nodes. parents: the index of an earlier node, -1 for the root; the children of one node
+    have different tokens. chances: the estimated probability that the target draws the whole path from the
+    root to this node; no higher than the parent's. Of each there is one for every node: lists, as arrays so
+    small take longer. group: soft rows that stand behind the root and behind each node, one behind the other
+    (`Drafter.soft`); that may be all that is wanted.
     """
 
-    tokens: npt.NDArray[np.int32]
-    parents: npt.NDArray[np.int32]
-    chances: npt.NDArray[np.float32]
+    tokens: list[int]
+    parents: list[int]
+    chances: list[float]
     group: int = 0
 
     def __len__(self) -> int:
@@ -37,55 +38,57 @@ class DraftTree:
     def of(cls, nodes: Sequence[tuple[int, int, float]]) -> DraftTree:
         """From (token, parent, chance) of every node."""
         tokens, parents, chances = zip(*nodes, strict=True) if nodes else ((), (), ())
-        return cls(np.array(tokens, np.int32), np.array(parents, np.int32), np.array(chances, np.float32))
+        return cls(list(tokens), list(parents), list(chances))
 
     def best(self, count: int) -> DraftTree:
         """The likeliest `count` nodes, in their order; a node never comes without its parent."""
         if count >= len(self):
             return self
         # Stable: of nodes that are alike the earlier stays, which may be the other's parent.
-        return self._only(np.sort(np.argsort(-self.chances, kind="stable")[: max(0, count)]))
+        likeliest = sorted(range(len(self)), key=self.chances.__getitem__, reverse=True)
+        return self._only(sorted(likeliest[: max(0, count)]))
 
     def within(self, depth: int) -> DraftTree:
         """Without the nodes that are deeper."""
-        return self if self.depth <= depth else self._only(np.flatnonzero(np.array(self.depths) <= depth))
+        if self.depth <= depth:
+            return self
+        return self._only([node for node, found in enumerate(self.depths) if found <= depth])
 
     def fitting(self, fits: Callable[[Sequence[int]], int]) -> DraftTree:
         """Without what may not come. fits: how many tokens of a path from the root may, one after another."""
         kept: set[int] = set()
-        inner = {int(parent) for parent in self.parents}
+        inner = set(self.parents)
         for leaf in range(len(self)):
             if leaf in inner:
                 continue
             path = [leaf]
-            while (parent := int(self.parents[path[-1]])) >= 0:
+            while (parent := self.parents[path[-1]]) >= 0:
                 path.append(parent)
             path.reverse()
-            kept.update(path[: fits([int(token) for token in self.tokens[path]])])
-        return self if len(kept) == len(self) else self._only(np.array(sorted(kept), np.intp))
+            kept.update(path[: fits([self.tokens[node] for node in path])])
+        return self if len(kept) == len(self) else self._only(sorted(kept))
 
     def likeliest_path(self) -> DraftTree:
         """Without branches: from the root always on to the likeliest child."""
         path: list[int] = []
         while children := self.children(path[-1] if path else -1):
-            path.append(max(children, key=lambda node: float(self.chances[node])))
-        parents = np.arange(-1, len(path) - 1, dtype=np.int32)
-        return replace(self, tokens=self.tokens[path], parents=parents, chances=self.chances[path])
+            path.append(max(children, key=self.chances.__getitem__))
+        return self._only(path)
 
     @cached_property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before it."""
-        return self.parents.tolist() == [*range(-1, len(self) - 1)]
+        return self.parents == [*range(-1, len(self) - 1)]
 
     def children(self, node: int) -> list[int]:
         """Indices of the nodes whose parent is `node`."""
-        return [int(child) for child in np.flatnonzero(self.parents == node)]
+        return [child for child, parent in enumerate(self.parents) if parent == node]
 
     @cached_property
     def depths(self) -> list[int]:
         """Of every node, 1 for children of the root."""
         depths: list[int] = []
-        for parent in self.parents.tolist():
+        for parent in self.parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
         return depths
 
@@ -96,16 +99,16 @@ class DraftTree:
 
     def positions(self, root: int = 0) -> npt.NDArray[np.int32]:
         """Of all rows of such a step as `masks` has, from 0 on."""
-        ends = np.array([0, *self.depths], np.int32)
-        groups = ends[:, None] + np.arange(1, self.group + 1)
-        return np.concatenate([np.arange(root), root + ends, root + groups.ravel()]).astype(np.int32)
+        ends = [0, *self.depths]
+        groups = [end + place for end in ends for place in range(1, self.group + 1)]
+        return np.array([*range(root), *(root + each for each in (*ends, *groups))], np.int32)
 
     def masks(self, root: int = 0) -> npt.NDArray[np.uint64]:
         """What a step of `root` tokens, the root, all nodes and their groups sees of itself: uint64 [root + 1
         + rows], see `SequenceStep.tree`.
         """
         masks = [(1 << at + 1) - 1 for at in range(root + 1)]
-        for node, parent in enumerate(self.parents.tolist()):
+        for node, parent in enumerate(self.parents):
             masks.append(masks[root + parent + 1] | 1 << root + node + 1)
         for before in masks[root:]:
             for _ in range(self.group):
@@ -113,12 +116,16 @@ class DraftTree:
                 masks.append(before)
         return np.array(masks, np.uint64)
 
-    def _only(self, kept: npt.NDArray[np.intp]) -> DraftTree:
+    def _only(self, kept: Sequence[int]) -> DraftTree:
         """The nodes with these indices, ascending, among them every parent."""
-        places = np.full(len(self) + 1, -1, np.int32)  # the last one is the root's, -1
-        places[kept] = np.arange(len(kept), dtype=np.int32)
-        parents = places[self.parents[kept]]
-        return replace(self, tokens=self.tokens[kept], parents=parents, chances=self.chances[kept])
+        places = {node: place for place, node in enumerate(kept)}
+        places[-1] = -1
+        return replace(
+            self,
+            tokens=[self.tokens[node] for node in kept],
+            parents=[places[self.parents[node]] for node in kept],
+            chances=[self.chances[node] for node in kept],
+        )
 
 
 NOTHING = DraftTree.of(())

@@ -110,27 +110,22 @@ class _Places:
         self.room = room
         self.gains = (c_float * MAX_TREE)()
         self._seconds = (c_float * MAX_TREE)()
-        self._tokens, self._parents = np.empty(room, np.int32), np.empty(room, np.int32)
-        self._logprobs = np.empty(room, np.float32)
+        self._tokens, self._parents = (c_int32 * room)(), (c_int32 * room)()
+        self._logprobs = (c_float * room)()
         self.step = DraftStep(
             size=ctypes.sizeof(DraftStep),
             least_gains=ctypes.addressof(self.gains),
             node_room=room,
-            node_tokens=self._tokens.ctypes.data,
-            node_parents=self._parents.ctypes.data,
-            node_logprobs=self._logprobs.ctypes.data,
+            node_tokens=ctypes.addressof(self._tokens),
+            node_parents=ctypes.addressof(self._parents),
+            node_logprobs=ctypes.addressof(self._logprobs),
             seconds=ctypes.addressof(self._seconds),
         )
 
     def tried(self) -> Tried:
         """What the last search left there."""
         n, steps = self.step.node_count, self.step.steps_run
-        return Tried(
-            self._tokens[:n].copy(),
-            self._parents[:n].copy(),
-            self._logprobs[:n].copy(),
-            tuple(self._seconds[:steps]),
-        )
+        return Tried(self._tokens[:n], self._parents[:n], self._logprobs[:n], self._seconds[:steps])
 
 
 class Target(Protocol):

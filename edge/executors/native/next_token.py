@@ -27,12 +27,14 @@ class NativeNextToken:
         self.rows = 1
         """Of the pass that comes."""
         self._width = config.hidden_size
-        self._tokens = np.zeros(native.MAX_TREE, np.int32)
+        self._tokens = (ctypes.c_int32 * native.MAX_TREE)()
         self._positions = np.empty(native.MAX_TREE, np.int32)
         self._masks = np.empty(native.MAX_TREE, np.uint64)
+        self._tree = self._positions.ctypes.data, self._masks.ctypes.data
         self._wanted: tuple[int, ...] = ()  # layers, and the same as libedge reads them
         self._layers = np.empty(0, np.int32)
         self._states: FloatArray | None = None  # one after the other: of all rows, of each layer
+        self._memory = np.empty(0, np.float32)  # for them
         self.sampling, self.draw, _ = replace(options).native  # places of its own
         self.draw.vocab_size = config.vocab_size
         self.drawn = native.Drawn()
@@ -41,7 +43,7 @@ class NativeNextToken:
         """Its step, for a pass that has no other."""
         self.record = record = self.records[0]
         record.size, record.n, record.logits_count = ctypes.sizeof(native.Step), 1, 1
-        record.cache, record.tokens = handle_of(cache), self._tokens.ctypes.data
+        record.cache, record.tokens = handle_of(cache), ctypes.addressof(self._tokens)
 
     def put(self, token: int, index: int) -> None:
         """See `NextToken`."""
@@ -53,19 +55,19 @@ class NativeNextToken:
 
     def guess(
         self,
-        tokens: npt.NDArray[np.int32],
+        tokens: Sequence[int],
         positions: npt.NDArray[np.int32] | None = None,
         tree: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         """See `NextToken`."""
         rows = 1 + len(tokens)
-        self._tokens[1:rows] = tokens
+        for row, token in enumerate(tokens, 1):
+            self._tokens[row] = token
         self._set_rows(rows)
         if tree is not None:
             assert positions is not None
             self._positions[:rows], self._masks[:rows] = positions, tree
-            self.record.positions = self._positions.ctypes.data
-            self.record.tree = self._masks.ctypes.data
+            self.record.positions, self.record.tree = self._tree
 
     def want(self, hidden: bool, layers: Sequence[int] = ()) -> None:
         """See `NextToken`."""
@@ -75,9 +77,13 @@ class NativeNextToken:
             self._wanted, self._layers = tuple(layers), np.array(layers, np.int32)
             record.layer_count, record.layer_indices = len(layers), self._layers.ctypes.data
         if hidden or layers:
-            self._states = np.empty((max(1, len(layers)), self.rows, self._width), np.float32)
-            address = self._states.ctypes.data
-            record.hidden, record.layer_outputs = (None, address) if layers else (address, None)
+            shape = max(1, len(layers)), self.rows, self._width
+            size = shape[0] * shape[1] * shape[2]
+            if size > len(self._memory):
+                self._memory = np.empty(size, np.float32)
+                self._address = self._memory.ctypes.data
+            self._states = self._memory[:size].reshape(shape)
+            record.hidden, record.layer_outputs = (None, self._address) if layers else (self._address, None)
 
     @property
     def states(self) -> FloatArray | None:

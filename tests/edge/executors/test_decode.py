@@ -98,7 +98,7 @@ def test_tokens_along_guesses_are_those_of_one_after_another(executor, together,
             tree = DraftTree.of(nodes)
             step.guess(tree.tokens, cache.length + tree.positions(), tree.masks())
         else:
-            step.guess(np.array(guesses, np.int32))
+            step.guess(guesses)
         step.want(hidden=True)
         steps.append(step)
     found = executor.decode(steps)

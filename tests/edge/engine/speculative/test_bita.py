@@ -19,6 +19,7 @@ from edge.engine.speculative.bita import Bita, BitaDrafter
 from edge.engine.speculative.choice import choose
 from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.sequence import PassCost, SequenceSpeculation
+from edge.engine.speculative.track_record import TrackRecord
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import CheckpointError, ConfigError, EdgeError
 from edge.hub.drafts import open_draft
@@ -64,15 +65,15 @@ def told(drafter: BitaDrafter, tokens: list[int], soft: Any = None) -> np.ndarra
 def test_every_row_guesses_behind_the_likeliest_of_the_one_before(drafter):
     tokens = told(drafter, [1, 2, 3, 4], logits_of([7, 8, 9], [5, 6]))
     tree = drafter.propose(tokens, budget(9))
-    assert tree.tokens[:5].tolist() == [7, 8, 9, 5, 6] and tree.group == 2
-    assert tree.parents.tolist() == [-1, -1, -1, 0, 0, 0]
+    assert tree.tokens[:5] == [7, 8, 9, 5, 6] and tree.group == 2
+    assert tree.parents == [-1, -1, -1, 0, 0, 0]
     assert (np.diff(tree.chances[:3]) <= 0).all() and tree.chances[3] <= tree.chances[0]
 
 
 def test_tokens_that_were_forced_need_no_guess(drafter):
     tokens = told(drafter, [1, 2, 3, 4], logits_of([7], [5]))
     tree = drafter.propose(np.array([*tokens, 7], np.int32), budget(9, least_chance=1.0))
-    assert tree.tokens.tolist() == [5] and tree.parents.tolist() == [-1]
+    assert tree.tokens == [5] and tree.parents == [-1]
     assert len(drafter.propose(np.array([*tokens, 7, 5], np.int32), budget(9))) == 0
 
 
@@ -90,18 +91,16 @@ def test_it_learns_how_often_each_row_is_right(drafter):
     for _ in range(60):  # the first row is always right and the second never
         tokens = told(drafter, [1, 2, 3], logits_of([7], [5]))
         tree = drafter.propose(tokens, budget(9, least_chance=1.0))
-        before = before or tree.chances.tolist()
+        before = before or tree.chances
         tokens = told(drafter, [1, 2, 3, 7, 6], logits_of([7], [5]))
         drafter.propose(tokens, budget(9))
-        after = tree.chances.tolist()
+        after = tree.chances
     assert after[0] > before[0] and after[1] < 0.2 * before[1]
 
 
 def test_the_rows_of_a_tree():
     """Behind the root, then behind each node, each seeing its path and those of its group before it."""
-    tree = DraftTree(
-        np.array([5, 6, 7], np.int32), np.array([-1, 0, -1], np.int32), np.ones(3, np.float32), group=2
-    )
+    tree = DraftTree([5, 6, 7], [-1, 0, -1], [1.0] * 3, group=2)
     assert tree.rows == 3 + 4 * 2
     assert tree.positions().tolist() == [0, 1, 2, 1, 1, 2, 2, 3, 3, 4, 2, 3]
     seen = [[at for at in range(12) if int(mask) >> at & 1] for mask in tree.masks()]
@@ -119,8 +118,8 @@ def test_a_guess_pays_for_its_group():
     curve = Curve(1 + 0.1 * np.arange(512))
 
     def tree(group: int, *chances: float) -> DraftTree:
-        tokens, n = np.arange(len(chances), dtype=np.int32), len(chances)
-        return DraftTree(tokens, np.arange(-1, n - 1, dtype=np.int32), np.array(chances, np.float32), group)
+        n = len(chances)
+        return DraftTree([*range(n)], [*range(-1, n - 1)], [*chances], group)
 
     assert len(choose([tree(0, 0.6, 0.3, 0.2)], 1, 1, curve, most=60)[0]) == 3
     (chosen,) = choose([tree(2, 0.6, 0.3, 0.2)], 1, 1, curve, most=60)
@@ -142,7 +141,7 @@ def test_what_rows_are_left_for_guesses():
             asked.append(budget)
             return super().propose(tokens, budget)
 
-    speculation = SequenceSpeculation(Asked(Bita(Prompt())), "bita")
+    speculation = SequenceSpeculation(Asked(Bita(Prompt())), "bita", TrackRecord())
     speculation._has_paid = True
     tokens = np.array([1, 2], np.int32)
     assert speculation.propose(tokens, budget(1)).rows == 0 and not asked
@@ -185,7 +184,7 @@ def test_answers_stay(model, settings):
 def test_it_rests_where_it_does_not_pay():
     """Passes whose soft rows cost a third of a token each, and bring none."""
     speculation, tokens = (
-        SequenceSpeculation(BitaDrafter(Bita(Prompt())), "bita"),
+        SequenceSpeculation(BitaDrafter(Bita(Prompt())), "bita", TrackRecord()),
         np.arange(1, 99, dtype=np.int32),
     )
     rested = []

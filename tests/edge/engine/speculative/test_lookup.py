@@ -27,7 +27,7 @@ def ids(tokens: list[int]) -> np.ndarray:
 
 
 def path_of(tree: DraftTree) -> list[int]:
-    return tree.likeliest_path().tokens.tolist()
+    return tree.likeliest_path().tokens
 
 
 def generate(
@@ -63,7 +63,7 @@ def test_a_copy_is_guessed_and_the_longer_the_match_the_surer() -> None:
         expected = [*passage[n:], 1, 2, *passage][: len(path_of(tree))]
         assert path_of(tree) == expected
         assert len(expected) >= min(n, 15)
-    first = [float(tree.chances[0]) for tree in trees[1:30]]
+    first = [tree.chances[0] for tree in trees[1:30]]
     assert first[0] < 0.4
     assert first[4] > 0.7
     assert first[19] > 0.95
@@ -88,9 +88,9 @@ def test_a_tree_is_one_and_keeps_to_the_budget() -> None:
             assert tree.chances[node] <= (tree.chances[parent] if parent >= 0 else 1)
         for parent in range(-1, len(tree)):
             children = tree.children(parent)
-            assert len({int(tree.tokens[child]) for child in children}) == len(children)
+            assert len({tree.tokens[child] for child in children}) == len(children)
             above = tree.chances[parent] if parent >= 0 else 1.0
-            assert tree.chances[children].sum() <= above + 1e-5
+            assert sum(tree.chances[child] for child in children) <= above + 1e-5
     assert seen > 50
 
 
@@ -101,12 +101,12 @@ def test_first_guesses_are_those_of_a_search(alphabet: int) -> None:
     for _ in range(200):
         text.append(draw.randrange(alphabet))
         tree = drafter.propose(ids(text), next_one)
-        found = set(tree.tokens.tolist())
+        found = set(tree.tokens)
         expected = set(continuations([text], text))
         compared += len(expected)
         # Shorter ends of the match may add others, none that never came behind the last token.
         assert found <= {b for a, b in pairwise(text) if a == text[-1]}
-        assert expected <= found or tree.chances.sum() > 0.999
+        assert expected <= found or sum(tree.chances) > 0.999
     assert compared > 150
 
 
@@ -115,7 +115,7 @@ def test_chances_are_frequencies_at_first() -> None:
     text = [7, 8, 1, 50, 7, 8, 1, 51, 7, 8, 2, 52, 7, 8, 1, 53, 7, 8]
     tree = LookupDrafter(LookupMemory()).propose(ids(text), WIDE)
     chances = MatchChances()
-    children = {int(tree.tokens[child]): float(tree.chances[child]) for child in tree.children(-1)}
+    children = {tree.tokens[child]: tree.chances[child] for child in tree.children(-1)}
     for token, count in {1: 3, 2: 1}.items():
         expected = chances.chance(chances.bucket(0, 2, count, 4), 0, 2, count, 4)
         assert children[token] == pytest.approx(expected)
@@ -134,7 +134,7 @@ def test_chances_go_to_the_share_of_guesses_that_come() -> None:
         followed = 30 + turn % 4
         fresh += 1
         text.append(followed if draw.random() < 0.3 else fresh)
-        best = {int(t): float(c) for t, c in zip(tree.tokens, tree.chances, strict=True)}
+        best = dict(zip(tree.tokens, tree.chances, strict=True))
         if turn > 700:
             predicted.append(best.get(followed, 0.0))
             right.append(text[-1] == followed)
@@ -164,7 +164,7 @@ def test_it_learns_from_guesses_that_were_not_verified() -> None:
         drafter = LookupDrafter(memory)
         text = [*passage, 1, passage[n % 20]]
         tree = drafter.propose(ids(text), WIDE)
-        assert int(tree.tokens[0]) == text[n % 20 + 1]
+        assert tree.tokens[0] == text[n % 20 + 1]
         drafter.accepted(Accepted(len(text) - 1, ids([text[-1], text[n % 20 + 1]])))
     assert memory.chances.chance(memory.chances.bucket(0, 1, 1, 1), 0, 1, 1, 1) > 2 * before
 
@@ -218,7 +218,7 @@ def test_it_stays_right_whatever_becomes_of_the_sequence(seed: int) -> None:
         tree = drafter.propose(ids(text), WIDE)
         texts.append(list(text))
         for child in tree.children(-1):
-            token = int(tree.tokens[child])
+            token = tree.tokens[child]
             assert any([text[-1], token] == each[i : i + 2] for each in texts for i in range(len(each) - 1))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.sequence import PassCost, SequenceSpeculation
+from edge.engine.speculative.track_record import TrackRecord
 from edge.engine.speculative.tree import NOTHING, DraftTree
 
 BUDGET = Budget(rows=8, depth=4, token_seconds=1.0, least_chance=0.1)
@@ -59,7 +60,7 @@ def passes(speculation: SequenceSpeculation, count: int, *, right: int, extra: f
 
 def test_what_does_not_pay_rests_ever_longer():
     drafter = Sleeper()
-    speculation = SequenceSpeculation(drafter, "sleeper")
+    speculation = SequenceSpeculation(drafter, "sleeper", TrackRecord())
     sizes = passes(speculation, 2000, right=0, extra=0.3)
     assert sizes[:3] == [2, 2, 0]  # two guesses of one level until some have paid; a second one is too many
     tried = [at for at, size in enumerate(sizes) if size]
@@ -74,7 +75,7 @@ def test_early_in_a_rest_nobody_is_told_hidden_states(needs_all: bool):
     """So that passes may be plain ones; the last 16 before it is asked again have them, and every guess."""
     drafter = Sleeper()
     drafter.wants_hidden, drafter.needs_all_hidden = True, needs_all
-    speculation = SequenceSpeculation(drafter, "sleeper")
+    speculation = SequenceSpeculation(drafter, "sleeper", TrackRecord())
     wanted: list[bool] = []
     for _ in range(300):
         asked = drafter.asked
@@ -89,7 +90,7 @@ def test_a_drafter_that_rests_for_all_is_not_asked():
     """Nor told hidden states, until 16 passes before it is asked again."""
     drafter = Sleeper()
     drafter.wants_hidden = True
-    speculation = SequenceSpeculation(drafter, "sleeper")
+    speculation = SequenceSpeculation(drafter, "sleeper", TrackRecord())
     wanted = []
     for drafter.left in range(40, -1, -1):
         speculation.is_awake()
@@ -102,7 +103,7 @@ def test_a_drafter_that_rests_for_all_is_not_asked():
 
 def test_time_of_drafting_counts():
     drafter = Sleeper(0.02)
-    speculation = SequenceSpeculation(drafter, "sleeper")
+    speculation = SequenceSpeculation(drafter, "sleeper", TrackRecord())
     cost = PassCost(0.01, 0.01, 0.0, 1, True)
     for _ in range(30):
         proposed(speculation)
@@ -111,7 +112,7 @@ def test_time_of_drafting_counts():
 
 
 def test_what_pays_goes_on():
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     assert all(passes(speculation, 300, right=2, extra=0.5))
     found = speculation.statistics
     assert found.largest_tree == 5
@@ -133,40 +134,55 @@ def test_what_pays_goes_on():
 
 def test_one_unlucky_tree_is_no_reason_to_rest():
     """It may cost more than any token, where those that are right win more; two of them are one too many."""
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     passes(speculation, 1, right=1, extra=0.5)
     assert passes(speculation, 1, right=0, extra=1.9) == [5]
     assert all(passes(speculation, 8, right=4, extra=1.9))
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     passes(speculation, 1, right=1, extra=0.5)
     assert passes(speculation, 3, right=0, extra=1.9) == [5, 5, 0]
 
 
+def test_what_paid_elsewhere_is_trusted_at_first():
+    """A sequence begins with whole trees, and may lose two tokens' time; behind a rest it begins small."""
+    record = TrackRecord()
+    assert all(passes(SequenceSpeculation(Sleeper(), "sleeper", record), 300, right=2, extra=0.5))
+    assert record.patience == 2.0
+    unlucky = SequenceSpeculation(Sleeper(), "sleeper", record)
+    sizes = passes(unlucky, 32, right=0, extra=0.45)
+    assert sizes[:8] == [5] * 6 + [0] * 2  # 2, and what one pass costs: that may be bad luck
+    assert sizes[29:] == [0, 2, 0]
+    for _ in range(20):
+        passes(SequenceSpeculation(Sleeper(), "sleeper", record), 300, right=0, extra=0.5)
+    assert record.patience == 0.0
+    assert passes(SequenceSpeculation(Sleeper(), "sleeper", record), 1, right=0, extra=0.5) == [2]
+
+
 def test_what_a_prompt_costs_is_not_held_against_guesses():
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     speculation.accepted(0, np.zeros(200, np.int32))
     assert passes(speculation, 2, right=0, extra=5.0) == [2, 2]  # the first with the prompt
     assert passes(speculation, 1, right=0, extra=5.0) == [0]
 
 
 def test_nothing_is_concluded_from_what_is_not_certain():
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     for _ in range(50):
         assert len(proposed(speculation))
         speculation.settle(1, PassCost(9.0, 1.0, 8.0, 1, False))
 
 
 def test_a_tree_keeps_to_the_budget():
-    speculation = SequenceSpeculation(Sleeper(), "sleeper")
-    assert proposed(speculation, Budget(3, 2, 1.0, 0.1)).tokens.tolist() == [5, 7]
+    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
+    assert proposed(speculation, Budget(3, 2, 1.0, 0.1)).tokens == [5, 7]
     speculation.settle(3, PassCost(1.1, 1.0, 0.1, 1, True))
-    assert proposed(speculation, Budget(3, 2, 1.0, 0.1)).tokens.tolist() == [5, 6, 7]
-    assert proposed(speculation, Budget(5, 3, 1.0, 0.1)).tokens.tolist() == [5, 6, 7, 8]
+    assert proposed(speculation, Budget(3, 2, 1.0, 0.1)).tokens == [5, 6, 7]
+    assert proposed(speculation, Budget(5, 3, 1.0, 0.1)).tokens == [5, 6, 7, 8]
 
 
 def test_time_of_drafting_counts_once():
     """A pass may come without being asked for guesses: at the end of an answer, or where costs are stale."""
-    speculation = SequenceSpeculation(Sleeper(0.01), "sleeper")
+    speculation = SequenceSpeculation(Sleeper(0.01), "sleeper", TrackRecord())
     proposed(speculation)
     cost = PassCost(1.0, 1.0, 0.0, 1, True)
     speculation.settle(1, cost)

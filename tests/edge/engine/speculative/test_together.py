@@ -43,9 +43,9 @@ class Planned(Drafter):
 def paths(tree: DraftTree) -> dict[tuple[int, ...], float]:
     """The tokens from the root to every node, and its chance."""
     found: list[tuple[int, ...]] = []
-    for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True):
+    for token, parent in zip(tree.tokens, tree.parents, strict=True):
         found.append((*(found[parent] if parent >= 0 else ()), token))
-    return dict(zip(found, tree.chances.tolist(), strict=True))
+    return dict(zip(found, tree.chances, strict=True))
 
 
 def test_paths_of_both_are_there_once():

@@ -27,8 +27,8 @@ def path(tree: DraftTree, node: int) -> list[int]:
     """Tokens from the root to a node."""
     found: list[int] = []
     while node >= 0:
-        found.insert(0, int(tree.tokens[node]))
-        node = int(tree.parents[node])
+        found.insert(0, tree.tokens[node])
+        node = tree.parents[node]
     return found
 
 
@@ -66,7 +66,7 @@ def test_a_row_sees_its_path(seed):
 def test_the_likeliest_path():
     tree = DraftTree.of([(5, -1, 0.4), (6, -1, 0.5), (7, 0, 0.4), (8, 1, 0.1), (9, 1, 0.3)])
     chain = tree.likeliest_path()
-    assert chain.tokens.tolist() == [6, 9] and chain.is_chain and not tree.is_chain
+    assert chain.tokens == [6, 9] and chain.is_chain and not tree.is_chain
     assert len(NOTHING.likeliest_path()) == 0 and NOTHING.is_chain
 
 
@@ -89,12 +89,12 @@ def test_the_choice_is_the_best_of_all(seed):
 
     def speed(chosen: list[DraftTree]) -> float:
         rows = 2 + sum(map(len, chosen))
-        tokens = 2 + sum(float(tree.chances.sum()) for tree in chosen)
+        tokens = 2 + sum(sum(tree.chances) for tree in chosen)
         return tokens / float(COSTS.seconds(rows, 100) or 0)
 
     everything = [
         [
-            DraftTree(tree.tokens[list(kept)], tree.parents[list(kept)], tree.chances[list(kept)])
+            DraftTree([0] * count, list(kept), [tree.chances[node] for node in kept])
             for count in range(5)
             for kept in combinations(range(4), count)
             if all(tree.parents[node] in (-1, *kept) for node in kept)
