@@ -1,9 +1,61 @@
-// edge_sample: options, history, bias and logits of any value.
+// edge_sample: options, history, bias and logits of any value; and edge_draw_along, with any tree.
 #include <cmath>
 #include <vector>
 
 #include "edge.h"
 #include "fuzz.h"
+
+namespace {
+
+// Rows of guesses whose logits are those of the first one, moved on by a token for each.
+void draw_along(Input *input, const edge_sampling &sampling, edge_draw draw,
+                const std::vector<float> &logits) {
+    const int32_t rows = int32_t(1 + input->below_or(EDGE_MAX_TREE - 1)), vocab = draw.vocab_size;
+    std::vector<int32_t> tokens(size_t(rows), 0);
+    std::vector<uint64_t> tree(size_t(rows), 0);
+    input->take(tokens.data(), tokens.size());
+    for (size_t row = 0; row < tokens.size(); row += 2) {
+        tokens[row] = int32_t(uint32_t(tokens[row]) % uint32_t(vocab));
+    }
+    const bool branches = (input->take<uint8_t>() & 1) != 0;
+    input->take(tree.data(), branches ? tree.size() : 0);
+    std::vector<float> all;
+    for (int32_t row = 0; row < rows; ++row) {
+        const auto first = logits.begin() + row % vocab;
+        all.insert(all.end(), first, logits.end());
+        all.insert(all.end(), logits.begin(), first);
+    }
+    edge_step step{};
+    step.size = sizeof step;
+    step.n = step.logits_count = rows;
+    step.tokens = tokens.data();
+    step.tree = branches ? tree.data() : nullptr;
+    draw.logits = all.data();
+    edge_drawn drawn;
+    const bool may_not = draw.history_length > 0 || draw.allowed;
+    const edge_status refused = edge_draw_along(&sampling, &draw, &step, &drawn);
+    require(!may_not || refused == EDGE_INVALID);
+    draw.history_length = 0;
+    draw.allowed = nullptr;
+    if (edge_draw_along(&sampling, &draw, &step, &drawn) != EDGE_OK) {
+        require(std::strlen(edge_last_error()) > 10);
+        return;
+    }
+    require(drawn.count >= 1 && drawn.count <= rows);
+    edge_sample_result one;
+    for (int32_t i = 0, row = 0; i < drawn.count; ++i) {
+        draw.logits = all.data() + int64_t(row) * vocab;
+        require(edge_sample(&sampling, &draw, &one) == EDGE_OK && one.token == drawn.tokens[i]);
+        ++draw.index;
+        if (i + 1 < drawn.count) {
+            require(drawn.rows[i] > row && drawn.rows[i] < rows);
+            row = drawn.rows[i];
+            require(tokens[size_t(row)] == drawn.tokens[i]);
+        }
+    }
+}
+
+}  // namespace
 
 bool accepts(Input input) {
     const int32_t vocab = int32_t(1 + input.below_or(1500));
@@ -66,5 +118,6 @@ bool accepts(Input input) {
         require(result.top_tokens[i] >= -1 && result.top_tokens[i] < vocab);
         require(i == 0 || result.top_logprobs[i] <= result.top_logprobs[i - 1]);
     }
+    draw_along(&input, sampling, draw, logits);
     return true;
 }

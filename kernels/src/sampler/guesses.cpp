@@ -1,7 +1,6 @@
 // edge_draw_along: the model's own tokens along the guesses of a step, as far as these are right.
 #include <cstdint>
 
-#include "abi/border.h"
 #include "abi/error.h"
 #include "edge.h"
 
