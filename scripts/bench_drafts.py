@@ -1,11 +1,13 @@
 """Times answers with trained drafts against plain decoding: their kinds, heads, types and trees.
 
-    python scripts/bench_drafts.py [--runs FOLDER] [--parts training,categories,heads,types] [--rounds 2]
-        [--per-category 4] [--tokens 200] [--keep FOLDER]
+    python scripts/bench_drafts.py [--runs FOLDER] [--parts training,categories,kinds,heads,types]
+        [--rounds 2] [--per-category 4] [--tokens 200] [--keep FOLDER]
 
 training    what the runs have learned, by their logs: nothing is timed
 categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft with
-            its target's whole head, with a quarter of it (FR-Spec), and other kinds
+            its target's whole head, with an eighth of it in 4 bits (FR-Spec), that with lookup, the same of
+            the draft that was trained for 4 bits, and `auto`
+kinds       the same with the other kinds of drafts
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
             own answers, in a text (--text) and in code (Python's own library), always 3 guesses
 types       the target with 4 and 16 bits, the draft with 16 bits, rounded to 4, and trained for 4, with trees
@@ -44,15 +46,15 @@ CONTEXT = 2048
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
 SHARES = (16, 8, 4, 2)
 NODES = (1, 3, 7)
+SHARE = 8  # of the vocabulary: what FR-Spec leaves out
 KINDS = {
-    "eagle2-int4": "trained for 4 bits",
     "short": "EAGLE-2, short",
     "eagle3": "EAGLE-3",
     "mtp": "multi-token",
     "bita": "BiTA",
 }
 """Other runs, and what they are called in tables."""
-NAMES = ("eagle2", *KINDS)
+NAMES = ("eagle2", "eagle2-int4", *KINDS)
 _QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "spec_bench.dev.jsonl"
 _CODE = 200  # files
 _NODES = 3  # guesses in every pass of the part heads
@@ -106,12 +108,33 @@ def tell(row: dict[str, Any]) -> None:
 
 def measure_categories(options: argparse.Namespace) -> Rows:
     """By category."""
-    whole, quarter = (draft_at(options, "eagle2", vocabulary=size) for size in ("all", None))
-    ways = [way("off", "off"), way("lookup", "lookup"), way("EAGLE-2", whole), way("FR-Spec 1/4", quarter)]
+    rows = open_model(BUILT_IN.name).config.vocab_size // SHARE
+    some, trained = (
+        draft_at(options, name, vocabulary=rows, head="int4") for name in ("eagle2", "eagle2-int4")
+    )
+    ways = [
+        way("off", "off"),
+        way("lookup", "lookup"),
+        way("EAGLE-2", draft_at(options, "eagle2", vocabulary="all")),
+        way("FR-Spec 1/8", some),
+        way("FR-Spec 1/8, trained for 4 bits", trained),
+        way("lookup and FR-Spec 1/8", f"lookup+{some}"),
+        way("auto", "auto"),
+    ]
+    return greedy_and_sampled(options, ways)
+
+
+def measure_kinds(options: argparse.Namespace) -> Rows:
+    """Of other drafts, all questions together."""
+    ways = [way("off", "off")]
     ways += [
         way(words, draft_at(options, name)) for name, words in KINDS.items() if (options.runs / name).exists()
     ]
-    ways.append(way("lookup and FR-Spec 1/4", f"lookup+{quarter}"))
+    return [row for row in greedy_and_sampled(options, ways) if row["kind"] == "all"]
+
+
+def greedy_and_sampled(options: argparse.Namespace, ways: list[Way]) -> Rows:
+    """On the questions by category."""
     found = compared(options, ways, options.per_category)
     return found + compared(options, ways, options.per_category, SAMPLED)
 
@@ -179,6 +202,7 @@ def measure_types(options: argparse.Namespace) -> Rows:
 PARTS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "training": measure_training,
     "categories": measure_categories,
+    "kinds": measure_kinds,
     "heads": measure_heads,
     "types": measure_types,
 }

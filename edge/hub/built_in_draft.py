@@ -16,6 +16,8 @@ GUESSED = 8192
 """Tokens that it guesses, the most frequent ones of the model's answers (FR-Spec): a sixth of all."""
 FREQUENT = FOLDER / f"freq_{GUESSED}.json"
 """Their list."""
+HEAD_SCHEME = "int4"
+"""Of the rows of the model's head that it guesses with."""
 
 
 def built_in_draft(target: ModelFiles) -> DraftFiles | None:
@@ -25,4 +27,4 @@ def built_in_draft(target: ModelFiles) -> DraftFiles | None:
     draft = DraftFiles.open(FOLDER)
     if draft.manifest.target.difference(TargetIdentity.of(target)) is not None:
         return None
-    return open_draft(FOLDER, target, vocabulary=FREQUENT)
+    return open_draft(FOLDER, target, vocabulary=FREQUENT, head=HEAD_SCHEME)

@@ -122,9 +122,25 @@ def draft_categories(document: Document) -> Lines:
         ]
     ]
     for row in document["parts"]["categories"]:
-        if "ratio" in row and (row["kind"] == "all" or row["setting"] == "FR-Spec 1/4"):
+        if "ratio" in row and (row["kind"] == "all" or row["setting"] == "FR-Spec 1/8"):
             head = [str(row["temperature"]), row["setting"], row["kind"]]
             lines.append([*head, *_speeds(row), percent(row.get("draft_share", 0.0))])
+    return lines
+
+
+def draft_kinds(document: Document) -> Lines:
+    """Drafts of other kinds: what they learned, and what they give."""
+    lines: Lines = [["draft", "steps", "first guess agrees", "second"]]
+    lines[0] += ["speed-up, greedy", "least", "tokens a pass", "speed-up, sampled", "least", "tokens a pass"]
+    rows = {(row["setting"], row["temperature"]): row for row in document["parts"]["kinds"]}
+    for run in document["parts"]["training"]:
+        name = _RUNS[run["run"]]
+        if (name, 0) in rows:
+            second = run.get("held_out_last_agreement")
+            learned = [str(run["step"]), percent(run["held_out_agreement"], 1)]
+            learned.append("" if second is None else percent(second, 1))
+            speeds = [each for heat in (0, 0.7) for each in _speeds(rows[name, heat])[1:]]
+            lines.append([name, *learned, *speeds])
     return lines
 
 
@@ -152,6 +168,7 @@ def draft_types(document: Document) -> Lines:
 TABLES = {
     "drafts-training": Table(_PAGE, ("drafts-training",), draft_training),
     "drafts-categories": Table(_PAGE, ("drafts-categories",), draft_categories, keys=3),
+    "drafts-kinds": Table(_PAGE, ("drafts-kinds",), draft_kinds),
     "drafts-heads": Table(_PAGE, ("drafts-heads",), draft_heads),
     "drafts-types": Table(_PAGE, ("drafts-types",), draft_types, keys=2),
     "speculation-jobs": Table(_PAGE, ("speculation-jobs",), jobs, keys=3),

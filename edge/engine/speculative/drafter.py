@@ -82,5 +82,10 @@ class Drafter(ABC):
     def verified(self, depth: int) -> None:  # noqa: B027 - most have nothing to learn from it
         """Of the tree that was proposed last, guesses down to this depth are verified, 0 for none."""
 
+    def settled(self, gained: float) -> None:  # noqa: B027 - most have nothing to learn from it
+        """The pass for which it was asked last won so many tokens, less what guesses cost, in the time of plain
+        ones. Called where that can be told.
+        """
+
     def close(self) -> None:  # noqa: B027 - most have nothing to do
         """An answer has ended; another one may follow in the same sequence."""

@@ -21,6 +21,9 @@ _SLACK = 0.5  # a guess may be right this much more often than the network says
 _SAMPLES = 9  # of the latest steps of one number; their median is what one costs
 _YIELD, _LEAST_YIELD = 0.6, 0.1  # of a step, before any was made, and however little the last ones gave
 _LEARNED = 0.1  # share of the newest step in what steps are expected to give
+_WON, _LEAST_WON = 0.3, -0.05  # tokens by a pass, less all costs: before any was made, and where it rests
+_WEIGHT = 0.03  # of the newest pass in that: single passes say little
+_MOST_LOST = 1.0  # by one pass; more was a hiccup of the machine
 _REST = 256  # passes in which nobody asks a network whose guesses cost more than they give
 _TRIES = 8  # guesses after that: the text may have changed, or the machine have been busy
 _FEW_ROWS = 8  # what the first step costs is told by those that come after a pass, not by prompts
@@ -40,6 +43,7 @@ class Eagle:
         self._medians: list[float | None] = [None] * _MOST_STEPS
         self._yields = [_YIELD] * _MOST_STEPS
         self._given = _YIELD  # tokens by a plan, less what further steps cost
+        self._won = _WON  # what it came to, with all that a pass takes beside the network
         self._rest, self._tries = 0, _TRIES
         self.reach = Reach()
 
@@ -48,9 +52,13 @@ class Eagle:
         self._rest = max(0, self._rest - 1)
         return self._rest
 
+    def settled(self, gained: float) -> None:
+        """See `Drafter`."""
+        self._won += _WEIGHT * (max(gained, -_MOST_LOST) - self._won)
+
     def plan(self, budget: Budget) -> DraftPlan | None:
         """What to try; None if the first step costs more than the tokens that it may save (one, or as many as
-        a block tells), or than plans have given lately.
+        a block tells), or than plans have given lately, or where guesses have lost time.
 
         Of the children of one token the n-th has at most the chance 1 / n: more than 1 / least_chance of them
         can't pay. Step i is made if what it gives at its leaves' chances, in tokens, is worth its time.
@@ -63,12 +71,13 @@ class Eagle:
             self._seconds[0], self._medians[0] = [], None
             self._rest, self._tries = _REST, _TRIES
             return None
-        if self._given > costs[0]:
+        if self._given > costs[0] and self._won > _LEAST_WON:
             self._tries = _TRIES
         elif self._tries:
             self._tries -= 1
         else:
             self._rest, self._tries = _REST, _TRIES
+            self._won = max(self._won, _LEAST_WON)  # so that a few good tries are enough
             return None
         reach = config.guessed_rows if config.is_block else self.reach.depth
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
@@ -162,6 +171,10 @@ class EagleDrafter(Drafter):
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""
         self._known.tell(accepted.start, len(accepted.tokens), accepted.hidden)
+
+    def settled(self, gained: float) -> None:
+        """See `Drafter`."""
+        self._eagle.settled(gained)
 
     def verified(self, depth: int) -> None:
         """See `Drafter`."""

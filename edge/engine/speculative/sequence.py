@@ -247,6 +247,11 @@ class SequenceSpeculation:
             return
         gained = (tokens - 1) * token_seconds - spent
         self._record.learn(gained / token_seconds)
+        if self._asked and self._drafter is not None:
+            try:
+                self._drafter.settled(gained / token_seconds)
+            except Exception as error:
+                self._give_up(error)
         self._trial = [*self._trial[1 - _WINDOW :], (gained, spent)]
         self._has_paid = self._has_paid or gained > 0
         won = sum(each for each, _ in self._trial)

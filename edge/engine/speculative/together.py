@@ -39,6 +39,12 @@ class Together(Drafter):
         if self._asked:
             self._second.verified(depth)
 
+    def settled(self, gained: float) -> None:
+        """See `Drafter`."""
+        self._first.settled(gained)
+        if self._asked:
+            self._second.settled(gained)
+
     def close(self) -> None:
         """See `Drafter`."""
         self._first.close()

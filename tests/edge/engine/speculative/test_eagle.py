@@ -384,6 +384,24 @@ def test_guesses_that_cost_more_than_they_give_are_tried_now_and_then(shaped):
     assert all(good[270:])
 
 
+def test_guesses_that_lose_time_rest_whatever_they_promise(shaped):
+    """A pass takes more than its rows and the network's steps; a hiccup of the machine is no reason."""
+    eagle, budget = Eagle(NoNetwork(draft_shape(shaped()))), Budget(6, 4, 0.02, 0.2)
+
+    def guess(gained: float) -> bool:
+        if eagle.rests() or eagle.plan(budget) is None:
+            return False
+        found = tried([0.9], [-1], [0.004])
+        eagle.record(found, 2, DraftTree(found.tokens, found.parents, [0.9]), SPENT)
+        eagle.settled(gained)
+        return True
+
+    assert guess(-50.0) and all(guess(0.1) for _ in range(100))
+    bad = [guess(-0.3) for _ in range(2000)]
+    assert 16 < bad.index(False) < 40 and not any(bad[bad.index(False) :][:256]) and bad.count(True) < 100
+    assert all([guess(0.5) for _ in range(600)][270:])
+
+
 def failing(*_: Any) -> Any:
     raise NativeError("no")
 

@@ -21,6 +21,7 @@ class Sleeper(Drafter):
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.asked, self.closed, self._seconds = 0, 0, seconds
+        self.gained: list[float] = []
         self.left = 0  # passes of its rest
 
     def rests(self) -> int:
@@ -33,6 +34,9 @@ class Sleeper(Drafter):
 
     def accepted(self, accepted: Accepted) -> None:
         pass
+
+    def settled(self, gained: float) -> None:
+        self.gained.append(gained)
 
     def close(self) -> None:
         self.closed += 1
@@ -134,9 +138,11 @@ def test_what_pays_goes_on():
 
 def test_one_unlucky_tree_is_no_reason_to_rest():
     """It may cost more than any token, where those that are right win more; two of them are one too many."""
-    speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
+    drafter = Sleeper()
+    speculation = SequenceSpeculation(drafter, "sleeper", TrackRecord())
     passes(speculation, 1, right=1, extra=0.5)
     assert passes(speculation, 1, right=0, extra=1.9) == [5]
+    assert drafter.gained == pytest.approx([0.5, -1.9], abs=0.01)
     assert all(passes(speculation, 8, right=4, extra=1.9))
     speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     passes(speculation, 1, right=1, extra=0.5)
