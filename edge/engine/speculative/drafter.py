@@ -83,8 +83,8 @@ class Drafter(ABC):
         """Of the tree that was proposed last, guesses down to this depth are verified, 0 for none."""
 
     def settled(self, gained: float) -> None:  # noqa: B027 - most have nothing to learn from it
-        """The pass for which it was asked last won so many tokens, less what guesses cost, in the time of plain
-        ones. Called where that can be told.
+        """The pass for which it was asked last won so many tokens, less what guesses cost in the time of
+        plain tokens. Called where that can be told.
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing to do
