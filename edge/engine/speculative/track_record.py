@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _LEARNED = 0.02  # share of the newest pass in the mean
-_PASSES = 8  # of the mean gain, which a sequence may lose
-_MOST_LOST = 2.0  # tokens' time, whatever others have won
+_PASSES = 40  # of the mean gain, which a sequence may lose: eight passes say little beside all before
+_MOST_LOST = 3.0  # tokens' time, whatever others have won
 
 
 class TrackRecord:

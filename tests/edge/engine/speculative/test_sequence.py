@@ -150,14 +150,14 @@ def test_one_unlucky_tree_is_no_reason_to_rest():
 
 
 def test_what_paid_elsewhere_is_trusted_at_first():
-    """A sequence begins with whole trees, and may lose two tokens' time; behind a rest it begins small."""
+    """A sequence begins with whole trees, and may lose three tokens' time; behind a rest it begins small."""
     record = TrackRecord()
     assert all(passes(SequenceSpeculation(Sleeper(), "sleeper", record), 300, right=2, extra=0.5))
-    assert record.patience == 2.0
+    assert record.patience == 3.0
     unlucky = SequenceSpeculation(Sleeper(), "sleeper", record)
-    sizes = passes(unlucky, 32, right=0, extra=0.45)
-    assert sizes[:8] == [5] * 6 + [0] * 2  # 2, and what one pass costs: that may be bad luck
-    assert sizes[29:] == [0, 2, 0]
+    sizes = passes(unlucky, 34, right=0, extra=0.45)
+    assert sizes[:10] == [5] * 8 + [0] * 2  # 3, and what one pass costs: that may be bad luck
+    assert sizes[31:] == [0, 2, 0]
     for _ in range(20):
         passes(SequenceSpeculation(Sleeper(), "sleeper", record), 300, right=0, extra=0.5)
     assert record.patience == 0.0
