@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 from edge.engine.costs import Curve
-from edge.engine.speculative import drafting, sequence
+from edge.engine.speculative import drafting, eagle, sequence
 from edge.engine.speculative.eagle import Eagle
 from edge.engine.speculative.tree import DraftTree
 
@@ -32,5 +32,7 @@ def trees_of(nodes: int | None) -> Iterator[None]:
         patch.object(sequence, "_MOST_LOST", _NO_LIMIT),
         patch.object(sequence, "_AT_FIRST", nodes),
         patch.object(Eagle, "_cost", lambda *_: 0.0),
+        patch.object(eagle, "_LEARNED", 0.0),  # what plans give, which stays above that
+        patch.object(eagle, "_LEAST_WON", -_NO_LIMIT),
     ):
         yield

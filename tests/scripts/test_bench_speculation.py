@@ -7,13 +7,19 @@ import subprocess
 import sys
 from math import log
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from edge.checkpoints.synthetic_draft import draft_shape
 from edge.engine.speculative.drafter import Budget
+from edge.engine.speculative.eagle import Eagle
+from edge.engine.speculative.tree import DraftTree
+from edge.executors.drafts import Tried
 from edge.text.prompts import Message
 from scripts.speculation.comparison import Comparison, ours, rows_of
+from scripts.speculation.forced import trees_of
 from scripts.speculation.planted import Planted, PlantedDrafter, predicted
 from scripts.speculation.prompts import KINDS, Prompt, chat, jobs, loops
 from tests.tiny_checkpoint import write_checkpoint
@@ -106,6 +112,26 @@ def test_rows_are_medians_without_loops():
     assert everything["total_ratio"] == round(5.0 / 4.5, 3)
     assert everything["tokens_per_second"] == round(30 / 4.5, 1)
     assert rows["off", "all"]["ratio"] == 1.0
+
+
+def test_trees_are_forced_whatever_they_lose(tiny_config):
+    """A network whose guesses are never right and take ten tokens' time is asked for every pass."""
+    network = SimpleNamespace(config=draft_shape(tiny_config()))
+    guess = DraftTree([1], [-1], [0.001])
+
+    def asked(passes: int) -> int:
+        eagle = Eagle(network)  # type: ignore[arg-type]
+        for n in range(passes):
+            if eagle.rests() or eagle.plan(Budget(6, 4, 0.01, 0.2)) is None:
+                return n
+            tried = Tried([1], [-1], [log(0.001)], [0.1])
+            eagle.record(tried, 1, guess, Budget(6, 4, 0.01, 0.2))
+            eagle.settled(-10.0)
+        return passes
+
+    with trees_of(3):
+        assert asked(500) == 500
+    assert asked(500) < 20
 
 
 def test_answers_are_kept(tmp_path: Path):
