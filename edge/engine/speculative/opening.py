@@ -22,6 +22,7 @@ from edge.executors.drafts import drafts_of
 from edge.executors.protocol import Executor, TakesSoftRows
 from edge.formats.draft.files import DraftFiles, draft_folder
 from edge.formats.model_files import ModelFiles
+from edge.system.notices import notice
 
 if TYPE_CHECKING:
     from edge.text.tokenizer.base import Tokenizer
@@ -110,7 +111,14 @@ def _own_draft(files: ModelFiles, executor: Executor) -> Speculation | None:
     from edge.hub.built_in_draft import built_in_draft
     from edge.hub.drafts import bundled_draft
 
-    draft = bundled_draft(files) if draft_folder(files.path) else built_in_draft(files)
+    if draft_folder(files.path):
+        draft = bundled_draft(files)
+    else:
+        try:
+            draft = built_in_draft(files)
+        except EdgeError as error:  # nobody asked for it, and a model's folder needs no cache otherwise
+            notice(f"The built-in model's draft is left out: {error}")
+            return None
     return None if draft is None else _network("draft", draft, files, executor)
 
 

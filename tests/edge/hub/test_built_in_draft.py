@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import edge
 from edge.engine.speculative.opening import open_speculation
 from edge.formats.draft.files import DraftFiles
 from edge.hub.built_in_draft import FOLDER, GUESSED, built_in_draft
 from edge.hub.resolve import open_bundle
+from edge.system.notices import EdgeWarning
 from tests.planted import FreeRows
 
 QUESTIONS = (
@@ -33,6 +35,15 @@ def test_what_is_shipped_is_small_and_whole():
     draft = DraftFiles.open(FOLDER, verify=True)
     assert draft.weights_bytes < 10e6 and draft.config.head_rows is None
     assert draft.manifest.target.source == "smollm2-135m"
+
+
+def test_a_model_opens_where_its_draft_can_not_be_kept(smollm2_gguf: Path, tmp_path: Path, monkeypatch):
+    """Its folder needs no cache, so a cache that can't be written is no reason to refuse it."""
+    path = open_bundle(smollm2_gguf).path
+    (tmp_path / "blocked").write_text("a file, not a folder")
+    monkeypatch.setenv("EDGE_CACHE", str(tmp_path / "blocked"))
+    with pytest.warns(EdgeWarning, match="draft is left out"), edge.load(path, prefix_memory=0) as model:
+        assert model.scheduler.speculation is not None and model.scheduler.speculation.name == "lookup"
 
 
 def test_it_guesses_what_the_model_says(smollm2_gguf: Path):
