@@ -1,4 +1,4 @@
-"""Prompts for a draft's training: questions and tasks about what texts of Debian packages speak of.
+"""Prompts for a draft's training: what people ask a chat model, and tasks about texts of Debian packages.
 
 What a draft learns from are the model's own answers, so the prompts need no answers, only variety.
 """
@@ -10,6 +10,8 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from chat_prompts import chat_prompt
 
 Passages = dict[str, list[str]]
 
@@ -81,6 +83,7 @@ def prompts(passages: Passages, seed: int) -> Iterator[str]:
         return text[start : start + draw.randint(200, 900)].strip()
 
     kinds: list[tuple[int, Callable[[], str]]] = [
+        (30, lambda: chat_prompt(draw)),
         (11, lambda: draw.choice(_ASKED).format(draw.choice(words))),
         (6, lambda: draw.choice(_READ).format(passage())),
         (2, lambda: draw.choice(_CODED).format(draw.choice(_TASKS))),

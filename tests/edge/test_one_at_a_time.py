@@ -53,6 +53,11 @@ def refused(call: Callable[[], Any]) -> bool:
     return isinstance(found, EdgeError) and "thread" in str(found)
 
 
+def plain_session(chat: Chat) -> Session:
+    """A session in which every call of the executor is a token: guesses may make one of many."""
+    return Session(chat.session.executor, chat.session.scheduler, speculate=False)
+
+
 USES = {
     "send": lambda chat: chat.send("Hello"),
     "stream": lambda chat: chat.stream("Hello"),
@@ -79,6 +84,7 @@ def test_another_thread_is_refused_between_two_chunks(chat, whole, use):
 
 def test_another_thread_is_refused_inside_of_a_step(chat, whole, monkeypatch):
     """From the executor's own call: nothing else could be more in the middle."""
+    chat.session = plain_session(chat)
     found = []
 
     def watched(_, run):
@@ -145,7 +151,7 @@ def test_an_answer_that_nobody_holds_is_over(chat, whole):
 @pytest.mark.parametrize("step", [1, 2, 6])
 def test_an_interrupt_keeps_what_there_is(chat, whole, monkeypatch, step):
     """A real signal while the executor works: its first call is the prefill."""
-    chat.session = Session(chat.session.executor, chat.session.scheduler, speculate=False)  # a token a call
+    chat.session = plain_session(chat)
     calls = 0
 
     def interrupted(_, run):
