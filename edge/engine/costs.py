@@ -50,6 +50,7 @@ class Curve:
     def __init__(self, seconds: npt.NDArray[np.float64]) -> None:
         self._seconds = seconds.tolist()  # of which few are read, again and again
         self._least: dict[int, float] = {}
+        self._shared: dict[tuple[int, float], int] = {}
 
     def extra(self, rows: int, most: int) -> list[float]:
         """Seconds of a pass of `rows` rows, and those of 1, 2, ... up to `most` more."""
@@ -63,6 +64,23 @@ class Curve:
             one, *more = self.extra(rows, most)
             least = min((seconds - one) / count for count, seconds in enumerate(more, 1))
             found = self._least[rows] = least / one
+        return found
+
+    def most_sharing(self, rows: int, share: float, most: int) -> int:
+        """The most rows, up to `most`, that can pay beside `rows` others if all of them together bring no more
+        than this share of the cost of these, and none more than those before it: the last j of n bring j / n of
+        it at most. 1 at least.
+        """
+        found = self._shared.get((rows, share))
+        if found is None:
+            seconds = self.extra(rows, most)
+            whole = share * seconds[0]
+            pays = [
+                n
+                for n in range(2, most + 1)
+                if all(seconds[n] - seconds[n - j] <= whole * j / n for j in range(1, n + 1))
+            ]
+            found = self._shared[rows, share] = max(pays, default=1)
         return found
 
 

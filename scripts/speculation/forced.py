@@ -10,6 +10,7 @@ from edge.engine.costs import Curve
 from edge.engine.speculative import drafting, eagle, sequence
 from edge.engine.speculative.eagle import Eagle
 from edge.engine.speculative.tree import DraftTree
+from edge.executors.drafts import MAX_BRANCHES
 
 _NO_LIMIT = 1e9
 
@@ -29,6 +30,7 @@ def trees_of(nodes: int | None) -> Iterator[None]:
     with (
         patch.object(drafting, "choose", choose),
         patch.object(drafting, "least_chance", lambda *_: 0.01),
+        patch.object(drafting, "most_children", lambda *_: MAX_BRANCHES),
         patch.object(sequence, "_MOST_LOST", _NO_LIMIT),
         patch.object(sequence, "_AT_FIRST", nodes),
         patch.object(Eagle, "_cost", lambda *_: 0.0),

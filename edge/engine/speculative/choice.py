@@ -14,11 +14,17 @@ _MARGIN = 1.02
 """What a choice must promise beside no guesses at all: costs and chances are estimates."""
 
 _MOST = 63  # guesses that are looked at
+_MOST_CHILDREN = 16
 
 
 def least_chance(rows: int, sequences: int, curve: Curve) -> float:
     """Of a guess that can pay for its row, beside `rows` others of `sequences` that decode."""
     return min(max(curve.least_share(rows, _MOST) * sequences, 0.01), 1.0)
+
+
+def most_children(rows: int, sequences: int, curve: Curve) -> int:
+    """Of one token that can pay, beside `rows` others of `sequences` that decode: one of them is right at most."""
+    return curve.most_sharing(rows, 1 / sequences, _MOST_CHILDREN)
 
 
 def choose(trees: Sequence[DraftTree], rows: int, sequences: int, curve: Curve, most: int) -> list[DraftTree]:

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Protocol
 
 from edge.engine.costs import Curve, PassCosts
-from edge.engine.speculative.choice import choose, least_chance
+from edge.engine.speculative.choice import choose, least_chance, most_children
 from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.tree import NOTHING, DraftTree
@@ -99,6 +99,7 @@ class Drafting:
             depth=room,
             token_seconds=(self._plain or 0.0) / sequences,
             least_chance=least_chance(self._rows, sequences, curve),
+            children=most_children(self._rows, sequences, curve),
         )
         trees = [_proposed(job, budget) for job in jobs]
         if not any(tree.rows for tree in trees):

@@ -83,7 +83,7 @@ class Eagle:
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
             steps=max(1, min(budget.depth, budget.rows, reach, _MOST_STEPS)),
-            branches=max(1, min(branches, budget.rows, config.head_rows or config.vocab_size)),
+            branches=max(1, min(branches, budget.children, budget.rows, config.head_rows or config.vocab_size)),
             rows=budget.rows,
             least_chance=budget.least_chance * _SLACK,
             least_gains=[cost / given for cost, given in zip(costs, self._yields, strict=True)],

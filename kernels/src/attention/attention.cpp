@@ -169,21 +169,24 @@ void Attention::plan(const Sequence *sequences, int64_t count, int32_t workers, 
 }
 
 // The part of one chunk for the rows of a task. A chunk that the tokens of a tree reach into is another one for each of
-// them: it goes on with the tree's rows on the token's path.
+// them that does not see just the rows before it: it goes on with the tree's rows on the token's path.
 void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *worker,
                        const AttentionState &part) const {
     const Sequence &sequence = *task.plan.sequence;
     const CacheView &cache = *sequence.cache;
     const int64_t begin = chunk * attention_chunk;
-    const bool own_paths = sequence.tree != nullptr && begin + attention_chunk > sequence.past;
+    const bool has_paths = sequence.tree != nullptr && begin + attention_chunk > sequence.past;
+    const auto path_of = [&](int row) { return has_paths && sequence.has_own_path(task.tokens[row]); };
     PathBlocks path;
     for (int first = 0, last; first < task.count; first = last) {
-        last = own_paths ? first + 1 : task.count;
-        while (last < task.count && task.tokens[last] == task.tokens[first]) ++last;
+        const bool own_path = path_of(first);
+        last = first + 1;
+        while (last < task.count && (own_path ? task.tokens[last] == task.tokens[first] : !path_of(last)))
+            ++last;
         const AttentionState rows_part{part.maxima + first, part.sums + first,
                                        part.outputs + first * head_dim_};
         const int64_t start = *std::min_element(task.starts + first, task.starts + last);
-        const int64_t end = own_paths ? task.limits[first] : sequence.furthest();
+        const int64_t end = *std::max_element(task.limits + first, task.limits + last);
         if (end <= begin || start >= begin + attention_chunk) {
             clear(rows_part, last - first, head_dim_);
             continue;
@@ -197,9 +200,9 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
         rows.starts = window_ > 0 ? task.starts + first : nullptr;
         rows.limits = task.limits + first;
         rows.scratch = worker->scratch;
-        if (own_paths || worker->prepared != task.index) run.kernels.prepare_queries(rows);
-        worker->prepared = own_paths ? -1 : task.index;
-        if (own_paths) {
+        if (has_paths || worker->prepared != task.index) run.kernels.prepare_queries(rows);
+        worker->prepared = has_paths ? -1 : task.index;
+        if (own_path) {
             path.build(cache, run.layer, task.kv_head, sequence.past, sequence.tree[task.tokens[first]],
                        worker->path_memory);
         }
@@ -207,14 +210,14 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
         c.blocks = 0;
         const int64_t first_block = std::max(begin, start / attention_block * attention_block);
         for (int64_t at = first_block; at < std::min(begin + attention_chunk, end); at += attention_block) {
-            const bool on_path = own_paths && at >= path.start();
+            const bool on_path = own_path && at >= path.start();
             c.keys[c.blocks] = on_path ? path.keys(at) : cache.keys(run.layer, task.kv_head, at);
             c.values[c.blocks] = on_path ? path.values(at) : cache.values(run.layer, task.kv_head, at);
             c.starts[c.blocks++] = at;
         }
         for (int b = 0; b < attention_blocks; ++b) {
             const int64_t at = begin + attention_chunk + b * attention_block;
-            c.next[b] = at < end && !own_paths ? cache.keys(run.layer, task.kv_head, at) : c.keys[0];
+            c.next[b] = at < end && !own_path ? cache.keys(run.layer, task.kv_head, at) : c.keys[0];
         }
         run.kernels.attend(rows, c, rows_part);
     }

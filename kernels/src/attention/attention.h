@@ -47,6 +47,11 @@ struct Sequence {
     int64_t rows_of(int64_t token) const {
         return past + (tree ? __builtin_popcountll(tree[token]) : token + 1);
     }
+
+    // Whether rows that it does not see stand between those that it does.
+    bool has_own_path(int64_t token) const {
+        return tree != nullptr && (tree[token] & (tree[token] + 1)) != 0;
+    }
 };
 
 // Works in memory of the caller: bytes() bytes, aligned to 64, which place() takes before the first run.

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from edge.engine.costs import PassCosts
-from edge.engine.speculative.choice import choose, least_chance
+from edge.engine.costs import Curve, PassCosts
+from edge.engine.speculative.choice import choose, least_chance, most_children
 from edge.engine.speculative.tree import NOTHING, DraftTree
 
 
@@ -116,3 +116,22 @@ def test_what_cannot_pay_is_not_chosen():
     sure = DraftTree.of([(n, n - 1, 0.999**n) for n in range(8)])
     assert len(choose([sure], 1, 1, CURVE, most=8)[0]) == 7
     assert least_chance(1, 1, CURVE) == pytest.approx(0.35 / 3) == least_chance(1, 2, CURVE) / 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_more_children_are_chosen_than_can_pay(seed):
+    """Of one token, whose chances add up to 1 at most."""
+    numbers = np.random.default_rng(seed)
+    curve = Curve(np.cumsum([1.0, *numbers.uniform(0.0, 0.3, 40)]))
+    most = most_children(1, 1, curve)
+    assert 1 <= most <= 16
+    for _ in range(200):
+        chances = numbers.dirichlet(np.full(16, numbers.choice([0.1, 1.0, 10.0])))
+        tree = DraftTree.of([(at, -1, float(chance)) for at, chance in enumerate(sorted(chances)[::-1])])
+        assert len(choose([tree], 1, 1, curve, most=16)[0]) <= most
+
+
+def test_many_children_pay_where_rows_cost_nothing():
+    flat, steep = Curve(np.linspace(1, 1.001, 41)), Curve(np.arange(1.0, 42.0))
+    assert most_children(1, 1, flat) == 16 and most_children(1, 1, steep) == 1
+    assert most_children(2, 2, flat) == 16 and most_children(2, 2, Curve(np.linspace(1, 5, 41))) == 5
