@@ -1,8 +1,8 @@
 """Who answers which prompts, in turn, and the rows of what came of it.
 
-A worker gets a job on its input: model, threads, context, max_new_tokens, sampling (settings of ours;
-llama.cpp's is greedy), prompts (token ids), and fields of its own. It prints a list with an answer each:
-text, tokens, steps (after the first token) and their seconds.
+A worker gets a job as the first line of its input: model, threads, context, max_new_tokens, sampling
+(settings of ours; llama.cpp's is greedy), and fields of its own. Each further line is a prompt, its token
+ids, for which it prints a line with the answer: text, tokens, steps (after the first token), their seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 from edge.hub.resolve import open_model
 from edge.text.chat_template import ChatTemplate
@@ -37,6 +39,11 @@ class Way:
     setting: str
     worker: str
     fields: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of program and setting."""
+        return f"{self.program}, {self.setting}"
 
 
 def ours(settings: Sequence[str], program: str = "edge", **options: Any) -> list[Way]:
@@ -80,10 +87,57 @@ def llama(server: str, settings: dict[str, list[str]]) -> list[Way]:
     ]
 
 
-class Comparison:
-    """Answers of all ways, each round of each way in a process of its own.
+class Worker:
+    """A process that answers in one way, and waits while others do."""
 
-    keep: a folder for the answers of processes that have ended; what is found there is not measured again.
+    def __init__(self, way: Way, job: dict[str, Any]) -> None:
+        self._name = way.name
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - see close
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name(way.worker))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._write({**job, **way.fields})
+
+    def answer(self, prompt: list[int]) -> Answer:
+        """To one prompt; SystemExit with what it said if it has failed."""
+        self._write(prompt)
+        line = self._output.readline()
+        if not line:
+            self._fail()
+        found: Answer = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """Let it end."""
+        with suppress(BrokenPipeError):
+            self._input.close()
+        self._process.wait()
+        self._output.close()
+        self._said.close()
+
+    def _write(self, what: Any) -> None:
+        try:
+            self._input.write(json.dumps(what) + "\n")
+            self._input.flush()
+        except BrokenPipeError:
+            self._fail()
+
+    def _fail(self) -> NoReturn:
+        self._process.wait()
+        self._said.seek(0)
+        raise SystemExit(f"{self._said.read()[-3000:]}\n{self._name} failed.")
+
+
+class Comparison:
+    """Answers of all ways, which take turns at each prompt; every way has a process of its own in each round.
+
+    keep: a folder for the answers of rounds that have ended; what is found there is not measured again.
     """
 
     def __init__(self, model: str, prompts: Sequence[Prompt], job: dict[str, Any], keep: Path | None) -> None:
@@ -94,46 +148,41 @@ class Comparison:
         encoder = PromptEncoder(ChatTemplate(files.chat_template, tokenizer.named_tokens), tokenizer)
         self.prompts = prompts
         self.tokens = [encoder.encode(prompt.messages) for prompt in prompts]
-        self._job = {**job, "model": model, "prompts": self.tokens}
+        self._job = {**job, "model": model}
         self._keep = keep
 
     def rounds(self, ways: Sequence[Way], count: int) -> dict[Way, list[list[Answer]]]:
-        """By way and round the answers; every second round goes backwards."""
-        found: dict[str, list[list[Answer]]] = {}
-        for turn in range(count):
-            for way in ways[:: -1 if turn % 2 else 1]:
-                print(f"round {turn + 1}: {way.program}, {way.setting}", file=sys.stderr, flush=True)
-                found.setdefault(_name(way), []).append(self._answers(way, turn))
-        return {way: found[_name(way)] for way in ways}
+        """By way and round the answers."""
+        turns = [self._kept(ways, turn) for turn in range(count)]
+        return {way: [answers[at] for answers in turns] for at, way in enumerate(ways)}
 
-    def _answers(self, way: Way, turn: int) -> list[Answer]:
-        text = json.dumps({**self._job, **way.fields})
+    def _kept(self, ways: Sequence[Way], turn: int) -> list[list[Answer]]:
+        """The answers of a round, by way."""
         if self._keep is None:
-            return _run(way, text)
-        key = hashlib.sha256(f"{_name(way)} {turn} {text}".encode()).hexdigest()[:16]
-        file = self._keep / f"answers-{key}.json"
+            return self._answers(ways, turn)
+        text = json.dumps([turn, self._job, self.tokens, [[way.name, way.fields] for way in ways]])
+        file = self._keep / f"answers-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         if not file.exists():
             self._keep.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(_run(way, text)), encoding="utf-8")
+            partial.write_text(json.dumps(self._answers(ways, turn)), encoding="utf-8")
             partial.rename(file)
-        kept: list[Answer] = json.loads(file.read_text(encoding="utf-8"))
+        kept: list[list[Answer]] = json.loads(file.read_text(encoding="utf-8"))
         return kept
 
-
-def _name(way: Way) -> str:
-    return f"{way.program}, {way.setting}"
-
-
-def _run(way: Way, text: str) -> list[Answer]:
-    worker = Path(__file__).with_name(way.worker)
-    done = subprocess.run(
-        [sys.executable, str(worker)], input=text, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{done.stderr[-3000:]}\n{_name(way)} failed.")
-    answers: list[Answer] = json.loads(done.stdout.splitlines()[-1])
-    return answers
+    def _answers(self, ways: Sequence[Way], turn: int) -> list[list[Answer]]:
+        """Each prompt by one way after another, every second time backwards: the machine's speed changes."""
+        found: list[list[Answer]] = [[] for _ in ways]
+        with ExitStack() as stack:
+            workers = []
+            for way in ways:
+                workers.append(Worker(way, self._job))
+                stack.callback(workers[-1].close)
+            for at, tokens in enumerate(self.tokens):
+                print(f"round {turn + 1}: prompt {at + 1} of {len(self.tokens)}", file=sys.stderr, flush=True)
+                for index in range(len(ways))[:: -1 if (turn + at) % 2 else 1]:
+                    found[index].append(workers[index].answer(tokens))
+        return found
 
 
 def rows_of(comparison: Comparison, found: dict[Way, list[list[Answer]]]) -> Iterator[dict[str, Any]]:

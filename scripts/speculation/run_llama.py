@@ -1,7 +1,6 @@
-"""Answers prompts with llama.cpp's server: `python run_llama.py`, a job as JSON on its input.
+"""Answers prompts with llama.cpp's server: `python run_llama.py`, a worker as `comparison` has them.
 
-The job and what is printed are those of `comparison`. Further fields: server, its program, and arguments,
-what it gets beside the model and the threads.
+Further fields of its job: server, its program, and arguments, what it gets beside the model and the threads.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,11 +55,10 @@ def _wait(process: subprocess.Popen[str], address: str) -> None:
     raise SystemExit("llama-server is not ready in time.")
 
 
-def answers(job: dict[str, Any]) -> list[dict[str, Any]]:
+def answers(job: dict[str, Any], prompts: Iterable[list[int]]) -> Iterator[dict[str, Any]]:
     """One for each prompt: text, tokens, steps and seconds of those after the first, guesses and accepted."""
-    found = []
     with serving(job) as address:
-        for prompt in job["prompts"]:
+        for prompt in prompts:
             body = {
                 "prompt": prompt,
                 "n_predict": job["max_new_tokens"],
@@ -74,18 +72,16 @@ def answers(job: dict[str, Any]) -> list[dict[str, Any]]:
             with urllib.request.urlopen(request, timeout=600) as reply:
                 done = json.load(reply)
             timings = done["timings"]
-            found.append(
-                {
-                    "text": done["content"],
-                    "tokens": done["tokens"],
-                    "steps": timings["predicted_n"] - 1,
-                    "seconds": timings["predicted_ms"] / 1e3,
-                    "drafted": timings.get("draft_n", 0),
-                    "accepted": timings.get("draft_n_accepted", 0),
-                }
-            )
-    return found
+            yield {
+                "text": done["content"],
+                "tokens": done["tokens"],
+                "steps": timings["predicted_n"] - 1,
+                "seconds": timings["predicted_ms"] / 1e3,
+                "drafted": timings.get("draft_n", 0),
+                "accepted": timings.get("draft_n_accepted", 0),
+            }
 
 
 if __name__ == "__main__":
-    print(json.dumps(answers(json.load(sys.stdin))))
+    for answer in answers(json.loads(sys.stdin.readline()), map(json.loads, sys.stdin)):
+        print(json.dumps(answer), flush=True)

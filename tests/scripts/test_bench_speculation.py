@@ -152,6 +152,21 @@ def test_answers_are_kept(tmp_path: Path):
     assert len([*(tmp_path / "kept").iterdir()]) == 2
 
 
+def test_ways_take_turns_and_one_that_fails_says_why(tmp_path: Path):
+    write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    job = {"threads": 1, "context": 256, "max_new_tokens": 6, "sampling": {"temperature": 0}}
+    prompts = [Prompt(name, "copy", (Message("user", name * 9),)) for name in ("abc ", "de ", "f ")]
+    comparison = Comparison(str(tmp_path / "model"), prompts, job, None)
+    off, lookup = ours(["off", "lookup"])
+    found = comparison.rounds([off, lookup], 2)
+    assert [len(answers) for rounds in found.values() for answers in rounds] == [3] * 4
+    assert [each["tokens"] for each in found[off][0]] == [each["tokens"] for each in found[lookup][1]]
+    assert found[lookup][0][0]["speculation"] and not found[off][0][0]["speculation"]
+    with pytest.raises(SystemExit, match=r"(?s)can't be opened: Unknown model 'nobody'.*edge, nobody failed"):
+        comparison.rounds([off, *ours(["nobody"])], 1)
+
+
 def test_planted_guesses_are_as_often_right_as_they_shall_be():
     sequence = np.arange(3000)
     for right in (0.5, 0.9):

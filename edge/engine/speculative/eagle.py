@@ -5,7 +5,6 @@ chances are those of its confidence head.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import exp
 from statistics import median_low
 
@@ -65,13 +64,13 @@ class Eagle:
         """
         if budget.token_seconds <= 0:
             return None
-        costs = [self._cost(step, budget.token_seconds) for step in range(_MOST_STEPS)]
         config = self.network.config
-        if costs[0] > (config.guessed_rows if config.is_block else 1):
+        first = self._cost(0, budget.token_seconds)
+        if first > (config.guessed_rows if config.is_block else 1):
             self._seconds[0], self._medians[0] = [], None
             self._rest, self._tries = _REST, _TRIES
             return None
-        if self._given > costs[0] and self._won > _LEAST_WON:
+        if self._given > first and self._won > _LEAST_WON:
             self._tries = _TRIES
         elif self._tries:
             self._tries -= 1
@@ -80,13 +79,18 @@ class Eagle:
             self._won = max(self._won, _LEAST_WON)  # so that a few good tries are enough
             return None
         reach = config.guessed_rows if config.is_block else self.reach.depth
+        steps = max(1, min(budget.depth, budget.rows, reach, _MOST_STEPS))
         branches = int(1 / max(budget.least_chance, 1 / MAX_BRANCHES))
         return DraftPlan(
-            steps=max(1, min(budget.depth, budget.rows, reach, _MOST_STEPS)),
-            branches=max(1, min(branches, budget.children, budget.rows, config.head_rows or config.vocab_size)),
+            steps=steps,
+            branches=max(
+                1, min(branches, budget.children, budget.rows, config.head_rows or config.vocab_size)
+            ),
             rows=budget.rows,
             least_chance=budget.least_chance * _SLACK,
-            least_gains=[cost / given for cost, given in zip(costs, self._yields, strict=True)],
+            least_gains=[
+                self._cost(step, budget.token_seconds) / self._yields[step] for step in range(steps)
+            ],
         )
 
     def record(self, tried: Tried, rows: int, tree: DraftTree, budget: Budget) -> None:
@@ -202,4 +206,4 @@ class EagleDrafter(Drafter):
             here.append(around.behind.setdefault(token, Guesses()))
             chance = self._eagle.calibration.chance(probability)
             chances.append(chance * (chances[parent] if parent >= 0 else 1.0))
-        return replace(best, chances=chances)
+        return DraftTree(best.tokens, best.parents, chances)
