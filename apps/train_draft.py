@@ -46,6 +46,9 @@ def answers(
             help="Answers that exist: they are read again, for another kind of draft or form of the model.",
         ),
     ] = None,
+    first: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --of: only the first so many of them.")
+    ] = None,
     reading: ReadingOptions,
     options: AnswerOptions,
     source: Source,
@@ -57,12 +60,14 @@ def answers(
     folder = given_out(out)
     if (of is None) == (not prompts):
         raise typer.BadParameter("give prompts or --of, one of them", param_hint="PROMPTS")
+    if first is not None and of is None:
+        raise typer.BadParameter("says how many answers of --of are read", param_hint="--first")
     from edge.train.data.shards import ShardFolder
     from edge.train.drafts.answers import Asked, Earlier, Prompts, make_answers
 
     asked: Asked = Prompts(list(read_documents(prompts or (), reading)))
     if of is not None:
-        asked = Earlier(ShardFolder.open(of))
+        asked = Earlier(ShardFolder.open(of), first)
     started = time.monotonic()
     opened = load_model(model, source, run, speculation=SpeculationOptions("off"), prefix_memory=0)
     with opened, counting("Answering", f"of {len(asked)}") as count:

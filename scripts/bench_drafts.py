@@ -48,9 +48,10 @@ SHARES = (16, 8, 4, 2)
 NODES = (1, 3, 7)
 SHARE = 8  # of the vocabulary: what FR-Spec leaves out
 KINDS = {
-    "short": "EAGLE-2, short",
-    "eagle3": "EAGLE-3",
-    "mtp": "multi-token",
+    "short-eagle2": "EAGLE-2, short",
+    "short-eagle3": "EAGLE-3",
+    "short-mtp": "multi-token",
+    "short-dspark": "DSpark",
     "bita": "BiTA",
 }
 """Other runs, and what they are called in tables."""

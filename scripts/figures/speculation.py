@@ -91,6 +91,8 @@ def steps(document: Document) -> Lines:
 
 _RUNS = {"eagle2": "EAGLE-2", "eagle2-int4": "EAGLE-2, then for 4 bits", "short": "EAGLE-2, short"}
 _RUNS |= {"eagle3": "EAGLE-3", "mtp": "multi-token", "bita": "BiTA"}
+_RUNS |= {"short-eagle2": "EAGLE-2, short", "short-eagle3": "EAGLE-3", "short-mtp": "multi-token"}
+_RUNS |= {"short-dspark": "DSpark"}
 
 
 def draft_training(document: Document) -> Lines:

@@ -186,16 +186,20 @@ class Prompts(Asked):
 
 @dataclass(frozen=True)
 class Earlier(Asked):
-    """Answers that exist: they are read again, for other states or by another form of the model."""
+    """Answers that exist: they are read again, for other states or by another form of the model. first: how
+    many of them, if not all.
+    """
 
     folder: ShardFolder
+    first: int | None = None
 
     def __len__(self) -> int:
-        return self.folder.documents
+        every = self.folder.documents
+        return every if self.first is None else min(self.first, every)
 
     def identity(self, start: int, stop: int) -> str:
         """See `Asked`."""
-        return json_digest([each.tokens_sha256 for each in self.folder.shards])
+        return json_digest([start, stop, *(each.tokens_sha256 for each in self.folder.shards)])
 
     def record(self, respondent: Respondent, number: int) -> Recorded:
         """See `Asked`."""

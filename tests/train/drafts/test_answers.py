@@ -161,6 +161,17 @@ def test_answers_are_read_again_for_other_kinds(
         torch.testing.assert_close(found[:-1], wanted[:-1], rtol=2e-3, atol=2e-3)
 
 
+def test_some_answers_are_read_again(model: Model, answers: ShardFolder, tmp_path: Path):
+    """A folder of some is not gone on with as one of all, nor as one of fewer."""
+    made = make_answers(model, Earlier(answers, 6), tmp_path / "a", OPTIONS)
+    assert made.documents == 6 and np.array_equal(made.document(5), answers.document(5))
+    assert make_answers(model, Earlier(answers, 6), tmp_path / "a", OPTIONS).documents == 6
+    assert len(Earlier(answers, 99)) == answers.documents
+    for first in (None, 5):
+        with pytest.raises(DataError, match="has answers to other prompts"):
+            make_answers(model, Earlier(answers, first), tmp_path / "a", OPTIONS)
+
+
 def test_an_answer_behind_which_nothing_follows_is_read_too(
     model: Model, answers: ShardFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -312,6 +323,8 @@ def test_without_pytorch_a_sentence_says_what_to_install(
 
 
 def test_one_of_prompts_and_answers_is_named(target: Bundle, tmp_path: Path, edge: Edge):
+    code, error = edge("train", "answers", target.path, "x.jsonl", "--first", 3, "--out", tmp_path / "a")
+    assert code and "--first: says how many answers of --of are read" in error
     code, error = edge("train", "answers", target.path, "--out", tmp_path / "a")
     assert code == 2 and "give prompts or --of" in error
 
