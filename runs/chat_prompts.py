@@ -1,4 +1,4 @@
-"""What people ask a chat model, as templates over subjects, people and places: far more prompts than there are lines."""
+"""What people ask a chat model: templates over subjects, people and places."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ Extract the names and places as JSON: "{person} went to {country} with {object} 
 Extract the year, the country and the object as a list: In {year}, {person} brought {object} from {country}.
 Answer with yes or no, and give a reason: does {person} need {object} for {activity}?
 Rate the feeling of this review from 1 to 5: "{object} broke after two days, and I will never buy it again."
-Rate the feeling of these sentences: 1. I love {activity}. 2. {country} was too hot. 3. {object} was as expected.
+Rate the feeling: 1. I love {activity}. 2. {country} was too hot. 3. {object} was as expected.
 If {person} leaves at {small} o'clock and {activity} takes {small} hours, when is it over?
 {person} has {number} coins and finds {small} more every day. How many are there after a week?
 A bag has {small} red and {small} blue marbles. What is the probability of drawing a red one?
@@ -127,48 +127,77 @@ Give a pseudocode for sorting a {structure}.
 """
 
 _SLOTS = {
-    "subject": """photosynthesis; inflation; black holes; democracy; machine learning; the water cycle; plate tectonics;
-        evolution; quantum mechanics; the Renaissance; the French Revolution; gravity; DNA; supply and demand; vaccines;
-        the immune system; climate change; renewable energy; the Industrial Revolution; the stock market; nuclear fusion;
-        blockchain; electricity; magnetism; algebra; probability; statistics; human rights; globalization; the Cold War;
-        World War I; the Roman Empire; ancient Egypt; Buddhism; existentialism; utilitarianism; impressionism; jazz;
-        the printing press; the Internet; the Big Bang; photography; antibiotics; genetics; ecosystems; biodiversity;
-        the nitrogen cycle; acids and bases; thermodynamics; relativity; the periodic table; sleep; memory; stress;
-        nutrition; metabolism; volcanoes; earthquakes; hurricanes; ocean currents; deforestation; recycling; urbanization;
-        migration; monetary policy; taxation; unemployment; game theory; marketing; leadership; teamwork; negotiation;
-        artificial intelligence; neural networks; encryption; databases; operating systems; compilers; robotics;
-        semiconductors; superconductivity; the solar system; comets; the ozone layer; the placebo effect; the calendar;
-        the alphabet; the telephone; the steam engine; chess; football; the Olympic Games; opera; Shakespeare's plays""",
-    "person": """a teacher; a nurse; a retired sailor; a young engineer; a shy student; a chef; a farmer; a detective; a king;
-        an astronaut; a librarian; a musician; a painter; a lawyer; a shopkeeper; a grandmother; a boy of ten; a robot;
-        a tour guide; a software developer; a scientist; a journalist; a coach; a philosopher; a wizard; Anna; Tom; Maria;
-        Mr. Brown; Mrs. Chen; Sarah; David; Emma; Carlos; Priya; Kenji; Fatima; Olga; James; Sophie; Albert Einstein;
-        Marie Curie; Abraham Lincoln; Cleopatra; Leonardo da Vinci; Sherlock Holmes; a medieval knight; a time traveller""",
-    "country": """France; Japan; Brazil; Kenya; Canada; India; Italy; Egypt; Norway; Mexico; Australia; Turkey; Peru; Poland;
-        Thailand; Morocco; Ireland; Greece; China; Vietnam; Spain; Portugal; Cuba; Iceland; South Africa; New Zealand;
-        Germany; Argentina; Finland; Nigeria; Chile; Hungary; the Netherlands; Switzerland; Indonesia; South Korea; Ghana;
-        California; Scotland; Sicily; Paris; London; Tokyo; New York; Rome; Istanbul; Singapore""",
-    "object": """an old key; a red bicycle; a broken clock; a golden ring; a map; a letter; a mirror; a lantern; a violin;
-        a smart watch; a coffee machine; a wooden chair; an umbrella; a pair of shoes; a camera; a telescope; a book; a lamp;
-        a backpack; a phone; a piano; a candle; a kite; a boat; a suitcase; a garden gnome; a toy train; a seashell; a coin;
-        a water bottle; an electric car; a drone; a tent; a silver spoon; a photograph; a typewriter; a bridge; a tree""",
-    "activity": """cooking; running; gardening; painting; swimming; reading; learning a language; playing the guitar; yoga;
-        hiking; photography; public speaking; baking bread; chess; knitting; cycling; meditation; writing a novel; camping;
-        fishing; dancing; programming; volunteering; skiing; surfing; a job interview; moving to a new city; studying;
-        raising a puppy; making coffee; saving money; a road trip; a wedding; growing tomatoes; bird watching; pottery""",
-    "subject_code": """the factorial of a number; the greatest common divisor; the Fibonacci sequence; a running average;
-        the transpose of a matrix; the number of vowels in a text; the longest common prefix; the median of a list;
-        all permutations of a string; the distance between two points; a binary search; the power of a number;
-        whether brackets are balanced; the sum of the digits of a number; the most frequent words of a text""",
-    "object_code": """a bank account; a shopping cart; a playing card; a student; a library; a stack; a queue; a date; a timer;
-        a linked list; a matrix; a bicycle; a bookstore; an employee""",
-    "task": """validates an email address; shows the current time; sorts a table; reverses a string; fetches JSON and prints it;
-        counts clicks on a button; adds an item to a list; hides a menu; checks a password; filters even numbers""",
-    "query": """finds the five best customers; counts orders by month; lists all employees without a manager;
+    "subject": """
+        photosynthesis; inflation; black holes; democracy; machine learning; the water cycle; plate
+        tectonics; evolution; quantum mechanics; the Renaissance; the French Revolution; gravity; DNA;
+        supply and demand; vaccines; the immune system; climate change; renewable energy; the Industrial
+        Revolution; the stock market; nuclear fusion; blockchain; electricity; magnetism; algebra;
+        probability; statistics; human rights; globalization; the Cold War; World War I; the Roman Empire;
+        ancient Egypt; Buddhism; existentialism; utilitarianism; impressionism; jazz; the printing press;
+        the Internet; the Big Bang; photography; antibiotics; genetics; ecosystems; biodiversity; the
+        nitrogen cycle; acids and bases; thermodynamics; relativity; the periodic table; sleep; memory;
+        stress; nutrition; metabolism; volcanoes; earthquakes; hurricanes; ocean currents; deforestation;
+        recycling; urbanization; migration; monetary policy; taxation; unemployment; game theory; marketing;
+        leadership; teamwork; negotiation; artificial intelligence; neural networks; encryption; databases;
+        operating systems; compilers; robotics; semiconductors; superconductivity; the solar system; comets;
+        the ozone layer; the placebo effect; the calendar; the alphabet; the telephone; the steam engine;
+        chess; football; the Olympic Games; opera; Shakespeare's plays
+    """,
+    "person": """
+        a teacher; a nurse; a retired sailor; a young engineer; a shy student; a chef; a farmer; a
+        detective; a king; an astronaut; a librarian; a musician; a painter; a lawyer; a shopkeeper; a
+        grandmother; a boy of ten; a robot; a tour guide; a software developer; a scientist; a journalist; a
+        coach; a philosopher; a wizard; Anna; Tom; Maria; Mr. Brown; Mrs. Chen; Sarah; David; Emma; Carlos;
+        Priya; Kenji; Fatima; Olga; James; Sophie; Albert Einstein; Marie Curie; Abraham Lincoln; Cleopatra;
+        Leonardo da Vinci; Sherlock Holmes; a medieval knight; a time traveller
+    """,
+    "country": """
+        France; Japan; Brazil; Kenya; Canada; India; Italy; Egypt; Norway; Mexico; Australia; Turkey; Peru;
+        Poland; Thailand; Morocco; Ireland; Greece; China; Vietnam; Spain; Portugal; Cuba; Iceland; South
+        Africa; New Zealand; Germany; Argentina; Finland; Nigeria; Chile; Hungary; the Netherlands;
+        Switzerland; Indonesia; South Korea; Ghana; California; Scotland; Sicily; Paris; London; Tokyo; New
+        York; Rome; Istanbul; Singapore
+    """,
+    "object": """
+        an old key; a red bicycle; a broken clock; a golden ring; a map; a letter; a mirror; a lantern; a
+        violin; a smart watch; a coffee machine; a wooden chair; an umbrella; a pair of shoes; a camera; a
+        telescope; a book; a lamp; a backpack; a phone; a piano; a candle; a kite; a boat; a suitcase; a
+        garden gnome; a toy train; a seashell; a coin; a water bottle; an electric car; a drone; a tent; a
+        silver spoon; a photograph; a typewriter; a bridge; a tree
+    """,
+    "activity": """
+        cooking; running; gardening; painting; swimming; reading; learning a language; playing the guitar;
+        yoga; hiking; photography; public speaking; baking bread; chess; knitting; cycling; meditation;
+        writing a novel; camping; fishing; dancing; programming; volunteering; skiing; surfing; a job
+        interview; moving to a new city; studying; raising a puppy; making coffee; saving money; a road
+        trip; a wedding; growing tomatoes; bird watching; pottery
+    """,
+    "subject_code": """
+        the factorial of a number; the greatest common divisor; the Fibonacci sequence; a running average;
+        the transpose of a matrix; the number of vowels in a text; the longest common prefix; the median of
+        a list; all permutations of a string; the distance between two points; a binary search; the power of
+        a number; whether brackets are balanced; the sum of the digits of a number; the most frequent words
+        of a text
+    """,
+    "object_code": """
+        a bank account; a shopping cart; a playing card; a student; a library; a stack; a queue; a date; a
+        timer; a linked list; a matrix; a bicycle; a bookstore; an employee
+    """,
+    "task": """
+        validates an email address; shows the current time; sorts a table; reverses a string; fetches JSON
+        and prints it; counts clicks on a button; adds an item to a list; hides a menu; checks a password;
+        filters even numbers
+    """,
+    "query": """
+        finds the five best customers; counts orders by month; lists all employees without a manager;
         computes the mean price of each category; deletes duplicate rows; joins customers with their orders;
-        finds the second highest salary; selects all books of an author""",
-    "structure": """linked list; hash table; binary tree; stack; queue; heap; graph; trie; array; dictionary; set; tuple""",
-    "pattern": """an email address; a phone number; a date; a URL; a hexadecimal colour; an integer; a word in capitals""",
+        finds the second highest salary; selects all books of an author
+    """,
+    "structure": "linked list; hash table; binary tree; stack; queue; heap; graph; trie; array; dictionary",
+    "pattern": """
+        an email address; a phone number; a date; a URL; a hexadecimal colour; an integer; a word in
+        capitals
+    """,
 }
 
 
@@ -185,5 +214,5 @@ def chat_prompt(draw: random.Random) -> str:
 
 
 _LINES = _TEMPLATES.strip().split("\n")
-_CHOICES = {name: [each.strip() for each in text.split(";")] for name, text in _SLOTS.items()}
+_CHOICES = {name: [" ".join(each.split()) for each in text.split(";")] for name, text in _SLOTS.items()}
 _NUMBERS = {"small": (2, 12), "number": (10, 99), "large": (100, 999), "year": (1700, 2020)}

@@ -67,8 +67,8 @@ class Curve:
         return found
 
     def most_sharing(self, rows: int, share: float, most: int) -> int:
-        """The most rows, up to `most`, that can pay beside `rows` others if all of them together bring no more
-        than this share of the cost of these, and none more than those before it: the last j of n bring j / n of
+        """The most rows, up to `most`, that can pay beside `rows` others if together they bring no more than
+        this share of the cost of these, and none more than those before it: the last j of n bring j / n of
         it at most. 1 at least.
         """
         found = self._shared.get((rows, share))

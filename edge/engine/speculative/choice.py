@@ -23,7 +23,7 @@ def least_chance(rows: int, sequences: int, curve: Curve) -> float:
 
 
 def most_children(rows: int, sequences: int, curve: Curve) -> int:
-    """Of one token that can pay, beside `rows` others of `sequences` that decode: one of them is right at most."""
+    """Of one token that can pay, beside `rows` others of `sequences` that decode: one is right at most."""
     return curve.most_sharing(rows, 1 / sequences, _MOST_CHILDREN)
 
 
