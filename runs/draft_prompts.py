@@ -5,10 +5,11 @@ What a draft learns from are the model's own answers, so the prompts need no ans
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from chat_prompts import chat_prompt
@@ -94,23 +95,34 @@ def prompts(passages: Passages, seed: int) -> Iterator[str]:
         yield kind()
 
 
-def main(count: str, seed: str, out: str, *files: str) -> None:
-    """Write so many prompts as JSON lines. files: further questions as JSON lines, which come in between: of
-    fields `question`, or `instruction` and `input`.
-    """
+def main() -> None:
+    """Write prompts as JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", type=int)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="JSON lines with question, or instruction and input"
+    )
+    parser.add_argument(
+        "--without", type=Path, help="prompts that were written before, of which none is taken"
+    )
+    options = parser.parse_args()
     texts = Path("build/texts")
     passages = {
         name: [each["text"] for each in read_lines(texts / f"{name}.jsonl")]
         for name in ("jargon", "wordnet", "austen", "foldoc", "descriptions", "python")
     }
-    found = [prompt for prompt, _ in zip(prompts(passages, int(seed)), range(int(count)), strict=False)]
-    for file in files:
-        for each in read_lines(Path(file)):
+    found = [*islice(prompts(passages, options.seed), options.count)]
+    for file in options.files:
+        for each in read_lines(file):
             parts = (each.get(name) for name in ("question", "instruction", "input"))
             found.append("\n\n".join(part for part in parts if part))
-    found = list(dict.fromkeys(found))
-    random.Random(seed).shuffle(found)
-    Path(out).write_text("".join(json.dumps({"prompt": each}) + "\n" for each in found), encoding="utf-8")
+    taken = {each["prompt"] for each in read_lines(options.without)} if options.without else set[str]()
+    found = [prompt for prompt in dict.fromkeys(found) if prompt not in taken]
+    random.Random(options.seed).shuffle(found)
+    lines = "".join(json.dumps({"prompt": each}) + "\n" for each in found)
+    options.out.write_text(lines, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, str]]:
@@ -119,4 +131,4 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

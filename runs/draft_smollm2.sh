@@ -12,7 +12,7 @@ FOLDER=$OUT/draft
 mkdir -p "$FOLDER"
 [ -e build/texts/sources.json ] || "$PYTHON" scripts/fetch_texts.py --out build/texts
 [ -e "$FOLDER/asked.jsonl" ] || "$PYTHON" runs/draft_prompts.py "$PROMPTS" 0 "$FOLDER/asked.jsonl" $QUESTIONS
-[ -e "$FOLDER/held_out.jsonl" ] || "$PYTHON" runs/draft_prompts.py 200 7 "$FOLDER/held_out.jsonl"
+[ -e "$FOLDER/held_out.jsonl" ] || "$PYTHON" runs/draft_prompts.py 240 7 "$FOLDER/held_out.jsonl" --without "$FOLDER/asked.jsonl"
 
 # answers NAME [OPTION]...: the model's answers to the prompts, or with options those answers read again, once for training and
 # once held out, with what a draft reads.
@@ -45,7 +45,7 @@ draft eagle2-int4 eagle2 answers "$ROUNDED" --set start.path="$FOLDER/eagle2" --
     --set optimizer.muon_learning_rate=0.004 --set optimizer.learning_rate=2e-4
 
 for kind in eagle2 eagle3 mtp dspark; do
-    answers answers-$kind --kind $kind --first "$FEW"
-    draft short-$kind $kind answers-$kind "$SHORT"
+    answers few-$kind --kind $kind --first "$FEW"
+    draft short-$kind $kind few-$kind "$SHORT"
 done
-draft bita bita answers-eagle2 "${SOFT:-60}" --set data.rows=8 --set schedule.warm_up=6
+draft bita bita few-eagle2 "${SOFT:-60}" --set data.rows=8 --set schedule.warm_up=6

@@ -13,9 +13,9 @@ heads       the same draft with 1/16 to all of the head, by lists of tokens that
 types       the target with 4 and 16 bits, the draft with 16 bits, rounded to 4, and trained for 4, with trees
             of some sizes and with those that pay
 
-The drafts are those of runs/draft_smollm2.sh. Rounds go through all ways in turn, every second one backwards,
-each in a fresh process; figures are medians. Answers that loop are left out and counted. Let the machine be
-idle. The last line is one JSON document.
+The drafts are those of runs/draft_smollm2.sh. All ways take turns at each prompt, every second time
+backwards, with fresh processes in each round; figures are medians. Answers that loop are left out and
+counted. Let the machine be idle. The last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ draft    the same jobs with another model as draft, for both: --draft beside --m
 planted  the cost model: guesses that are right with a known probability, on random weights of --shapes, free
          and with EAGLE-2 networks whose heads have all tokens or a part of them
 
-Answers are greedy, those of the part chat sampled with a seed. Rounds go through all programs in turn, every
-second one backwards, each in a fresh process, so that nobody has seen a prompt before. The figures are
-medians. Answers in which 8 tokens come three times that do not stand in the prompt are left out and counted.
-llama-server is built as CONTRIBUTING.md says (Peers); --llama-server or $EDGE_PEER_LLAMA_SERVER names it, and
-without it ours is measured alone. What a process has answered is kept in the folder, if one is named, and not
-measured again. Let the machine be idle. The last line is one JSON document.
+Answers are greedy, those of the part chat sampled with a seed. All ways take turns at each prompt, every
+second time backwards, and have fresh processes in each round, so that nobody has seen a prompt before. The
+figures are medians. Answers in which 8 tokens come three times that do not stand in the prompt are left out
+and counted. llama-server is built as CONTRIBUTING.md says (Peers); --llama-server or $EDGE_PEER_LLAMA_SERVER
+names it, and without it ours is measured alone. A round's answers are kept in the folder, if one is named,
+and not measured again. Let the machine be idle. The last line is one JSON document.
 """
 
 from __future__ import annotations

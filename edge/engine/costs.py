@@ -50,7 +50,7 @@ class Curve:
     def __init__(self, seconds: npt.NDArray[np.float64]) -> None:
         self._seconds = seconds.tolist()  # of which few are read, again and again
         self._least: dict[int, float] = {}
-        self._shared: dict[tuple[int, float], int] = {}
+        self._shared: dict[tuple[int, float, int], int] = {}
 
     def extra(self, rows: int, most: int) -> list[float]:
         """Seconds of a pass of `rows` rows, and those of 1, 2, ... up to `most` more."""
@@ -67,11 +67,11 @@ class Curve:
         return found
 
     def most_sharing(self, rows: int, share: float, most: int) -> int:
-        """The most rows, up to `most`, that can pay beside `rows` others if together they bring no more than
-        this share of the cost of these, and none more than those before it: the last j of n bring j / n of
-        it at most. 1 at least.
+        """The most rows, up to `most`, that can pay beside `rows` others and nothing else, if together they
+        bring no more than this share of the cost of those, and none more than the ones before it: the last j
+        of n bring j / n of it at most. 1 at least.
         """
-        found = self._shared.get((rows, share))
+        found = self._shared.get((rows, share, most))
         if found is None:
             seconds = self.extra(rows, most)
             whole = share * seconds[0]
@@ -80,7 +80,7 @@ class Curve:
                 for n in range(2, most + 1)
                 if all(seconds[n] - seconds[n - j] <= whole * j / n for j in range(1, n + 1))
             ]
-            found = self._shared[rows, share] = max(pays, default=1)
+            found = self._shared[rows, share, most] = max(pays, default=1)
         return found
 
 

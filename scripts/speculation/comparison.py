@@ -1,8 +1,9 @@
 """Who answers which prompts, in turn, and the rows of what came of it.
 
 A worker gets a job as the first line of its input: model, threads, context, max_new_tokens, sampling
-(settings of ours; llama.cpp's is greedy), and fields of its own. Each further line is a prompt, its token
-ids, for which it prints a line with the answer: text, tokens, steps (after the first token), their seconds.
+(settings of ours; llama.cpp's is greedy), and fields of its own, and prints a line when it is ready. Each
+further line is a prompt, its token ids, for which it prints a line with the answer: text, tokens, steps
+(after the first token) and their seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -91,8 +92,9 @@ class Worker:
     """A process that answers in one way, and waits while others do."""
 
     def __init__(self, way: Way, job: dict[str, Any]) -> None:
-        self._name = way.name
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - see close
+        """Returns when it is ready to answer."""
+        self.name = way.name
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see end
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name(way.worker))],
             stdin=subprocess.PIPE,
@@ -102,36 +104,42 @@ class Worker:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
-        self._write({**job, **way.fields})
+        self._asked({**job, **way.fields})
 
     def answer(self, prompt: list[int]) -> Answer:
         """To one prompt; SystemExit with what it said if it has failed."""
-        self._write(prompt)
-        line = self._output.readline()
-        if not line:
-            self._fail()
-        found: Answer = json.loads(line)
+        found: Answer = json.loads(self._asked(prompt))
         return found
 
     def close(self) -> None:
-        """Let it end."""
+        """Let it end; SystemExit if it fails."""
+        self._input.close()
+        if self._process.wait():
+            self._fail()
+
+    def end(self) -> None:
+        """At once, whatever it does."""
+        self._process.kill()
+        self._process.wait()
         with suppress(BrokenPipeError):
             self._input.close()
-        self._process.wait()
         self._output.close()
         self._said.close()
 
-    def _write(self, what: Any) -> None:
+    def _asked(self, what: Any) -> str:
+        """The line that it prints for a line of its input."""
         try:
             self._input.write(json.dumps(what) + "\n")
             self._input.flush()
+            line = self._output.readline()
         except BrokenPipeError:
-            self._fail()
+            line = ""
+        return line or self._fail()
 
     def _fail(self) -> NoReturn:
         self._process.wait()
         self._said.seek(0)
-        raise SystemExit(f"{self._said.read()[-3000:]}\n{self._name} failed.")
+        raise SystemExit(f"{self._said.read()[-3000:]}\n{self.name} failed.")
 
 
 class Comparison:
@@ -173,15 +181,19 @@ class Comparison:
     def _answers(self, ways: Sequence[Way], turn: int) -> list[list[Answer]]:
         """Each prompt by one way after another, every second time backwards: the machine's speed changes."""
         found: list[list[Answer]] = [[] for _ in ways]
-        with ExitStack() as stack:
-            workers = []
+        workers: list[Worker] = []
+        try:
             for way in ways:
                 workers.append(Worker(way, self._job))
-                stack.callback(workers[-1].close)
             for at, tokens in enumerate(self.tokens):
                 print(f"round {turn + 1}: prompt {at + 1} of {len(self.tokens)}", file=sys.stderr, flush=True)
                 for index in range(len(ways))[:: -1 if (turn + at) % 2 else 1]:
                     found[index].append(workers[index].answer(tokens))
+            for worker in workers:  # in order: what was learned of passes is kept as the last one has it
+                worker.close()
+        finally:
+            for worker in workers:
+                worker.end()
         return found
 
 

@@ -20,6 +20,7 @@ def answers(job: dict[str, Any], prompts: Iterable[list[int]]) -> Iterator[dict[
     options = {"threads": job["threads"], "context": job["context"], **job["options"]}
     with trees_of(job.get("nodes")), edge.load(job["model"], prefix_memory=0, **options) as model:
         model.complete(list(range(3, 3 + WARM_UP)), temperature=0, max_new_tokens=WARM_UP)
+        print("ready", flush=True)
         for prompt in prompts:
             done = model.complete(prompt, max_new_tokens=job["max_new_tokens"], **job["sampling"])
             steps = len(done.tokens) - (done.stop_reason != "eos")  # the end token is a step as well

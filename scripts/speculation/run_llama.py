@@ -58,6 +58,7 @@ def _wait(process: subprocess.Popen[str], address: str) -> None:
 def answers(job: dict[str, Any], prompts: Iterable[list[int]]) -> Iterator[dict[str, Any]]:
     """One for each prompt: text, tokens, steps and seconds of those after the first, guesses and accepted."""
     with serving(job) as address:
+        print("ready", flush=True)
         for prompt in prompts:
             body = {
                 "prompt": prompt,

@@ -18,7 +18,7 @@ from edge.engine.speculative.eagle import Eagle
 from edge.engine.speculative.tree import DraftTree
 from edge.executors.drafts import Tried
 from edge.text.prompts import Message
-from scripts.speculation.comparison import Comparison, ours, rows_of
+from scripts.speculation.comparison import Comparison, Worker, ours, rows_of
 from scripts.speculation.forced import trees_of
 from scripts.speculation.planted import Planted, PlantedDrafter, predicted
 from scripts.speculation.prompts import KINDS, Prompt, chat, jobs, loops
@@ -152,14 +152,22 @@ def test_answers_are_kept(tmp_path: Path):
     assert len([*(tmp_path / "kept").iterdir()]) == 2
 
 
-def test_ways_take_turns_and_one_that_fails_says_why(tmp_path: Path):
+def test_ways_take_turns_and_one_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_checkpoint(tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     job = {"threads": 1, "context": 256, "max_new_tokens": 6, "sampling": {"temperature": 0}}
     prompts = [Prompt(name, "copy", (Message("user", name * 9),)) for name in ("abc ", "de ", "f ")]
     comparison = Comparison(str(tmp_path / "model"), prompts, job, None)
     off, lookup = ours(["off", "lookup"])
+    asked: list[str] = []
+    answer = Worker.answer
+    monkeypatch.setattr(
+        Worker, "answer", lambda self, tokens: asked.append(self.name) or answer(self, tokens)
+    )
     found = comparison.rounds([off, lookup], 2)
+    assert asked == [
+        way.name for way in (off, lookup, lookup, off, off, lookup, lookup, off, off, lookup, lookup, off)
+    ]
     assert [len(answers) for rounds in found.values() for answers in rounds] == [3] * 4
     assert [each["tokens"] for each in found[off][0]] == [each["tokens"] for each in found[lookup][1]]
     assert found[lookup][0][0]["speculation"] and not found[off][0][0]["speculation"]

@@ -199,7 +199,7 @@ class Earlier(Asked):
 
     def identity(self, start: int, stop: int) -> str:
         """See `Asked`."""
-        return json_digest([start, stop, *(each.tokens_sha256 for each in self.folder.shards)])
+        return json_digest([len(self), start, stop, *(each.tokens_sha256 for each in self.folder.shards)])
 
     def record(self, respondent: Respondent, number: int) -> Recorded:
         """See `Asked`."""

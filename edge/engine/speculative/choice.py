@@ -23,7 +23,9 @@ def least_chance(rows: int, sequences: int, curve: Curve) -> float:
 
 
 def most_children(rows: int, sequences: int, curve: Curve) -> int:
-    """Of one token that can pay, beside `rows` others of `sequences` that decode: one is right at most."""
+    """Of one token that can pay, beside `rows` others of `sequences` that decode: one is right at most. As if
+    there were no further guesses in the pass, beside which its rows may cost less: then a few are missed.
+    """
     return curve.most_sharing(rows, 1 / sequences, _MOST_CHILDREN)
 
 

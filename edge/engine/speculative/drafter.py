@@ -24,7 +24,7 @@ class Budget(NamedTuple):  # as is what else is made for every pass: a dataclass
     rows: most nodes that can be verified. depth: longest path that can count. token_seconds: what a token of
     plain decoding takes; what a drafter spends, and the nodes that are verified, must be worth it.
     least_chance: of a node that can pay for its row in the pass; a lower one is left out in any case.
-    children: of one token, the most that can pay together.
+    children: of one token, the most that can pay if there are no other guesses.
     """
 
     rows: int
