@@ -193,7 +193,7 @@ _SLOTS = {
         computes the mean price of each category; deletes duplicate rows; joins customers with their orders;
         finds the second highest salary; selects all books of an author
     """,
-    "structure": "linked list; hash table; binary tree; stack; queue; heap; graph; trie; priority queue; dictionary",
+    "structure": "linked list; hash table; binary tree; stack; queue; heap; graph; trie; dictionary",
     "pattern": """
         an email address; a phone number; a date; a URL; a hexadecimal colour; an integer; a word in
         capitals
