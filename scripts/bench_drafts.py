@@ -4,9 +4,9 @@
         [--rounds 2] [--per-category 4] [--tokens 200] [--keep FOLDER]
 
 training    what the runs have learned, by their logs: nothing is timed
-categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft with
-            its target's whole head, with an eighth of it in 4 bits (FR-Spec), that with lookup, the same of
-            the draft that was trained for 4 bits, and `auto`
+categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft that
+            was trained for 4 bits with its target's whole head, with an eighth of it in 4 bits (FR-Spec), that
+            of the draft that was rounded after training, and `auto`: lookup with the built-in draft
 kinds       the same with the other kinds of drafts
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
             own answers, in a text (--text) and in code (Python's own library), always 3 guesses
@@ -110,16 +110,15 @@ def tell(row: dict[str, Any]) -> None:
 def measure_categories(options: argparse.Namespace) -> Rows:
     """By category."""
     rows = open_model(BUILT_IN.name).config.vocab_size // SHARE
-    some, trained = (
-        draft_at(options, name, vocabulary=rows, head="int4") for name in ("eagle2", "eagle2-int4")
+    trained, rounded = (
+        draft_at(options, name, vocabulary=rows, head="int4") for name in ("eagle2-int4", "eagle2")
     )
     ways = [
         way("off", "off"),
         way("lookup", "lookup"),
-        way("EAGLE-2", draft_at(options, "eagle2", vocabulary="all")),
-        way("FR-Spec 1/8", some),
-        way("FR-Spec 1/8, trained for 4 bits", trained),
-        way("lookup and FR-Spec 1/8", f"lookup+{some}"),
+        way("EAGLE-2", draft_at(options, "eagle2-int4", vocabulary="all")),
+        way("FR-Spec 1/8", trained),
+        way("FR-Spec 1/8, rounded", rounded),
         way("auto", "auto"),
     ]
     return greedy_and_sampled(options, ways)
