@@ -5,8 +5,8 @@
 
 training    what the runs have learned, by their logs: nothing is timed
 categories  first turns of Spec-Bench (--questions), greedy and sampled: plain, lookup, the EAGLE-2 draft that
-            was trained for 4 bits with its target's whole head, with an eighth of it in 4 bits (FR-Spec), that
-            of the draft that was rounded after training, and `auto`: lookup with the built-in draft
+            was trained for 4 bits with its target's whole head and with an eighth of it in 4 bits (FR-Spec),
+            the same of the draft that was rounded after training, and `auto`: lookup with the built-in draft
 kinds       the same with the other kinds of drafts
 heads       the same draft with 1/16 to all of the head, by lists of tokens that are frequent in the model's
             own answers, in a text (--text) and in code (Python's own library), always 3 guesses
