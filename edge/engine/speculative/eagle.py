@@ -21,7 +21,7 @@ _SAMPLES = 9  # of the latest steps of one number; their median is what one cost
 _YIELD, _LEAST_YIELD = 0.6, 0.1  # of a step, before any was made, and however little the last ones gave
 _LEARNED = 0.1  # share of the newest step in what steps are expected to give
 _WON, _LEAST_WON = 0.3, -0.05  # tokens by a pass, less all costs: before any was made, and where it rests
-_WEIGHT = 0.03  # of the newest pass in that: single passes say little
+_WEIGHT, _FIRST_PASSES = 0.01, 10  # of the newest pass in that: little, but soon enough at first
 _MOST_LOST = 1.0  # by one pass; more was a hiccup of the machine
 _REST = 256  # passes in which nobody asks a network whose guesses cost more than they give
 _TRIES = 8  # guesses after that: the text may have changed, or the machine have been busy
@@ -42,7 +42,7 @@ class Eagle:
         self._medians: list[float | None] = [None] * _MOST_STEPS
         self._yields = [_YIELD] * _MOST_STEPS
         self._given = _YIELD  # tokens by a plan, less what further steps cost
-        self._won = _WON  # what it came to, with all that a pass takes beside the network
+        self._won, self._settled = _WON, 0  # what it came to, with all that a pass takes beside the network
         self._rest, self._tries = 0, _TRIES
         self.reach = Reach()
 
@@ -53,7 +53,9 @@ class Eagle:
 
     def settled(self, gained: float) -> None:
         """See `Drafter`."""
-        self._won += _WEIGHT * (max(gained, -_MOST_LOST) - self._won)
+        self._settled += 1
+        weight = max(_WEIGHT, 1 / (_FIRST_PASSES + self._settled))
+        self._won += weight * (max(gained, -_MOST_LOST) - self._won)
 
     def plan(self, budget: Budget) -> DraftPlan | None:
         """What to try; None if the first step costs more than the tokens that it may save (one, or as many as

@@ -398,8 +398,24 @@ def test_guesses_that_lose_time_rest_whatever_they_promise(shaped):
 
     assert guess(-50.0) and all(guess(0.1) for _ in range(100))
     bad = [guess(-0.3) for _ in range(2000)]
-    assert 16 < bad.index(False) < 40 and not any(bad[bad.index(False) :][:256]) and bad.count(True) < 100
+    assert 16 < bad.index(False) < 60 and not any(bad[bad.index(False) :][:256]) and bad.count(True) < 130
     assert all([guess(0.5) for _ in range(600)][270:])
+
+
+def test_bad_luck_is_no_loss(shaped):
+    """Guesses that are right in two of five passes and cost three tenths of a token are never left out. Those that
+    are never right from the beginning are, and soon.
+    """
+    lucky, never = (Eagle(NoNetwork(draft_shape(shaped()))) for _ in range(2))
+    budget, draw = Budget(6, 4, 0.02, 0.2), np.random.default_rng(0)
+    for _ in range(5000):
+        assert not lucky.rests() and lucky.plan(budget) is not None
+        lucky.settled(float(draw.random() < 0.4) - 0.3)
+    asked = 0
+    while not never.rests() and never.plan(budget) is not None:
+        never.settled(-0.3)
+        asked += 1
+    assert asked < 30
 
 
 def failing(*_: Any) -> Any:
