@@ -403,8 +403,8 @@ def test_guesses_that_lose_time_rest_whatever_they_promise(shaped):
 
 
 def test_bad_luck_is_no_loss(shaped):
-    """Guesses that are right in two of five passes and cost three tenths of a token are never left out. Those that
-    are never right from the beginning are, and soon.
+    """Guesses that are right in two of five passes, and cost three tenths of a token, are never left out.
+    Those that are never right from the beginning are, and soon.
     """
     lucky, never = (Eagle(NoNetwork(draft_shape(shaped()))) for _ in range(2))
     budget, draw = Budget(6, 4, 0.02, 0.2), np.random.default_rng(0)
