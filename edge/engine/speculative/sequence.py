@@ -18,6 +18,7 @@ from edge.system.notices import notice
 _WINDOW = 8  # passes with guesses that are looked at together
 _MOST_LOST = 0.4  # tokens' time that they may lose together before the drafter rests: so much at first ...
 _UNLUCKY = 1.0  # ... and once one has paid, this times what the dearest of them cost: one may be bad luck
+_MOST_BLED, _MOST_SAVED = 1.5, 3.0  # tokens' time: lost little by little, before a rest; and won, that counts
 _FEW_ROWS = 64  # of a pass with guesses, at most; more are of a prompt, or of plain passes during a rest
 _MOST_UNTOLD = 512  # rows, whose hidden states take memory
 _AT_FIRST = 2  # guesses in a tree, of one level, until then
@@ -112,6 +113,7 @@ class SequenceSpeculation:
         self._left = 0  # of them behind this pass, or of passes in which nobody asks the drafter
         self._next_rest = _FIRST_REST
         self._trial: list[tuple[float, float]] = []  # seconds won and spent by the latest passes with guesses
+        self._balance = 0.0  # tokens' time, of all of them since it began or rested
         self._asked = False  # for guesses of this pass
         self._catches_up = False  # with a prompt, which takes time in that pass alone
         self._draft_seconds = 0.0  # of this pass
@@ -254,12 +256,14 @@ class SequenceSpeculation:
                 self._give_up(error)
         self._trial = [*self._trial[1 - _WINDOW :], (gained, spent)]
         self._has_paid = self._has_paid or gained > 0
+        self._balance = min(_MOST_SAVED, self._balance + gained / token_seconds)
         won = sum(each for each, _ in self._trial)
         most_lost = max(_MOST_LOST, self._patience) * token_seconds
         if self._has_paid:
             most_lost += _UNLUCKY * max(each for _, each in self._trial)
-        if won < -most_lost:
-            self._has_paid, self._patience = False, 0.0
+        bled = self._balance * token_seconds
+        if won < -most_lost or bled < -max(_MOST_BLED * token_seconds, most_lost):
+            self._has_paid, self._patience, self._balance = False, 0.0, 0.0
             self._rest, self._next_rest = self._next_rest, min(_LONGEST_REST, 2 * self._next_rest)
             self._trial = []
         elif len(self._trial) == _WINDOW and won > 0:

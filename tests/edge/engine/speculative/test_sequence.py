@@ -164,6 +164,18 @@ def test_what_paid_elsewhere_is_trusted_at_first():
     assert passes(SequenceSpeculation(Sleeper(), "sleeper", record), 1, right=0, extra=0.5) == [2]
 
 
+def test_what_loses_little_by_little_rests_too():
+    """A twentieth of a token a pass never adds up to much in eight passes."""
+    record = TrackRecord()
+    assert all(passes(SequenceSpeculation(Sleeper(), "sleeper", record), 300, right=2, extra=0.5))
+    paid = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
+    passes(paid, 1, right=1, extra=0.05)
+    for speculation, most in ((SequenceSpeculation(Sleeper(), "sleeper", record), 70), (paid, 55)):
+        sizes = passes(speculation, 1000, right=0, extra=0.05)
+        assert 20 < sizes.index(0) < most
+        assert speculation.statistics.seconds < 1000 * 1.015
+
+
 def test_what_a_prompt_costs_is_not_held_against_guesses():
     speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
     speculation.accepted(0, np.zeros(200, np.int32))
