@@ -181,8 +181,9 @@ void Attention::attend(const Run &run, const Task &task, int64_t chunk, Worker *
     for (int first = 0, last; first < task.count; first = last) {
         const bool own_path = path_of(first);
         last = first + 1;
-        while (last < task.count && (own_path ? task.tokens[last] == task.tokens[first] : !path_of(last)))
+        while (last < task.count && (own_path ? task.tokens[last] == task.tokens[first] : !path_of(last))) {
             ++last;
+        }
         const AttentionState rows_part{part.maxima + first, part.sums + first,
                                        part.outputs + first * head_dim_};
         const int64_t start = *std::min_element(task.starts + first, task.starts + last);
