@@ -9,12 +9,12 @@ from math import inf
 
 from edge.engine.costs import Curve
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.drafts import MAX_BRANCHES
 
 _MARGIN = 1.02
 """What a choice must promise beside no guesses at all: costs and chances are estimates."""
 
 _MOST = 63  # guesses that are looked at
-_MOST_CHILDREN = 16
 
 
 def least_chance(rows: int, sequences: int, curve: Curve) -> float:
@@ -26,7 +26,7 @@ def most_children(rows: int, sequences: int, curve: Curve) -> int:
     """Of one token that can pay, beside `rows` others of `sequences` that decode: one is right at most. As if
     there were no further guesses in the pass, beside which its rows may cost less: then a few are missed.
     """
-    return curve.most_sharing(rows, 1 / sequences, _MOST_CHILDREN)
+    return curve.most_sharing(rows, 1 / sequences, MAX_BRANCHES)
 
 
 def choose(trees: Sequence[DraftTree], rows: int, sequences: int, curve: Curve, most: int) -> list[DraftTree]:
