@@ -15,7 +15,7 @@ from edge.engine.sampling import Sampler
 from edge.engine.scheduler import DrawingJob
 from edge.engine.session import Session
 from edge.engine.settings import GenerationSettings
-from edge.engine.speculative.drafter import Budget
+from edge.engine.speculative.drafter import Accepted, Budget
 from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.engine.stop_strings import StopMatcher
@@ -227,6 +227,8 @@ class Answer(DrawingJob):
         if speculation is not None:
             hidden = speculation.wants_hidden
             step.want(hidden, speculation.taps if hidden else ())
+            if hidden and len(self._steps) + 1 != self._settings.max_new_tokens:
+                speculation.search_behind(step, session.length)
         session.open_next(token, tree)
         return step
 
@@ -247,16 +249,24 @@ class Answer(DrawingJob):
         right = step.right[: self._drawn - 1]  # before what has ended it
         session.close_step([row - 1 for row in right])
         if self._speculation is not None:
-            states = step.states
             rows = [0, *right]
-            self._tell(rows, None if states is None else states[rows])
+            searched = self._speculation.has_searched(len(rows))
+            states = None if searched else step.states
+            self._tell(rows, None if states is None else states[rows], searched=searched)
             self._speculation.count(self.tree, len(right), self._drawn)
 
-    def _tell(self, rows: Sequence[int], hidden: FloatArray | None, soft: FloatArray | None = None) -> None:
+    def _tell(
+        self,
+        rows: Sequence[int],
+        hidden: FloatArray | None,
+        soft: FloatArray | None = None,
+        searched: bool = False,
+    ) -> None:
         """What guesses learns which rows of the pass have stayed."""
         assert self._speculation is not None
         start = self._session.length - len(rows)
-        self._speculation.accepted(start, self._session.tokens[start:].copy(), hidden, soft)
+        tokens = self._session.tokens[start:].copy()
+        self._speculation.accepted(Accepted(start, tokens, hidden, soft, searched))
 
     def take_logits(self, logits: FloatArray) -> None:
         """Choose the next token."""
@@ -290,6 +300,11 @@ class Answer(DrawingJob):
             tokens, budget._replace(rows=rows, depth=min(budget.depth, rows, left, room))
         )
         return tree if self._constraint is None else tree.fitting(self._constraint.fits)
+
+    @property
+    def search_seconds(self) -> float:
+        """See `Job`."""
+        return 0.0 if self._speculation is None else self._speculation.search_seconds
 
     def settle(self, cost: PassCost) -> None:
         """See `SequenceSpeculation.settle`."""

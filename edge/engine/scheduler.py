@@ -140,6 +140,11 @@ class Job(ABC):
         """Guesses behind the last token of `todo`."""
         return NOTHING
 
+    @property
+    def search_seconds(self) -> float:
+        """Of the last pass, for guesses in the next one."""
+        return 0.0
+
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""
 
@@ -395,11 +400,12 @@ class Scheduler:
             drafted = 0.0 if drafting is None else drafting.seconds
             for job in opened[:closed]:
                 job.publish(drafted + now - started, now)
-        rows = sum([step.rows for step in steps])
+        rows, seconds = sum([step.rows for step in steps]), now - started
         if drafting is not None:
-            drafting.settle(now - started)
+            seconds -= sum([job.search_seconds for job in opened])
+            drafting.settle(seconds)
         if uniform or rows >= _LEAST_MIXED:
-            self.costs.record(rows, max([job.depth for job in opened]), now - started)
+            self.costs.record(rows, max([job.depth for job in opened]), seconds)
 
     def _draft(self, shares: list[tuple[Job, int]]) -> Drafting:
         able = self.executor.capabilities

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.scheduler import Forward, Scheduler
+from edge.engine.speculative.drafter import Accepted
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
 from edge.executors.checks import token_ids, whole_number
@@ -149,7 +150,7 @@ class Session:
                 self._tokens = new.copy()
                 self._note_generation()
                 if self.speculation is not None:
-                    self.speculation.accepted(0, new[:reused])
+                    self.speculation.accepted(Accepted(0, new[:reused]))
             self.reused_tokens += reused
         return new[reused:]
 
@@ -219,7 +220,7 @@ class Session:
             self._tokens = np.array(stored.tokens, np.int32)
             self._generation = None  # other kernels may have computed them: they are for this session alone
             if self.speculation is not None:
-                self.speculation.accepted(0, self._tokens)
+                self.speculation.accepted(Accepted(0, self._tokens))
 
     def _truncate(self, length: int) -> None:
         if length < self.length:
@@ -247,7 +248,7 @@ class Session:
         if forward.error is not None:
             raise forward.error
         if self.speculation is not None:
-            self.speculation.accepted(before, self.tokens[before:].copy())
+            self.speculation.accepted(Accepted(before, self.tokens[before:].copy()))
         return forward.logits
 
     def open_step(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edge.config.draft import DraftConfig
 from edge.errors import EdgeError
 from edge.executors.checks import MAX_TREE, integers
-from edge.executors.protocol import Executor, KVCache
+from edge.executors.protocol import Executor, KVCache, NextToken
 from edge.formats.draft.files import DraftFiles
 
 MAX_BRANCHES = 16
@@ -132,6 +132,40 @@ class DraftNetwork(Protocol):
 
     def close(self) -> None:
         """Free its weights; it can't be used afterwards, nor when its executor is closed."""
+
+
+class DraftAhead(Protocol):
+    """A search behind a pass that draws tokens (`DrawsTokens.decode`), in the call that runs this."""
+
+    def behind(self, step: NextToken, position: int, tokens: int, hidden: int, plan: DraftPlan) -> None:
+        """Let the coming pass of `step` append the rows that stay of it, the first of which has this position
+        and the cache all before, and then try tokens behind them. step: without soft rows, and with the
+        hidden states that the draft needs wanted of it. tokens, hidden: addresses of int32 [step.rows] and
+        float32 [step.rows, hidden_columns], where the rows are written (`DraftRows`).
+        """
+
+    @property
+    def rows(self) -> int:
+        """That were appended by the last pass; 0 if no search could be made."""
+
+    @property
+    def root(self) -> int:
+        """The token that it was made behind."""
+
+    @property
+    def seconds(self) -> float:
+        """That it took of the pass."""
+
+    def tried(self) -> Tried:
+        """What was tried."""
+
+
+@runtime_checkable
+class DraftsAhead(Protocol):
+    """A draft network whose executor makes searches behind its passes."""
+
+    def ahead(self, cache: KVCache) -> DraftAhead:
+        """For one of its caches."""
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.speculative.tree import DraftTree
+from edge.executors.drafts import DraftAhead
+from edge.executors.protocol import NextToken
 from edge.executors.soft import SoftPrompt
 
 Tokens = npt.NDArray[np.int32]
@@ -41,13 +43,16 @@ class Accepted(NamedTuple):
     any more. tokens: int32 [n], of prompts and of answers alike. hidden: float32 [n, hidden_size], their
     hidden states after the final norm and before the logit scale, if the drafter `wants_hidden`, or its
     `taps` one behind the other (None for rows that come from elsewhere, such as a file). soft: float32 [m,
-    vocab_size], logits of the soft rows behind the last token, None if the pass had none there.
+    vocab_size], logits of the soft rows behind the last token, None if the pass had none there. searched:
+    whether the search that `Drafter.search_behind` wanted was made behind just these tokens; it has their
+    hidden states, which are None here.
     """
 
     start: int
     tokens: Tokens
     hidden: npt.NDArray[np.float32] | None = None
     soft: npt.NDArray[np.float32] | None = None
+    searched: bool = False
 
 
 class Drafter(ABC):
@@ -80,6 +85,12 @@ class Drafter(ABC):
     @abstractmethod
     def accepted(self, accepted: Accepted) -> None:
         """Called after every pass in which the sequence had tokens."""
+
+    def search_behind(self, step: NextToken, start: int) -> DraftAhead | None:
+        """Called before a pass that draws its tokens, `step`, after `propose`: the search that the drafter
+        has put behind it, for its next tree. start: the place of the pass's first token.
+        """
+        return None
 
     def verified(self, depth: int) -> None:  # noqa: B027 - most have nothing to learn from it
         """Of the tree that was proposed last, guesses down to this depth are verified, 0 for none."""

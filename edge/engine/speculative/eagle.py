@@ -13,7 +13,15 @@ from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.known_rows import KnownRows
 from edge.engine.speculative.reach import Reach
 from edge.engine.speculative.tree import NOTHING, DraftTree
-from edge.executors.drafts import MAX_BRANCHES, DraftNetwork, DraftPlan, Tried
+from edge.executors.drafts import (
+    MAX_BRANCHES,
+    DraftAhead,
+    DraftNetwork,
+    DraftPlan,
+    DraftsAhead,
+    Tried,
+)
+from edge.executors.protocol import NextToken
 
 _MOST_STEPS = 12
 _SLACK = 0.5  # a guess may be right this much more often than the network says
@@ -146,17 +154,49 @@ class EagleDrafter(Drafter):
         self._guesses: Guesses | None = None
         self._before = 0  # tokens that the guesses stand behind
         self._made = 0  # steps, for them
+        network = eagle.network
+        self._search = network.ahead(self._cache) if isinstance(network, DraftsAhead) else None
+        self._searched = 0  # tokens that the last search behind a pass was made behind, 0 if it is of no use
+        self._plan: DraftPlan | None = None  # of this pass, and of the search behind it
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`: nothing where the hidden state of the token before the last is not known."""
         self._learn(tokens)
-        self._before, self._guesses, self._made = len(tokens), None, 0
+        self._before, self._guesses, self._made, self._plan = len(tokens), None, 0, None
         plan = self._eagle.plan(budget)
         if plan is None:
             return NOTHING
+        found = self._found_behind(tokens) or self._found(tokens, plan)
+        if found is None:
+            return NOTHING
+        tried, appended = found
+        tree, self._made, self._plan = self._calibrated(tried, budget), len(tried.seconds), plan
+        self._eagle.record(tried, appended, tree, budget)
+        return tree
+
+    def search_behind(self, step: NextToken, start: int) -> DraftAhead | None:
+        """See `Drafter`. What is tried is what was worth trying in this pass."""
+        search, plan = self._search, self._plan
+        if search is None or plan is None:
+            return None
+        places = self._known.addresses_behind(start, step.rows)
+        if places is None:
+            return None
+        search.behind(step, start, *places, plan)
+        return search
+
+    def _found_behind(self, tokens: Tokens) -> tuple[Tried, int] | None:
+        """By the search behind the last pass, with the rows that it appended."""
+        search, before, self._searched = self._search, self._searched, 0
+        if search is None or before != len(tokens) or int(tokens[-1]) != search.root:
+            return None
+        return search.tried(), search.rows
+
+    def _found(self, tokens: Tokens, plan: DraftPlan) -> tuple[Tried, int] | None:
+        """By one that is made now; None if the last hidden state is not known."""
         kept, parts = self._known.missing(tokens)
         if not parts:
-            return NOTHING
+            return None
         network = self._eagle.network
         self._known.cut(kept)  # first: after an error or an interrupt it never knows of rows that are gone
         if kept < self._cache.length:
@@ -165,10 +205,7 @@ class EagleDrafter(Drafter):
             network.append(self._cache, rows)
         tried = network.run(self._cache, parts[-1], plan)
         self._known.appended(parts)
-        tree, self._made = self._calibrated(tried, budget), len(tried.seconds)
-        appended = sum(len(rows.tokens) for rows in parts)
-        self._eagle.record(tried, appended, tree, budget)
-        return tree
+        return tried, sum(len(rows.tokens) for rows in parts)
 
     def rests(self) -> int:
         """See `Drafter`."""
@@ -176,7 +213,12 @@ class EagleDrafter(Drafter):
 
     def accepted(self, accepted: Accepted) -> None:
         """See `Drafter`. What became of guesses shows in the tokens of the next call of `propose`."""
-        self._known.tell(accepted.start, len(accepted.tokens), accepted.hidden)
+        count = len(accepted.tokens)
+        self._searched = accepted.start + count + 1 if accepted.searched else 0
+        if accepted.searched:
+            self._known.written(count)
+        else:
+            self._known.tell(accepted.start, count, accepted.hidden)
 
     def settled(self, gained: float) -> None:
         """See `Drafter`."""

@@ -27,7 +27,7 @@ class _Run:
     def __init__(self, first: int, values: npt.NDArray[Any]) -> None:
         self.first = first
         self._begin, self._end = 0, len(values)  # of the memory that is in use
-        self._memory = np.array(values)
+        self._own(np.array(values))
 
     @property
     def end(self) -> int:
@@ -41,15 +41,30 @@ class _Run:
 
     def append(self, values: npt.NDArray[Any]) -> None:
         """Of the places behind the last."""
+        self._make_room(len(values))
         end = self._end + len(values)
-        if end > len(self._memory):
-            used = self._memory[self._begin : self._end]
-            end -= self._begin
-            self._begin, self._end = 0, len(used)
-            self._memory = np.empty((2 * end, *used.shape[1:]), used.dtype)
-            self._memory[: self._end] = used
         self._memory[self._end : end] = values
         self._end = end
+
+    def address_behind(self, count: int) -> int:
+        """Where the values of so many places behind the last can be written; valid until the next change."""
+        self._make_room(count)
+        return self._address + self._end * self._stride
+
+    def written(self, count: int) -> None:
+        """The values of so many places have been written there."""
+        self._end += count
+
+    def _make_room(self, count: int) -> None:
+        if self._end + count > len(self._memory):
+            used = self._memory[self._begin : self._end]
+            memory = np.empty((2 * (len(used) + count), *used.shape[1:]), used.dtype)
+            memory[: len(used)] = used
+            self._begin, self._end = 0, len(used)
+            self._own(memory)
+
+    def _own(self, memory: npt.NDArray[Any]) -> None:
+        self._memory, self._address, self._stride = memory, int(memory.ctypes.data), memory.strides[0]
 
     def cut(self, end: int) -> None:
         """Forget the places from `end` on."""
@@ -126,6 +141,21 @@ class KnownRows:
         """What `missing` gave is in the cache now, behind the rows that hold."""
         for rows in parts:
             _put(self._rows, rows.position, rows.tokens)
+        self._forget_before(self._rows[-1].end - _RETAINED)
+
+    def addresses_behind(self, start: int, count: int) -> tuple[int, int] | None:
+        """Where tokens and hidden states of so many rows can be written, the first of which is of the place
+        `start`; None if these do not follow what is known.
+        """
+        rows, states = self._rows, self._states
+        if not rows or not states or rows[-1].end != start or states[-1].end != start:
+            return None
+        return rows[-1].address_behind(count), states[-1].address_behind(count)
+
+    def written(self, count: int) -> None:
+        """So many were, and the rows are in the cache."""
+        self._rows[-1].written(count)
+        self._states[-1].written(count)
         self._forget_before(self._rows[-1].end - _RETAINED)
 
     def cut(self, rows: int) -> None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.track_record import TrackRecord
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.drafts import DraftAhead
+from edge.executors.protocol import NextToken
 from edge.executors.soft import SoftPrompt
 from edge.system.notices import notice
 
@@ -117,6 +116,8 @@ class SequenceSpeculation:
         self._asked = False  # for guesses of this pass
         self._catches_up = False  # with a prompt, which takes time in that pass alone
         self._draft_seconds = 0.0  # of this pass
+        self._search: DraftAhead | None = None  # behind this pass
+        self._search_seconds = 0.0  # that it took
         self._has_paid = self._patience > 0  # since it began, or rested
         self._untold: list[Accepted] = []
         self._untold_rows = 0
@@ -194,21 +195,36 @@ class SequenceSpeculation:
                 self._give_up(error)
         if len(tree):
             tree = tree.within(budget.depth).best(budget.rows)
-        self._draft_seconds = perf_counter() - started
+        self._draft_seconds += perf_counter() - started
         return tree
 
-    def accepted(
-        self,
-        start: int,
-        tokens: Tokens,
-        hidden: npt.NDArray[np.float32] | None = None,
-        soft: npt.NDArray[np.float32] | None = None,
-    ) -> None:
-        """See `Accepted`. The drafter is told of it when it is asked next."""
+    def search_behind(self, step: NextToken, start: int) -> None:
+        """See `Drafter`."""
+        if self._asked and self._drafter is not None:
+            try:
+                self._search = self._drafter.search_behind(step, start)
+            except Exception as error:
+                self._give_up(error)
+
+    def has_searched(self, count: int) -> bool:
+        """After the pass: whether that search was made behind `count` tokens, those that stay of it."""
+        search, self._search = self._search, None
+        if search is None:
+            return False
+        self._search_seconds = search.seconds
+        return search.rows == count
+
+    @property
+    def search_seconds(self) -> float:
+        """That the pass took for it."""
+        return self._search_seconds
+
+    def accepted(self, accepted: Accepted) -> None:
+        """The drafter is told of it when it is asked next."""
         if self._drafter is None:
             return
-        self._untold.append(Accepted(start, tokens, hidden, soft))
-        self._untold_rows += len(tokens)
+        self._untold.append(accepted)
+        self._untold_rows += len(accepted.tokens)
         if self._untold_rows > _MOST_UNTOLD:
             try:
                 self._tell(self._drafter)
@@ -243,7 +259,7 @@ class SequenceSpeculation:
         counts.seconds += cost.seconds + self._draft_seconds
         counts.plain_seconds += tokens * cost.plain_seconds
         spent = cost.extra_seconds + self._draft_seconds
-        self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
+        self._draft_seconds, self._search_seconds = self._search_seconds, 0.0  # made for the next one
         catches_up, self._catches_up = self._catches_up, False
         if not cost.is_certain or spent == 0 or catches_up:
             return

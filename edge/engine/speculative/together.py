@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
 from edge.engine.speculative.tree import DraftTree
+from edge.executors.drafts import DraftAhead
+from edge.executors.protocol import NextToken
 
 _SURE = 0.6
 """Chance of the likeliest first guess from which on nobody else is asked: more of the same token costs a step
@@ -32,6 +34,10 @@ class Together(Drafter):
         """See `Drafter`."""
         self._first.accepted(accepted)
         self._second.accepted(accepted)
+
+    def search_behind(self, step: NextToken, start: int) -> DraftAhead | None:
+        """See `Drafter`: where the second was asked, as it will be again, more often than not."""
+        return self._second.search_behind(step, start) if self._asked else None
 
     def verified(self, depth: int) -> None:
         """See `Drafter`."""

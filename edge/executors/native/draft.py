@@ -6,7 +6,7 @@ import ctypes
 from ctypes import POINTER, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from functools import cache
 from math import inf, log
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from edge.executors.checks import MAX_TREE, whole_number
 from edge.executors.drafts import DraftPlan, DraftRows, Tried
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
-from edge.executors.protocol import ExecutorInfo, KVCache
+from edge.executors.native.next_token import NativeNextToken
+from edge.executors.protocol import ExecutorInfo, KVCache, NextToken
 from edge.executors.weights import open_weights
 from edge.formats.draft.files import DraftFiles
 from edge.system.guards import OneCall
@@ -122,10 +123,69 @@ class _Places:
             seconds=ctypes.addressof(self._seconds),
         )
 
+    def put(self, plan: DraftPlan) -> None:
+        """What is tried by the search that comes; there is room for it."""
+        step = self.step
+        step.steps, step.branches, step.rows = plan.steps, plan.branches, plan.rows
+        step.least_logprob = log(plan.least_chance) if plan.least_chance > 0 else -inf
+        for at, gain in enumerate(plan.all_gains):
+            self.gains[at] = gain
+
+    @property
+    def seconds(self) -> float:
+        """That the last search took."""
+        return sum(self._seconds[: self.step.steps_run])
+
     def tried(self) -> Tried:
         """What the last search left there."""
         n, steps = self.step.node_count, self.step.steps_run
         return Tried(self._tokens[:n], self._parents[:n], self._logprobs[:n], self._seconds[:steps])
+
+
+class NativeAhead:
+    """See `edge.executors.drafts.DraftAhead`."""
+
+    def __init__(self, draft: NativeDraft, cache: KVCache) -> None:
+        self._draft, self._cache = draft, cache
+        self._places = _Places(0)
+        self._step: NativeNextToken | None = None
+
+    def behind(self, step: NextToken, position: int, tokens: int, hidden: int, plan: DraftPlan) -> None:
+        """See `DraftAhead`."""
+        native.check_integer(plan.rows, c_int32, "the number of tokens of any use")
+        places = self._places
+        if places.room < plan.room:
+            places = self._places = _Places(plan.room)
+        places.put(plan)
+        record = places.step
+        record.cache, record.position = handle_of(self._cache), position
+        record.n = record.steps_run = 0
+        self._step = own = cast(NativeNextToken, step)
+        own.draft_is_open = self._draft.is_open
+        decoding = own.decoding
+        decoding.draft, decoding.draft_step = self._draft.handle.value, ctypes.addressof(record)
+        decoding.draft_tokens, decoding.draft_hidden = tokens, hidden
+
+    @property
+    def rows(self) -> int:
+        """See `DraftAhead`."""
+        step = self._places.step
+        return int(step.n) if step.steps_run else 0
+
+    @property
+    def root(self) -> int:
+        """See `DraftAhead`."""
+        assert self._step is not None
+        return int(self._step.drawn.tokens[self._step.drawn.count - 1])
+
+    @property
+    def seconds(self) -> float:
+        """See `DraftAhead`."""
+        return self._places.seconds
+
+    def tried(self) -> Tried:
+        """See `DraftAhead`."""
+        return self._places.tried()
 
 
 class Target(Protocol):
@@ -242,6 +302,10 @@ class NativeDraft:
             self._check_open()
             return NativeCache(self.handle, self._target.context, draft_library().edge_draft_cache_create)
 
+    def ahead(self, cache: KVCache) -> NativeAhead:
+        """See `DraftsAhead`."""
+        return NativeAhead(self, cache)
+
     def append(self, cache: KVCache, rows: DraftRows) -> None:
         """See `DraftNetwork.append`."""
         rows = rows.checked(self._config)  # which live as long as the call
@@ -270,10 +334,7 @@ class NativeDraft:
             step = places.step
             step.n, step.cache, step.position = rows.tokens.size, handle_of(cache), rows.position
             step.tokens, step.hidden = rows.tokens.ctypes.data, rows.hidden.ctypes.data
-            step.steps, step.branches, step.rows = plan.steps, plan.branches, plan.rows
-            step.least_logprob = log(plan.least_chance) if plan.least_chance > 0 else -inf
-            for at, gain in enumerate(plan.all_gains):
-                places.gains[at] = gain
+            places.put(plan)
             native.check(draft_library().edge_draft_run(self.handle, step))
             return places.tried()
 
@@ -295,6 +356,10 @@ class NativeDraft:
         """The same for who holds the lock."""
         self._finalizer()
 
+    def is_open(self) -> bool:
+        """Whether it was not closed yet; for who holds the lock."""
+        return self._finalizer.alive
+
     def _check_open(self) -> None:
-        if not self._finalizer.alive:
+        if not self.is_open():
             raise NativeError("The draft or its model is closed; load them again.")

@@ -22,7 +22,7 @@ from edge.executors.checks import check_parts, integers, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
-from edge.executors.native.next_token import NativeNextToken, records_of
+from edge.executors.native.next_token import Decoding, NativeNextToken, decodings_of, records_of
 from edge.executors.native.packed import packed_tensor, weight_of
 from edge.executors.native.pool import ThreadPool
 from edge.executors.native.resting import RestingWeights
@@ -228,41 +228,47 @@ class NativeExecutor(ExecutorFacts):
 
     def decode(self, steps: Sequence[NativeNextToken]) -> list[list[int] | EdgeError]:
         """See `edge.executors.protocol.DrawsTokens`."""
-        count, draw = sum([step.rows for step in steps]), native.library().edge_draw_along
+        count = sum([step.rows for step in steps])
         if len(steps) > 1:
             check_caches(steps)
         if count > self._max_batch:
             raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {count}: give some later.")
         with self._lock():
             self._check_open()
+            for step in steps:
+                if step.draft_is_open is not None and not step.draft_is_open():
+                    step.decoding.draft = None
             if count > len(self._drawn_from):
                 self._drawn_from = np.empty((count, self._config.vocab_size), np.float32)
                 self._drawn_at = self._drawn_from.ctypes.data
-            logits = self._drawn_at
-            for step in steps:
-                step.draw.logits = logits
-                logits += 4 * self._config.vocab_size * step.rows
-            records, drawings = records_of(steps), [(e.sampling, e.draw, e.record, e.drawn) for e in steps]
-            failed = self._pass(records, self._drawn_at, [step.cache for step in steps])
+            records, decodings, drawings = records_of(steps), decodings_of(steps), [e.drawn for e in steps]
+            failed = self._pass(records, self._drawn_at, [step.cache for step in steps], decodings)
             # Here nothing is at hand but what this function holds.
             found: list[list[int] | EdgeError] = []
-            for sampling, options, record, drawn in drawings:
+            for drawn in drawings:
                 if failed and (error := error_of(records[len(found)])) is not None:
                     found.append(error)
-                elif status := draw(sampling, options, record, drawn):
-                    found.append(native.error_of(status, native.library().edge_last_error()))
                 else:
                     found.append(drawn.tokens[: drawn.count])
         return found
 
-    def _pass(self, records: ctypes.Array[native.Step], logits: int, caches: Sequence[KVCache]) -> bool:
-        """Run the steps; whether any has failed. Raises what concerns all of them, and leaves the caches as
-        they were then.
+    def _pass(
+        self,
+        records: ctypes.Array[native.Step],
+        logits: int,
+        caches: Sequence[KVCache],
+        decodings: ctypes.Array[Decoding] | None = None,
+    ) -> bool:
+        """Run the steps, and draw their tokens if `decodings` say how; whether any has failed. Raises what
+        concerns all of them, and leaves the caches as they were then.
         """
         self._resting.wake()
         lengths = [cache.length for cache in caches] if self._is_observed else None
         self._observer_error = None
-        status = native.library().edge_forward(self.handle, records, len(caches), logits)
+        if decodings is None:
+            status = native.library().edge_forward(self.handle, records, len(caches), logits)
+        else:
+            status = native.library().edge_decode(self.handle, records, decodings, len(caches), logits)
         if status != 0 and all(record.status == 0 for record in records):
             native.check(status)
         if lengths is not None and self._observer_error is not None:

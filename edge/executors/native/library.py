@@ -357,6 +357,7 @@ _FUNCTIONS = {
     "edge_cache_page": (_STATUS, (c_void_p, c_int64, POINTER(c_void_p), POINTER(c_uint64))),
     "edge_cache_restore": (_STATUS, (c_void_p, c_int64, c_void_p, c_uint64)),
     "edge_forward": (_STATUS, (c_void_p, POINTER(Step), c_int32, c_void_p)),
+    "edge_decode": (_STATUS, (c_void_p, POINTER(Step), c_void_p, c_int32, c_void_p)),
     "edge_sample": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(SampleResult))),
     "edge_draw_along": (_STATUS, (POINTER(Sampling), POINTER(Draw), POINTER(Step), POINTER(Drawn))),
     "edge_philox": (None, (POINTER(c_uint32), POINTER(c_uint32), POINTER(c_uint32))),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from ctypes import c_uint32, c_void_p
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,16 @@ from edge.executors.native import library as native
 from edge.executors.native.cache import handle_of
 from edge.executors.protocol import FloatArray, KVCache
 from edge.executors.sampling import DrawOptions
+
+
+class Decoding(native.Record):
+    """edge_decoding"""
+
+    _fields_ = (
+        ("size", c_uint32),
+        *((name, c_void_p) for name in ("sampling", "draw", "drawn")),
+        *((name, c_void_p) for name in ("draft", "draft_step", "draft_tokens", "draft_hidden")),
+    )
 
 
 class NativeNextToken:
@@ -44,6 +55,14 @@ class NativeNextToken:
         self.record = record = self.records[0]
         record.size, record.n, record.logits_count = ctypes.sizeof(native.Step), 1, 1
         record.cache, record.tokens = handle_of(cache), ctypes.addressof(self._tokens)
+        self.decodings = (Decoding * 1)()
+        """What is done with it behind the pass, likewise."""
+        self.decoding = self.decodings[0]
+        self.decoding.size = ctypes.sizeof(Decoding)
+        self.decoding.sampling = ctypes.addressof(self.sampling)
+        self.decoding.draw, self.decoding.drawn = ctypes.addressof(self.draw), ctypes.addressof(self.drawn)
+        self.draft_is_open: Callable[[], bool] | None = None
+        """Whether the draft of `decoding` can be run; None if there is none."""
 
     def put(self, token: int, index: int) -> None:
         """See `NextToken`."""
@@ -52,6 +71,8 @@ class NativeNextToken:
         if self.rows > 1:
             self._set_rows(1)
             self.record.positions = self.record.tree = None
+        if self.draft_is_open is not None:
+            self.draft_is_open = self.decoding.draft = None
 
     def guess(
         self,
@@ -106,3 +127,10 @@ def records_of(steps: Sequence[NativeNextToken]) -> ctypes.Array[native.Step]:
     if len(steps) == 1:
         return steps[0].records
     return (native.Step * len(steps))(*(step.record for step in steps))
+
+
+def decodings_of(steps: Sequence[NativeNextToken]) -> ctypes.Array[Decoding]:
+    """What is done with them behind the pass."""
+    if len(steps) == 1:
+        return steps[0].decodings
+    return (Decoding * len(steps))(*(step.decoding for step in steps))

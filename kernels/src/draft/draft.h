@@ -26,6 +26,7 @@ struct edge_draft {
     edge_status run(edge_draft_step *step);
     edge::CacheShape cache_shape() const { return runner_.shape.cache; }
     uint64_t workspace_bytes() const;
+    int32_t taps() const { return taps_; }
 
     const edge_model &target;
     const edge::CachePools pools;

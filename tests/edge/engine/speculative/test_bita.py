@@ -192,7 +192,7 @@ def test_it_rests_where_it_does_not_pay():
         tree = speculation.propose(tokens[:at], budget(9)) if speculation.is_awake() else NOTHING
         rested.append(tree.rows == 0)
         soft = logits_of([1], [1]) if tree.rows else None
-        speculation.accepted(at - 1, tokens[at - 1 : at], None, soft)
+        speculation.accepted(Accepted(at - 1, tokens[at - 1 : at], None, soft))
         speculation.count(tree, 0, 1)
         extra = tree.rows / 6
         speculation.settle(1, PassCost(1 + extra, 1.0, extra, 1, True))

@@ -178,7 +178,7 @@ def test_what_loses_little_by_little_rests_too():
 
 def test_what_a_prompt_costs_is_not_held_against_guesses():
     speculation = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord())
-    speculation.accepted(0, np.zeros(200, np.int32))
+    speculation.accepted(Accepted(0, np.zeros(200, np.int32)))
     assert passes(speculation, 2, right=0, extra=5.0) == [2, 2]  # the first with the prompt
     assert passes(speculation, 1, right=0, extra=5.0) == [0]
 

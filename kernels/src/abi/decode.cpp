@@ -1,0 +1,97 @@
+// edge_decode: a pass, the tokens that it gives, and what a draft makes of them, in one call. Between two calls the weights
+// drive what the caller needs for them out of the processor's caches.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "abi/border.h"
+#include "abi/error.h"
+#include "decoder/decoder.h"
+#include "draft/draft.h"
+
+using edge::fail;
+using edge::guarded;
+
+namespace {
+
+edge_status check_decoding(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
+    if (decoding.size != sizeof(edge_decoding)) {
+        return fail(EDGE_INVALID,
+                    "edge_decoding has another size here: the library and its caller differ in version.");
+    }
+    if (!decoding.sampling || !decoding.draw || !decoding.drawn || !step.tokens) {
+        return fail(EDGE_INVALID, "edge_decode: an argument is missing.");
+    }
+    if (step.n < 1 || step.n > EDGE_MAX_TREE || step.logits_count != step.n || step.soft_count) {
+        return fail(EDGE_INVALID, "edge_decode takes steps of 1 to %d tokens that all have logits.",
+                    EDGE_MAX_TREE);
+    }
+    if (decoding.draw->size != sizeof(edge_draw) || decoding.draw->vocab_size != model.config.vocab_size) {
+        return fail(EDGE_INVALID, "edge_decode: the draw is not of this vocabulary or version.");
+    }
+    if (!decoding.draft) return EDGE_OK;
+    if (&decoding.draft->target != &model) {
+        return fail(EDGE_INVALID, "edge_decode: the draft is of another model.");
+    }
+    if (!decoding.draft_step || !decoding.draft_step->cache || !decoding.draft_tokens ||
+        !decoding.draft_hidden || decoding.draft_step->size != sizeof(edge_draft_step)) {
+        return fail(EDGE_INVALID, "edge_decode: an argument of the draft is missing.");
+    }
+    const int32_t taps = decoding.draft->taps();
+    if (taps > 0 ? !step.layer_outputs || step.layer_count != taps : !step.hidden) {
+        return fail(EDGE_INVALID, "edge_decode: the step lacks the hidden states that the draft needs.");
+    }
+    return EDGE_OK;
+}
+
+// The rows of the step that stay, for the draft.
+void run_draft(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
+    const edge_drawn &drawn = *decoding.drawn;
+    const int64_t width = model.config.hidden_size, taps = decoding.draft->taps();
+    float *to = decoding.draft_hidden;
+    for (int32_t i = 0; i < drawn.count; ++i) {
+        const int64_t row = i == 0 ? 0 : drawn.rows[i - 1];
+        for (int64_t tap = 0; tap < std::max<int64_t>(1, taps); ++tap, to += width) {
+            const float *from = taps > 0 ? step.layer_outputs + tap * step.n * width : step.hidden;
+            std::memcpy(to, from + row * width, size_t(width) * sizeof(float));
+        }
+        decoding.draft_tokens[i] = drawn.tokens[i];
+    }
+    decoding.draft_step->n = drawn.count;
+    decoding.draft_step->tokens = decoding.draft_tokens;
+    decoding.draft_step->hidden = decoding.draft_hidden;
+    if (edge_draft_run(decoding.draft, decoding.draft_step) != EDGE_OK) decoding.draft_step->steps_run = 0;
+}
+
+}  // namespace
+
+edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding *decodings, int32_t count,
+                        float *logits) {
+    return guarded([&]() -> edge_status {
+        if (!model || !steps || !decodings || count <= 0) {
+            return fail(EDGE_INVALID, "edge_decode: an argument is missing.");
+        }
+        for (int32_t i = 0; i < count; ++i) {
+            if (const edge_status status = check_decoding(*model, steps[i], decodings[i])) return status;
+            if (decodings[i].draft) decodings[i].draft_step->steps_run = 0;
+        }
+        edge_status status = edge_forward(model, steps, count, logits);
+        const auto has_failed = [](const edge_step &step) { return step.status != EDGE_OK; };
+        if (status != EDGE_OK && std::none_of(steps, steps + count, has_failed)) return status;
+        for (int32_t i = 0; i < count; ++i) {
+            edge_step &step = steps[i];
+            const edge_decoding &decoding = decodings[i];
+            decoding.draw->logits = logits;
+            logits += int64_t(step.n) * model->config.vocab_size;
+            if (has_failed(step)) continue;
+            step.status = edge_draw_along(decoding.sampling, decoding.draw, &step, decoding.drawn);
+            if (has_failed(step)) {
+                std::snprintf(step.error, sizeof step.error, "%s", edge_last_error());
+                status = status == EDGE_OK ? edge_status(step.status) : status;
+            } else if (decoding.draft) {
+                run_draft(*model, step, decoding);
+            }
+        }
+        return status;
+    });
+}
