@@ -134,19 +134,28 @@ class DraftNetwork(Protocol):
         """Free its weights; it can't be used afterwards, nor when its executor is closed."""
 
 
-class DraftAhead(Protocol):
-    """A search behind a pass that draws tokens (`DrawsTokens.decode`), in the call that runs this."""
+class RowsMemory(NamedTuple):
+    """Where rows of a draft are written, see `DraftRows`: addresses of int32 [n] and float32 [n,
+    hidden_columns], and what owns them.
+    """
 
-    def behind(self, step: NextToken, position: int, tokens: int, hidden: int, plan: DraftPlan) -> None:
-        """Let the coming pass of `step` append the rows that stay of it, the first of which has this position
-        and the cache all before, and then try tokens behind them. step: without soft rows, and with the
-        hidden states that the draft needs wanted of it. tokens, hidden: addresses of int32 [step.rows] and
-        float32 [step.rows, hidden_columns], where the rows are written (`DraftRows`).
+    tokens: int
+    hidden: int
+    owners: tuple[object, object]
+
+
+class DraftAhead(Protocol):
+    """A search behind a pass that draws tokens (`DrawsTokens.decode`), which begins in the call of that."""
+
+    def behind(self, step: NextToken, position: int, memory: RowsMemory, plan: DraftPlan) -> None:
+        """Let the rows that stay of the coming pass of `step` be appended, the first of which has this
+        position and the cache all before, and then tokens be tried behind them. step: without soft rows, and
+        with the hidden states that the draft needs wanted of it. memory: for as many rows as it has.
         """
 
     @property
     def rows(self) -> int:
-        """That were appended by the last pass; 0 if no search could be made."""
+        """That stayed of the last pass, and stand in `memory`; 0 if it failed."""
 
     @property
     def root(self) -> int:
@@ -154,10 +163,12 @@ class DraftAhead(Protocol):
 
     @property
     def seconds(self) -> float:
-        """That it took of the pass."""
+        """That it took of the pass: none where it goes on behind it."""
 
-    def tried(self) -> Tried:
-        """What was tried."""
+    def tried(self) -> Tried | None:
+        """What was tried, when the search is over; None if it could not be made: then the cache has none of
+        the rows.
+        """
 
 
 @runtime_checkable

@@ -58,6 +58,8 @@ typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
 EDGE_API void edge_pool_destroy(edge_pool *pool);
 EDGE_API edge_parallel edge_pool_parallel(edge_pool *pool);
+/* Waits for what a thread of it does for edge_decode. */
+EDGE_API void edge_pool_join(edge_pool *pool);
 EDGE_API int32_t edge_default_threads(void);
 
 /* ---- CPU tiers ------------------------------------------------------------------------------------ */
@@ -463,21 +465,24 @@ EDGE_API edge_status edge_draw_along(const edge_sampling *sampling, const edge_d
 typedef struct {
     uint32_t size; /* sizeof(edge_decoding) */
     const edge_sampling *sampling;
-    edge_draw *draw;   /* its logits are written */
-    edge_drawn *drawn; /* written */
-    edge_draft *draft; /* of this model, or NULL */
-    edge_draft_step
-        *draft_step;       /* its n, tokens and hidden are written; steps_run is 0 if it could not be run */
-    int32_t *draft_tokens; /* [n of the step] written: the tokens of its rows, which are those that were drawn */
-    float *draft_hidden;   /* [n of the step][as many as a row of the draft has] written: its hidden states */
+    edge_draw *draw;             /* its logits are written */
+    edge_drawn *drawn;           /* written */
+    edge_draft *draft;           /* of this model, or NULL */
+    edge_draft_step *draft_step; /* its n, tokens and hidden are written; steps_run is 0 if it can't be run */
+    int32_t
+        *draft_tokens; /* [n of the step] written: the tokens of its rows, which are those that were drawn */
+    float *draft_hidden; /* [n of the step][as many as a row of the draft has] written: its hidden states */
 } edge_decoding;
 
 /* A pass, as edge_forward runs it, then edge_draw_along for every step, and where there is a draft edge_draft_run with the
  * rows that stay of the step: the first, and those of the guesses that were right. So the step has `hidden`, or
  * with taps layer_outputs of the draft's layers. logits: [rows of all steps][vocab_size], written. A step of which
- * no token could be drawn says why in its status and error; what a draft can't do leaves the tokens as they are. */
+ * no token could be drawn says why in its status and error; what a draft can't do leaves the tokens as they are.
+ *
+ * Drafts may be run while the caller goes on, by a thread of `pool`, which is the model's; NULL: in the call. Before
+ * edge_pool_join the drafts, their caches and steps and the weights must be left alone, and a pass is slow. */
 EDGE_API edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding *decodings,
-                                 int32_t count, float *logits);
+                                 int32_t count, float *logits, edge_pool *pool);
 
 /* Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): counter [4], key [2], out [4]. */
 EDGE_API void edge_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out);

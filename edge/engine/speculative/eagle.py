@@ -156,6 +156,7 @@ class EagleDrafter(Drafter):
         self._made = 0  # steps, for them
         network = eagle.network
         self._search = network.ahead(self._cache) if isinstance(network, DraftsAhead) else None
+        self._is_searching = False  # as far as is known
         self._searched = 0  # tokens that the last search behind a pass was made behind, 0 if it is of no use
         self._plan: DraftPlan | None = None  # of this pass, and of the search behind it
 
@@ -179,10 +180,11 @@ class EagleDrafter(Drafter):
         search, plan = self._search, self._plan
         if search is None or plan is None:
             return None
-        places = self._known.addresses_behind(start, step.rows)
-        if places is None:
+        memory = self._known.memory_behind(start, step.rows)
+        if memory is None:
             return None
-        search.behind(step, start, *places, plan)
+        search.behind(step, start, memory, plan)
+        self._is_searching = True
         return search
 
     def _found_behind(self, tokens: Tokens) -> tuple[Tried, int] | None:
@@ -190,7 +192,11 @@ class EagleDrafter(Drafter):
         search, before, self._searched = self._search, self._searched, 0
         if search is None or before != len(tokens) or int(tokens[-1]) != search.root:
             return None
-        return search.tried(), search.rows
+        tried, self._is_searching = search.tried(), False
+        if tried is None:
+            return None
+        self._known.rows_written(search.rows)
+        return tried, search.rows
 
     def _found(self, tokens: Tokens, plan: DraftPlan) -> tuple[Tried, int] | None:
         """By one that is made now; None if the last hidden state is not known."""
@@ -216,9 +222,12 @@ class EagleDrafter(Drafter):
         count = len(accepted.tokens)
         self._searched = accepted.start + count + 1 if accepted.searched else 0
         if accepted.searched:
-            self._known.written(count)
-        else:
-            self._known.tell(accepted.start, count, accepted.hidden)
+            self._known.states_written(count)
+            return
+        if self._is_searching and self._search is not None:
+            self._search.tried()  # it reads what is written now
+            self._is_searching = False
+        self._known.tell(accepted.start, count, accepted.hidden)
 
     def settled(self, gained: float) -> None:
         """See `Drafter`."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.engine.speculative.drafter import Tokens
-from edge.executors.drafts import DraftRows, Floats
+from edge.executors.drafts import DraftRows, Floats, RowsMemory
 
 _LARGEST_GAP = 16
 """Places that may be missing between two rows. After a larger gap, where a prefix came from a file for
@@ -37,13 +37,13 @@ class _Run:
     def values(self, first: int, end: int) -> npt.NDArray[Any]:
         """Of the places from `first` to `end`, which are inside; a view, valid until the next change."""
         begin = self._begin - self.first
-        return self._memory[begin + first : begin + end]
+        return self.memory[begin + first : begin + end]
 
     def append(self, values: npt.NDArray[Any]) -> None:
         """Of the places behind the last."""
         self._make_room(len(values))
         end = self._end + len(values)
-        self._memory[self._end : end] = values
+        self.memory[self._end : end] = values
         self._end = end
 
     def address_behind(self, count: int) -> int:
@@ -56,15 +56,15 @@ class _Run:
         self._end += count
 
     def _make_room(self, count: int) -> None:
-        if self._end + count > len(self._memory):
-            used = self._memory[self._begin : self._end]
+        if self._end + count > len(self.memory):
+            used = self.memory[self._begin : self._end]
             memory = np.empty((2 * (len(used) + count), *used.shape[1:]), used.dtype)
             memory[: len(used)] = used
             self._begin, self._end = 0, len(used)
             self._own(memory)
 
     def _own(self, memory: npt.NDArray[Any]) -> None:
-        self._memory, self._address, self._stride = memory, int(memory.ctypes.data), memory.strides[0]
+        self.memory, self._address, self._stride = memory, int(memory.ctypes.data), memory.strides[0]
 
     def cut(self, end: int) -> None:
         """Forget the places from `end` on."""
@@ -143,19 +143,23 @@ class KnownRows:
             _put(self._rows, rows.position, rows.tokens)
         self._forget_before(self._rows[-1].end - _RETAINED)
 
-    def addresses_behind(self, start: int, count: int) -> tuple[int, int] | None:
-        """Where tokens and hidden states of so many rows can be written, the first of which is of the place
-        `start`; None if these do not follow what is known.
+    def memory_behind(self, start: int, count: int) -> RowsMemory | None:
+        """For so many rows, the first of which is of the place `start`; None if these do not follow what is
+        known.
         """
         rows, states = self._rows, self._states
         if not rows or not states or rows[-1].end != start or states[-1].end != start:
             return None
-        return rows[-1].address_behind(count), states[-1].address_behind(count)
+        tokens, hidden = rows[-1].address_behind(count), states[-1].address_behind(count)
+        return RowsMemory(tokens, hidden, (rows[-1].memory, states[-1].memory))
 
-    def written(self, count: int) -> None:
-        """So many were, and the rows are in the cache."""
-        self._rows[-1].written(count)
+    def states_written(self, count: int) -> None:
+        """Hidden states of so many tokens, which stand for good, have been written there."""
         self._states[-1].written(count)
+
+    def rows_written(self, count: int) -> None:
+        """So many tokens were, and the rows are in the cache."""
+        self._rows[-1].written(count)
         self._forget_before(self._rows[-1].end - _RETAINED)
 
     def cut(self, rows: int) -> None:

@@ -27,14 +27,14 @@ from edge.config.rope import rope_parameters
 from edge.config.rope_regime import follow_regime
 from edge.errors import NativeError
 from edge.executors.checks import MAX_TREE, whole_number
-from edge.executors.drafts import DraftPlan, DraftRows, Tried
+from edge.executors.drafts import DraftPlan, DraftRows, RowsMemory, Tried
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.next_token import NativeNextToken
+from edge.executors.native.searches import Alone
 from edge.executors.protocol import ExecutorInfo, KVCache, NextToken
 from edge.executors.weights import open_weights
 from edge.formats.draft.files import DraftFiles
-from edge.system.guards import OneCall
 
 ROLES = {
     **{FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15},
@@ -149,8 +149,9 @@ class NativeAhead:
         self._draft, self._cache = draft, cache
         self._places = _Places(0)
         self._step: NativeNextToken | None = None
+        self._memory: RowsMemory | None = None  # as long as the search may write to it
 
-    def behind(self, step: NextToken, position: int, tokens: int, hidden: int, plan: DraftPlan) -> None:
+    def behind(self, step: NextToken, position: int, memory: RowsMemory, plan: DraftPlan) -> None:
         """See `DraftAhead`."""
         native.check_integer(plan.rows, c_int32, "the number of tokens of any use")
         places = self._places
@@ -161,16 +162,19 @@ class NativeAhead:
         record.cache, record.position = handle_of(self._cache), position
         record.n = record.steps_run = 0
         self._step = own = cast(NativeNextToken, step)
-        own.draft_is_open = self._draft.is_open
+        own.search, self._memory = self, memory
         decoding = own.decoding
         decoding.draft, decoding.draft_step = self._draft.handle.value, ctypes.addressof(record)
-        decoding.draft_tokens, decoding.draft_hidden = tokens, hidden
+        decoding.draft_tokens, decoding.draft_hidden = memory.tokens, memory.hidden
+
+    def is_open(self) -> bool:
+        """Whether the draft was not closed yet; for who holds the lock."""
+        return self._draft.is_open()
 
     @property
     def rows(self) -> int:
         """See `DraftAhead`."""
-        step = self._places.step
-        return int(step.n) if step.steps_run else 0
+        return int(self._places.step.n)
 
     @property
     def root(self) -> int:
@@ -181,11 +185,12 @@ class NativeAhead:
     @property
     def seconds(self) -> float:
         """See `DraftAhead`."""
-        return self._places.seconds
+        return 0.0 if self._draft.searches_aside else self._places.seconds
 
-    def tried(self) -> Tried:
+    def tried(self) -> Tried | None:
         """See `DraftAhead`."""
-        return self._places.tried()
+        self._draft.join()
+        return self._places.tried() if self._places.step.steps_run else None
 
 
 class Target(Protocol):
@@ -211,7 +216,7 @@ class NativeDraft:
     lie.
     """
 
-    def __init__(self, files: DraftFiles, target: Target, *, lock: OneCall) -> None:
+    def __init__(self, files: DraftFiles, target: Target, *, lock: Alone) -> None:
         """files: of the draft. target: lives as long as the draft. lock: entered for every call, as calls of
         the target are. Raises ConfigError for a draft of another shape than the target's.
         """
@@ -359,6 +364,16 @@ class NativeDraft:
     def is_open(self) -> bool:
         """Whether it was not closed yet; for who holds the lock."""
         return self._finalizer.alive
+
+    @property
+    def searches_aside(self) -> bool:
+        """Whether searches behind a pass are made while Python goes on."""
+        return self._lock.searches.pool is not None
+
+    def join(self) -> None:
+        """Until they are over."""
+        with self._lock():
+            pass
 
     def _check_open(self) -> None:
         if not self.is_open():

@@ -22,10 +22,17 @@ from edge.executors.checks import check_parts, integers, whole_number
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.draft import NativeDraft
-from edge.executors.native.next_token import Decoding, NativeNextToken, decodings_of, records_of
+from edge.executors.native.next_token import (
+    Decoding,
+    NativeNextToken,
+    Search,
+    decodings_of,
+    records_of,
+)
 from edge.executors.native.packed import packed_tensor, weight_of
 from edge.executors.native.pool import ThreadPool
 from edge.executors.native.resting import RestingWeights
+from edge.executors.native.searches import Alone, Searches
 from edge.executors.native.shapes import sparse_constants, sparse_obstacle
 from edge.executors.native.soft import NativeSoftPrompt
 from edge.executors.native.steps import StepMemory, error_of
@@ -73,10 +80,12 @@ class NativeExecutor(ExecutorFacts):
         self._max_batch = min(options.max_batch, context)
         self._lock = OneCall("model")
         self._pool = ThreadPool(options.threads)
+        self._searches = Searches(self._pool)
+        self._alone = Alone(self._lock, self._searches)
         # The model borrows this memory.
         weight_memory = open_weights(files, options.mmap)
         self._weights: WeightMemory | None = weight_memory
-        self._resting = RestingWeights(self._lock)
+        self._resting = RestingWeights(self._alone)
         self._resting.add(weight_memory)
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, context, config.max_position_embeddings
@@ -163,7 +172,7 @@ class NativeExecutor(ExecutorFacts):
         self._is_observed = False
         self._observer_error: BaseException | None = None
         self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
-        self._finalizer = native.finalize(self, lib.edge_model_destroy, handle)
+        self._finalizer = native.finalize(self, _destroy, self._pool, handle)
 
     @property
     def weights(self) -> WeightMemory:
@@ -235,14 +244,15 @@ class NativeExecutor(ExecutorFacts):
             raise EdgeError(f"A pass takes up to {self._max_batch} tokens, got {count}: give some later.")
         with self._lock():
             self._check_open()
-            for step in steps:
-                if step.draft_is_open is not None and not step.draft_is_open():
+            searches = [search for step in steps if (search := step.search) is not None]
+            for step in steps if searches else ():
+                if step.search is not None and not step.search.is_open():
                     step.decoding.draft = None
             if count > len(self._drawn_from):
                 self._drawn_from = np.empty((count, self._config.vocab_size), np.float32)
                 self._drawn_at = self._drawn_from.ctypes.data
             records, decodings, drawings = records_of(steps), decodings_of(steps), [e.drawn for e in steps]
-            failed = self._pass(records, self._drawn_at, [step.cache for step in steps], decodings)
+            failed = self._pass(records, self._drawn_at, [step.cache for step in steps], decodings, searches)
             # Here nothing is at hand but what this function holds.
             found: list[list[int] | EdgeError] = []
             for drawn in drawings:
@@ -258,17 +268,21 @@ class NativeExecutor(ExecutorFacts):
         logits: int,
         caches: Sequence[KVCache],
         decodings: ctypes.Array[Decoding] | None = None,
+        searches: Sequence[Search] = (),
     ) -> bool:
-        """Run the steps, and draw their tokens if `decodings` say how; whether any has failed. Raises what
-        concerns all of them, and leaves the caches as they were then.
+        """Run the steps, and draw their tokens if `decodings` say how, and begin the searches; whether any
+        has failed. Raises what concerns all of them, and leaves the caches as they were then.
         """
+        self._searches.join()
         self._resting.wake()
         lengths = [cache.length for cache in caches] if self._is_observed else None
         self._observer_error = None
         if decodings is None:
             status = native.library().edge_forward(self.handle, records, len(caches), logits)
         else:
-            status = native.library().edge_decode(self.handle, records, decodings, len(caches), logits)
+            self._searches.begin(searches)
+            pool = self._searches.pool
+            status = native.library().edge_decode(self.handle, records, decodings, len(caches), logits, pool)
         if status != 0 and all(record.status == 0 for record in records):
             native.check(status)
         if lengths is not None and self._observer_error is not None:
@@ -314,7 +328,7 @@ class NativeExecutor(ExecutorFacts):
         digest = hashlib.sha256(self._cache_identity["model"].encode())
         for name, data in sorted(packed.items()):
             digest.update(name.encode() + data.tobytes())
-        with self._lock():
+        with self._alone():
             self._check_open()
             records = (native.Weight * len(weights))(*weights)
             self._coming = packed  # the model borrows them as soon as it has them
@@ -395,7 +409,7 @@ class NativeExecutor(ExecutorFacts):
         """See `edge.executors.drafts.Drafts`."""
         with self._lock():
             self._check_open()
-            draft = NativeDraft(files, self, lock=self._lock)
+            draft = NativeDraft(files, self, lock=self._alone)
             self._drafts.add(draft)
             self._resting.add(draft.weights)
             return draft
@@ -413,7 +427,7 @@ class NativeExecutor(ExecutorFacts):
         """
         if self._lock.is_inherited:
             return
-        with self._lock():
+        with self._alone():
             for draft in self._drafts:
                 draft.free()
             self._finalizer()
@@ -422,3 +436,8 @@ class NativeExecutor(ExecutorFacts):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise NativeError("The model is closed; load it again.")
+
+
+def _destroy(pool: ThreadPool, model: ctypes.c_void_p) -> None:
+    pool.join()
+    native.library().edge_model_destroy(model)

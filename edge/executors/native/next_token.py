@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from ctypes import c_uint32, c_void_p
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,13 @@ class Decoding(native.Record):
         *((name, c_void_p) for name in ("sampling", "draw", "drawn")),
         *((name, c_void_p) for name in ("draft", "draft_step", "draft_tokens", "draft_hidden")),
     )
+
+
+class Search(Protocol):
+    """What is used of a search behind the pass."""
+
+    def is_open(self) -> bool:
+        """Whether its draft was not closed yet."""
 
 
 class NativeNextToken:
@@ -61,8 +69,8 @@ class NativeNextToken:
         self.decoding.size = ctypes.sizeof(Decoding)
         self.decoding.sampling = ctypes.addressof(self.sampling)
         self.decoding.draw, self.decoding.drawn = ctypes.addressof(self.draw), ctypes.addressof(self.drawn)
-        self.draft_is_open: Callable[[], bool] | None = None
-        """Whether the draft of `decoding` can be run; None if there is none."""
+        self.search: Search | None = None
+        """By the draft of `decoding`; None if there is none."""
 
     def put(self, token: int, index: int) -> None:
         """See `NextToken`."""
@@ -71,8 +79,8 @@ class NativeNextToken:
         if self.rows > 1:
             self._set_rows(1)
             self.record.positions = self.record.tree = None
-        if self.draft_is_open is not None:
-            self.draft_is_open = self.decoding.draft = None
+        if self.search is not None:
+            self.search = self.decoding.draft = None
 
     def guess(
         self,

@@ -18,7 +18,12 @@ class ThreadPool:
         lib, handle = native.library(), ctypes.c_void_p()
         native.check(lib.edge_pool_create(threads or 0, ctypes.byref(handle)))
         self.parallel = lib.edge_pool_parallel(handle)
+        self.handle = handle
         self._finalizer = native.finalize(self, lib.edge_pool_destroy, handle)
+
+    def join(self) -> None:
+        """Wait for the searches of drafts that one of the threads makes."""
+        native.library().edge_pool_join(self.handle)
 
     @property
     def threads(self) -> int:

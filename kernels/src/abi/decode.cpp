@@ -8,6 +8,7 @@
 #include "abi/error.h"
 #include "decoder/decoder.h"
 #include "draft/draft.h"
+#include "threads/pool.h"
 
 using edge::fail;
 using edge::guarded;
@@ -44,8 +45,8 @@ edge_status check_decoding(const edge_model &model, const edge_step &step, const
     return EDGE_OK;
 }
 
-// The rows of the step that stay, for the draft.
-void run_draft(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
+// The rows of the step that stay, as the draft takes them.
+void gather(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
     const edge_drawn &drawn = *decoding.drawn;
     const int64_t width = model.config.hidden_size, taps = decoding.draft->taps();
     float *to = decoding.draft_hidden;
@@ -60,21 +61,30 @@ void run_draft(const edge_model &model, const edge_step &step, const edge_decodi
     decoding.draft_step->n = drawn.count;
     decoding.draft_step->tokens = decoding.draft_tokens;
     decoding.draft_step->hidden = decoding.draft_hidden;
-    if (edge_draft_run(decoding.draft, decoding.draft_step) != EDGE_OK) decoding.draft_step->steps_run = 0;
+}
+
+void search(void *model) {
+    for (const auto &[draft, step] : static_cast<edge_model *>(model)->searches) {
+        if (edge_draft_run(draft, step) != EDGE_OK) step->steps_run = 0;
+    }
 }
 
 }  // namespace
 
 edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding *decodings, int32_t count,
-                        float *logits) {
+                        float *logits, edge_pool *pool) {
     return guarded([&]() -> edge_status {
         if (!model || !steps || !decodings || count <= 0) {
             return fail(EDGE_INVALID, "edge_decode: an argument is missing.");
+        }
+        if (pool && model->parallel.context != pool) {
+            return fail(EDGE_INVALID, "edge_decode: the pool is not the model's.");
         }
         for (int32_t i = 0; i < count; ++i) {
             if (const edge_status status = check_decoding(*model, steps[i], decodings[i])) return status;
             if (decodings[i].draft) decodings[i].draft_step->steps_run = 0;
         }
+        model->searches.clear();
         edge_status status = edge_forward(model, steps, count, logits);
         const auto has_failed = [](const edge_step &step) { return step.status != EDGE_OK; };
         if (status != EDGE_OK && std::none_of(steps, steps + count, has_failed)) return status;
@@ -89,8 +99,15 @@ edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding
                 std::snprintf(step.error, sizeof step.error, "%s", edge_last_error());
                 status = status == EDGE_OK ? edge_status(step.status) : status;
             } else if (decoding.draft) {
-                run_draft(*model, step, decoding);
+                gather(*model, step, decoding);
+                model->searches.push_back({decoding.draft, decoding.draft_step});
             }
+        }
+        if (model->searches.empty()) return status;
+        if (pool != nullptr) {
+            edge::send(pool, search, model);
+        } else {
+            search(model);
         }
         return status;
     });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "attention/cache.h"
@@ -26,6 +27,7 @@ struct edge_model {
     const edge::Kernels &kernels;
     const edge::CachePools pools;
     edge::Observer observer;
+    std::vector<std::pair<edge_draft *, edge_draft_step *>> searches;  // behind the last pass of edge_decode
 
    private:
     edge_status set_weight(const edge_weight &weight, std::vector<bool> *seen);

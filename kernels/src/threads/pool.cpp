@@ -114,9 +114,91 @@ class Team {
 
     ~Team() { stop(); }
 
-    // False where another thread has a region under way.
+    // False where another thread has a region under way, or an errand.
     bool run(int64_t count, int64_t grain, edge_task task, void *argument) {
+        if (const int32_t worker = errand_worker()) {
+            run_region(worker, count, grain, task, argument);
+            return true;
+        }
         if (busy_.test_and_set(std::memory_order_acquire)) return false;
+        places_.keep_apart(helpers_);
+        run_region(0, count, grain, task, argument);
+        busy_.clear(std::memory_order_release);
+        return true;
+    }
+
+    // Gives the task to a helper, whose regions all others work at but the caller; false if nobody can take it.
+    bool send(Errand task, void *argument) {
+        if (workers_ < 2 || busy_.test_and_set(std::memory_order_acquire)) return false;
+        places_.keep_apart(helpers_);
+        errand_ = task;
+        errand_argument_ = argument;
+        errand_state_.store(ErrandState::sent);
+        call_helpers();
+        return true;
+    }
+
+    // Until the errand is done, at whose regions the caller works too, or which it does itself if nobody has begun.
+    void join() {
+        if (errand_state_.load() == ErrandState::none) return;
+        ErrandState sent = ErrandState::sent;
+        if (errand_state_.compare_exchange_strong(sent, ErrandState::none)) {
+            busy_.clear(std::memory_order_release);
+            errand_(errand_argument_);
+            return;
+        }
+        const auto is_done = [&] { return errand_state_.load() == ErrandState::done; };
+        uint32_t seen = generation_.load();
+        work(0);
+        while (!is_done()) {
+            const auto news = [&] { return is_done() || generation_.load() != seen; };
+            if (!spin_for(spin_time, news)) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                parked_.fetch_add(1);
+                wake_.wait(lock, news);
+                parked_.fetch_sub(1);
+            }
+            seen = generation_.load();
+            work(0);
+        }
+        errand_state_.store(ErrandState::none);
+        busy_.clear(std::memory_order_release);
+    }
+
+   private:
+    enum class ErrandState { none, sent, running, done };
+
+    // Of the calling thread, if it is on the errand; else 0.
+    int32_t errand_worker() {
+        const int32_t worker = errand_worker_.load(std::memory_order_relaxed);
+        return worker > 0 && pthread_equal(helpers_[size_t(worker - 1)].native_handle(), pthread_self())
+                   ? worker
+                   : 0;
+    }
+
+    void call_helpers() {
+        generation_.fetch_add(1);
+        if (parked_.load() > 0) {
+            { std::lock_guard<std::mutex> lock(mutex_); }
+            wake_.notify_all();
+        }
+    }
+
+    // The errand, if it waits for a helper.
+    void go(int32_t worker) {
+        ErrandState sent = ErrandState::sent;
+        if (!errand_state_.compare_exchange_strong(sent, ErrandState::running)) return;
+        errand_worker_.store(worker, std::memory_order_relaxed);
+        errand_(errand_argument_);
+        errand_worker_.store(0, std::memory_order_relaxed);
+        errand_state_.store(ErrandState::done);
+        if (parked_.load() > 0) {
+            { std::lock_guard<std::mutex> lock(mutex_); }
+            wake_.notify_all();
+        }
+    }
+
+    void run_region(int32_t own, int64_t count, int64_t grain, edge_task task, void *argument) {
         grain = std::max(grain, (count + max_pieces - 1) / max_pieces);
         const int64_t pieces = (count + grain - 1) / grain;
         region_ = {count, grain, task, argument};
@@ -125,13 +207,8 @@ class Team {
             shares_[size_t(worker)].publish(uint32_t(pieces * worker / workers_),
                                             uint32_t(pieces * (worker + 1) / workers_));
         }
-        places_.keep_apart(helpers_);
-        generation_.fetch_add(1);
-        if (parked_.load() > 0) {
-            { std::lock_guard<std::mutex> lock(mutex_); }
-            wake_.notify_all();
-        }
-        work(0);
+        call_helpers();
+        work(own);
         const auto finished = [&] { return done_.load() >= pieces; };
         if (!spin_for(spin_time, finished)) {
             // A helper was descheduled in the middle of a piece: leave it this core.
@@ -140,11 +217,8 @@ class Team {
             piece_done_.wait(lock, finished);
             caller_parked_.store(false);
         }
-        busy_.clear(std::memory_order_release);
-        return true;
     }
 
-   private:
     void stop() {
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -184,6 +258,7 @@ class Team {
         while (!stopping_.load(std::memory_order_relaxed)) {
             while (spin_for(spin_time, new_region)) {
                 seen = generation_.load();
+                go(worker);
                 work(worker);
             }
             std::unique_lock<std::mutex> lock(mutex_);
@@ -202,6 +277,10 @@ class Team {
     alignas(64) std::atomic<int64_t> done_{0};
     alignas(64) std::atomic<int32_t> parked_{0};
     std::atomic<bool> caller_parked_{false}, stopping_{false};
+    Errand errand_ = nullptr;
+    void *errand_argument_ = nullptr;
+    std::atomic<ErrandState> errand_state_{ErrandState::none};
+    std::atomic<int32_t> errand_worker_{0};
     std::mutex mutex_;
     std::condition_variable wake_, piece_done_;
     std::vector<std::thread> helpers_;
@@ -232,6 +311,14 @@ struct edge_pool {
         for (int64_t begin = 0; begin < count; begin += grain) {
             task(argument, begin, std::min(begin + grain, count), 0);
         }
+    }
+
+    void send(edge::Errand task, void *argument) {
+        if (!is_mine() || !team_->send(task, argument)) task(argument);
+    }
+
+    void join() {
+        if (made_ == edge::forks.load()) team_->join();
     }
 
     const int32_t workers;
@@ -276,6 +363,12 @@ edge_status edge_pool_create(int32_t threads, edge_pool **pool) {
 }
 
 void edge_pool_destroy(edge_pool *pool) { delete pool; }
+
+void edge_pool_join(edge_pool *pool) {
+    if (pool != nullptr) pool->join();
+}
+
+void edge::send(edge_pool *pool, Errand task, void *argument) { pool->send(task, argument); }
 
 edge_parallel edge_pool_parallel(edge_pool *pool) {
     if (pool == nullptr) return {nullptr, 1, nullptr};
