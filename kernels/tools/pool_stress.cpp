@@ -1,10 +1,58 @@
-// Many short parallel regions of every size, with pauses in which threads park; for ThreadSanitizer.
+// Many short parallel regions of every size, and errands, with pauses in which threads park; for ThreadSanitizer.
 #include <chrono>
 #include <cstdio>
 #include <thread>
 #include <vector>
 
 #include "edge.h"
+#include "threads/pool.h"
+
+namespace {
+
+// Counts every place of plain memory up by one, in a region.
+void count_up(const edge_parallel &parallel, std::vector<int> *counts) {
+    parallel.run(
+        parallel.context, int64_t(counts->size()), 3,
+        [](void *argument, int64_t begin, int64_t end, int32_t) {
+            for (int64_t i = begin; i < end; ++i) ++static_cast<int *>(argument)[i];
+        },
+        counts->data());
+}
+
+struct Errand {
+    edge_parallel parallel;
+    int regions;
+    std::vector<int> counts;
+};
+
+void run_errand(void *argument) {
+    Errand *errand = static_cast<Errand *>(argument);
+    for (int region = 0; region < errand->regions; ++region) {
+        count_up(errand->parallel, &errand->counts);
+        if (region % 50 == 49) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+// Errands of several regions; the caller joins at once, after a while, or after a region of its own.
+int errands(edge_pool *pool) {
+    int errors = 0;
+    const edge_parallel parallel = edge_pool_parallel(pool);
+    for (int round = 0; round < 400; ++round) {
+        Errand errand{parallel, 1 + round % 60, std::vector<int>(1 + round % 90)};
+        std::vector<int> own(20);
+        edge::send(pool, run_errand, &errand);
+        if (round % 3 == 1) std::this_thread::sleep_for(std::chrono::microseconds(round % 200));
+        if (round % 3 == 2) count_up(parallel, &own);
+        edge_pool_join(pool);
+        edge_pool_join(pool);  // of nothing
+        for (const int count : errand.counts) errors += count != errand.regions;
+        for (const int count : own) errors += count != int(round % 3 == 2);
+        count_up(parallel, &own);
+    }
+    return errors;
+}
+
+}  // namespace
 
 int main() {
     int errors = 0;
@@ -28,6 +76,7 @@ int main() {
             }
             if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
         }
+        errors += errands(pool);
         edge_pool_destroy(pool);
     }
     std::printf("%d errors\n", errors);

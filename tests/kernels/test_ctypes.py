@@ -20,7 +20,7 @@ from edge.config.draft import EMBEDDING_NORM, FC, FC_BIAS, HIDDEN_NORM
 from edge.config.roles import DECODER, QK_NORMS, QKV_BIASES
 from edge.executors.drafts import MAX_BRANCHES
 from edge.executors.executorch import library as executorch
-from edge.executors.native import draft, operators, soft
+from edge.executors.native import draft, next_token, operators, soft
 from edge.executors.native import library as native
 from edge.quant.kinds import KINDS
 
@@ -31,7 +31,7 @@ CODE = re.sub(r"/\*.*?\*/", " ", TEXT, flags=re.DOTALL)
 FOR_HOSTS = {"edge_tasks", "edge_tasks_parallel"}
 """What the runtimes that call the operators need, and Python does not."""
 
-MODULES = (native, operators, draft, soft, executorch)
+MODULES = (native, operators, draft, next_token, soft, executorch)
 STRUCTURES = [
     value
     for module in MODULES

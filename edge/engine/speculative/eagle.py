@@ -187,13 +187,17 @@ class EagleDrafter(Drafter):
         self._is_searching = True
         return search
 
+    def _end_search(self) -> Tried | None:
+        """What the one that is under way has found, if there is one."""
+        search = self._search if self._is_searching else None
+        self._is_searching = False
+        return None if search is None else search.tried()
+
     def _found_behind(self, tokens: Tokens) -> tuple[Tried, int] | None:
         """By the search behind the last pass, with the rows that it appended."""
-        search, before, self._searched = self._search, self._searched, 0
-        if search is None or before != len(tokens) or int(tokens[-1]) != search.root:
-            return None
-        tried, self._is_searching = search.tried(), False
-        if tried is None:
+        tried, before, self._searched = self._end_search(), self._searched, 0
+        search = self._search
+        if search is None or tried is None or before != len(tokens) or int(tokens[-1]) != search.root:
             return None
         self._known.rows_written(search.rows)
         return tried, search.rows
@@ -224,9 +228,7 @@ class EagleDrafter(Drafter):
         if accepted.searched:
             self._known.states_written(count)
             return
-        if self._is_searching and self._search is not None:
-            self._search.tried()  # it reads what is written now
-            self._is_searching = False
+        self._end_search()  # it reads what is written now
         self._known.tell(accepted.start, count, accepted.hidden)
 
     def settled(self, gained: float) -> None:

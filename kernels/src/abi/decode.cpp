@@ -38,8 +38,8 @@ edge_status check_decoding(const edge_model &model, const edge_step &step, const
         !decoding.draft_hidden || decoding.draft_step->size != sizeof(edge_draft_step)) {
         return fail(EDGE_INVALID, "edge_decode: an argument of the draft is missing.");
     }
-    const int32_t taps = decoding.draft->taps();
-    if (taps > 0 ? !step.layer_outputs || step.layer_count != taps : !step.hidden) {
+    const int32_t layers = decoding.draft->hidden_layers();
+    if (step.layer_outputs ? step.layer_count != layers : layers > 1 || !step.hidden) {
         return fail(EDGE_INVALID, "edge_decode: the step lacks the hidden states that the draft needs.");
     }
     return EDGE_OK;
@@ -48,12 +48,13 @@ edge_status check_decoding(const edge_model &model, const edge_step &step, const
 // The rows of the step that stay, as the draft takes them.
 void gather(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
     const edge_drawn &drawn = *decoding.drawn;
-    const int64_t width = model.config.hidden_size, taps = decoding.draft->taps();
+    const int64_t width = model.config.hidden_size, layers = decoding.draft->hidden_layers();
     float *to = decoding.draft_hidden;
     for (int32_t i = 0; i < drawn.count; ++i) {
         const int64_t row = i == 0 ? 0 : drawn.rows[i - 1];
-        for (int64_t tap = 0; tap < std::max<int64_t>(1, taps); ++tap, to += width) {
-            const float *from = taps > 0 ? step.layer_outputs + tap * step.n * width : step.hidden;
+        for (int64_t layer = 0; layer < layers; ++layer, to += width) {
+            const float *from =
+                step.layer_outputs ? step.layer_outputs + layer * step.n * width : step.hidden;
             std::memcpy(to, from + row * width, size_t(width) * sizeof(float));
         }
         decoding.draft_tokens[i] = drawn.tokens[i];

@@ -26,7 +26,8 @@ struct edge_draft {
     edge_status run(edge_draft_step *step);
     edge::CacheShape cache_shape() const { return runner_.shape.cache; }
     uint64_t workspace_bytes() const;
-    int32_t taps() const { return taps_; }
+    // Of the target, whose hidden states a row is made of.
+    int32_t hidden_layers() const { return std::max(1, taps_); }
 
     const edge_model &target;
     const edge::CachePools pools;
@@ -63,7 +64,7 @@ struct edge_draft {
     void make_features(const edge_draft_step &step, int64_t first, int64_t n);
     void join(int64_t row, int32_t token, const float *state);
     void run_fc(const std::vector<float> &inputs, int64_t rows);
-    int64_t hidden_columns() const { return std::max(1, taps_) * int64_t(target.config.hidden_size); }
+    int64_t hidden_columns() const { return hidden_layers() * int64_t(target.config.hidden_size); }
     int64_t joined_stride() const { return edge::row_stride(2 * runner_.shape.columns.hidden); }
     // Whether the embedding joins what fc makes where attention reads.
     bool joins() const { return taps_ > 0 && block_.size == 0; }

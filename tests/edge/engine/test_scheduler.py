@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge.engine.answer import Answer
 from edge.engine.completion import Completion
 from edge.engine.costs import PassCosts
 from edge.engine.generation import generate
 from edge.engine.prefix_cache import PrefixCache
 from edge.engine.settings import merge_settings
 from edge.errors import ContextError, EdgeError, NativeError, TokenizerError
-from edge.executors.native.library import library
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
 from edge.runtime import Model
@@ -288,19 +288,19 @@ def test_other_weights_answer_and_nothing_old_is_found(model):
 
 
 @pytest.mark.parametrize("at", [61, 62, 63])
-def test_an_interrupt_between_two_samplings_changes_no_other_answer(model, passes, monkeypatch, at):
-    """Whoever's token is being drawn: others go on, with every chunk, unless it was theirs."""
+def test_an_interrupt_between_two_tokens_changes_no_other_answer(model, passes, monkeypatch, at):
+    """Whoever's token is being taken: others go on, with every chunk, unless it was theirs."""
     wanted = [answer(model, prompt_of(n), max_new_tokens=60).tokens for n in (11, 12, 13)]
-    draw, count = library().edge_draw_along, 0
+    close, count = Answer.close_next, 0
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(self: Answer, drawn: Any) -> None:
         nonlocal count
         count += 1
         if count == at:
             raise KeyboardInterrupt
-        return draw(*arguments)
+        close(self, drawn)
 
-    monkeypatch.setattr(library(), "edge_draw_along", interrupted)
+    monkeypatch.setattr(Answer, "close_next", interrupted)
 
     def read(n: int) -> tuple[tuple[int | None, ...], Completion]:
         stream = model.stream(prompt_of(n), seed=3, temperature=1.0, max_new_tokens=60, ignore_eos=True)

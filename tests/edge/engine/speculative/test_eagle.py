@@ -15,7 +15,7 @@ import pytest
 from edge.checkpoints.synthetic_draft import draft_shape
 from edge.config.draft import EMBEDDING_NORM, FC, MARKOV_AFTER, MARKOV_BEFORE, OUTPUT_NORM, DraftConfig
 from edge.config.tensors import EMBEDDING, FINAL_NORM, HEAD
-from edge.engine.speculative.drafter import Accepted, Budget
+from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.eagle import Eagle, EagleDrafter
 from edge.engine.speculative.known_rows import KnownRows
 from edge.engine.speculative.small_model import SmallModel
@@ -25,17 +25,15 @@ from edge.errors import NativeError
 from edge.executors.drafts import MARKOV_CANDIDATES, Tried
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
-from edge.executors.protocol import SequenceStep, run_step
 from edge.formats.bundle.reader import Bundle
 from edge.quant.packing import dequantize
 from edge.quant.scheme import QuantScheme
 from edge.runtime import Model
+from tests.draft_story import RICH, Story
 from tests.planted import FreeRows
 from tests.random_draft import write_draft
 
 SPENT = Budget(rows=6, depth=4, token_seconds=0.02, least_chance=0.2)
-RICH = Budget(rows=20, depth=20, token_seconds=1e6, least_chance=0.1)
-"""Everything pays."""
 _MOVED = MARKOV_CANDIDATES  # tokens that a Markov head chooses among
 
 
@@ -65,34 +63,6 @@ def shaped(tiny_config) -> Callable[..., Any]:
     return lambda **changes: replace(
         tiny_config, **{"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 64, **changes}
     )
-
-
-class Story:
-    """A sequence on an executor, and a drafter that is told of it."""
-
-    def __init__(self, executor: Any, eagle: Eagle) -> None:
-        self.executor, self.eagle = executor, eagle
-        self.cache = executor.new_cache()
-        self.tokens: list[int] = []
-        self.drafter = EagleDrafter(eagle)
-
-    def go_on(self, tokens: list[int], tell_hidden: bool = True) -> None:
-        start = self.cache.length
-        taps = self.drafter.taps
-        step = SequenceStep(self.cache, tokens, logits="none", hidden=not taps, layers=taps)
-        result = run_step(self.executor, step)
-        hidden = np.concatenate(result.layers, axis=1) if taps else result.hidden
-        self.tokens[start:] = tokens
-        told = np.array(tokens, np.int32)
-        self.drafter.accepted(Accepted(start, told, hidden if tell_hidden else None))
-
-    def cut(self, length: int) -> None:
-        """The drafter hears of it by what comes next."""
-        self.executor.truncate(self.cache, length)
-        del self.tokens[length:]
-
-    def propose(self, root: int, budget: Budget = RICH) -> DraftTree:
-        return self.drafter.propose(np.array([*self.tokens, root], np.int32), budget)
 
 
 @pytest.mark.parametrize("window", [None, 12])

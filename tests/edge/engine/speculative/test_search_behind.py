@@ -1,0 +1,159 @@
+"""Searches for the next tree right behind the pass before it, on a thread of its pool or in its call."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.checkpoints.synthetic_draft import draft_shape
+from edge.engine.speculative.eagle import Eagle
+from edge.errors import NativeError
+from edge.executors.native.executor import NativeExecutor
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from tests.draft_story import RICH, Story
+from tests.random_draft import write_draft
+
+KINDS = ["eagle2", "eagle3", "mtp", "dspark"]
+ALL = RICH._replace(least_chance=1e-6)  # random networks think little of their guesses
+
+
+@pytest.fixture
+def opened(make_bundle, tiny_config, tmp_path) -> Iterator[Callable[..., tuple[NativeExecutor, Eagle]]]:
+    """`opened(kind, threads)`: a tiny model with a draft of random weights."""
+    executors = []
+
+    def make(kind: str, threads: int = 2) -> tuple[NativeExecutor, Eagle]:
+        bundle = make_bundle(replace(tiny_config, max_position_embeddings=256, scale_emb=12.0))
+        options = RunOptions(threads=threads, activations="float32", kv_type="float32", max_batch=128)
+        executor = open_executor(bundle, options)
+        assert isinstance(executor, NativeExecutor)
+        executors.append(executor)
+        config, ids = draft_shape(bundle.config, kind), None
+        if kind == "eagle3":
+            ids = np.arange(60, dtype=np.int32)
+            config = config.with_head(len(ids))
+        files = write_draft(tmp_path / "draft", bundle, config, token_ids=ids)
+        return executor, Eagle(executor.open_draft(files))
+
+    yield make
+    for executor in executors:
+        executor.close()
+
+
+def same_as_fresh(story: Story, root: int) -> None:
+    """The tree is that of a drafter which sees the sequence for the first time."""
+    tree = story.propose(root, ALL)
+    fresh = Story(story.executor, story.eagle)
+    for first in range(0, len(story.tokens), 128):
+        fresh.go_on(story.tokens[first : first + 128])
+    wanted = fresh.propose(root, ALL)
+    assert len(tree) == ALL.rows
+    np.testing.assert_array_equal(tree.tokens, wanted.tokens)
+    np.testing.assert_array_equal(tree.parents, wanted.parents)
+
+
+class Searching:
+    """Counts the searches of a network that are not made behind a pass."""
+
+    def __init__(self, eagle: Eagle, monkeypatch: Any) -> None:
+        self.count, run = 0, eagle.network.run
+
+        def counted(*arguments: Any) -> Any:
+            self.count += 1
+            return run(*arguments)
+
+        monkeypatch.setattr(eagle.network, "run", counted)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_find_what_one_made_later_finds(opened, kind, threads, monkeypatch):
+    """Passes with right guesses and wrong ones, answers that end before what was drawn, cuts, prompts."""
+    executor, eagle = opened(kind, threads)
+    story, rng = Story(executor, eagle), np.random.default_rng(threads)
+    story.go_on(rng.integers(0, 77, 9).tolist())
+    root = 5
+    story.propose(root, ALL)
+    for turn in range(24):
+        right, wrong = int(rng.integers(0, 4)), int(rng.integers(0, 3))
+        left = int(rng.integers(0, right + 1)) if turn % 5 == 4 else 0
+        root = story.draw(root, right, wrong, left)
+        if turn % 6 == 5:
+            story.cut(len(story.tokens) - int(rng.integers(1, 4)))
+            root = 7
+        if turn % 8 == 7:
+            story.go_on(rng.integers(0, 77, int(rng.integers(1, 20))).tolist())
+        same_as_fresh(story, root)
+    searching = Searching(eagle, monkeypatch)
+    for _ in range(5):
+        root = story.draw(root, 2, 1)
+        assert len(story.propose(root, ALL)) == ALL.rows
+    assert searching.count == 0
+
+
+def test_one_behind_another_root_is_of_no_use(opened, monkeypatch):
+    """The rows hold, but the last one is made again."""
+    executor, eagle = opened("eagle2")
+    story = Story(executor, eagle)
+    story.go_on([3, 9, 11])
+    story.propose(5, ALL)
+    root = story.draw(5, 1)
+    searching = Searching(eagle, monkeypatch)
+    same_as_fresh(story, root ^ 1)
+    assert searching.count == 2  # its own, and the fresh one
+
+
+def test_what_disturbs_one_waits_for_it(opened):
+    """Weights that leave memory, rows of its cache that go, caches and drafts that are gone."""
+    executor, eagle = opened("eagle2")
+    story, tensor = Story(executor, eagle), "model.layers.0.mlp.down_proj.weight"
+    story.go_on([3, 9, 11])
+    story.propose(5, ALL)
+    root = story.draw(5, 1)
+    executor.rest()
+    same_as_fresh(story, root)
+    root = story.draw(root, 1)
+    values = np.random.default_rng(0).standard_normal(executor._tensors[tensor].shape).astype(np.float32)
+    executor.update({tensor: values})
+    assert len(story.propose(root, ALL)) == ALL.rows
+    story.draw(root, 1)
+    story.cut(2)
+    story.go_on([4])
+    assert len(story.propose(6, ALL)) == ALL.rows
+    for _ in range(20):
+        other = Story(executor, eagle)
+        other.go_on([3, 9])
+        other.propose(5, ALL)
+        other.draw(5, 2)
+        del other
+        gc.collect()
+    story.draw(6, 1)
+    executor.close()
+    with pytest.raises(NativeError, match="closed"):
+        story.propose(7, ALL)
+
+
+def test_a_draft_that_is_closed_before_the_pass_disturbs_nothing(opened, monkeypatch):
+    executor, eagle = opened("eagle2")
+    story, plain = Story(executor, eagle), Story(executor, eagle)
+    for each in (story, plain):
+        each.go_on([3, 9, 11])
+    story.propose(5, ALL)
+    search_behind = story.drafter.search_behind
+
+    def closed(*arguments: Any) -> Any:
+        search = search_behind(*arguments)
+        assert search is not None
+        eagle.network.close()
+        return search
+
+    monkeypatch.setattr(story.drafter, "search_behind", closed)
+    assert story.draw(5, 2) == plain.draw(5, 2)
+    with pytest.raises(NativeError, match="closed"):
+        story.propose(7, ALL)
