@@ -61,6 +61,7 @@ class Story:
         rows = [0, *step.right][: right + 1 - left]
         searched = search is not None and search.rows == len(rows)
         states = None if searched else step.states[rows]
+        assert self.cache.length == start + right + 1
         self.executor.truncate(self.cache, start + len(rows))
         told = [root, *drawn][: len(rows)]
         self.tokens[start:] = told

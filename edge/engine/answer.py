@@ -247,7 +247,7 @@ class Answer(DrawingJob):
             if self._take(Sampled(token)) is None:
                 break
         right = step.right[: self._drawn - 1]  # before what has ended it
-        session.close_step([row - 1 for row in right])
+        session.close_next(drawn[: len(right)])
         if self._speculation is not None:
             rows = [0, *right]
             searched = self._speculation.has_searched(len(rows))

@@ -334,6 +334,18 @@ class Session:
             self._unsure = False
         self.computed_tokens += self.length - self._opened
 
+    def close_next(self, tokens: Sequence[int]) -> None:
+        """What `open_next` began has been computed, and the cache has the rows that were right; of them those
+        of `tokens`, the guesses that stay, are the first.
+        """
+        end = self._root + 1 + len(tokens)
+        if self._unsure:
+            self._tokens[self._root + 1 : end] = tokens
+            self._unsure = False
+        if end < self.length:
+            self.executor.truncate(self._cache, end)
+        self.computed_tokens += end - self._opened
+
     def undo_step(self) -> None:
         """Leave the cache as it was before the step."""
         self._truncate(self._opened)

@@ -373,7 +373,7 @@ class DrawsTokens(Protocol):
     def decode(self, steps: Sequence[Any]) -> list[list[int] | EdgeError]:
         """The next token of every sequence, and those after the guesses that are what was drawn; or why it
         has none. They are what `forward` and `sample` give, and it raises as `forward` does. A cache has
-        grown by all rows, also of a sequence for which no token could be drawn.
+        grown by the first row and those of `right`, or by all where no token could be drawn.
         """
 
 

@@ -474,10 +474,11 @@ typedef struct {
     float *draft_hidden; /* [n of the step][as many as a row of the draft has] written: its hidden states */
 } edge_decoding;
 
-/* A pass, as edge_forward runs it, then edge_draw_along for every step, and where there is a draft edge_draft_run with the
- * rows that stay of the step: the first, and those of the guesses that were right. So the step has layer_outputs of
- * the draft's taps, or without taps `hidden`, or layer_outputs of one layer. logits: [rows of all steps][vocab_size], written. A step of which
- * no token could be drawn says why in its status and error; what a draft can't do leaves the tokens as they are.
+/* A pass, as edge_forward runs it, then edge_draw_along for every step, whose cache keeps the rows that stay: the first, and
+ * those of the guesses that were right. Where there is a draft, edge_draft_run with these rows; so the step has layer_outputs
+ * of the draft's taps, or without taps `hidden`, or layer_outputs of one layer. logits: [rows of all steps][vocab_size],
+ * written. A step of which no token could be drawn says why in its status and error and keeps all rows; what a draft can't do
+ * leaves the tokens as they are.
  *
  * Drafts may be run while the caller goes on, by a thread of `pool`, which is the model's; NULL: in the call. Before
  * edge_pool_join the drafts, their caches and steps and the weights must be left alone, and a pass is slow. */

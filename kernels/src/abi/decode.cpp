@@ -45,6 +45,19 @@ edge_status check_decoding(const edge_model &model, const edge_step &step, const
     return EDGE_OK;
 }
 
+// The token after the first row of a step and those after the guesses that are right; the cache keeps these rows.
+edge_status draw(edge_step *step, const edge_decoding &decoding) {
+    edge_drawn *drawn = decoding.drawn;
+    if (const edge_status status = edge_draw_along(decoding.sampling, decoding.draw, step, drawn)) {
+        return status;
+    }
+    if (drawn->count == step->n) return EDGE_OK;
+    const int64_t first = step->cache->length - step->n;
+    int64_t kept[EDGE_MAX_TREE];
+    for (int32_t i = 0; i + 1 < drawn->count; ++i) kept[i] = first + drawn->rows[i];
+    return edge_cache_keep(step->cache, first + 1, kept, drawn->count - 1);
+}
+
 // The rows of the step that stay, as the draft takes them.
 void gather(const edge_model &model, const edge_step &step, const edge_decoding &decoding) {
     const edge_drawn &drawn = *decoding.drawn;
@@ -95,7 +108,7 @@ edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding
             decoding.draw->logits = logits;
             logits += int64_t(step.n) * model->config.vocab_size;
             if (has_failed(step)) continue;
-            step.status = edge_draw_along(decoding.sampling, decoding.draw, &step, decoding.drawn);
+            step.status = draw(&step, decoding);
             if (has_failed(step)) {
                 std::snprintf(step.error, sizeof step.error, "%s", edge_last_error());
                 status = status == EDGE_OK ? edge_status(step.status) : status;

@@ -245,7 +245,7 @@ def test_an_answer_that_nobody_holds_has_what_was_read(model):
 
 @pytest.mark.parametrize(
     ("at", "more"),
-    [("forward", {"logprobs": 0}), ("sample", {"logprobs": 0}), ("keep", {}), ("decode", {})],
+    [("forward", {"logprobs": 0}), ("sample", {"logprobs": 0}), ("keep", {"logprobs": 0}), ("decode", {})],
     ids=["forward", "sample", "keep", "decode"],
 )
 def test_an_interrupt_leaves_no_guesses_behind(model, monkeypatch, at, more):
