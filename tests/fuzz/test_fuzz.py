@@ -14,7 +14,7 @@ from edge.errors import EdgeError
 from tests.fuzz.engine import CORPUS, Fuzzer, corpus
 from tests.fuzz.readers import READERS
 
-SECONDS = float(os.environ.get("EDGE_FUZZ_SECONDS", "1"))
+SECONDS = float(os.environ.get("EDGE_FUZZ_SECONDS", "0.6"))
 ROOT = Path(__file__).resolve().parents[2]
 
 
