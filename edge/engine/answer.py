@@ -20,6 +20,7 @@ from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.engine.stop_strings import StopMatcher
 from edge.errors import EdgeError
+from edge.executors.drafts import DraftAhead
 from edge.executors.protocol import FloatArray, Logits, NextToken, SequenceStep, StepResult
 from edge.executors.sampling import Sampled
 from edge.text.tokenizer.base import StreamDecoder, Tokenizer
@@ -305,6 +306,15 @@ class Answer(DrawingJob):
     def search_seconds(self) -> float:
         """See `Job`."""
         return 0.0 if self._speculation is None else self._speculation.search_seconds
+
+    def take_search(self) -> DraftAhead | None:
+        """See `SequenceSpeculation.take_search`."""
+        return None if self._speculation is None else self._speculation.take_search()
+
+    def charge(self, seconds: float) -> None:
+        """See `SequenceSpeculation.charge`."""
+        assert self._speculation is not None
+        self._speculation.charge(seconds)
 
     def settle(self, cost: PassCost) -> None:
         """See `SequenceSpeculation.settle`."""

@@ -26,6 +26,7 @@ from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.speculation import Speculation
 from edge.engine.speculative.tree import NOTHING, DraftTree
 from edge.errors import ContextError, EdgeError
+from edge.executors.drafts import DraftAhead
 from edge.executors.protocol import (
     DrawsTokens,
     Executor,
@@ -144,6 +145,13 @@ class Job(ABC):
     def search_seconds(self) -> float:
         """Of the last pass, for guesses in the next one."""
         return 0.0
+
+    def take_search(self) -> DraftAhead | None:
+        """See `SequenceSpeculation.take_search`."""
+        return None
+
+    def charge(self, seconds: float) -> None:  # noqa: B027 - most do not guess
+        """See `SequenceSpeculation.charge`."""
 
     def settle(self, cost: PassCost) -> None:  # noqa: B027 - most do not guess
         """What a pass took for one that decodes, see `SequenceSpeculation.settle`."""

@@ -301,7 +301,7 @@ class Session:
         return cast(DrawsTokens, self.executor).next_token(self._cache, options)
 
     def open_next(self, token: int, tree: DraftTree = NOTHING) -> None:
-        """A step that appends one token, and a tree behind it, will be run; `close_step` or `undo_step`
+        """A step that appends one token, and a tree behind it, will be run; `close_next` or `undo_step`
         follows it.
         """
         before = self.length

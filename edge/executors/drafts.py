@@ -165,6 +165,9 @@ class DraftAhead(Protocol):
     def seconds(self) -> float:
         """That it took of the pass: none where it goes on behind it."""
 
+    def wait(self) -> None:
+        """Until it is over. For any thread, as `tried`."""
+
     def tried(self) -> Tried | None:
         """What was tried, when the search is over; None if it could not be made: then the cache has none of
         the rows.

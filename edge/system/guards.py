@@ -69,10 +69,6 @@ class OneCall(_Guard):
             )
         return self._lock
 
-    def leave(self) -> None:
-        """The end of a block whose lock was entered by hand."""
-        self._lock.release()
-
 
 def _is_owned(lock: Any) -> bool:
     """Whether the calling thread holds an RLock; `threading.Condition` asks in the same way."""

@@ -58,7 +58,7 @@ typedef struct edge_pool edge_pool;
 EDGE_API edge_status edge_pool_create(int32_t threads, edge_pool **pool);
 EDGE_API void edge_pool_destroy(edge_pool *pool);
 EDGE_API edge_parallel edge_pool_parallel(edge_pool *pool);
-/* Waits for what a thread of it does for edge_decode. */
+/* Waits for what a thread of it does for edge_decode. For any thread. */
 EDGE_API void edge_pool_join(edge_pool *pool);
 EDGE_API int32_t edge_default_threads(void);
 
@@ -481,7 +481,7 @@ typedef struct {
  * leaves the tokens as they are.
  *
  * Drafts may be run while the caller goes on, by a thread of `pool`, which is the model's; NULL: in the call. Before
- * edge_pool_join the drafts, their caches and steps and the weights must be left alone, and a pass is slow. */
+ * edge_pool_join the drafts, their caches and steps, the model and its weights must be left alone. */
 EDGE_API edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding *decodings,
                                  int32_t count, float *logits, edge_pool *pool);
 

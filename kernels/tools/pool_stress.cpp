@@ -43,7 +43,11 @@ int errands(edge_pool *pool) {
         edge::send(pool, run_errand, &errand);
         if (round % 3 == 1) std::this_thread::sleep_for(std::chrono::microseconds(round % 200));
         if (round % 3 == 2) count_up(parallel, &own);
+        std::thread other([&] {
+            if (round % 4 == 0) edge_pool_join(pool);
+        });
         edge_pool_join(pool);
+        other.join();
         edge_pool_join(pool);  // of nothing
         for (const int count : errand.counts) errors += count != errand.regions;
         for (const int count : own) errors += count != int(round % 3 == 2);

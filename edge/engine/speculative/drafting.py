@@ -11,6 +11,7 @@ from edge.engine.speculative.choice import choose, least_chance, most_children
 from edge.engine.speculative.drafter import Budget
 from edge.engine.speculative.sequence import PassCost
 from edge.engine.speculative.tree import NOTHING, DraftTree
+from edge.executors.drafts import DraftAhead
 
 
 class Speculating(Protocol):
@@ -26,6 +27,12 @@ class Speculating(Protocol):
 
     def wants_to_guess(self) -> bool:
         """Whether it guesses in the pass that comes; asked once for each."""
+
+    def take_search(self) -> DraftAhead | None:
+        """See `SequenceSpeculation.take_search`."""
+
+    def charge(self, seconds: float) -> None:
+        """See `SequenceSpeculation.charge`."""
 
     @property
     def depth(self) -> int:
@@ -69,12 +76,13 @@ class Drafting:
             job.tree = NOTHING
         guessing = [job for job in self._decoding if job.wants_to_guess()]
         depth = max(job.depth for job in self._jobs) if guessing else 0
-        if guessing and self._is_known(costs, depth) and (curve := costs.curve(depth)) is not None:
-            (self._plain,) = curve.extra(self._rows, 0)
-            room = min(most_rows - self._rows, most_in_tree - 1)
-            if room > 0:
-                self._propose(guessing, curve, room, branches)
-        self.seconds = perf_counter() - started if guessing else 0.0
+        curve = costs.curve(depth) if guessing and self._is_known(costs, depth) else None
+        room = min(most_rows - self._rows, most_in_tree - 1)
+        budget = None if curve is None else self._budget(curve, room)
+        self._end_searches()  # as late as can be, but not in the pass
+        if curve is not None and budget is not None and room > 0:
+            self._propose(guessing, curve, budget, branches)
+        self.seconds = perf_counter() - started
 
     def settle(self, seconds: float) -> None:
         """The pass took so long, drafting apart."""
@@ -88,25 +96,39 @@ class Drafting:
             extra = (seconds - plain) * job.tree.rows / rows
             job.settle(PassCost(seconds, plain, extra, len(self._decoding), certain))
 
+    def _end_searches(self) -> None:
+        """They are made one behind the other, so that whoever waits first waits for all."""
+        searches = [(job, search) for job in self._decoding if (search := job.take_search()) is not None]
+        if searches:
+            started = perf_counter()
+            for _, search in searches:
+                search.wait()
+            waited = (perf_counter() - started) / len(searches)
+            for job, search in searches:
+                job.charge(waited + search.seconds)
+
     def _is_known(self, costs: PassCosts, depth: int) -> bool:
         """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
         return not self._is_uniform or costs.is_fresh(self._rows, depth)
 
-    def _propose(self, jobs: list[Speculating], curve: Curve, room: int, branches: bool) -> None:
+    def _budget(self, curve: Curve, room: int) -> Budget:
         sequences = len(self._decoding)
-        budget = Budget(
+        (self._plain,) = curve.extra(self._rows, 0)
+        return Budget(
             rows=room,
             depth=room,
-            token_seconds=(self._plain or 0.0) / sequences,
+            token_seconds=self._plain / sequences,
             least_chance=least_chance(self._rows, sequences, curve),
             children=most_children(self._rows, sequences, curve),
         )
+
+    def _propose(self, jobs: list[Speculating], curve: Curve, budget: Budget, branches: bool) -> None:
         trees = [_proposed(job, budget) for job in jobs]
         if not any(tree.rows for tree in trees):
             return
         if not branches:
             trees = [tree.likeliest_path() for tree in trees]
-        chosen = choose(trees, self._rows, sequences, curve, room)
+        chosen = choose(trees, self._rows, len(self._decoding), curve, budget.rows)
         for job, tree in zip(jobs, chosen, strict=True):
             job.tree = tree
 

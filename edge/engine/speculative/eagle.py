@@ -158,7 +158,7 @@ class EagleDrafter(Drafter):
         self._search = network.ahead(self._cache) if isinstance(network, DraftsAhead) else None
         self._is_searching = False  # as far as is known
         self._searched = 0  # tokens that the last search behind a pass was made behind, 0 if it is of no use
-        self._plan: DraftPlan | None = None  # of this pass, and of the search behind it
+        self._plan: DraftPlan | None = None  # of the tree for this pass, and for the search behind it
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
         """See `Drafter`: nothing where the hidden state of the token before the last is not known."""
@@ -177,7 +177,7 @@ class EagleDrafter(Drafter):
 
     def search_behind(self, step: NextToken, start: int) -> DraftAhead | None:
         """See `Drafter`. What is tried is what was worth trying in this pass."""
-        search, plan = self._search, self._plan
+        search, plan, self._plan = self._search, self._plan, None
         if search is None or plan is None:
             return None
         memory = self._known.memory_behind(start, step.rows)

@@ -116,8 +116,8 @@ class SequenceSpeculation:
         self._asked = False  # for guesses of this pass
         self._catches_up = False  # with a prompt, which takes time in that pass alone
         self._draft_seconds = 0.0  # of this pass
-        self._search: DraftAhead | None = None  # behind this pass
-        self._search_seconds = 0.0  # that it took
+        self._search: DraftAhead | None = None  # behind the pass that comes
+        self._searching: DraftAhead | None = None  # behind the last one
         self._has_paid = self._patience > 0  # since it began, or rested
         self._untold: list[Accepted] = []
         self._untold_rows = 0
@@ -149,10 +149,11 @@ class SequenceSpeculation:
 
     def begin(self) -> None:
         """Another answer begins."""
-        self._counts = _Counts()
+        self._counts, self._draft_seconds = _Counts(), 0.0
 
     def end(self) -> None:
         """The answer has ended."""
+        self._search = self._searching = None
         if self._drafter is None:
             return
         try:
@@ -163,14 +164,13 @@ class SequenceSpeculation:
 
     def is_awake(self) -> bool:
         """Whether it guesses in the pass that comes: not while its guesses have not paid lately."""
+        self._asked, self._search = False, None  # an interrupt may have left them
         if self._rest > 0:
             self._rest -= 1
             self._left = self._rest
         elif self._drafter is not None:
             self._left = self._drafter.rests()
-            if not self._left:
-                return True
-        self._asked = False
+            return not self._left
         return False
 
     def propose(self, tokens: Tokens, budget: Budget) -> DraftTree:
@@ -209,15 +209,22 @@ class SequenceSpeculation:
     def has_searched(self, count: int) -> bool:
         """After the pass: whether that search was made behind `count` tokens, those that stay of it."""
         search, self._search = self._search, None
-        if search is None:
-            return False
-        self._search_seconds = search.seconds
-        return search.rows == count
+        self._searching = search
+        return search is not None and search.rows == count
 
     @property
     def search_seconds(self) -> float:
-        """That the pass took for it."""
-        return self._search_seconds
+        """That the last pass took for it."""
+        return 0.0 if self._searching is None else self._searching.seconds
+
+    def take_search(self) -> DraftAhead | None:
+        """The search behind the last pass, once."""
+        search, self._searching = self._searching, None
+        return search
+
+    def charge(self, seconds: float) -> None:
+        """Drafting for the pass that comes has taken so long already."""
+        self._draft_seconds += seconds
 
     def accepted(self, accepted: Accepted) -> None:
         """The drafter is told of it when it is asked next."""
@@ -259,7 +266,7 @@ class SequenceSpeculation:
         counts.seconds += cost.seconds + self._draft_seconds
         counts.plain_seconds += tokens * cost.plain_seconds
         spent = cost.extra_seconds + self._draft_seconds
-        self._draft_seconds, self._search_seconds = self._search_seconds, 0.0  # made for the next one
+        self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
         catches_up, self._catches_up = self._catches_up, False
         if not cost.is_certain or spent == 0 or catches_up:
             return

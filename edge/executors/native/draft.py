@@ -31,10 +31,11 @@ from edge.executors.drafts import DraftPlan, DraftRows, RowsMemory, Tried
 from edge.executors.native import library as native
 from edge.executors.native.cache import NativeCache, handle_of
 from edge.executors.native.next_token import NativeNextToken
-from edge.executors.native.searches import Alone
+from edge.executors.native.searches import Searches
 from edge.executors.protocol import ExecutorInfo, KVCache, NextToken
-from edge.executors.weights import open_weights
+from edge.executors.weights import WeightMemory, open_weights
 from edge.formats.draft.files import DraftFiles
+from edge.system.guards import OneCall
 
 ROLES = {
     **{FC: 12, FC_BIAS: 13, EMBEDDING_NORM: 14, HIDDEN_NORM: 15},
@@ -142,14 +143,23 @@ class _Places:
         return Tried(self._tokens[:n], self._parents[:n], self._logprobs[:n], self._seconds[:steps])
 
 
+class _Handle:
+    """An `edge_draft` and its weights. It leads to no model, so that it outlives that while it is in use."""
+
+    def __init__(self, handle: ctypes.c_void_p, weights: WeightMemory) -> None:
+        self.draft, self.weights = handle, weights
+        self.free = native.finalize(self, draft_library().edge_draft_destroy, handle)
+
+
 class NativeAhead:
     """See `edge.executors.drafts.DraftAhead`."""
 
-    def __init__(self, draft: NativeDraft, cache: KVCache) -> None:
-        self._draft, self._cache = draft, cache
+    def __init__(self, own: _Handle, searches: Searches, cache: KVCache) -> None:
+        self._own, self._searches, self._cache = own, searches, cache
         self._places = _Places(0)
-        self._step: NativeNextToken | None = None
-        self._memory: RowsMemory | None = None  # as long as the search may write to it
+        self._drawn: native.Drawn | None = None
+        self.held: tuple[object, ...] = ()
+        """What owns all that the search reads and writes."""
 
     def behind(self, step: NextToken, position: int, memory: RowsMemory, plan: DraftPlan) -> None:
         """See `DraftAhead`."""
@@ -161,15 +171,16 @@ class NativeAhead:
         record = places.step
         record.cache, record.position = handle_of(self._cache), position
         record.n = record.steps_run = 0
-        self._step = own = cast(NativeNextToken, step)
-        own.search, self._memory = self, memory
+        own = cast(NativeNextToken, step)
+        own.search, self._drawn = self, own.drawn
+        self.held = places, self._cache, memory.owners, self._own
         decoding = own.decoding
-        decoding.draft, decoding.draft_step = self._draft.handle.value, ctypes.addressof(record)
+        decoding.draft, decoding.draft_step = self._own.draft.value, ctypes.addressof(record)
         decoding.draft_tokens, decoding.draft_hidden = memory.tokens, memory.hidden
 
     def is_open(self) -> bool:
         """Whether the draft was not closed yet; for who holds the lock."""
-        return self._draft.is_open()
+        return self._own.free.alive
 
     @property
     def rows(self) -> int:
@@ -179,17 +190,21 @@ class NativeAhead:
     @property
     def root(self) -> int:
         """See `DraftAhead`."""
-        assert self._step is not None
-        return int(self._step.drawn.tokens[self._step.drawn.count - 1])
+        assert self._drawn is not None
+        return int(self._drawn.tokens[self._drawn.count - 1])
 
     @property
     def seconds(self) -> float:
         """See `DraftAhead`."""
-        return 0.0 if self._draft.searches_aside else self._places.seconds
+        return self._places.seconds if self._searches.handle is None else 0.0
+
+    def wait(self) -> None:
+        """See `DraftAhead`."""
+        self._searches.wait()
 
     def tried(self) -> Tried | None:
         """See `DraftAhead`."""
-        self._draft.join()
+        self._searches.wait()
         return self._places.tried() if self._places.step.steps_run else None
 
 
@@ -216,13 +231,14 @@ class NativeDraft:
     lie.
     """
 
-    def __init__(self, files: DraftFiles, target: Target, *, lock: Alone) -> None:
+    def __init__(self, files: DraftFiles, target: Target, *, lock: OneCall, searches: Searches) -> None:
         """files: of the draft. target: lives as long as the draft. lock: entered for every call, as calls of
-        the target are. Raises ConfigError for a draft of another shape than the target's.
+        the target are. searches: behind its passes. Raises ConfigError for a draft of another shape than the
+        target's.
         """
         config, context = files.config, target.context
         config.check_target(target.config, f"'{files.path}'")
-        self._config, self._target, self._lock = config, target, lock
+        self._config, self._target, self._lock, self._searches = config, target, lock, searches
         self.weights = open_weights(files)
         frequency, rope_scale = None, 1.0
         if config.rope is not None:
@@ -278,9 +294,9 @@ class NativeDraft:
                 ctypes.byref(handle),
             )
         )
+        self._own = _Handle(handle, self.weights)
         self.handle = handle
         self._places = _Places(0)
-        self._finalizer = native.finalize(self, lib.edge_draft_destroy, handle)
 
     @property
     def config(self) -> DraftConfig:
@@ -291,25 +307,25 @@ class NativeDraft:
     def workspace_bytes(self) -> int:
         """Scratch memory beside weights and caches."""
         with self._lock():
-            self._check_open()
+            self._settle()
             return int(draft_library().edge_draft_workspace_bytes(self.handle))
 
     @property
     def cache_bytes(self) -> int:
         """Memory of all its caches."""
         with self._lock():
-            self._check_open()
+            self._settle()
             return int(draft_library().edge_draft_cache_bytes(self.handle))
 
     def new_cache(self) -> NativeCache:
         """An empty cache; memory is committed as it fills."""
         with self._lock():
-            self._check_open()
+            self._settle()
             return NativeCache(self.handle, self._target.context, draft_library().edge_draft_cache_create)
 
     def ahead(self, cache: KVCache) -> NativeAhead:
         """See `DraftsAhead`."""
-        return NativeAhead(self, cache)
+        return NativeAhead(self._own, self._searches, cache)
 
     def append(self, cache: KVCache, rows: DraftRows) -> None:
         """See `DraftNetwork.append`."""
@@ -323,7 +339,7 @@ class NativeDraft:
             hidden=rows.hidden.ctypes.data,
         )
         with self._lock():
-            self._check_open()
+            self._settle()
             native.check(draft_library().edge_draft_run(self.handle, step))
 
     def run(self, cache: KVCache, rows: DraftRows, plan: DraftPlan) -> Tried:
@@ -332,7 +348,7 @@ class NativeDraft:
         whole_number(rows.position, "the position of the first row")
         native.check_integer(plan.rows, c_int32, "the number of tokens of any use")
         with self._lock():
-            self._check_open()
+            self._settle()
             places = self._places
             if places.room < plan.room:
                 places = self._places = _Places(plan.room)
@@ -347,6 +363,7 @@ class NativeDraft:
         """Drop all rows of the cache after the first n."""
         rows = whole_number(n, "the number of rows to keep")
         with self._lock():
+            self._searches.join()
             native.check(native.library().edge_cache_truncate(handle_of(cache), rows))
 
     def close(self) -> None:
@@ -359,22 +376,11 @@ class NativeDraft:
 
     def free(self) -> None:
         """The same for who holds the lock."""
-        self._finalizer()
+        self._searches.join()
+        self._own.free()
 
-    def is_open(self) -> bool:
-        """Whether it was not closed yet; for who holds the lock."""
-        return self._finalizer.alive
-
-    @property
-    def searches_aside(self) -> bool:
-        """Whether searches behind a pass are made while Python goes on."""
-        return self._lock.searches.pool is not None
-
-    def join(self) -> None:
-        """Until they are over."""
-        with self._lock():
-            pass
-
-    def _check_open(self) -> None:
-        if not self.is_open():
+    def _settle(self) -> None:
+        """For who holds the lock: raises NativeError if it is closed, and waits for its searches."""
+        if not self._own.free.alive:
             raise NativeError("The draft or its model is closed; load them again.")
+        self._searches.join()

@@ -32,7 +32,7 @@ from edge.executors.native.next_token import (
 from edge.executors.native.packed import packed_tensor, weight_of
 from edge.executors.native.pool import ThreadPool
 from edge.executors.native.resting import RestingWeights
-from edge.executors.native.searches import Alone, Searches
+from edge.executors.native.searches import Searches
 from edge.executors.native.shapes import sparse_constants, sparse_obstacle
 from edge.executors.native.soft import NativeSoftPrompt
 from edge.executors.native.steps import StepMemory, error_of
@@ -81,11 +81,10 @@ class NativeExecutor(ExecutorFacts):
         self._lock = OneCall("model")
         self._pool = ThreadPool(options.threads)
         self._searches = Searches(self._pool)
-        self._alone = Alone(self._lock, self._searches)
         # The model borrows this memory.
         weight_memory = open_weights(files, options.mmap)
         self._weights: WeightMemory | None = weight_memory
-        self._resting = RestingWeights(self._alone)
+        self._resting = RestingWeights(self._lock, self._searches.join)
         self._resting.add(weight_memory)
         frequency, rope_scale = rope_parameters(
             config.rope, config.head_dim, context, config.max_position_embeddings
@@ -172,7 +171,8 @@ class NativeExecutor(ExecutorFacts):
         self._is_observed = False
         self._observer_error: BaseException | None = None
         self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
-        self._finalizer = native.finalize(self, _destroy, self._pool, handle)
+        self._finalizer = native.finalize(self, _destroy, self._searches, handle)
+        weakref.finalize(self, self._searches.wait)  # at exit too, when what a search uses goes in any order
 
     @property
     def weights(self) -> WeightMemory:
@@ -280,8 +280,8 @@ class NativeExecutor(ExecutorFacts):
         if decodings is None:
             status = native.library().edge_forward(self.handle, records, len(caches), logits)
         else:
-            self._searches.begin(searches)
-            pool = self._searches.pool
+            self._searches.begin([search.held for search in searches])
+            pool = self._searches.handle
             status = native.library().edge_decode(self.handle, records, decodings, len(caches), logits, pool)
         if status != 0 and all(record.status == 0 for record in records):
             native.check(status)
@@ -328,8 +328,9 @@ class NativeExecutor(ExecutorFacts):
         digest = hashlib.sha256(self._cache_identity["model"].encode())
         for name, data in sorted(packed.items()):
             digest.update(name.encode() + data.tobytes())
-        with self._alone():
+        with self._lock():
             self._check_open()
+            self._searches.join()
             records = (native.Weight * len(weights))(*weights)
             self._coming = packed  # the model borrows them as soon as it has them
             native.check(native.library().edge_model_replace(self.handle, records, len(weights)))
@@ -409,7 +410,7 @@ class NativeExecutor(ExecutorFacts):
         """See `edge.executors.drafts.Drafts`."""
         with self._lock():
             self._check_open()
-            draft = NativeDraft(files, self, lock=self._alone)
+            draft = NativeDraft(files, self, lock=self._lock, searches=self._searches)
             self._drafts.add(draft)
             self._resting.add(draft.weights)
             return draft
@@ -427,7 +428,7 @@ class NativeExecutor(ExecutorFacts):
         """
         if self._lock.is_inherited:
             return
-        with self._alone():
+        with self._lock():
             for draft in self._drafts:
                 draft.free()
             self._finalizer()
@@ -438,6 +439,6 @@ class NativeExecutor(ExecutorFacts):
             raise NativeError("The model is closed; load it again.")
 
 
-def _destroy(pool: ThreadPool, model: ctypes.c_void_p) -> None:
-    pool.join()
+def _destroy(searches: Searches, model: ctypes.c_void_p) -> None:
+    searches.join()
     native.library().edge_model_destroy(model)

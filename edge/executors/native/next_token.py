@@ -29,7 +29,9 @@ class Decoding(native.Record):
 
 
 class Search(Protocol):
-    """What is used of a search behind the pass."""
+    """What is used of a search behind the pass. held: what owns all that it reads and writes."""
+
+    held: tuple[object, ...]
 
     def is_open(self) -> bool:
         """Whether its draft was not closed yet."""

@@ -17,9 +17,11 @@ class RestingWeights:
     back it reads the file itself, which is in the system's page cache or on disk.
     """
 
-    def __init__(self, lock: Callable[[], AbstractContextManager[Any]]) -> None:
-        """lock: held by whoever reads the weights."""
-        self._lock = lock
+    def __init__(self, lock: Callable[[], AbstractContextManager[Any]], settle: Callable[[], None]) -> None:
+        """lock: held by whoever reads the weights. settle: called with it held, and waits for who reads them
+        without.
+        """
+        self._lock, self._settle = lock, settle
         self._copies: weakref.WeakSet[HugePageFile] = weakref.WeakSet()
         self._returning: threading.Thread | None = None  # since the last rest
 
@@ -32,6 +34,7 @@ class RestingWeights:
         """Give the copies back; does nothing where the system can't."""
         self.join()
         with self._lock():
+            self._settle()
             for copy in self._copies:
                 copy.rest()
             self._returning = None
@@ -53,6 +56,7 @@ class RestingWeights:
                 try:
                     fresh = copy.copied()
                     with self._lock():
+                        self._settle()
                         copy.wake(fresh)
                 except EdgeError:  # no memory for it: until the next rest the file is read in its place
                     return

@@ -94,6 +94,14 @@ edge_status edge_decode(edge_model *model, edge_step *steps, const edge_decoding
         if (pool && model->parallel.context != pool) {
             return fail(EDGE_INVALID, "edge_decode: the pool is not the model's.");
         }
+        edge_pool_join(pool);
+        for (int32_t i = 0; i < count; ++i) {
+            if (steps[i].size != sizeof(edge_step)) {
+                return fail(EDGE_INVALID,
+                            "edge_step has another size here: the library and its caller differ in version.");
+            }
+            steps[i].status = EDGE_OK;
+        }
         for (int32_t i = 0; i < count; ++i) {
             if (const edge_status status = check_decoding(*model, steps[i], decodings[i])) return status;
             if (decodings[i].draft) decodings[i].draft_step->steps_run = 0;

@@ -116,7 +116,7 @@ class Team {
 
     // False where another thread has a region under way, or an errand.
     bool run(int64_t count, int64_t grain, edge_task task, void *argument) {
-        if (const int32_t worker = errand_worker()) {
+        if (const int32_t worker = errand_worker(); worker >= 0) {
             run_region(worker, count, grain, task, argument);
             return true;
         }
@@ -138,15 +138,12 @@ class Team {
         return true;
     }
 
-    // Until the errand is done, at whose regions the caller works too, or which it does itself if nobody has begun.
+    // Until the errand is done, at whose regions the caller works too, or which it does itself if nobody has begun. For
+    // any thread.
     void join() {
+        std::lock_guard<std::mutex> alone(join_mutex_);
         if (errand_state_.load() == ErrandState::none) return;
-        ErrandState sent = ErrandState::sent;
-        if (errand_state_.compare_exchange_strong(sent, ErrandState::none)) {
-            busy_.clear(std::memory_order_release);
-            errand_(errand_argument_);
-            return;
-        }
+        go(0);
         const auto is_done = [&] { return errand_state_.load() == ErrandState::done; };
         uint32_t seen = generation_.load();
         work(0);
@@ -168,12 +165,10 @@ class Team {
    private:
     enum class ErrandState { none, sent, running, done };
 
-    // Of the calling thread, if it is on the errand; else 0.
-    int32_t errand_worker() {
-        const int32_t worker = errand_worker_.load(std::memory_order_relaxed);
-        return worker > 0 && pthread_equal(helpers_[size_t(worker - 1)].native_handle(), pthread_self())
-                   ? worker
-                   : 0;
+    // Of the calling thread, if it is on the errand; else -1.
+    int32_t errand_worker() const {
+        const int32_t worker = errand_worker_.load(std::memory_order_acquire);
+        return worker >= 0 && pthread_equal(errand_thread_, pthread_self()) ? worker : -1;
     }
 
     void call_helpers() {
@@ -184,13 +179,14 @@ class Team {
         }
     }
 
-    // The errand, if it waits for a helper.
+    // Does the errand, if nobody has begun.
     void go(int32_t worker) {
         ErrandState sent = ErrandState::sent;
         if (!errand_state_.compare_exchange_strong(sent, ErrandState::running)) return;
-        errand_worker_.store(worker, std::memory_order_relaxed);
+        errand_thread_ = pthread_self();
+        errand_worker_.store(worker, std::memory_order_release);
         errand_(errand_argument_);
-        errand_worker_.store(0, std::memory_order_relaxed);
+        errand_worker_.store(-1, std::memory_order_relaxed);
         errand_state_.store(ErrandState::done);
         if (parked_.load() > 0) {
             { std::lock_guard<std::mutex> lock(mutex_); }
@@ -280,7 +276,9 @@ class Team {
     Errand errand_ = nullptr;
     void *errand_argument_ = nullptr;
     std::atomic<ErrandState> errand_state_{ErrandState::none};
-    std::atomic<int32_t> errand_worker_{0};
+    std::atomic<int32_t> errand_worker_{-1};  // who is on it, and the thread; -1: nobody
+    pthread_t errand_thread_{};
+    std::mutex join_mutex_;
     std::mutex mutex_;
     std::condition_variable wake_, piece_done_;
     std::vector<std::thread> helpers_;

@@ -425,7 +425,7 @@ def test_closing_waits_for_the_call_that_is_under_way(shaped, make_bundle, tmp_p
     with executor._lock():
         closing.start()
         closing.join(0.1)
-        assert closing.is_alive() and network._finalizer.alive
+        assert closing.is_alive() and network._own.free.alive
     closing.join()
     with pytest.raises(NativeError, match="closed"):
         network.new_cache()

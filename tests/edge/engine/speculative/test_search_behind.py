@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edge.checkpoints.synthetic_draft import draft_shape
-from edge.engine.speculative.eagle import Eagle
+from edge.config.tensors import HEAD
+from edge.engine.speculative.eagle import Eagle, EagleDrafter
+from edge.engine.speculative.speculation import Speculation
 from edge.errors import NativeError
 from edge.executors.native.executor import NativeExecutor
 from edge.executors.opening import open_executor
 from edge.executors.options import RunOptions
+from edge.quant.scheme import QuantScheme
+from edge.runtime import Model
 from tests.draft_story import RICH, Story
+from tests.planted import FreeRows
 from tests.random_draft import write_draft
 
+ROOT = Path(__file__).resolve().parents[4]
 KINDS = ["eagle2", "eagle3", "mtp", "dspark"]
 ALL = RICH._replace(least_chance=1e-6)  # random networks think little of their guesses
 
@@ -157,3 +167,97 @@ def test_a_draft_that_is_closed_before_the_pass_disturbs_nothing(opened, monkeyp
     assert story.draw(5, 2) == plain.draw(5, 2)
     with pytest.raises(NativeError, match="closed"):
         story.propose(7, ALL)
+
+
+def test_what_is_dropped_is_gone_at_once(make_bundle, tiny_config, tmp_path):
+    """A sequence and its caches, then the model, while a search may be under way; nothing waits for the
+    garbage collector.
+    """
+    bundle = make_bundle(replace(tiny_config, max_position_embeddings=256))
+    executor = open_executor(bundle, RunOptions(threads=2))
+    files = write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config))
+    eagle = Eagle(executor.open_draft(files))
+    gc.collect()
+    gc.disable()
+    try:
+        story = Story(executor, eagle)
+        story.go_on([3, 9, 11])
+        story.propose(5, ALL)
+        story.draw(story.draw(5, 1), 1)
+        seen = weakref.ref(story.cache), weakref.ref(executor)
+        del story
+        assert seen[0]() is None
+        executor.wait_for_weights()
+        other = Story(executor, eagle)
+        other.go_on([4, 5])
+        other.propose(5, ALL)
+        other.draw(5, 1)
+        del other, eagle, executor
+        assert seen[1]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_process_may_end_while_one_is_under_way(make_bundle, tiny_config, tmp_path):
+    bundle = make_bundle(replace(tiny_config, max_position_embeddings=256))
+    files = write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config, num_hidden_layers=4))
+    code = f"""
+from edge.engine.speculative.eagle import Eagle
+from edge.executors.opening import open_executor
+from edge.executors.options import RunOptions
+from edge.formats.bundle.reader import Bundle
+from edge.formats.draft.files import DraftFiles
+from tests.draft_story import RICH, Story
+executor = open_executor(Bundle.open({str(bundle.path)!r}), RunOptions(threads=2))
+story = Story(executor, Eagle(executor.open_draft(DraftFiles.open({str(files.path)!r}))))
+story.go_on(list(range(20)))
+story.propose(5, RICH._replace(least_chance=1e-6))
+story.draw(5, 1)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_of_several_sequences(make_bundle, tiny_config, tmp_path, monkeypatch, kind, threads):
+    """Each has its search behind every pass, and its tokens are those without; one runs into the context."""
+
+    def few(
+        tensor: str, weights: Any
+    ) -> None:  # that the model says, so that a random draft is right at times
+        if tensor == HEAD:
+            weights[8:] = 0
+            weights[:8] *= 3
+
+    shape = replace(tiny_config, vocab_size=120, num_hidden_layers=7, max_position_embeddings=96)
+    bundle = make_bundle(shape, QuantScheme("f16"), change=few, tokenizer=True)
+    config, ids = draft_shape(bundle.config, kind), None
+    if kind == "eagle3":
+        config, ids = config.with_head(40), np.arange(40, dtype=np.int32)
+    files = write_draft(tmp_path / "draft", bundle, config, token_ids=ids)
+    with Model(bundle, open_executor(bundle, RunOptions(threads=threads)), name="few") as model:
+        eagle = Eagle(model.executor.open_draft(files))
+        monkeypatch.setattr(eagle, "_cost", lambda step, token_seconds: 0.0)
+        model.scheduler.costs = FreeRows()
+        prompts = [list(range(5 + n, 20 + 20 * n)) for n in range(4)]  # the last has room for 16 tokens
+        settings: dict[str, Any] = {"temperature": 0.8, "seed": 3, "max_new_tokens": 40, "ignore_eos": True}
+        alone = [model.session(speculate=False) for _ in prompts]
+        plain = [
+            model.complete(prompt, session=session, **settings)
+            for prompt, session in zip(prompts, alone, strict=True)
+        ]
+        model.scheduler.speculation = Speculation(kind, lambda: lambda: EagleDrafter(eagle))
+        searching = Searching(eagle, monkeypatch)
+        streams = [model.stream(prompt, **settings) for prompt in prompts]
+        left = list(streams)
+        while left:
+            left = [stream for stream in left if next(stream, None) is not None]
+        for stream, wanted in zip(streams, plain, strict=True):
+            found = stream.result
+            assert (found.tokens, found.stop_reason) == (wanted.tokens, wanted.stop_reason)
+        counted = [stream.result.speculation for stream in streams]
+        assert all(each.drafted > 0 and 0 < each.draft_seconds < each.seconds for each in counted)
+        assert sum(each.accepted for each in counted) > 0
+        assert searching.count < sum(each.passes for each in counted) / 4
