@@ -251,7 +251,7 @@ class Answer(DrawingJob):
         session.close_next(drawn[: len(right)])
         if self._speculation is not None:
             rows = [0, *right]
-            searched = self._speculation.has_searched(len(rows))
+            searched = self._speculation.pass_ended(len(rows))
             states = None if searched else step.states
             self._tell(rows, None if states is None else states[rows], searched=searched)
             self._speculation.count(self.tree, len(right), self._drawn)

@@ -341,9 +341,9 @@ class Session:
         end = self._root + 1 + len(tokens)
         if self._unsure:
             self._tokens[self._root + 1 : end] = tokens
+            if end < self.length:
+                self.executor.truncate(self._cache, end)
             self._unsure = False
-        if end < self.length:
-            self.executor.truncate(self._cache, end)
         self.computed_tokens += end - self._opened
 
     def undo_step(self) -> None:

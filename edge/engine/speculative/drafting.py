@@ -78,10 +78,11 @@ class Drafting:
         depth = max(job.depth for job in self._jobs) if guessing else 0
         curve = costs.curve(depth) if guessing and self._is_known(costs, depth) else None
         room = min(most_rows - self._rows, most_in_tree - 1)
-        budget = None if curve is None else self._budget(curve, room)
+        if curve is not None:
+            (self._plain,) = curve.extra(self._rows, 0)
         self._end_searches()  # as late as can be, but not in the pass
-        if curve is not None and budget is not None and room > 0:
-            self._propose(guessing, curve, budget, branches)
+        if curve is not None and room > 0:
+            self._propose(guessing, curve, room, branches)
         self.seconds = perf_counter() - started
 
     def settle(self, seconds: float) -> None:
@@ -111,24 +112,21 @@ class Drafting:
         """A pass whose cost without guesses was not seen lately goes without them, so that it is."""
         return not self._is_uniform or costs.is_fresh(self._rows, depth)
 
-    def _budget(self, curve: Curve, room: int) -> Budget:
+    def _propose(self, jobs: list[Speculating], curve: Curve, room: int, branches: bool) -> None:
         sequences = len(self._decoding)
-        (self._plain,) = curve.extra(self._rows, 0)
-        return Budget(
+        budget = Budget(
             rows=room,
             depth=room,
-            token_seconds=self._plain / sequences,
+            token_seconds=(self._plain or 0.0) / sequences,
             least_chance=least_chance(self._rows, sequences, curve),
             children=most_children(self._rows, sequences, curve),
         )
-
-    def _propose(self, jobs: list[Speculating], curve: Curve, budget: Budget, branches: bool) -> None:
         trees = [_proposed(job, budget) for job in jobs]
         if not any(tree.rows for tree in trees):
             return
         if not branches:
             trees = [tree.likeliest_path() for tree in trees]
-        chosen = choose(trees, self._rows, len(self._decoding), curve, budget.rows)
+        chosen = choose(trees, self._rows, sequences, curve, room)
         for job, tree in zip(jobs, chosen, strict=True):
             job.tree = tree
 

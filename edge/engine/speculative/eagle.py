@@ -189,9 +189,11 @@ class EagleDrafter(Drafter):
 
     def _end_search(self) -> Tried | None:
         """What the one that is under way has found, if there is one."""
-        search = self._search if self._is_searching else None
+        if self._search is None or not self._is_searching:
+            return None
+        tried = self._search.tried()
         self._is_searching = False
-        return None if search is None else search.tried()
+        return tried
 
     def _found_behind(self, tokens: Tokens) -> tuple[Tried, int] | None:
         """By the search behind the last pass, with the rows that it appended."""
@@ -226,7 +228,7 @@ class EagleDrafter(Drafter):
         count = len(accepted.tokens)
         self._searched = accepted.start + count + 1 if accepted.searched else 0
         if accepted.searched:
-            self._known.states_written(count)
+            self._known.states_written(accepted.start, count)
             return
         self._end_search()  # it reads what is written now
         self._known.tell(accepted.start, count, accepted.hidden)

@@ -52,7 +52,7 @@ class _Run:
         return self._address + self._end * self._stride
 
     def written(self, count: int) -> None:
-        """The values of so many places have been written there."""
+        """The values of so many places have been."""
         self._end += count
 
     def _make_room(self, count: int) -> None:
@@ -153,9 +153,10 @@ class KnownRows:
         tokens, hidden = rows[-1].address_behind(count), states[-1].address_behind(count)
         return RowsMemory(tokens, hidden, (rows[-1].memory, states[-1].memory))
 
-    def states_written(self, count: int) -> None:
-        """Hidden states of so many tokens, which stand for good, have been written there."""
-        self._states[-1].written(count)
+    def states_written(self, start: int, count: int) -> None:
+        """Hidden states of tokens that stand for good, from the place `start` on, have been written there."""
+        if self._states and self._states[-1].end == start:
+            self._states[-1].written(count)
 
     def rows_written(self, count: int) -> None:
         """So many tokens were, and the rows are in the cache."""

@@ -150,10 +150,10 @@ class SequenceSpeculation:
     def begin(self) -> None:
         """Another answer begins."""
         self._counts, self._draft_seconds = _Counts(), 0.0
+        self._search = self._searching = None
 
     def end(self) -> None:
         """The answer has ended."""
-        self._search = self._searching = None
         if self._drafter is None:
             return
         try:
@@ -206,8 +206,8 @@ class SequenceSpeculation:
             except Exception as error:
                 self._give_up(error)
 
-    def has_searched(self, count: int) -> bool:
-        """After the pass: whether that search was made behind `count` tokens, those that stay of it."""
+    def pass_ended(self, count: int) -> bool:
+        """Whether the search behind it is made behind `count` tokens, those that stay of it."""
         search, self._search = self._search, None
         self._searching = search
         return search is not None and search.rows == count
@@ -268,11 +268,11 @@ class SequenceSpeculation:
         spent = cost.extra_seconds + self._draft_seconds
         self._draft_seconds = 0.0  # the next pass may come without being asked for guesses
         catches_up, self._catches_up = self._catches_up, False
-        if not cost.is_certain or spent == 0 or catches_up:
+        if not (self._asked and cost.is_certain) or spent == 0 or catches_up:
             return
         gained = (tokens - 1) * token_seconds - spent
         self._record.learn(gained / token_seconds)
-        if self._asked and self._drafter is not None:
+        if self._drafter is not None:
             try:
                 self._drafter.settled(gained / token_seconds)
             except Exception as error:

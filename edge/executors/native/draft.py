@@ -159,7 +159,7 @@ class NativeAhead:
         self._places = _Places(0)
         self._drawn: native.Drawn | None = None
         self.held: tuple[object, ...] = ()
-        """What owns all that the search reads and writes."""
+        """What owns all that the search reads and writes, beside the model."""
 
     def behind(self, step: NextToken, position: int, memory: RowsMemory, plan: DraftPlan) -> None:
         """See `DraftAhead`."""

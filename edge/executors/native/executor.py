@@ -171,7 +171,7 @@ class NativeExecutor(ExecutorFacts):
         self._is_observed = False
         self._observer_error: BaseException | None = None
         self._drafts: weakref.WeakSet[NativeDraft] = weakref.WeakSet()
-        self._finalizer = native.finalize(self, _destroy, self._searches, handle)
+        self._finalizer = native.finalize(self, _destroy, self._searches, weight_memory, handle)
         weakref.finalize(self, self._searches.wait)  # at exit too, when what a search uses goes in any order
 
     @property
@@ -245,9 +245,10 @@ class NativeExecutor(ExecutorFacts):
         with self._lock():
             self._check_open()
             searches = [search for step in steps if (search := step.search) is not None]
-            for step in steps if searches else ():
-                if step.search is not None and not step.search.is_open():
-                    step.decoding.draft = None
+            if searches:
+                for step in steps:
+                    if step.search is not None and not step.search.is_open():
+                        step.decoding.draft = None
             if count > len(self._drawn_from):
                 self._drawn_from = np.empty((count, self._config.vocab_size), np.float32)
                 self._drawn_at = self._drawn_from.ctypes.data
@@ -439,6 +440,7 @@ class NativeExecutor(ExecutorFacts):
             raise NativeError("The model is closed; load it again.")
 
 
-def _destroy(searches: Searches, model: ctypes.c_void_p) -> None:
+def _destroy(searches: Searches, weights: WeightMemory, model: ctypes.c_void_p) -> None:
+    """weights: which a search reads, so they stay until here."""
     searches.join()
     native.library().edge_model_destroy(model)

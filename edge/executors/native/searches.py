@@ -8,7 +8,7 @@ from edge.executors.native.pool import ThreadPool
 
 
 class Searches:
-    """Of one model. Only who holds its lock begins them, and ends them in `join`."""
+    """Of one model. `begin` and `join` are for who holds its lock, or nobody else can reach it any more."""
 
     def __init__(self, pool: ThreadPool) -> None:
         self._pool = pool
@@ -17,8 +17,8 @@ class Searches:
         """Of the pool, for libedge; None where they are made in the call of the pass."""
 
     def begin(self, held: Sequence[object]) -> None:
-        """They may be under way from now on. held: what owns all that they read and write, and leads to no
-        model: that may go meanwhile.
+        """They may be under way from now on. held: what owns all that they read and write, beside the model,
+        to which it does not lead.
         """
         self._held = held
 

@@ -27,7 +27,8 @@ void parallel_for(const edge_parallel &parallel, int64_t count, int64_t grain, c
 
 using Errand = void (*)(void *argument);
 
-// Lets a thread of the pool run the task while the caller goes on, until edge_pool_join; here and now where none can.
+// Lets a thread of the pool run the task while the caller goes on, until edge_pool_join; here and now where none can. Bodies
+// of its regions must not run regions themselves.
 void send(edge_pool *pool, Errand task, void *argument);
 
 // Performance cores that this process may use, within its affinity mask and cgroup quota; at least 1.
