@@ -29,7 +29,7 @@ class Decoding(native.Record):
 
 
 class Search(Protocol):
-    """What is used of a search behind the pass. held: what owns all that it reads and writes, the model apart."""
+    """What is used of a search behind the pass. held: what owns all that it uses, the model apart."""
 
     held: tuple[object, ...]
 
