@@ -142,7 +142,7 @@ def test_what_disturbs_one_waits_for_it(opened):
         other.propose(5, ALL)
         other.draw(5, 2)
         del other
-        gc.collect()
+    gc.collect()
     story.draw(6, 1)
     executor.close()
     with pytest.raises(NativeError, match="closed"):
