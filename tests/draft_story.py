@@ -43,6 +43,13 @@ class Story:
     def propose(self, root: int, budget: Budget = RICH) -> DraftTree:
         return self.drafter.propose(np.array([*self.tokens, root], np.int32), budget)
 
+    def fresh(self) -> Story:
+        """The same tokens, seen for the first time."""
+        other = Story(self.executor, self.eagle)
+        for first in range(0, len(self.tokens), 128):
+            other.go_on(self.tokens[first : first + 128])
+        return other
+
     def draw(self, root: int, right: int = 0, wrong: int = 0, left: int = 0) -> int:
         """A pass that draws tokens behind the root, the likeliest ones, along so many guesses that are right
         and as many behind them that are not; the answer takes none of the last `left`. Returns the next root.

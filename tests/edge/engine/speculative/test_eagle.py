@@ -93,10 +93,7 @@ def test_rows_are_true_whatever_happens(shaped, make_bundle, tmp_path, open_one,
         story.go_on(some(rng.integers(1, 30 if rng.random() < 0.3 else 5)))
         for root in some(rng.integers(0, 3)):
             tree = story.propose(root, budget)
-            fresh = Story(executor, eagle)
-            for first in range(0, len(story.tokens), 128):
-                fresh.go_on(story.tokens[first : first + 128])
-            wanted = fresh.propose(root, budget)
+            wanted = story.fresh().propose(root, budget)
             assert len(tree) == RICH.rows
             np.testing.assert_array_equal(tree.tokens, wanted.tokens)
             np.testing.assert_array_equal(tree.parents, wanted.parents)

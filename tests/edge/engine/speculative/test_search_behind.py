@@ -59,10 +59,7 @@ def opened(make_bundle, tiny_config, tmp_path) -> Iterator[Callable[..., tuple[N
 def same_as_fresh(story: Story, root: int) -> None:
     """The tree is that of a drafter which sees the sequence for the first time."""
     tree = story.propose(root, ALL)
-    fresh = Story(story.executor, story.eagle)
-    for first in range(0, len(story.tokens), 128):
-        fresh.go_on(story.tokens[first : first + 128])
-    wanted = fresh.propose(root, ALL)
+    wanted = story.fresh().propose(root, ALL)
     assert len(tree) == ALL.rows
     np.testing.assert_array_equal(tree.tokens, wanted.tokens)
     np.testing.assert_array_equal(tree.parents, wanted.parents)
@@ -198,25 +195,30 @@ def test_what_is_dropped_is_gone_at_once(make_bundle, tiny_config, tmp_path):
         gc.enable()
 
 
-def test_a_process_may_end_while_one_is_under_way(make_bundle, tiny_config, tmp_path):
+def test_a_process_that_ends_waits_for_what_is_under_way(make_bundle, tiny_config, tmp_path):
+    """What the search uses goes in any order then."""
     bundle = make_bundle(replace(tiny_config, max_position_embeddings=256))
     files = write_draft(tmp_path / "draft", bundle, draft_shape(bundle.config, num_hidden_layers=4))
     code = f"""
 from edge.engine.speculative.eagle import Eagle
 from edge.executors.opening import open_executor
+from edge.executors.native.searches import Searches
 from edge.executors.options import RunOptions
 from edge.formats.bundle.reader import Bundle
 from edge.formats.draft.files import DraftFiles
 from tests.draft_story import RICH, Story
+wait = Searches.wait
+Searches.wait = lambda searches: (print("waits"), wait(searches))
 executor = open_executor(Bundle.open({str(bundle.path)!r}), RunOptions(threads=2))
 story = Story(executor, Eagle(executor.open_draft(DraftFiles.open({str(files.path)!r}))))
 story.go_on(list(range(20)))
 story.propose(5, RICH._replace(least_chance=1e-6))
 story.draw(5, 1)
+print("the end")
 """
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "waits" in done.stdout.partition("the end")[2]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

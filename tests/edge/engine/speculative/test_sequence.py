@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from edge.engine.costs import PassCosts
 from edge.engine.speculative.drafter import Accepted, Budget, Drafter, Tokens
+from edge.engine.speculative.drafting import Drafting
 from edge.engine.speculative.sequence import PassCost, SequenceSpeculation
 from edge.engine.speculative.track_record import TrackRecord
 from edge.engine.speculative.tree import NOTHING, DraftTree
@@ -208,3 +210,44 @@ def test_time_of_drafting_counts_once():
     for _ in range(2):
         speculation.settle(1, cost)
     assert speculation.statistics.draft_seconds == once >= 0.01
+
+
+def test_a_search_that_nobody_asked_about_lengthens_no_rest():
+    """One behind the last pass before a rest: its cost is counted, but says nothing of guesses."""
+    sizes, spent = [], []
+    for seconds in (0.0, 5.0):
+        speculation, found = SequenceSpeculation(Sleeper(), "sleeper", TrackRecord()), [1]
+        for _ in range(80):
+            if found[-1] == 0:
+                speculation.charge(seconds)
+            found += passes(speculation, 1, right=0, extra=0.9)
+        sizes.append(found)
+        spent.append(speculation.statistics.draft_seconds)
+    assert sizes[0] == sizes[1] and sizes[0].count(0) > 40
+    assert spent[1] - spent[0] == pytest.approx(5.0 * (sizes[0].count(0) - (sizes[0][-1] == 0)), abs=0.1)
+
+
+class Waited:
+    """A job that does not guess, with a search behind its last pass."""
+
+    decodes, depth, speculates, tree, error = True, 9, True, NOTHING, None
+
+    def __init__(self, wait: float, seconds: float) -> None:
+        self.wait, self.seconds, self.charged = lambda: time.sleep(wait), seconds, 0.0
+
+    def wants_to_guess(self) -> bool:
+        return False
+
+    def take_search(self) -> Waited:
+        return self
+
+    def charge(self, seconds: float) -> None:
+        self.charged += seconds
+
+
+def test_sequences_share_the_wait_for_their_searches():
+    """Whoever comes first waits for all of them; what a search took of the pass is its own."""
+    jobs = [Waited(0.05, 0.0), Waited(0.0, 1.0)]
+    drafting = Drafting([(job, 1) for job in jobs], PassCosts(), most_rows=16, most_in_tree=16, branches=True)
+    first, second = (job.charged for job in jobs)
+    assert 0.025 <= first == pytest.approx(second - 1.0) and drafting.seconds >= 0.05
